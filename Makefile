@@ -1,0 +1,53 @@
+# Every target sets up what it needs in .venv, from hash-pinned requirements; nothing is installed elsewhere.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# How many processes share the test suite.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test lint types format lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+dev: $(VENV)/dev.stamp ## set everything up, then run keyman on this machine (make dev ARGS="--port 9000")
+	@$(VENV)/bin/keyman dev $(ARGS)
+
+test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (make test ARGS="-k masks")
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/test.stamp ## ruff: rules and formatting
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/test.stamp ## mypy, strict
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/test.stamp ## let ruff rewrite what it can
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+lock: ## pin the newest allowed versions, with hashes (needs uv on the PATH)
+	uv pip compile pyproject.toml --extra dev --group build --upgrade \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/dev.txt
+	uv pip compile pyproject.toml --extra dev --group build --group test --group lint -c requirements/dev.txt \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/test.txt
+
+clean: ## remove the environment and caches; .keyman, where `keyman dev` keeps its data, stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "keyman needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# requirements/test.txt holds the versions of requirements/dev.txt and more, so one never undoes the other.
+$(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+$(VENV)/test.stamp: requirements/test.txt $(VENV)/dev.stamp
+	$(PIP) install --require-hashes -r requirements/test.txt
+	@touch $@

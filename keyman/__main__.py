@@ -1,0 +1,5 @@
+"""`python -m keyman` is the command `keyman`."""
+
+from keyman.cli import main
+
+main()

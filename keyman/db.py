@@ -1,0 +1,244 @@
+"""The database: one engine, transactions that fail closed, and column types that read alike on both databases.
+
+`Database.write()` and `Database.read()` are the only ways in. Both turn a fault of the driver into
+DatabaseUnavailable without chaining it: a driver's message can hold the parameters of the statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, event
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.types import TypeDecorator
+
+from keyman.errors import DatabaseUnavailable
+from keyman.telemetry import Metrics, log
+
+SCHEMA_REVISION = "0001"
+"""The migration that this code was written for; a test holds it against the newest file in `migrations/`."""
+
+BUSY_TIMEOUT = 5.0
+"""Seconds that a write waits for another one on SQLite, or for a pooled connection, before it gives up: as long as a
+client waits for Vault."""
+
+STATEMENT_TIMEOUT = 10.0
+"""Seconds for one statement on PostgreSQL. The slowest one that keyman sends is a migration, which lifts it."""
+
+POOL_SIZE = 10
+"""Connections per process. PostgreSQL's default of 100 then carries eight workers with room for an operator."""
+
+# Names that migrations can refer to, the same on both databases.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only in a column that is spelt INTEGER.
+Id = BigInteger().with_variant(Integer, "sqlite")
+
+MAX_ID = 2**63 - 1
+"""The largest id that a column can hold; a larger one in a request is an id that does not exist."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An instant with microseconds: aware in, aware and in UTC out. SQLite keeps it as naive text in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone was about to be stored")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Database:
+    """One engine. `metrics`, where given, counts the connections in use."""
+
+    def __init__(self, url: URL, metrics: Metrics | None = None) -> None:
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": BUSY_TIMEOUT}
+        if self.is_sqlite:
+            options["connect_args"] = {"timeout": BUSY_TIMEOUT, "isolation_level": None}
+        else:
+            options["pool_pre_ping"] = True
+            options["connect_args"] = {
+                "timeout": BUSY_TIMEOUT,
+                "command_timeout": STATEMENT_TIMEOUT + 1,
+                "server_settings": {
+                    "application_name": "keyman",
+                    "timezone": "UTC",
+                    "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+                    "lock_timeout": str(int(BUSY_TIMEOUT * 1000)),
+                    "idle_in_transaction_session_timeout": "30000",
+                },
+            }
+        self._engine = create_async_engine(url, hide_parameters=True, **options)
+        # A SELECT needs no BEGIN and COMMIT around it: two round trips less.
+        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite has one writer at a time. Waiting here is first come, first served; waiting inside SQLite is a lottery.
+        self._writer = asyncio.Lock() if self.is_sqlite else None
+        if self.is_sqlite:
+            event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+        if metrics is not None:
+            used = metrics.database_connections
+            event.listen(self._engine.sync_engine, "checkout", lambda *_: used.inc())
+            event.listen(self._engine.sync_engine, "checkin", lambda *_: used.dec())
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, committed when the block ends and rolled back when it raises.
+
+        Raises DatabaseUnavailable; an IntegrityError of the block passes, for the caller knows what it means.
+        """
+        async with _faults_translated(), self._turn(), self._engine.connect() as connection:
+            transaction = await connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                await transaction.rollback()
+                raise
+            try:
+                await transaction.commit()
+            except (DBAPIError, OSError, TimeoutError) as fault:
+                _report(fault)
+                raise DatabaseUnavailable(
+                    "The database was lost while it was confirming the change, which may or may not be stored: "
+                    "look before you send it again."
+                ) from None
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for SELECTs, each its own snapshot. Raises DatabaseUnavailable."""
+        async with _faults_translated(), self._reader.connect() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._writer is None:
+            yield
+            return
+        async with asyncio.timeout(BUSY_TIMEOUT):
+            await self._writer.acquire()
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+
+def create_private_file(url: URL) -> None:
+    """Create the file of a SQLite database readable by its owner alone; its WAL inherits the mode. Else do nothing."""
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).touch(mode=0o600, exist_ok=True)
+
+
+def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode = WAL",  # readers and the writer do not wait for each other
+        "synchronous = FULL",  # what was acknowledged survives a power cut, not only a crash
+        "foreign_keys = ON",
+        "secure_delete = ON",  # a deleted ciphertext is overwritten, not only unlinked
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # IMMEDIATE: a transaction that reads first and writes later would otherwise fail at once, whatever the timeout,
+    # when another one wrote in between.
+    if connection.get_isolation_level() != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@asynccontextmanager
+async def _faults_translated() -> AsyncIterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (
+        SQLAlchemyError,
+        sqlite3.Error,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        OSError,
+        TimeoutError,
+    ) as fault:
+        if not _is_outage(fault):
+            # A statement that the database does not accept is our mistake; say so without its parameters.
+            raise RuntimeError(f"the database refused a statement: {_kind(fault)}") from None
+        _report(fault)
+        raise DatabaseUnavailable from None
+
+
+def _is_outage(fault: BaseException) -> bool:
+    """True when the database is away, busy, full or read-only, and the same statement may succeed later."""
+    if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
+        return True
+    if isinstance(fault, DBAPIError):
+        if fault.connection_invalidated:
+            return True
+        origin = getattr(fault.orig, "driver_exception", None) or fault.orig or fault
+        return _is_outage(origin.__cause__ or origin) if origin is not fault else False
+    if isinstance(fault, asyncpg.PostgresError):
+        # Classes of SQLSTATE: connection, resources, operator intervention, system error; lock timeout; read-only;
+        # the last two of the list: database or role that is not there (yet).
+        state = str(getattr(fault, "sqlstate", "") or "")
+        return state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state == "55P03"
+    if isinstance(fault, sqlite3.OperationalError):
+        code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
+        return code in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_LOCKED,
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_READONLY,
+        )
+    return isinstance(fault, sqlite3.DatabaseError) and not isinstance(fault, sqlite3.ProgrammingError)
+
+
+def _kind(fault: BaseException) -> str:
+    """A fault by its class and code: enough to look it up, and nothing of the statement."""
+    origin = getattr(fault, "orig", None) or fault
+    cause = origin.__cause__ or origin
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
+    return f"{type(cause).__name__}{f' ({code})' if code else ''}"
+
+
+def _report(fault: BaseException) -> None:
+    log.warning("database unavailable", fault=_kind(fault))

@@ -1,0 +1,178 @@
+"""What can go wrong, said for the person who can mend it. Knows no HTTP: `problems.py` maps slugs to statuses.
+
+KeymanError
+├── ConfigurationError      a setting, a file or a schema is not as it must be; stops the start
+└── Problem                 answers a request; `slug` and `title` are constant per class
+    ├── InvalidRequest      `errors` names every field at fault
+    ├── Unauthenticated
+    ├── Forbidden
+    ├── NotFound
+    ├── MethodNotAllowed
+    ├── Conflict
+    ├── PreconditionFailed
+    ├── PayloadTooLarge
+    ├── UnsupportedMediaType
+    ├── IdempotencyMismatch
+    ├── RateLimited         `retry_after` seconds
+    ├── VaultUnavailable    `reason` is one of the words of `VaultReason`
+    ├── DatabaseUnavailable
+    └── Internal
+
+No message holds a value that a client sent: whoever raises one writes the words, and repeats nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar, NamedTuple
+
+
+class KeymanError(Exception):
+    """The root of everything that keyman itself raises on purpose."""
+
+
+class ConfigurationError(KeymanError):
+    """The process cannot start as it is set up; the message says what to change."""
+
+
+class FieldError(NamedTuple):
+    """One field of a request that is at fault; `field` is empty when the body as a whole is."""
+
+    field: str
+    message: str
+
+
+class Problem(KeymanError):
+    """An answer other than the one that was asked for.
+
+    `detail` is a sentence for the reader of this one answer; `retry_after` is in whole seconds.
+    """
+
+    slug: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, *, errors: tuple[FieldError, ...] = (), retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+        self.retry_after = retry_after
+
+
+class InvalidRequest(Problem):
+    slug = "invalid-request"
+    title = "The request is not valid"
+
+    @classmethod
+    def at(cls, *errors: FieldError) -> InvalidRequest:
+        """An error about the given fields; the detail counts them."""
+        count = len(errors)
+        detail = (
+            "One field is not as it must be."
+            if count == 1
+            else f"{count} things are not as they must be; each is listed in errors."
+        )
+        return cls(detail, errors=errors)
+
+
+class Unauthenticated(Problem):
+    slug = "unauthenticated"
+    title = "Sign in first"
+
+
+class Forbidden(Problem):
+    slug = "forbidden"
+    title = "This is not allowed"
+
+
+class NotFound(Problem):
+    slug = "not-found"
+    title = "There is nothing here"
+
+
+class MethodNotAllowed(Problem):
+    slug = "method-not-allowed"
+    title = "This method is not supported here"
+
+
+class Conflict(Problem):
+    slug = "conflict"
+    title = "This conflicts with what is stored"
+
+
+class PreconditionFailed(Problem):
+    slug = "precondition-failed"
+    title = "It has changed in the meantime"
+
+
+class PayloadTooLarge(Problem):
+    slug = "payload-too-large"
+    title = "The request is too large"
+
+
+class UnsupportedMediaType(Problem):
+    slug = "unsupported-media-type"
+    title = "The body must be JSON"
+
+
+class IdempotencyMismatch(Problem):
+    slug = "idempotency-mismatch"
+    title = "This idempotency key was used for another request"
+
+
+class RateLimited(Problem):
+    slug = "rate-limited"
+    title = "Too many attempts"
+
+
+class VaultReason(StrEnum):
+    """Why Vault did not do what it was asked; also the label of the failure metric."""
+
+    SEALED = "sealed"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    QUOTA = "quota"
+    FORBIDDEN = "forbidden"
+    LOGIN = "login-refused"
+    WRONG_KEY = "wrong-key"
+    ERROR = "error"
+
+
+VAULT_DETAILS = {
+    VaultReason.SEALED: "Vault is sealed: an operator must unseal it.",
+    VaultReason.UNREACHABLE: "Vault cannot be reached.",
+    VaultReason.TIMEOUT: "Vault did not answer in time.",
+    VaultReason.QUOTA: "Vault's request quota is used up for the moment.",
+    VaultReason.FORBIDDEN: "Vault refuses keyman's token: its policy does not allow this operation.",
+    VaultReason.LOGIN: "Vault refuses keyman's login: its role or its secret is not valid.",
+    VaultReason.WRONG_KEY: (
+        "Vault's key is not the one this database was sealed with, or not set up as it must be; "
+        "nothing is sealed until an operator has put that right."
+    ),
+    VaultReason.ERROR: "Vault answered with an error; its own log says more.",
+}
+
+
+class VaultUnavailable(Problem):
+    """Vault could not be used. Whatever asked for it has stored nothing."""
+
+    slug = "vault-unavailable"
+    title = "The vault is not available"
+
+    def __init__(self, reason: VaultReason, *, retry_after: int = 5) -> None:
+        super().__init__(f"{VAULT_DETAILS[reason]} Nothing was stored.", retry_after=retry_after)
+        self.reason = reason
+
+
+class DatabaseUnavailable(Problem):
+    """The database could not be used, or did not confirm the transaction."""
+
+    slug = "database-unavailable"
+    title = "The database is not available"
+
+    def __init__(self, detail: str = "The database cannot be used at the moment. Nothing was stored.") -> None:
+        super().__init__(detail, retry_after=5)
+
+
+class Internal(Problem):
+    slug = "internal"
+    title = "Something went wrong on our side"

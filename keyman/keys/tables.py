@@ -1,0 +1,59 @@
+"""Tables of what is kept for a user: sealed values with their metadata, and the answers that may be asked for again."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+
+from keyman.db import Id, UtcTime, metadata
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("service", String(64), nullable=False),  # never changes: the ciphertext is bound to it
+    Column("name", String(100)),
+    Column("name_folded", String(400)),  # what `?q=` is looked for in, the same on both databases
+    Column("encrypted_key", Text, nullable=False),  # Vault's ciphertext, `vault:v<version>:…`
+    Column("key_version", Integer, nullable=False),  # of the Transit key, so that a rewrap finds what is behind
+    Column("value_uuid", Uuid, nullable=False, unique=True),  # part of the context: new with every value
+    Column("last_4_chars", String(64), nullable=False),  # the mask, computed once
+    Column("disabled", Boolean, nullable=False),
+    Column("undecryptable", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("last_used_at", UtcTime),
+    Column("last_used_by", String(100)),
+    CheckConstraint("length(service) > 0", name="service_present"),
+    CheckConstraint("encrypted_key LIKE 'vault:v%'", name="encrypted_key_is_sealed"),
+    CheckConstraint("key_version > 0", name="key_version_positive"),
+    CheckConstraint("updated_at >= created_at", name="updated_after_created"),
+    # Newest first within one owner, and within one owner and service: the two ways of listing.
+    Index("ix_api_keys_owner", "user_id", "id"),
+    Index("ix_api_keys_owner_service", "user_id", "service", "id"),
+    sqlite_autoincrement=True,  # the id of a deleted key is not given to another
+)
+
+# The answer that an Idempotency-Key was given first: see idempotency.py.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("key_hash", LargeBinary(32), primary_key=True),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("response", Text, nullable=False),  # the key as it was shown: metadata and mask
+    Column("created_at", UtcTime, nullable=False, index=True),
+)

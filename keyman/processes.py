@@ -1,0 +1,63 @@
+"""Child processes that do not outlive their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+"""`prctl(2)`: the signal that the kernel sends to this process when its parent dies. Linux alone has it."""
+
+STOP_TIMEOUT = 15.0
+"""Seconds between asking a process to stop and ending it: longer than any request may take."""
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
+    """Have the kernel send `death_signal` to this process when `parent` (its parent's id) dies, also by SIGKILL.
+
+    Does nothing but on Linux. Ends this process at once when the parent is gone already.
+    """
+    if _libc is None:
+        return
+    _libc.prctl(PR_SET_PDEATHSIG, death_signal)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def spawn(
+    command: Sequence[str | Path], environ: Mapping[str, str], *, output: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own, so that Ctrl-C reaches the parent alone, which then stops it in order.
+
+    The child gets SIGTERM when the parent dies without doing so. To be called from the main thread: the kernel counts
+    the thread that started a child as its parent. `output` is a file descriptor for its standard output and error.
+    """
+    parent = os.getpid()
+    return subprocess.Popen(  # noqa: S603  # commands are ours
+        [str(part) for part in command],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509  # single-threaded here
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and end it when it does not within STOP_TIMEOUT."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

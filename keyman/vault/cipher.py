@@ -1,0 +1,168 @@
+"""Sealing: one plaintext and its context in, one ciphertext out.
+
+Values that wait in the same moment go to Vault in one batch. Nothing waits for a batch to fill: a value that arrives
+while fewer than `MAX_BATCHES` are under way leaves at once, and those that arrive meanwhile leave together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+from hvac.api.secrets_engines.transit import Transit
+
+from keyman.config import VaultSettings
+from keyman.errors import VaultReason, VaultUnavailable
+from keyman.secret import Secret
+from keyman.telemetry import Metrics, frames, log
+from keyman.vault.adapter import VaultFault
+from keyman.vault.guard import KeyGuard
+from keyman.vault.login import VaultClient
+
+MAX_BATCH = 200
+"""Values in one call. OpenBao takes 1,000 JSON strings in a body, so 249 items of two fields at most."""
+
+MAX_BATCHES = 2
+"""Batches under way at once. One on its way and one being sealed keep Vault busy; more would be smaller."""
+
+
+class Context(NamedTuple):
+    """What a ciphertext is bound to; none of it ever changes, and with any other it does not open."""
+
+    deployment: UUID
+    user_id: int
+    service: str
+    value: UUID
+
+    def encoded(self) -> str:
+        """Base64 of the fixed layout `keyman|v1|<deployment>|<user id>|<service>|<value>`."""
+        text = f"keyman|v1|{self.deployment}|{self.user_id}|{self.service}|{self.value}"
+        return base64.b64encode(text.encode()).decode()
+
+
+class Sealed(NamedTuple):
+    """Vault's ciphertext (`vault:v<version>:<base64>`) and the version of the key that made it."""
+
+    ciphertext: str
+    key_version: int
+
+
+class Cipher(Protocol):
+    """Seals values.
+
+    An implementation fails closed: it raises VaultUnavailable, within a bound of time, when the value was not sealed
+    by the right key under exactly this context; it never returns the plaintext, an empty text or another value's
+    ciphertext; and nothing that it raises or logs holds the plaintext.
+    """
+
+    async def encrypt(self, plaintext: Secret, context: Context) -> Sealed: ...
+
+
+@dataclass(eq=False)
+class _Waiting:
+    plaintext: str  # base64
+    context: str  # base64
+    result: asyncio.Future[Sealed]
+
+    def __repr__(self) -> str:
+        return "_Waiting(***)"
+
+
+class TransitCipher:
+    """A Cipher on Vault's Transit engine."""
+
+    def __init__(self, client: VaultClient, settings: VaultSettings, guard: KeyGuard, metrics: Metrics) -> None:
+        self._client = client
+        self._transit = Transit(client.adapter)
+        self._settings = settings
+        self._guard = guard
+        self._metrics = metrics
+        self._queue: deque[_Waiting] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def encrypt(self, plaintext: Secret, context: Context) -> Sealed:
+        encoded = base64.b64encode(plaintext.reveal().encode()).decode()
+        waiting = _Waiting(encoded, context.encoded(), asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if len(self._senders) < MAX_BATCHES:
+            sender = asyncio.create_task(self._send_queue())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                # Side by side: the check costs a single caller no time, and a value sealed by a key that turns out to
+                # be the wrong one is thrown away.
+                sealed, _ = await asyncio.gather(waiting.result, self._guard.verify())
+        except TimeoutError:
+            raise VaultUnavailable(VaultReason.TIMEOUT) from None
+        return sealed
+
+    async def _send_queue(self) -> None:
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+            batch = [waiting for waiting in batch if not waiting.result.done()]  # who gave up is not sealed
+            if batch:
+                await self._send(batch)
+
+    async def _send(self, batch: list[_Waiting]) -> None:
+        """Seal a batch and give each waiting caller its own result or its own failure. Raises nothing."""
+        try:
+            items = await self._encrypt([{"plaintext": one.plaintext, "context": one.context} for one in batch])
+        except VaultUnavailable as fault:
+            for waiting in batch:
+                # An exception object a caller: each is raised, and gathers frames, in a task of its own.
+                _settle(waiting, VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5))
+        except BaseException as fault:
+            for waiting in batch:
+                _settle(waiting, VaultUnavailable(VaultReason.ERROR))
+            if not isinstance(fault, Exception):
+                raise
+            log.error("vault's answer to encrypt was not understood", **frames(fault))
+        else:
+            for waiting, item in zip(batch, items, strict=True):
+                _settle(waiting, item if item is not None else VaultUnavailable(VaultReason.ERROR))
+
+    async def _encrypt(self, items: list[dict[str, str]]) -> list[Sealed | None]:
+        """The sealed items in order, None for each that Vault refused. Raises VaultUnavailable when none was tried."""
+        self._metrics.vault_batch.observe(len(items))
+
+        async def request() -> Any:
+            try:
+                return await self._transit.encrypt_data(
+                    self._settings.key, batch_input=items, mount_point=self._settings.mount
+                )
+            except VaultFault as fault:
+                if fault.status == 400:
+                    return None
+                raise
+
+        answer = await self._client.call("encrypt", request)
+        if answer is None:
+            # Vault refused the call as a whole, and does not say for which item.
+            if len(items) == 1:
+                return [None]
+            return [sealed for item in items for sealed in await self._encrypt([item])]
+        results = answer["data"]["batch_results"]
+        if len(results) != len(items):
+            raise VaultUnavailable(VaultReason.ERROR)
+        return [_sealed(result) for result in results]
+
+
+def _sealed(result: dict[str, Any]) -> Sealed | None:
+    ciphertext, version = result.get("ciphertext"), result.get("key_version")
+    if result.get("error") or not isinstance(ciphertext, str) or not isinstance(version, int):
+        return None
+    return Sealed(ciphertext, version) if ciphertext.startswith(f"vault:v{version}:") else None
+
+
+def _settle(waiting: _Waiting, outcome: Sealed | VaultUnavailable) -> None:
+    if waiting.result.done():
+        return
+    if isinstance(outcome, Sealed):
+        waiting.result.set_result(outcome)
+    else:
+        waiting.result.set_exception(outcome)

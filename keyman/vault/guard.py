@@ -1,0 +1,133 @@
+"""Is Vault's key still the one that sealed this database?
+
+A Transit key that is deleted and made again under the same name encrypts as if nothing had happened, and what it was
+given before never opens again. The guard asks what tells them apart: the key's properties, and whether the sentinel,
+a ciphertext stored at the first start, still rewraps. Nothing is sealed while that is not so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from time import monotonic
+from typing import Any, Protocol
+from uuid import UUID
+
+from hvac.api.secrets_engines.transit import Transit
+
+from keyman.config import VaultSettings
+from keyman.errors import VaultReason, VaultUnavailable
+from keyman.telemetry import log
+from keyman.vault.adapter import VaultFault, none_if_missing
+from keyman.vault.login import VaultClient
+
+SENTINEL_PLAINTEXT = "keyman sentinel"
+
+KEY_PROPERTIES = {
+    "type": "aes256-gcm96",
+    "derived": True,  # on another key Vault ignores the context, and nothing binds a value to its row
+    "exportable": False,
+    "allow_plaintext_backup": False,
+    "supports_encryption": True,
+}
+"""What Vault must say of the key. `provision.py` makes it so."""
+
+
+class SentinelStore(Protocol):
+    """Where the sentinel is kept. `uuid` is the deployment's."""
+
+    uuid: UUID
+
+    async def sentinel(self) -> str | None: ...
+
+    async def keep_sentinel(self, ciphertext: str) -> str | None:
+        """Store it unless there is one; return the one that is stored, or None where none may be."""
+
+
+def sentinel_context(deployment: UUID) -> str:
+    """Base64, in the layout of a value's context; user 0 does not exist."""
+    return base64.b64encode(f"keyman|v1|{deployment}|0|SENTINEL|{UUID(int=0)}".encode()).decode()
+
+
+class KeyGuard:
+    """Checks the key, at most once in `max_age` seconds however many ask, and all who wait share one check."""
+
+    def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
+        self._client = client
+        self._transit = Transit(client.adapter)
+        self._settings = settings
+        self._store = store
+        self._lock = asyncio.Lock()
+        self._checked_at = float("-inf")
+        self._verdict: VaultUnavailable | None = None
+
+    async def verify(self, max_age: float = 1.0) -> None:
+        """Return when Vault's key was seen to be the right one at most `max_age` seconds ago.
+
+        Raises VaultUnavailable otherwise, DatabaseUnavailable when the sentinel cannot be read.
+        """
+        async with self._lock:
+            if monotonic() - self._checked_at > max_age:
+                started = monotonic()
+                self._verdict = await self._check()
+                self._checked_at = started
+        if self._verdict is not None:
+            raise VaultUnavailable(self._verdict.reason, retry_after=self._verdict.retry_after or 5)
+
+    async def _check(self) -> VaultUnavailable | None:
+        try:
+            await self._check_properties()
+            await self._check_sentinel()
+        except VaultUnavailable as fault:
+            return fault
+        return None
+
+    async def _check_properties(self) -> None:
+        key, mount = self._settings.key, self._settings.mount
+        try:
+            answer = await self._client.call("read-key", lambda: none_if_missing(self._transit.read_key(key, mount)))
+        except VaultUnavailable as fault:
+            raise fault from None
+        data: dict[str, Any] = {} if answer is None else answer["data"]
+        wrong = [name for name, value in KEY_PROPERTIES.items() if data.get(name) != value]
+        if wrong:
+            log.error("vault's key is not as it must be", key=key, mount=mount, properties=wrong or "missing")
+            raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+
+    async def _check_sentinel(self) -> None:
+        sentinel = await self._store.sentinel()
+        if sentinel is None:
+            sentinel = await self._store.keep_sentinel(await self._seal_sentinel())
+        if sentinel is None or not await self._rewraps(sentinel):
+            log.error("vault's key does not open the sentinel: another key, another Vault or another database")
+            raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+
+    async def _seal_sentinel(self) -> str:
+        answer = await self._client.call(
+            "encrypt",
+            lambda: self._transit.encrypt_data(
+                self._settings.key,
+                plaintext=base64.b64encode(SENTINEL_PLAINTEXT.encode()).decode(),
+                context=sentinel_context(self._store.uuid),
+                mount_point=self._settings.mount,
+            ),
+        )
+        ciphertext: str = answer["data"]["ciphertext"]
+        return ciphertext
+
+    async def _rewraps(self, sentinel: str) -> bool:
+        async def rewrap() -> bool:
+            try:
+                await self._transit.rewrap_data(
+                    self._settings.key,
+                    sentinel,
+                    context=sentinel_context(self._store.uuid),
+                    mount_point=self._settings.mount,
+                )
+            except VaultFault as fault:
+                if fault.status == 400:
+                    return False
+                raise
+            return True
+
+        return await self._client.call("rewrap", rewrap)

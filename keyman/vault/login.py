@@ -1,0 +1,197 @@
+"""Staying logged in to Vault: one token for the process, renewed ahead of time, replaced once it is dead.
+
+A 403 has four causes: the token expired, was revoked, is garbage, or its policy does not allow the call. `lookup-self`
+tells: 403 again means the token is dead, so log in again, once for all who wait, and repeat the call once; 200 means
+the policy, where another login would change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, TypeVar
+
+from hvac.api.auth_methods.approle import AppRole
+from hvac.api.auth_methods.jwt import JWT
+from hvac.api.auth_methods.kubernetes import Kubernetes
+from hvac.api.auth_methods.token import Token
+
+from keyman.config import VaultSettings
+from keyman.errors import VaultReason, VaultUnavailable
+from keyman.telemetry import Metrics, log
+from keyman.vault.adapter import AsyncAdapter, VaultFault
+
+T = TypeVar("T")
+
+RENEWAL_SHARE = 2 / 3
+"""Of a lease: late enough to be rare, early enough to try again several times before it ends."""
+
+REFUSED_PAUSE = 1.0
+"""Seconds without a new attempt after Vault refused a login, so that waiting requests do not hammer it."""
+
+FAREWELL_TIMEOUT = 1.0
+"""Seconds to revoke the token when the process stops. A token that is not revoked dies with its lease."""
+
+
+class VaultClient:
+    """An adapter that is logged in when it is needed. `call` is the way to use it."""
+
+    def __init__(self, settings: VaultSettings, metrics: Metrics) -> None:
+        self.adapter = AsyncAdapter(settings, metrics)
+        self._settings = settings
+        self._metrics = metrics
+        self._token_api = Token(self.adapter)
+        self._lock = asyncio.Lock()
+        self._lease = 0.0
+        self._renew_at: float | None = None
+        self._lease_changed = asyncio.Event()
+        self._refused_until = 0.0
+        self._renewal: asyncio.Task[None] | None = None
+
+    async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Await `request()`, logged in, within the operation's deadline. Raises VaultUnavailable.
+
+        `request` may run twice. `operation` labels the metrics.
+        """
+        with self._metrics.vault_operation(operation):
+            try:
+                async with asyncio.timeout(self._settings.timeout):
+                    return await self._authenticated(request)
+            except TimeoutError:
+                fault = VaultFault(VaultReason.TIMEOUT)
+            except VaultFault as raised:
+                fault = raised
+        self._metrics.vault_failures.labels(operation, fault.reason.value).inc()
+        log.warning("vault call failed", operation=operation, reason=fault.reason.value, status=fault.status)
+        # Outside the except block, so that the fault is not chained.
+        raise VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5)
+
+    async def close(self) -> None:
+        """Revoke the token, if it was ours to get, and close the connections."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        if self.adapter.token and self._settings.auth != "token":
+            with contextlib.suppress(VaultFault, TimeoutError):
+                async with asyncio.timeout(FAREWELL_TIMEOUT):
+                    await self._token_api.revoke_self()
+        await self.adapter.close()
+
+    async def _authenticated(self, request: Callable[[], Awaitable[T]]) -> T:
+        if self.adapter.token is None:
+            await self._replace_token(None)
+        used = self.adapter.token
+        try:
+            return await request()
+        except VaultFault as fault:
+            if fault.status != 403:
+                raise
+        await self._replace_token(used)
+        return await request()
+
+    async def _replace_token(self, used: str | None) -> None:
+        """Log in again unless somebody has done so since `used` was current. Raises VaultFault."""
+        async with self._lock:
+            if self.adapter.token != used:
+                return
+            if used is not None and await self._is_alive():
+                raise VaultFault(VaultReason.FORBIDDEN, 403)
+            await self._log_in()
+
+    async def _is_alive(self) -> bool:
+        try:
+            await self._token_api.lookup_self()
+        except VaultFault as fault:
+            if fault.status == 403:
+                return False
+            raise
+        return True
+
+    async def _log_in(self) -> None:
+        if monotonic() < self._refused_until:
+            raise VaultFault(VaultReason.LOGIN)
+        try:
+            token, lease, renewable = await self._credentials()
+        except VaultFault as fault:
+            if fault.status not in (400, 403):
+                raise
+            self._refused_until = monotonic() + REFUSED_PAUSE
+            log.error("vault refuses the login", auth=self._settings.auth, status=fault.status)
+            raise VaultFault(VaultReason.LOGIN, fault.status) from None
+        self.adapter.token = token
+        self._hold(lease, renewable)
+        log.info("logged in to vault", auth=self._settings.auth, lease=lease)
+
+    async def _credentials(self) -> tuple[str, int, bool]:
+        """A fresh token, its lease in seconds (0: it does not end) and whether it can be renewed."""
+        settings = self._settings
+        if settings.auth == "token":
+            assert settings.token is not None  # config.py requires it
+            self.adapter.token = settings.token.reveal()
+            try:
+                data = (await self._token_api.lookup_self())["data"]
+            except VaultFault:
+                self.adapter.token = None
+                raise
+            return settings.token.reveal(), data["ttl"], data["renewable"]
+        if settings.auth == "approle":
+            assert settings.secret_id is not None  # config.py requires it
+            request = AppRole(self.adapter).login(settings.role_id, settings.secret_id.reveal(), use_token=False)
+        elif settings.auth == "kubernetes":
+            request = Kubernetes(self.adapter).login(settings.role, await self._jwt(), use_token=False)
+        else:
+            request = JWT(self.adapter).jwt_login(settings.role, await self._jwt(), use_token=False)
+        auth: dict[str, Any] = (await request)["auth"]
+        return auth["client_token"], auth["lease_duration"], auth["renewable"]
+
+    async def _jwt(self) -> str:
+        """Read anew each time: the platform replaces the file while the process runs."""
+        path = self._settings.jwt_file
+        assert path is not None  # config.py requires it
+        try:
+            return (await asyncio.to_thread(path.read_text)).strip()
+        except (OSError, UnicodeDecodeError):
+            log.error("the file with the token for Vault's login cannot be read", variable="KEYMAN_VAULT_JWT_FILE")
+            raise VaultFault(VaultReason.LOGIN) from None
+
+    def _hold(self, lease: float, renewable: bool) -> None:
+        self._lease = lease
+        # Jitter: replicas that started together do not renew together.
+        share = RENEWAL_SHARE * random.uniform(0.9, 1.0)  # noqa: S311  # spreads load only
+        self._renew_at = monotonic() + lease * share if lease and renewable else None
+        self._lease_changed.set()
+        if self._renewal is None:
+            self._renewal = asyncio.create_task(self._keep_renewing())
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            self._lease_changed.clear()
+            delay = None if self._renew_at is None else max(self._renew_at - monotonic(), 0.0)
+            try:
+                async with asyncio.timeout(delay):
+                    await self._lease_changed.wait()
+            except TimeoutError:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        used, lease = self.adapter.token, self._lease
+        try:
+            granted = (await self._token_api.renew_self())["auth"]["lease_duration"]
+            # Near its maximum life a token is renewed for less and less, and then refused: get a new one before that.
+            if granted >= lease / 2:
+                self._hold(granted, renewable=True)
+                return
+            async with self._lock:
+                if self.adapter.token == used:
+                    await self._log_in()
+            return
+        except VaultFault as fault:
+            log.warning("vault token not renewed", reason=fault.reason.value, status=fault.status)
+            if fault.status == 403:
+                with contextlib.suppress(VaultFault):
+                    await self._replace_token(used)
+        if self.adapter.token == used:
+            # The next request logs in if the token should die before a renewal succeeds.
+            self._renew_at = monotonic() + max(lease / 10, 1.0)
