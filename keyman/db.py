@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, event
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Row, event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -55,6 +55,10 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 
 MAX_ID = 2**63 - 1
 """The largest id that a column can hold; a larger one in a request is an id that does not exist."""
+
+
+AnyRow = Row[*tuple[Any, ...]]
+"""A row of any columns: SQLAlchemy types them by position, keyman reads them by name."""
 
 
 class UtcTime(TypeDecorator[datetime]):

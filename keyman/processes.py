@@ -1,4 +1,4 @@
-"""Child processes that do not outlive their parent."""
+"""Child processes that do not outlive their parent, and the ports that they listen on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from keyman.errors import ConfigurationError
 
 PR_SET_PDEATHSIG = 1
 """`prctl(2)`: the signal that the kernel sends to this process when its parent dies. Linux alone has it."""
@@ -61,3 +64,16 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigurationError when somebody else has the port: the server's own words for it are long."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError:
+        raise ConfigurationError(
+            f"Port {port} on {host} is in use, or is not ours to take: choose another with --port"
+        ) from None

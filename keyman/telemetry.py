@@ -106,7 +106,7 @@ def frames(fault: BaseException) -> dict[str, object]:
         f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.name}"
         for frame in traceback.extract_tb(fault.__traceback__)
     ]
-    return {"exception": f"{type(fault).__module__}.{type(fault).__qualname__}", "frames": places}
+    return {"fault": f"{type(fault).__module__}.{type(fault).__qualname__}", "frames": places}
 
 
 def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:

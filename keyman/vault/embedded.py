@@ -19,6 +19,7 @@ from typing import Any
 
 from keyman.config import VaultSettings
 from keyman.errors import ConfigurationError
+from keyman.home import write_private
 from keyman.processes import spawn, stop
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
@@ -71,7 +72,8 @@ async def start(directory: Path) -> EmbeddedVault:
     if data.exists() and not keys_file.exists():
         # Stopped between initialising and keeping the keys: nothing was ever sealed with them, so begin anew.
         shutil.rmtree(data)
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, exist_ok=True)
     port = free_port_pair()
     address = f"http://127.0.0.1:{port}"
     config = directory / "config.json"
@@ -120,7 +122,8 @@ async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes],
                 await asyncio.sleep(POLL)
             if not keys_file.exists():
                 answer = await vault.put("/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1})
-                _keep(keys_file, {"unseal_key": answer["keys_base64"][0], "root_token": answer["root_token"]})
+                keys = {"unseal_key": answer["keys_base64"][0], "root_token": answer["root_token"]}
+                write_private(keys_file, json.dumps(keys))
             keys = json.loads(keys_file.read_bytes())
             await vault.put("/v1/sys/unseal", json={"key": keys["unseal_key"]})
             while (await _health(vault)) != 200:
@@ -145,17 +148,6 @@ async def _health(vault: AsyncAdapter) -> int | None:
             return response.status
     except OSError:
         return None
-
-
-def _keep(path: Path, content: dict[str, str]) -> None:
-    """Write a private file so that a crash leaves all of it or nothing."""
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def free_port_pair() -> int:

@@ -1,0 +1,73 @@
+"""Passwords: Argon2id, off the event loop, a bounded number at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from argon2.profiles import RFC_9106_LOW_MEMORY
+
+from keyman.errors import RateLimited
+from keyman.secret import Secret
+
+T = TypeVar("T")
+
+THREADS = max(1, (os.cpu_count() or 1) // 2)
+"""Hashes at once. Each takes four lanes, 64 MiB and some 100 ms of processor; the rest of the machine is for others."""
+
+MAX_WAITING = 16 * THREADS
+"""Who comes when this many wait is turned away: the queue would outlast the client's patience."""
+
+
+class WrongPassword(Exception):
+    """The password is not the one that was hashed."""
+
+
+class Passwords:
+    """Hashes and verifies. `parameters` are argon2-cffi's; production uses RFC 9106's low-memory profile."""
+
+    def __init__(self, hasher: PasswordHasher | None = None) -> None:
+        self._hasher = hasher or PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
+        self._waiting = 0
+        # Verified against when the account does not exist, so that the answer takes as long.
+        self._decoy = self._hasher.hash("no account has this password")
+
+    async def hash(self, password: Secret) -> str:
+        """The PHC string to store. Raises RateLimited when too many wait."""
+        return await self._run(lambda: self._hasher.hash(password.reveal()))
+
+    async def verify(self, stored: str | None, password: Secret) -> str | None:
+        """Return when the password is right: the new hash to store when the parameters have risen, else None.
+
+        Raises WrongPassword otherwise, after the same time whether `stored` is a hash or None (no such account).
+        Raises RateLimited when too many wait.
+        """
+
+        def verify() -> str | None:
+            self._hasher.verify(stored or self._decoy, password.reveal())
+            if stored is None:
+                raise WrongPassword
+            return self._hasher.hash(password.reveal()) if self._hasher.check_needs_rehash(stored) else None
+
+        try:
+            return await self._run(verify)
+        except (VerifyMismatchError, VerificationError, InvalidHashError):
+            raise WrongPassword from None
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._waiting >= MAX_WAITING:
+            raise RateLimited("Too many people are signing in at this moment.", retry_after=2)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting -= 1

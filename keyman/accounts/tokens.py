@@ -1,0 +1,96 @@
+"""Tokens: `km_`, 30 random base62 characters, and 6 that check them.
+
+The random part holds 178 bits. The check is the CRC-32 (IEEE 802.3) of its ASCII bytes, as a base62 number with
+leading zeros; the alphabet is 0-9, A-Z, a-z. So a secret scanner can tell a token from something that looks like
+one without asking anybody. The database holds the SHA-256 of a token: 178 bits need no slow hash and no salt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import string
+import zlib
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+from keyman.errors import Unauthenticated
+from keyman.secret import Secret
+
+ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+PREFIX = "km_"
+RANDOM_CHARACTERS = 30
+CHECK_CHARACTERS = 6
+
+_SHAPE = re.compile(rf"{PREFIX}([0-9A-Za-z]{{{RANDOM_CHARACTERS}}})([0-9A-Za-z]{{{CHECK_CHARACTERS}}})")
+
+
+class Scope(StrEnum):
+    """What a personal access token may do. A session may do all of it."""
+
+    KEYS_READ = "keys:read"
+    KEYS_WRITE = "keys:write"
+    TOKENS_MANAGE = "tokens:manage"
+    AUDIT_READ = "audit:read"
+
+
+ALL_SCOPES = frozenset(Scope)
+DEFAULT_SCOPES = frozenset({Scope.KEYS_READ, Scope.KEYS_WRITE})
+
+
+class ScopeName(str):
+    """A scope as a request spells it."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "enum": [scope.value for scope in Scope]}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        if raw not in [scope.value for scope in Scope]:
+            raise ValueError(f"may hold {', '.join(Scope)} only")
+        return cls(raw)
+
+
+class Token(Secret):
+    """A personal access token, or an application's: whoever shows it is who it was made for."""
+
+    __slots__ = ()
+
+    @classmethod
+    def generate(cls) -> Self:
+        random = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARACTERS))
+        return cls(f"{PREFIX}{random}{_check(random)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises Unauthenticated for a text that was never a token of keyman; asks no database."""
+        shape = _SHAPE.fullmatch(text)
+        if shape is None or _check(shape[1]) != shape[2]:
+            raise Unauthenticated("The access token is not one of keyman's, or was not copied whole.")
+        return cls(text)
+
+    def digest(self) -> bytes:
+        """What is stored of it: SHA-256, 32 bytes."""
+        return hashlib.sha256(self.reveal().encode()).digest()
+
+    def hint(self) -> str:
+        """What a list shows of it. The last four characters belong to the check and tell 24 of its 178 bits."""
+        return f"{PREFIX}...{self.reveal()[-4:]}"
+
+
+def _check(random: str) -> str:
+    number = zlib.crc32(random.encode())
+    characters = []
+    for _ in range(CHECK_CHARACTERS):
+        number, digit = divmod(number, len(ALPHABET))
+        characters.append(ALPHABET[digit])
+    return "".join(reversed(characters))
+
+
+def scopes_text(scopes: frozenset[Scope]) -> str:
+    return " ".join(scope for scope in Scope if scope in scopes)
+
+
+def parse_scopes(text: str) -> frozenset[Scope]:
+    return frozenset(Scope(word) for word in text.split())

@@ -1,0 +1,37 @@
+"""`/api/audit`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import Response, get
+from litestar.params import QueryParameter
+
+from keyman import audit, errors
+from keyman.accounts.callers import Caller
+from keyman.accounts.tokens import Scope
+from keyman.api.authentication import needs
+from keyman.api.common import CALLER_PROBLEMS, LINK, Injected, linked, may_answer
+from keyman.audit import AuditEntry
+from keyman.db import Database
+from keyman.paging import UNSAID, Cursor, Limit, Slice
+
+
+@get(
+    "/audit",
+    opt=needs(Scope.AUDIT_READ),
+    tags=("Trail",),
+    operation_id="listAudit",
+    summary="List what was done",
+    description="The caller's own trail, newest first: changes to the account, its access tokens and its keys.",
+    response_headers=[LINK],
+    responses=may_answer(errors.InvalidRequest, *CALLER_PROBLEMS),
+)
+async def list_audit(
+    db: Injected[Database],
+    caller: Injected[Caller],
+    limit: Annotated[Limit, QueryParameter(description="How many entries a page holds at most.")] = UNSAID,
+    cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
+) -> Response[list[AuditEntry]]:
+    page = await audit.list_own(db, caller.user_id, Slice(limit, cursor))
+    return linked(page, "/api/audit", {"limit": limit})

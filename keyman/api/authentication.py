@@ -1,0 +1,108 @@
+"""A guard on every route of the API: who calls, and whether that is enough. It runs before the body is read.
+
+A route says in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route that says
+nothing answers nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.datastructures import Cookie
+from litestar.enums import HttpMethod
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+
+from keyman.accounts import callers
+from keyman.accounts.callers import SESSION_LIFETIME, Caller
+from keyman.accounts.tokens import Scope
+from keyman.audit import Actor, Origin
+from keyman.config import Settings
+from keyman.db import Database
+from keyman.edge import exchange_of
+from keyman.errors import Unauthenticated
+from keyman.secret import Secret
+
+SESSION_COOKIE = "keyman_session"
+
+_NEEDS = "keyman_needs"
+_ANY_CALLER = "any caller"
+
+PUBLIC: dict[str, Any] = {_NEEDS: None}
+
+
+def needs(scope: Scope | None) -> dict[str, Any]:
+    """For a route's `opt`: a caller with this scope, or any caller at all for None."""
+    return {_NEEDS: _ANY_CALLER if scope is None else scope}
+
+
+async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Set the request's user to a Caller. Raises Unauthenticated or Forbidden."""
+    if _is_options(handler):
+        return
+    needed = handler.opt[_NEEDS]  # a KeyError is an answer of 500: a route without a rule is our mistake
+    if needed is None:
+        return
+    caller = await _caller(connection)
+    exchange_of(connection.scope).user_id = caller.user_id
+    if needed != _ANY_CALLER:
+        caller.require(needed)
+    connection.scope["user"] = caller
+
+
+def _is_options(handler: BaseRouteHandler) -> bool:
+    """Litestar's own answer to OPTIONS: the methods of a path, which the OpenAPI document tells everybody anyway."""
+    return isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}
+
+
+async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
+    caller: Caller = request.user
+    return caller
+
+
+async def provide_origin(request: Request[Any, Any, Any]) -> Origin:
+    """Where an unauthenticated request comes from."""
+    exchange = exchange_of(request.scope)
+    return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address)
+
+
+def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
+    return Cookie(
+        key=SESSION_COOKIE,
+        value=cookie.reveal(),
+        max_age=int(SESSION_LIFETIME.total_seconds()),
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookies_are_secure,
+    )
+
+
+def ended_session_cookie(settings: Settings) -> Cookie:
+    """Has the browser forget the session."""
+    return Cookie(
+        key=SESSION_COOKIE,
+        value="",
+        max_age=0,
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookies_are_secure,
+    )
+
+
+async def _caller(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
+    """By the Authorization header where there is one, and by it alone; otherwise by the session cookie."""
+    db: Database = connection.app.state.db
+    exchange = exchange_of(connection.scope)
+    header = connection.headers.get("authorization")
+    if header is not None:
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthenticated("The Authorization header must be: Bearer, a space, and an access token.")
+        return await callers.by_token(db, token.strip(), exchange.request_id, exchange.address)
+    cookie = connection.cookies.get(SESSION_COOKIE)
+    if cookie:
+        return await callers.by_session(db, cookie, exchange.request_id, exchange.address)
+    raise Unauthenticated("Send an access token (Authorization: Bearer km_…), or sign in.")

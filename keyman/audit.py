@@ -1,0 +1,137 @@
+"""The trail: one entry for each change to an account, a token or a key, in the transaction of the change itself.
+
+An entry names who, what, when and from where; never a value, a ciphertext, a mask or a token.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, String, Table, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman import paging
+from keyman.db import Database, Id, UtcTime, metadata, now
+from keyman.paging import Page, Slice
+
+
+class Action(StrEnum):
+    SIGNUP = "account.signup"
+    LOGIN = "account.login"
+    LOGIN_FAILED = "account.login-failed"
+    LOGOUT = "account.logout"
+    PASSWORD = "account.password"  # noqa: S105  # the name of an action
+    DISABLE = "account.disable"
+    ENABLE = "account.enable"
+    TOKEN_CREATE = "token.create"  # noqa: S105  # the name of an action
+    TOKEN_REVOKE = "token.revoke"  # noqa: S105  # the name of an action
+    KEY_CREATE = "key.create"
+    KEY_REPLACE = "key.replace"
+    KEY_CHANGE = "key.change"
+    KEY_DELETE = "key.delete"
+
+
+class Actor(StrEnum):
+    """What acted: a signed-in person, a personal token, an operator at the command line, or nobody known."""
+
+    SESSION = "session"
+    TOKEN = "token"  # noqa: S105  # the name of a kind
+    OPERATOR = "operator"
+    ANONYMOUS = "anonymous"
+
+
+class Origin(NamedTuple):
+    """Where a call came from. `actor_id` is a token's id; the address is the client's, as far as it can be known."""
+
+    actor: Actor
+    actor_id: int | None = None
+    request_id: str | None = None
+    address: str | None = None
+
+
+OPERATOR = Origin(Actor.OPERATOR)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),  # whose trail it is
+    Column("actor", String(16), nullable=False),
+    Column("actor_id", Id),
+    Column("action", String(32), nullable=False),
+    # No foreign keys here: the trail outlives what it tells of.
+    Column("token_id", Id),
+    Column("key_id", Id),
+    Column("service", String(64)),
+    Column("request_id", String(64)),
+    Column("address", String(64)),
+    CheckConstraint(f"actor IN ({', '.join(repr(a.value) for a in Actor)})", name="actor_known"),
+    Index("ix_audit_log_owner", "user_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+
+class AuditEntry(msgspec.Struct):
+    """One entry of the trail as its owner sees it."""
+
+    id: int
+    at: datetime
+    action: Action
+    actor: Actor
+    actor_token_id: int | None
+    token_id: int | None
+    key_id: int | None
+    service: str | None
+    request_id: str | None
+    address: str | None
+
+
+async def list_own(db: Database, user_id: int, part: Slice) -> Page[AuditEntry]:
+    """A user's own trail, newest first."""
+    columns = (
+        audit_log.c.id,
+        audit_log.c.at,
+        audit_log.c.action,
+        audit_log.c.actor,
+        audit_log.c.actor_id,
+        audit_log.c.token_id,
+        audit_log.c.key_id,
+        audit_log.c.service,
+        audit_log.c.request_id,
+        audit_log.c.address,
+    )
+    statement = select(*columns).where(audit_log.c.user_id == user_id)
+    async with db.read() as connection:
+        page = await paging.fetch(connection, statement, audit_log.c.id, part)
+    return Page([AuditEntry(*row) for row in page.items], page.cursor)
+
+
+async def record(
+    connection: AsyncConnection,
+    origin: Origin,
+    user_id: int,
+    action: Action,
+    *,
+    token_id: int | None = None,
+    key_id: int | None = None,
+    service: str | None = None,
+) -> None:
+    """Write one entry in the caller's transaction: both are committed, or neither."""
+    await connection.execute(
+        insert(audit_log).values(
+            at=now(),
+            user_id=user_id,
+            actor=origin.actor,
+            actor_id=origin.actor_id,
+            action=action,
+            token_id=token_id,
+            key_id=key_id,
+            service=service,
+            request_id=origin.request_id,
+            address=origin.address,
+        )
+    )

@@ -1,0 +1,106 @@
+"""What commands share: where their settings come from, how they print, how they run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from sqlalchemy.engine import URL
+
+from keyman.config import load_database_url
+from keyman.db import Database
+from keyman.deployment import Deployment
+from keyman.errors import ConfigurationError
+from keyman.home import Home
+from keyman.telemetry import configure_logging
+from keyman.values import NewPassword
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def home_option(command: C) -> C:
+    return click.option(
+        "--home",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Work on what `keyman dev` keeps in this directory.",
+    )(command)
+
+
+def json_option(command: C) -> C:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def environment(home: Path | None) -> Mapping[str, str]:
+    """This process's variables, or with `home` those that `keyman dev` keeps there. Raises ConfigurationError."""
+    return os.environ if home is None else Home(home).environment()
+
+
+def database_url(home: Path | None) -> URL:
+    return load_database_url(environment(home))
+
+
+def run(work: Callable[[Database], Awaitable[T]], home: Path | None) -> T:
+    """Do `work` with the database, which must be migrated. Raises ConfigurationError, DatabaseUnavailable."""
+
+    async def do() -> T:
+        db = Database(database_url(home))
+        try:
+            await Deployment.load(db)
+            return await work(db)
+        finally:
+            await db.close()
+
+    configure_logging("console", "error")
+    return asyncio.run(do())
+
+
+def new_password() -> NewPassword:
+    """From a prompt, asked twice, or from the first line of standard input; never from an argument, which every user
+    of the machine could read.
+    """
+    if sys.stdin.isatty():
+        text = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        text = sys.stdin.readline().rstrip("\r\n")
+    try:
+        return NewPassword.parse(text)
+    except ValueError as fault:
+        raise ConfigurationError(f"The password {fault}.") from None
+
+
+def parsed(kind: Any, text: str, name: str) -> Any:
+    """A value of `keyman.values` from an argument; a wrong one is wrong usage."""
+    try:
+        return kind.parse(text)
+    except ValueError as fault:
+        raise click.BadParameter(str(fault), param_hint=name) from None
+
+
+def print_rows(rows: Sequence[msgspec.Struct], columns: Sequence[str], *, as_json: bool) -> None:
+    """A list on standard output: aligned columns for a person, or JSON with every field."""
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    table = [[name.upper().replace("_", " ") for name in columns]]
+    table += [[_cell(getattr(row, name)) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    if isinstance(value, list):
+        return " ".join(str(part) for part in value)
+    return str(value)

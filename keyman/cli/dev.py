@@ -1,0 +1,24 @@
+"""`keyman dev`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from keyman.dev import run
+from keyman.home import Home
+
+
+@click.command("dev")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65534), help="The port to listen on.")
+@click.option(
+    "--home",
+    default=Path(".keyman"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where data is kept; made on the first start.",
+)
+def command(port: int, home: Path) -> None:
+    """Run all of keyman on this machine: a real Vault, a database and the service. For development."""
+    run(Home(home), port)

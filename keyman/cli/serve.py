@@ -1,0 +1,71 @@
+"""`keyman serve`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from urllib.parse import urlsplit
+
+import click
+from granian import Granian
+from granian.constants import Interfaces, Loops
+from granian.log import LogLevels
+
+from keyman.cli.common import run
+from keyman.config import Settings, is_loopback, load
+from keyman.keys.services import Catalogue
+from keyman.processes import check_port
+from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
+
+DRAIN_SECONDS = 12
+"""How long a worker may finish the requests it has: longer than the longest, which waits for Vault and the database."""
+
+
+@click.command("serve")
+@click.option(
+    "--plane",
+    type=click.Choice(["management"]),
+    default="management",
+    show_default=True,
+    help="Which half of keyman this process is.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that answer.")
+def command(plane: str, host: str, port: int, workers: int) -> None:
+    """Run one plane of keyman, set up by KEYMAN_… variables."""
+    settings = load(os.environ)
+    Catalogue.load(settings.services_file)
+    check_port(host, port)
+    run(_nothing, None)  # that the database is there and migrated
+    configure_logging(settings.log_format, settings.log_level)
+    _warn(settings)
+    with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
+        if workers > 1:
+            os.environ[MULTIPROCESS_DIRECTORY] = directory
+        Granian(
+            "keyman.app:from_environment",
+            factory=True,
+            address=host,
+            port=port,
+            interface=Interfaces.ASGI,
+            loop=Loops.uvloop,
+            workers=workers,
+            websockets=False,
+            log_level=LogLevels.warning,
+            log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
+            respawn_failed_workers=True,
+            workers_kill_timeout=DRAIN_SECONDS,
+        ).serve()
+
+
+def _warn(settings: Settings) -> None:
+    vault = urlsplit(settings.vault.address)
+    if vault.scheme == "http" and not is_loopback(vault.hostname or ""):
+        log.warning("Vault is reached without TLS: whoever can read the network reads every key that is stored")
+    if settings.public_url is None:
+        log.warning("KEYMAN_PUBLIC_URL is not set: browsers keep the session cookie on https only")
+
+
+async def _nothing(_db: object) -> None:
+    return None

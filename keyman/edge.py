@@ -1,0 +1,189 @@
+"""What happens to every request, before and after the application: pure ASGI, around all of it.
+
+A request gets an id of ours (a client's own would put its words into our log), is refused when another site's page sent
+it, and leaves one log line and one measurement. An answer gets the headers that every answer has. An exception that the
+application let through becomes a problem like any other.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from keyman import problems
+from keyman.config import Settings
+from keyman.errors import Forbidden, Internal, Problem
+from keyman.telemetry import Metrics, frames, log
+
+# ASGI's own types; Litestar's are narrower than what a server may send.
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+
+SCOPE_KEY = "keyman.exchange"
+"""Where a request's Exchange lies in its ASGI scope."""
+
+SECURITY_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+"""On every answer, unless the route says otherwise."""
+
+HSTS = "max-age=63072000; includeSubDomains"
+"""Two years, where the public URL is https."""
+
+
+@dataclass
+class Exchange:
+    """One request and its answer, for the log line and for whoever asks on the way."""
+
+    request_id: str
+    address: str | None
+    user_id: int | None = None
+    status: int = 500
+    started: bool = False
+
+
+def exchange_of(scope: Any) -> Exchange:
+    found: Exchange = scope[SCOPE_KEY]
+    return found
+
+
+class Edge:
+    """The outermost layer of a plane."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._trusted = settings.trusted_proxies
+        self._headers = dict(SECURITY_HEADERS)
+        if settings.is_https:
+            self._headers["strict-transport-security"] = HSTS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        headers = _headers(scope)
+        exchange = Exchange(uuid4().hex, self._address(scope, headers))
+        scope[SCOPE_KEY] = exchange
+        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        method = scope["method"]
+        if method == "HEAD":
+            # What GET would answer, without its body (RFC 9110, 9.3.2).
+            scope["method"] = "GET"
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status, exchange.started = message["status"], True
+                self._add_headers(message, exchange)
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        with self._metrics.requests_in_progress.track_inprogress():
+            try:
+                _refuse_cross_site(method, headers)
+                await self._app(scope, receive, send_with_headers)
+            except Problem as problem:
+                await _answer(problem, exchange, send_with_headers)
+            except Exception as fault:  # noqa: BLE001  # the last place: whatever it is, it becomes an answer
+                log.error("unhandled exception", **frames(fault))
+                if exchange.started:
+                    # Half an answer is out: end the connection, so that it is not taken for a whole one.
+                    exchange.status = 500
+                    raise RuntimeError("the answer could not be finished") from None
+                await _answer(Internal(f"Tell whoever runs keyman: {exchange.request_id}"), exchange, send_with_headers)
+            finally:
+                self._observe(scope, method, exchange, perf_counter() - started)
+                structlog.contextvars.clear_contextvars()
+
+    def _observe(self, scope: Scope, method: str, exchange: Exchange, seconds: float) -> None:
+        # Labels from fixed sets: a path or a method as it was sent would let a caller make new ones without end.
+        route = scope.get("path_template") or "unmatched"
+        known = method if method in KNOWN_METHODS else "other"
+        self._metrics.requests.labels(known, route, str(exchange.status)).observe(seconds)
+        log.info(
+            "request",
+            method=known,
+            route=route,
+            status=exchange.status,
+            duration_ms=round(seconds * 1000, 2),
+            user_id=exchange.user_id,
+        )
+
+    def _add_headers(self, message: Message, exchange: Exchange) -> None:
+        headers: list[tuple[bytes, bytes]] = list(message["headers"])
+        present = {name.lower() for name, _ in headers}
+        wanted = {**self._headers, "x-request-id": exchange.request_id}
+        headers += [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in present]
+        message["headers"] = headers
+
+    def _address(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
+        """The client's address: the peer's, or what the nearest proxy that is not ours says of its own peer."""
+        client = scope.get("client")
+        if not client:
+            return None
+        hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
+        address = str(client[0])
+        while hops and self._is_trusted(address):
+            address = hops.pop()
+        return address if _parsed(address) is not None else str(client[0])
+
+    def _is_trusted(self, address: str) -> bool:
+        parsed = _parsed(address)
+        return parsed is not None and any(parsed in network for network in self._trusted)
+
+
+def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
+    """Raises Forbidden for an unsafe request that a page of another site made a browser send.
+
+    A browser says so in `Sec-Fetch-Site`, an older one in `Origin`; what sends neither is not a browser.
+    """
+    if method in SAFE_METHODS:
+        return
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        allowed = site in ("same-origin", "none")
+    else:
+        origin = headers.get("origin")
+        allowed = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
+    if not allowed:
+        raise Forbidden("The request was sent by a page of another site.")
+
+
+async def _answer(problem: Problem, exchange: Exchange, send: Send) -> None:
+    status, headers, body = problems.answer(problem, exchange.request_id)
+    headers["content-length"] = str(len(body))
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(address)
+    except ValueError:
+        return None

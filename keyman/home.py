@@ -1,0 +1,93 @@
+"""The home directory of `keyman dev`: what is kept there, and who may use it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from keyman.errors import ConfigurationError
+
+
+class Home:
+    """A directory that only its owner can look into: `settings.env`, `keyman.db`, `vault/`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self.settings_file = self.directory / "settings.env"
+        self.vault = self.directory / "vault"
+
+    @property
+    def database(self) -> URL:
+        return URL.create("sqlite+aiosqlite", database=str(self.directory / "keyman.db"))
+
+    def settings(self) -> dict[str, str]:
+        """The variables that `keyman dev` wrote, empty before its first start. Raises ConfigurationError."""
+        try:
+            lines = self.settings_file.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError):
+            raise ConfigurationError(f"{self.settings_file} cannot be read") from None
+        return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+    def environment(self) -> dict[str, str]:
+        """This process's variables with keyman's own replaced by those of this home.
+
+        Raises ConfigurationError when `keyman dev` never ran here.
+        """
+        settings = self.settings()
+        if not settings:
+            raise ConfigurationError(
+                f"There is no {self.settings_file}. Start keyman there first: keyman dev --home {self.directory}"
+            )
+        return without_own(os.environ) | settings
+
+    def write_settings(self, settings: Mapping[str, str]) -> None:
+        """Replace the settings, all of them or none; a `NAME=value` a line."""
+        lines = [
+            "# Written by `keyman dev` at each start; for development.",
+            *(f"{k}={v}" for k, v in settings.items()),
+        ]
+        write_private(self.settings_file, "\n".join(lines) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the directory, private, and hold it for this process. Raises ConfigurationError when another has it."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.chmod(0o700)
+            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            raise ConfigurationError(f"{self.directory} cannot be written to: name another with --home") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ConfigurationError(
+                f"keyman dev runs already with {self.directory}: stop that one, or name another with --home"
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+
+def without_own(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that are not keyman's: what a shell has set for another keyman must not leak into this one."""
+    return {name: value for name, value in environ.items() if not name.startswith(("KEYMAN_", "VAULT_"))}
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file that its owner alone can read, so that a crash leaves all of it or the one before."""
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

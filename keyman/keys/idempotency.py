@@ -1,0 +1,87 @@
+"""`Idempotency-Key`: a POST that is sent again gets the first answer again.
+
+The body holds a plaintext, so what is kept of it is an HMAC under the client's own idempotency key, of which only a
+hash is stored: who has the database cannot test a guess of the body without guessing that key too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman.db import Database, now
+from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest
+from keyman.keys.schemas import KeyInfo
+from keyman.keys.tables import idempotency
+
+LIFETIME = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """One client's key with the request that came with it; holds hashes alone."""
+
+    user_id: int
+    key_hash: bytes
+    fingerprint: bytes
+
+    @classmethod
+    def parse(cls, header: str, user_id: int, body: bytes) -> IdempotencyKey:
+        """Raises InvalidRequest for a key that is empty, too long or not printable ASCII."""
+        if not 0 < len(header) <= 255 or not all(" " <= c <= "~" for c in header):
+            raise InvalidRequest.at(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters"))
+        secret = header.encode()
+        return cls(
+            user_id,
+            hashlib.sha256(b"keyman idempotency key\0" + secret).digest(),
+            hmac.digest(secret, body, "sha256"),
+        )
+
+
+async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
+    """The first answer, or None where there was none in the last 24 hours. Raises IdempotencyMismatch."""
+    statement = select(idempotency.c.fingerprint, idempotency.c.response).where(
+        idempotency.c.user_id == key.user_id,
+        idempotency.c.key_hash == key.key_hash,
+        idempotency.c.created_at > now() - LIFETIME,
+    )
+    async with db.read() as connection:
+        row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        return None
+    if not hmac.compare_digest(row.fingerprint, key.fingerprint):
+        raise IdempotencyMismatch(
+            "This Idempotency-Key came with another body in the last 24 hours. A new request needs a new one."
+        )
+    return msgspec.json.decode(row.response, type=KeyInfo)
+
+
+async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo) -> None:
+    """Keep the first answer, in the transaction that makes it true.
+
+    Raises IntegrityError when the same key was kept at the same moment: the transaction is rolled back then, and
+    `find` has the answer.
+    """
+    moment = now()
+    await connection.execute(
+        delete(idempotency).where(
+            idempotency.c.user_id == key.user_id,
+            idempotency.c.key_hash == key.key_hash,
+            idempotency.c.created_at <= moment - LIFETIME,
+        )
+    )
+    await connection.execute(
+        insert(idempotency).values(
+            user_id=key.user_id,
+            key_hash=key.key_hash,
+            fingerprint=key.fingerprint,
+            response=msgspec.json.encode(answer).decode(),
+            created_at=moment,
+        )
+    )

@@ -1,0 +1,232 @@
+"""What can be done with keys. Every read starts from `_owned`, so that nobody sees another's.
+
+A value is sealed before its transaction begins: no connection is held while Vault is asked, and what fails to be
+sealed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman import audit, paging
+from keyman.accounts.callers import Caller
+from keyman.audit import Action
+from keyman.db import MAX_ID, AnyRow, Database, now
+from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
+from keyman.keys import idempotency
+from keyman.keys.idempotency import IdempotencyKey
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
+from keyman.keys.sealing import Sealer
+from keyman.keys.tables import api_keys
+from keyman.paging import Page, Slice
+
+
+class Created(NamedTuple):
+    key: KeyInfo
+    replayed: bool
+
+
+class IfMatch(NamedTuple):
+    """The ETags of an `If-Match` header; None for no condition, as with no header or `*`."""
+
+    etags: frozenset[str] | None = None
+
+    @classmethod
+    def parse(cls, header: str | None) -> IfMatch:
+        """A weak ETag never matches (RFC 9110, 13.1.1), and neither does what is not an ETag."""
+        if header is None or header.strip() == "*":
+            return cls()
+        return cls(frozenset(part.strip() for part in header.split(",")))
+
+    def check(self, key: KeyInfo) -> None:
+        if self.etags is not None and key.etag not in self.etags:
+            raise PreconditionFailed("The key has changed since you read it. Read it again and decide anew.")
+
+
+async def create(
+    db: Database, sealer: Sealer, caller: Caller, new: NewKey, retry: IdempotencyKey | None = None
+) -> Created:
+    """Seal and store a key; with `retry`, once in 24 hours for the same request.
+
+    Raises InvalidRequest, IdempotencyMismatch, VaultUnavailable; nothing is stored then.
+    """
+    if retry is not None and (first := await idempotency.find(db, retry)) is not None:
+        return Created(first, replayed=True)
+    stored = await sealer.seal(caller.user_id, new.service, new.api_key)
+    moment = now()
+    values = {
+        "user_id": caller.user_id,
+        "service": str(new.service),
+        **_label(new.name),
+        **stored._asdict(),
+        "disabled": False,
+        "undecryptable": False,
+        "created_at": moment,
+        "updated_at": moment,
+        "expires_at": new.expires_at,
+    }
+    try:
+        async with db.write() as connection:
+            row = (await connection.execute(insert(api_keys).values(values).returning(*_SHOWN))).one()
+            key = _shown(row, moment)
+            await audit.record(
+                connection, caller.origin, caller.user_id, Action.KEY_CREATE, key_id=key.id, service=key.service
+            )
+            if retry is not None:
+                await idempotency.keep(connection, retry, key)
+    except IntegrityError:
+        # The same request, sent twice at once: the other one was first.
+        first = await idempotency.find(db, retry) if retry is not None else None
+        if first is None:
+            raise
+        return Created(first, replayed=True)
+    return Created(key, replayed=False)
+
+
+async def list_own(
+    db: Database, caller: Caller, part: Slice, service: str | None = None, text: str | None = None
+) -> Page[KeyInfo]:
+    """The caller's keys, newest first; of one service, or with `text` in the label whatever its case."""
+    statement = _owned(caller)
+    if service is not None:
+        statement = statement.where(api_keys.c.service == service)
+    if text is not None:
+        statement = statement.where(api_keys.c.name_folded.contains(_folded(text), autoescape=True))
+    async with db.read() as connection:
+        page = await paging.fetch(connection, statement, api_keys.c.id, part)
+    moment = now()
+    return Page([_shown(row, moment) for row in page.items], page.cursor)
+
+
+async def get(db: Database, caller: Caller, key_id: int) -> KeyInfo:
+    """Raises NotFound for a key that is not the caller's, as for one that does not exist."""
+    async with db.read() as connection:
+        return _shown(await _one(connection, caller, key_id), now())
+
+
+async def replace(
+    db: Database, sealer: Sealer, caller: Caller, key_id: int, new: Replacement, condition: IfMatch
+) -> KeyInfo:
+    """Seal a new value into a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable."""
+    before = await get(db, caller, key_id)
+    condition.check(before)
+    if new.api_key.reveal() == before.last_4_chars:
+        raise InvalidRequest.at(FieldError("api_key", "is the mask of the stored key, not a key"))
+    stored = await sealer.seal(caller.user_id, before.service, new.api_key)
+    values = {**stored._asdict(), "undecryptable": False, **_surroundings(new)}
+    return await _update(db, caller, key_id, values, condition, Action.KEY_REPLACE)
+
+
+async def change(db: Database, caller: Caller, key_id: int, new: Change, condition: IfMatch) -> KeyInfo:
+    """Change what surrounds a key's value. Raises NotFound, PreconditionFailed."""
+    values = _surroundings(new)
+    if new.disabled is not msgspec.UNSET:
+        values["disabled"] = new.disabled
+    if not values:
+        key = await get(db, caller, key_id)
+        condition.check(key)
+        return key
+    return await _update(db, caller, key_id, values, condition, Action.KEY_CHANGE)
+
+
+async def remove(db: Database, caller: Caller, key_id: int, condition: IfMatch) -> None:
+    """Delete a key with its ciphertext. Raises NotFound, PreconditionFailed."""
+    async with db.write() as connection:
+        key = _shown(await _one(connection, caller, key_id, lock=True), now())
+        condition.check(key)
+        await connection.execute(delete(api_keys).where(api_keys.c.id == key.id))
+        await audit.record(
+            connection, caller.origin, caller.user_id, Action.KEY_DELETE, key_id=key.id, service=key.service
+        )
+
+
+_SHOWN = (
+    api_keys.c.id,
+    api_keys.c.service,
+    api_keys.c.name,
+    api_keys.c.last_4_chars,
+    api_keys.c.disabled,
+    api_keys.c.undecryptable,
+    api_keys.c.created_at,
+    api_keys.c.updated_at,
+    api_keys.c.expires_at,
+    api_keys.c.last_used_at,
+    api_keys.c.last_used_by,
+)
+
+
+def _owned(caller: Caller) -> Select[*tuple[Any, ...]]:
+    return select(*_SHOWN).where(api_keys.c.user_id == caller.user_id)
+
+
+async def _one(connection: AsyncConnection, caller: Caller, key_id: int, *, lock: bool = False) -> AnyRow:
+    if not 0 < key_id <= MAX_ID:
+        raise NotFound("There is nothing with this id.")
+    statement = _owned(caller).where(api_keys.c.id == key_id)
+    row = (await connection.execute(statement.with_for_update() if lock else statement)).one_or_none()
+    if row is None:
+        raise NotFound("There is nothing with this id.")
+    return row
+
+
+async def _update(
+    db: Database, caller: Caller, key_id: int, values: dict[str, object], condition: IfMatch, action: Action
+) -> KeyInfo:
+    async with db.write() as connection:
+        before = _shown(await _one(connection, caller, key_id, lock=True), now())
+        condition.check(before)
+        # Always later than before, whatever the clock does, so that the ETag is always a new one.
+        moment = max(now(), before.updated_at + timedelta(microseconds=1))
+        statement = update(api_keys).where(api_keys.c.id == key_id).values(**values, updated_at=moment)
+        key = _shown((await connection.execute(statement.returning(*_SHOWN))).one(), moment)
+        await audit.record(connection, caller.origin, caller.user_id, action, key_id=key.id, service=key.service)
+    return key
+
+
+def _shown(row: AnyRow, moment: datetime) -> KeyInfo:
+    return KeyInfo(
+        id=row.id,
+        service=row.service,
+        name=row.name,
+        last_4_chars=row.last_4_chars,
+        status=_status(row, moment),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        expires_at=row.expires_at,
+        last_used_at=row.last_used_at,
+        last_used_by=row.last_used_by,
+    )
+
+
+def _status(row: AnyRow, moment: datetime) -> Status:
+    """The worst first: what does not open is no better for being paused."""
+    if row.undecryptable:
+        return Status.UNDECRYPTABLE
+    if row.expires_at is not None and row.expires_at <= moment:
+        return Status.EXPIRED
+    return Status.DISABLED if row.disabled else Status.ACTIVE
+
+
+def _surroundings(new: Replacement | Change) -> dict[str, object]:
+    values: dict[str, object] = {}
+    if new.name is not msgspec.UNSET:
+        values |= _label(new.name)
+    if new.expires_at is not msgspec.UNSET:
+        values["expires_at"] = new.expires_at
+    return values
+
+
+def _label(name: str | None) -> dict[str, object]:
+    return {"name": name, "name_folded": None if name is None else _folded(name)}
+
+
+def _folded(text: str) -> str:
+    """What two spellings of a label have in common: no case, one composition."""
+    return unicodedata.normalize("NFC", text.casefold())

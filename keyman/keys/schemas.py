@@ -1,0 +1,70 @@
+"""The shapes of keys on the wire."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+import msgspec
+
+from keyman.keys.services import ServiceSlug
+from keyman.values import FutureTime, Label, ProviderKey
+
+
+class NewKey(msgspec.Struct):
+    """A key to store."""
+
+    service: ServiceSlug
+    api_key: ProviderKey
+    name: Label | None = None
+    expires_at: FutureTime | None = None
+
+
+class Replacement(msgspec.Struct):
+    """A new value for a stored key; a field that is left out keeps what it holds."""
+
+    api_key: ProviderKey
+    name: Label | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: FutureTime | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Change(msgspec.Struct):
+    """A change to what surrounds the value; `null` clears a label or an expiry."""
+
+    name: Label | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: FutureTime | msgspec.UnsetType | None = msgspec.UNSET
+    disabled: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Status(StrEnum):
+    ACTIVE = "active"
+    DISABLED = "disabled"
+    EXPIRED = "expired"
+    UNDECRYPTABLE = "undecryptable"
+
+
+class KeyInfo(msgspec.Struct):
+    """A key as every answer shows it."""
+
+    id: int
+    service: str
+    name: str | None
+    last_4_chars: str
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    last_used_by: str | None
+
+    USE: ClassVar[frozenset[str]] = frozenset({"last_used_at", "last_used_by"})
+
+    @property
+    def etag(self) -> str:
+        """A strong validator of what its owner can change: it follows the visible fields, so a rewrap leaves it, and
+        leaves out the last use, so that an application that works with the key does not get in its owner's way.
+        """
+        seen = [getattr(self, name) for name in self.__struct_fields__ if name not in self.USE]
+        return f'"{hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:32]}"'

@@ -1,0 +1,40 @@
+"""From a value that a user left to what is stored of it: checked, sealed, masked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+from keyman.errors import InvalidRequest
+from keyman.keys.services import Catalogue
+from keyman.secret import Secret
+from keyman.vault.cipher import Cipher, Context
+
+
+class StoredValue(NamedTuple):
+    """The columns of `api_keys` that change with the value, and only together."""
+
+    encrypted_key: str
+    key_version: int
+    value_uuid: UUID
+    last_4_chars: str
+
+
+class Sealer:
+    """Seals the values of one deployment."""
+
+    def __init__(self, cipher: Cipher, deployment: UUID, catalogue: Catalogue) -> None:
+        self._cipher = cipher
+        self._deployment = deployment
+        self._catalogue = catalogue
+
+    async def seal(self, user_id: int, service: str, value: Secret) -> StoredValue:
+        """Seal a value under a new context. Raises VaultUnavailable, and InvalidRequest for another service's key."""
+        faults = tuple(self._catalogue.check_value(service, value.reveal()))
+        if faults:
+            raise InvalidRequest.at(*faults)
+        # A new uuid with each value: an older ciphertext put back into the row does not open.
+        value_uuid = uuid4()
+        sealed = await self._cipher.encrypt(value, Context(self._deployment, user_id, service, value_uuid))
+        mask = self._catalogue.mask(service, value.reveal())
+        return StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, mask)

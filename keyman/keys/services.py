@@ -1,0 +1,164 @@
+"""The catalogue: the services whose keys can be stored, and what their keys look like from outside.
+
+Prefixes are what providers print in their own documentation. They are used for two things only: for the mask, and to
+tell a person who pasted a key into the wrong form. A value without a known prefix is never refused for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import msgspec
+
+from keyman.errors import ConfigurationError, FieldError
+from keyman.secret import Secret
+
+
+class Service(msgspec.Struct, frozen=True):
+    """One service. `prefix` is shown in masks; `exclusive` prefixes begin keys of this service and of no other."""
+
+    service: str
+    name: str
+    prefix: str | None = None
+    exclusive: tuple[str, ...] = ()
+
+
+class ServiceInfo(msgspec.Struct):
+    """A service as the dropdown shows it."""
+
+    service: str
+    name: str
+
+
+SHIPPED = (
+    Service("OPENAI", "OpenAI", "sk-", ("sk-proj-", "sk-svcacct-", "sk-admin-")),
+    Service("ANTHROPIC", "Anthropic", "sk-ant-", ("sk-ant-",)),
+    Service("GOOGLE", "Google Gemini", "AIza", ("AIza",)),
+    Service("AZURE_OPENAI", "Azure OpenAI"),
+    Service("MISTRAL", "Mistral AI"),
+    Service("COHERE", "Cohere"),
+    Service("GROQ", "Groq", "gsk_", ("gsk_",)),
+    Service("XAI", "xAI", "xai-", ("xai-",)),
+    Service("DEEPSEEK", "DeepSeek", "sk-"),
+    Service("PERPLEXITY", "Perplexity", "pplx-", ("pplx-",)),
+    Service("TOGETHER", "Together AI", "tgp_v1_", ("tgp_v1_",)),
+    Service("OPENROUTER", "OpenRouter", "sk-or-", ("sk-or-",)),
+    Service("HUGGINGFACE", "Hugging Face", "hf_", ("hf_",)),
+    Service("REPLICATE", "Replicate", "r8_", ("r8_",)),
+    Service("FIREWORKS", "Fireworks AI", "fw_", ("fw_",)),
+)
+
+_SLUG = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_PREFIX = re.compile(r"[!-~]{2,16}")
+
+
+class ServiceSlug(str):
+    """The name of a service in the catalogue, as a request spells it."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "pattern": "^[A-Z][A-Z0-9_]{0,63}$",
+        "examples": ["OPENAI"],
+        "description": "One of the services of `GET /api/services`.",
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        """The shape alone; `Catalogue.check_new_key` knows which services there are."""
+        if not isinstance(raw, str):
+            raise ValueError("must be a string")
+        if not _SLUG.fullmatch(raw):
+            raise ValueError("must be a service of the catalogue, in upper case; GET /api/services lists them")
+        return cls(raw)
+
+
+class Catalogue:
+    """The shipped services and an operator's own, which come after them or replace one of the same name."""
+
+    def __init__(self, added: Iterable[Service] = ()) -> None:
+        services = {service.service: service for service in (*SHIPPED, *added)}
+        self._services = services
+        self._exclusive = {prefix: service for service in services.values() for prefix in service.exclusive}
+
+    @classmethod
+    def load(cls, path: Path | None) -> Catalogue:
+        """With the services of a JSON or TOML file. Raises ConfigurationError naming the entry that is wrong."""
+        return cls() if path is None else cls(_read(path))
+
+    def infos(self) -> list[ServiceInfo]:
+        return [ServiceInfo(service.service, service.name) for service in self._services.values()]
+
+    def check_new_key(self, values: Mapping[str, object]) -> Iterator[FieldError]:
+        """What is wrong with the parsed fields of a NewKey beyond their shapes."""
+        service, value = values.get("service"), values.get("api_key")
+        if isinstance(service, str) and service not in self._services:
+            yield FieldError("service", "is not a service of the catalogue; GET /api/services lists them")
+        elif isinstance(service, str) and isinstance(value, Secret):
+            yield from self.check_value(service, value.reveal())
+
+    def check_value(self, service: str, value: str) -> Iterator[FieldError]:
+        """Why this value cannot be a key of this service, if that is certain."""
+        if self._looks_like_mask(value):
+            yield FieldError(
+                "api_key", "is the masked form in which keyman shows a key, not the key; copy it from the provider"
+            )
+            return
+        known = self._services.get(service)
+        own = known.prefix if known is not None and known.prefix is not None and value.startswith(known.prefix) else ""
+        claims = [prefix for prefix in self._exclusive if value.startswith(prefix)]
+        claim = max(claims, key=len, default="")
+        # The service's own prefix counts when it says as much: an operator may add a second service like Anthropic.
+        if len(claim) > len(own) and self._exclusive[claim] is not known:
+            owner, mine = self._exclusive[claim].name, known.name if known is not None else service
+            yield FieldError("api_key", f"looks like a key of {owner}, not of {mine}: choose that service instead")
+
+    def mask(self, service: str, value: str) -> str:
+        """What is shown of a value: the service's prefix if the value has it, `...`, and the last four characters."""
+        if len(value) < 12:
+            return "..."
+        known = self._services.get(service)
+        prefix = known.prefix if known is not None and known.prefix is not None else ""
+        # Prefix and tail must not be the whole value, as they could be with a short one and an operator's long prefix.
+        shows = value.startswith(prefix) and len(prefix) + 4 < len(value)
+        return f"{prefix if shows else ''}...{value[-4:]}"
+
+    def _looks_like_mask(self, value: str) -> bool:
+        """True for a text of the form in which keyman shows a value of any of its services."""
+        head, dots, tail = value.partition("...")
+        prefixes = {service.prefix or "" for service in self._services.values()}
+        return bool(dots) and head in prefixes and len(tail) in (0, 4)
+
+
+def _read(path: Path) -> list[Service]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError):
+        raise ConfigurationError("KEYMAN_SERVICES_FILE names a file that is not JSON or TOML (by its ending)") from None
+    entries = content.get("services") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise ConfigurationError('KEYMAN_SERVICES_FILE must hold a list of services, in TOML as "[[services]]"')
+    return [_entry(number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def _entry(number: int, entry: object) -> Service:
+    where = f"KEYMAN_SERVICES_FILE, entry {number}"
+    try:
+        service = msgspec.convert(entry, Service)
+    except msgspec.ValidationError as fault:
+        raise ConfigurationError(f"{where}: {fault}") from None
+    if not _SLUG.fullmatch(service.service):
+        raise ConfigurationError(f"{where}: service must be upper case letters, digits and _, 64 at most")
+    if not 0 < len(service.name) <= 100:
+        raise ConfigurationError(f"{where}: name must be 1 to 100 characters long")
+    prefixes = [*service.exclusive, *([service.prefix] if service.prefix is not None else [])]
+    if not all(_PREFIX.fullmatch(prefix) for prefix in prefixes):
+        # A longer one would show, in every mask, more of a value than a prefix should.
+        raise ConfigurationError(f"{where}: a prefix is 2 to 16 printable characters")
+    return service

@@ -1,0 +1,98 @@
+"""The schema's history, and how a database is brought to its end.
+
+`tables()` names every table in one place, for Alembic and for whoever wants to see the schema whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import MetaData, inspect, text
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from keyman.accounts import tables as accounts_tables
+from keyman.audit import audit_log
+from keyman.db import create_private_file, metadata
+from keyman.deployment import deployment
+from keyman.errors import DatabaseUnavailable
+from keyman.keys import tables as keys_tables
+
+ADVISORY_LOCK = 0x6B65796D616E
+"""PostgreSQL's lock for migrations ("keyman" in ASCII), so that two replicas that start at once do not both migrate."""
+
+
+def tables() -> MetaData:
+    """Every table; importing this module has defined them."""
+    _ = (accounts_tables, keys_tables, audit_log, deployment)
+    return metadata
+
+
+async def upgrade(url: URL) -> tuple[str | None, str]:
+    """Bring a database to the newest schema, in one transaction; return the revisions before and after.
+
+    Raises DatabaseUnavailable.
+    """
+    create_private_file(url)
+    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(_upgrade)
+    except (SQLAlchemyError, OSError):
+        raise DatabaseUnavailable("The database cannot be reached, or refuses to be changed by this user.") from None
+    finally:
+        await engine.dispose()
+
+
+async def differences(url: URL) -> list[str]:
+    """What a database lacks or has beyond the schema of this code, a line each; empty when they agree.
+
+    Raises DatabaseUnavailable.
+    """
+    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(_differences)
+    except (SQLAlchemyError, OSError):
+        raise DatabaseUnavailable("The database cannot be reached.") from None
+    finally:
+        await engine.dispose()
+
+
+def newest_revision() -> str:
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None
+    return revision
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    # Alembic interpolates "%" in options.
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection) -> tuple[str | None, str]:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
+    before = MigrationContext.configure(connection).get_current_revision()
+    command.upgrade(_config(connection), "head")
+    return before, newest_revision()
+
+
+def _differences(connection: Connection) -> list[str]:
+    if not inspect(connection).get_table_names():
+        return ["the database is empty"]
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    current, newest = context.get_current_revision(), newest_revision()
+    if current != newest:
+        return [f"the schema is at revision {current}, the newest is {newest}"]
+    return [str(difference) for difference in compare_metadata(context, tables())]

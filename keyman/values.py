@@ -1,0 +1,262 @@
+"""The values that requests are made of: each is parsed once, at the edge, into a type that cannot be wrong.
+
+A `parse` takes whatever JSON held and returns the value or raises ValueError with a sentence for the person who sent
+it; the sentence never repeats what was sent. `decode` does so for a whole body and reports every field at once.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+
+import msgspec
+
+from keyman.db import now
+from keyman.errors import FieldError, InvalidRequest
+from keyman.secret import Secret
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of what follows: with them a label shows as something it is not."""
+
+
+class Value(Protocol):
+    """A type that a field of a body can have."""
+
+    schema: ClassVar[dict[str, Any]]
+    """JSON Schema of what `parse` takes, for the OpenAPI document."""
+
+    @classmethod
+    def parse(cls, raw: object) -> Any: ...
+
+
+class Label(str):
+    """What a person calls a key or a token."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": 100, "examples": ["Production chat"]}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if len(text) > 100:
+            raise ValueError("must be at most 100 characters long")
+        # Cc: control characters, NUL among them. Zl and Zp: line and paragraph separators. Cs: half characters.
+        if any(c in BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in text):
+            raise ValueError("must not hold control characters or characters that change the writing direction")
+        return cls(text)
+
+
+class RequiredLabel(Label):
+    """A label that says something."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {**Label.schema, "minLength": 1, "pattern": r"\S", "examples": ["CI pipeline"]}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        label = super().parse(raw)
+        if not label.strip():
+            raise ValueError("must not be empty")
+        return label
+
+
+class SearchText(str):
+    """What to look for in labels."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": 100, "examples": ["prod"]}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if len(text) > 100:
+            raise ValueError("must be at most 100 characters long")
+        if "\0" in text:
+            raise ValueError("must not hold NUL")  # PostgreSQL takes it in no text
+        return cls(text)
+
+
+class EmailAddress(str):
+    """An address to sign in with, as its owner spells it. `key` tells whether two spellings are one address."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "maxLength": 254,
+        "pattern": r"^[^\s@]+@[^\s@]+$",
+        "examples": ["ada@example.com"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = unicodedata.normalize("NFC", _string(raw).strip())
+        local, at, domain = text.rpartition("@")
+        if not (local and at and domain) or "@" in local or any(not c.isprintable() or c.isspace() for c in text):
+            raise ValueError("must be an e-mail address, such as ada@example.com")
+        # RFC 5321, 4.5.3.1: 64 octets before the @, 254 in all.
+        if len(local.encode()) > 64 or len(text.encode()) > 254:
+            raise ValueError("is too long for an e-mail address")
+        return cls(text)
+
+    @property
+    def key(self) -> str:
+        return unicodedata.normalize("NFC", self.casefold())
+
+
+class NewPassword(Secret):
+    """A password that somebody chooses."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "format": "password",
+        "minLength": 10,
+        "maxLength": 256,
+        "writeOnly": True,
+        "examples": ["correct horse battery staple"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if not 10 <= len(text) <= 256:
+            raise ValueError("must be 10 to 256 characters long")
+        _encodable(text)
+        return cls(text)
+
+
+class GivenPassword(Secret):
+    """A password that is to be compared: of any form, so that the answer to a wrong one is always the same."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "format": "password",
+        "maxLength": 256,
+        "writeOnly": True,
+        "examples": ["correct horse battery staple"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if len(text) > 256:
+            raise ValueError("must be at most 256 characters long")
+        _encodable(text)
+        return cls(text)
+
+
+class ProviderKey(Secret):
+    """The value that keyman exists for."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "format": "password",
+        "minLength": 8,
+        "maxLength": 512,
+        "pattern": r"^[\x21-\x7e]+$",
+        "writeOnly": True,
+        "examples": ["sk-hq2v9mXbT0c7eUKwN4Rd1234"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw).strip()
+        if not text:
+            raise ValueError("must not be empty")
+        if not all("!" <= c <= "~" for c in text):
+            raise ValueError(
+                "must be printable ASCII characters without white space; if it was copied from a document, copy it "
+                "again from the provider's own page"
+            )
+        if not 8 <= len(text) <= 512:
+            raise ValueError("must be 8 to 512 characters long")
+        return cls(text)
+
+
+class FutureTime(datetime):
+    """An instant that is still to come, in UTC."""
+
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        try:
+            moment = msgspec.convert(_string(raw), datetime)
+        except msgspec.ValidationError:
+            raise ValueError("must be an RFC 3339 time, such as 2030-01-31T00:00:00Z") from None
+        if moment.tzinfo is None:
+            raise ValueError("must say its time zone: end it with Z or an offset such as +02:00")
+        try:
+            moment = moment.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("is too far away") from None
+        if moment <= now():
+            raise ValueError("must be in the future")
+        return cls.fromisoformat(moment.isoformat())
+
+
+Check = Callable[[Mapping[str, object]], Iterable[FieldError]]
+"""Looks at the fields that were parsed, and says what is wrong between them or against what the application knows."""
+
+
+def decode(model: type[S], raw: object, check: Check | None = None) -> S:
+    """The struct that `raw`, decoded JSON, describes. Raises InvalidRequest with everything that is at fault."""
+    if not isinstance(raw, dict):
+        raise InvalidRequest.at(FieldError("", "The body must be a JSON object."))
+    fields = msgspec.structs.fields(model)
+    errors: list[FieldError] = []
+    values: dict[str, object] = {}
+    for field in fields:
+        if field.encode_name not in raw:
+            if field.required:
+                errors.append(FieldError(field.encode_name, "is missing"))
+            continue
+        try:
+            values[field.name] = _field(field.type, raw[field.encode_name])
+        except ValueError as fault:
+            errors.append(FieldError(field.encode_name, str(fault)))
+    unknown = len(raw.keys() - {field.encode_name for field in fields})
+    if unknown:
+        # Their names are not repeated: a key pasted in the wrong place is a name then.
+        known = ", ".join(field.encode_name for field in fields)
+        counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
+        errors.append(FieldError("", f"The body holds {counted}; known are {known}."))
+    if check is not None:
+        errors += check(values)
+    if errors:
+        raise InvalidRequest.at(*errors)
+    return model(**values)
+
+
+def _field(kind: Any, raw: object) -> object:
+    try:
+        return msgspec.convert(raw, kind, dec_hook=lambda wanted, value: cast("type[Value]", wanted).parse(value))
+    except msgspec.ValidationError as fault:
+        if isinstance(fault.__cause__, ValueError):
+            raise ValueError(str(fault.__cause__)) from None
+        # msgspec's words for a wrong type name types alone; its words for anything else may repeat the value.
+        message = str(fault).partition(" - at ")[0]
+        words = {"`bool`": "true or false", "`array` of length": "a list that is not empty", "`array`": "a list"}
+        for name, plain in words.items():
+            if message.startswith(f"Expected {name}"):
+                raise ValueError(f"must be {plain}") from None
+        raise ValueError("is of the wrong type") from None
+
+
+def _string(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError("must be a string")
+    return raw
+
+
+def _encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not hold half characters (lone surrogates)") from None

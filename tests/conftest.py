@@ -1,0 +1,111 @@
+"""What most tests stand on: a real Vault and a real PostgreSQL a worker, a database a test, keyman over them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from argon2 import PasswordHasher
+from hypothesis import HealthCheck, settings
+from sqlalchemy.engine import URL, make_url
+
+from keyman import migrations
+from keyman.accounts.passwords import Passwords
+from keyman.config import VaultSettings
+from keyman.vault import embedded, provision
+from keyman.vault.embedded import EmbeddedVault
+from tests.support.needs import pytest_configure, pytest_terminal_summary, require
+from tests.support.planes import Plane, Vault, plane_at
+from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
+
+__all__ = ["pytest_configure", "pytest_terminal_summary"]  # hooks of the run, found here by pytest
+
+# No deadline: machines are shared and noisy. Fixtures are built once for all examples of a test, on purpose.
+settings.register_profile(
+    "keyman", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.load_profile("keyman")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bare_environment() -> Iterator[None]:
+    """What a developer's shell has set for a keyman or a Vault of their own must not reach the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(("KEYMAN_", "VAULT_", "BAO_")) and not name.startswith("KEYMAN_TEST_"):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
+    """The worker's Vault; tests that harm one start their own."""
+    server = asyncio.run(embedded.start(tmp_path_factory.mktemp("vault")))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def provisioned(embedded_server: EmbeddedVault) -> Vault:
+    """The worker's Vault, set up for keyman, with the credentials of the management role."""
+    return asyncio.run(_provisioned(embedded_server))
+
+
+async def _provisioned(server: EmbeddedVault) -> Vault:
+    admin = server.admin()
+    try:
+        await provision.provision(admin, VaultSettings(address=server.address))
+        role = await provision.issue_credentials(admin, "keyman-management")
+    finally:
+        await admin.close()
+    settings = VaultSettings(address=server.address, role_id=role.role_id, secret_id=role.secret_id)
+    return Vault(server, settings)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The worker's PostgreSQL; tests that harm one start their own."""
+    require("postgres", postgres_absence())
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    """A database of the test's own, once of each kind, without a schema."""
+    if request.param == "sqlite":
+        yield make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = f"test_{uuid4().hex}"
+    yield make_url(server.create_database(name))
+    server.drop_database(name)
+
+
+@pytest.fixture
+async def database(empty_database: URL) -> URL:
+    """The same, migrated."""
+    await migrations.upgrade(empty_database)
+    return empty_database
+
+
+@pytest.fixture(scope="session")
+def quick_passwords() -> PasswordHasher:
+    """Argon2id with parameters for tests that are not about it."""
+    return PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@pytest.fixture
+async def plane(database: URL, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[Plane]:
+    """The management plane in this process, sign-up open, over a database of the test's own and the worker's Vault."""
+    async with plane_at(database, provisioned.settings, Passwords(quick_passwords)) as running:
+        yield running

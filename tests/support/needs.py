@@ -1,0 +1,81 @@
+"""The one place that decides whether a missing outside part skips tests or fails them, and that says so.
+
+On a developer's machine a test whose outside part is absent is skipped. In CI that would be a silent hole:
+there `KEYMAN_TEST_REQUIRE` names the parts that must be present, and their absence fails the test.
+
+The module is a pytest plugin as well (`pytest_plugins = ["tests.support.needs"]`): right above pytest's own
+closing line it tells what the run did not exercise and why. With pytest-xdist the controller tells, once.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Generator
+
+import pytest
+
+KNOWN = frozenset({"docker", "chromium", "postgres"})
+VARIABLE = "KEYMAN_TEST_REQUIRE"
+
+
+def required() -> frozenset[str]:
+    """The parts named by `KEYMAN_TEST_REQUIRE`; a name that nobody knows is a `ValueError`."""
+    names = frozenset(name.strip() for name in os.environ.get(VARIABLE, "").split(",")) - {""}
+    if unknown := names - KNOWN:
+        raise ValueError(f"{VARIABLE} names {sorted(unknown)}; known are {sorted(KNOWN)}")
+    return names
+
+
+def require(what: str, absence: str | None) -> None:
+    """Return when `what` is present (`absence` is None); otherwise fail where it is required, else skip."""
+    if what not in KNOWN:
+        raise ValueError(f"{what!r} is none of {sorted(KNOWN)}")
+    if absence is None:
+        return
+    if what in required():
+        pytest.fail(f"{VARIABLE} demands {what}, but {absence}", pytrace=False)
+    pytest.skip(f"{what}: {absence}")
+
+
+def pytest_configure() -> None:
+    """Refuse a misspelt `KEYMAN_TEST_REQUIRE` before any test runs: it would demand nothing."""
+    try:
+        required()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+# A wrapper around pytest's own wrapper of this hook: what follows `yield` comes after the failures and the
+# short summary, so the only line that pytest writes after it is its closing line.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> Generator[None]:
+    """Print the section "not exercised" as the run's last lines above pytest's closing line."""
+    yield
+    reporter = terminalreporter
+    skipped = _skipped(reporter)
+    reporter.section("not exercised", sep="-", bold=True)
+    for reason, count in sorted(skipped.items()):
+        reporter.line(f"{count} skipped: {reason}", yellow=True)
+    if skipped:
+        return
+    if exitstatus == pytest.ExitCode.OK and not _narrowed(config):
+        reporter.line("everything was exercised", green=True)
+    else:
+        reporter.line("nothing was skipped, but the run was narrowed, failed or ended early", yellow=True)
+
+
+def _skipped(reporter: pytest.TerminalReporter) -> Counter[str]:
+    # Every xdist worker reports a file that it skips as a whole: one node counts once.
+    reasons: dict[str, str] = {}
+    for report in reporter.stats.get("skipped", []):
+        where = report.longrepr
+        reason = str(where[2] if isinstance(where, tuple) else where)
+        reasons[report.nodeid] = reason.removeprefix("Skipped: ")
+    return Counter(reasons.values())
+
+
+def _narrowed(config: pytest.Config) -> bool:
+    """Whether the command line picked some of the tests only."""
+    by_name = config.args_source is pytest.Config.ArgsSource.ARGS
+    return by_name or any(config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf"))
