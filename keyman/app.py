@@ -6,25 +6,24 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
-import msgspec
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.types import ControllerRouterHandler
 
-from keyman import __version__, housekeeping
+from keyman import housekeeping
 from keyman.accounts.passwords import Passwords
 from keyman.api import health, reference
 from keyman.api.accounts import AuthController, TokenController
 from keyman.api.audit import list_audit
-from keyman.api.authentication import SESSION_COOKIE, authenticate, provide_caller, provide_origin
+from keyman.api.authentication import authenticate, provide_caller, provide_origin
 from keyman.api.body import CHECKS, MAX_BYTES, ValueSchemas
 from keyman.api.common import EXCEPTION_HANDLERS, answer_options
+from keyman.api.document import openapi_document
 from keyman.api.keys import KeyController, list_services
 from keyman.config import Settings, load
 from keyman.db import Database
@@ -40,11 +39,6 @@ from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 
-DESCRIPTION = """\
-Users leave their API keys for LLM services here. A value goes in once and is sealed by Vault; no answer of this API
-ever holds one. Every error is `application/problem+json` (RFC 9457) with a type that explains itself.
-"""
-
 
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
     """The management plane as an ASGI application.
@@ -54,64 +48,27 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
     """
     metrics = Metrics()
     catalogue = Catalogue.load(settings.services_file)
-    api = Router(
-        "/api",
-        route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
-        guards=[authenticate],
-        dependencies={"caller": Provide(provide_caller), "origin": Provide(provide_origin)},
-        security=[{"token": []}, {"session": []}],
-    )
     litestar = Litestar(
         route_handlers=[
-            api,
-            health.livez,
-            health.readyz,
-            health.metrics,
+            *_described_routes(),
             reference.problem_index,
             reference.problem_page,
             reference.reference,
             reference.openapi_document,
             reference.static_files,
         ],
-        dependencies={
-            name: Provide(_from_state(name), sync_to_thread=False)
-            for name in ("catalogue", "db", "guard", "metrics", "openapi", "passwords", "sealer", "settings")
-        },
-        exception_handlers=EXCEPTION_HANDLERS,
+        dependencies=_DEPENDENCIES,
         before_request=answer_options,
+        exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[_lifespan],
         logging_config=None,
-        openapi_config=OpenAPIConfig(
-            title="keyman",
-            version=__version__,
-            description=DESCRIPTION,
-            path="/-/openapi",  # Litestar's own pages are not used, and load from other hosts
-            render_plugins=[],
-            use_handler_docstrings=False,
-            tags=[Tag(name) for name in ("Keys", "Access tokens", "Account", "Trail", "Health")],
-            components=Components(
-                security_schemes={
-                    "token": SecurityScheme(
-                        type="http",
-                        scheme="bearer",
-                        bearer_format="km_…",
-                        description="A personal access token, `km_` and 36 base62 characters.",
-                    ),
-                    "session": SecurityScheme(
-                        type="apiKey",
-                        security_scheme_in="cookie",
-                        name=SESSION_COOKIE,
-                        description="Set by sign-up and sign-in; may do everything that its owner may.",
-                    ),
-                }
-            ),
-        ),
-        plugins=[ValueSchemas()],
+        openapi_config=None,
         request_max_body_size=MAX_BYTES,
         state=State(
             {
                 "catalogue": catalogue,
                 "metrics": metrics,
+                "openapi": openapi_document(_described_routes(), _DEPENDENCIES),
                 "passwords": passwords or Passwords(),
                 "settings": settings,
                 CHECKS: {NewKey: catalogue.check_new_key},
@@ -119,7 +76,6 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         ),
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
-    litestar.state.openapi = msgspec.json.encode(litestar.openapi_schema.to_schema())
     return Edge(cast("ASGIApp", litestar), settings, metrics)
 
 
@@ -158,8 +114,27 @@ async def _first_look(guard: KeyGuard) -> None:
         await guard.verify()
 
 
-def _from_state(name: str) -> Callable[[State], Any]:
+def _described_routes() -> list[ControllerRouterHandler]:
+    """The routes of the OpenAPI document, new ones at each call: one belongs to one application."""
+    api = Router(
+        "/api",
+        route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
+        guards=[authenticate],
+        dependencies={"caller": Provide(provide_caller), "origin": Provide(provide_origin)},
+    )
+    return [api, health.livez, health.readyz, health.metrics]
+
+
+def _from_state(name: str) -> Provide:
+    """The part of the application of this name, for whichever handler asks for it."""
+
     def provide(state: State) -> Any:
         return state[name]
 
-    return provide
+    return Provide(provide, sync_to_thread=False)
+
+
+_DEPENDENCIES = {
+    name: _from_state(name)
+    for name in ("catalogue", "db", "guard", "metrics", "openapi", "passwords", "sealer", "settings")
+}

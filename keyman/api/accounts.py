@@ -12,7 +12,7 @@ from keyman.accounts.passwords import Passwords
 from keyman.accounts.personal import CreatedToken, NewToken, TokenInfo
 from keyman.accounts.tokens import Scope
 from keyman.accounts.users import Account, ChangePassword, LogIn, SignedIn, SignUp
-from keyman.api.authentication import PUBLIC, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
+from keyman.api.authentication import PUBLIC, SECURITY, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
 from keyman.api.body import JsonBody
 from keyman.api.common import BODY_PROBLEMS, CALLER_PROBLEMS, SET_COOKIE, AnyRequest, Injected, RowId, may_answer
 from keyman.audit import Origin
@@ -31,6 +31,7 @@ class AuthController(Controller):
         return_dto=None,
         status_code=201,
         operation_id="signUp",
+        response_description="The account; the session is in the cookie.",
         summary="Make an account",
         description="Makes an account where sign-up is open, and signs it in.",
         response_headers=[SET_COOKIE],
@@ -58,6 +59,7 @@ class AuthController(Controller):
         return_dto=None,
         status_code=200,
         operation_id="logIn",
+        response_description="The account; the session is in the cookie.",
         summary="Sign in",
         description="Always opens a new session. A wrong password and an unknown address get the same answer.",
         response_headers=[SET_COOKIE],
@@ -78,8 +80,10 @@ class AuthController(Controller):
     @post(
         "/logout",
         opt=needs(None),
+        security=SECURITY,
         status_code=204,
         operation_id="logOut",
+        response_description="The session is dead.",
         summary="Sign out",
         description="Ends the session on the server; an access token is refused here.",
         response_headers=[SET_COOKIE],
@@ -94,7 +98,9 @@ class AuthController(Controller):
     @get(
         "/me",
         opt=needs(None),
+        security=SECURITY,
         operation_id="getAccount",
+        response_description="The account.",
         summary="Who am I",
         description="The account of the caller.",
         responses=may_answer(*CALLER_PROBLEMS),
@@ -105,10 +111,12 @@ class AuthController(Controller):
     @put(
         "/password",
         opt=needs(None),
+        security=SECURITY,
         dto=JsonBody[ChangePassword],
         return_dto=None,
         status_code=204,
         operation_id="changePassword",
+        response_description="The password is changed.",
         summary="Change the password",
         description="Ends all other sessions. Access tokens go on working. An access token is refused here.",
         responses=may_answer(errors.Conflict, errors.RateLimited, *CALLER_PROBLEMS, *BODY_PROBLEMS),
@@ -129,10 +137,12 @@ class TokenController(Controller):
 
     @post(
         opt=needs(Scope.TOKENS_MANAGE),
+        security=SECURITY,
         dto=JsonBody[NewToken],
         return_dto=None,
         status_code=201,
         operation_id="createToken",
+        response_description="The token, once.",
         summary="Make an access token",
         description=(
             "`token` is shown in this answer and never again. Without `scopes` the token gets `keys:read` and "
@@ -145,7 +155,9 @@ class TokenController(Controller):
 
     @get(
         opt=needs(Scope.TOKENS_MANAGE),
+        security=SECURITY,
         operation_id="listTokens",
+        response_description="The tokens, newest first.",
         summary="List the access tokens",
         description="Newest first, without the tokens themselves.",
         responses=may_answer(*CALLER_PROBLEMS),
@@ -156,8 +168,10 @@ class TokenController(Controller):
     @delete(
         "/{token_id:str}",
         opt=needs(Scope.TOKENS_MANAGE),
+        security=SECURITY,
         status_code=204,
         operation_id="revokeToken",
+        response_description="The token is dead.",
         summary="Revoke an access token",
         description="Effective at once on every replica.",
         responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),

@@ -10,7 +10,7 @@ from litestar.params import QueryParameter
 from keyman import audit, errors
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
-from keyman.api.authentication import needs
+from keyman.api.authentication import SECURITY, needs
 from keyman.api.common import CALLER_PROBLEMS, LINK, Injected, linked, may_answer
 from keyman.audit import AuditEntry
 from keyman.db import Database
@@ -20,8 +20,10 @@ from keyman.paging import UNSAID, Cursor, Limit, Slice
 @get(
     "/audit",
     opt=needs(Scope.AUDIT_READ),
+    security=SECURITY,
     tags=("Trail",),
     operation_id="listAudit",
+    response_description="A page of the trail, newest first.",
     summary="List what was done",
     description="The caller's own trail, newest first: changes to the account, its access tokens and its keys.",
     response_headers=[LINK],

@@ -50,6 +50,7 @@ class Liveness(msgspec.Struct):
     opt=PUBLIC,
     tags=("Health",),
     operation_id="livez",
+    response_description="The process runs.",
     summary="Is the process running",
     description="Asks neither the database nor Vault.",
     responses=may_answer(),
@@ -63,6 +64,7 @@ async def livez() -> Liveness:
     opt=PUBLIC,
     tags=("Health",),
     operation_id="readyz",
+    response_description="Everything works.",
     summary="Can keys be stored",
     description="Reads from the database, and proves Vault by using its key: the sentinel is rewrapped.",
     responses={
@@ -82,6 +84,7 @@ async def readyz(db: Injected[Database], guard: Injected[KeyGuard]) -> Response[
     tags=("Health",),
     media_type=MediaType.TEXT,
     operation_id="metrics",
+    response_description="The metrics.",
     summary="Metrics for Prometheus",
     description="The Prometheus text format. Labels come from fixed sets and hold nothing of anybody's.",
     responses=may_answer(),

@@ -10,7 +10,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from keyman import errors
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
-from keyman.api.authentication import needs
+from keyman.api.authentication import SECURITY, needs
 from keyman.api.body import JsonBody
 from keyman.api.common import (
     BODY_PROBLEMS,
@@ -60,10 +60,12 @@ class KeyController(Controller):
 
     @post(
         opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
         dto=JsonBody[NewKey],
         return_dto=None,
         status_code=201,
         operation_id="createKey",
+        response_description="The key as it is stored.",
         summary="Store a key",
         description="Seals the value in Vault. It is never shown again, here or anywhere else in this API.",
         response_headers=[ETAG, LOCATION, REPLAYED],
@@ -89,7 +91,9 @@ class KeyController(Controller):
 
     @get(
         opt=needs(Scope.KEYS_READ),
+        security=SECURITY,
         operation_id="listKeys",
+        response_description="A page of keys, newest first.",
         summary="List the keys",
         description="The caller's own keys, newest first. Works while Vault is sealed or down.",
         response_headers=[LINK],
@@ -111,7 +115,9 @@ class KeyController(Controller):
     @get(
         "/{key_id:str}",
         opt=needs(Scope.KEYS_READ),
+        security=SECURITY,
         operation_id="getKey",
+        response_description="The key.",
         summary="Show a key",
         description="Its metadata and mask. Works while Vault is sealed or down.",
         response_headers=[ETAG],
@@ -123,9 +129,11 @@ class KeyController(Controller):
     @put(
         "/{key_id:str}",
         opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
         dto=JsonBody[Replacement],
         return_dto=None,
         operation_id="replaceKey",
+        response_description="The key with its new mask.",
         summary="Replace a key's value",
         description="The service stays; an omitted field keeps its value; `null` clears a name or an expiry.",
         response_headers=[ETAG],
@@ -147,9 +155,11 @@ class KeyController(Controller):
     @patch(
         "/{key_id:str}",
         opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
         dto=JsonBody[Change],
         return_dto=None,
         operation_id="changeKey",
+        response_description="The key as it is now.",
         summary="Rename, pause or limit a key",
         description="Changes what surrounds the value; `null` clears a name or an expiry. Does not need Vault.",
         response_headers=[ETAG],
@@ -168,8 +178,10 @@ class KeyController(Controller):
     @delete(
         "/{key_id:str}",
         opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
         status_code=204,
         operation_id="deleteKey",
+        response_description="The key is gone.",
         summary="Delete a key",
         description="The row and its ciphertext are gone. Does not need Vault.",
         responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS),
@@ -183,8 +195,10 @@ class KeyController(Controller):
 @get(
     "/services",
     opt=needs(Scope.KEYS_READ),
+    security=SECURITY,
     tags=("Keys",),
     operation_id="listServices",
+    response_description="The catalogue.",
     summary="List the services",
     description="The catalogue: what `service` can be, and the name to show for it.",
     responses=may_answer(*CALLER_PROBLEMS),
