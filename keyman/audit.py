@@ -59,7 +59,7 @@ audit_log = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("at", UtcTime, nullable=False),
-    Column("user_id", Id, ForeignKey("users.id"), nullable=False),  # whose trail it is
+    Column("user_id", Id, ForeignKey("users.id")),  # whose trail it is; null for a sign-in to no account
     Column("actor", String(16), nullable=False),
     Column("actor_id", Id),
     Column("action", String(32), nullable=False),
@@ -113,7 +113,7 @@ async def list_own(db: Database, user_id: int, part: Slice) -> Page[AuditEntry]:
 async def record(
     connection: AsyncConnection,
     origin: Origin,
-    user_id: int,
+    user_id: int | None,
     action: Action,
     *,
     token_id: int | None = None,

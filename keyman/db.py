@@ -184,7 +184,8 @@ def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE: a transaction that reads first and writes later would otherwise fail at once, whatever the timeout,
     # when another one wrote in between.
-    if connection.get_isolation_level() != "AUTOCOMMIT":
+    # A reader (see `read`) takes no lock at all.
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

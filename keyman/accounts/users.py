@@ -101,9 +101,9 @@ async def log_in(
         if row is None or not is_usable:
             raise WrongPassword
     except WrongPassword:
-        if row is not None:
-            async with db.write() as connection:
-                await audit.record(connection, origin, row.id, Action.LOGIN_FAILED)
+        # For an unknown address too: a missing write would be heard in the time that the answer takes.
+        async with db.write() as connection:
+            await audit.record(connection, origin, row.id if row is not None else None, Action.LOGIN_FAILED)
         raise Unauthenticated("E-mail or password is wrong.") from None
     await throttle.forgive(db, buckets)
     async with db.write() as connection:

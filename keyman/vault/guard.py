@@ -70,34 +70,41 @@ class KeyGuard:
             if monotonic() - self._checked_at > max_age:
                 started = monotonic()
                 self._verdict = await self._check()
-                self._checked_at = started
+                # What is bad was seen at the end: who waited for a check that took its whole time shares its outcome.
+                self._checked_at = started if self._verdict is None else monotonic()
         if self._verdict is not None:
             raise VaultUnavailable(self._verdict.reason, retry_after=self._verdict.retry_after or 5)
 
     async def _check(self) -> VaultUnavailable | None:
+        sentinel = await self._store.sentinel()
         try:
-            await self._check_properties()
-            await self._check_sentinel()
+            if sentinel is None:
+                # The first start: nothing is sealed with a key that is not as it must be, the sentinel least of all.
+                await self._check_properties()
+                sentinel = await self._store.keep_sentinel(await self._seal_sentinel())
+            # Side by side, so that both take no longer than one; what the properties say comes first.
+            verdicts = await asyncio.gather(
+                self._check_properties(), self._check_sentinel(sentinel), return_exceptions=True
+            )
         except VaultUnavailable as fault:
             return fault
+        for verdict in verdicts:
+            if isinstance(verdict, VaultUnavailable):
+                return verdict
+            if isinstance(verdict, BaseException):
+                raise verdict
         return None
 
     async def _check_properties(self) -> None:
         key, mount = self._settings.key, self._settings.mount
-        try:
-            answer = await self._client.call("read-key", lambda: none_if_missing(self._transit.read_key(key, mount)))
-        except VaultUnavailable as fault:
-            raise fault from None
+        answer = await self._client.call("read-key", lambda: none_if_missing(self._transit.read_key(key, mount)))
         data: dict[str, Any] = {} if answer is None else answer["data"]
         wrong = [name for name, value in KEY_PROPERTIES.items() if data.get(name) != value]
         if wrong:
             log.error("vault's key is not as it must be", key=key, mount=mount, properties=wrong or "missing")
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
 
-    async def _check_sentinel(self) -> None:
-        sentinel = await self._store.sentinel()
-        if sentinel is None:
-            sentinel = await self._store.keep_sentinel(await self._seal_sentinel())
+    async def _check_sentinel(self, sentinel: str | None) -> None:
         if sentinel is None or not await self._rewraps(sentinel):
             log.error("vault's key does not open the sentinel: another key, another Vault or another database")
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)

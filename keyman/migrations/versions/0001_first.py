@@ -100,7 +100,7 @@ def upgrade() -> None:
         "audit_log",
         sa.Column("id", ID, nullable=False),
         sa.Column("at", TIME, nullable=False),
-        sa.Column("user_id", ID, nullable=False),
+        sa.Column("user_id", ID, nullable=True),
         sa.Column("actor", sa.String(length=16), nullable=False),
         sa.Column("actor_id", ID, nullable=True),
         sa.Column("action", sa.String(length=32), nullable=False),
