@@ -7,23 +7,25 @@ DatabaseUnavailable without chaining it: a driver's message can hold the paramet
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Row, event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 
-from keyman.errors import DatabaseUnavailable
+from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.telemetry import Metrics, log
 
 SCHEMA_REVISION = "0001"
@@ -90,34 +92,20 @@ class Database:
 
     def __init__(self, url: URL, metrics: Metrics | None = None) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": BUSY_TIMEOUT}
-        if self.is_sqlite:
-            options["connect_args"] = {"timeout": BUSY_TIMEOUT, "isolation_level": None}
-        else:
-            options["pool_pre_ping"] = True
-            options["connect_args"] = {
-                "timeout": BUSY_TIMEOUT,
-                "command_timeout": STATEMENT_TIMEOUT + 1,
-                "server_settings": {
-                    "application_name": "keyman",
-                    "timezone": "UTC",
-                    "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
-                    "lock_timeout": str(int(BUSY_TIMEOUT * 1000)),
-                    "idle_in_transaction_session_timeout": "30000",
-                },
-            }
-        self._engine = create_async_engine(url, hide_parameters=True, **options)
-        # A SELECT needs no BEGIN and COMMIT around it: two round trips less.
-        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # SQLite has one writer at a time. Waiting here is first come, first served; waiting inside SQLite is a lottery.
+        self._file = Path(url.database) if self.is_sqlite and url.database else None
+        self._identity: tuple[int, int] | None = None
+        self._used = (metrics or Metrics()).database_connections
+        self._engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=BUSY_TIMEOUT)
+        # A SELECT needs no BEGIN and COMMIT around it: two round trips less, and on SQLite no lock.
+        self._reader = self._engine.execution_options(keyman_reads=True)
+        self._engine = transactional(self._engine)
+        # SQLite has one writer at a time. Waiting here is first come, first served; inside SQLite it is a lottery.
         self._writer = asyncio.Lock() if self.is_sqlite else None
-        if self.is_sqlite:
-            event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
-            event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
-        if metrics is not None:
-            used = metrics.database_connections
-            event.listen(self._engine.sync_engine, "checkout", lambda *_: used.inc())
-            event.listen(self._engine.sync_engine, "checkin", lambda *_: used.dec())
+
+    @property
+    def exists(self) -> bool:
+        """False for a SQLite database whose file is not there; a server is asked by connecting."""
+        return self._file is None or self._file.exists()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -125,27 +113,35 @@ class Database:
 
         Raises DatabaseUnavailable; an IntegrityError of the block passes, for the caller knows what it means.
         """
-        async with _faults_translated(), self._turn(), self._engine.connect() as connection:
-            transaction = await connection.begin()
-            try:
-                yield connection
-            except BaseException:
-                await transaction.rollback()
-                raise
-            try:
-                await transaction.commit()
-            except (DBAPIError, OSError, TimeoutError) as fault:
-                _report(fault)
-                raise DatabaseUnavailable(
-                    "The database was lost while it was confirming the change, which may or may not be stored: "
-                    "look before you send it again."
-                ) from None
+        async with _faults_translated(), self._turn():
+            self._check_file()
+            with self._used.track_inprogress():
+                async with self._engine.connect() as connection:
+                    transaction = await connection.begin()
+                    try:
+                        yield connection
+                    except BaseException:
+                        await transaction.rollback()
+                        raise
+                    try:
+                        await transaction.commit()
+                    except (DBAPIError, OSError, TimeoutError) as fault:
+                        _report(fault)
+                        raise_alone(
+                            DatabaseUnavailable(
+                                "The database was lost while it was confirming the change, which may or may not be "
+                                "stored: look before you send it again."
+                            )
+                        )
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for SELECTs, each its own snapshot. Raises DatabaseUnavailable."""
-        async with _faults_translated(), self._reader.connect() as connection:
-            yield connection
+        async with _faults_translated():
+            self._check_file()
+            with self._used.track_inprogress():
+                async with self._reader.connect() as connection:
+                    yield connection
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -162,11 +158,62 @@ class Database:
         finally:
             self._writer.release()
 
+    def _check_file(self) -> None:
+        """An open SQLite connection goes on writing to a file that was removed or replaced, where nobody will find
+        it. Raises OSError then; putting the file back mends it.
+        """
+        if self._file is None:
+            return
+        found = self._file.stat()
+        identity = (found.st_dev, found.st_ino)
+        self._identity = self._identity or identity
+        if identity != self._identity:
+            raise OSError("the database file was replaced")
+
+
+def create_engine(url: URL, **options: Any) -> AsyncEngine:
+    """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's."""
+    if url.get_backend_name() == "sqlite":
+        # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
+        address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
+        arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT, "isolation_level": None}
+        engine = create_async_engine(address, hide_parameters=True, connect_args=arguments, **options)
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    arguments = {
+        "timeout": BUSY_TIMEOUT,
+        "command_timeout": STATEMENT_TIMEOUT + 1,
+        "server_settings": {
+            "application_name": "keyman",
+            "timezone": "UTC",
+            "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+            "lock_timeout": str(int(BUSY_TIMEOUT * 1000)),
+            "idle_in_transaction_session_timeout": "30000",
+        },
+    }
+    # In autocommit the ping before each use is one round trip instead of three; `write` asks for a transaction.
+    return create_async_engine(
+        url, hide_parameters=True, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options
+    )
+
+
+def transactional(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for transactions. SQLite's are begun by `_begin_sqlite`."""
+    return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="READ COMMITTED")
+
 
 def create_private_file(url: URL) -> None:
-    """Create the file of a SQLite database readable by its owner alone; its WAL inherits the mode. Else do nothing."""
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).touch(mode=0o600, exist_ok=True)
+    """Create the file of a SQLite database readable by its owner alone; its WAL inherits the mode. Else do nothing.
+
+    Raises ConfigurationError where it cannot be created.
+    """
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    try:
+        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        raise_alone(ConfigurationError("The database file cannot be created or written to at the path of its URL."))
 
 
 def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
@@ -183,9 +230,8 @@ def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE: a transaction that reads first and writes later would otherwise fail at once, whatever the timeout,
-    # when another one wrote in between.
-    # A reader (see `read`) takes no lock at all.
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+    # when another one wrote in between. A reader takes no lock at all.
+    if not connection.get_execution_options().get("keyman_reads"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -195,22 +241,28 @@ async def _faults_translated() -> AsyncIterator[None]:
         yield
     except IntegrityError:
         raise
-    except (
-        SQLAlchemyError,
-        sqlite3.Error,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        OSError,
-        TimeoutError,
-    ) as fault:
-        if not _is_outage(fault):
+    except _FAULTS as fault:
+        if not is_outage(fault):
             # A statement that the database does not accept is our mistake; say so without its parameters.
-            raise RuntimeError(f"the database refused a statement: {_kind(fault)}") from None
+            raise_alone(RuntimeError(f"the database refused a statement: {kind(fault)}"))
         _report(fault)
-        raise DatabaseUnavailable from None
+        raise_alone(DatabaseUnavailable())
 
 
-def _is_outage(fault: BaseException) -> bool:
+_FAULTS = (
+    SQLAlchemyError,
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+    # sqlite3 raises these two as they are, the first one with the value in it.
+    UnicodeError,
+    OverflowError,
+)
+
+
+def is_outage(fault: BaseException) -> bool:
     """True when the database is away, busy, full or read-only, and the same statement may succeed later."""
     if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
         return True
@@ -218,7 +270,7 @@ def _is_outage(fault: BaseException) -> bool:
         if fault.connection_invalidated:
             return True
         origin = getattr(fault.orig, "driver_exception", None) or fault.orig or fault
-        return _is_outage(origin.__cause__ or origin) if origin is not fault else False
+        return is_outage(origin.__cause__ or origin) if origin is not fault else False
     if isinstance(fault, asyncpg.PostgresError):
         # Classes of SQLSTATE: connection, resources, operator intervention, system error; lock timeout; read-only;
         # the last two of the list: database or role that is not there (yet).
@@ -237,7 +289,7 @@ def _is_outage(fault: BaseException) -> bool:
     return isinstance(fault, sqlite3.DatabaseError) and not isinstance(fault, sqlite3.ProgrammingError)
 
 
-def _kind(fault: BaseException) -> str:
+def kind(fault: BaseException) -> str:
     """A fault by its class and code: enough to look it up, and nothing of the statement."""
     origin = getattr(fault, "orig", None) or fault
     cause = origin.__cause__ or origin
@@ -246,4 +298,4 @@ def _kind(fault: BaseException) -> str:
 
 
 def _report(fault: BaseException) -> None:
-    log.warning("database unavailable", fault=_kind(fault))
+    log.warning("database unavailable", fault=kind(fault))

@@ -51,6 +51,8 @@ class Deployment:
     @classmethod
     async def load(cls, db: Database) -> Deployment:
         """Raises ConfigurationError, naming the command to run, when the schema is not the one this code is for."""
+        if not db.exists:
+            raise ConfigurationError("The database does not exist yet. Run: keyman db upgrade")
         async with db.read() as connection:
             revision = await connection.run_sync(_stored_revision)
             if revision is None:

@@ -24,7 +24,7 @@ No message holds a value that a client sent: whoever raises one writes the words
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, NoReturn
 
 
 class KeymanError(Exception):
@@ -176,3 +176,13 @@ class DatabaseUnavailable(Problem):
 class Internal(Problem):
     slug = "internal"
     title = "Something went wrong on our side"
+
+
+def raise_alone(fault: Exception) -> NoReturn:
+    """Raise without the exception that led here: a driver's or a client's holds what was sent, and `from None` only
+    hides it from those who look politely.
+    """
+    try:
+        raise fault from None
+    finally:
+        fault.__context__ = None

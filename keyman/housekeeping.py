@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from sqlalchemy import delete
+from sqlalchemy import delete, or_, select
 
 from keyman.accounts.callers import SESSION_IDLE
 from keyman.accounts.tables import sessions, throttle
@@ -14,6 +14,9 @@ from keyman.errors import DatabaseUnavailable
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
 from keyman.telemetry import frames, log
+
+BATCH = 1000
+"""Rows removed in one transaction: others wait for it, on SQLite all who write."""
 
 INTERVAL = 3600.0
 """Seconds between two rounds of one process; what lies around meanwhile is small and answers nobody."""
@@ -35,13 +38,20 @@ async def run(db: Database) -> None:
 
 
 async def sweep(db: Database) -> None:
-    """One round. Raises DatabaseUnavailable."""
+    """One round, in transactions of at most BATCH rows each. Raises DatabaseUnavailable."""
     moment = now()
-    for statement in (
-        delete(sessions).where(sessions.c.expires_at <= moment),
-        delete(sessions).where(sessions.c.last_seen_at <= moment - SESSION_IDLE),
-        delete(throttle).where(throttle.c.ends_at <= moment),
-        delete(idempotency).where(idempotency.c.created_at <= moment - LIFETIME),
+    idle_since = moment - SESSION_IDLE
+    for table, key, has_ended in (
+        (
+            sessions,
+            sessions.c.id,
+            or_(sessions.c.expires_at <= moment, sessions.c.last_seen_at <= idle_since),
+        ),
+        (throttle, throttle.c.bucket, throttle.c.ends_at <= moment),
+        (idempotency, idempotency.c.key_hash, idempotency.c.created_at <= moment - LIFETIME),
     ):
-        async with db.write() as connection:
-            await connection.execute(statement)
+        some = select(key).where(has_ended).limit(BATCH)
+        removed = BATCH
+        while removed == BATCH:
+            async with db.write() as connection:
+                removed = (await connection.execute(delete(table).where(key.in_(some), has_ended))).rowcount

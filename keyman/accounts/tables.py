@@ -26,7 +26,7 @@ sessions = Table(
     Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("id_hash", LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the cookie
     Column("created_at", UtcTime, nullable=False),
-    Column("last_seen_at", UtcTime, nullable=False),
+    Column("last_seen_at", UtcTime, nullable=False, index=True),
     Column("expires_at", UtcTime, nullable=False, index=True),
     CheckConstraint("length(id_hash) = 32", name="id_hash_is_sha256"),
     sqlite_autoincrement=True,

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -15,14 +17,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, inspect, text
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from keyman.accounts import tables as accounts_tables
 from keyman.audit import audit_log
-from keyman.db import create_private_file, metadata
+from keyman.db import Database, create_engine, create_private_file, is_outage, kind, metadata, transactional
 from keyman.deployment import deployment
-from keyman.errors import DatabaseUnavailable
+from keyman.errors import DatabaseUnavailable, raise_alone
 from keyman.keys import tables as keys_tables
 
 ADVISORY_LOCK = 0x6B65796D616E
@@ -38,17 +39,16 @@ def tables() -> MetaData:
 async def upgrade(url: URL) -> tuple[str | None, str]:
     """Bring a database to the newest schema, in one transaction; return the revisions before and after.
 
-    Raises DatabaseUnavailable.
+    Raises ConfigurationError and DatabaseUnavailable; the database is as it was then.
     """
     create_private_file(url)
-    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True)
-    try:
-        async with engine.begin() as connection:
-            return await connection.run_sync(_upgrade)
-    except (SQLAlchemyError, OSError):
-        raise DatabaseUnavailable("The database cannot be reached, or refuses to be changed by this user.") from None
-    finally:
-        await engine.dispose()
+    engine = transactional(create_engine(url, poolclass=NullPool))
+    with _faults_said("could not be upgraded"):
+        try:
+            async with engine.begin() as connection:
+                return await connection.run_sync(_upgrade)
+        finally:
+            await engine.dispose()
 
 
 async def differences(url: URL) -> list[str]:
@@ -56,14 +56,24 @@ async def differences(url: URL) -> list[str]:
 
     Raises DatabaseUnavailable.
     """
-    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True)
+    if not Database(url).exists:
+        return ["the database does not exist"]
+    engine = create_engine(url, poolclass=NullPool)
+    with _faults_said("could not be read"):
+        try:
+            async with engine.connect() as connection:
+                return await connection.run_sync(_differences)
+        finally:
+            await engine.dispose()
+
+
+@contextmanager
+def _faults_said(what: str) -> Iterator[None]:
     try:
-        async with engine.connect() as connection:
-            return await connection.run_sync(_differences)
-    except (SQLAlchemyError, OSError):
-        raise DatabaseUnavailable("The database cannot be reached.") from None
-    finally:
-        await engine.dispose()
+        yield
+    except (SQLAlchemyError, OSError, TimeoutError) as fault:
+        away = "It cannot be reached, or is busy." if is_outage(fault) else "It refused a statement."
+        raise_alone(DatabaseUnavailable(f"The database {what}. {away} ({kind(fault)})"))
 
 
 def newest_revision() -> str:
@@ -82,6 +92,9 @@ def _config(connection: Connection | None = None) -> Config:
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:
     if connection.dialect.name == "postgresql":
+        # Another one that migrates may take its time, and so may a statement of ours.
+        connection.execute(text("SET LOCAL lock_timeout = '10min'"))
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
     before = MigrationContext.configure(connection).get_current_revision()
     command.upgrade(_config(connection), "head")

@@ -24,7 +24,7 @@ import msgspec
 from hvac.adapters import Adapter
 
 from keyman.config import VaultSettings
-from keyman.errors import VaultReason
+from keyman.errors import VaultReason, raise_alone
 from keyman.telemetry import Metrics
 
 MAX_CONNECTIONS = 32
@@ -102,7 +102,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             async with asyncio.timeout(self.timeout):
                 return await self._retried(method.upper(), self.urljoin(self.base_uri, url), kwargs)
         except TimeoutError:
-            raise VaultFault(VaultReason.TIMEOUT) from None
+            raise_alone(VaultFault(VaultReason.TIMEOUT))
 
     async def _retried(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
         deadline = monotonic() + self.timeout
@@ -144,7 +144,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         try:
             return msgspec.json.decode(content)
         except msgspec.DecodeError:
-            raise VaultFault(VaultReason.ERROR, 200) from None
+            raise_alone(VaultFault(VaultReason.ERROR, 200))
 
 
 async def none_if_missing(request: Awaitable[Any]) -> Any:
@@ -162,8 +162,8 @@ def _transport_faults() -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, OSError):
-        # `from None`: a client error can quote what was sent or received.
-        raise VaultFault(VaultReason.UNREACHABLE) from None
+        # Alone: a client error can hold what was sent or received.
+        raise_alone(VaultFault(VaultReason.UNREACHABLE))
 
 
 def _reason(status: int, content: bytes) -> VaultReason:

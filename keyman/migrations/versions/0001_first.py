@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("uuid", sa.Uuid(), nullable=False),
         sa.Column("sentinel", sa.Text(), nullable=True),
         sa.Column("created_at", TIME, nullable=False),
-        sa.CheckConstraint("id = 1", name="ck_deployment_one_row"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_deployment_one_row")),
         sa.PrimaryKeyConstraint("id", name="pk_deployment"),
     )
     op.create_table(
@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("bucket", sa.LargeBinary(length=32), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("ends_at", TIME, nullable=False),
-        sa.CheckConstraint("attempts >= 0", name="ck_throttle_attempts_not_negative"),
+        sa.CheckConstraint("attempts >= 0", name=op.f("ck_throttle_attempts_not_negative")),
         sa.PrimaryKeyConstraint("bucket", name="pk_throttle"),
     )
     op.create_index("ix_throttle_ends_at", "throttle", ["ends_at"], unique=False)
@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("password_hash", sa.String(length=255), nullable=False),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("disabled_at", TIME, nullable=True),
-        sa.CheckConstraint("length(email) > 2", name="ck_users_email_present"),
+        sa.CheckConstraint("length(email) > 2", name=op.f("ck_users_email_present")),
         sa.PrimaryKeyConstraint("id", name="pk_users"),
         sa.UniqueConstraint("email_key", name="uq_users_email_key"),
         sqlite_autoincrement=True,
@@ -66,10 +66,10 @@ def upgrade() -> None:
         sa.Column("expires_at", TIME, nullable=True),
         sa.Column("last_used_at", TIME, nullable=True),
         sa.Column("last_used_by", sa.String(length=100), nullable=True),
-        sa.CheckConstraint("encrypted_key LIKE 'vault:v%'", name="ck_api_keys_encrypted_key_is_sealed"),
-        sa.CheckConstraint("key_version > 0", name="ck_api_keys_key_version_positive"),
-        sa.CheckConstraint("length(service) > 0", name="ck_api_keys_service_present"),
-        sa.CheckConstraint("updated_at >= created_at", name="ck_api_keys_updated_after_created"),
+        sa.CheckConstraint("encrypted_key LIKE 'vault:v%'", name=op.f("ck_api_keys_encrypted_key_is_sealed")),
+        sa.CheckConstraint("key_version > 0", name=op.f("ck_api_keys_key_version_positive")),
+        sa.CheckConstraint("length(service) > 0", name=op.f("ck_api_keys_service_present")),
+        sa.CheckConstraint("updated_at >= created_at", name=op.f("ck_api_keys_updated_after_created")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_api_keys_user_id_users"),
         sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
         sa.UniqueConstraint("value_uuid", name="uq_api_keys_value_uuid"),
@@ -88,8 +88,8 @@ def upgrade() -> None:
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("expires_at", TIME, nullable=True),
         sa.Column("last_used_at", TIME, nullable=True),
-        sa.CheckConstraint("length(scopes) > 0", name="ck_api_tokens_scopes_present"),
-        sa.CheckConstraint("length(token_hash) = 32", name="ck_api_tokens_token_hash_is_sha256"),
+        sa.CheckConstraint("length(scopes) > 0", name=op.f("ck_api_tokens_scopes_present")),
+        sa.CheckConstraint("length(token_hash) = 32", name=op.f("ck_api_tokens_token_hash_is_sha256")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_api_tokens_user_id_users", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_api_tokens"),
         sa.UniqueConstraint("token_hash", name="uq_api_tokens_token_hash"),
@@ -109,7 +109,9 @@ def upgrade() -> None:
         sa.Column("service", sa.String(length=64), nullable=True),
         sa.Column("request_id", sa.String(length=64), nullable=True),
         sa.Column("address", sa.String(length=64), nullable=True),
-        sa.CheckConstraint("actor IN ('session', 'token', 'operator', 'anonymous')", name="ck_audit_log_actor_known"),
+        sa.CheckConstraint(
+            "actor IN ('session', 'token', 'operator', 'anonymous')", name=op.f("ck_audit_log_actor_known")
+        ),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_audit_log_user_id_users"),
         sa.PrimaryKeyConstraint("id", name="pk_audit_log"),
         sqlite_autoincrement=True,
@@ -134,12 +136,13 @@ def upgrade() -> None:
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("last_seen_at", TIME, nullable=False),
         sa.Column("expires_at", TIME, nullable=False),
-        sa.CheckConstraint("length(id_hash) = 32", name="ck_sessions_id_hash_is_sha256"),
+        sa.CheckConstraint("length(id_hash) = 32", name=op.f("ck_sessions_id_hash_is_sha256")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_sessions_user_id_users", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_sessions"),
         sa.UniqueConstraint("id_hash", name="uq_sessions_id_hash"),
         sqlite_autoincrement=True,
     )
+    op.create_index("ix_sessions_last_seen_at", "sessions", ["last_seen_at"], unique=False)
     op.create_index("ix_sessions_expires_at", "sessions", ["expires_at"], unique=False)
     op.create_index("ix_sessions_user_id", "sessions", ["user_id"], unique=False)
 
