@@ -1,0 +1,39 @@
+"""The wheel: what somebody gets who installs keyman."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    directory = tmp_path_factory.mktemp("wheel")
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(directory))
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True, timeout=120)
+    (built,) = directory.glob("keyman-*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_policies_in_the_wheel_are_those_of_the_tree(wheel: zipfile.ZipFile) -> None:
+    for policy in (ROOT / "vault-policies").glob("*.hcl"):
+        assert wheel.read(f"keyman/vault/policies/{policy.name}") == policy.read_bytes()
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
+    tracked = subprocess.run(["git", "ls-files", "keyman"], cwd=ROOT, capture_output=True, check=True, timeout=60)
+    files = tracked.stdout.decode().split()
+    assert "keyman/py.typed" in files
+    assert set(files) - set(wheel.namelist()) == set()
+
+
+def test_the_licence_of_keyman_and_of_what_it_carries_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "keyman/static/elements/LICENSE" in names
