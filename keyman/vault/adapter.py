@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import aiohttp
 import msgspec
@@ -26,6 +26,8 @@ from hvac.adapters import Adapter
 from keyman.config import VaultSettings
 from keyman.errors import VaultReason, raise_alone
 from keyman.telemetry import Metrics
+
+T = TypeVar("T")
 
 MAX_CONNECTIONS = 32
 """Connections to Vault per process. Batches make more useless: 8 already carry 98,000 values a second."""
@@ -82,8 +84,9 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         return self._session
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def get_login_token(self, response: Any) -> NoReturn:
         """hvac's synchronous login has no place here; `login.py` logs in."""
@@ -122,7 +125,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         raise AssertionError("unreachable")
 
     async def _once(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
-        headers = {"X-Vault-Request": "true"}
+        headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
         if self.token:
             headers["X-Vault-Token"] = self.token
         if self.namespace:
@@ -143,8 +146,19 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
                     raise VaultFault(reason, response.status, _seconds(response.headers.get("Retry-After")))
         try:
             return msgspec.json.decode(content)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise_alone(VaultFault(VaultReason.ERROR, 200))
+
+
+def taken(answer: Any, kind: type[T], *path: str) -> T:
+    """What lies at `path` in one of Vault's answers. Raises VaultFault where it does not, or is of another type: what
+    answers is no Vault then, or one that is not understood.
+    """
+    for name in path:
+        answer = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(answer, kind):
+        raise VaultFault(VaultReason.ERROR, 200)
+    return answer
 
 
 async def none_if_missing(request: Awaitable[Any]) -> Any:

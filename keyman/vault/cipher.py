@@ -16,10 +16,10 @@ from uuid import UUID
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config import VaultSettings
-from keyman.errors import VaultReason, VaultUnavailable
+from keyman.errors import VaultReason, VaultUnavailable, raise_alone
 from keyman.secret import Secret
 from keyman.telemetry import Metrics, frames, log
-from keyman.vault.adapter import VaultFault
+from keyman.vault.adapter import VaultFault, taken
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 
@@ -82,13 +82,14 @@ class TransitCipher:
         self._guard = guard
         self._metrics = metrics
         self._queue: deque[_Waiting] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
+        self._sending = 0
+        self._senders: set[asyncio.Task[None]] = set()  # a task that nobody refers to may be collected
 
     async def encrypt(self, plaintext: Secret, context: Context) -> Sealed:
-        encoded = base64.b64encode(plaintext.reveal().encode()).decode()
-        waiting = _Waiting(encoded, context.encoded(), asyncio.get_running_loop().create_future())
+        waiting = _Waiting(_encoded(plaintext), context.encoded(), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        if len(self._senders) < MAX_BATCHES:
+        if self._sending < MAX_BATCHES:
+            self._sending += 1
             sender = asyncio.create_task(self._send_queue())
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
@@ -102,11 +103,15 @@ class TransitCipher:
         return sealed
 
     async def _send_queue(self) -> None:
-        while self._queue:
-            batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
-            batch = [waiting for waiting in batch if not waiting.result.done()]  # who gave up is not sealed
-            if batch:
-                await self._send(batch)
+        try:
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+                batch = [waiting for waiting in batch if not waiting.result.done()]  # who gave up is not sealed
+                if batch:
+                    await self._send(batch)
+        finally:
+            # Here, not when the task is seen to be done: a value that comes in between would wait for nobody.
+            self._sending -= 1
 
     async def _send(self, batch: list[_Waiting]) -> None:
         """Seal a batch and give each waiting caller its own result or its own failure. Raises nothing."""
@@ -130,29 +135,40 @@ class TransitCipher:
         """The sealed items in order, None for each that Vault refused. Raises VaultUnavailable when none was tried."""
         self._metrics.vault_batch.observe(len(items))
 
-        async def request() -> Any:
+        async def request() -> list[Any] | None:
             try:
-                return await self._transit.encrypt_data(
+                answer = await self._transit.encrypt_data(
                     self._settings.key, batch_input=items, mount_point=self._settings.mount
                 )
             except VaultFault as fault:
                 if fault.status == 400:
                     return None
                 raise
+            results = taken(answer, list, "data", "batch_results")
+            if len(results) != len(items):
+                raise VaultFault(VaultReason.ERROR, 200)
+            return results
 
-        answer = await self._client.call("encrypt", request)
-        if answer is None:
+        results = await self._client.call("encrypt", request)
+        if results is None:
             # Vault refused the call as a whole, and does not say for which item.
             if len(items) == 1:
                 return [None]
             return [sealed for item in items for sealed in await self._encrypt([item])]
-        results = answer["data"]["batch_results"]
-        if len(results) != len(items):
-            raise VaultUnavailable(VaultReason.ERROR)
         return [_sealed(result) for result in results]
 
 
-def _sealed(result: dict[str, Any]) -> Sealed | None:
+def _encoded(plaintext: Secret) -> str:
+    """Base64 of its UTF-8. Raises VaultUnavailable for a text that has none, which no parsed value is."""
+    try:
+        return base64.b64encode(plaintext.reveal().encode()).decode()
+    except UnicodeEncodeError:
+        raise_alone(VaultUnavailable(VaultReason.ERROR))  # the codec's own error holds the text
+
+
+def _sealed(result: Any) -> Sealed | None:
+    if not isinstance(result, dict):
+        return None
     ciphertext, version = result.get("ciphertext"), result.get("key_version")
     if result.get("error") or not isinstance(ciphertext, str) or not isinstance(version, int):
         return None

@@ -77,7 +77,7 @@ async def start(directory: Path) -> EmbeddedVault:
     port = free_port_pair()
     address = f"http://127.0.0.1:{port}"
     config = directory / "config.json"
-    config.write_text(json.dumps(_config(data, port), indent=2))
+    write_private(config, json.dumps(_config(data, port), indent=2))
     with log.open("ab") as output:
         os.fchmod(output.fileno(), 0o600)
         process = spawn(

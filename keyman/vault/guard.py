@@ -18,7 +18,7 @@ from hvac.api.secrets_engines.transit import Transit
 from keyman.config import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import log
-from keyman.vault.adapter import VaultFault, none_if_missing
+from keyman.vault.adapter import VaultFault, none_if_missing, taken
 from keyman.vault.login import VaultClient
 
 SENTINEL_PLAINTEXT = "keyman sentinel"
@@ -66,11 +66,12 @@ class KeyGuard:
 
         Raises VaultUnavailable otherwise, DatabaseUnavailable when the sentinel cannot be read.
         """
+        asked = monotonic()
         async with self._lock:
-            if monotonic() - self._checked_at > max_age:
+            # Counted from the asking: who has waited for a check that took long shares its outcome.
+            if asked - self._checked_at > max_age:
                 started = monotonic()
                 self._verdict = await self._check()
-                # What is bad was seen at the end: who waited for a check that took its whole time shares its outcome.
                 self._checked_at = started if self._verdict is None else monotonic()
         if self._verdict is not None:
             raise VaultUnavailable(self._verdict.reason, retry_after=self._verdict.retry_after or 5)
@@ -97,11 +98,15 @@ class KeyGuard:
 
     async def _check_properties(self) -> None:
         key, mount = self._settings.key, self._settings.mount
-        answer = await self._client.call("read-key", lambda: none_if_missing(self._transit.read_key(key, mount)))
-        data: dict[str, Any] = {} if answer is None else answer["data"]
-        wrong = [name for name, value in KEY_PROPERTIES.items() if data.get(name) != value]
+
+        async def read() -> dict[str, Any] | None:
+            answer = await none_if_missing(self._transit.read_key(key, mount))
+            return None if answer is None else taken(answer, dict, "data")
+
+        data = await self._client.call("read-key", read)
+        wrong = [name for name, value in KEY_PROPERTIES.items() if (data or {}).get(name) != value]
         if wrong:
-            log.error("vault's key is not as it must be", key=key, mount=mount, properties=wrong or "missing")
+            log.error("vault's key is not as it must be", key=key, mount=mount, properties=wrong if data else "missing")
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
 
     async def _check_sentinel(self, sentinel: str | None) -> None:
@@ -110,22 +115,21 @@ class KeyGuard:
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
 
     async def _seal_sentinel(self) -> str:
-        answer = await self._client.call(
-            "encrypt",
-            lambda: self._transit.encrypt_data(
+        async def encrypt() -> str:
+            answer = await self._transit.encrypt_data(
                 self._settings.key,
                 plaintext=base64.b64encode(SENTINEL_PLAINTEXT.encode()).decode(),
                 context=sentinel_context(self._store.uuid),
                 mount_point=self._settings.mount,
-            ),
-        )
-        ciphertext: str = answer["data"]["ciphertext"]
-        return ciphertext
+            )
+            return taken(answer, str, "data", "ciphertext")
+
+        return await self._client.call("encrypt", encrypt)
 
     async def _rewraps(self, sentinel: str) -> bool:
         async def rewrap() -> bool:
             try:
-                await self._transit.rewrap_data(
+                answer = await self._transit.rewrap_data(
                     self._settings.key,
                     sentinel,
                     context=sentinel_context(self._store.uuid),
@@ -135,6 +139,6 @@ class KeyGuard:
                 if fault.status == 400:
                     return False
                 raise
-            return True
+            return taken(answer, str, "data", "ciphertext").startswith("vault:v")
 
         return await self._client.call("rewrap", rewrap)

@@ -12,7 +12,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hvac.api.auth_methods.approle import AppRole
 from hvac.api.auth_methods.jwt import JWT
@@ -22,7 +22,7 @@ from hvac.api.auth_methods.token import Token
 from keyman.config import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import Metrics, log
-from keyman.vault.adapter import AsyncAdapter, VaultFault
+from keyman.vault.adapter import AsyncAdapter, VaultFault, taken
 
 T = TypeVar("T")
 
@@ -30,7 +30,8 @@ RENEWAL_SHARE = 2 / 3
 """Of a lease: late enough to be rare, early enough to try again several times before it ends."""
 
 REFUSED_PAUSE = 1.0
-"""Seconds without a new attempt after Vault refused a login, so that waiting requests do not hammer it."""
+"""Seconds without a new attempt after Vault refused a login, or a call with a token that was just obtained, so that
+waiting requests do not hammer it."""
 
 FAREWELL_TIMEOUT = 1.0
 """Seconds to revoke the token when the process stops. A token that is not revoked dies with its lease."""
@@ -49,6 +50,7 @@ class VaultClient:
         self._renew_at: float | None = None
         self._lease_changed = asyncio.Event()
         self._refused_until = 0.0
+        self._forbidden_until = 0.0
         self._renewal: asyncio.Task[None] | None = None
 
     async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
@@ -77,6 +79,7 @@ class VaultClient:
             with contextlib.suppress(VaultFault, TimeoutError):
                 async with asyncio.timeout(FAREWELL_TIMEOUT):
                     await self._token_api.revoke_self()
+        self.adapter.token = None
         await self.adapter.close()
 
     async def _authenticated(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -89,14 +92,20 @@ class VaultClient:
             if fault.status != 403:
                 raise
         await self._replace_token(used)
-        return await request()
+        try:
+            return await request()
+        except VaultFault as fault:
+            if fault.status == 403:
+                # Without any policy a token cannot look itself up either, and looks dead: a new one is no better.
+                self._forbidden_until = monotonic() + REFUSED_PAUSE
+            raise
 
     async def _replace_token(self, used: str | None) -> None:
         """Log in again unless somebody has done so since `used` was current. Raises VaultFault."""
         async with self._lock:
-            if self.adapter.token != used:
+            if self.adapter.token is not None and self.adapter.token != used:
                 return
-            if used is not None and await self._is_alive():
+            if used is not None and (monotonic() < self._forbidden_until or await self._is_alive()):
                 raise VaultFault(VaultReason.FORBIDDEN, 403)
             await self._log_in()
 
@@ -131,11 +140,11 @@ class VaultClient:
             assert settings.token is not None  # config.py requires it
             self.adapter.token = settings.token.reveal()
             try:
-                data = (await self._token_api.lookup_self())["data"]
+                answer = await self._token_api.lookup_self()
             except VaultFault:
                 self.adapter.token = None
                 raise
-            return settings.token.reveal(), data["ttl"], data["renewable"]
+            return settings.token.reveal(), taken(answer, int, "data", "ttl"), taken(answer, bool, "data", "renewable")
         if settings.auth == "approle":
             assert settings.secret_id is not None  # config.py requires it
             request = AppRole(self.adapter).login(settings.role_id, settings.secret_id.reveal(), use_token=False)
@@ -143,8 +152,12 @@ class VaultClient:
             request = Kubernetes(self.adapter).login(settings.role, await self._jwt(), use_token=False)
         else:
             request = JWT(self.adapter).jwt_login(settings.role, await self._jwt(), use_token=False)
-        auth: dict[str, Any] = (await request)["auth"]
-        return auth["client_token"], auth["lease_duration"], auth["renewable"]
+        answer = await request
+        return (
+            taken(answer, str, "auth", "client_token"),
+            taken(answer, int, "auth", "lease_duration"),
+            taken(answer, bool, "auth", "renewable"),
+        )
 
     async def _jwt(self) -> str:
         """Read anew each time: the platform replaces the file while the process runs."""
@@ -178,7 +191,7 @@ class VaultClient:
     async def _renew(self) -> None:
         used, lease = self.adapter.token, self._lease
         try:
-            granted = (await self._token_api.renew_self())["auth"]["lease_duration"]
+            granted = taken(await self._token_api.renew_self(), int, "auth", "lease_duration")
             # Near its maximum life a token is renewed for less and less, and then refused: get a new one before that.
             if granted >= lease / 2:
                 self._hold(granted, renewable=True)

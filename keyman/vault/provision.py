@@ -28,6 +28,8 @@ ROLES = ("keyman-management",)
 ROLE_SETTINGS: Mapping[str, object] = {
     "token_ttl": 3600,  # seconds; renewed at two thirds while the process lives
     "token_max_ttl": 86400,  # a stolen token is dead within a day, however often it is renewed
+    "token_period": 0,  # with a period it would live for ever
+    "token_type": "service",  # a batch token can be neither renewed nor revoked
     "token_no_default_policy": True,  # the policy file is all that the token may do
     "bind_secret_id": True,
 }
