@@ -33,7 +33,7 @@ from keyman.errors import Problem
 from keyman.keys.schemas import NewKey
 from keyman.keys.sealing import Sealer
 from keyman.keys.services import Catalogue
-from keyman.processes import die_with_parent
+from keyman.processes import PARENT, die_with_parent
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
@@ -55,7 +55,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
             reference.problem_page,
             reference.reference,
             reference.openapi_document,
-            reference.static_files,
+            reference.static_file,
         ],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
@@ -81,8 +81,8 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
 
 def from_environment() -> Edge:
     """What a worker process of `keyman serve` runs; its parent has checked the settings."""
-    # A worker whose parent was killed would go on answering, and hold the port.
-    die_with_parent(os.getppid(), signal.SIGKILL)
+    # A worker whose parent was killed, also while the worker started, would go on answering, and hold the port.
+    die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
     settings = load(os.environ)
     configure_logging(settings.log_format, settings.log_level)
     return create_app(settings)

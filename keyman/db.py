@@ -7,6 +7,7 @@ DatabaseUnavailable without chaining it: a driver's message can hold the paramet
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator
@@ -127,6 +128,9 @@ class Database:
                         await transaction.commit()
                     except (DBAPIError, OSError, TimeoutError) as fault:
                         _report(fault)
+                        # It may still hold the transaction, and on SQLite the lock.
+                        with contextlib.suppress(SQLAlchemyError, sqlite3.Error, OSError):
+                            await connection.invalidate()
                         raise_alone(
                             DatabaseUnavailable(
                                 "The database was lost while it was confirming the change, which may or may not be "

@@ -11,12 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from http.client import HTTPConnection, HTTPException
-from types import FrameType
+from typing import NoReturn
 
+import aiohttp
 import click
 
 from keyman import migrations
@@ -50,42 +49,38 @@ BANNER = """
 """
 
 
-class _Stopped(Exception):
-    """A signal asked for the end."""
-
-
 def run(home: Home, port: int) -> None:
     """Start everything, print where it is, and keep it until a signal comes or one part ends.
 
     Raises ConfigurationError when something does not start or ends by itself; everything is stopped then.
     """
     configure_logging("console", "warning")
-    for number in SIGNALS:
-        signal.signal(number, _on_signal)
-    url = f"http://127.0.0.1:{port}"
     try:
-        with ExitStack() as stack:
-            stack.enter_context(home.locked())
-            check_port("127.0.0.1", port)
-            vault = asyncio.run(_start_vault(home))
-            stack.callback(vault.close)
-            settings = asyncio.run(_set_up(home, vault, url))
-            service = spawn(
-                [sys.executable, "-m", "keyman", "serve", "--port", str(port)], without_own(os.environ) | settings
-            )
-            stack.callback(stop, service)
-            _wait_until_ready(service, port)
-            click.echo(BANNER.format(home=home.directory, url=url, vault=vault.address), err=True)
-            _wait_for_an_end({"The service": service, "The embedded Vault": vault.process})
-    except _Stopped:
+        asyncio.run(_until_stopped(home, port))
+    except asyncio.CancelledError:
         click.echo("Stopped.", err=True)
 
 
-def _on_signal(_number: int, _frame: FrameType | None) -> None:
-    # The children are being stopped from here on: a second Ctrl-C must not leave one of them behind.
+async def _until_stopped(home: Home, port: int) -> None:
+    # A signal cancels this task at its next await, never in the middle of a statement; a second one finds it stopping.
+    task = asyncio.current_task()
+    assert task is not None
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise _Stopped
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    url = f"http://127.0.0.1:{port}"
+    with ExitStack() as stack:
+        stack.enter_context(home.locked())
+        check_port("127.0.0.1", port)
+        vault = await _start_vault(home)
+        stack.callback(vault.close)
+        settings = await _set_up(home, vault, url)
+        service = spawn(
+            [sys.executable, "-P", "-m", "keyman", "serve", "--port", str(port)], without_own(os.environ) | settings
+        )
+        stack.callback(stop, service)
+        await _ready(service, url)
+        click.echo(BANNER.format(home=home.directory, url=url, vault=vault.address), err=True)
+        await _an_end({"The service": service, "The embedded Vault": vault.process})
 
 
 async def _start_vault(home: Home) -> EmbeddedVault:
@@ -126,27 +121,30 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> dict[str, str]:
     return variables
 
 
-def _wait_until_ready(service: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT
-    while time.monotonic() < deadline:
-        if service.poll() is not None:
-            raise ConfigurationError("The service ended while it started; what it said stands above.")
-        connection = HTTPConnection("127.0.0.1", port, timeout=READY_TIMEOUT)
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        except (OSError, HTTPException):
-            pass
-        finally:
-            connection.close()
-        time.sleep(POLL)
-    raise ConfigurationError(f"The service was not ready within {READY_TIMEOUT:.0f} s; what it said stands above.")
+async def _ready(service: subprocess.Popen[bytes], url: str) -> None:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT), aiohttp.ClientSession() as session:
+            while not await _answers(session, f"{url}/readyz"):
+                if service.poll() is not None:
+                    raise ConfigurationError("The service ended while it started; what it said stands above.")
+                await asyncio.sleep(POLL)
+    except TimeoutError:
+        raise ConfigurationError(
+            f"The service was not ready within {READY_TIMEOUT:.0f} s; what it said stands above."
+        ) from None
 
 
-def _wait_for_an_end(parts: Mapping[str, subprocess.Popen[bytes]]) -> None:
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError):
+        return False
+
+
+async def _an_end(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
     while True:
         for name, process in parts.items():
             if process.poll() is not None:
                 raise ConfigurationError(f"{name} ended by itself (exit code {process.returncode}); all was stopped.")
-        time.sleep(POLL)
+        await asyncio.sleep(POLL)

@@ -17,6 +17,9 @@ from keyman.errors import ConfigurationError
 PR_SET_PDEATHSIG = 1
 """`prctl(2)`: the signal that the kernel sends to this process when its parent dies. Linux alone has it."""
 
+PARENT = "_KEYMAN_PARENT"
+"""The variable that tells a worker of `keyman serve` the id of its parent."""
+
 STOP_TIMEOUT = 15.0
 """Seconds between asking a process to stop and ending it: longer than any request may take."""
 

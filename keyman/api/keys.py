@@ -26,7 +26,7 @@ from keyman.api.common import (
     may_answer,
 )
 from keyman.db import Database
-from keyman.keys import operations
+from keyman.keys import idempotency, operations
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
@@ -54,6 +54,28 @@ IdempotencyKeyHeader = Annotated[
 ]
 
 
+async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
+    """Before the body is looked at: what was right at the first time may not be so any more, such as an expiry."""
+    retry = await _retry_of(request)
+    first = await idempotency.find(request.app.state.db, retry) if retry is not None else None
+    return None if first is None else _created(first, replayed=True)
+
+
+async def _retry_of(request: AnyRequest) -> IdempotencyKey | None:
+    header = request.headers.get("idempotency-key")
+    if header is None:
+        return None
+    caller: Caller = request.user
+    return IdempotencyKey.parse(header, caller.user_id, await request.body())
+
+
+def _created(key: KeyInfo, *, replayed: bool) -> Response[KeyInfo]:
+    headers = {"Location": f"/api/keys/{key.id}", "ETag": key.etag}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return Response(key, status_code=201, headers=headers)
+
+
 class KeyController(Controller):
     path = "/keys"
     tags = ("Keys",)
@@ -61,6 +83,7 @@ class KeyController(Controller):
     @post(
         opt=needs(Scope.KEYS_WRITE),
         security=SECURITY,
+        before_request=replay,
         dto=JsonBody[NewKey],
         return_dto=None,
         status_code=201,
@@ -80,14 +103,8 @@ class KeyController(Controller):
         caller: Injected[Caller],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
-        retry = None
-        if idempotency_key is not None:
-            retry = IdempotencyKey.parse(idempotency_key, caller.user_id, await request.body())
-        key, replayed = await operations.create(db, sealer, caller, data, retry)
-        headers = {"Location": f"/api/keys/{key.id}", "ETag": key.etag}
-        if replayed:
-            headers["Idempotent-Replayed"] = "true"
-        return Response(key, status_code=201, headers=headers)
+        key, replayed = await operations.create(db, sealer, caller, data, await _retry_of(request))
+        return _created(key, replayed=replayed)
 
     @get(
         opt=needs(Scope.KEYS_READ),

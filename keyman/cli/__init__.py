@@ -50,3 +50,5 @@ def main() -> None:
         for error in getattr(fault, "errors", ()):
             click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell counts it; click's own "Aborted!" says no more

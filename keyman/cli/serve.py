@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -14,7 +16,7 @@ from granian.log import LogLevels
 from keyman.cli.common import run
 from keyman.config import Settings, is_loopback, load
 from keyman.keys.services import Catalogue
-from keyman.processes import check_port
+from keyman.processes import PARENT, check_port
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
 
 DRAIN_SECONDS = 12
@@ -43,9 +45,9 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
+        os.environ[PARENT] = str(os.getpid())
         Granian(
-            "keyman.app:from_environment",
-            factory=True,
+            "keyman",
             address=host,
             port=port,
             interface=Interfaces.ASGI,
@@ -56,7 +58,14 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             respawn_failed_workers=True,
             workers_kill_timeout=DRAIN_SECONDS,
-        ).serve()
+        ).serve(target_loader=load_application, wrap_loader=False)
+
+
+def load_application() -> Any:
+    """What a worker answers with. Given to granian as a function, because its own loader looks for modules in the
+    current directory first; imported here, because the parent has no need of it.
+    """
+    return importlib.import_module("keyman.app").from_environment()
 
 
 def _warn(settings: Settings) -> None:

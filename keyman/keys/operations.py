@@ -53,12 +53,11 @@ class IfMatch(NamedTuple):
 async def create(
     db: Database, sealer: Sealer, caller: Caller, new: NewKey, retry: IdempotencyKey | None = None
 ) -> Created:
-    """Seal and store a key; with `retry`, once in 24 hours for the same request.
+    """Seal and store a key; with `retry`, once in 24 hours for the same request, for which `idempotency.find` was
+    asked before.
 
     Raises InvalidRequest, IdempotencyMismatch, VaultUnavailable; nothing is stored then.
     """
-    if retry is not None and (first := await idempotency.find(db, retry)) is not None:
-        return Created(first, replayed=True)
     stored = await sealer.seal(caller.user_id, new.service, new.api_key)
     moment = now()
     values = {
