@@ -37,7 +37,7 @@ BUSY_TIMEOUT = 5.0
 client waits for Vault."""
 
 STATEMENT_TIMEOUT = 10.0
-"""Seconds for one statement on PostgreSQL. The slowest one that keyman sends is a migration, which lifts it."""
+"""Seconds for one statement on PostgreSQL; a migration alone has no bound."""
 
 POOL_SIZE = 10
 """Connections per process. PostgreSQL's default of 100 then carries eight workers with room for an operator."""
@@ -116,8 +116,8 @@ class Database:
         """
         async with _faults_translated(), self._turn():
             self._check_file()
-            with self._used.track_inprogress():
-                async with self._engine.connect() as connection:
+            async with self._engine.connect() as connection:
+                with self._used.track_inprogress():
                     transaction = await connection.begin()
                     try:
                         yield connection
@@ -143,8 +143,8 @@ class Database:
         """A connection for SELECTs, each its own snapshot. Raises DatabaseUnavailable."""
         async with _faults_translated():
             self._check_file()
-            with self._used.track_inprogress():
-                async with self._reader.connect() as connection:
+            async with self._reader.connect() as connection:
+                with self._used.track_inprogress():
                     yield connection
 
     async def close(self) -> None:
@@ -175,8 +175,11 @@ class Database:
             raise OSError("the database file was replaced")
 
 
-def create_engine(url: URL, **options: Any) -> AsyncEngine:
-    """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's."""
+def create_engine(url: URL, *, statement_timeout: float | None = STATEMENT_TIMEOUT, **options: Any) -> AsyncEngine:
+    """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
+
+    `statement_timeout` is in seconds, None for no bound; SQLite has none, for nothing there waits but for a lock.
+    """
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
         address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
@@ -187,11 +190,12 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
         return engine
     arguments = {
         "timeout": BUSY_TIMEOUT,
-        "command_timeout": STATEMENT_TIMEOUT + 1,
+        # The server's own bound comes first; this one is for a server that does not answer any more.
+        "command_timeout": None if statement_timeout is None else statement_timeout + 1,
         "server_settings": {
             "application_name": "keyman",
             "timezone": "UTC",
-            "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+            "statement_timeout": str(int((statement_timeout or 0) * 1000)),
             "lock_timeout": str(int(BUSY_TIMEOUT * 1000)),
             "idle_in_transaction_session_timeout": "30000",
         },

@@ -52,6 +52,6 @@ async def sweep(db: Database) -> None:
     ):
         some = select(key).where(has_ended).limit(BATCH)
         removed = BATCH
-        while removed == BATCH:
+        while removed >= BATCH:  # more, where several owners share a key's hash
             async with db.write() as connection:
                 removed = (await connection.execute(delete(table).where(key.in_(some), has_ended))).rowcount

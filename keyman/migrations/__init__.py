@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import MetaData, inspect, text
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,7 +24,7 @@ from keyman.accounts import tables as accounts_tables
 from keyman.audit import audit_log
 from keyman.db import Database, create_engine, create_private_file, is_outage, kind, metadata, transactional
 from keyman.deployment import deployment
-from keyman.errors import DatabaseUnavailable, raise_alone
+from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.keys import tables as keys_tables
 
 ADVISORY_LOCK = 0x6B65796D616E
@@ -42,7 +43,7 @@ async def upgrade(url: URL) -> tuple[str | None, str]:
     Raises ConfigurationError and DatabaseUnavailable; the database is as it was then.
     """
     create_private_file(url)
-    engine = transactional(create_engine(url, poolclass=NullPool))
+    engine = transactional(create_engine(url, statement_timeout=None, poolclass=NullPool))
     with _faults_said("could not be upgraded"):
         try:
             async with engine.begin() as connection:
@@ -71,6 +72,13 @@ async def differences(url: URL) -> list[str]:
 def _faults_said(what: str) -> Iterator[None]:
     try:
         yield
+    except CommandError:
+        # Alembic does not know the revision that the database says it is at.
+        raise_alone(
+            ConfigurationError(
+                "A newer keyman has upgraded this database: run that one, or restore a backup from before."
+            )
+        )
     except (SQLAlchemyError, OSError, TimeoutError) as fault:
         away = "It cannot be reached, or is busy." if is_outage(fault) else "It refused a statement."
         raise_alone(DatabaseUnavailable(f"The database {what}. {away} ({kind(fault)})"))
@@ -92,9 +100,7 @@ def _config(connection: Connection | None = None) -> Config:
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:
     if connection.dialect.name == "postgresql":
-        # Another one that migrates may take its time, and so may a statement of ours.
-        connection.execute(text("SET LOCAL lock_timeout = '10min'"))
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = '10min'"))  # another one that migrates may take its time
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
     before = MigrationContext.configure(connection).get_current_revision()
     command.upgrade(_config(connection), "head")

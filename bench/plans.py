@@ -1,0 +1,258 @@
+"""How the databases answer the statements that keyman sends: a large database, the statements, their plans.
+
+The statements are not written here: they are caught on their way to the driver while keyman's own operations run.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
+
+import asyncpg
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import URL
+
+from keyman import audit, housekeeping
+from keyman.accounts import callers, personal, throttle, users
+from keyman.accounts.callers import Caller
+from keyman.accounts.personal import NewToken
+from keyman.accounts.tokens import ALL_SCOPES
+from keyman.audit import Actor, Origin
+from keyman.db import Database, now
+from keyman.errors import KeymanError
+from keyman.keys import idempotency, operations
+from keyman.keys.idempotency import IdempotencyKey
+from keyman.keys.operations import IfMatch
+from keyman.keys.schemas import Change
+from keyman.paging import Cursor, Slice
+from keyman.values import EmailAddress, RequiredLabel
+
+HEAVY, SPARSE, EMPTY = 1, 2, 3
+"""Owners: of one key in a hundred, of the three oldest keys, of none. All others share the rest."""
+
+ONE_KEY_OF_HEAVY = 500
+
+
+class Captured(NamedTuple):
+    """A statement as a driver gets it, while keyman does what `label` says."""
+
+    label: str
+    statement: str
+    parameters: tuple[Any, ...]
+
+
+# One text for both databases; `{…}` is what they spell in their own way.
+_ROWS = """
+INSERT INTO users (id, email, email_key, password_hash, created_at)
+  SELECT n, 'u' || n || '@example.com', 'u' || n || '@example.com', '-', {past} FROM {users};
+INSERT INTO api_keys (id, user_id, service, name, name_folded, encrypted_key, key_version, value_uuid, last_4_chars,
+                      disabled, undecryptable, created_at, updated_at)
+  SELECT n, CASE WHEN n % 100 = 0 THEN 1 WHEN n <= 3 THEN 2 ELSE 4 + (n * 7919) % {owners} END,
+         CASE (n / 100) % 10 WHEN 0 THEN 'ANTHROPIC' WHEN 1 THEN 'MISTRAL' ELSE 'OPENAI' END,
+         'key ' || n, 'key ' || n, 'vault:v1:{ciphertext}', 1, {uuid}, 'sk-...1234', {false}, {false}, {past}, {past}
+  FROM {keys};
+INSERT INTO api_tokens (user_id, token_hash, name, scopes, hint, created_at)
+  SELECT 1 + n % {owners}, {digest}, 'token', 'keys:read', 'km_...abcd', {past} FROM {tokens};
+INSERT INTO sessions (user_id, id_hash, created_at, last_seen_at, expires_at)
+  SELECT 1 + n % {owners}, {digest}, {past}, CASE WHEN n % 100 = 0 THEN {past} ELSE {recent} END, {future}
+  FROM {sessions};
+INSERT INTO audit_log (at, user_id, actor, action, key_id)
+  SELECT {past}, CASE WHEN n % 100 = 0 THEN 1 ELSE 4 + (n * 7919) % {owners} END, 'session', 'key.create', n
+  FROM {entries};
+INSERT INTO idempotency (user_id, key_hash, fingerprint, response, created_at)
+  SELECT 1 + n % {owners}, {digest}, {digest}, '{{}}', CASE WHEN n % 100 = 0 THEN {past} ELSE {recent} END
+  FROM {answers};
+INSERT INTO throttle (bucket, attempts, ends_at)
+  SELECT {digest}, 1, CASE WHEN n % 100 = 0 THEN {past} ELSE {future} END FROM {buckets};
+"""
+
+
+def _sizes(keys: int, at_least: int) -> dict[str, int]:
+    shares = {"users": 100, "keys": 1, "tokens": 50, "sessions": 20, "entries": 1, "answers": 20, "buckets": 100}
+    return {name: max(keys // share, at_least) if name != "keys" else keys for name, share in shares.items()}
+
+
+async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
+    """Fill a migrated, empty database: so many keys, and the other tables in proportion or `at_least` as large."""
+    sizes, owners = _sizes(keys, at_least), keys // 100 - 4
+    if url.get_backend_name() == "sqlite":
+        numbers = {
+            name: f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s LIMIT {size}) SELECT n FROM s)"  # noqa: S608
+            for name, size in sizes.items()
+        }
+        spelling = {
+            "uuid": "lower(hex(randomblob(16)))",
+            "digest": "randomblob(32)",
+            "false": "0",
+            "past": "'2026-01-01 00:00:00.000000'",
+            "recent": "datetime('now', '-' || (n % 600) || ' minutes') || '.000000'",
+            "future": "datetime('now', '+' || (1 + n % 900) || ' minutes') || '.000000'",
+        }
+        with closing(sqlite3.connect(url.database or "")) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.executescript(_text(owners, numbers, spelling))
+            connection.commit()
+        return
+    numbers = {name: f"generate_series(1::bigint, {size}) AS n" for name, size in sizes.items()}
+    spelling = {
+        "uuid": "md5('key' || n)::uuid",
+        "digest": "sha256(convert_to('row' || n, 'UTF8'))",
+        "false": "false",
+        "past": "timestamptz '2026-01-01 00:00:00Z'",
+        "recent": "now() - (n % 600) * interval '1 minute'",
+        "future": "now() + (1 + n % 900) * interval '1 minute'",
+    }
+    connection = await asyncpg.connect(_dsn(url))
+    await connection.execute(_text(owners, numbers, spelling))
+    for table in ("users", "api_keys"):
+        await connection.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
+    await connection.close()
+
+
+async def analyze(url: URL) -> None:
+    """Have the planner know what there is, as autovacuum does on PostgreSQL and nobody does on SQLite."""
+    if url.get_backend_name() == "sqlite":
+        with closing(sqlite3.connect(url.database or "")) as connection:
+            connection.execute("ANALYZE")
+            connection.commit()
+        return
+    connection = await asyncpg.connect(_dsn(url))
+    await connection.execute("VACUUM (ANALYZE)")
+    await connection.close()
+
+
+async def capture(db: Database) -> list[Captured]:
+    """Run keyman's operations on a database that `build` filled, and return the statements that they sent."""
+    made = await personal.create(db, _caller(HEAVY), NewToken(RequiredLabel("bench")))
+    async with db.write() as connection:
+        cookie = await callers.open_session(connection, HEAVY)
+    middle = Cursor(await _key_in_the_middle(db))
+    retry = IdempotencyKey.parse("bench", HEAVY, b"{}")
+    buckets = throttle.login_buckets("u1@example.com", "192.0.2.1")
+    heavy = _caller(HEAVY)
+    steps: dict[str, Callable[[], Awaitable[object]]] = {
+        "keys: the first page": lambda: operations.list_own(db, heavy, Slice()),
+        "keys: a page in the middle": lambda: operations.list_own(db, heavy, Slice(before=middle)),
+        "keys: the first page of an owner of three old keys": lambda: operations.list_own(db, _caller(SPARSE), Slice()),
+        "keys: the first page of an owner of none": lambda: operations.list_own(db, _caller(EMPTY), Slice()),
+        "keys: one service": lambda: operations.list_own(db, heavy, Slice(), "ANTHROPIC"),
+        "keys: one service, a page in the middle": lambda: operations.list_own(
+            db, heavy, Slice(before=middle), "ANTHROPIC"
+        ),
+        "keys: one service that the owner has no key of": lambda: operations.list_own(db, heavy, Slice(), "GROQ"),
+        "keys: by a name that many have": lambda: operations.list_own(db, heavy, Slice(), text="key 1"),
+        "keys: by a name that none has": lambda: operations.list_own(db, heavy, Slice(), text="no such name"),
+        "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
+        "keys: a change": lambda: operations.change(db, heavy, ONE_KEY_OF_HEAVY, Change(name=None), IfMatch()),
+        "a token by its hash": lambda: callers.by_token(db, made.token, "-", None),
+        "a session by its hash": lambda: callers.by_session(db, cookie.reveal(), "-", None),
+        "tokens: an owner's": lambda: personal.list_own(db, heavy),
+        "tokens: a new one": lambda: personal.create(db, heavy, NewToken(RequiredLabel("bench"))),
+        "an account by its address": lambda: users.disable(db, EmailAddress.parse("u50@example.com")),
+        "audit: the first page": lambda: audit.list_own(db, HEAVY, Slice()),
+        "audit: a page in the middle": lambda: audit.list_own(db, HEAVY, Slice(before=middle)),
+        "audit: the first page of an owner of none": lambda: audit.list_own(db, EMPTY, Slice()),
+        "an idempotency key": lambda: idempotency.find(db, retry),
+        "throttle: an attempt": lambda: throttle.count(db, buckets[:1]),
+        "throttle: forgiven": lambda: throttle.forgive(db, buckets),
+        "housekeeping": lambda: housekeeping.sweep(db),
+    }
+    captured: list[Captured] = []
+    for label, step in steps.items():
+        with _listening(label, captured):
+            try:
+                await step()
+            except KeymanError as fault:
+                raise AssertionError(f"{label}: {fault}") from fault
+    return captured
+
+
+async def explain(url: URL, captured: list[Captured], *, generic: bool = False) -> dict[str, list[str]]:
+    """The plans of each label, a text a statement. `generic`: as PostgreSQL may plan from the sixth time on."""
+    plans: dict[str, list[str]] = {}
+    if url.get_backend_name() == "sqlite":
+        with closing(sqlite3.connect(url.database or "")) as sqlite:
+            for one in captured:
+                nodes = sqlite.execute(f"EXPLAIN QUERY PLAN {one.statement}", one.parameters).fetchall()
+                plans.setdefault(one.label, []).append("\n".join(_tree(nodes)))
+        return plans
+    connection = await asyncpg.connect(_dsn(url))
+    options = "COSTS OFF, GENERIC_PLAN" if generic else "ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF"
+    for one in captured:
+        transaction = connection.transaction()
+        await transaction.start()
+        if generic:
+            rows = await _generic(connection, one)
+        else:
+            rows = await connection.fetch(f"EXPLAIN ({options}) {one.statement}", *one.parameters)
+        await transaction.rollback()  # EXPLAIN ANALYZE has done it
+        plans.setdefault(one.label, []).append("\n".join(row[0] for row in rows if "Planning" not in row[0]))
+    await connection.close()
+    return plans
+
+
+async def _generic(connection: Any, one: Captured) -> list[Any]:
+    await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE bench AS {one.statement}")
+    nulls = ", ".join("NULL" for _ in one.parameters)
+    rows: list[Any] = await connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE bench{f'({nulls})' if nulls else ''}")
+    await connection.execute("DEALLOCATE bench")
+    return rows
+
+
+async def versions(url: URL) -> str:
+    if url.get_backend_name() == "sqlite":
+        return f"SQLite {sqlite3.sqlite_version}"
+    connection = await asyncpg.connect(_dsn(url))
+    version = str(await connection.fetchval("SHOW server_version")).split(" ")[0]
+    await connection.close()
+    return f"PostgreSQL {version}"
+
+
+def _text(owners: int, numbers: dict[str, str], spelling: dict[str, str]) -> str:
+    return _ROWS.format(owners=owners, ciphertext="A" * 100, **numbers, **spelling)
+
+
+def _caller(user_id: int) -> Caller:
+    return Caller(user_id, f"u{user_id}@example.com", now(), ALL_SCOPES, Origin(Actor.SESSION))
+
+
+async def _key_in_the_middle(db: Database) -> int:
+    page = await operations.list_own(db, _caller(HEAVY), Slice(limit=1))
+    return page.items[0].id // 2
+
+
+@contextmanager
+def _listening(label: str, captured: list[Captured]) -> Iterator[None]:
+    def before(
+        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+    ) -> tuple[str, Any]:
+        verb = statement.split(None, 1)[0]
+        if verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in statement:
+            place = f"{label}: {statement.split(None, 3)[2]}" if label == "housekeeping" else label
+            captured.append(Captured(place, statement, tuple(parameters)))
+        if label == "housekeeping" and verb == "DELETE":
+            # Explained later, on what there is to delete: so nothing is deleted now.
+            return "DELETE FROM throttle WHERE 1 = 0", ()
+        return statement, parameters
+
+    event.listen(Engine, "before_cursor_execute", before, retval=True)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", before)
+
+
+def _tree(rows: list[tuple[int, int, int, str]]) -> list[str]:
+    depth = {0: -1}
+    lines = []
+    for node, parent, _, detail in rows:
+        depth[node] = depth.get(parent, -1) + 1
+        lines.append("  " * depth[node] + detail)
+    return lines
+
+
+def _dsn(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)

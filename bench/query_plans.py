@@ -1,0 +1,122 @@
+"""How both databases answer keyman's statements on a million keys: writes docs/query-plans.md.
+
+.venv/bin/python -m bench.query_plans [--keys 1000000] [--check]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from pathlib import Path
+
+import click
+from sqlalchemy.engine import URL, make_url
+
+from bench import plans
+from bench.plans import Captured
+from keyman import migrations
+from keyman.db import Database
+from tests.support.postgres import postgres_server
+
+PAGE = Path(__file__).parent.parent / "docs" / "query-plans.md"
+
+HEAD = """\
+# Query plans
+
+What both databases do with the statements that keyman sends, on {keys:,} keys of {owners:,} owners, one of them with
+{heavy:,}; {entries:,} entries in the trail, and the other tables in proportion. Nothing here is written by hand but
+these words: `bench/plans.py` runs keyman's own operations, catches the statements on their way to the driver, and has
+the database explain them. `.venv/bin/python -m bench.query_plans` writes this page anew, in some minutes; at 20,000
+keys `tests/storage/test_plans.py` holds it against the intended indexes, on SQLite with and without `ANALYZE`.
+
+Versions: {versions}. PostgreSQL's figures are rows, and pages of 8 KiB in memory or read: these
+do not depend on the machine, as times would. SQLite has no figures to show, only its way.
+
+## What they show
+
+- A page of a listing is read from the index `(user_id, id)` backwards, 51 rows and as many pages, on the first page and
+  in the middle alike; of one service from `(user_id, service, id)`. Nothing is sorted and nothing skipped.
+- An owner with few or no keys is answered from the same index in a few pages. PostgreSQL does not walk the primary key
+  backwards in the hope of meeting that owner's rows, the usual trap of `ORDER BY id DESC LIMIT`.
+- A search by name reads the owner's keys, newest first, until the page is full; where PostgreSQL expects that few
+  fit, it reads them all and sorts what fits. The cost is bounded by what one owner has, 10,000 rows here. An index over
+  parts of names would have to serve all owners to spare that one; there is none.
+- A token, a session, an idempotency key and a throttle bucket are found by their hash in one descent of a unique index.
+- What housekeeping removes is found by indexed times; a batch touches what it removes.
+- SQLite goes the same ways with and without `ANALYZE`{same}.
+"""
+
+
+@click.command()
+@click.option("--keys", default=1_000_000, show_default=True, help="Rows in api_keys.")
+@click.option("--output", type=click.Path(path_type=Path), default=PAGE, help="The page to write.")
+def main(keys: int, output: Path) -> None:
+    """Write docs/query-plans.md."""
+    with tempfile.TemporaryDirectory() as directory, postgres_server(log_statements=False) as server:
+        urls = [make_url(f"sqlite+aiosqlite:///{directory}/keyman.db"), make_url(server.create_database("plans"))]
+        output.write_text(asyncio.run(_page(urls, keys)))
+
+
+async def _page(urls: list[URL], keys: int) -> str:
+    sqlite, postgresql = urls
+    captured: dict[str, list[Captured]] = {}
+    explained: dict[str, dict[str, list[str]]] = {}
+    for name, url in (("sqlite", sqlite), ("postgresql", postgresql)):
+        click.echo(f"{name}: filling", err=True)
+        await migrations.upgrade(url)
+        await plans.build(url, keys)
+        if name == "postgresql":
+            await plans.analyze(url)
+        db = Database(url)
+        captured[name] = await plans.capture(db)
+        await db.close()
+        click.echo(f"{name}: explaining", err=True)
+        explained[name] = await plans.explain(url, captured[name])
+        if name == "postgresql":
+            await plans.explain(url, captured[name])  # warm: what is read shows as hit
+            explained["generic"] = await plans.explain(url, captured[name], generic=True)
+        else:
+            await plans.analyze(url)
+            explained["analyzed"] = await plans.explain(url, captured[name])
+    versions = ", ".join([await plans.versions(sqlite), await plans.versions(postgresql)])
+    other = [label for label, plan in explained["sqlite"].items() if explained["analyzed"][label] != plan]
+    same = f", but for {', '.join(other)}, shown twice" if other else ""
+    head = HEAD.format(keys=keys, owners=keys // 100, heavy=keys // 100, entries=keys, versions=versions, same=same)
+    return head + "".join(_section(label, captured, explained, other) for label in explained["postgresql"])
+
+
+def _section(
+    label: str, captured: dict[str, list[Captured]], explained: dict[str, dict[str, list[str]]], other: list[str]
+) -> str:
+    statements = [_wrapped(one.statement) for one in captured["postgresql"] if one.label == label]
+    parts = [f"\n## {label[0].upper()}{label[1:]}\n"]
+    for number, statement in enumerate(statements):
+        parts.append(f"\n```sql\n{statement}\n```\n")
+        parts.append(f"PostgreSQL:\n```\n{_tidy(explained['postgresql'][label][number])}\n```\n")
+        sqlite = explained["sqlite"][label][number] or "(found by the primary key, which SQLite does not show)"
+        parts.append(f"SQLite:\n```\n{sqlite}\n```\n")
+        if label in other:
+            parts.append(f"SQLite after `ANALYZE`:\n```\n{explained['analyzed'][label][number]}\n```\n")
+    return "".join(parts)
+
+
+def _wrapped(statement: str) -> str:
+    return re.sub(r"\s*\n\s*", "\n", statement).strip()
+
+
+def _tidy(plan: str) -> str:
+    """Without what differs from run to run: moments, hashes, and how much was in memory already."""
+    plan = re.sub(r"'\d{4}-[^']*'::timestamp with time zone", "$moment", plan)
+    plan = re.sub(r"'\\x[0-9a-f]*'::bytea", "$hash", plan)
+    plan = re.sub(r"Buffers: shared .*", _pages, plan)
+    return re.sub(r"\s*\n\s*Pages: \d+$", "", plan) if plan.count("Pages:") > 1 else plan
+
+
+def _pages(match: re.Match[str]) -> str:
+    numbers = dict(re.findall(r"(hit|read)=(\d+)", match[0]))
+    return f"Pages: {sum(int(number) for number in numbers.values())}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A valid row of every table, to be made wrong in one place at a time."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import ForeignKeyConstraint, Table, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman import migrations
+from keyman.db import Database, now
+
+_numbers = itertools.count(1)
+
+
+def table(name: str) -> Table:
+    return migrations.tables().tables[name]
+
+
+def row(name: str, /, **values: Any) -> dict[str, Any]:
+    """Every column that may not be null, each unique value a new one; a table's owner is user 1."""
+    number, moment = next(_numbers), now()
+    digest = number.to_bytes(32, "big")
+    valid: dict[str, dict[str, Any]] = {
+        "users": {
+            "email": f"u{number}@example.com",
+            "email_key": f"u{number}@example.com",
+            "password_hash": "-",
+            "created_at": moment,
+        },
+        "sessions": {
+            "user_id": 1,
+            "id_hash": digest,
+            "created_at": moment,
+            "last_seen_at": moment,
+            "expires_at": moment,
+        },
+        "api_tokens": {
+            "user_id": 1,
+            "token_hash": digest,
+            "name": "t",
+            "scopes": "keys:read",
+            "hint": "km_...abcd",
+            "created_at": moment,
+        },
+        "api_keys": {
+            "user_id": 1,
+            "service": "OPENAI",
+            "encrypted_key": "vault:v1:AAAA",
+            "key_version": 1,
+            "value_uuid": uuid4(),
+            "last_4_chars": "...",
+            "disabled": False,
+            "undecryptable": False,
+            "created_at": moment,
+            "updated_at": moment,
+        },
+        "idempotency": {
+            "user_id": 1,
+            "key_hash": digest,
+            "fingerprint": digest,
+            "response": "{}",
+            "created_at": moment,
+        },
+        "throttle": {"bucket": digest, "attempts": 1, "ends_at": moment},
+        "audit_log": {"at": moment, "user_id": 1, "actor": "session", "action": "key.create"},
+        # A migrated database has its one row.
+        "deployment": {"id": 1, "uuid": uuid4(), "created_at": moment},
+    }
+    return {**valid[name], **values}
+
+
+async def add(connection: AsyncConnection, name: str, /, **values: Any) -> int | None:
+    """Insert one; its id, where the table has one."""
+    statement = insert(table(name)).values(row(name, **values))
+    if "id" not in table(name).c:
+        await connection.execute(statement)
+        return None
+    return int((await connection.execute(statement.returning(table(name).c.id))).scalar_one())
+
+
+async def add_owner(db: Database) -> None:
+    """User 1, who owns what `row` makes: the first one of an empty table."""
+    async with db.write() as connection:
+        assert await add(connection, "users") == 1
+
+
+async def count(db: Database, name: str) -> int:
+    async with db.read() as connection:
+        return int((await connection.execute(select(func.count()).select_from(table(name)))).scalar_one())
+
+
+def foreign_keys() -> list[ForeignKeyConstraint]:
+    return [key for each in migrations.tables().sorted_tables for key in each.foreign_key_constraints]

@@ -1,0 +1,139 @@
+"""Each statement is answered from the index that is there for it, on both databases, whatever the planner knows.
+
+The statements are caught while keyman's operations run: see `bench/plans.py`, which docs/query-plans.md comes from too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import URL, make_url
+
+from bench import plans
+from bench.plans import Captured
+from keyman import migrations
+from keyman.db import Database
+from tests.support.postgres import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+KEYS = 20_000
+
+# The index of each statement of a label: PostgreSQL's name, and SQLite's where it has another for a constraint's.
+ROWID = "INTEGER PRIMARY KEY"
+OWNER, OF_SERVICE = "ix_api_keys_owner", "ix_api_keys_owner_service"
+INDEXES: dict[str, list[tuple[str, str]]] = {
+    "keys: the first page": [(OWNER, OWNER)],
+    "keys: a page in the middle": [(OWNER, OWNER)],
+    "keys: the first page of an owner of three old keys": [(OWNER, OWNER)],
+    "keys: the first page of an owner of none": [(OWNER, OWNER)],
+    "keys: one service": [(OF_SERVICE, OF_SERVICE)],
+    "keys: one service, a page in the middle": [(OF_SERVICE, OF_SERVICE)],
+    "keys: one service that the owner has no key of": [(OF_SERVICE, OF_SERVICE)],
+    # Both begin with the owner; a filter on the name fits neither better.
+    "keys: by a name that many have": [(f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}")],
+    "keys: by a name that none has": [(f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}")],
+    "keys: one by its id": [(f"{OWNER}|pk_api_keys", ROWID)],
+    "keys: a change": [(f"{OWNER}|pk_api_keys", ROWID), ("pk_api_keys", ROWID)],
+    "a token by its hash": [
+        ("uq_api_tokens_token_hash", "sqlite_autoindex_api_tokens_1"),
+        ("pk_api_tokens", ROWID),
+    ],
+    "a session by its hash": [("uq_sessions_id_hash", "sqlite_autoindex_sessions_1")],
+    "tokens: an owner's": [("ix_api_tokens_user_id", "ix_api_tokens_user_id")],
+    "tokens: a new one": [("ix_api_tokens_user_id", "ix_api_tokens_user_id")],
+    "an account by its address": [
+        ("uq_users_email_key", "sqlite_autoindex_users_1"),
+        ("pk_users", ROWID),
+        ("ix_sessions_user_id", "ix_sessions_user_id"),
+    ],
+    "audit: the first page": [("ix_audit_log_owner", "ix_audit_log_owner")],
+    "audit: a page in the middle": [("ix_audit_log_owner", "ix_audit_log_owner")],
+    "audit: the first page of an owner of none": [("ix_audit_log_owner", "ix_audit_log_owner")],
+    "an idempotency key": [("pk_idempotency", "sqlite_autoindex_idempotency_1")],
+    # SQLite does not show how an upsert finds its row: it is the constraint's index by necessity.
+    "throttle: an attempt": [("pk_throttle", "")],
+    "throttle: forgiven": [("pk_throttle", "sqlite_autoindex_throttle_1")] * 2,
+    "housekeeping: sessions": [("ix_sessions_last_seen_at", "ix_sessions_last_seen_at")],
+    "housekeeping: throttle": [("ix_throttle_ends_at", "ix_throttle_ends_at")],
+    "housekeeping: idempotency": [("ix_idempotency_created_at", "ix_idempotency_created_at")],
+}
+
+IN_ORDER = [
+    label
+    for label in INDEXES
+    if label.startswith(("keys: the first", "keys: a page", "audit:", "keys: one service that"))
+]
+"""Listings that PostgreSQL must not sort either. Some twenty rows of one service it may: that costs it less."""
+
+
+@pytest.fixture(scope="module")
+async def sqlite(tmp_path_factory: pytest.TempPathFactory) -> tuple[URL, list[Captured]]:
+    return await _filled(make_url(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('plans')}/keyman.db"))
+
+
+@pytest.fixture(scope="module")
+async def postgresql(postgres: PostgresServer) -> tuple[URL, list[Captured]]:
+    url, captured = await _filled(make_url(postgres.create_database("plans")))
+    await plans.analyze(url)
+    return url, captured
+
+
+async def _filled(url: URL) -> tuple[URL, list[Captured]]:
+    await migrations.upgrade(url)
+    await plans.build(url, KEYS, at_least=KEYS)  # so that no table is small enough to be better read whole
+    db = Database(url)
+    captured = await plans.capture(db)
+    await db.close()
+    return url, captured
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["knowing nothing", "analyzed"])
+async def test_sqlite_answers_from_the_intended_index(sqlite: tuple[URL, list[Captured]], analyzed: bool) -> None:
+    url, captured = sqlite
+    if analyzed:
+        await plans.analyze(url)
+    explained = await plans.explain(url, captured)
+    assert explained.keys() == INDEXES.keys()
+    for label, texts in explained.items():
+        assert len(texts) == len(INDEXES[label]), label
+        for text, (_, index) in zip(texts, INDEXES[label], strict=True):
+            assert re.search(index, text), f"{label}\n{text}"
+            assert "SCAN" not in text, f"{label}\n{text}"
+            assert "TEMP B-TREE" not in text, f"{label}\n{text}"
+
+
+async def test_postgresql_answers_from_the_intended_index(postgresql: tuple[URL, list[Captured]]) -> None:
+    url, captured = postgresql
+    explained = await plans.explain(url, captured)
+    assert explained.keys() == INDEXES.keys()
+    for label, texts in explained.items():
+        assert len(texts) == len(INDEXES[label]), label
+        for text, (index, _) in zip(texts, INDEXES[label], strict=True):
+            assert re.search(rf"\b({index})\b", text), f"{label}\n{text}"
+            assert "Seq Scan" not in text, f"{label}\n{text}"
+            assert label not in IN_ORDER or "Sort" not in text, f"{label}\n{text}"
+
+
+async def test_a_plan_that_postgresql_keeps_for_all_owners_reads_no_table_of_keys_or_proofs_whole(
+    postgresql: tuple[URL, list[Captured]],
+) -> None:
+    url, captured = postgresql
+    for label, texts in (await plans.explain(url, captured, generic=True)).items():
+        if label.startswith("housekeeping"):
+            continue  # without a moment to look at, it expects a third of all rows to have ended
+        for text, (index, _) in zip(texts, INDEXES[label], strict=True):
+            assert re.search(rf"\b({index})\b", text), f"{label}\n{text}"
+            assert "Seq Scan" not in text, f"{label}\n{text}"
+            assert label not in IN_ORDER or "Sort" not in text, f"{label}\n{text}"
+
+
+def test_the_page_of_plans_holds_every_statement() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "query-plans.md").read_text()
+    for label in INDEXES:
+        assert f"## {label[0].upper()}{label[1:]}\n" in page
+    assert "keyman.db" not in page
+    assert "Seq Scan" not in page
+    assert "SCAN api_keys" not in page
