@@ -68,7 +68,9 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
             {
                 "catalogue": catalogue,
                 "metrics": metrics,
-                "openapi": openapi_document(_described_routes(), _DEPENDENCIES),
+                "openapi": openapi_document(
+                    _described_routes(), _DEPENDENCIES, [info.service for info in catalogue.infos()]
+                ),
                 "passwords": passwords or Passwords(),
                 "settings": settings,
                 CHECKS: {NewKey: catalogue.check_new_key},

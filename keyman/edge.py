@@ -18,7 +18,7 @@ import structlog
 
 from keyman import problems
 from keyman.config import Settings
-from keyman.errors import Forbidden, Internal, Problem
+from keyman.errors import Forbidden, Internal, Problem, raise_alone
 from keyman.telemetry import Metrics, frames, log
 
 # ASGI's own types; Litestar's are narrower than what a server may send.
@@ -103,15 +103,16 @@ class Edge:
             try:
                 _refuse_cross_site(method, headers)
                 await self._app(scope, receive, send_with_headers)
-            except Problem as problem:
-                await _answer(problem, exchange, send_with_headers)
             except Exception as fault:  # noqa: BLE001  # the last place: whatever it is, it becomes an answer
-                log.error("unhandled exception", **frames(fault))
+                problem = fault
+                if not isinstance(problem, Problem):
+                    log.error("unhandled exception", **frames(fault))
+                    problem = Internal(f"Tell whoever runs keyman: {exchange.request_id}")
                 if exchange.started:
                     # Half an answer is out: end the connection, so that it is not taken for a whole one.
                     exchange.status = 500
-                    raise RuntimeError("the answer could not be finished") from None
-                await _answer(Internal(f"Tell whoever runs keyman: {exchange.request_id}"), exchange, send_with_headers)
+                    raise_alone(RuntimeError("the answer could not be finished"))
+                await _answer(problem, exchange, send_with_headers)
             finally:
                 self._observe(scope, method, exchange, perf_counter() - started)
                 structlog.contextvars.clear_contextvars()
@@ -143,14 +144,11 @@ class Edge:
         if not client:
             return None
         hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
-        address = str(client[0])
-        while hops and self._is_trusted(address):
-            address = hops.pop()
-        return address if _parsed(address) is not None else str(client[0])
-
-    def _is_trusted(self, address: str) -> bool:
-        parsed = _parsed(address)
-        return parsed is not None and any(parsed in network for network in self._trusted)
+        address = _parsed(str(client[0]))
+        while hops and address is not None and any(address in network for network in self._trusted):
+            # What a proxy of ours says that is no address is not believed.
+            address = _parsed(hops.pop()) or address
+        return None if address is None else str(address)
 
 
 def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
@@ -187,8 +185,11 @@ def _headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address in its one form: without a zone, which may be any words, and IPv4 as such on a socket of IPv6."""
     try:
-        return ipaddress.ip_address(address)
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

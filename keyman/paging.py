@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Column, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.db import MAX_ID, AnyRow
+from keyman.db import AnyRow
 
 T = TypeVar("T")
 
@@ -33,17 +34,18 @@ class Limit(int):
 class Cursor(int):
     """Where a page begins: below the id that the page before ended with. Opaque on the wire."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["AAAAAAAAAAo"]}
+    # Base64url of eight bytes, not all zero, whose first bit is 0: an id.
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "pattern": "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$",
+        "examples": ["AAAAAAAAAAo"],
+    }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        try:
-            encoded = raw.encode("ascii") if isinstance(raw, str) else b""
-            (number,) = struct.unpack(">q", base64.b64decode(encoded + b"=", altchars=b"-_", validate=True))
-        except (ValueError, struct.error):
-            number = 0
-        if not 0 < number <= MAX_ID:
+        if not isinstance(raw, str) or not re.fullmatch(cls.schema["pattern"], raw):
             raise ValueError("must be a cursor that a Link header has given")
+        (number,) = struct.unpack(">q", base64.urlsafe_b64decode(f"{raw}="))
         return cls(number)
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ it; the sentence never repeats what was sent. `decode` does so for a whole body 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -19,8 +20,21 @@ from keyman.secret import Secret
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
+"""Control characters, and those that end a line or a paragraph, for a class of a regular expression."""
+
+BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 """Characters that change the direction of what follows: with them a label shows as something it is not."""
+
+SPACE = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
+"""White space of every script, spelt out: the shorthand is not the same in Python and in JSON Schema."""
+
+# The patterns are ECMAScript's and Python's alike, so that the OpenAPI document says just what is parsed.
+LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*$"
+REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{BIDIRECTIONAL}{SPACE}][^{CONTROL}{BIDIRECTIONAL}]*$"
+# RFC 5321, 4.5.3.1: 64 before the @; 254 in all. Nothing invisible: two addresses must not look alike for it.
+_VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
+EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
 
 
 class Value(Protocol):
@@ -37,16 +51,21 @@ class Label(str):
     """What a person calls a key or a token."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": 100, "examples": ["Production chat"]}
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "maxLength": 100,
+        "pattern": LABEL,
+        "examples": ["Production chat"],
+    }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
         text = _string(raw)
         if len(text) > 100:
             raise ValueError("must be at most 100 characters long")
-        # Cc: control characters, NUL among them. Zl and Zp: line and paragraph separators. Cs: half characters.
-        if any(c in BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in text):
+        if not re.fullmatch(LABEL, text):
             raise ValueError("must not hold control characters or characters that change the writing direction")
+        _encodable(text)
         return cls(text)
 
 
@@ -54,12 +73,17 @@ class RequiredLabel(Label):
     """A label that says something."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {**Label.schema, "minLength": 1, "pattern": r"\S", "examples": ["CI pipeline"]}
+    schema: ClassVar[dict[str, Any]] = {
+        **Label.schema,
+        "minLength": 1,
+        "pattern": REQUIRED_LABEL,
+        "examples": ["CI pipeline"],
+    }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
         label = super().parse(raw)
-        if not label.strip():
+        if not re.fullmatch(REQUIRED_LABEL, label):
             raise ValueError("must not be empty")
         return label
 
@@ -68,7 +92,12 @@ class SearchText(str):
     """What to look for in labels."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": 100, "examples": ["prod"]}
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "maxLength": 100,
+        "pattern": r"^[^\u0000]*$",
+        "examples": ["prod"],
+    }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -87,19 +116,18 @@ class EmailAddress(str):
     schema: ClassVar[dict[str, Any]] = {
         "type": "string",
         "maxLength": 254,
-        "pattern": r"^[^\s@]+@[^\s@]+$",
+        "pattern": EMAIL,
         "examples": ["ada@example.com"],
     }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
         text = unicodedata.normalize("NFC", _string(raw).strip())
-        local, at, domain = text.rpartition("@")
-        if not (local and at and domain) or "@" in local or any(not c.isprintable() or c.isspace() for c in text):
+        if not re.fullmatch(EMAIL, text):
             raise ValueError("must be an e-mail address, such as ada@example.com")
-        # RFC 5321, 4.5.3.1: 64 octets before the @, 254 in all.
-        if len(local.encode()) > 64 or len(text.encode()) > 254:
+        if len(text) > 254:
             raise ValueError("is too long for an e-mail address")
+        _encodable(text)
         return cls(text)
 
     @property

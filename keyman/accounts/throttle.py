@@ -86,15 +86,21 @@ async def forgive(db: Database, buckets: tuple[Bucket, ...]) -> None:
     """Take back what `count` counted, for the attempt was right; an account's failures are forgotten with it."""
     account, *others = buckets
     async with db.write() as connection:
+        await connection.execute(delete(throttle).where(throttle.c.bucket == account.digest))
+    await take_back(db, tuple(others))
+
+
+async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
+    """Take back what `count` counted, for the attempt was turned away before it was looked at."""
+    if not buckets:
+        return
+    async with db.write() as connection:
         for bucket in sorted(buckets, key=lambda bucket: bucket.digest):
-            if bucket is account:
-                await connection.execute(delete(throttle).where(throttle.c.bucket == bucket.digest))
-            elif bucket in others:
-                await connection.execute(
-                    update(throttle)
-                    .where(throttle.c.bucket == bucket.digest, throttle.c.attempts > 0)
-                    .values(attempts=throttle.c.attempts - 1)
-                )
+            await connection.execute(
+                update(throttle)
+                .where(throttle.c.bucket == bucket.digest, throttle.c.attempts > 0)
+                .values(attempts=throttle.c.attempts - 1)
+            )
 
 
 def _network(address: str) -> str:

@@ -17,7 +17,7 @@ from keyman.accounts.passwords import Passwords, WrongPassword
 from keyman.accounts.tables import sessions, users
 from keyman.audit import Action, Actor, Origin
 from keyman.db import AnyRow, Database, now
-from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, Unauthenticated
+from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
 from keyman.secret import Secret
 from keyman.values import EmailAddress, GivenPassword, NewPassword
 
@@ -105,6 +105,9 @@ async def log_in(
         async with db.write() as connection:
             await audit.record(connection, origin, row.id if row is not None else None, Action.LOGIN_FAILED)
         raise Unauthenticated("E-mail or password is wrong.") from None
+    except RateLimited:
+        await throttle.take_back(db, buckets)
+        raise
     await throttle.forgive(db, buckets)
     async with db.write() as connection:
         if new_hash is not None:
@@ -136,6 +139,9 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
         await passwords.verify(row.password_hash, change.current_password)
     except WrongPassword:
         raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
+    except RateLimited:
+        await throttle.take_back(db, buckets)
+        raise
     await throttle.forgive(db, buckets)
     new_hash = await passwords.hash(change.new_password)
     async with db.write() as connection:

@@ -9,11 +9,12 @@ from urllib.parse import urlencode
 from litestar import Request, Response
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import SkipValidation
 from litestar.types import ExceptionHandlersMap
+from litestar.utils import normalize_path
 
 from keyman import errors, problems
 from keyman.db import MAX_ID
@@ -79,7 +80,7 @@ def _allowed_methods(request: AnyRequest) -> Iterator[str]:
     """What the path takes (RFC 9110, 15.5.6 requires it); HEAD wherever GET, by the edge."""
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
         try:
-            request.app.asgi_router.handle_routing(request.scope["path"], method)
+            request.app.asgi_router.handle_routing(normalize_path(request.scope["path"]), method)
         except HTTPException:
             continue
         yield from ("GET", "HEAD") if method == "GET" else (method,)
@@ -108,6 +109,9 @@ def _translated(fault: HTTPException) -> Problem:
     """Litestar's own exceptions, without its messages: they can repeat what was sent."""
     if isinstance(fault, ValidationException):
         return InvalidRequest.at(*_field_errors(fault))
+    if isinstance(fault, InternalServerException) and "disconnected" in str(fault.detail):
+        # Litestar's word for a body that ends before its length, or in the middle of a chunk.
+        return InvalidRequest.at(FieldError("", "The body ended before it was complete."))
     known = {
         400: InvalidRequest("The request is not well-formed."),
         404: errors.NotFound("There is nothing at this address."),

@@ -83,8 +83,10 @@ EXAMPLES: dict[str, Any] = {
 """A value of each shape, as it would be on the wire."""
 
 
-def openapi_document(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]) -> bytes:
-    """The OpenAPI 3.1 document of these routes, as JSON.
+def openapi_document(
+    routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], services: Sequence[str]
+) -> bytes:
+    """The OpenAPI 3.1 document of these routes and this catalogue, as JSON.
 
     Made by an application of its own that serves nobody: Litestar adds pages to one that has a document, and they load
     scripts from other hosts.
@@ -120,6 +122,7 @@ def openapi_document(routes: Sequence[ControllerRouterHandler], dependencies: Ma
     )
     schema: dict[str, Any] = described.openapi_schema.to_schema()
     _refine(schema)
+    schema["components"]["schemas"]["NewKey"]["properties"]["service"]["enum"] = list(services)
     return msgspec.json.encode(schema)
 
 
@@ -131,6 +134,13 @@ def _refine(document: dict[str, Any]) -> None:
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         for content in operation.get("requestBody", {}).get("content", {}).values():
             schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
+        for answer in operation["responses"].values():
+            for header in answer.get("headers", {}).values():
+                header["schema"] = {"type": "string"}
+            for content in answer.get("content", {}).values():
+                for example in content.get("examples", {}).values():
+                    del example["id"]  # Litestar's own name for it, which OpenAPI does not know
+        operation["responses"].get("204", {}).pop("content", None)
         # Litestar adds an answer of its own shape to whatever takes a parameter; keyman never gives it.
         answer = operation["responses"].get("400")
         if answer is not None and MEDIA_TYPE not in answer["content"]:

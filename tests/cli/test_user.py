@@ -1,0 +1,177 @@
+"""`keyman user`, as transcripts."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_common import failed
+from tests.cli.transcript import keyman
+from tests.support import live
+from tests.support.live import KEYMAN, PATIENCE, Finished
+
+PASSWORD = "correct horse battery staple"
+
+
+def added(email: str, env: dict[str, str]) -> None:
+    assert keyman("user", "add", email, env=env, stdin=f"{PASSWORD}\n").code == 0
+
+
+def test_accounts_are_added_listed_disabled_and_enabled(env: dict[str, str]) -> None:
+    assert keyman("user", "list", env=env) == Finished(0, "ID  EMAIL  CREATED AT  DISABLED AT\n", "")
+    assert keyman("user", "list", "--json", env=env) == Finished(0, "[]\n", "")
+
+    ada = keyman("user", "add", "Ada@example.com", env=env, stdin=f"{PASSWORD}\n")
+    assert ada == Finished(0, "", "Added Ada@example.com as user 1.\n")
+    grace = keyman("user", "add", "grace@bücher.example", env=env, stdin=f"{PASSWORD}\r\nignored\n")
+    assert grace == Finished(0, "", "Added grace@bücher.example as user 2.\n")
+
+    assert keyman("user", "disable", "ada@EXAMPLE.com", env=env).code == 0
+    listed = keyman("user", "list", "--json", env=env)
+    assert (listed.code, listed.err) == (0, "")
+    first, second = json.loads(listed.out)
+    assert (first["id"], first["email"], second["email"]) == (1, "Ada@example.com", "grace@bücher.example")
+    assert first["disabled_at"].endswith("Z")
+    assert second["disabled_at"] is None
+    assert first.keys() == {"id", "email", "created_at", "disabled_at"}
+
+    table = keyman("user", "list", env=env).out.splitlines()
+    assert len({line.index("@") for line in table[1:]}) >= 1
+    assert table[1].startswith("1   Ada@example.com")
+    assert table[2].endswith("  -")
+
+    assert keyman("user", "enable", "ada@example.com", env=env) == Finished(0, "", "Enabled ada@example.com.\n")
+    assert json.loads(keyman("user", "list", "--json", env=env).out)[0]["disabled_at"] is None
+
+
+def test_an_address_that_is_taken_is_said(env: dict[str, str]) -> None:
+    added("ada@example.com", env)
+    said = failed(keyman("user", "add", "ADA@example.com", env=env, stdin=f"{PASSWORD}\n"))
+    assert said == "keyman: There is an account with this address already.\n"
+
+
+@pytest.mark.parametrize("command", ["disable", "enable", "passwd"])
+def test_an_account_that_is_not_there_is_said(command: str, env: dict[str, str]) -> None:
+    said = failed(keyman("user", command, "nobody@example.com", env=env, stdin=f"{PASSWORD}\n"))
+    assert said == "keyman: There is no account with this address.\n"
+
+
+def test_a_password_that_is_no_text_is_said_wherever_it_is_typed(env: dict[str, str]) -> None:
+    """Whether Python takes such bytes or refuses them is up to the language that the machine is set to."""
+    for errors in ("strict", "surrogateescape"):
+        given = {**env, "PYTHONIOENCODING": f"utf-8:{errors}"}
+        said = failed(live.keyman("user", "add", "ada@example.com", env=given, stdin=b"\xff\xfe not text at all\n"))
+        assert said.startswith("keyman: The password must ")
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n", b"too short\n", b"x" * 257 + b"\n", b"\n" + b"x" * 20])
+def test_a_password_that_cannot_be_one_is_said_and_not_repeated(stdin: bytes, env: dict[str, str]) -> None:
+    said = failed(keyman("user", "add", "ada@example.com", env=env, stdin=stdin))
+    assert said.startswith("keyman: The password must ")
+    assert "short" not in said
+    assert "xxx" not in said
+    assert json.loads(keyman("user", "list", "--json", env=env).out) == []
+
+
+# --- at a terminal
+
+
+class Terminal:
+    """A command at a terminal of its own; its results go elsewhere."""
+
+    def __init__(self, process: subprocess.Popen[bytes], end: int) -> None:
+        self.process = process
+        self._end = end
+        self.screen = ""
+
+    def shows(self, text: str) -> None:
+        """Return once the terminal shows `text`, after what it was waited for before."""
+        deadline = time.monotonic() + PATIENCE
+        start = len(self.screen)
+        while text not in self.screen[start:]:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{text!r} is not in {self.screen!r}"
+            if not select.select([self._end], [], [], left)[0]:
+                continue
+            try:
+                self.screen += os.read(self._end, 4096).decode()
+            except OSError:  # the other end is closed
+                assert text in self.screen[start:], self.screen
+                return
+
+    def types(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def ends(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def terminal(*arguments: str, env: dict[str, str]) -> Iterator[Terminal]:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [KEYMAN, *arguments],
+        env=env,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  # the child has one thread
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(ours)
+
+
+def test_a_terminal_is_asked_twice_and_shows_no_password(env: dict[str, str]) -> None:
+    with terminal("user", "add", "ada@example.com", env=env) as screen:
+        screen.shows("Password: ")
+        screen.types(f"{PASSWORD}\n")
+        screen.shows("Repeat for confirmation: ")
+        screen.types("something else entirely\n")
+        screen.shows("Password: ")
+        screen.types(f"{PASSWORD}\n")
+        screen.shows("Repeat for confirmation: ")
+        screen.types(f"{PASSWORD}\n")
+        screen.shows("Added ada@example.com as user 1.")
+        assert screen.ends() == 0
+        assert screen.process.stdout is not None
+        assert screen.process.stdout.read() == b""
+        assert PASSWORD not in screen.screen
+        assert "something else" not in screen.screen
+    # It is the password: the account can be signed in to with it, as the next command's answer shows.
+    assert json.loads(keyman("user", "list", "--json", env=env).out)[0]["email"] == "ada@example.com"
+
+
+def test_ctrl_c_at_the_prompt_adds_nobody(env: dict[str, str]) -> None:
+    with terminal("user", "add", "ada@example.com", env=env) as screen:
+        screen.shows("Password: ")
+        screen.types("\x03")
+        assert screen.ends() in (1, 130)
+        assert "Traceback" not in screen.screen
+    assert json.loads(keyman("user", "list", "--json", env=env).out) == []
+
+
+def test_a_password_is_on_no_command_line(env: dict[str, str]) -> None:
+    with terminal("user", "passwd", "ada@example.com", env=env) as screen:
+        screen.shows("Password: ")
+        command = Path(f"/proc/{screen.process.pid}/cmdline").read_bytes()
+        assert command.count(b"\0") == len(["python", "keyman", "user", "passwd", "ada@example.com"])
+        screen.types("\x04")
+        screen.ends()
+        assert "Traceback" not in screen.screen

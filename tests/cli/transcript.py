@@ -1,0 +1,60 @@
+"""Commands in this process, for transcripts of many lines: what `keyman` prints and how it ends, without the half
+second that an interpreter needs to start. What needs a process of its own (terminals, signals, streams) has one.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import structlog
+
+from keyman.cli import main
+from tests.support.live import Finished, environment
+
+
+def keyman(*arguments: str | Path, env: Mapping[str, str] | None = None, stdin: str | bytes = "") -> Finished:
+    """Run a command to its end."""
+    given = io.TextIOWrapper(io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin), "utf-8")
+    out, err = io.BytesIO(), io.BytesIO()
+    with (
+        mock.patch.dict(os.environ, environment() if env is None else env, clear=True),
+        mock.patch.object(sys, "argv", ["keyman", *map(str, arguments)]),
+        mock.patch.object(sys, "stdin", given),
+        _logging_kept(),
+        redirect_stdout(io.TextIOWrapper(out, "utf-8", write_through=True)),
+        redirect_stderr(io.TextIOWrapper(err, "utf-8", write_through=True)),
+    ):
+        code = _ended()
+        written = out.getvalue().decode(), err.getvalue().decode()
+    return Finished(code, *written)
+
+
+def _ended() -> int:
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except Exception:  # noqa: BLE001  # what the interpreter would do
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """A command sets logging up for its process; here that is the tests'."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**before)

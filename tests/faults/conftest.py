@@ -1,0 +1,128 @@
+"""Parts that the tests here harm: never those that the rest of the suite shares."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import func, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from keyman import db, migrations
+from keyman.accounts.passwords import Passwords
+from keyman.audit import Action, audit_log
+from keyman.config import VaultSettings
+from keyman.keys.tables import api_keys, idempotency
+from tests.support.live import Victim, victim_at
+from tests.support.needs import require
+from tests.support.planes import Plane, plane_at
+from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
+
+
+@pytest.fixture(scope="session")
+def victim_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with victim_at(tmp_path_factory.mktemp("victim")) as victim:
+        yield victim
+
+
+@pytest.fixture
+def victim(victim_vault: Victim) -> Iterator[Victim]:
+    """A Vault to harm; the next test finds it mended."""
+    yield victim_vault
+    victim_vault.mend()
+
+
+@pytest.fixture(scope="session")
+def victim_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL to harm, which waits for the disk as in production."""
+    require("postgres", postgres_absence())
+    with postgres_server(durable=True, log_statements=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> URL:
+    """A migrated SQLite database, where the kind of database makes no difference."""
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+    await migrations.upgrade(url)
+    return url
+
+
+@pytest.fixture
+async def postgresql(victim_postgres: PostgresServer) -> AsyncIterator[URL]:
+    """A migrated database on the server to harm; the next test finds the server running."""
+    name = f"victim_{uuid4().hex}"
+    url = make_url(victim_postgres.create_database(name))
+    await migrations.upgrade(url)
+    yield url
+    victim_postgres.stop()
+    victim_postgres.start()
+    victim_postgres.drop_database(name)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits for a database, shortened: what happens at their end is what is tested."""
+    monkeypatch.setattr(db, "BUSY_TIMEOUT", 1.0)
+    monkeypatch.setattr(db.create_engine, "__kwdefaults__", {"statement_timeout": 1.5})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of what a database holds."""
+
+    keys: int
+    answers: int
+    entries: int
+
+
+async def counts(url: URL) -> Counts:
+    engine = create_async_engine(url, poolclass=NullPool)
+    changed = [Action.KEY_CREATE, Action.KEY_REPLACE, Action.KEY_CHANGE, Action.KEY_DELETE]
+    async with engine.connect() as connection:
+
+        async def count(statement: object) -> int:
+            return int((await connection.execute(statement)).scalar_one())  # type: ignore[call-overload]  # a SELECT
+
+        found = Counts(
+            await count(select(func.count()).select_from(api_keys)),
+            await count(select(func.count()).select_from(idempotency)),
+            await count(select(func.count()).select_from(audit_log).where(audit_log.c.action.in_(changed))),
+        )
+    await engine.dispose()
+    return found
+
+
+@asynccontextmanager
+async def plane_of(database: URL, vault: VaultSettings, quick: PasswordHasher) -> AsyncIterator[Plane]:
+    async with plane_at(database, vault, Passwords(quick)) as plane:
+        yield plane
+
+
+async def checks(client: httpx.AsyncClient) -> dict[str, str]:
+    """What `/readyz` says of the parts."""
+    answer = await client.get("/readyz")
+    body = answer.json()
+    found: dict[str, str] = body["checks"]
+    is_ready = set(found.values()) == {"ok"}
+    assert (answer.status_code, body["status"]) == ((200, "ok") if is_ready else (503, "degraded"))
+    return found
+
+
+def unavailable(answer: httpx.Response, part: str, reason: str) -> None:
+    """The answer says that a part is away, which and why, and that nothing was stored."""
+    assert answer.status_code == 503, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"] == f"/problems/{part}-unavailable"
+    assert reason in problem["detail"]
+    assert problem["detail"].endswith("Nothing was stored.")
+    assert int(answer.headers["retry-after"]) > 0

@@ -1,0 +1,402 @@
+"""The database away, busy or full: 503 with nothing stored, and all is well again without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy.engine import URL
+
+from keyman import migrations
+from tests.faults.conftest import checks, counts, plane_of, unavailable
+from tests.support.live import becomes, children, serve, sign_up, variables
+from tests.support.planes import Vault
+from tests.support.postgres import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+impatient = pytest.mark.usefixtures("impatient")
+
+VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
+BODY = {"service": "OPENAI", "api_key": VALUE}
+REASON = "The database cannot be used at the moment."
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> URL:
+    """For a service that is a process: a migrated SQLite database."""
+    made = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+    asyncio.run(migrations.upgrade(made))
+    return made
+
+
+async def post(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post("/api/keys", json=BODY)
+
+
+async def is_whole(client: httpx.AsyncClient, database: URL, keys: int) -> None:
+    """All is well: ready, `keys` keys there, another one stored; many requests at once find no connection lost."""
+
+    async def ready() -> bool:
+        return await checks(client) == {"database": "ok", "vault": "ok"}
+
+    await becomes(ready, "readiness")
+    assert len((await client.get("/api/keys")).json()) == keys
+
+    async def all_are_served() -> bool:
+        answers = await asyncio.gather(*(client.get("/api/keys") for _ in range(30)))
+        return {answer.status_code for answer in answers} == {200}
+
+    await becomes(all_are_served, "a whole pool")
+    assert (await post(client)).status_code == 201
+    found = await counts(database)
+    assert (found.keys, found.entries) == (keys + 1, keys + 1)
+    assert await _in_use(client) == 0
+
+
+async def _in_use(client: httpx.AsyncClient) -> float:
+    name = "keyman_database_connections_in_use "
+    lines = (await client.get("/metrics")).text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+# --- SQLite
+
+
+@contextmanager
+def _locked(file: str) -> Iterator[None]:
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+@impatient
+async def test_a_locked_file_stops_writes_alone(
+    sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(sqlite, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        key = (await post(ada)).json()
+        with _locked(str(sqlite.database)):
+            unavailable(await post(ada), "database", REASON)
+            unavailable(await ada.patch(f"/api/keys/{key['id']}", json={"name": "x"}), "database", REASON)
+            unavailable(await ada.delete(f"/api/keys/{key['id']}"), "database", REASON)
+            assert (await ada.get("/api/keys")).json() == [key]
+            assert await checks(ada) == {"database": "ok", "vault": "ok"}
+        await is_whole(ada, sqlite, 1)
+
+
+@impatient
+async def test_a_token_is_good_for_reading_while_its_use_cannot_be_noted(
+    sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(sqlite, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        script = await plane.token(ada)
+        with _locked(str(sqlite.database)):
+            assert (await script.get("/api/keys")).json() == []
+
+
+@impatient
+async def test_many_writers_that_wait_for_a_lock_all_get_an_answer(
+    sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(sqlite, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        with _locked(str(sqlite.database)):
+            answers = await asyncio.gather(*(post(ada) for _ in range(40)), *(ada.get("/api/keys") for _ in range(40)))
+        for answer in answers[:40]:
+            unavailable(answer, "database", REASON)
+        assert {answer.status_code for answer in answers[40:]} == {200}
+        await is_whole(ada, sqlite, 0)
+
+
+Harm = Callable[[Path], None]
+
+
+def _nothing(_file: Path) -> None:
+    pass
+
+
+def _copy(file: Path) -> None:
+    shutil.copy(file.with_suffix(".aside"), file)
+
+
+def _empty(file: Path) -> None:
+    file.touch()
+
+
+def _directory(file: Path) -> None:
+    file.mkdir()
+
+
+def _look(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+@contextmanager
+def _in_place_of(file: Path, harm: Harm) -> Iterator[None]:
+    """Put something else there; afterwards it is as it was made, and goes."""
+    file.rename(file.with_suffix(".aside"))
+    harm(file)
+    before = _look(file)
+    yield
+    assert _look(file) == before
+    if file.is_dir():
+        file.rmdir()
+    file.with_suffix(".aside").rename(file)
+
+
+@pytest.mark.parametrize("harm", [_nothing, _copy, _empty, _directory])
+async def test_a_file_that_is_not_the_one_takes_nothing_and_nothing_is_made_there(
+    harm: Harm, sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    """An open connection goes on writing to a removed file, and says that all is well: what it says must not count."""
+    async with plane_of(sqlite, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        await post(ada)
+        with _in_place_of(Path(str(sqlite.database)), harm):
+            for _ in range(3):
+                unavailable(await post(ada), "database", REASON)
+                unavailable(await ada.get("/api/keys"), "database", REASON)
+            assert (await checks(ada))["database"] == "unreachable"
+        await is_whole(ada, sqlite, 1)
+
+
+def test_a_full_disk_stores_nothing_and_is_over_when_there_is_room(
+    url: URL, provisioned: Vault, tmp_path: Path
+) -> None:
+    """A worker that may write no file any further is what a full disk is to SQLite."""
+    with serve(variables(provisioned.settings, url), tmp_path) as service:
+        ada = sign_up(service.url, "ada@example.com")
+        key = ada.post("/api/keys", json=BODY).json()
+        (worker,) = service.workers
+        free = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+        room = Path(f"{url.database}-wal").stat().st_size
+        assert room > len(service.live.err)  # its log has to go on
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (room, free[1]))
+        for _ in range(3):
+            refused = ada.post("/api/keys", json=BODY)
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/database-unavailable")
+            assert int(refused.headers["retry-after"]) > 0
+            assert ada.get("/api/keys").json() == [key]
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, free)
+        assert ada.post("/api/keys", json=BODY).status_code == 201
+        assert len(ada.get("/api/keys").json()) == 2
+        assert service.workers == [worker]
+        assert service.live.end().code == 0
+    assert asyncio.run(counts(url)).keys == 2
+
+
+# --- PostgreSQL
+
+Fault = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def _stopped(server: PostgresServer) -> AsyncIterator[None]:
+    server.stop()
+    yield
+    server.start()
+
+
+@asynccontextmanager
+async def _crashed(server: PostgresServer) -> AsyncIterator[None]:
+    server.stop(crash=True)
+    yield
+    server.start()
+
+
+@asynccontextmanager
+async def _frozen(server: PostgresServer) -> AsyncIterator[None]:
+    """The server and every session of it."""
+    frozen = [server.pid, *children(server.pid)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+
+
+@impatient
+@pytest.mark.parametrize("fault", [_stopped, _crashed, _frozen])
+async def test_a_server_that_is_away_is_said_and_found_again(
+    fault: Fault,
+    postgresql: URL,
+    victim_postgres: PostgresServer,
+    provisioned: Vault,
+    quick_passwords: PasswordHasher,
+) -> None:
+    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        await post(ada)
+        async with fault(victim_postgres):
+            answers = await asyncio.gather(*(post(ada) for _ in range(20)), *(ada.get("/api/keys") for _ in range(20)))
+            for answer in answers:
+                unavailable(answer, "database", REASON)
+            assert await checks(ada) == {"database": "unreachable", "vault": "ok"}
+            assert (await ada.get("/livez")).status_code == 200
+            email = {"email": "user0@example.com", "password": "correct horse battery staple"}
+            unavailable(await ada.post("/api/auth/login", json=email), "database", REASON)
+        await is_whole(ada, postgresql, 1)
+
+
+async def test_sessions_that_the_server_ended_are_replaced_without_anybody_noticing(
+    postgresql: URL, victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        await post(ada)
+        for _ in range(3):
+            await asyncio.gather(*(ada.get("/api/keys") for _ in range(20)))  # the pool is full
+            victim_postgres.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{postgresql.database}'"  # noqa: S608
+            )
+            answers = await asyncio.gather(*(ada.get("/api/keys") for _ in range(20)))
+            assert {answer.status_code for answer in answers} == {200}
+        await is_whole(ada, postgresql, 1)
+
+
+async def test_a_session_ended_in_the_middle_of_a_write_stores_nothing(
+    postgresql: URL, victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        await post(ada)
+        owner = await _connect(postgresql)
+        for _ in range(3):
+            transaction = owner.transaction()
+            await transaction.start()
+            await owner.execute("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE")
+            waiting = asyncio.create_task(post(ada))
+            own = await owner.fetchval("SELECT pg_backend_pid()")
+            ended = (
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = "  # noqa: S608
+                f"'{postgresql.database}' AND pid <> {own} AND wait_event_type = 'Lock'"
+            )
+
+            async def is_ended(statement: str = ended) -> bool:
+                return victim_postgres.execute(statement) == "1"
+
+            await becomes(is_ended, "a write that waits")
+            unavailable(await waiting, "database", REASON)
+            await transaction.rollback()
+        await owner.close()
+        await is_whole(ada, postgresql, 1)
+
+
+async def _connect(url: URL) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        host=url.host, port=url.port, user=url.username, password=url.password, database=url.database
+    )
+
+
+async def test_a_server_without_a_free_connection_is_said_and_found_again(
+    postgresql: URL, victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    victim_postgres.execute("ALTER SYSTEM SET max_connections = 15")
+    victim_postgres.stop()
+    victim_postgres.start()
+    taken: list[asyncpg.Connection] = []
+    try:
+        async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+            ada = await plane.user()
+            await post(ada)
+            await _take_all(postgresql, taken)
+            # One connection is keyman's own: who comes alone is served, of many at once some are not.
+            assert (await ada.get("/api/keys")).status_code == 200
+            answers = await asyncio.gather(*(post(ada) for _ in range(20)))
+            refused = [answer for answer in answers if answer.status_code != 201]
+            for answer in refused:
+                unavailable(answer, "database", REASON)
+            assert refused
+            stored = 1 + len(answers) - len(refused)
+            victim_postgres.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keyman'"
+            )
+            await _take_all(postgresql, taken)
+            unavailable(await post(ada), "database", REASON)
+            assert (await checks(ada))["database"] == "unreachable"
+            for connection in taken:
+                await connection.close()
+            await is_whole(ada, postgresql, stored)
+    finally:
+        victim_postgres.execute("ALTER SYSTEM RESET max_connections")
+
+
+async def _take_all(url: URL, taken: list[asyncpg.Connection]) -> None:
+    """Take every connection that the server has left for those who are not its superuser."""
+    for _ in range(50):
+        try:
+            taken.append(await _connect(url))
+        except asyncpg.TooManyConnectionsError:
+            return
+        except asyncpg.PostgresError as fault:
+            assert "remaining connection slots" in str(fault)  # noqa: PT017  # the same, in other words
+            return
+    raise AssertionError("the server has connections without end")
+
+
+@asynccontextmanager
+async def _held(url: URL) -> AsyncIterator[None]:
+    """Inside the block nobody else can read or write a key."""
+    owner = await _connect(url)
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+        yield
+    await owner.close()
+
+
+@impatient
+async def test_many_slow_requests_exhaust_the_pool_and_nothing_hangs(
+    postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        await post(ada)
+        async with _held(postgresql):
+            answers = await asyncio.gather(*(ada.get("/api/keys") for _ in range(60)), *(post(ada) for _ in range(20)))
+            for answer in answers:
+                unavailable(answer, "database", REASON)
+        await is_whole(ada, postgresql, 1)
+
+
+async def test_clients_that_leave_take_no_connection_with_them(
+    postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+        ada = await plane.user()
+        await post(ada)
+        for _ in range(3):
+            async with _held(postgresql):
+                waiting = [asyncio.create_task(_either(ada, number)) for number in range(20)]
+
+                async def some_wait() -> bool:
+                    return await _in_use(ada) > 5
+
+                await becomes(some_wait, "requests that wait")
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+        await is_whole(ada, postgresql, 1)
+
+
+async def _either(client: httpx.AsyncClient, number: int) -> httpx.Response:
+    return await (post(client) if number % 2 else client.get("/api/keys"))

@@ -1,0 +1,362 @@
+"""What was acknowledged is there, and opens; what was not is wholly there or wholly absent; however the process ends.
+
+Clients keep a ledger of what they were told. Each waits for one answer at a time, so when everything ends at once, each
+ledger leaves one operation open at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGKILL
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import select, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from keyman import migrations
+from keyman.accounts import personal, users
+from keyman.accounts.passwords import Passwords
+from keyman.accounts.tokens import DEFAULT_SCOPES
+from keyman.audit import Action, audit_log
+from keyman.db import Database
+from keyman.keys.schemas import KeyInfo
+from keyman.keys.tables import idempotency
+from keyman.values import EmailAddress, NewPassword, RequiredLabel
+from tests.support.live import PATIENCE, Root, Service, becomes, serve, stored_keys, variables
+from tests.support.planes import PASSWORD, Vault
+from tests.support.postgres import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+CLIENTS = 12
+OPERATIONS = 400
+"""That one client does at most in a round; the end usually comes first."""
+
+
+@dataclass(frozen=True)
+class Store:
+    value: str
+    retry: str
+
+
+@dataclass(frozen=True)
+class Replace:
+    id: int
+    value: str
+
+
+@dataclass(frozen=True)
+class Remove:
+    id: int
+
+
+Operation = Store | Replace | Remove
+
+
+@dataclass
+class Ledger:
+    """What one client was told. `open` is the operation that it was told nothing of, or nothing certain."""
+
+    user_id: int
+    token: str
+    keys: dict[int, str] = field(default_factory=dict)
+    told: list[tuple[Action, int]] = field(default_factory=list)
+    open: Operation | None = None
+
+    async def keep(self, url: str, chance: random.Random, told: Callable[[], None]) -> None:
+        """Do one operation after the other until the service or its database is gone."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE) as client:
+            for _ in range(OPERATIONS):
+                operation = self.open = self._choose(chance)
+                try:
+                    answer = await _send(client, operation)
+                except httpx.TransportError:
+                    return
+                if answer.status_code == 503:
+                    detail = answer.json()["detail"]
+                    if "may or may not" not in detail:
+                        assert detail.endswith("Nothing was stored.")
+                        self.open = None  # held to its word
+                    return
+                assert answer.is_success, answer.text
+                self.note(operation, answer)
+                self.open = None
+                told()
+
+    def note(self, operation: Operation, answer: httpx.Response) -> None:
+        if isinstance(operation, Remove):
+            del self.keys[operation.id]
+            self.told.append((Action.KEY_DELETE, operation.id))
+            return
+        key = answer.json()["id"]
+        assert answer.json()["last_4_chars"] == _mask(operation.value)
+        self.keys[key] = operation.value
+        self.told.append((Action.KEY_CREATE if isinstance(operation, Store) else Action.KEY_REPLACE, key))
+
+    def settle(self, found: dict[int, str | None]) -> None:
+        """Compare with what is stored, and take over what has become of the open operation."""
+        open_, self.open = self.open, None
+        if isinstance(open_, Store):
+            new = found.keys() - self.keys.keys()
+            assert len(new) <= 1
+            for key in new:
+                self.keys[key] = open_.value
+                self.told.append((Action.KEY_CREATE, key))
+        elif isinstance(open_, Replace) and found.get(open_.id) == open_.value:
+            self.keys[open_.id] = open_.value
+            self.told.append((Action.KEY_REPLACE, open_.id))
+        elif isinstance(open_, Remove) and open_.id not in found:
+            del self.keys[open_.id]
+            self.told.append((Action.KEY_DELETE, open_.id))
+        assert found == self.keys
+
+    def _choose(self, chance: random.Random) -> Operation:
+        value = f"sk-{chance.getrandbits(160):040x}"
+        kind = chance.random()
+        if not self.keys or kind < 0.5:
+            return Store(value, f"{chance.getrandbits(128):032x}")
+        key = chance.choice(list(self.keys))
+        return Replace(key, value) if kind < 0.8 else Remove(key)
+
+
+async def _send(client: httpx.AsyncClient, operation: Operation) -> httpx.Response:
+    match operation:
+        case Store(value, retry):
+            body = {"service": "OPENAI", "api_key": value}
+            return await client.post("/api/keys", json=body, headers={"Idempotency-Key": retry})
+        case Replace(key, value):
+            return await client.put(f"/api/keys/{key}", json={"api_key": value})
+        case Remove(key):
+            return await client.delete(f"/api/keys/{key}")
+
+
+def _mask(value: str) -> str:
+    return f"sk-...{value[-4:]}"
+
+
+async def _ledgers(url: URL, quick: PasswordHasher) -> list[Ledger]:
+    """A client each, with an account and a token."""
+    db = Database(url)
+    passwords = Passwords(quick)
+    made = []
+    for number in range(CLIENTS):
+        email = EmailAddress(f"client{number}@example.com")
+        account = await users.add(db, passwords, email, NewPassword(PASSWORD))
+        token = await personal.create_for(db, email, RequiredLabel("ledger"), DEFAULT_SCOPES)
+        made.append(Ledger(account.id, token.token))
+    passwords.close()
+    await db.close()
+    return made
+
+
+async def _settle(url: URL, root: Root, ledgers: list[Ledger]) -> None:
+    """Every ledger agrees with the database: keys and what they open to, masks, trail, kept answers."""
+    rows = await stored_keys(url)
+    opened = root.opens_all(rows.values())
+    engine = create_async_engine(url, poolclass=NullPool)
+    entry = (audit_log.c.user_id, audit_log.c.action, audit_log.c.key_id)
+    async with engine.connect() as connection:
+        entries = (await connection.execute(select(*entry).where(audit_log.c.key_id.is_not(None)))).all()
+        kept = (await connection.execute(select(idempotency.c.user_id, idempotency.c.response))).all()
+        if url.get_backend_name() == "sqlite":
+            assert (await connection.execute(text("PRAGMA integrity_check"))).scalars().all() == ["ok"]
+            assert (await connection.execute(text("PRAGMA foreign_key_check"))).all() == []
+    await engine.dispose()
+    for ledger in ledgers:
+        own = {id_: row for id_, row in rows.items() if row.user_id == ledger.user_id}
+        ledger.settle({id_: opened[id_] for id_ in own})
+        assert {id_: row.mask for id_, row in own.items()} == {k: _mask(v) for k, v in ledger.keys.items()}
+        trail = sorted((Action(e.action), e.key_id) for e in entries if e.user_id == ledger.user_id)
+        assert trail == sorted(ledger.told)
+        answers = [msgspec.json.decode(k.response, type=KeyInfo).id for k in kept if k.user_id == ledger.user_id]
+        assert sorted(answers) == sorted(key for action, key in ledger.told if action is Action.KEY_CREATE)
+    assert {row.user_id for row in rows.values()} <= {ledger.user_id for ledger in ledgers}
+
+
+class Told:
+    """How many operations were acknowledged, to all clients together."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._news = asyncio.Condition()
+        self._waiters: list[tuple[int, asyncio.Event]] = []
+
+    def __call__(self) -> None:
+        self._count += 1
+        for count, event in self._waiters:
+            if self._count >= count:
+                event.set()
+
+    async def at_least(self, count: int) -> None:
+        event = asyncio.Event()
+        self._waiters.append((count, event))
+        async with asyncio.timeout(PATIENCE):
+            await event.wait()
+
+
+@asynccontextmanager
+async def _load(service: Service, ledgers: list[Ledger], chance: random.Random) -> AsyncIterator[Told]:
+    """All clients at work; when the block ends, each has come to its own end."""
+    told = Told()
+    work = [asyncio.create_task(ledger.keep(service.url, chance, told)) for ledger in ledgers]
+    try:
+        yield told
+    finally:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*work)
+
+
+async def _no_sessions(url: URL, server: PostgresServer) -> None:
+    """What the killed process had begun is over on the server's side as well."""
+
+    async def over() -> bool:
+        count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{url.database}'"  # noqa: S608  # a test's own
+        return await asyncio.to_thread(server.execute, count) == "0"
+
+    await becomes(over, "the end of the sessions")
+
+
+async def _retried(service: Service, ledger: Ledger, operation: Operation | None) -> None:
+    """A POST that got no answer is sent again: there is one key in the end, whatever has become of the first."""
+    if not isinstance(operation, Store):
+        return
+    was_stored = operation.value in ledger.keys.values()
+    async with httpx.AsyncClient(
+        base_url=service.url, headers={"Authorization": f"Bearer {ledger.token}"}, timeout=PATIENCE
+    ) as client:
+        answer = await _send(client, operation)
+    assert answer.status_code == 201, answer.text
+    assert ("idempotent-replayed" in answer.headers) is was_stored
+    if not was_stored:
+        ledger.note(operation, answer)
+
+
+async def test_nothing_acknowledged_is_lost_when_everything_is_killed_under_load(
+    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    chance = random.Random()  # noqa: S311  # moments and values of a test
+    root = Root(provisioned.server.address, provisioned.server.root_token.reveal())
+    ledgers = await _ledgers(database, quick_passwords)
+    env = variables(provisioned.settings, database)
+    for _ in range(3):
+        with serve(env, tmp_path) as service:
+            async with _load(service, ledgers, chance) as told:
+                await told.at_least(chance.randint(1, 100))
+                await asyncio.sleep(chance.uniform(0, 0.05))
+                service.live.send_group(SIGKILL)
+            service.live.wait()
+        if database.get_backend_name() == "postgresql":
+            await _no_sessions(database, request.getfixturevalue("postgres"))
+        open_ = [ledger.open for ledger in ledgers]
+        assert any(open_)  # nobody was through already
+        await _settle(database, root, ledgers)
+    with serve(env, tmp_path) as service:
+        for ledger, operation in zip(ledgers, open_, strict=True):
+            await _retried(service, ledger, operation)
+        assert service.live.end().code == 0
+    await _settle(database, root, ledgers)
+
+
+@contextmanager
+def _sqlite_locked(url: URL) -> Iterator[None]:
+    connection = sqlite3.connect(str(url.database), isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+async def _encrypted(service: Service) -> int:
+    """How many calls to encrypt Vault has answered."""
+    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+        lines = (await client.get(f"{service.url}/metrics")).text.splitlines()
+    name = 'keyman_vault_operation_seconds_count{operation="encrypt"} '
+    return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
+
+
+async def test_what_was_sealed_and_not_committed_leaves_nothing(
+    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    chance = random.Random()  # noqa: S311  # moments and values of a test
+    root = Root(provisioned.server.address, provisioned.server.root_token.reveal())
+    ledger, *_ = ledgers = await _ledgers(database, quick_passwords)
+    with serve(variables(provisioned.settings, database), tmp_path) as service:
+        headers = {"Authorization": f"Bearer {ledger.token}"}
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=PATIENCE) as client:
+            first = Store("sk-0123456789abcdef", uuid4().hex)
+            ledger.note(first, await _send(client, first))
+            async with _writes_held(database, request):
+                before = await _encrypted(service)
+                sealed = Store(f"sk-{chance.getrandbits(160):040x}", uuid4().hex)
+                replaced = Replace(next(iter(ledger.keys)), f"sk-{chance.getrandbits(160):040x}")
+                tasks = [asyncio.create_task(_send(client, operation)) for operation in (sealed, replaced)]
+
+                async def both_are_sealed() -> bool:
+                    return await _encrypted(service) >= before + 2
+
+                await becomes(both_are_sealed, "two encrypts")
+                service.live.send_group(SIGKILL)
+                ended = await asyncio.gather(*tasks, return_exceptions=True)
+                assert all(isinstance(end, httpx.TransportError) for end in ended)
+    if database.get_backend_name() == "postgresql":
+        await _no_sessions(database, request.getfixturevalue("postgres"))
+    await _settle(database, root, ledgers)  # nothing is open in any ledger: what was sealed must be absent
+
+
+@asynccontextmanager
+async def _writes_held(url: URL, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Inside the block nobody else can write a key."""
+    if url.get_backend_name() == "sqlite":
+        with _sqlite_locked(url):
+            yield
+        return
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE"))
+        yield
+    await engine.dispose()
+
+
+async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
+    victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path
+) -> None:
+    chance = random.Random()  # noqa: S311  # moments and values of a test
+    name = f"crash_{uuid4().hex}"
+    url = make_url(victim_postgres.create_database(name))
+    await migrations.upgrade(url)
+    root = Root(provisioned.server.address, provisioned.server.root_token.reveal())
+    ledgers = await _ledgers(url, quick_passwords)
+    try:
+        with serve(variables(provisioned.settings, url), tmp_path) as service:
+            for _ in range(3):
+                async with _load(service, ledgers, chance) as told:
+                    await told.at_least(chance.randint(1, 100))
+                    await asyncio.to_thread(victim_postgres.stop, crash=True)
+                await asyncio.to_thread(victim_postgres.start)
+
+                async def ready() -> bool:
+                    return await asyncio.to_thread(service.is_ready)
+
+                await becomes(ready, "readiness")
+                assert service.live.process.poll() is None
+                await _settle(url, root, ledgers)
+            assert service.live.end().code == 0
+    finally:
+        victim_postgres.stop()
+        victim_postgres.start()
+        victim_postgres.drop_database(name)

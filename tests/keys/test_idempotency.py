@@ -1,0 +1,39 @@
+"""`keyman.keys.idempotency`: what is kept of a request. How it is answered again: tests/api/test_idempotency."""
+
+from __future__ import annotations
+
+import hashlib
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from keyman.keys.idempotency import IdempotencyKey
+
+HEADERS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255)
+
+
+@given(header=HEADERS, body=st.binary())
+def test_the_same_request_has_the_same_fingerprint(header: str, body: bytes) -> None:
+    assert IdempotencyKey.parse(header, 1, body) == IdempotencyKey.parse(header, 1, body)
+
+
+@given(header=HEADERS, other=HEADERS, body=st.binary(), changed=st.binary())
+def test_another_key_or_another_body_has_another(header: str, other: str, body: bytes, changed: bytes) -> None:
+    kept = IdempotencyKey.parse(header, 1, body)
+    if changed != body:
+        again = IdempotencyKey.parse(header, 1, changed)
+        assert again.key_hash == kept.key_hash
+        assert again.fingerprint != kept.fingerprint
+    assume(other != header)
+    second = IdempotencyKey.parse(other, 1, body)
+    assert second.key_hash != kept.key_hash
+    assert second.fingerprint != kept.fingerprint
+
+
+@given(header=HEADERS, body=st.binary(min_size=1))
+def test_nothing_that_was_sent_is_kept_and_no_guess_can_be_tested(header: str, body: bytes) -> None:
+    kept = IdempotencyKey.parse(header, 1, body)
+    assert len(kept.key_hash) == len(kept.fingerprint) == 32
+    bare = {hashlib.sha256(body).digest(), hashlib.sha256(header.encode()).digest()}
+    assert not bare & {kept.key_hash, kept.fingerprint}
+    assert kept.key_hash != kept.fingerprint

@@ -1,0 +1,420 @@
+"""`keyman dev`: all of keyman on one machine, however it is started and ended."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from tests.support.live import (
+    Live,
+    Root,
+    dev,
+    dev_parts,
+    environment,
+    free_port,
+    is_free,
+    keyman,
+    keys_of_home,
+    processes,
+    script,
+    settings_of,
+    sign_up,
+    until,
+)
+
+VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
+OTHER_VALUE = "sk-Zt81LqoPw5aYc3hVn6Xe9876"
+
+ODD_NAME = "Küche & 100% #1? a=b"
+"""A directory's name that breaks what is put together carelessly: URLs, settings files, command lines."""
+
+
+class Fresh(NamedTuple):
+    """A `keyman dev` that was started where there was nothing."""
+
+    home: Path
+    port: int
+    live: Live
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
+    """Shared by tests that harm nothing. Started by somebody whose files are open to everybody, and without a HOME."""
+    home, port = tmp_path_factory.mktemp("fresh") / ODD_NAME / "keyman", free_port()
+    env = environment()
+    del env["HOME"]
+    with dev(home, port, env=env, umask=0) as running:
+        yield Fresh(home, port, running)
+    shutil.rmtree(home)
+
+
+class Template(NamedTuple):
+    """A home that was used and put down, and what is in it."""
+
+    home: Path
+    token: str
+    keys: list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
+    home, port = tmp_path_factory.mktemp("template") / "home", free_port()
+    with dev(home, port) as running:
+        ada = sign_up(f"http://127.0.0.1:{port}", "ada@example.com")
+        token = ada.post("/api/tokens", json={"name": "laptop"}).json()["token"]
+        for value in (VALUE, OTHER_VALUE):
+            assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": value}).status_code == 201
+        keys = ada.get("/api/keys").json()
+        assert running.end().code == 0
+    yield Template(home, token, keys)
+    shutil.rmtree(home)
+
+
+class Used(NamedTuple):
+    """A home of the test's own that has seen keys, and the port to use it on."""
+
+    home: Path
+    port: int
+    token: str
+    keys: list[dict[str, object]]
+
+    @contextmanager
+    def started(self) -> Iterator[Live]:
+        with dev(self.home, self.port) as running:
+            yield running
+
+    def client(self) -> httpx.Client:
+        return script(f"http://127.0.0.1:{self.port}", self.token)
+
+    def is_whole(self) -> None:
+        """Every key is there and opens, and another one can be stored."""
+        client = self.client()
+        listed = client.get("/api/keys").json()
+        assert listed[-len(self.keys) :] == self.keys
+        root = Root.of_home(self.home)
+        rows = [keys_of_home(self.home)[key["id"]] for key in listed]
+        opened = [root.opens(row.ciphertext, row.context) for row in rows]
+        assert opened[-2:] == [OTHER_VALUE, VALUE]
+        assert None not in opened
+        stored = client.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
+        assert stored.status_code == 201
+
+    def is_at_rest(self) -> None:
+        """No process is left, and the port is free."""
+        until(lambda: not processes(self.home), f"the end of {processes(self.home)}")
+        until(lambda: is_free(self.port), "a free port")
+
+
+@pytest.fixture
+def used(template: Template, tmp_path: Path) -> Iterator[Used]:
+    home = tmp_path / "home"
+    shutil.copytree(template.home, home)
+    yield Used(home, free_port(), template.token, template.keys)
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def nothing(tmp_path: Path) -> Iterator[Path]:
+    """A home that is not there yet."""
+    home = tmp_path / "home"
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development(fresh: Fresh) -> None:
+    banner = fresh.live.err
+    assert "for development" in banner
+    for address in (f"{fresh.url}/api", f"{fresh.url}/docs", f"{fresh.url}/readyz"):
+        assert address in banner
+    assert settings_of(fresh.home)["KEYMAN_VAULT_ADDR"] in banner
+    assert str(fresh.home) in banner
+    assert fresh.live.out == ""
+    assert httpx.get(f"{fresh.url}/docs").status_code == 200
+
+
+def test_only_its_owner_can_look_into_a_home(fresh: Fresh) -> None:
+    for directory in (fresh.home, fresh.home / "vault"):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    private = ["keyman.db", "settings.env", "lock", "vault/keys.json", "vault/server.log"]
+    modes = {name: stat.S_IMODE((fresh.home / name).stat().st_mode) for name in private}
+    assert modes == dict.fromkeys(private, 0o600)
+    for path in fresh.home.glob("keyman.db-*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it(fresh: Fresh) -> None:
+    root = Root.of_home(fresh.home)
+    token = root.ask("GET", "auth/token/lookup-self")["id"]
+    service = dev_parts(fresh.live).service
+    assert token.encode() not in Path(f"/proc/{service}/environ").read_bytes()
+    assert token not in (fresh.home / "settings.env").read_text()
+    # Every token there is: the root's, and one that the AppRole login gave.
+    accessors = root.ask("LIST", "auth/token/accessors")["keys"]
+    found = [root.ask("POST", "auth/token/lookup-accessor", {"accessor": accessor}) for accessor in accessors]
+    roles = [(data["path"], data["policies"]) for data in found if data["policies"] != ["root"]]
+    assert roles == [("auth/approle/login", ["keyman-management"])]
+    # And it is that one which works: without its policy it can do nothing.
+    policy = root.ask("GET", "sys/policies/acl/keyman-management")["policy"]
+    root.ask(
+        "PUT",
+        "sys/policies/acl/keyman-management",
+        {"policy": 'path "auth/token/lookup-self" { capabilities = ["read"] }'},
+    )
+    try:
+        until(lambda: httpx.get(f"{fresh.url}/readyz").json()["checks"]["vault"] == "forbidden", "a refusal")
+    finally:
+        root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": policy})
+    until(lambda: httpx.get(f"{fresh.url}/readyz").status_code == 200, "readiness")
+
+
+def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_under_its_own_context_alone(fresh: Fresh) -> None:
+    root = Root.of_home(fresh.home)
+    ada = sign_up(fresh.url, "ada@example.com")
+    token = ada.post("/api/tokens", json={"name": "curl"}).json()["token"]
+    client = script(fresh.url, token)
+
+    created = client.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE, "name": "chat"})
+    assert created.status_code == 201
+    key = created.json()
+    assert (key["last_4_chars"], key["status"]) == ("sk-...1234", "active")
+    assert client.get("/api/keys").json() == [key]
+    first = keys_of_home(fresh.home)[key["id"]]
+    assert root.opens(first.ciphertext, first.context) == VALUE
+    parts = first.context.split("|")
+    for place in range(len(parts)):
+        wrong = [*parts[:place], "0" if parts[place] != "0" else "1", *parts[place + 1 :]]
+        assert root.opens(first.ciphertext, "|".join(wrong)) is None
+
+    replaced = client.put(f"/api/keys/{key['id']}", json={"api_key": OTHER_VALUE})
+    assert (replaced.status_code, replaced.json()["last_4_chars"]) == (200, "sk-...9876")
+    second = keys_of_home(fresh.home)[key["id"]]
+    assert root.opens(second.ciphertext, second.context) == OTHER_VALUE
+    assert root.opens(first.ciphertext, second.context) is None  # the old value does not come back
+
+    assert client.delete(f"/api/keys/{key['id']}").status_code == 204
+    assert client.get("/api/keys").json() == []
+    assert key["id"] not in keys_of_home(fresh.home)
+
+
+def test_operators_commands_work_on_a_home_that_is_in_use(fresh: Fresh) -> None:
+    added = keyman("user", "add", "op@example.com", "--home", fresh.home, stdin="a password for ops\n")
+    assert added.code == 0, added.err
+    created = keyman("token", "create", "--home", fresh.home, "--user", "op@example.com", "--name", "ci")
+    assert created.code == 0
+    assert script(fresh.url, created.out.strip()).get("/api/keys").json() == []
+    assert keyman("db", "check", "--home", fresh.home).code == 0
+
+
+def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
+    second = keyman("dev", "--home", fresh.home, "--port", str(free_port()))
+    assert (second.code, second.out) == (1, "")
+    assert second.err.count("\n") == 1
+    assert "runs already" in second.err
+    assert str(fresh.home) in second.err
+    assert httpx.get(f"{fresh.url}/readyz").status_code == 200  # the first one took no harm
+
+
+def test_a_port_in_use_is_said_in_one_sentence(fresh: Fresh, nothing: Path) -> None:
+    refused = keyman("dev", "--home", nothing, "--port", str(fresh.port))
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.count("\n") == 1
+    assert f"Port {fresh.port} on 127.0.0.1 is in use" in refused.err
+    assert "--port" in refused.err
+    assert not processes(nothing)
+
+
+@pytest.fixture(scope="module")
+def travelled(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Used]:
+    """A home that is started and ended again and again: whatever one end has broken, the next start finds, and the
+    last one is looked at here.
+    """
+    home = tmp_path_factory.mktemp("travelled") / "home"
+    shutil.copytree(template.home, home)
+    used = Used(home, free_port(), template.token, template.keys)
+    yield used
+    with used.started():
+        used.is_whole()
+    shutil.rmtree(home)
+
+
+def _interrupt_group(running: Live) -> None:
+    running.send_group(signal.SIGINT)
+
+
+def _to_supervisor(number: signal.Signals) -> Callable[[Live], None]:
+    return lambda running: running.send(number)
+
+
+def _twice(running: Live) -> None:
+    running.send_group(signal.SIGINT)
+    time.sleep(random.uniform(0, 0.3))  # noqa: S311  # any moment will do
+    running.send_group(signal.SIGINT)
+    running.send(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [_interrupt_group, _to_supervisor(signal.SIGTERM), _to_supervisor(signal.SIGHUP), _twice],
+    ids=["ctrl-c", "sigterm", "sighup", "twice"],
+)
+def test_whoever_asks_it_to_stop_leaves_nothing_behind_but_all_data(
+    travelled: Used, ask: Callable[[Live], None]
+) -> None:
+    with travelled.started() as running:
+        travelled.is_whole()
+        ask(running)
+        ended = running.wait()
+        assert ended.code == 0
+        assert ended.err.rstrip().endswith("Stopped.")
+        assert "Traceback" not in ended.err
+        assert not processes(travelled.home)
+        assert is_free(travelled.port)
+
+
+@pytest.mark.parametrize("part", ["supervisor", "vault", "service"])
+def test_a_part_that_is_killed_takes_the_others_with_it_and_no_data(travelled: Used, part: str) -> None:
+    with travelled.started() as running:
+        travelled.is_whole()
+        victim = getattr(dev_parts(running), part)
+        os.kill(victim, signal.SIGKILL)
+        ended = running.wait()
+        travelled.is_at_rest()
+        if part != "supervisor":
+            assert ended.code == 1
+            assert {"vault": "The embedded Vault", "service": "The service"}[part] in ended.err.splitlines()[-1]
+            assert "Traceback" not in ended.err
+
+
+def test_a_worker_that_is_killed_is_replaced(used: Used) -> None:
+    with used.started() as running:
+        parts = dev_parts(running)
+        os.kill(parts.worker, signal.SIGKILL)
+        until(lambda: parts.worker not in processes(used.home), "the worker's end")
+        until(lambda: _status(used.port) == 200, "a new worker")
+        used.is_whole()
+        assert running.end().code == 0
+        used.is_at_rest()
+
+
+def _status(port: int) -> int | None:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code
+    except httpx.TransportError:
+        return None
+
+
+def _exists(name: str, pause: float = 0.0) -> Callable[[Path, Live], None]:
+    def arrives(home: Path, _running: Live) -> None:
+        until((home / name).exists, name)
+        time.sleep(pause)
+
+    return arrives
+
+
+def _process(word: str, count: int = 1) -> Callable[[Path, Live], None]:
+    def arrives(home: Path, _running: Live) -> None:
+        until(lambda: sum(word in command for command in processes(home).values()) >= count, word)
+
+    return arrives
+
+
+def _service_process(pause: float = 0.0) -> Callable[[Path, Live], None]:
+    def arrives(home: Path, _running: Live) -> None:
+        _process(" serve ", 2)(home, _running)  # the main one and its worker
+        time.sleep(pause)
+
+    return arrives
+
+
+MOMENTS = {
+    "the home is made": _exists("lock"),
+    "vault is configured": _exists("vault/config.json"),
+    "vault has its store": _exists("vault/raft/raft/raft.db"),
+    "vault elects itself": _exists("vault/raft/raft/raft.db", 0.5),
+    "vault is initialised": _exists("vault/keys.json"),
+    "vault is set up": _exists("vault/keys.json", 0.2),
+    "the database is made": _exists("keyman.db"),
+    "the service starts": _process(" serve "),
+    "its worker starts": _service_process(),
+    "its worker loads": _service_process(0.3),
+}
+"""Moments of the very first start, in their order."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_first_start_that_is_killed_leaves_nothing_running_and_the_next_one_works(nothing: Path, moment: str) -> None:
+    port = free_port()
+    with dev(nothing, port, ready=False) as running:
+        MOMENTS[moment](nothing, running)
+        running.send(signal.SIGKILL)
+        running.wait()
+        until(lambda: not processes(nothing), f"the end of {processes(nothing)}")
+    with dev(nothing, port):
+        ada = sign_up(f"http://127.0.0.1:{port}", "ada@example.com")
+        assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS)[::2])
+def test_ctrl_c_during_the_first_start_stops_all_of_it(nothing: Path, moment: str) -> None:
+    with dev(nothing, free_port(), ready=False) as running:
+        MOMENTS[moment](nothing, running)
+        running.send_group(signal.SIGINT)
+        ended = running.wait()
+        assert not processes(nothing)
+        assert "Traceback" not in ended.err
+        assert ended.err.rstrip().endswith("Stopped.")
+        assert ended.code == 0
+
+
+def test_the_service_killed_while_it_starts_leaves_no_worker(used: Used) -> None:
+    with dev(used.home, used.port, ready=False) as running:
+        parts = dev_parts(running)  # the worker has just been forked
+        os.kill(parts.service, signal.SIGKILL)
+        ended = running.wait()
+        assert ended.code == 1
+        used.is_at_rest()
+
+
+def test_lost_keys_of_the_vault_are_said_and_nothing_is_overwritten(used: Used) -> None:
+    (used.home / "vault" / "keys.json").unlink()
+    before = (used.home / "keyman.db").read_bytes()
+    refused = keyman("dev", "--home", used.home, "--port", str(used.port))
+    assert (refused.code, refused.out) == (1, "")
+    assert "keys.json is gone" in refused.err
+    assert f"remove {used.home}" in refused.err
+    assert refused.err.count("\n") == 1
+    assert (used.home / "keyman.db").read_bytes() == before
+    assert (used.home / "vault" / "raft").is_dir()
+    assert not processes(used.home)
+
+
+def test_what_lies_in_the_current_directory_is_never_run(used: Used, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "keyman").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "keyman" / "__init__.py").write_text("raise SystemExit('this is not keyman')")
+    with dev(used.home, used.port, cwd=package):
+        used.is_whole()
+
+
+def test_a_home_that_cannot_be_made_is_said_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = keyman("dev", "--home", tmp_path / "file" / "home")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.count("\n") == 1
+    assert "--home" in refused.err

@@ -1,0 +1,337 @@
+"""`keyman serve`: one plane as an operator runs it, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy.engine import URL, make_url
+
+from keyman import migrations
+from tests.support.live import (
+    Service,
+    Victim,
+    environment,
+    free_port,
+    is_free,
+    keyman,
+    processes,
+    serve,
+    sign_up,
+    until,
+    variables,
+    victim_at,
+)
+from tests.support.planes import PASSWORD, Vault
+
+VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
+CANARY = "cAnArY0987"
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with victim_at(tmp_path_factory.mktemp("victim")) as made:
+        yield made
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> URL:
+    return URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+
+
+@pytest.fixture
+def env(provisioned: Vault, url: URL) -> dict[str, str]:
+    """A service over the worker's Vault and a migrated database of the test's own."""
+    asyncio.run(migrations.upgrade(url))
+    return variables(provisioned.settings, url)
+
+
+# --- what stops the start
+
+
+def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: Path) -> None:
+    bad = {
+        "KEYMAN_DATABASE_URL": f"mysql://{CANARY}@db/{CANARY}",
+        "KEYMAN_VAULT_ADDR": f"ftp://{CANARY}",
+        "KEYMAN_VAULT_AUTH": CANARY,
+        "KEYMAN_VAULT_TIMEOUT": CANARY,
+        "KEYMAN_VAULT_MOUNT": f"../{CANARY}",
+        "KEYMAN_VAULT_CACERT": f"/{CANARY}",
+        "KEYMAN_PUBLIC_URL": f"{CANARY}://",
+        "KEYMAN_SIGNUP": CANARY,
+        "KEYMAN_SERVICES_FILE": f"/{CANARY}",
+        "KEYMAN_LOG_FORMAT": CANARY,
+        "KEYMAN_LOG_LEVEL": CANARY,
+    }
+    refused = keyman("serve", "--port", str(free_port()), env=environment(**bad), cwd=tmp_path)
+    assert (refused.code, refused.out) == (1, "")
+    for name in bad:
+        assert refused.err.count(f"  {name} ") == 1, name
+    assert "KEYMAN_VAULT_ROLE_ID is not set" in refused.err
+    assert "KEYMAN_VAULT_SECRET_ID is not set" in refused.err
+    assert CANARY not in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vault, url: URL) -> None:
+    given = variables(provisioned.settings, url)
+    refused = keyman("serve", "--port", str(free_port()), env=given)
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.count("\n") == 1
+    assert "keyman db upgrade" in refused.err
+
+
+def test_a_look_at_a_database_that_is_not_there_leaves_nothing_that_others_can_read(
+    provisioned: Vault, url: URL, tmp_path: Path
+) -> None:
+    given = variables(provisioned.settings, url)
+    keyman("serve", "--port", str(free_port()), env=given)
+    keyman("db", "check", env=given)
+    keyman("user", "list", env=given)
+    assert keyman("db", "upgrade", env=given).code == 0
+    assert stat.S_IMODE((tmp_path / "keyman.db").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("revision", ["0000", "9999"])
+def test_another_schema_is_said_with_the_command_that_helps(env: dict[str, str], tmp_path: Path, revision: str) -> None:
+    with sqlite3.connect(tmp_path / "keyman.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    connection.close()
+    refused = keyman("serve", "--port", str(free_port()), env=env)
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.count("\n") == 1
+    assert "keyman db upgrade" in refused.err
+    assert revision in refused.err
+
+
+def test_a_database_that_is_away_is_said_without_its_password(provisioned: Vault) -> None:
+    given = variables(provisioned.settings, make_url(f"postgresql+asyncpg://u:{CANARY}@127.0.0.1:{free_port()}/keyman"))
+    refused = keyman("serve", "--port", str(free_port()), env=given)
+    assert (refused.code, refused.out) == (1, "")
+    assert "ConnectionRefusedError" in refused.err
+    assert CANARY not in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        refused = keyman("serve", "--port", str(port), env=env)
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.count("\n") == 1
+    assert f"Port {port}" in refused.err
+
+
+# --- while it runs
+
+
+def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_request(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    with serve(env, tmp_path, "--workers", "2") as service:
+        ada = sign_up(service.url, "ada@example.com")
+        stored = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
+        ada.get("/api/keys", params={"q": CANARY})
+        ada.get(f"/api/keys/{CANARY}")
+        ended = service.live.end()
+        assert ended.code == 0
+        assert ended.out == ""
+        lines = service.log()
+    requests = [line for line in lines if line["event"] == "request" and line["route"] != "/readyz"]
+    assert [(line["method"], line["route"], line["status"]) for line in requests] == [
+        ("POST", "/api/auth/signup", 201),
+        ("POST", "/api/keys", 201),
+        ("GET", "/api/keys", 200),
+        ("GET", "/api/keys/{key_id}", 404),
+    ]
+    assert requests[1]["request_id"] == stored.headers["x-request-id"]
+    assert requests[1]["user_id"] == 1
+    for word in (VALUE, CANARY, PASSWORD, "ada@example.com", str(ada.cookies.get("keyman_session"))):
+        assert word not in ended.err
+
+
+def _counted(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    name = 'keyman_http_request_seconds_count{method="GET",route="/livez",status="200"} '
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path: Path) -> None:
+    with serve(env, tmp_path, "--workers", "2") as service:
+        assert len(service.workers) == 2
+        for _ in range(30):
+            httpx.get(f"{service.url}/livez")
+        # A request is counted after its answer, by a worker that may be slow.
+        until(lambda: _counted(service.url) == 30, "all counts")
+        # A connection each, so that either worker is asked.
+        assert [_counted(service.url) for _ in range(10)] == [30] * 10
+
+
+def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
+    with serve(env, tmp_path, "--workers", "2") as service:
+        for _ in range(10):
+            httpx.get(f"{service.url}/livez")
+        until(lambda: _counted(service.url) == 10, "all counts")
+        before = service.workers
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(set(service.workers) - set(before)) == 1, "a new worker")
+        until(service.is_ready, "readiness")
+        assert [_counted(service.url) for _ in range(6)] == [10] * 6
+        assert service.live.process.poll() is None
+
+
+@pytest.fixture
+def hurt(victim: Victim, url: URL) -> Iterator[dict[str, str]]:
+    """A service over a Vault that the test harms."""
+    asyncio.run(migrations.upgrade(url))
+    yield variables(victim.settings, url)
+    victim.mend()
+
+
+def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
+    hurt: dict[str, str], victim: Victim, tmp_path: Path
+) -> None:
+    victim.kill()
+    with serve(hurt, tmp_path, ready=False) as service:
+        until(lambda: service.readiness() is not None, "an answer")
+        assert service.readiness() == {"status": "degraded", "checks": {"database": "ok", "vault": "unreachable"}}
+        assert httpx.get(f"{service.url}/livez").status_code == 200
+        ada = sign_up(service.url, "ada@example.com")
+        refused = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/vault-unavailable")
+        assert "cannot be reached" in refused.json()["detail"]
+        assert ada.get("/api/keys").json() == []
+        victim.start()
+        until(lambda: (service.readiness() or {})["checks"]["vault"] == "sealed", "a sealed Vault")
+        victim.unseal()
+        until(service.is_ready, "readiness")
+        assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
+
+
+def test_what_lies_in_the_current_directory_is_never_run(env: dict[str, str], tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "keyman").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "keyman" / "__init__.py").write_text("raise SystemExit('this is not keyman')")
+    with serve(env, tmp_path, cwd=package) as service:
+        assert service.is_ready()
+
+
+# --- its end
+
+
+def _in_flight(service: Service) -> float:
+    lines = httpx.get(f"{service.url}/metrics").text.splitlines()
+    name = "keyman_http_requests_in_progress "
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+def _refuses(service: Service) -> bool:
+    try:
+        httpx.get(f"{service.url}/livez")
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:
+        pass  # accepted at the last moment
+    return False
+
+
+def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
+    hurt: dict[str, str], victim: Victim, tmp_path: Path
+) -> None:
+    with serve(hurt, tmp_path) as service, ThreadPoolExecutor() as threads:
+        ada = sign_up(service.url, "ada@example.com")
+        body = {"email": "ada@example.com", "password": PASSWORD}
+        victim.freeze()
+        slow = threads.submit(ada.post, "/api/keys", json={"service": "OPENAI", "api_key": VALUE})
+        until(lambda: _in_flight(service) == 2, "a request in flight")  # and the one that asks
+        busy = [threads.submit(httpx.post, f"{service.url}/api/auth/login", json=body, timeout=30) for _ in range(4)]
+        until(lambda: _in_flight(service) >= 3, "sign-ins in flight")
+        service.live.send(signal.SIGTERM)
+        until(lambda: _refuses(service), "a refusal")
+        victim.thaw()
+        answer = slow.result()
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["last_4_chars"] == "sk-...1234"
+        ended = service.live.wait()
+        assert ended.code == 0
+        # What was accepted was answered whole; what was not was never begun.
+        for attempt in busy:
+            fault = attempt.exception()
+            assert attempt.result().status_code == 200 if fault is None else isinstance(fault, httpx.TransportError)
+        with sqlite3.connect(tmp_path / "keyman.db") as connection:
+            assert connection.execute("SELECT id FROM api_keys").fetchall() == [(answer.json()["id"],)]
+        connection.close()
+
+
+def test_idle_connections_do_not_keep_it_from_stopping(env: dict[str, str], tmp_path: Path) -> None:
+    with serve(env, tmp_path) as service, httpx.Client(base_url=service.url) as idle:
+        assert idle.get("/livez").status_code == 200
+        ended = service.live.end()
+        assert ended.code == 0
+        assert "refused to gracefully stop" not in ended.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    with serve(env, tmp_path, "--workers", "2") as service:
+        service.live.send_group(number)
+        ended = service.live.wait()
+        assert ended.code == 0
+        assert "Traceback" not in ended.err
+        assert not processes(tmp_path)
+        assert is_free(int(service.url.rpartition(":")[2]))
+        assert not list(tmp_path.glob("keyman-metrics-*"))
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+def test_a_stop_during_the_start_is_heard(env: dict[str, str], tmp_path: Path, pause: float) -> None:
+    with serve(env, tmp_path, ready=False) as service:
+        until(lambda: service.workers, "a worker")
+        time.sleep(pause)
+        ended = service.live.end()
+        assert ended.code == 0
+        # A worker that has to be killed is one that did not hear.
+        assert "refused to gracefully stop" not in ended.err
+        assert not processes(tmp_path)
+
+
+def test_a_stop_before_there_is_a_worker_is_heard(env: dict[str, str], tmp_path: Path) -> None:
+    with serve(env, tmp_path, ready=False) as service:
+        time.sleep(0.3)
+        service.live.end()
+        assert not processes(tmp_path)
+
+
+def _killed_main(service: Service, mark: Path) -> None:
+    service.live.send(signal.SIGKILL)
+    service.live.wait()
+    until(lambda: not processes(mark), f"the end of {processes(mark)}")
+    until(lambda: is_free(int(service.url.rpartition(":")[2])), "a free port")
+
+
+def test_no_worker_outlives_a_main_process_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
+    with serve(env, tmp_path, "--workers", "2") as service:
+        _killed_main(service, tmp_path)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.15])
+def test_no_worker_outlives_a_main_process_that_is_killed_during_the_start(
+    env: dict[str, str], tmp_path: Path, pause: float
+) -> None:
+    with serve(env, tmp_path, ready=False) as service:
+        until(lambda: service.workers, "a worker")
+        time.sleep(pause)
+        _killed_main(service, tmp_path)

@@ -1,0 +1,203 @@
+"""The house: imports point one way, and what must not be reached is out of reach. Read from the source, not run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "keyman"
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Every module that a module names in an import, `from package import name` as `package.name` where that is one."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return frozenset(found)
+
+
+def below(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def importers(*packages: str) -> set[str]:
+    """The modules of keyman that import one of the packages, or something in them."""
+    return {module for module in MODULES if any(below(name, *packages) for name in imports(module))}
+
+
+def test_vault_is_the_only_package_that_imports_hvac() -> None:
+    found = importers("hvac")
+    assert found
+    assert all(below(module, "keyman.vault") for module in found), found
+
+
+def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
+    assert not [name for name in imports("keyman.errors") if below(name, "keyman", "litestar", "http")]
+
+
+@pytest.mark.parametrize("package", ["keyman.keys", "keyman.accounts", "keyman.vault", "keyman.audit", "keyman.db"])
+def test_what_is_done_does_not_know_who_asks(package: str) -> None:
+    above = ("keyman.api", "keyman.app", "keyman.cli", "keyman.edge", "keyman.problems", "litestar", "granian", "click")
+    found = {module for module in importers(*above) if below(module, package)}
+    assert not found
+
+
+def test_routes_ask_operations_and_never_the_database() -> None:
+    drivers = ("sqlalchemy", "sqlite3", "asyncpg", "aiosqlite", "alembic")
+    assert {module for module in importers(*drivers) if below(module, "keyman.api")} <= {"keyman.api.health"}
+
+
+def test_the_command_line_asks_operations_too() -> None:
+    drivers = ("sqlite3", "asyncpg", "aiosqlite", "alembic")
+    assert not {module for module in importers(*drivers) if below(module, "keyman.cli")}
+
+
+def test_only_the_application_knows_all_parts() -> None:
+    def parts(module: str) -> set[str]:
+        known = ("keyman.api", "keyman.keys", "keyman.accounts", "keyman.vault", "keyman.db")
+        return {part for part in known for name in imports(module) if below(name, part)}
+
+    assert [module for module in MODULES if len(parts(module)) == 5] == ["keyman.app"]
+    assert importers("keyman.app") == set()  # found by name, by whoever serves it
+
+
+def _functions(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda]:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+
+
+def test_nothing_is_imported_inside_a_function() -> None:
+    found = {
+        (module, node.lineno)
+        for module in MODULES
+        for function in _functions(module)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert not found
+
+
+def _unit(module: str) -> str:
+    """The package, or the module, right below `keyman`."""
+    return ".".join(module.split(".")[:2])
+
+
+def _cycle(edges: dict[str, set[str]]) -> list[str] | None:
+    """A way from something back to itself, or None."""
+    done: set[str] = set()
+
+    def walk(here: str, way: list[str]) -> list[str] | None:
+        if here in way:
+            return [*way[way.index(here) :], here]
+        if here in done:
+            return None
+        for there in sorted(edges.get(here, set())):
+            if found := walk(there, [*way, here]):
+                return found
+        done.add(here)
+        return None
+
+    return next((found for start in sorted(edges) if (found := walk(start, []))), None)
+
+
+def _edges(of: str) -> dict[str, set[str]]:
+    """Who imports whom within keyman: modules, or the packages that they are in."""
+    edges: dict[str, set[str]] = {}
+    for module in MODULES:
+        for name in imports(module) & MODULES.keys():
+            here, there = (module, name) if of == "modules" else (_unit(module), _unit(name))
+            if there not in (here, "keyman"):
+                edges.setdefault(here, set()).add(there)
+    return edges
+
+
+@pytest.mark.parametrize("of", ["modules", "packages"])
+def test_imports_go_one_way(of: str) -> None:
+    assert _edges(of)
+    assert _cycle(_edges(of)) is None
+
+
+def test_a_cycle_would_be_found() -> None:
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+DECRYPTING = {"decrypt_data", "export_key", "backup_key", "generate_data_key", "decrypt", "generate_hmac"}
+
+
+def test_the_management_plane_has_no_call_that_could_show_a_value() -> None:
+    found = {
+        (module, node.lineno, name)
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and (name := getattr(node.func, "attr", getattr(node.func, "id", None))) in DECRYPTING
+    }
+    assert not found
+
+
+def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
+    """A new line here is a new place where a plaintext, a password or a token leaves its wrapper: think about it."""
+    found = {
+        module
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "reveal"
+    }
+    assert found == {
+        "keyman.accounts.callers",  # the session cookie is hashed
+        "keyman.accounts.passwords",  # to Argon2
+        "keyman.accounts.personal",  # the token is shown once
+        "keyman.accounts.tokens",  # and hashed
+        "keyman.api.authentication",  # the cookie is set
+        "keyman.dev",  # the AppRole's secret is written to the home
+        "keyman.keys.operations",  # compared with the mask
+        "keyman.keys.sealing",  # checked and masked
+        "keyman.keys.services",  # its prefix is looked at
+        "keyman.vault.cipher",  # to Vault
+        "keyman.vault.embedded",  # the development root token
+        "keyman.vault.login",  # the AppRole's secret, to Vault
+    }
+
+
+def test_no_environment_is_read_when_a_module_is_imported() -> None:
+    found = set()
+    for module in MODULES:
+        inside = {id(node) for function in _functions(module) for node in ast.walk(function)}
+        found |= {
+            module
+            for node in ast.walk(tree(module))
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and id(node) not in inside
+        }
+    assert not found
+
+
+def test_print_and_sys_stdout_are_the_command_lines_alone() -> None:
+    found = {
+        module
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if (isinstance(node, ast.Name) and node.id == "print")
+        or (isinstance(node, ast.Attribute) and node.attr == "stdout" and isinstance(node.value, ast.Name))
+    }
+    assert not {module for module in found if not below(module, "keyman.cli")}

@@ -1,0 +1,248 @@
+"""What keyman says of itself: where and what class, never what was in it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+
+from keyman.db import Database
+from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
+from tests.support.planes import PASSWORD, Plane, Vault, plane_at
+
+CANARY = "c4n4ry-sk-9876"
+
+LIBRARIES = ("sqlalchemy.engine", "aiosqlite", "asyncpg", "aiohttp.client", "urllib3", "hvac", "alembic", "litestar")
+
+
+@pytest.fixture
+def logged() -> Iterator[Callable[..., StringIO]]:
+    """`logged(format, level)` sends what is logged into the stream that it returns; put back when the test ends."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in list(logging.Logger.manager.loggerDict)}
+    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
+
+    def configure(log_format: str = "json", log_level: str = "debug") -> StringIO:
+        stream = StringIO()
+        configure_logging(log_format, log_level, stream)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client
+        return stream
+
+    yield configure
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in list(logging.Logger.manager.loggerDict):
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+    structlog.configure(**before)
+
+
+def lines(stream: StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def _fails(message: str) -> None:
+    raise ValueError(message)
+
+
+def test_a_fault_is_logged_by_its_class_and_its_frames_alone(logged: Callable[..., StringIO]) -> None:
+    stream = logged()
+    try:
+        _fails(CANARY)
+    except ValueError as fault:
+        fault.add_note(CANARY)
+        log.error("it failed", **frames(fault))
+    (line,) = lines(stream)
+    assert line["fault"] == "builtins.ValueError"
+    assert line["frames"][-1].endswith(" _fails")
+    assert "test_telemetry.py:" in line["frames"][-1]
+    assert line["event"] == "it failed"
+    assert CANARY not in stream.getvalue()
+
+
+@given(st.text(min_size=12))
+def test_frames_hold_no_message(message: str) -> None:
+    try:
+        try:
+            _fails(message)
+        except ValueError as fault:
+            raise RuntimeError(message) from fault
+    except RuntimeError as fault:
+        shown = json.dumps(frames(fault))
+        assert message not in shown
+        assert json.dumps(message).strip('"') not in shown
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_librarys_exception_loses_its_message(logged: Callable[..., StringIO], log_format: str) -> None:
+    stream = logged(log_format)
+    library = logging.getLogger("some.library")
+    try:
+        _fails(CANARY)
+    except ValueError:
+        library.exception("a call failed")
+        library.error("again", exc_info=True, stack_info=True)
+    shown = stream.getvalue()
+    assert "a call failed" in shown
+    assert "builtins.ValueError" in shown
+    assert "_fails" in shown
+    assert CANARY not in shown
+    assert "Traceback" not in shown
+
+
+def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged: Callable[..., StringIO]) -> None:
+    stream = logged()
+    log.info("several\nlines", name="a\r\nb\u2028c\x00")
+    logging.getLogger("library").warning("two\nlines")
+    first, second = lines(stream)
+    assert (first["event"], first["name"]) == ("several\nlines", "a\r\nb\u2028c\x00")
+    assert (second["event"], second["level"]) == ("two\nlines", "warning")
+    assert stream.getvalue().count("\n") == 2
+    assert first["time"].endswith("Z")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_libraries_that_log_values_are_silent_below_warning(logged: Callable[..., StringIO], name: str) -> None:
+    stream = logged("json", "debug")
+    for number in (logging.DEBUG, logging.INFO):
+        logging.getLogger(name).log(number, "SELECT %s", CANARY)
+    assert stream.getvalue() == ""
+    logging.getLogger(name).warning("this is heard")
+    assert [line["event"] for line in lines(stream)] == ["this is heard"]
+
+
+def test_a_level_silences_what_is_below_it(logged: Callable[..., StringIO]) -> None:
+    stream = logged("json", "error")
+    log.warning("quiet")
+    log.error("loud")
+    assert [line["event"] for line in lines(stream)] == ["loud"]
+
+
+@pytest.mark.anyio
+async def test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent(
+    database: URL, provisioned: Vault, logged: Callable[..., StringIO]
+) -> None:
+    stream = logged("json", "debug")
+    async with plane_at(database, provisioned.settings) as plane:
+        secrets = await _visit(plane)
+    shown = stream.getvalue()
+    requests = [line for line in lines(stream) if line["event"] == "request"]
+    assert len(requests) >= 9
+    known = {"method", "route", "status", "duration_ms", "user_id", "event", "request_id", "level", "time"}
+    assert all(line.keys() == known for line in requests)
+    for secret in secrets:
+        assert secret not in shown, secret
+    assert "Traceback" not in shown
+
+
+async def _visit(plane: Plane) -> list[str]:
+    """Somebody does what can be done, right and wrong; returns what must be in no log."""
+    email = "canary.person@example.com"
+    ada = await plane.user(email)
+    cookie = ada.cookies["keyman_session"]
+    token = (await ada.post("/api/tokens", json={"name": CANARY})).json()["token"]
+    stored = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": f"sk-{CANARY}", "name": CANARY})
+    key = stored.headers["location"]
+    await ada.put(key, json={"api_key": f"sk-2{CANARY}"}, headers={"If-Match": f'"{CANARY}"'})
+    await ada.get("/api/keys", params={"q": CANARY, "cursor": CANARY})
+    await ada.get(f"/api/keys/{CANARY}")
+    await ada.get(f"/{CANARY}", headers={"X-Request-ID": CANARY, "User-Agent": CANARY, "Referer": CANARY})
+    await ada.post("/api/keys", content=f'{{"{CANARY}": ')
+    await ada.request(CANARY, "/api/keys")
+    await plane.client().post("/api/auth/login", json={"email": email, "password": f"wrong {CANARY}"})
+    await ada.delete(key)
+    return [CANARY, CANARY.upper(), email, cookie, token, PASSWORD, key]
+
+
+@pytest.mark.anyio
+async def test_what_a_database_refuses_is_logged_without_its_statement(
+    database: URL, logged: Callable[..., StringIO]
+) -> None:
+    stream = logged()
+    db = Database(database)
+    with pytest.raises(RuntimeError) as raised:
+        async with db.write() as connection:
+            await connection.execute(text("SELECT :value FROM c4n4ry_nowhere"), {"value": CANARY})
+    await db.close()
+    for word in (CANARY, "c4n4ry_nowhere"):
+        assert word not in str(raised.value) + stream.getvalue()
+    assert raised.value.__cause__ is None
+
+
+def test_an_exception_that_nobody_asked_for_loses_its_message(logged: Callable[..., StringIO]) -> None:
+    """asyncio's own line about a forgotten task quotes the exception."""
+    stream = logged()
+
+    async def forget() -> None:
+        await asyncio.wait([asyncio.ensure_future(_failing())])
+        gc.collect()
+
+    asyncio.run(forget())
+    assert "sqlite3.OperationalError" in stream.getvalue()
+    assert CANARY not in stream.getvalue()
+
+
+async def _failing() -> None:
+    raise sqlite3.OperationalError(CANARY)
+
+
+# --- metrics
+
+
+def _samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    found = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == name:
+                found[tuple(sample.labels.values())] = sample.value
+    return found
+
+
+def test_applications_in_one_process_count_apart() -> None:
+    first, second = Metrics(), Metrics()
+    first.vault_retries.inc()
+    assert _samples(first, "keyman_vault_retries_total") == {(): 1}
+    assert _samples(second, "keyman_vault_retries_total") == {(): 0}
+
+
+def test_an_operation_that_fails_is_measured_as_well() -> None:
+    metrics = Metrics()
+    with pytest.raises(ValueError, match="x"), metrics.vault_operation("encrypt"):
+        raise ValueError("x")
+    assert _samples(metrics, "keyman_vault_operation_seconds_count") == {("encrypt",): 1}
+
+
+def test_every_metric_is_keymans_and_explains_itself() -> None:
+    for family in Metrics().registry.collect():
+        assert family.name.startswith("keyman_")
+        assert family.documentation.endswith(".")
+
+
+def test_several_processes_add_up(tmp_path: Path) -> None:
+    code = (
+        f"import os, sys; os.environ['{MULTIPROCESS_DIRECTORY}'] = sys.argv[1]\n"
+        "from keyman.telemetry import Metrics\n"
+        "m = Metrics(); m.vault_retries.inc(3); m.requests_in_progress.inc()\n"
+        "sys.stdout.write(m.render().decode())"
+    )
+    for turn in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
+        )
+        assert f"keyman_vault_retries_total {3.0 * turn}" in done.stdout.decode()

@@ -1,0 +1,259 @@
+"""`keyman.values`: whatever JSON holds becomes a value that cannot be wrong, or a sentence that repeats nothing."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import pytest
+import time_machine
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from keyman.accounts.tokens import ScopeName
+from keyman.errors import FieldError, InvalidRequest
+from keyman.keys.services import ServiceSlug
+from keyman.paging import Cursor, Limit
+from keyman.secret import Secret
+from keyman.values import (
+    BIDIRECTIONAL,
+    EmailAddress,
+    FutureTime,
+    GivenPassword,
+    Label,
+    NewPassword,
+    ProviderKey,
+    RequiredLabel,
+    SearchText,
+    Value,
+    decode,
+)
+
+TYPES: tuple[type[Value], ...] = (
+    Label, RequiredLabel, SearchText, EmailAddress, NewPassword, GivenPassword, ProviderKey, FutureTime, ScopeName,
+    ServiceSlug, Limit, Cursor,
+)  # fmt: skip
+QUERY = (Limit, Cursor)
+"""Parsed from text in a query, where the schema tells of the number."""
+
+TEXT = st.text(st.characters() | st.sampled_from("\0\n\x7f\x85\u2028\u202e\u200b\ufeff\ud800é🔑 @."), max_size=130)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from(["keys:read", "OPENAI", "a@b.c"]),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=4,
+)
+
+
+def parsed(kind: type[Value], raw: object) -> Any:
+    """The value, or the ValueError that says what is wrong."""
+    try:
+        return kind.parse(raw)
+    except ValueError as fault:
+        return fault
+
+
+@settings(max_examples=400)
+@given(kind=st.sampled_from(TYPES), raw=ANYTHING)
+def test_whatever_comes_becomes_a_value_or_a_sentence_that_repeats_nothing(kind: type[Value], raw: object) -> None:
+    outcome = parsed(kind, raw)
+    if isinstance(outcome, ValueError):
+        message = str(outcome)
+        assert message
+        assert message[0].islower()
+        assert not message.endswith(".")
+        if isinstance(raw, str) and len(raw) > 25:
+            assert raw not in message
+    else:
+        assert isinstance(outcome, kind)
+
+
+@settings(max_examples=400)
+@given(kind=st.sampled_from([kind for kind in TYPES if kind not in QUERY]), raw=ANYTHING)
+@example(kind=Label, raw="a\nb")
+@example(kind=Label, raw="\u202e")
+@example(kind=RequiredLabel, raw="a\0")
+@example(kind=RequiredLabel, raw=" ")
+@example(kind=RequiredLabel, raw="\u3000")
+@example(kind=SearchText, raw="\0")
+@example(kind=EmailAddress, raw="a\0@b")
+@example(kind=EmailAddress, raw="a\u200b@b")
+@example(kind=EmailAddress, raw="x" * 65 + "@b")
+@example(kind=EmailAddress, raw="\ue000@b")
+@example(kind=ProviderKey, raw="x" * 513)
+def test_the_schema_of_a_value_takes_what_its_parser_takes(kind: type[Value], raw: object) -> None:
+    """Both ways, but for white space around a value, which is stripped, and for what is past."""
+    if isinstance(raw, str) and not _is_unicode(raw):
+        return  # not JSON in UTF-8: no schema is asked
+    if isinstance(raw, float) and (raw != raw or raw in (float("inf"), float("-inf"))):  # noqa: PLR0124
+        return
+    validator = jsonschema_rs.Draft202012Validator({**kind.schema}, validate_formats=True)
+    is_taken = not isinstance(parsed(kind, raw), ValueError)
+    stripped = raw.strip() if isinstance(raw, str) and kind in (EmailAddress, ProviderKey) else raw
+    fits = validator.is_valid(stripped)
+    if kind is FutureTime:
+        assert fits or not is_taken
+    elif kind is EmailAddress and isinstance(stripped, str):
+        normal = unicodedata.normalize("NFC", stripped)
+        assert is_taken == validator.is_valid(normal), raw
+    else:
+        assert is_taken == fits, raw
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+@given(text=TEXT)
+def test_a_label_is_kept_as_it_is(text: str) -> None:
+    outcome = parsed(Label, text)
+    bad = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or re.match(f"[{BIDIRECTIONAL}]", c) for c in text)
+    if bad or len(text) > 100:
+        assert isinstance(outcome, ValueError)
+    else:
+        assert outcome == text
+
+
+@given(text=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=8, max_size=512))
+def test_a_provider_key_is_kept_but_for_white_space_around_it(text: str) -> None:
+    for around in ("", " ", "\n", "\u00a0", "\t\r\n "):
+        assert ProviderKey.parse(f"{around}{text}{around}").reveal() == text
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+def test_a_password_is_kept_as_it_is(text: str) -> None:
+    outcome = parsed(NewPassword, text)
+    if 10 <= len(text) <= 256:
+        assert outcome == Secret(text)
+    else:
+        assert isinstance(outcome, ValueError)
+
+
+@given(local=st.text("abcXYZ.+-_é", min_size=1, max_size=20), domain=st.text("abc.xyz-ü", min_size=1, max_size=30))
+def test_an_address_is_kept_as_it_is_spelt_and_known_by_any_spelling(local: str, domain: str) -> None:
+    address = EmailAddress.parse(f" {local}@{domain} ")
+    assert address == unicodedata.normalize("NFC", f"{local}@{domain}")
+    for spelling in (address.upper(), address.lower(), unicodedata.normalize("NFD", address)):
+        assert EmailAddress.parse(spelling).key == address.key
+
+
+def test_the_key_of_an_address_fits_its_column() -> None:
+    """Whatever folding and composing do to it: PostgreSQL refuses what is too long for a column."""
+    worst = max(range(0x110000), key=lambda point: len(unicodedata.normalize("NFC", chr(point).casefold())))
+    assert len(unicodedata.normalize("NFC", chr(worst).casefold())) <= 3
+    longest = EmailAddress.parse("ΐ" * 32 + "@" + "ΐ" * 94)
+    assert len(longest) <= 254
+    assert len(longest.key) <= 762
+
+
+@settings(max_examples=200)
+@given(moment=st.datetimes(timezones=st.timezones() | st.just(UTC)))
+def test_a_time_to_come_is_the_same_instant_in_utc(moment: datetime) -> None:
+    try:
+        expected = moment.astimezone(UTC)
+    except OverflowError:
+        return
+    outcome = parsed(FutureTime, moment.isoformat())
+    offset = moment.utcoffset()
+    if offset is not None and offset.total_seconds() % 60:
+        return  # an offset of seconds, as before railways, is not RFC 3339
+    if expected <= datetime.now(UTC):
+        assert isinstance(outcome, ValueError)
+    else:
+        assert outcome == expected
+        assert outcome.tzinfo is UTC
+
+
+@settings(max_examples=200)
+@given(
+    year=st.integers(0, 99_999),
+    rest=st.text("0123456789-:.TtZz+ ", max_size=24),
+    form=st.sampled_from(["{year}-01-01T00:00:00Z", "{year}-12-31T23:59:60Z", "{year:04}-01-01T{rest}", "{rest}"]),
+)
+def test_what_is_no_time_is_said_to_be_none(year: int, rest: str, form: str) -> None:
+    outcome = parsed(FutureTime, form.format(year=year, rest=rest))
+    assert isinstance(outcome, ValueError | datetime)
+
+
+def test_a_time_is_to_come_until_it_is_there() -> None:
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    for offset, is_taken in ((-1, True), (0, False), (1, False)):
+        with time_machine.travel(moment + timedelta(seconds=offset), tick=False):
+            assert (not isinstance(parsed(FutureTime, "2030-01-01T00:00:00Z"), ValueError)) is is_taken
+
+
+# --- whole bodies
+
+
+class Model(msgspec.Struct):
+    name: RequiredLabel
+    count: Label | None = None
+    flag: bool | msgspec.UnsetType = msgspec.UNSET
+    kinds: list[ScopeName] | msgspec.UnsetType = msgspec.UNSET
+    renamed: Label | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="other-name")
+
+
+def faults_of(raw: object, check: Any = None) -> dict[str, str]:
+    with pytest.raises(InvalidRequest) as refused:
+        decode(Model, raw, check)
+    errors = refused.value.errors
+    assert len({error.field for error in errors}) == len(errors)
+    return {error.field: error.message for error in errors}
+
+
+def test_a_right_body_becomes_the_struct() -> None:
+    raw = {"name": "x", "count": None, "flag": True, "kinds": ["keys:read"], "other-name": "y"}
+    assert decode(Model, raw) == Model("x", None, True, ["keys:read"], "y")  # type: ignore[arg-type,list-item]
+    assert decode(Model, {"name": "x"}) == Model("x")  # type: ignore[arg-type]
+
+
+def test_every_fault_of_a_body_is_told_at_once() -> None:
+    raw = {"count": 7, "flag": "yes", "kinds": ["nope"], "other-name": "\0", "canary": 1, "renamed": 2}
+    faults = faults_of(raw)
+    assert faults.keys() == {"name", "count", "flag", "kinds", "other-name", ""}
+    assert "canary" not in str(faults)
+    assert faults["name"] == "is missing"
+    assert faults["flag"] == "must be true or false"
+
+
+@pytest.mark.parametrize("raw", [None, True, 7, 7.5, "x", [], [{}]])
+def test_a_body_is_an_object(raw: object) -> None:
+    assert faults_of(raw).keys() == {""}
+
+
+def test_a_check_sees_what_was_parsed_and_adds_to_the_faults() -> None:
+    seen: list[Mapping[str, object]] = []
+
+    def check(values: Mapping[str, object]) -> Iterable[FieldError]:
+        seen.append(values)
+        yield FieldError("count", "is not liked")
+
+    assert faults_of({"name": "x", "flag": 7}, check).keys() == {"flag", "count"}
+    assert seen == [{"name": "x"}]
+
+
+@settings(max_examples=200)
+@given(raw=st.dictionaries(st.sampled_from(["name", "count", "flag", "kinds", "other-name", "x", "\0"]), ANYTHING))
+def test_any_object_becomes_the_struct_or_a_list_of_faults(raw: dict[str, Any]) -> None:
+    known = {"name", "count", "flag", "kinds", "other-name"}
+    outcome = decoded(raw)
+    if isinstance(outcome, InvalidRequest):
+        named = {error.field for error in outcome.errors}
+        assert named
+        assert named <= known | {""}
+        assert ("" in named) is bool(raw.keys() - known)
+    else:
+        assert isinstance(outcome, Model)
+        assert raw.keys() <= known
+
+
+def decoded(raw: object) -> object:
+    """The struct, or the refusal."""
+    try:
+        return decode(Model, raw)
+    except InvalidRequest as refused:
+        return refused

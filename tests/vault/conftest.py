@@ -1,0 +1,87 @@
+"""Servers for the whole run of a worker; a mount of its own for each test.
+
+Not the server that the rest of the suite shares: tests here take policies and roles away. Everything that takes `bench`
+runs twice: on the server that `keyman dev` starts, and on the container.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from io import StringIO
+
+import pytest
+import structlog
+
+from keyman.telemetry import configure_logging
+from keyman.vault import embedded
+from keyman.vault.embedded import EmbeddedVault
+from tests.support.containers import docker_absence, vault_container
+from tests.support.needs import require
+from tests.support.running import RunningVault
+from tests.vault.bench import Bench, Victim, as_running, bench_at, kill
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
+    server = asyncio.run(embedded.start(tmp_path_factory.mktemp("shared")))
+    yield server
+    kill(server)
+
+
+@pytest.fixture(scope="session", params=["embedded", "container"])
+def vault(request: pytest.FixtureRequest) -> Iterator[RunningVault]:
+    if request.param == "embedded":
+        yield as_running(request.getfixturevalue("shared_server"))
+        return
+    require("docker", docker_absence())
+    with vault_container() as running:
+        yield running
+
+
+@pytest.fixture
+async def bench(vault: RunningVault) -> AsyncIterator[Bench]:
+    async with bench_at(vault) as made:
+        yield made
+
+
+@pytest.fixture
+async def embedded_bench(shared_server: EmbeddedVault) -> AsyncIterator[Bench]:
+    """For what a container cannot do: reach a peer that the test runs, or have OpenBao's namespaces."""
+    async with bench_at(as_running(shared_server)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def victim_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
+    server = asyncio.run(embedded.start(tmp_path_factory.mktemp("victim")))
+    yield server
+    kill(server)
+
+
+@pytest.fixture
+async def victim(victim_server: EmbeddedVault) -> AsyncIterator[Victim]:
+    """Whatever the test does to it, the next one finds it awake and unsealed."""
+    async with bench_at(as_running(victim_server)) as bench:
+        made = Victim(victim_server, bench)
+        try:
+            yield made
+        finally:
+            made.thaw()
+            await made.unseal()
+
+
+@pytest.fixture
+def logged() -> Iterator[StringIO]:
+    """Everything that is logged, at DEBUG, as keyman writes it."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in list(logging.Logger.manager.loggerDict)}
+    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
+    stream = StringIO()
+    configure_logging("json", "debug", stream)
+    yield stream
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in list(logging.Logger.manager.loggerDict):
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+    structlog.configure(**before)
