@@ -69,6 +69,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             ssl.create_default_context(cafile=str(settings.ca_certificate)) if settings.ca_certificate else True
         )
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -81,9 +82,12 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
                 trust_env=False,
                 auto_decompress=False,
             )
+            # aiohttp would repeat GET, PUT and DELETE once inside each of our attempts; it has no public switch.
+            self._session._retry_connection = False
         return self._session
 
     async def close(self) -> None:
+        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -125,6 +129,9 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         raise AssertionError("unreachable")
 
     async def _once(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
+        if self._closed:
+            # What is still under way must not open a session, and log in, that nobody closes; 0: nor try again.
+            raise VaultFault(VaultReason.UNREACHABLE, 0)
         headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
         if self.token:
             headers["X-Vault-Token"] = self.token

@@ -116,9 +116,8 @@ async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes],
     vault = AsyncAdapter(VaultSettings(address=address, timeout=START_TIMEOUT), Metrics())
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            while not await _is_serving(vault):
-                if process.poll() is not None:
-                    raise ConfigurationError(f"The embedded Vault ended while it started; see {log}")
+            while await _health(vault) is None:
+                _check_running(process, log)
                 await asyncio.sleep(POLL)
             if not keys_file.exists():
                 answer = await vault.put("/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1})
@@ -126,7 +125,8 @@ async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes],
                 write_private(keys_file, json.dumps(keys))
             keys = json.loads(keys_file.read_bytes())
             await vault.put("/v1/sys/unseal", json={"key": keys["unseal_key"]})
-            while (await _health(vault)) != 200:
+            while await _health(vault) != 200:
+                _check_running(process, log)
                 await asyncio.sleep(POLL)
             return Secret(keys["root_token"])
     except TimeoutError:
@@ -137,8 +137,9 @@ async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes],
         await vault.close()
 
 
-async def _is_serving(vault: AsyncAdapter) -> bool:
-    return await _health(vault) is not None
+def _check_running(process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.poll() is not None:
+        raise ConfigurationError(f"The embedded Vault ended while it started; see {log}")
 
 
 async def _health(vault: AsyncAdapter) -> int | None:
