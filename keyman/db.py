@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 
-from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
+from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement, raise_alone
 from keyman.telemetry import Metrics, log
 
 SCHEMA_REVISION = "0001"
@@ -252,9 +252,9 @@ async def _faults_translated() -> AsyncIterator[None]:
     except _FAULTS as fault:
         if not is_outage(fault):
             # A statement that the database does not accept is our mistake; say so without its parameters.
-            raise_alone(RuntimeError(f"the database refused a statement: {kind(fault)}"))
+            raise_alone(RefusedStatement(f"the database refused a statement: {kind(fault)}"))
         _report(fault)
-        raise_alone(DatabaseUnavailable())
+        raise_alone(DatabaseUnavailable(kind=kind(fault)))
 
 
 _FAULTS = (

@@ -146,8 +146,10 @@ class Edge:
         hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
         address = _parsed(str(client[0]))
         while hops and address is not None and any(address in network for network in self._trusted):
-            # What a proxy of ours says that is no address is not believed.
-            address = _parsed(hops.pop()) or address
+            hop = _parsed(hops.pop())
+            if hop is None:
+                break  # no address: what stands further left may be its sender's invention
+            address = hop
         return None if address is None else str(address)
 
 

@@ -42,6 +42,10 @@ class FieldError(NamedTuple):
     message: str
 
 
+class RefusedStatement(RuntimeError):
+    """The database does not accept a statement of keyman: our mistake, or a database that is damaged."""
+
+
 class Problem(KeymanError):
     """An answer other than the one that was asked for.
 
@@ -164,13 +168,16 @@ class VaultUnavailable(Problem):
 
 
 class DatabaseUnavailable(Problem):
-    """The database could not be used, or did not confirm the transaction."""
+    """The database could not be used, or did not confirm. `kind` is the fault by class and code, for operators."""
 
     slug = "database-unavailable"
     title = "The database is not available"
 
-    def __init__(self, detail: str = "The database cannot be used at the moment. Nothing was stored.") -> None:
+    def __init__(
+        self, detail: str = "The database cannot be used at the moment. Nothing was stored.", *, kind: str = ""
+    ) -> None:
         super().__init__(detail, retry_after=5)
+        self.kind = kind
 
 
 class Internal(Problem):

@@ -57,11 +57,12 @@ def static_file(file: FromPath[Path]) -> File:
     found = _STATIC_FILES.get(file.as_posix().lstrip("/"))
     if found is None:
         raise NotFound("There is nothing at this address.")
-    return File(found, content_disposition_type="inline")
+    return File(found, content_disposition_type="inline", media_type=_MEDIA_TYPES[found.suffix])
 
 
+_MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _STATIC_FILES = {
     path.relative_to(STATIC_DIRECTORY).as_posix(): path
     for path in STATIC_DIRECTORY.rglob("*")
-    if path.suffix in (".css", ".js", ".svg")
+    if path.suffix in _MEDIA_TYPES
 }

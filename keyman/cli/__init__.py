@@ -7,12 +7,13 @@ half a second.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
 from keyman import __version__
-from keyman.errors import KeymanError
+from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
 
 COMMANDS = {
     "db": "keyman.cli.db:group",
@@ -46,9 +47,29 @@ def main() -> None:
         cli(prog_name="keyman")
     except KeymanError as fault:
         # What went wrong and what to do, in words made for it; never a traceback.
-        click.echo(f"keyman: {fault}", err=True)
+        kind = f" ({fault.kind})" if isinstance(fault, DatabaseUnavailable) and fault.kind else ""
+        click.echo(f"keyman: {fault}{kind}", err=True)
         for error in getattr(fault, "errors", ()):
             click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
         sys.exit(1)
+    except RefusedStatement as fault:
+        click.echo(f"keyman: {fault}. The database is damaged, or not keyman's.", err=True)
+        sys.exit(1)
+    except SystemExit:
+        _flush()
+        raise
+    except OSError:
+        _flush()
+        raise
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell counts it; click's own "Aborted!" says no more
+
+
+def _flush() -> None:
+    """A result that could not be written is a failure; Python itself would say so with a traceback, too late."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        click.echo("keyman: The result could not be written to standard output.", err=True)
+        os._exit(1)

@@ -66,10 +66,15 @@ def new_password() -> NewPassword:
     """From a prompt, asked twice, or from the first line of standard input; never from an argument, which every user
     of the machine could read.
     """
-    if sys.stdin.isatty():
-        text = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-    else:
-        text = sys.stdin.readline().rstrip("\r\n")
+    if sys.stdin is None:
+        raise ConfigurationError("There is no standard input to read the password from.")
+    try:
+        if sys.stdin.isatty():
+            text = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        else:
+            text = sys.stdin.readline().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError("The password must be text in UTF-8.") from None
     try:
         return NewPassword.parse(text)
     except ValueError as fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import tempfile
 from typing import Any
@@ -46,6 +47,8 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
         os.environ[PARENT] = str(os.getpid())
+        # A worker that starts afresh sees these variables in time; a forked one would share what this process has open.
+        multiprocessing.set_start_method("spawn", force=True)
         Granian(
             "keyman",
             address=host,

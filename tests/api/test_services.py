@@ -75,6 +75,10 @@ async def test_an_operator_adds_services_by_a_file(name: str, tmp_path: Path, pr
         assert shown["ACME_2"] == "Acme & Söhne"
         assert shown["OPENAI"] == "OpenAI (through our proxy)"
 
+        assert plane.document is not None
+        new_key = plane.document.document["components"]["schemas"]["NewKey"]
+        assert new_key["properties"]["service"]["enum"] == list(shown)
+
         key = await store(ada, service="ACME_2", api_key=f"acme-{BODY}wxyz")
         assert key["last_4_chars"] == "acme-...wxyz"
         assert (await store(ada, service="PLAIN", api_key=f"{BODY}wxyz"))["last_4_chars"] == "...wxyz"

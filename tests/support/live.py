@@ -139,6 +139,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def workers_of(service: int) -> list[int]:
+    """The workers among the children of a `keyman serve`; multiprocessing keeps a helper of its own beside them."""
+    found = []
+    for pid in children(service):
+        with suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
 def end_processes(mark: str | Path) -> None:
     """Kill what is left of a test, so that it does no harm to the next one."""
     for pid in processes(mark):
@@ -251,7 +261,7 @@ def dev_parts(running: Live) -> DevParts:
         below = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(running.pid)}
         vaults = [pid for pid, command in below.items() if b"config.json" in command]
         services = [pid for pid, command in below.items() if b"\0serve\0" in command]
-        workers = [worker for service in services for worker in children(service)]
+        workers = [worker for service in services for worker in workers_of(service)]
         return DevParts(running.pid, vaults[0], services[0], workers[0]) if vaults and services and workers else None
 
     until(find, "the parts of keyman dev")
@@ -268,7 +278,7 @@ class Service(NamedTuple):
 
     @property
     def workers(self) -> list[int]:
-        return children(self.live.pid)
+        return workers_of(self.live.pid)
 
     def readiness(self) -> dict[str, Any] | None:
         """What `/readyz` says, None while nobody answers."""
