@@ -335,7 +335,7 @@ def _process(word: str, count: int = 1) -> Callable[[Path, Live], None]:
 
 def _service_process(pause: float = 0.0) -> Callable[[Path, Live], None]:
     def arrives(home: Path, _running: Live) -> None:
-        _process(" serve ", 2)(home, _running)  # the main one and its worker
+        _process("spawn_main")(home, _running)  # the worker, beside the main one
         time.sleep(pause)
 
     return arrives
