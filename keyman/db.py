@@ -96,7 +96,13 @@ class Database:
         self._file = Path(url.database) if self.is_sqlite and url.database else None
         self._identity: tuple[int, int] | None = None
         self._used = (metrics or Metrics()).database_connections
-        self._engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=BUSY_TIMEOUT)
+        self._engine = create_engine(
+            url,
+            statement_timeout=STATEMENT_TIMEOUT,
+            pool_size=POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=BUSY_TIMEOUT,
+        )
         # A SELECT needs no BEGIN and COMMIT around it: two round trips less, and on SQLite no lock.
         self._reader = self._engine.execution_options(keyman_reads=True)
         self._engine = transactional(self._engine)
@@ -175,7 +181,7 @@ class Database:
             raise OSError("the database file was replaced")
 
 
-def create_engine(url: URL, *, statement_timeout: float | None = STATEMENT_TIMEOUT, **options: Any) -> AsyncEngine:
+def create_engine(url: URL, *, statement_timeout: float | None, **options: Any) -> AsyncEngine:
     """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
 
     `statement_timeout` is in seconds, None for no bound; SQLite has none, for nothing there waits but for a lock.

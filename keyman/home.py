@@ -85,7 +85,9 @@ def without_own(environ: Mapping[str, str]) -> dict[str, str]:
 def write_private(path: Path, content: str) -> None:
     """Write a file that its owner alone can read, so that a crash leaves all of it or the one before."""
     temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # What a crash left there may be readable by others: a file keeps the mode that it was made with.
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(content)
         file.flush()

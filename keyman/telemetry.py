@@ -157,6 +157,8 @@ def _without_exception(_logger: object, _method: str, event: structlog.typing.Ev
     if isinstance(record, logging.LogRecord) and record.exc_info:
         if record.exc_info[1] is not None:
             event.update(frames(record.exc_info[1]))
+        # What a library says of an exception often quotes it: asyncio in lines of their own, others by an argument.
+        event["event"] = str(record.msg).partition("\n")[0]
         # The formatter would print the traceback after the line otherwise.
         record.exc_info = record.exc_text = None
     return event

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 async def connected(url: URL) -> AsyncIterator[AsyncConnection]:
     """A connection that commits, around keyman's own rules."""
     keyman_db.create_private_file(url)
-    engine = create_engine(url)
+    engine = create_engine(url, statement_timeout=None)
     try:
         async with engine.begin() as connection:
             yield connection
@@ -192,7 +192,7 @@ async def test_an_upgrade_may_wait_for_another_one_longer_than_a_statement_may_t
 ) -> None:
     name = f"waits_{uuid4().hex}"
     url = make_url(postgres.create_database(name))
-    holder = create_engine(url)
+    holder = create_engine(url, statement_timeout=None)
     monkeypatch.setattr(keyman_db, "STATEMENT_TIMEOUT", 0.2)  # the driver's own limit is a second more
     async with holder.connect() as connection:
         await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))

@@ -95,8 +95,9 @@ def test_a_librarys_exception_loses_its_message(logged: Callable[..., StringIO],
     library = logging.getLogger("some.library")
     try:
         _fails(CANARY)
-    except ValueError:
+    except ValueError as fault:
         library.exception("a call failed")
+        library.exception("said %s", fault)
         library.error("again", exc_info=True, stack_info=True)
     shown = stream.getvalue()
     assert "a call failed" in shown

@@ -22,7 +22,16 @@ from sqlalchemy.pool import NullPool
 
 from keyman.accounts import tables as accounts_tables
 from keyman.audit import audit_log
-from keyman.db import Database, create_engine, create_private_file, is_outage, kind, metadata, transactional
+from keyman.db import (
+    STATEMENT_TIMEOUT,
+    Database,
+    create_engine,
+    create_private_file,
+    is_outage,
+    kind,
+    metadata,
+    transactional,
+)
 from keyman.deployment import deployment
 from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.keys import tables as keys_tables
@@ -59,7 +68,7 @@ async def differences(url: URL) -> list[str]:
     """
     if not Database(url).exists:
         return ["the database does not exist"]
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT, poolclass=NullPool)
     with _faults_said("could not be read"):
         try:
             async with engine.connect() as connection:
