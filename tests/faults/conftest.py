@@ -72,7 +72,7 @@ async def postgresql(victim_postgres: PostgresServer) -> AsyncIterator[URL]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits for a database, shortened: what happens at their end is what is tested."""
     monkeypatch.setattr(db, "BUSY_TIMEOUT", 1.0)
-    monkeypatch.setattr(db.create_engine, "__kwdefaults__", {"statement_timeout": 1.5})
+    monkeypatch.setattr(db, "STATEMENT_TIMEOUT", 1.5)
 
 
 @dataclass(frozen=True)
