@@ -17,14 +17,13 @@ from litestar.types import ControllerRouterHandler
 
 from keyman import housekeeping
 from keyman.accounts.passwords import Passwords
-from keyman.api import health, reference
+from keyman.api import health
 from keyman.api.accounts import AuthController, TokenController
 from keyman.api.audit import list_audit
-from keyman.api.authentication import authenticate, provide_caller, provide_origin
 from keyman.api.body import CHECKS, MAX_BYTES, ValueSchemas
-from keyman.api.common import EXCEPTION_HANDLERS, answer_options
 from keyman.api.document import openapi_document
 from keyman.api.keys import KeyController, list_services
+from keyman.authentication import authenticate, provide_caller, provide_origin
 from keyman.config import Settings, load
 from keyman.db import Database
 from keyman.deployment import Deployment
@@ -34,10 +33,12 @@ from keyman.keys.schemas import NewKey
 from keyman.keys.sealing import Sealer
 from keyman.keys.services import Catalogue
 from keyman.processes import PARENT, die_with_parent
+from keyman.requests import EXCEPTION_HANDLERS, answer_options
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
+from keyman.web import reference
 
 
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:

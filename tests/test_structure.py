@@ -57,7 +57,19 @@ def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
 
 @pytest.mark.parametrize("package", ["keyman.keys", "keyman.accounts", "keyman.vault", "keyman.audit", "keyman.db"])
 def test_what_is_done_does_not_know_who_asks(package: str) -> None:
-    above = ("keyman.api", "keyman.app", "keyman.cli", "keyman.edge", "keyman.problems", "litestar", "granian", "click")
+    above = (
+        "keyman.api",
+        "keyman.app",
+        "keyman.authentication",
+        "keyman.cli",
+        "keyman.edge",
+        "keyman.problems",
+        "keyman.requests",
+        "keyman.web",
+        "litestar",
+        "granian",
+        "click",
+    )
     found = {module for module in importers(*above) if below(module, package)}
     assert not found
 
@@ -169,7 +181,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.accounts.passwords",  # to Argon2
         "keyman.accounts.personal",  # the token is shown once
         "keyman.accounts.tokens",  # and hashed
-        "keyman.api.authentication",  # the cookie is set
+        "keyman.authentication",  # the cookie is set
         "keyman.dev",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked

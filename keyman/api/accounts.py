@@ -12,12 +12,13 @@ from keyman.accounts.passwords import Passwords
 from keyman.accounts.personal import CreatedToken, NewToken, TokenInfo
 from keyman.accounts.tokens import Scope
 from keyman.accounts.users import Account, ChangePassword, LogIn, SignedIn, SignUp
-from keyman.api.authentication import PUBLIC, SECURITY, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
 from keyman.api.body import JsonBody
-from keyman.api.common import BODY_PROBLEMS, CALLER_PROBLEMS, SET_COOKIE, AnyRequest, Injected, RowId, may_answer
+from keyman.api.common import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.audit import Origin
+from keyman.authentication import PUBLIC, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
 from keyman.config import Settings
 from keyman.db import Database
+from keyman.requests import AnyRequest, Injected, RowId
 
 
 class AuthController(Controller):

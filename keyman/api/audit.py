@@ -10,11 +10,12 @@ from litestar.params import QueryParameter
 from keyman import audit, errors
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
-from keyman.api.authentication import SECURITY, needs
-from keyman.api.common import CALLER_PROBLEMS, LINK, Injected, linked, may_answer
+from keyman.api.common import CALLER_PROBLEMS, LINK, SECURITY, linked, may_answer
 from keyman.audit import AuditEntry
+from keyman.authentication import needs
 from keyman.db import Database
 from keyman.paging import UNSAID, Cursor, Limit, Slice
+from keyman.requests import Injected
 
 
 @get(

@@ -1,54 +1,31 @@
-"""What routes have in common: exceptions turned into problems, problems in the OpenAPI document, values in paths."""
+"""What the JSON routes have in common: pages of a listing, and their answers in the OpenAPI document."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 from urllib.parse import urlencode
 
-from litestar import Request, Response
+from litestar import Response
 from litestar.datastructures import ResponseHeader
-from litestar.di import NamedDependency
-from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import SkipValidation
-from litestar.types import ExceptionHandlersMap
-from litestar.utils import normalize_path
 
 from keyman import errors, problems
-from keyman.db import MAX_ID
-from keyman.edge import exchange_of
-from keyman.errors import FieldError, Internal, InvalidRequest, Problem
+from keyman.errors import Internal, InvalidRequest, Problem
 from keyman.paging import Page
 from keyman.problems import KINDS, ProblemBody
-from keyman.telemetry import frames, log
-
-AnyRequest: TypeAlias = Request[Any, Any, Any]
 
 T = TypeVar("T")
-
-Injected: TypeAlias = NamedDependency[SkipValidation[T]]
-"""A part of the application that a handler is given, as it is: Litestar would look through its fields."""
 
 BODY_PROBLEMS = (errors.InvalidRequest, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 """What a request with a body can get."""
 
+SECURITY: list[dict[str, list[str]]] = [{"token": []}, {"session": []}]
+"""What the OpenAPI document says of routes that need a caller: one of the two."""
+
 CALLER_PROBLEMS = (errors.Unauthenticated, errors.Forbidden)
 """What a request that needs a caller can get."""
-
-
-class RowId(int):
-    """The id in a path. What cannot be one does not exist, so that nothing tells the two apart."""
-
-    schema: ClassVar[dict[str, Any]] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        # int() would take "+1", "1_0" and the digits of other scripts: many spellings for one row.
-        if not (isinstance(raw, str) and raw.isascii() and raw.isdigit() and len(raw) < 20 and int(raw) <= MAX_ID):
-            raise errors.NotFound("There is nothing with this id.")
-        return cls(raw)
 
 
 def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[list[T]]:
@@ -58,81 +35,6 @@ def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[li
         asked = {name: str(value) for name, value in query.items() if value is not None}
         headers["Link"] = f'<{path}?{urlencode({**asked, "cursor": str(page.cursor)})}>; rel="next"'
     return Response(page.items, headers=headers)
-
-
-def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:
-    status, headers, body = problems.answer(problem, exchange_of(request.scope).request_id)
-    return Response(body, status_code=status, headers=headers, media_type=problems.MEDIA_TYPE)
-
-
-def _on_problem(request: AnyRequest, problem: Problem) -> Response[bytes]:
-    return respond(problem, request)
-
-
-def _on_http_exception(request: AnyRequest, fault: HTTPException) -> Response[bytes]:
-    response = respond(_translated(fault), request)
-    if fault.status_code == 405:
-        response.headers["Allow"] = ", ".join(_allowed_methods(request))
-    return response
-
-
-def _allowed_methods(request: AnyRequest) -> Iterator[str]:
-    """What the path takes (RFC 9110, 15.5.6 requires it); HEAD wherever GET, by the edge."""
-    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-        try:
-            request.app.asgi_router.handle_routing(normalize_path(request.scope["path"]), method)
-        except HTTPException:
-            continue
-        yield from ("GET", "HEAD") if method == "GET" else (method,)
-
-
-def _on_exception(request: AnyRequest, fault: Exception) -> Response[bytes]:
-    log.error("unhandled exception", **frames(fault))
-    return respond(Internal(f"Tell whoever runs keyman: {exchange_of(request.scope).request_id}"), request)
-
-
-EXCEPTION_HANDLERS: ExceptionHandlersMap = {
-    Problem: _on_problem,
-    HTTPException: _on_http_exception,
-    Exception: _on_exception,
-}
-
-
-async def answer_options(request: AnyRequest) -> Response[None] | None:
-    """Before each handler: Litestar's own answer to OPTIONS lists one handler's methods, not the path's."""
-    if request.method != "OPTIONS":
-        return None
-    return Response(None, status_code=204, headers={"Allow": ", ".join(_allowed_methods(request))})
-
-
-def _translated(fault: HTTPException) -> Problem:
-    """Litestar's own exceptions, without its messages: they can repeat what was sent."""
-    if isinstance(fault, ValidationException):
-        return InvalidRequest.at(*_field_errors(fault))
-    if isinstance(fault, InternalServerException) and "disconnected" in str(fault.detail):
-        # Litestar's word for a body that ends before its length, or in the middle of a chunk.
-        return InvalidRequest.at(FieldError("", "The body ended before it was complete."))
-    known = {
-        400: InvalidRequest("The request is not well-formed."),
-        404: errors.NotFound("There is nothing at this address."),
-        405: errors.MethodNotAllowed("The Allow header lists the methods that this address takes."),
-        413: errors.PayloadTooLarge("The body is larger than 64 KiB."),
-    }
-    if fault.status_code in known:
-        return known[fault.status_code]
-    log.error("unexpected http exception", status=fault.status_code, **frames(fault))
-    return Internal("This answer has no words yet; the log holds the rest.")
-
-
-def _field_errors(fault: ValidationException) -> list[FieldError]:
-    # Parameters are of keyman's own value types, whose messages repeat nothing; `data` is missing when the body is.
-    entries = fault.extra if isinstance(fault.extra, list) else []
-    return [
-        FieldError("", "A JSON body is required.")
-        if entry.get("key") in ("data", None)
-        else FieldError(entry["key"], entry["message"].partition(" - at ")[0])
-        for entry in entries
-    ] or [FieldError("", "A JSON body is required.")]
 
 
 _REQUEST_ID = "9f3c1d0e5b7a4c2f8e6d0b1a2c3d4e5f"

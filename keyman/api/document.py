@@ -13,8 +13,8 @@ from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
 
 from keyman import __version__
-from keyman.api.authentication import SESSION_COOKIE
 from keyman.api.body import ValueSchemas
+from keyman.authentication import SESSION_COOKIE
 from keyman.problems import MEDIA_TYPE
 
 DESCRIPTION = """\

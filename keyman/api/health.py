@@ -10,11 +10,12 @@ from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import select
 
-from keyman.api.authentication import PUBLIC
-from keyman.api.common import Injected, may_answer
+from keyman.api.common import may_answer
+from keyman.authentication import PUBLIC
 from keyman.db import Database
 from keyman.deployment import deployment
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
+from keyman.requests import Injected
 from keyman.telemetry import Metrics
 from keyman.vault.guard import KeyGuard
 

@@ -10,7 +10,6 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from keyman import errors
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
-from keyman.api.authentication import SECURITY, needs
 from keyman.api.body import JsonBody
 from keyman.api.common import (
     BODY_PROBLEMS,
@@ -19,12 +18,11 @@ from keyman.api.common import (
     LINK,
     LOCATION,
     REPLAYED,
-    AnyRequest,
-    Injected,
-    RowId,
+    SECURITY,
     linked,
     may_answer,
 )
+from keyman.authentication import needs
 from keyman.db import Database
 from keyman.keys import idempotency, operations
 from keyman.keys.idempotency import IdempotencyKey
@@ -33,6 +31,7 @@ from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.services import Catalogue, ServiceInfo, ServiceSlug
 from keyman.paging import UNSAID, Cursor, Limit, Slice
+from keyman.requests import AnyRequest, Injected, RowId
 from keyman.values import SearchText
 
 IfMatchHeader = Annotated[

@@ -9,9 +9,9 @@ from litestar.params import FromPath
 from litestar.response import File
 
 from keyman import problems
-from keyman.api.authentication import PUBLIC
-from keyman.api.common import Injected
+from keyman.authentication import PUBLIC
 from keyman.errors import NotFound
+from keyman.requests import Injected
 
 STATIC_DIRECTORY = Path(__file__).parents[1] / "static"
 

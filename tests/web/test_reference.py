@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from keyman.api.reference import STATIC_DIRECTORY
 from keyman.problems import KINDS
+from keyman.web.reference import STATIC_DIRECTORY
 from tests.support.chromium import chromium_absence, chromium_path
 from tests.support.live import dev, free_port
 from tests.support.needs import require

@@ -32,10 +32,6 @@ _ANY_CALLER = "any caller"
 PUBLIC: dict[str, Any] = {_NEEDS: None}
 
 
-SECURITY: list[dict[str, list[str]]] = [{"token": []}, {"session": []}]
-"""What the OpenAPI document says of routes that need a caller: one of the two."""
-
-
 def needs(scope: Scope | None) -> dict[str, Any]:
     """For a route's `opt`: a caller with this scope, or any caller at all for None."""
     return {_NEEDS: _ANY_CALLER if scope is None else scope}
