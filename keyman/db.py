@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import aiosqlite
 import asyncpg
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Row, event
 from sqlalchemy.engine import URL, Connection
@@ -29,7 +30,7 @@ from sqlalchemy.types import TypeDecorator
 from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement, raise_alone
 from keyman.telemetry import Metrics, log
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The migration that this code was written for; a test holds it against the newest file in `migrations/`."""
 
 BUSY_TIMEOUT = 5.0
@@ -189,7 +190,11 @@ def create_engine(url: URL, *, statement_timeout: float | None, **options: Any) 
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
         address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
-        arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT, "isolation_level": None}
+        arguments: dict[str, Any] = {
+            "timeout": BUSY_TIMEOUT,
+            "isolation_level": None,
+            "async_creator_fn": _open_sqlite,
+        }
         engine = create_async_engine(address, hide_parameters=True, connect_args=arguments, **options)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -228,6 +233,17 @@ def create_private_file(url: URL) -> None:
         os.close(os.open(url.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError:
         raise_alone(ConfigurationError("The database file cannot be created or written to at the path of its URL."))
+
+
+async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True  # as SQLAlchemy has it: a process does not wait for it to end
+    try:
+        return await connection
+    except BaseException:
+        # Its thread was told to end and still reports that to the loop, which a command would have closed by then.
+        connection._thread.join(BUSY_TIMEOUT)
+        raise
 
 
 def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
