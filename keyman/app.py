@@ -15,7 +15,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
-from keyman import housekeeping
+from keyman import housekeeping, web
 from keyman.accounts.passwords import Passwords
 from keyman.api import health
 from keyman.api.accounts import AuthController, TokenController
@@ -38,7 +38,7 @@ from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
-from keyman.web import reference
+from keyman.web.pages import Pages
 
 
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
@@ -49,15 +49,9 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
     """
     metrics = Metrics()
     catalogue = Catalogue.load(settings.services_file)
+    pages = Pages(settings)
     litestar = Litestar(
-        route_handlers=[
-            *_described_routes(),
-            reference.problem_index,
-            reference.problem_page,
-            reference.reference,
-            reference.openapi_document,
-            reference.static_file,
-        ],
+        route_handlers=[*_described_routes(), web.router()],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
         exception_handlers=EXCEPTION_HANDLERS,
@@ -72,6 +66,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
                 "openapi": openapi_document(
                     _described_routes(), _DEPENDENCIES, [info.service for info in catalogue.infos()]
                 ),
+                "pages": pages,
                 "passwords": passwords or Passwords(),
                 "settings": settings,
                 CHECKS: {NewKey: catalogue.check_new_key},
@@ -79,7 +74,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         ),
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
-    return Edge(cast("ASGIApp", litestar), settings, metrics)
+    return Edge(cast("ASGIApp", litestar), settings, metrics, pages.problem)
 
 
 def from_environment() -> Edge:
@@ -139,5 +134,5 @@ def _from_state(name: str) -> Provide:
 
 _DEPENDENCIES = {
     name: _from_state(name)
-    for name in ("catalogue", "db", "guard", "metrics", "openapi", "passwords", "sealer", "settings")
+    for name in ("catalogue", "db", "guard", "metrics", "openapi", "pages", "passwords", "sealer", "settings")
 }

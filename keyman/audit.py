@@ -23,6 +23,7 @@ class Action(StrEnum):
     LOGIN = "account.login"
     LOGIN_FAILED = "account.login-failed"
     LOGOUT = "account.logout"
+    SESSION_END = "account.session-end"
     PASSWORD = "account.password"  # noqa: S105  # the name of an action
     DISABLE = "account.disable"
     ENABLE = "account.enable"
@@ -44,12 +45,16 @@ class Actor(StrEnum):
 
 
 class Origin(NamedTuple):
-    """Where a call came from. `actor_id` is a token's id; the address is the client's, as far as it can be known."""
+    """Where a call came from. `actor_id` is a token's id; address and device are the client's, as far as known.
+
+    The device is for the session that a sign-in opens; the trail does not keep it.
+    """
 
     actor: Actor
     actor_id: int | None = None
     request_id: str | None = None
     address: str | None = None
+    device: str | None = None
 
 
 OPERATOR = Origin(Actor.OPERATOR)

@@ -16,6 +16,7 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from keyman.accounts import callers
 from keyman.accounts.callers import SESSION_LIFETIME, Caller
+from keyman.accounts.sessions import device_name
 from keyman.accounts.tokens import Scope
 from keyman.audit import Actor, Origin
 from keyman.config import Settings
@@ -44,7 +45,7 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
     needed = handler.opt[_NEEDS]  # a KeyError is an answer of 500: a route without a rule is our mistake
     if needed is None:
         return
-    caller = await _caller(connection)
+    caller = await identify(connection)
     exchange_of(connection.scope).user_id = caller.user_id
     if needed != _ANY_CALLER:
         caller.require(needed)
@@ -64,7 +65,8 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
 async def provide_origin(request: Request[Any, Any, Any]) -> Origin:
     """Where an unauthenticated request comes from."""
     exchange = exchange_of(request.scope)
-    return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address)
+    device = device_name(request.headers.get("user-agent", ""))
+    return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
 
 
 def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
@@ -92,8 +94,11 @@ def ended_session_cookie(settings: Settings) -> Cookie:
     )
 
 
-async def _caller(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
-    """By the Authorization header where there is one, and by it alone; otherwise by the session cookie."""
+async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
+    """Who calls: by the Authorization header where there is one, and by it alone; otherwise by the session cookie.
+
+    Raises Unauthenticated.
+    """
     db: Database = connection.app.state.db
     exchange = exchange_of(connection.scope)
     header = connection.headers.get("authorization")

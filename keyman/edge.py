@@ -19,6 +19,7 @@ import structlog
 from keyman import problems
 from keyman.config import Settings
 from keyman.errors import Forbidden, Internal, Problem, raise_alone
+from keyman.problems import Answer
 from keyman.telemetry import Metrics, frames, log
 
 # ASGI's own types; Litestar's are narrower than what a server may send.
@@ -52,13 +53,29 @@ HSTS = "max-age=63072000; includeSubDomains"
 
 @dataclass
 class Exchange:
-    """One request and its answer, for the log line and for whoever asks on the way."""
+    """One request and its answer, for the log line and for whoever asks on the way.
+
+    `headers` are the request's, by lower-case name; `page` says a problem to a person, None for a client that reads
+    JSON.
+    """
 
     request_id: str
     address: str | None
+    method: str
+    target: str  # path and query
+    headers: Mapping[str, str]
+    page: ProblemPage | None = None
     user_id: int | None = None
     status: int = 500
     started: bool = False
+
+    def say(self, problem: Problem) -> Answer:
+        """The answer that says this problem, in the form that the client reads."""
+        return problems.answer(problem, self.request_id) if self.page is None else self.page(problem, self)
+
+
+ProblemPage = Callable[[Problem, Exchange], Answer]
+"""Makes a problem into a page, for planes that have pages."""
 
 
 def exchange_of(scope: Any) -> Exchange:
@@ -69,8 +86,9 @@ def exchange_of(scope: Any) -> Exchange:
 class Edge:
     """The outermost layer of a plane."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, page: ProblemPage | None = None) -> None:
         self._app = app
+        self._page = page
         self._metrics = metrics
         self._trusted = settings.trusted_proxies
         self._headers = dict(SECURITY_HEADERS)
@@ -83,10 +101,13 @@ class Edge:
             return
         started = perf_counter()
         headers = _headers(scope)
-        exchange = Exchange(uuid4().hex, self._address(scope, headers))
+        page = self._page if _reads_pages(scope["path"], headers) else None
+        method = scope["method"]
+        query = scope.get("query_string", b"").decode("latin-1")
+        target = f"{scope['path']}?{query}" if query else scope["path"]
+        exchange = Exchange(uuid4().hex, self._address(scope, headers), method, target, headers, page)
         scope[SCOPE_KEY] = exchange
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
-        method = scope["method"]
         if method == "HEAD":
             # What GET would answer, without its body (RFC 9110, 9.3.2).
             scope["method"] = "GET"
@@ -107,7 +128,7 @@ class Edge:
                 problem = fault
                 if not isinstance(problem, Problem):
                     log.error("unhandled exception", **frames(fault))
-                    problem = Internal(f"Tell whoever runs keyman: {exchange.request_id}")
+                    problem = Internal.of(exchange.request_id)
                 if exchange.started:
                     # Half an answer is out: end the connection, so that it is not taken for a whole one.
                     exchange.status = 500
@@ -170,8 +191,15 @@ def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
         raise Forbidden("The request was sent by a page of another site.")
 
 
+def _reads_pages(path: str, headers: Mapping[str, str]) -> bool:
+    """True for a browser outside the API. What is below `/api` answers the same to everybody, as its clients rely on;
+    what does not ask for HTML by name, as curl does not, gets JSON everywhere.
+    """
+    return not path.startswith("/api/") and "text/html" in headers.get("accept", "")
+
+
 async def _answer(problem: Problem, exchange: Exchange, send: Send) -> None:
-    status, headers, body = problems.answer(problem, exchange.request_id)
+    status, headers, body = exchange.say(problem)
     headers["content-length"] = str(len(body))
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})

@@ -35,6 +35,21 @@ class ConfigurationError(KeymanError):
     """The process cannot start as it is set up; the message says what to change."""
 
 
+class Sentence(str):
+    """A sentence for a person that was put together from a template and values: it can be put together again in another
+    language. Nothing that a client sent is a value.
+    """
+
+    __slots__ = ("template", "values")
+    template: str
+    values: dict[str, object]
+
+    def __new__(cls, template: str, **values: object) -> Sentence:
+        sentence = super().__new__(cls, template.format(**values))
+        sentence.template, sentence.values = template, values
+        return sentence
+
+
 class FieldError(NamedTuple):
     """One field of a request that is at fault; `field` is empty when the body as a whole is."""
 
@@ -73,7 +88,7 @@ class InvalidRequest(Problem):
         detail = (
             "One field is not as it must be."
             if count == 1
-            else f"{count} things are not as they must be; each is listed in errors."
+            else Sentence("{count} things are not as they must be; each is listed in errors.", count=count)
         )
         return cls(detail, errors=errors)
 
@@ -163,7 +178,7 @@ class VaultUnavailable(Problem):
     title = "The vault is not available"
 
     def __init__(self, reason: VaultReason, *, retry_after: int = 5) -> None:
-        super().__init__(f"{VAULT_DETAILS[reason]} Nothing was stored.", retry_after=retry_after)
+        super().__init__(Sentence("{why} Nothing was stored.", why=VAULT_DETAILS[reason]), retry_after=retry_after)
         self.reason = reason
 
 
@@ -183,6 +198,11 @@ class DatabaseUnavailable(Problem):
 class Internal(Problem):
     slug = "internal"
     title = "Something went wrong on our side"
+
+    @classmethod
+    def of(cls, request_id: str) -> Internal:
+        """An error of which its reader learns the request id and nothing else."""
+        return cls(Sentence("Tell whoever runs keyman: {request_id}", request_id=request_id))
 
 
 def raise_alone(fault: Exception) -> NoReturn:

@@ -1,8 +1,7 @@
-"""Problems as answers: the one table of statuses, `application/problem+json` (RFC 9457), and a page for each type."""
+"""Problems as answers: the one table of statuses, with what each means, and `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
-from html import escape
 from typing import NamedTuple
 
 import msgspec
@@ -133,9 +132,9 @@ def answer(problem: Problem, request_id: str) -> Answer:
         type=f"/problems/{problem.slug}",
         title=problem.title,
         status=status,
-        detail=problem.detail,
+        detail=str(problem.detail),  # msgspec takes no subclass of str
         request_id=request_id,
-        errors=[FieldFault(*error) for error in problem.errors] or None,
+        errors=[FieldFault(field, str(message)) for field, message in problem.errors] or None,
     )
     headers = {"content-type": MEDIA_TYPE}
     if status == 401:
@@ -143,41 +142,3 @@ def answer(problem: Problem, request_id: str) -> Answer:
     if problem.retry_after is not None:
         headers["retry-after"] = str(problem.retry_after)
     return Answer(status, headers, msgspec.json.encode(body))
-
-
-def page(kind: Kind) -> str:
-    """The page at `/problems/{slug}`."""
-    return _PAGE.format(
-        title=escape(kind.problem.title), status=kind.status, slug=kind.problem.slug, text=_marked_up(kind.explanation)
-    )
-
-
-def index() -> str:
-    """The page at `/problems`."""
-    rows = "".join(
-        f'<li><a href="/problems/{slug}">{escape(kind.problem.title)}</a> ({kind.status})</li>'
-        for slug, kind in KINDS.items()
-    )
-    return _PAGE.format(title="Problems", status="application/problem+json", slug="", text=f"<ul>{rows}</ul>")
-
-
-def _marked_up(text: str) -> str:
-    """Escaped, with `code` between backticks."""
-    parts = escape(text).split("`")
-    return "<p>" + "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)) + "</p>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} · keyman</title>
-<link rel="stylesheet" href="/static/page.css">
-<main>
-<p class="kind"><code>{status}</code> <code>{slug}</code></p>
-<h1>{title}</h1>
-{text}
-<p><a href="/problems">All problems</a> · <a href="/docs">API reference</a></p>
-</main>
-</html>
-"""

@@ -12,7 +12,7 @@ from litestar.params import SkipValidation
 from litestar.types import ExceptionHandlersMap
 from litestar.utils import normalize_path
 
-from keyman import errors, problems
+from keyman import errors
 from keyman.db import MAX_ID
 from keyman.edge import exchange_of
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
@@ -40,8 +40,8 @@ class RowId(int):
 
 
 def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:
-    status, headers, body = problems.answer(problem, exchange_of(request.scope).request_id)
-    return Response(body, status_code=status, headers=headers, media_type=problems.MEDIA_TYPE)
+    status, headers, body = exchange_of(request.scope).say(problem)
+    return Response(body, status_code=status, headers=headers, media_type=headers["content-type"])
 
 
 def _on_problem(request: AnyRequest, problem: Problem) -> Response[bytes]:
@@ -67,7 +67,7 @@ def _allowed_methods(request: AnyRequest) -> Iterator[str]:
 
 def _on_exception(request: AnyRequest, fault: Exception) -> Response[bytes]:
     log.error("unhandled exception", **frames(fault))
-    return respond(Internal(f"Tell whoever runs keyman: {exchange_of(request.scope).request_id}"), request)
+    return respond(Internal.of(exchange_of(request.scope).request_id), request)
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {

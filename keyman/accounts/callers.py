@@ -93,7 +93,7 @@ async def by_session(db: Database, cookie: str, request_id: str, address: str | 
     )
 
 
-async def open_session(connection: AsyncConnection, user_id: int) -> Secret:
+async def open_session(connection: AsyncConnection, user_id: int, device: str | None = None) -> Secret:
     """A new session with an id of its own; returns the cookie, of which the database gets the hash alone."""
     cookie = Secret(secrets.token_urlsafe(32))
     moment = now()
@@ -104,6 +104,7 @@ async def open_session(connection: AsyncConnection, user_id: int) -> Secret:
             created_at=moment,
             last_seen_at=moment,
             expires_at=moment + SESSION_LIFETIME,
+            device=device,
         )
     )
     return cookie

@@ -16,7 +16,7 @@ from keyman.accounts.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, pars
 from keyman.accounts.users import id_by_email
 from keyman.audit import Action, Origin
 from keyman.db import MAX_ID, AnyRow, Database, now
-from keyman.errors import Conflict, Forbidden, NotFound
+from keyman.errors import Conflict, Forbidden, NotFound, Sentence
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 MAX_TOKENS = 200
@@ -139,7 +139,11 @@ async def _insert(
 ) -> CreatedToken:
     held = select(func.count()).select_from(api_tokens).where(api_tokens.c.user_id == user_id)
     if (await connection.execute(held)).scalar_one() >= MAX_TOKENS:
-        raise Conflict(f"An account holds at most {MAX_TOKENS} access tokens. Revoke one that is no longer used.")
+        raise Conflict(
+            Sentence(
+                "An account holds at most {count} access tokens. Revoke one that is no longer used.", count=MAX_TOKENS
+            )
+        )
     token = Token.generate()
     values = {
         "name": name,

@@ -28,6 +28,7 @@ sessions = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("last_seen_at", UtcTime, nullable=False, index=True),
     Column("expires_at", UtcTime, nullable=False, index=True),
+    Column("device", String(100)),  # what the client said it is, for its owner to tell sessions apart
     CheckConstraint("length(id_hash) = 32", name="id_hash_is_sha256"),
     sqlite_autoincrement=True,
 )

@@ -79,7 +79,7 @@ async def sign_up(
         async with db.write() as connection:
             account = await _insert(connection, new.email, password_hash)
             await _end_session(connection, previous_cookie)
-            cookie = await callers.open_session(connection, account.id)
+            cookie = await callers.open_session(connection, account.id, origin.device)
             await audit.record(connection, origin, account.id, Action.SIGNUP)
     except IntegrityError:
         raise Conflict("There is an account with this address already. Sign in instead.") from None
@@ -114,7 +114,7 @@ async def log_in(
             await connection.execute(update(users).where(users.c.id == row.id).values(password_hash=new_hash))
         # An id that was planted in the browser before must not be signed in by this.
         await _end_session(connection, previous_cookie)
-        cookie = await callers.open_session(connection, row.id)
+        cookie = await callers.open_session(connection, row.id, origin.device)
         await audit.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
     return SignedIn(_account(row), cookie)
 

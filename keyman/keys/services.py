@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
-from keyman.errors import ConfigurationError, FieldError
+from keyman.errors import ConfigurationError, FieldError, Sentence
 from keyman.secret import Secret
 
 
@@ -94,6 +94,19 @@ class Catalogue:
     def infos(self) -> list[ServiceInfo]:
         return [ServiceInfo(service.service, service.name) for service in self._services.values()]
 
+    def name(self, service: str) -> str:
+        """What people call a service; its own word where the operator has taken it out of the catalogue since."""
+        known = self._services.get(service)
+        return known.name if known is not None else service
+
+    def prefixes(self) -> dict[str, str]:
+        """The public prefix of each service's keys, by service; empty where there is none."""
+        return {service.service: service.prefix or "" for service in self._services.values()}
+
+    def exclusive_prefixes(self) -> dict[str, str]:
+        """Prefixes that begin the keys of one service only, and that service; what `check_value` goes by."""
+        return {prefix: service.service for prefix, service in self._exclusive.items()}
+
     def check_new_key(self, values: Mapping[str, object]) -> Iterator[FieldError]:
         """What is wrong with the parsed fields of a NewKey beyond their shapes."""
         service, value = values.get("service"), values.get("api_key")
@@ -116,7 +129,12 @@ class Catalogue:
         # The service's own prefix counts when it says as much: an operator may add a second service like Anthropic.
         if len(claim) > len(own) and self._exclusive[claim] is not known:
             owner, mine = self._exclusive[claim].name, known.name if known is not None else service
-            yield FieldError("api_key", f"looks like a key of {owner}, not of {mine}: choose that service instead")
+            yield FieldError(
+                "api_key",
+                Sentence(
+                    "looks like a key of {owner}, not of {mine}: choose that service instead", owner=owner, mine=mine
+                ),
+            )
 
     def mask(self, service: str, value: str) -> str:
         """What is shown of a value: the service's prefix if the value has it, `...`, and the last four characters."""

