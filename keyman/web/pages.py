@@ -6,6 +6,7 @@ there is one answer for both, and no fragment that only one of them ever sees.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Pages:
             # 422, as the form itself was understood: 400 is for a client that did not speak properly.
             status = 422 if isinstance(refused, InvalidRequest) else KINDS[refused.slug].status
             headers |= {} if refused.retry_after is None else {"retry-after": str(refused.retry_after)}
+            headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
         return Answer(status, headers, body.encode())
 
     def problem(self, problem: Problem, exchange: Exchange) -> Answer:
@@ -98,8 +100,7 @@ class Pages:
         if isinstance(problem, Unauthenticated):
             had_session = f"{SESSION_COOKIE}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
-            answer = self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
-            return answer._replace(headers={**answer.headers, "www-authenticate": "Bearer"})
+            return self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
         answer = self.make(exchange, "problem.html", refused=problem, problem=problem, request_id=exchange.request_id)
         return answer._replace(status=KINDS[problem.slug].status)
 
@@ -152,10 +153,12 @@ def is_partial(exchange: Exchange) -> bool:
     return exchange.headers.get("hx-request") == "true"
 
 
+_OWN = re.compile(r"/settings((?!//|\\)[!-~])*")
+
+
 def own_page(url: str) -> str:
     """`url` where it is a page of the settings, else HOME: nobody is led away from here by what a request says."""
-    is_own = url.startswith("/settings") and url.isascii() and url.isprintable() and "\\" not in url and "//" not in url
-    return url if is_own else HOME
+    return url if _OWN.fullmatch(url) else HOME
 
 
 def _whereabouts(exchange: Exchange) -> str:

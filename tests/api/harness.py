@@ -238,7 +238,8 @@ class ApiPlane(Plane):
             assert answer.headers["allow"]
         if answer.status_code in (429, 503) and path != "/readyz":
             assert int(answer.headers["retry-after"]) > 0
-        if answer.status_code >= 400 and method != "HEAD" and path != "/readyz":
+        is_page = answer.headers.get("content-type", "").startswith("text/html")
+        if answer.status_code >= 400 and method != "HEAD" and path != "/readyz" and not is_page:
             problem(answer)
         if self.document is not None:
             self.document.check(method, path, answer)
