@@ -40,6 +40,7 @@ BANNER = """
   keyman for development, not for keys that matter: the unseal key and the root
   token of its Vault lie in {home}
 
+    pages        {url}
     API          {url}/api
     reference    {url}/docs
     readiness    {url}/readyz
