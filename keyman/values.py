@@ -270,10 +270,12 @@ def _field(kind: Any, raw: object) -> object:
             raise ValueError(str(fault.__cause__)) from None
         # msgspec's words for a wrong type name types alone; its words for anything else may repeat the value.
         message = str(fault).partition(" - at ")[0]
-        words = {"`bool`": "true or false", "`array` of length": "a list that is not empty", "`array`": "a list"}
-        for name, plain in words.items():
-            if message.startswith(f"Expected {name}"):
-                raise ValueError(f"must be {plain}") from None
+        if message.startswith("Expected `bool`"):
+            raise ValueError("must be true or false") from None
+        if message.startswith("Expected `array` of length"):
+            raise ValueError("must be a list that is not empty") from None
+        if message.startswith("Expected `array`"):
+            raise ValueError("must be a list") from None
         raise ValueError("is of the wrong type") from None
 
 

@@ -81,12 +81,12 @@ class Languages:
         """The best of an Accept-Language header (RFC 9110, 12.5.4), English where it names none that is here."""
         wanted: list[tuple[float, str]] = []
         for part in accept_language.split(",")[:MAX_TAGS]:
-            tag, _, weight = part.partition(";q=")
+            tag, _, weight = part.lower().partition(";")
             with suppress(ValueError):
-                wanted.append((float(weight or 1), tag.strip().lower().partition("-")[0]))
-        # The first of those that weigh the same.
-        code = max((w for w in wanted if w[1] in self._by_code), key=lambda pair: pair[0], default=(0.0, ENGLISH))[1]
-        return self._by_code[code]
+                wanted.append((float(weight.strip().removeprefix("q=") or 1), tag.strip().partition("-")[0]))
+        # Of those that weigh the same the first; a weight of 0 means "not this one".
+        known = [(weight, code) for weight, code in wanted if weight > 0 and code in self._by_code]
+        return self._by_code[max(known, key=lambda pair: pair[0], default=(1.0, ENGLISH))[1]]
 
 
 def _catalogue(path: Path) -> GNUTranslations:

@@ -34,7 +34,7 @@ async def problem_page(slug: FromPath[str], visit: Injected[Visit]) -> Response[
 @get("/docs", opt=PUBLIC, include_in_schema=False)
 async def reference(visit: Injected[Visit]) -> Response[bytes]:
     page = visit.show("reference.html")
-    page.headers["content-security-policy"] = DOCS_POLICY
+    page.headers |= {"content-security-policy": DOCS_POLICY, "content-language": "en"}
     return page
 
 
