@@ -156,7 +156,7 @@ async def capture(db: Database) -> list[Captured]:
         "audit: the first page of an owner of none": lambda: audit.list_own(db, EMPTY, Slice()),
         "an idempotency key": lambda: idempotency.find(db, retry),
         "throttle: an attempt": lambda: throttle.count(db, buckets[:1]),
-        "throttle: forgiven": lambda: throttle.forgive(db, buckets),
+        "throttle: forgiven": lambda: _forgive(db, buckets),
         "housekeeping": lambda: housekeeping.sweep(db),
     }
     captured: list[Captured] = []
@@ -167,6 +167,11 @@ async def capture(db: Database) -> list[Captured]:
             except KeymanError as fault:
                 raise AssertionError(f"{label}: {fault}") from fault
     return captured
+
+
+async def _forgive(db: Database, buckets: tuple[throttle.Bucket, ...]) -> None:
+    async with db.write() as connection:
+        await throttle.forgive(connection, buckets)
 
 
 async def explain(url: URL, captured: list[Captured], *, generic: bool = False) -> dict[str, list[str]]:

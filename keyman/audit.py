@@ -25,6 +25,7 @@ class Action(StrEnum):
     LOGOUT = "account.logout"
     SESSION_END = "account.session-end"
     PASSWORD = "account.password"  # noqa: S105  # the name of an action
+    PASSWORD_FAILED = "account.password-failed"  # noqa: S105  # the name of an action
     DISABLE = "account.disable"
     ENABLE = "account.enable"
     TOKEN_CREATE = "token.create"  # noqa: S105  # the name of an action

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
 
-from sqlalchemy import case, delete, update
+from sqlalchemy import Update, case, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.accounts.tables import throttle
 from keyman.db import Database, now
@@ -31,6 +32,9 @@ MAX_PER_NETWORK = 100
 MAX_SIGNUPS_PER_NETWORK = 50
 """New accounts from one address in a window."""
 
+TOO_MANY_FAILURES = "Too many attempts failed. Wait before you try again."
+TOO_MANY_SIGNUPS = "Too many accounts were made from your network. Wait before you make another one."
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -45,24 +49,29 @@ class Bucket:
 
 
 def login_buckets(email_key: str, address: str | None) -> tuple[Bucket, ...]:
-    account = Bucket(f"login|account|{email_key}", MAX_PER_ACCOUNT)
-    return (account, *([Bucket(f"login|network|{_network(address)}", MAX_PER_NETWORK)] if address else []))
+    return (Bucket(f"login|account|{email_key}", MAX_PER_ACCOUNT), *_by_network("login", address, MAX_PER_NETWORK))
+
+
+def password_buckets(user_id: int, address: str | None) -> tuple[Bucket, ...]:
+    """Apart from sign-ins: whoever knows the address can use those up, and the owner could not change a password."""
+    return (Bucket(f"password|account|{user_id}", MAX_PER_ACCOUNT), *_by_network("password", address, MAX_PER_NETWORK))
 
 
 def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
-    return (Bucket(f"signup|network|{_network(address)}", MAX_SIGNUPS_PER_NETWORK),) if address else ()
+    return _by_network("signup", address, MAX_SIGNUPS_PER_NETWORK)
 
 
-async def count(db: Database, buckets: tuple[Bucket, ...]) -> None:
-    """Count one attempt in each bucket. Raises RateLimited when one of them is full; `retry_after` says until when."""
+async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
+    """Count one attempt in each bucket. Raises RateLimited, in the words of `refusal`, when one of them is full;
+    `retry_after` says until when.
+    """
     if not buckets:
         return
     moment = now()
     insert = sqlite.insert if db.is_sqlite else postgresql.insert
     waits = []
     async with db.write() as connection:
-        # One order for all, so that two transactions never wait for each other.
-        for bucket in sorted(buckets, key=lambda bucket: bucket.digest):
+        for bucket in _in_order(buckets):
             statement = insert(throttle).values(bucket=bucket.digest, attempts=1, ends_at=moment + WINDOW)
             is_over = throttle.c.ends_at <= moment
             row = (
@@ -79,15 +88,18 @@ async def count(db: Database, buckets: tuple[Bucket, ...]) -> None:
             if row.attempts > bucket.limit:
                 waits.append((row.ends_at - moment).total_seconds())
     if waits:
-        raise RateLimited("Too many attempts failed. Wait before you try again.", retry_after=max(1, ceil(max(waits))))
+        raise RateLimited(refusal, retry_after=max(1, ceil(max(waits))))
 
 
-async def forgive(db: Database, buckets: tuple[Bucket, ...]) -> None:
-    """Take back what `count` counted, for the attempt was right; an account's failures are forgotten with it."""
-    account, *others = buckets
-    async with db.write() as connection:
-        await connection.execute(delete(throttle).where(throttle.c.bucket == account.digest))
-    await take_back(db, tuple(others))
+async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> None:
+    """Take back what `count` counted, for the attempt was right; an account's failures are forgotten with it.
+
+    In the transaction of what the attempt was for: one that comes to nothing is not forgiven.
+    """
+    account = buckets[0]
+    for bucket in _in_order(buckets):
+        forgotten = delete(throttle).where(throttle.c.bucket == bucket.digest)
+        await connection.execute(forgotten if bucket is account else _one_less(bucket))
 
 
 async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
@@ -95,12 +107,22 @@ async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
     if not buckets:
         return
     async with db.write() as connection:
-        for bucket in sorted(buckets, key=lambda bucket: bucket.digest):
-            await connection.execute(
-                update(throttle)
-                .where(throttle.c.bucket == bucket.digest, throttle.c.attempts > 0)
-                .values(attempts=throttle.c.attempts - 1)
-            )
+        for bucket in _in_order(buckets):
+            await connection.execute(_one_less(bucket))
+
+
+def _in_order(buckets: tuple[Bucket, ...]) -> list[Bucket]:
+    """One order for all, so that two transactions never wait for each other."""
+    return sorted(buckets, key=lambda bucket: bucket.digest)
+
+
+def _one_less(bucket: Bucket) -> Update:
+    fewer = update(throttle).values(attempts=throttle.c.attempts - 1)
+    return fewer.where(throttle.c.bucket == bucket.digest, throttle.c.attempts > 0)
+
+
+def _by_network(what: str, address: str | None, limit: int) -> tuple[Bucket, ...]:
+    return (Bucket(f"{what}|network|{_network(address)}", limit),) if address else ()
 
 
 def _network(address: str) -> str:

@@ -71,10 +71,15 @@ async def sign_up(
     """Make an account and sign it in. Raises Forbidden where sign-up is closed, Conflict for a known address."""
     if not is_open:
         raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")
-    await throttle.count(db, throttle.signup_buckets(origin.address))
+    buckets = throttle.signup_buckets(origin.address)
+    await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
     if await _row(db, users.c.email_key == new.email.key) is not None:
         raise Conflict("There is an account with this address already. Sign in instead.")
-    password_hash = await passwords.hash(new.password)
+    try:
+        password_hash = await passwords.hash(new.password)
+    except RateLimited:
+        await throttle.take_back(db, buckets)
+        raise
     try:
         async with db.write() as connection:
             account = await _insert(connection, new.email, password_hash)
@@ -100,6 +105,13 @@ async def log_in(
         new_hash = await passwords.verify(row.password_hash if row is not None else None, given.password)
         if row is None or not is_usable:
             raise WrongPassword
+        async with db.write() as connection:
+            await _hold(connection, row, new_hash)
+            # An id that was planted in the browser before must not be signed in by this.
+            await _end_session(connection, previous_cookie)
+            cookie = await callers.open_session(connection, row.id, origin.device)
+            await audit.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
+            await throttle.forgive(connection, buckets)
     except WrongPassword:
         # For an unknown address too: a missing write would be heard in the time that the answer takes.
         async with db.write() as connection:
@@ -108,14 +120,6 @@ async def log_in(
     except RateLimited:
         await throttle.take_back(db, buckets)
         raise
-    await throttle.forgive(db, buckets)
-    async with db.write() as connection:
-        if new_hash is not None:
-            await connection.execute(update(users).where(users.c.id == row.id).values(password_hash=new_hash))
-        # An id that was planted in the browser before must not be signed in by this.
-        await _end_session(connection, previous_cookie)
-        cookie = await callers.open_session(connection, row.id, origin.device)
-        await audit.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
     return SignedIn(_account(row), cookie)
 
 
@@ -128,33 +132,33 @@ async def log_out(db: Database, caller: Caller) -> None:
 
 
 async def change_password(db: Database, passwords: Passwords, caller: Caller, change: ChangePassword) -> None:
-    """Set a new password and end all other sessions. Raises InvalidRequest when the current one is wrong."""
+    """Set a new password and end all other sessions. Raises InvalidRequest when the current one is wrong, Conflict when
+    it was changed meanwhile, RateLimited after repeated failures.
+    """
     session_id = caller.require_session()
     row = await _row(db, users.c.id == caller.user_id)
     if row is None:
         raise Unauthenticated("The session has ended. Sign in again.")
-    buckets = throttle.login_buckets(row.email_key, caller.origin.address)
+    buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
     await throttle.count(db, buckets)
     try:
         await passwords.verify(row.password_hash, change.current_password)
+        new_hash = await passwords.hash(change.new_password)
     except WrongPassword:
+        async with db.write() as connection:
+            await audit.record(connection, caller.origin, row.id, Action.PASSWORD_FAILED)
         raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
     except RateLimited:
         await throttle.take_back(db, buckets)
         raise
-    await throttle.forgive(db, buckets)
-    new_hash = await passwords.hash(change.new_password)
-    async with db.write() as connection:
-        # Compare and set: of two changes at once, the second one's proof is no longer the current password.
-        changed = await connection.execute(
-            update(users)
-            .where(users.c.id == row.id, users.c.password_hash == row.password_hash)
-            .values(password_hash=new_hash)
-        )
-        if changed.rowcount != 1:
-            raise Conflict("The password was changed elsewhere at the same moment.")
-        await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
-        await audit.record(connection, caller.origin, row.id, Action.PASSWORD)
+    try:
+        async with db.write() as connection:
+            await _hold(connection, row, new_hash)
+            await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
+            await audit.record(connection, caller.origin, row.id, Action.PASSWORD)
+            await throttle.forgive(connection, buckets)
+    except WrongPassword:
+        raise Conflict("The account was changed elsewhere at the same moment.") from None
 
 
 async def add(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> Account:
@@ -217,6 +221,22 @@ async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> int:
 async def _row(db: Database, condition: ColumnElement[bool]) -> AnyRow | None:
     async with db.read() as connection:
         return (await connection.execute(select(users).where(condition))).one_or_none()
+
+
+async def _hold(connection: AsyncConnection, proved: AnyRow, new_hash: str | None = None) -> None:
+    """Hold an account as it was when its password was verified, until the transaction ends; `new_hash` replaces the
+    one that was verified. Raises WrongPassword when the password has changed since, or the account was disabled.
+
+    Verifying takes its time. Without this, an old password would open a session that outlives the change that was to
+    end it.
+    """
+    statement = (
+        update(users)
+        .where(users.c.id == proved.id, users.c.password_hash == proved.password_hash, users.c.disabled_at.is_(None))
+        .values(password_hash=new_hash or proved.password_hash)
+    )
+    if (await connection.execute(statement)).rowcount != 1:
+        raise WrongPassword
 
 
 async def _insert(connection: AsyncConnection, email: EmailAddress, password_hash: str) -> Account:

@@ -32,6 +32,7 @@ ACTIONS = {
     Action.LOGOUT: "Signed out",
     Action.SESSION_END: "Session ended",
     Action.PASSWORD: "Password changed",
+    Action.PASSWORD_FAILED: "Password change failed",
     Action.DISABLE: "Account disabled",
     Action.ENABLE: "Account enabled",
     Action.TOKEN_CREATE: "Access token created",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyman.accounts import throttle
-from keyman.accounts.throttle import login_buckets, signup_buckets
+from keyman.accounts.throttle import login_buckets, password_buckets, signup_buckets
 
 
 def networks(address: str) -> set[bytes]:
@@ -33,7 +33,8 @@ def test_an_ipv6_client_is_a_64(one: ipaddress.IPv6Address, other: ipaddress.IPv
 def test_addresses_and_networks_are_counted_apart() -> None:
     account, network = login_buckets("ada@example.com", "192.0.2.1")
     assert (account.limit, network.limit) == (throttle.MAX_PER_ACCOUNT, throttle.MAX_PER_NETWORK)
-    assert len({account.digest, network.digest, *networks("192.0.2.1")}) == 3
+    changes = {bucket.digest for bucket in password_buckets(1, "192.0.2.1")}
+    assert len({account.digest, network.digest, *changes, *networks("192.0.2.1")}) == 5
     assert login_buckets("ada@example.com", None) == (account,)
     assert signup_buckets(None) == ()
 

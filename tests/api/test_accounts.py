@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from asyncio import gather
+from asyncio import create_task, gather, to_thread
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from threading import Event
 
 import pytest
 from argon2 import PasswordHasher
+from httpx import AsyncClient
 from sqlalchemy.engine import URL
 
 from keyman.accounts import users
 from keyman.accounts.passwords import Passwords
-from keyman.accounts.tables import sessions
+from keyman.accounts.tables import sessions, throttle
 from keyman.accounts.tables import users as users_table
+from keyman.accounts.throttle import MAX_PER_ACCOUNT, Bucket
+from keyman.audit import Action, audit_log
 from keyman.values import EmailAddress, NewPassword
 from tests.api.harness import (
     ACCOUNT_FIELDS,
     TIMESTAMP,
     ApiPlane,
     api_plane_at,
+    cookie_of,
     email_of,
     log_in,
     problem,
     same_but_for_the_request_id,
     set_cookie,
+    state_of,
     statements,
     store,
 )
+from tests.support.live import PATIENCE
 from tests.support.planes import PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
@@ -265,6 +273,75 @@ async def test_a_password_is_hashed_again_when_the_parameters_have_risen(databas
         assert await stored(plane) == new
 
 
+# --- signing in while the account changes
+
+
+class Held(PasswordHasher):
+    """The real hasher, which holds each verification back until it is let go."""
+
+    def __init__(self, time_cost: int = 1) -> None:
+        super().__init__(time_cost=time_cost, memory_cost=8, parallelism=1)
+        self.verified, self.go = Event(), Event()
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]  # the library's own signature and name
+        is_right = super().verify(hash, password)
+        self.verified.set()
+        assert self.go.wait(PATIENCE)
+        return is_right
+
+
+async def _changed_by_its_owner(other: ApiPlane, ada: AsyncClient, _email: str) -> None:
+    other_tab = other.with_cookie(cookie_of(ada))
+    body = {"current_password": PASSWORD, "new_password": NEW}
+    assert (await other_tab.put("/api/auth/password", json=body)).status_code == 204
+
+
+async def _changed_by_an_operator(other: ApiPlane, _ada: AsyncClient, email: str) -> None:
+    await users.set_password(other.database, state_of(other).passwords, EmailAddress(email), NewPassword(NEW))
+
+
+async def _disabled(other: ApiPlane, _ada: AsyncClient, email: str) -> None:
+    await users.disable(other.database, EmailAddress(email))
+
+
+@pytest.mark.parametrize("time_cost", [1, 2], ids=["", "hashed again"])
+@pytest.mark.parametrize("change", [_changed_by_its_owner, _changed_by_an_operator, _disabled])
+async def test_an_old_password_opens_no_session_while_the_account_changes(
+    database: URL,
+    provisioned: Vault,
+    quick_passwords: PasswordHasher,
+    change: Callable[[ApiPlane, AsyncClient, str], Awaitable[None]],
+    time_cost: int,
+) -> None:
+    """The password was right when it was looked at, and is not any more when the session would begin."""
+    hasher = Held(time_cost)
+    vault = provisioned.settings
+    async with (
+        api_plane_at(database, vault, Passwords(hasher)) as plane,
+        api_plane_at(database, vault, Passwords(quick_passwords)) as other,
+    ):
+        ada = await other.user()
+        email = await email_of(ada)
+        body = {"email": email, "password": PASSWORD}
+        late = create_task(plane.client().post("/api/auth/login", json=body))
+        assert await to_thread(hasher.verified.wait, PATIENCE)
+        await change(other, ada, email)
+        (before,) = await plane.rows(users_table)
+        begun = await plane.count(sessions)
+        hasher.go.set()
+        refused = await late
+        problem(refused, "unauthenticated")
+        assert "set-cookie" not in refused.headers
+        assert await plane.count(sessions) == begun
+        assert await plane.rows(users_table) == [before], "nor is the old password stored again"
+        wrong = await other.client().post("/api/auth/login", json={**body, "password": "wrong" * 3})
+        assert same_but_for_the_request_id(refused, wrong)
+        trail = [row.action for row in await plane.rows(audit_log)]
+        assert trail[-2:] == [Action.LOGIN_FAILED] * 2
+        failed = Bucket(f"login|account|{EmailAddress(email).key}", MAX_PER_ACCOUNT).digest
+        assert {row.bucket: row.attempts for row in await plane.rows(throttle)}[failed] == 2, "it counts as a failure"
+
+
 # --- changing it
 
 
@@ -303,6 +380,15 @@ async def test_a_wrong_current_password_changes_nothing(shared: ApiPlane) -> Non
     problem(short, "invalid-request", "new_password")
     await log_in(shared, email)
     assert (await other.get("/api/auth/me")).status_code == 200
+
+
+async def test_a_wrong_current_password_leaves_a_trace(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    body = {"current_password": "wrong", "new_password": NEW}
+    refused = problem(await ada.put("/api/auth/password", json=body), "invalid-request", "current_password")
+    entry = (await ada.get("/api/audit")).json()[0]
+    assert (entry["action"], entry["actor"]) == ("account.password-failed", "session")
+    assert entry["request_id"] == refused["request_id"]
 
 
 async def test_of_two_password_changes_at_once_one_succeeds_and_its_password_works(shared: ApiPlane) -> None:

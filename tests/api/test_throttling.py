@@ -14,7 +14,16 @@ from keyman.accounts import throttle
 from keyman.accounts.passwords import MAX_WAITING, Passwords
 from keyman.accounts.tables import throttle as throttle_table
 from keyman.accounts.tables import users
-from tests.api.harness import ApiPlane, api_plane_at, email_of, log_in, problem, same_but_for_the_request_id, state_of
+from tests.api.harness import (
+    ApiPlane,
+    api_plane_at,
+    cookie_of,
+    email_of,
+    log_in,
+    problem,
+    same_but_for_the_request_id,
+    state_of,
+)
 from tests.support.planes import PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +142,19 @@ async def test_guessing_the_current_password_in_a_session_is_slow_too(shared: Ap
     problem(await ada.put("/api/auth/password", json={**body, "current_password": PASSWORD}), "rate-limited")
 
 
+async def test_strangers_cannot_keep_an_owner_from_changing_the_password(shared: ApiPlane) -> None:
+    address = "198.51.100.70"
+    ada = await shared.user()
+    email = await email_of(ada)
+    here = shared.client(address=address, headers={"Cookie": f"keyman_session={cookie_of(ada)}"})
+    for n in range(throttle.MAX_PER_NETWORK):
+        await attempt(shared, email if n <= throttle.MAX_PER_ACCOUNT else f"guess-{n}@example.com", address=address)
+    problem(await attempt(shared, email, PASSWORD), "rate-limited")
+    problem(await attempt(shared, "another@example.com", address=address), "rate-limited")
+    change = {"current_password": PASSWORD, "new_password": "another horse, another battery"}
+    assert (await here.put("/api/auth/password", json=change)).status_code == 204
+
+
 async def test_sessions_and_tokens_go_on_while_an_address_is_throttled(shared: ApiPlane) -> None:
     ada = await shared.user()
     email, script = await email_of(ada), await shared.token(ada)
@@ -150,7 +172,7 @@ async def test_accounts_made_from_one_network_are_counted(shared: ApiPlane) -> N
     counted = await shared.count(users)
     client = shared.client(address="198.51.100.99")
     refused = await client.post("/api/auth/signup", json={"email": "more@example.com", "password": PASSWORD})
-    problem(refused, "rate-limited")
+    assert "accounts were made" in problem(refused, "rate-limited")["detail"]
     assert await shared.count(users) == counted
     await log_in(shared, "crowd0@example.com")
 
@@ -180,6 +202,19 @@ async def test_an_attempt_that_was_turned_away_unseen_is_no_failure(shared: ApiP
         passwords._waiting -= MAX_WAITING
     assert (await session.put("/api/auth/password", json=change)).status_code == 204
     assert (await attempt(shared, ada, PASSWORD, address="198.51.100.60")).status_code == 200
+
+
+async def test_a_sign_up_that_was_turned_away_unseen_is_not_counted(shared: ApiPlane) -> None:
+    body = {"email": "patient@example.com", "password": PASSWORD}
+    client = shared.client(address="198.51.100.61")
+    passwords = state_of(shared).passwords
+    passwords._waiting += MAX_WAITING
+    try:
+        for _ in range(throttle.MAX_SIGNUPS_PER_NETWORK + 1):
+            assert "signing in" in problem(await client.post("/api/auth/signup", json=body), "rate-limited")["detail"]
+    finally:
+        passwords._waiting -= MAX_WAITING
+    assert (await client.post("/api/auth/signup", json=body)).status_code == 201
 
 
 async def test_what_is_kept_of_failures_is_no_list_of_addresses(shared: ApiPlane) -> None:
