@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeDecorator
 
 from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement, raise_alone
@@ -36,6 +38,12 @@ SCHEMA_REVISION = "0002"
 BUSY_TIMEOUT = 5.0
 """Seconds that a write waits for another one on SQLite, or for a pooled connection, before it gives up: as long as a
 client waits for Vault."""
+
+NOTE_PATIENCE = 0.05
+"""Seconds that a note waits for a lock before it is left out: no reader would notice them."""
+
+NOTE_PAUSE = 1.0
+"""Seconds without another note after one that was left out: of many requests one waits, not each."""
 
 STATEMENT_TIMEOUT = 10.0
 """Seconds for one statement on PostgreSQL; a migration alone has no bound."""
@@ -109,6 +117,7 @@ class Database:
         self._engine = transactional(self._engine)
         # SQLite has one writer at a time. Waiting here is first come, first served; inside SQLite it is a lottery.
         self._writer = asyncio.Lock() if self.is_sqlite else None
+        self._next_note = 0.0  # by the monotonic clock
 
     @property
     def exists(self) -> bool:
@@ -116,17 +125,21 @@ class Database:
         return self._file is None or self._file.exists()
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
         """One transaction, committed when the block ends and rolled back when it raises.
 
-        Raises DatabaseUnavailable; an IntegrityError of the block passes, for the caller knows what it means.
+        `patience` is how many seconds it waits for others' locks, instead of BUSY_TIMEOUT. Raises DatabaseUnavailable;
+        an IntegrityError of the block passes, for the caller knows what it means.
         """
-        async with _faults_translated(), self._turn():
+        async with _faults_translated(is_expected=patience is not None), self._turn(patience):
             self._check_file()
             async with self._engine.connect() as connection:
                 with self._used.track_inprogress():
+                    await connection.execution_options(keyman_patience=patience)
                     transaction = await connection.begin()
                     try:
+                        if patience is not None and not self.is_sqlite:
+                            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
                         yield connection
                     except BaseException:
                         await transaction.rollback()
@@ -154,15 +167,26 @@ class Database:
                 with self._used.track_inprogress():
                     yield connection
 
+    async def note(self, statement: UpdateBase) -> None:
+        """Execute a statement that may be left out, in a transaction of its own: one that cannot be had at once is."""
+        if monotonic() < self._next_note:
+            return
+        try:
+            async with self.write(patience=NOTE_PATIENCE) as connection:
+                await connection.execute(statement)
+        except DatabaseUnavailable as fault:
+            log.info("note left out", fault=fault.kind)
+            self._next_note = monotonic() + NOTE_PAUSE
+
     async def close(self) -> None:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, patience: float | None) -> AsyncIterator[None]:
         if self._writer is None:
             yield
             return
-        async with asyncio.timeout(BUSY_TIMEOUT):
+        async with asyncio.timeout(BUSY_TIMEOUT if patience is None else patience):
             await self._writer.acquire()
         try:
             yield
@@ -261,12 +285,22 @@ def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE: a transaction that reads first and writes later would otherwise fail at once, whatever the timeout,
     # when another one wrote in between. A reader takes no lock at all.
-    if not connection.get_execution_options().get("keyman_reads"):
+    options = connection.get_execution_options()
+    if options.get("keyman_reads"):
+        return
+    patience = options.get("keyman_patience")
+    if patience is None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
 
 
 @asynccontextmanager
-async def _faults_translated() -> AsyncIterator[None]:
+async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[None]:
     try:
         yield
     except IntegrityError:
@@ -275,7 +309,8 @@ async def _faults_translated() -> AsyncIterator[None]:
         if not is_outage(fault):
             # A statement that the database does not accept is our mistake; say so without its parameters.
             raise_alone(RefusedStatement(f"the database refused a statement: {kind(fault)}"))
-        _report(fault)
+        if not is_expected:  # of who does not wait, one that was busy is no news
+            _report(fault)
         raise_alone(DatabaseUnavailable(kind=kind(fault)))
 
 

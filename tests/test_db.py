@@ -817,6 +817,31 @@ async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alo
     await db.close()
 
 
+async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_was(
+    sqlite: URL, monkeypatch: pytest.MonkeyPatch, log: StringIO
+) -> None:
+    monkeypatch.setattr(keyman_db, "NOTE_PAUSE", 0)
+    db = Database(sqlite)
+    await add_owner(db)
+    note = update(users).values(email="noted@example.com")
+    assert sqlite.database
+    with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(keyman_db.BUSY_TIMEOUT / 2):
+            for _ in range(5):
+                await db.note(note)
+        writer = asyncio.create_task(write_one(db))
+        await asyncio.sleep(5 * keyman_db.NOTE_PATIENCE)
+        assert not writer.done()
+        other.execute("ROLLBACK")
+        await writer
+    assert "database unavailable" not in log.getvalue()
+    await db.note(note)
+    async with db.read() as connection:
+        assert (await connection.execute(select(users.c.email))).scalar_one() == "noted@example.com"
+    await db.close()
+
+
 async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, log: StringIO) -> None:
     db = Database(sqlite)
 

@@ -17,9 +17,8 @@ from keyman.accounts.tables import api_tokens, sessions, users
 from keyman.accounts.tokens import ALL_SCOPES, Scope, Token, parse_scopes
 from keyman.audit import Actor, Origin
 from keyman.db import AnyRow, Database, now
-from keyman.errors import DatabaseUnavailable, Forbidden, Unauthenticated
+from keyman.errors import Forbidden, Unauthenticated
 from keyman.secret import Secret
-from keyman.telemetry import log
 
 SESSION_LIFETIME = timedelta(days=14)
 """A session ends then whatever happens: a stolen cookie does not work for ever."""
@@ -128,13 +127,7 @@ async def _find(
 
 
 async def _note_use(db: Database, proofs: Table, column: str, proof_id: int, moment: datetime) -> None:
-    """Write the last use, in a transaction of its own; a database that cannot be written to does not stop a read."""
+    """Write the last use, if that can be done at once: a database that cannot be written to holds up no read."""
     last = proofs.c[column]
     stale = or_(last.is_(None), last <= moment - LAST_USE_PRECISION)
-    try:
-        async with db.write() as connection:
-            await connection.execute(
-                update(proofs).where(and_(proofs.c.id == proof_id, stale)).values({column: moment})
-            )
-    except DatabaseUnavailable:
-        log.warning("last use not noted", table=proofs.name)
+    await db.note(update(proofs).where(and_(proofs.c.id == proof_id, stale)).values({column: moment}))
