@@ -6,6 +6,7 @@ No message repeats a value: a mistyped secret is still a secret.
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,14 @@ VaultAuth = Literal["approle", "kubernetes", "jwt", "token"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
+
+POSTGRESQL_PARAMETERS = frozenset({"host", "port", "ssl", "passfile", "target_session_attrs", "krbsrvname"})
+"""What may follow the `?` of a PostgreSQL URL: of what asyncpg takes, what is text. It fails on any other at each
+connection, long after the start.
+"""
+
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 KUBERNETES_JWT_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -87,15 +96,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load(environ: Mapping[str, str]) -> Settings:
-    """Read every setting of a plane; raises ConfigurationError naming every variable at fault."""
+def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | None = None) -> Settings:
+    """Read every setting of a plane; raises ConfigurationError naming every variable at fault.
+
+    `read_services` raises ValueError for a file of services that is not right: what is in one, settings do not know.
+    """
     reader = _Reader(environ)
     database_url = reader.required("KEYMAN_DATABASE_URL", _database_url, secret=True)
     vault = _vault(reader)
     settings = {
         "public_url": reader.optional("KEYMAN_PUBLIC_URL", _public_url),
         "signup_open": reader.optional("KEYMAN_SIGNUP", _one_of("open", "closed")) == "open",
-        "services_file": reader.optional("KEYMAN_SERVICES_FILE", _existing_file),
+        "services_file": reader.optional("KEYMAN_SERVICES_FILE", _file_for(read_services)),
         "trusted_proxies": reader.optional("KEYMAN_TRUSTED_PROXIES", _networks) or (),
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", _one_of("json", "console")) or "json",
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", _one_of(*LOG_LEVELS)) or "info",
@@ -121,7 +133,7 @@ def _vault(reader: _Reader) -> VaultSettings | None:
     auth = reader.optional("KEYMAN_VAULT_AUTH", _one_of("approle", "kubernetes", "jwt", "token")) or "approle"
     values: dict[str, object] = {
         "namespace": reader.optional("KEYMAN_VAULT_NAMESPACE", _path_part),
-        "ca_certificate": reader.optional("KEYMAN_VAULT_CACERT", _existing_file),
+        "ca_certificate": reader.optional("KEYMAN_VAULT_CACERT", _certificate_file),
         "mount": reader.optional("KEYMAN_VAULT_MOUNT", _path_part) or "transit",
         "key": reader.optional("KEYMAN_VAULT_KEY", _path_part) or "keyman",
         "timeout": reader.optional("KEYMAN_VAULT_TIMEOUT", _seconds) or 5.0,
@@ -217,7 +229,22 @@ def _database_url(text: str) -> URL:
         raise ValueError(f"must start with {' or '.join(DRIVERS)}")
     if not url.database or url.database == ":memory:":
         raise ValueError("must name a database; one in memory would lose every key")
+    _check_parameters(url)
     return url
+
+
+def _check_parameters(url: URL) -> None:
+    if url.get_backend_name() == "sqlite":
+        if url.query:
+            raise ValueError("takes nothing after a '?' for SQLite")
+        return
+    if "sslmode" in url.query:
+        raise ValueError("says sslmode, which asyncpg spells ssl: ?ssl=require")
+    if not url.query.keys() <= POSTGRESQL_PARAMETERS:
+        known = ", ".join(sorted(POSTGRESQL_PARAMETERS))
+        raise ValueError(f"has a parameter after the '?' that is not known here; known are {known}")
+    if url.query.get("ssl", "require") not in SSL_MODES:
+        raise ValueError(f"says ssl, which must be one of {', '.join(SSL_MODES)}")
 
 
 def _split(text: str) -> SplitResult:
@@ -263,9 +290,33 @@ def _seconds(text: str) -> float:
 
 def _existing_file(text: str) -> Path:
     path = Path(text)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name that is too long, a directory that may not be entered
+        raise ValueError("names a file that cannot be reached") from None
+    if not is_file:
         raise ValueError("names a file that does not exist")
     return path
+
+
+def _certificate_file(text: str) -> Path:
+    path = _existing_file(text)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except OSError:  # OpenSSL's own errors are of this class
+        raise ValueError("names a file that cannot be read as certificates in PEM") from None
+    return path
+
+
+def _file_for(read: Callable[[Path], object] | None) -> Callable[[str], Path]:
+    def parse(text: str) -> Path:
+        path = _existing_file(text)
+        if read is not None:
+            read(path)
+        return path
+
+    return parse
 
 
 def _networks(text: str) -> tuple[Network, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -70,13 +71,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigurationError when somebody else has the port: the server's own words for it are long."""
+    """Raises ConfigurationError when nothing can listen there: the server's own words for it are long."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError:
-        raise ConfigurationError(
-            f"Port {port} on {host} is in use, or is not ours to take: choose another with --port"
-        ) from None
+    except (OSError, UnicodeError) as fault:
+        if getattr(fault, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+            said = f"Port {port} on {host} is in use, or is not ours to take: choose another with --port"
+        else:
+            said = f"{host} is not an address of this machine: choose another with --host"
+        raise ConfigurationError(said) from None

@@ -24,6 +24,7 @@ from keyman.config import (
     load_database_url,
 )
 from keyman.errors import ConfigurationError
+from keyman.keys.services import read_services
 from keyman.secret import Secret
 
 DATABASE = "postgresql+asyncpg://keyman:pässword@db.example.com/keyman"
@@ -63,10 +64,24 @@ VARIABLES = (
 """Every variable that there is."""
 
 
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBeTCCAR+gAwIBAgIUdoGC/8pCy9sBM2YQRU2JPCT79KUwCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGa2V5bWFuMCAXDTI2MTEyNDIyMjkyOFoYDzIxMjYxMDMxMjIy
+OTI4WjARMQ8wDQYDVQQDDAZrZXltYW4wWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AARfQLK3po/7ABUXmlNAD7msxd4NgKiN8VM7p1nMHQHBWFMMZbTSMf4YiCIERiYH
+OA8hePDqmDgIWiLTkEirwwYCo1MwUTAdBgNVHQ4EFgQU4Dk+29bzswVrIPLUyZ9E
+2fIeKkEwHwYDVR0jBBgwFoAU4Dk+29bzswVrIPLUyZ9E2fIeKkEwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAwd/x05RZv0ll4FyhYEn49a8Xw7Jo
+sehe7hhkc+Q9swoCIArJjJWEZr4AyAZcP0WNkG+2C9ihhNCaxqMQ0DyG2B3/
+-----END CERTIFICATE-----
+"""
+
+
 def faults(environ: dict[str, str]) -> dict[str, str]:
     """What is said of each variable, as lines of one message."""
     with pytest.raises(ConfigurationError) as raised:
-        load(environ)
+        load(environ, read_services)
     lines = str(raised.value).splitlines()
     assert lines[0] == "The settings are not right:"
     named = [re.fullmatch(r"  (\w+) (.+)", line) for line in lines[1:]]
@@ -105,32 +120,33 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str) -> None:
 
 
 def test_every_variable_arrives(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
+    certificate, services = tmp_path / "ca.pem", tmp_path / "services.json"
+    certificate.write_text(CERTIFICATE)
+    services.write_text("[]")
     settings = load(
         {
             **COMPLETE,
             "KEYMAN_VAULT_NAMESPACE": "team/eu-1",
-            "KEYMAN_VAULT_CACERT": str(file),
+            "KEYMAN_VAULT_CACERT": str(certificate),
             "KEYMAN_VAULT_MOUNT": "transit-eu",
             "KEYMAN_VAULT_KEY": "user_keys.v1",
             "KEYMAN_VAULT_TIMEOUT": "2.5",
             "KEYMAN_PUBLIC_URL": "https://keys.example.com/",
             "KEYMAN_SIGNUP": "Open",
-            "KEYMAN_SERVICES_FILE": str(file),
+            "KEYMAN_SERVICES_FILE": str(services),
             "KEYMAN_TRUSTED_PROXIES": "10.0.0.0/8, 2001:db8::1",
             "KEYMAN_LOG_FORMAT": "CONSOLE",
             "KEYMAN_LOG_LEVEL": "debug",
         }
     )
     vault = settings.vault
-    assert (vault.namespace, vault.ca_certificate, vault.mount) == ("team/eu-1", file, "transit-eu")
+    assert (vault.namespace, vault.ca_certificate, vault.mount) == ("team/eu-1", certificate, "transit-eu")
     assert (vault.key, vault.timeout) == ("user_keys.v1", 2.5)
     assert settings.public_url == "https://keys.example.com"
     assert settings.is_https
     assert settings.cookies_are_secure
     assert settings.signup_open
-    assert settings.services_file == file
+    assert settings.services_file == services
     assert settings.trusted_proxies == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::1"))
     assert (settings.log_format, settings.log_level) == ("console", "debug")
 
@@ -259,6 +275,11 @@ BAD: dict[str, list[str]] = {
         "sqlite+aiosqlite:///",
         "postgresql+asyncpg://u:CANARY@db",
         "postgresql+asyncpg://u:CANARY@db:CANARY/x",
+        "postgresql+asyncpg://u:CANARY@db/x?sslmode=CANARY",
+        "postgresql+asyncpg://u:CANARY@db/x?ssl=CANARY",
+        "postgresql+asyncpg://u:CANARY@db/x?ssl=require&ssl=CANARY",
+        "postgresql+asyncpg://u:CANARY@db/x?CANARY=1",
+        "sqlite+aiosqlite:////x.db?CANARY=1",
     ],
     "KEYMAN_VAULT_ADDR": [
         "CANARY",
@@ -271,14 +292,14 @@ BAD: dict[str, list[str]] = {
         "http://[CANARY",
     ],
     "KEYMAN_VAULT_NAMESPACE": ["../CANARY", "a//CANARY", "CANARY?x", "CANARY%2f", "CANARY CANARY", ".", ".."],
-    "KEYMAN_VAULT_CACERT": ["/CANARY"],
+    "KEYMAN_VAULT_CACERT": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_VAULT_AUTH": ["CANARY"],
     "KEYMAN_VAULT_MOUNT": ["../CANARY", "CANARY/../sys", "CANARY#", "/"],
     "KEYMAN_VAULT_KEY": ["..", "CANARY/..", "CANARY\n"],
     "KEYMAN_VAULT_TIMEOUT": ["CANARY", "0", "-1", "61", "nan", "inf", "1e9"],
     "KEYMAN_PUBLIC_URL": ["CANARY", "ftp://CANARY", "https://CANARY/path", "https://u:CANARY@host"],
     "KEYMAN_SIGNUP": ["CANARY", "yes", "true", "1"],
-    "KEYMAN_SERVICES_FILE": ["/CANARY"],
+    "KEYMAN_SERVICES_FILE": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_TRUSTED_PROXIES": ["CANARY", "10.0.0.0/8,CANARY", "10.0.0.1/8"],
     "KEYMAN_LOG_FORMAT": ["CANARY", "text"],
     "KEYMAN_LOG_LEVEL": ["CANARY", "loud"],
@@ -290,6 +311,34 @@ def test_a_bad_value_is_named_by_its_variable_and_not_repeated(name: str, value:
     said = faults({**COMPLETE, name: value})
     assert said.keys() == {name}
     assert "CANARY" not in said[name]
+
+
+def test_the_other_spelling_of_encryption_is_answered_with_the_right_one() -> None:
+    said = faults({**COMPLETE, "KEYMAN_DATABASE_URL": f"{DATABASE}?sslmode=require"})
+    assert "ssl=require" in said["KEYMAN_DATABASE_URL"]
+
+
+@pytest.mark.parametrize("query", ["ssl=require", "host=/var/run/postgresql", "ssl=verify-full&host=a:1&host=b:2"])
+def test_a_database_url_may_have_what_the_driver_takes(query: str) -> None:
+    assert load({**COMPLETE, "KEYMAN_DATABASE_URL": f"{DATABASE}?{query}"}).database_url.query
+
+
+def test_a_services_file_is_read_with_the_other_settings_and_not_repeated(tmp_path: Path) -> None:
+    file = tmp_path / "CANARY.json"
+    file.write_text('[{"service": "ACME", "name": "Acme", "CANARY": "CANARY"}]')
+    said = faults({**COMPLETE, "KEYMAN_SERVICES_FILE": str(file), "KEYMAN_SIGNUP": "maybe"})
+    assert said.keys() == {"KEYMAN_SERVICES_FILE", "KEYMAN_SIGNUP"}
+    assert "entry 1" in said["KEYMAN_SERVICES_FILE"]
+    assert "CANARY" not in said["KEYMAN_SERVICES_FILE"]
+
+
+def test_a_file_behind_a_closed_door_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, **_how: object) -> bool:
+        raise PermissionError(13, "CANARY")  # as for anybody but root, whom no door stops
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    said = faults({**COMPLETE, "KEYMAN_VAULT_CACERT": str(tmp_path / "CANARY")})
+    assert said == {"KEYMAN_VAULT_CACERT": "names a file that cannot be reached"}
 
 
 @given(data=st.data())

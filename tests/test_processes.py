@@ -159,6 +159,7 @@ def test_a_port_that_somebody_listens_on_is_refused_in_one_sentence(taken: str) 
 
 
 def test_a_host_that_is_not_ours_is_refused_in_one_sentence() -> None:
-    for host in ("192.0.2.1", "no-such-host.invalid"):
-        with pytest.raises(ConfigurationError, match=host):
+    for host in ("192.0.2.1", "no-such-host.invalid", "x" * 70, "a..b"):
+        with pytest.raises(ConfigurationError, match=f"{host}.*--host") as raised:
             check_port(host, 8000)
+        assert "in use" not in str(raised.value)

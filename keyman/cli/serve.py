@@ -16,7 +16,7 @@ from granian.log import LogLevels
 
 from keyman.cli.common import run
 from keyman.config import Settings, is_loopback, load
-from keyman.keys.services import Catalogue
+from keyman.keys.services import read_services
 from keyman.processes import PARENT, check_port
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
 
@@ -37,8 +37,7 @@ DRAIN_SECONDS = 12
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that answer.")
 def command(plane: str, host: str, port: int, workers: int) -> None:
     """Run one plane of keyman, set up by KEYMAN_… variables."""
-    settings = load(os.environ)
-    Catalogue.load(settings.services_file)
+    settings = load(os.environ, read_services)
     check_port(host, port)
     run(_nothing, None)  # that the database is there and migrated
     configure_logging(settings.log_format, settings.log_level)

@@ -89,7 +89,10 @@ class Catalogue:
     @classmethod
     def load(cls, path: Path | None) -> Catalogue:
         """With the services of a JSON or TOML file. Raises ConfigurationError naming the entry that is wrong."""
-        return cls() if path is None else cls(_read(path))
+        try:
+            return cls() if path is None else cls(read_services(path))
+        except ValueError as fault:
+            raise ConfigurationError(f"KEYMAN_SERVICES_FILE {fault}") from None
 
     def infos(self) -> list[ServiceInfo]:
         return [ServiceInfo(service.service, service.name) for service in self._services.values()]
@@ -153,30 +156,42 @@ class Catalogue:
         return bool(dots) and head in prefixes and len(tail) in (0, 4)
 
 
-def _read(path: Path) -> list[Service]:
+def read_services(path: Path) -> list[Service]:
+    """The services of a JSON or TOML file. Raises ValueError with what is wrong with the file, in words that repeat
+    nothing of it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError):
-        raise ConfigurationError("KEYMAN_SERVICES_FILE names a file that is not JSON or TOML (by its ending)") from None
+    except (OSError, ValueError, RecursionError):
+        raise ValueError("names a file that is not JSON or TOML (by its ending)") from None
     entries = content.get("services") if isinstance(content, dict) else content
     if not isinstance(entries, list):
-        raise ConfigurationError('KEYMAN_SERVICES_FILE must hold a list of services, in TOML as "[[services]]"')
+        raise ValueError('must hold a list of services, in TOML as "[[services]]"')
     return [_entry(number, entry) for number, entry in enumerate(entries, 1)]
 
 
 def _entry(number: int, entry: object) -> Service:
-    where = f"KEYMAN_SERVICES_FILE, entry {number}"
+    try:
+        return _service(entry)
+    except ValueError as fault:
+        raise ValueError(f"is wrong at entry {number}: {fault}") from None
+
+
+def _service(entry: object) -> Service:
+    known = Service.__struct_fields__
+    if isinstance(entry, dict) and not entry.keys() <= set(known):
+        raise ValueError(f"it has a field that is not known; known are {', '.join(known)}")
     try:
         service = msgspec.convert(entry, Service)
     except msgspec.ValidationError as fault:
-        raise ConfigurationError(f"{where}: {fault}") from None
+        raise ValueError(str(fault)) from None
     if not _SLUG.fullmatch(service.service):
-        raise ConfigurationError(f"{where}: service must be upper case letters, digits and _, 64 at most")
+        raise ValueError("service must be upper case letters, digits and _, 64 at most")
     if not 0 < len(service.name) <= 100:
-        raise ConfigurationError(f"{where}: name must be 1 to 100 characters long")
+        raise ValueError("name must be 1 to 100 characters long")
     prefixes = [*service.exclusive, *([service.prefix] if service.prefix is not None else [])]
     if not all(_PREFIX.fullmatch(prefix) for prefix in prefixes):
         # A longer one would show, in every mask, more of a value than a prefix should.
-        raise ConfigurationError(f"{where}: a prefix is 2 to 16 printable characters")
+        raise ValueError("a prefix is 2 to 16 printable characters")
     return service

@@ -129,6 +129,8 @@ CANARY = "kNrYcAnArY"
         ({**GOOD, "exclusive": "acme-"}, "exclusive"),
         ({**GOOD, "exclusive": ["x"]}, "prefix"),
         ({**GOOD, "exclusive": [7]}, "exclusive"),
+        ({**GOOD, "prefx": "acme-"}, "known are service, name, prefix, exclusive"),
+        ({**GOOD, CANARY: CANARY}, "known"),
         ("ACME", ""),
         (None, ""),
         ([], ""),
@@ -140,7 +142,7 @@ def test_a_wrong_entry_stops_the_start_and_is_named_by_its_number(tmp_path: Path
     with pytest.raises(ConfigurationError) as refused:
         Catalogue.load(path)
     message = str(refused.value)
-    assert message.startswith("KEYMAN_SERVICES_FILE, entry 2")
+    assert message.startswith("KEYMAN_SERVICES_FILE is wrong at entry 2: ")
     assert word in message
     assert CANARY not in message
 
@@ -151,6 +153,7 @@ def test_a_wrong_entry_stops_the_start_and_is_named_by_its_number(tmp_path: Path
         ("services.json", b""),
         ("services.json", b"{"),
         ("services.json", b"\xff\xfe"),
+        ("services.json", b"[" * 100_000),
         ("services.json", b'[[services]]\nservice = "X"'),
         ("services.json", b"7"),
         ("services.json", b'{"service": "X"}'),
