@@ -1,12 +1,13 @@
 """What happens to every request, before and after the application: pure ASGI, around all of it.
 
 A request gets an id of ours (a client's own would put its words into our log), is refused when another site's page sent
-it, and leaves one log line and one measurement. An answer gets the headers that every answer has. An exception that the
-application let through becomes a problem like any other.
+it, has so long to bring its body, and leaves one log line and one measurement. An answer gets the headers that every
+answer has. An exception that the application let through becomes a problem like any other.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import structlog
 
 from keyman import problems
 from keyman.config import Settings
-from keyman.errors import Forbidden, Internal, Problem, raise_alone
+from keyman.errors import FieldError, Forbidden, Internal, InvalidRequest, Problem, raise_alone
 from keyman.problems import Answer
 from keyman.telemetry import Metrics, frames, log
 
@@ -31,6 +32,11 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+
+BODY_TIMEOUT = 10.0
+"""Seconds for a whole body, from when it is asked for: 64 KiB take as long at 52 kbit/s, and a worker that stops waits
+longer for its requests.
+"""
 
 SCOPE_KEY = "keyman.exchange"
 """Where a request's Exchange lies in its ASGI scope."""
@@ -123,7 +129,7 @@ class Edge:
         with self._metrics.requests_in_progress.track_inprogress():
             try:
                 _refuse_cross_site(method, headers)
-                await self._app(scope, receive, send_with_headers)
+                await self._app(scope, _in_time(receive), send_with_headers)
             except Exception as fault:  # noqa: BLE001  # the last place: whatever it is, it becomes an answer
                 problem = fault
                 if not isinstance(problem, Problem):
@@ -189,6 +195,30 @@ def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
         allowed = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
     if not allowed:
         raise Forbidden("The request was sent by a page of another site.")
+
+
+def _in_time(receive: Receive) -> Receive:
+    """The same messages, with BODY_TIMEOUT for all that belong to the body; raises InvalidRequest after that.
+
+    A client that announces a body and sends none would keep a request open, and a worker from stopping.
+    """
+    deadline: float | None = None
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal deadline, is_whole
+        if is_whole:
+            return await receive()  # what comes now is the client's leaving, at any time
+        deadline = deadline or asyncio.get_running_loop().time() + BODY_TIMEOUT
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise InvalidRequest.at(FieldError("", "The body did not arrive in time.")) from None
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
 
 
 def _reads_pages(path: str, headers: Mapping[str, str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import re
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
+from keyman import edge as keyman_edge
 from keyman.config import Settings, VaultSettings
 from keyman.edge import (
     HSTS,
@@ -61,18 +63,19 @@ async def ask(
     headers: Iterable[tuple[bytes, bytes]] = (),
     client: tuple[str, int] | None = ("192.0.2.1", 40000),
     edge: Edge | None = None,
+    receive: Receive | None = None,
     **changes: Any,
 ) -> tuple[Answer, Scope]:
     messages: list[Message] = []
 
-    async def receive() -> Message:
+    async def no_body() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Message) -> None:
         messages.append(message)
 
     scope: Scope = {"type": "http", "method": method, "path": "/", "headers": list(headers), "client": client}
-    await (edge or Edge(app, settings(**changes), Metrics()))(scope, receive, send)
+    await (edge or Edge(app, settings(**changes), Metrics()))(scope, receive or no_body, send)
     return Answer(messages), scope
 
 
@@ -173,6 +176,48 @@ async def test_half_an_answer_is_not_made_a_whole_one() -> None:
         assert [message["type"] for message in messages] == ["http.response.start", "http.response.body"]
         assert CANARY not in str(lines)
         assert lines[-1]["status"] == 500
+
+
+async def test_a_body_has_so_long_to_arrive_however_many_pieces_it_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyman_edge, "BODY_TIMEOUT", 0.3)
+
+    async def read_all(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def trickle() -> Message:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def silence() -> Message:
+        return await asyncio.Event().wait()  # type: ignore[return-value]  # it never returns
+
+    for receive in (trickle, silence):
+        answer, _ = await ask(read_all, "POST", receive=receive)
+        assert answer.status == 400
+        (error,) = json.loads(answer.body)["errors"]
+        assert error == {"field": "", "message": "The body did not arrive in time."}
+
+
+async def test_after_a_whole_body_the_client_may_stay_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyman_edge, "BODY_TIMEOUT", 0.05)
+    left = asyncio.Event()
+    inbox: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if inbox:
+            return inbox.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def wait_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        asyncio.get_running_loop().call_later(0.2, left.set)
+        assert (await receive())["type"] == "http.disconnect"
+        await hello(scope, receive, send)
+
+    answer, _ = await ask(wait_for_the_end, receive=receive)
+    assert answer.status == 200
 
 
 async def test_a_problem_after_half_an_answer_is_no_second_answer() -> None:

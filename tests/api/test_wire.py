@@ -9,7 +9,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -158,6 +158,21 @@ def test_a_request_in_the_body_of_another_is_not_carried_out(server: tuple[str, 
     host, port, _ = server
     login = {"email": "smuggled@example.com", "password": PASSWORD}
     assert httpx.post(f"http://{host}:{port}/api/auth/login", json=login, timeout=PATIENCE).status_code == 401
+
+
+def test_a_body_that_does_not_come_is_answered_and_the_door_closed(server: tuple[str, int, Path]) -> None:
+    host, port, _ = server
+    outer = head(b"POST", b"/api/auth/login", JSON, b"Content-Length: 57").replace(b"Connection: close\r\n", b"")
+    with ExitStack() as stack:
+        waiting = []
+        for sent in (b"", b'{"email": '):
+            connection = stack.enter_context(socket.create_connection((host, port), PATIENCE))
+            connection.sendall(outer + sent)
+            waiting.append(connection)
+        for connection in waiting:
+            received = b"".join(iter(lambda: connection.recv(65536), b""))  # noqa: B023  # used up before the next
+            assert received.startswith(b"HTTP/1.1 400 ")
+            assert b'"message":"The body did not arrive in time."' in received
 
 
 def test_an_answer_over_http_has_one_of_each_header(server: tuple[str, int, Path]) -> None:
