@@ -37,6 +37,10 @@ _VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
 EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
 
 
+IS_MASK = "is the masked form in which keyman shows a key, not the key; copy it from the provider"
+HALF_CHARACTERS = "must not hold half characters (lone surrogates)"
+
+
 class Value(Protocol):
     """A type that a field of a body can have."""
 
@@ -202,6 +206,8 @@ class ProviderKey(Secret):
                 "must be printable ASCII characters without white space; if it was copied from a document, copy it "
                 "again from the provider's own page"
             )
+        if re.fullmatch(r"\.\.\.(.{4})?", text):  # without a public prefix: shorter than any key
+            raise ValueError(IS_MASK)
         if not 8 <= len(text) <= 512:
             raise ValueError("must be 8 to 512 characters long")
         return cls(text)
@@ -289,4 +295,4 @@ def _encodable(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("must not hold half characters (lone surrogates)") from None
+        raise ValueError(HALF_CHARACTERS) from None

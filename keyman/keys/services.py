@@ -17,6 +17,7 @@ import msgspec
 
 from keyman.errors import ConfigurationError, FieldError, Sentence
 from keyman.secret import Secret
+from keyman.values import IS_MASK
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -121,9 +122,7 @@ class Catalogue:
     def check_value(self, service: str, value: str) -> Iterator[FieldError]:
         """Why this value cannot be a key of this service, if that is certain."""
         if self._looks_like_mask(value):
-            yield FieldError(
-                "api_key", "is the masked form in which keyman shows a key, not the key; copy it from the provider"
-            )
+            yield FieldError("api_key", IS_MASK)
             return
         known = self._services.get(service)
         own = known.prefix if known is not None and known.prefix is not None and value.startswith(known.prefix) else ""

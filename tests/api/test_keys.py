@@ -274,9 +274,13 @@ async def test_a_mask_that_is_sent_back_is_refused(shared: ApiPlane, service: st
     key = await store(ada, service=service, api_key=value)
     path, mask = f"/api/keys/{key['id']}", key["last_4_chars"]
     before = await row_of(shared, key)
-    for sent in (mask, f" {mask}\n"):
-        problem(await ada.put(path, json={"api_key": sent}), "invalid-request", "api_key")
-        problem(await ada.post("/api/keys", json={"service": service, "api_key": sent}), "invalid-request", "api_key")
+    for sent in (mask, f" {mask}\n", "..."):
+        for answer in (
+            await ada.put(path, json={"api_key": sent}),
+            await ada.post("/api/keys", json={"service": service, "api_key": sent}),
+        ):
+            (error,) = problem(answer, "invalid-request", "api_key")["errors"]
+            assert "mask" in error["message"]
     assert await row_of(shared, key) == before
     # Also the mask of the value that it had before: a page that was open meanwhile still shows it.
     other = f"{PREFIXES[service]}{BODY}9876"
