@@ -96,7 +96,7 @@ async def list_own(
     statement = _owned(caller)
     if service is not None:
         statement = statement.where(api_keys.c.service == service)
-    if text is not None:
+    if text:  # a search for nothing: a key without a label fits it too
         statement = statement.where(api_keys.c.name_folded.contains(_folded(text), autoescape=True))
     async with db.read() as connection:
         page = await paging.fetch(connection, statement, api_keys.c.id, part)

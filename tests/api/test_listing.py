@@ -200,6 +200,12 @@ async def test_a_search_takes_up_to_100_characters(shared: ApiPlane) -> None:
     problem(await ada.get("/api/keys", params={"q": "a\0b"}), "invalid-request", "q")
 
 
+async def test_an_empty_search_is_none(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    keys = [await store(ada), await store(ada, name="named")]
+    assert (await ada.get("/api/keys", params={"q": ""})).json() == keys[::-1]
+
+
 @pytest.mark.parametrize(
     ("name", "found", "not_found"),
     [
