@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -55,15 +57,30 @@ class JsonBody(AbstractDTO[T]):
             raise UnsupportedMediaType("The body's Content-Type must be application/json.")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("A compressed body is not accepted.")
+        model: type[T] = self.model_type
         try:
             raw = msgspec.json.decode(value)
         except RecursionError:
             raise InvalidRequest.at(FieldError("", "The body is nested too deeply.")) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             # msgspec's own message says where, and may quote what is there.
-            raise InvalidRequest.at(FieldError("", "The body is not well-formed JSON in UTF-8.")) from None
-        model: type[T] = self.model_type
+            faults = _half_characters(model, value) or [FieldError("", "The body is not well-formed JSON in UTF-8.")]
+            raise InvalidRequest.at(*faults) from None
         return values.decode(model, raw, self.asgi_connection.app.state[CHECKS].get(model))
+
+
+def _half_characters(model: type[msgspec.Struct], body: bytes) -> list[FieldError]:
+    """The fields for whose lone surrogates msgspec refuses a body as a whole; Python's own decoder takes them."""
+    names = [field.encode_name for field in msgspec.structs.fields(model)]
+    try:
+        raw = json.loads(body.decode())
+        return [FieldError(name, values.HALF_CHARACTERS) for name in names if name in raw and _is_half(raw[name])]
+    except (ValueError, TypeError, RecursionError):
+        return []
+
+
+def _is_half(value: object) -> bool:
+    return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)) is not None
 
 
 class ValueSchemas(OpenAPISchemaPlugin):
