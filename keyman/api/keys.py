@@ -10,7 +10,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from keyman import errors
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
-from keyman.api.body import JsonBody
+from keyman.api.body import JsonBody, check_media_type
 from keyman.api.common import (
     BODY_PROBLEMS,
     CALLER_PROBLEMS,
@@ -58,6 +58,8 @@ IdempotencyKeyHeader = Annotated[
 
 async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
     """Before the body is looked at: what was right at the first time may not be so any more, such as an expiry."""
+    if "idempotency-key" in request.headers:
+        check_media_type(request.headers)  # the same bytes of another type are another request
     retry = await _retry_of(request)
     first = await idempotency.find(request.app.state.db, retry) if retry is not None else None
     return None if first is None else _created(first, replayed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -227,6 +228,8 @@ async def test_a_length_that_is_a_lie_or_no_number_does_no_harm(one_desk: Desk, 
         "application/*",
         "application/json; charset=latin-1",
         "application/json; charset=utf-16",
+        "application/json; foo=bar; charset=utf-16",
+        "application/json; charset=utf-8; charset=utf-16",
         "application/json, text/plain",
         f"text/{CANARY}",
         "application/json;charset=" + CANARY,
@@ -265,7 +268,15 @@ async def test_a_compressed_body_is_refused(one_desk: Desk, encoding: str) -> No
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "Application/JSON", "application/json; charset=utf-8", 'application/json;charset="UTF-8"'],
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"',
+        "application/json; charset=utf-8;",
+        "application/json; foo=bar",
+        "application/json; foo=bar ; charset=utf-8",
+    ],
 )
 async def test_json_by_any_of_its_spellings_is_taken(desk: Desk, content_type: str) -> None:
     answer = await desk.send(BODIES["changeKey"], b'{"name": "before"}', content_type=content_type)
@@ -430,7 +441,7 @@ async def test_what_is_no_id_is_like_an_id_that_does_not_exist(desk: Desk, metho
     before = await desk.state()
     missing = await ask_for(desk, method, path, "999999999", body)
     assert missing[0] == 404
-    for bad in BAD_IDS:
+    for bad in (*BAD_IDS, f"0{desk.key_id}", f"000{desk.key_id}"):
         if "/" not in bad:
             assert await ask_for(desk, method, path, bad, body) == missing, bad
     assert await desk.state() == before
@@ -444,7 +455,7 @@ async def test_what_is_no_id_is_like_an_id_that_does_not_exist(desk: Desk, metho
 )
 async def test_random_ids_are_like_an_id_that_does_not_exist(desk: Desk, key_id: str, route: Any) -> None:
     method, path, body = route
-    if key_id.isascii() and key_id.isdigit() and 0 < int(key_id) < 10**6:
+    if re.fullmatch("[1-9][0-9]{0,5}", key_id):
         return
     try:
         key_id.encode()

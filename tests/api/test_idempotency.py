@@ -56,6 +56,17 @@ async def test_the_first_answer_comes_again_whatever_became_of_the_key(shared: A
     assert await ids(ada) == []
 
 
+async def test_the_same_body_of_another_type_is_no_retry(shared: ApiPlane) -> None:
+    ada, retry = await shared.user(), str(uuid4())
+    content = json.dumps(BODY).encode()
+    sent = {"Idempotency-Key": retry, "Content-Type": "application/json"}
+    assert (await ada.post("/api/keys", content=content, headers=sent)).status_code == 201
+    for other in ({"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}):
+        refused = await ada.post("/api/keys", content=content, headers={**sent, **other})
+        problem(refused, "unsupported-media-type")
+    assert (await ada.post("/api/keys", content=content, headers=sent)).headers["idempotent-replayed"] == "true"
+
+
 async def test_the_same_key_with_another_body_is_refused_and_stores_nothing(shared: ApiPlane) -> None:
     ada, retry = await shared.user(), str(uuid4())
     first = await post(ada, retry)
