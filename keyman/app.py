@@ -21,6 +21,7 @@ from keyman.api import health
 from keyman.api.accounts import AuthController, TokenController
 from keyman.api.audit import list_audit
 from keyman.api.body import CHECKS, MAX_BYTES, ValueSchemas
+from keyman.api.common import check_query
 from keyman.api.document import openapi_document
 from keyman.api.keys import KeyController, list_services
 from keyman.authentication import authenticate, provide_caller, provide_origin
@@ -117,7 +118,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
     api = Router(
         "/api",
         route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
-        guards=[authenticate],
+        guards=[authenticate, check_query],
         dependencies={"caller": Provide(provide_caller), "origin": Provide(provide_origin)},
     )
     return [api, health.livez, health.readyz, health.metrics]

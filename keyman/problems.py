@@ -27,7 +27,8 @@ KINDS = {
             400,
             errors.InvalidRequest,
             "The body is not JSON, or a field is missing, unknown, of the wrong type or out of its bounds. `errors` "
-            "names each field at fault and says what it must be; an empty field name means the body as a whole. "
+            "names each field at fault and says what it must be; an empty field name means the body or the query as a "
+            "whole. "
             "Nothing was stored.",
         ),
         Kind(

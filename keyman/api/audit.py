@@ -7,7 +7,7 @@ from typing import Annotated
 from litestar import Response, get
 from litestar.params import QueryParameter
 
-from keyman import audit, errors
+from keyman import audit
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
 from keyman.api.common import CALLER_PROBLEMS, LINK, SECURITY, linked, may_answer
@@ -28,7 +28,7 @@ from keyman.requests import Injected
     summary="List what was done",
     description="The caller's own trail, newest first: changes to the account, its access tokens and its keys.",
     response_headers=[LINK],
-    responses=may_answer(errors.InvalidRequest, *CALLER_PROBLEMS),
+    responses=may_answer(*CALLER_PROBLEMS),
 )
 async def list_audit(
     db: Injected[Database],

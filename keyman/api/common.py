@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from litestar import Response
+from litestar.connection import ASGIConnection
 from litestar.datastructures import ResponseHeader
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import QueryParameter
 
 from keyman import errors, problems
-from keyman.errors import Internal, InvalidRequest, Problem
+from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.paging import Page
 from keyman.problems import KINDS, ProblemBody
 
@@ -24,8 +28,8 @@ BODY_PROBLEMS = (errors.InvalidRequest, errors.PayloadTooLarge, errors.Unsupport
 SECURITY: list[dict[str, list[str]]] = [{"token": []}, {"session": []}]
 """What the OpenAPI document says of routes that need a caller: one of the two."""
 
-CALLER_PROBLEMS = (errors.Unauthenticated, errors.Forbidden)
-"""What a request that needs a caller can get."""
+CALLER_PROBLEMS = (errors.InvalidRequest, errors.Unauthenticated, errors.Forbidden)
+"""What a request that needs a caller can get; the first one for its query."""
 
 
 def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[list[T]]:
@@ -37,6 +41,23 @@ def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[li
     return Response(page.items, headers=headers)
 
 
+async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard: refuses a query with a parameter that the route does not take, or with one twice. Raises InvalidRequest.
+
+    A misspelt filter that is passed over would look like one that everything fits.
+    """
+    parameters = handler.parsed_fn_signature.parameters
+    known = [name for name, field in parameters.items() if isinstance(field.kwarg_definition, QueryParameter)]
+    sent = Counter(name for name, _ in connection.query_params.multi_items())
+    faults = [FieldError(name, "is there more than once") for name in known if sent[name] > 1]
+    if sent.keys() - set(known):
+        # Their names are not repeated, as those of unknown fields are not.
+        takes = f"known are {', '.join(known)}" if known else "this address takes none"
+        faults.append(FieldError("", f"The query holds an unknown parameter; {takes}."))
+    if faults:
+        raise InvalidRequest.at(*faults)
+
+
 _REQUEST_ID = "9f3c1d0e5b7a4c2f8e6d0b1a2c3d4e5f"
 
 
@@ -44,7 +65,7 @@ def may_answer(*kinds: type[Problem]) -> dict[int, ResponseSpec]:
     """The problems of an operation for the OpenAPI document, with those that every operation can give."""
     by_status: dict[int, list[type[Problem]]] = {}
     everywhere: tuple[type[Problem], ...] = (errors.DatabaseUnavailable, Internal)
-    for kind in (*kinds, *everywhere):
+    for kind in dict.fromkeys((*kinds, *everywhere)):
         by_status.setdefault(KINDS[kind.slug].status, []).append(kind)
     return {status: _documented(status, kinds) for status, kinds in sorted(by_status.items())}
 

@@ -22,8 +22,8 @@ Users leave their API keys for LLM services here. A value goes in once and is se
 ever holds one.
 
 Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a page about it. Every answer
-carries `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields are refused, and a body may be 64 KiB long. A request
-that another site's page made a browser send is refused with 403.
+carries `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body may be
+64 KiB long. A request that another site's page made a browser send is refused with 403.
 """
 
 TAGS = (

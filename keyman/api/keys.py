@@ -118,7 +118,7 @@ class KeyController(Controller):
         summary="List the keys",
         description="The caller's own keys, newest first. Works while Vault is sealed or down.",
         response_headers=[LINK],
-        responses=may_answer(errors.InvalidRequest, *CALLER_PROBLEMS),
+        responses=may_answer(*CALLER_PROBLEMS),
     )
     async def list_own(
         self,

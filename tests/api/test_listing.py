@@ -184,6 +184,34 @@ async def test_every_bad_parameter_of_a_listing_is_named_at_once(shared: ApiPlan
     assert "canary" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("/api/keys?servce=OPENAI", [""]),
+        ("/api/keys?service=OPENAI&CANARY=CANARY&CANARY2", [""]),
+        ("/api/keys?limit=1&limit=2&q=a&q=a", ["limit", "q"]),
+        ("/api/keys?limit=1&limit=1&x=1", ["", "limit"]),
+        ("/api/keys?LIMIT=1", [""]),
+        ("/api/keys?=1", [""]),
+        ("/api/audit?service=OPENAI", [""]),
+        ("/api/services?q=open", [""]),
+        ("/api/auth/me?x=1", [""]),
+        ("/api/keys/1?x=1", [""]),
+    ],
+)
+async def test_a_query_holds_known_parameters_once_each(shared: ApiPlane, target: str, fields: list[str]) -> None:
+    ada = await shared.user()
+    answer = await ada.get(target)
+    problem(answer, "invalid-request", *fields)
+    assert "CANARY" not in answer.text
+
+
+async def test_whoever_may_not_ask_learns_nothing_of_the_query(shared: ApiPlane) -> None:
+    problem(await shared.client().get("/api/keys?x=1"), "unauthenticated")
+    ada = await shared.user()
+    problem(await ada.put("/api/keys/1?x=1", json={"api_key": OPENAI_KEY}), "invalid-request", "")
+
+
 async def test_a_service_that_is_spelt_wrong_is_refused_and_one_without_keys_is_empty(shared: ApiPlane) -> None:
     ada = await shared.user()
     await store(ada)
