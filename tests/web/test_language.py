@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select, update
 
 import keyman
+from keyman.accounts.throttle import TOO_MANY_SIGNUPS
 from keyman.db import now
 from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
 from keyman.keys.services import SHIPPED
@@ -63,6 +64,9 @@ NEVER_ON_A_PAGE = {
     "vault": "whatever fails there is said with VAULT_DETAILS",
 }
 """Files and directories of the package whose sentences nobody reads on a page."""
+
+FOR_OPERATORS = {("keys/services.py", name) for name in ("load", "read_services", "_entry", "_service")}
+"""Functions that read a file of settings, and speak at the start."""
 
 PUT_TOGETHER = {
     ("accounts/callers.py", "require", "JoinedStr"): "a script that asks for a page with a token that cannot have it",
@@ -103,6 +107,17 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
             yield file.as_posix(), ast.parse(path.read_text())
 
 
+@cache
+def constants() -> dict[str, ast.expr]:
+    """What the modules give a name to."""
+    return {
+        ast.unparse(node.targets[0]): node.value
+        for _, tree in sources()
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+
+
 def spoken(call: ast.Call, problem: str | None) -> ast.expr | None:
     """The words of a call that says something; `problem` is the class of problems that it stands in."""
     name = ast.unparse(call.func).rpartition(".")[2]
@@ -130,6 +145,7 @@ def texts(words: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) -> 
             assigned = (node for node in ast.walk(function) if isinstance(node, ast.Assign))
             values = [node.value for node in assigned if ast.unparse(node.targets[0]) == name]
             values += [defaults[name]] if name in defaults else []
+            values += [constants()[name]] if name in constants() else []
             for value in values:
                 yield from texts(value, function)
             if not values:
@@ -146,7 +162,8 @@ def said() -> frozenset[Said]:
         for below in ast.iter_child_nodes(node):
             inside = below.name if isinstance(below, ast.ClassDef) and below.name in PROBLEMS else problem
             within = below if isinstance(below, ast.FunctionDef | ast.AsyncFunctionDef) else function
-            if isinstance(below, ast.Call) and (words := spoken(below, inside)) is not None:
+            is_for_people = (file, within.name) not in FOR_OPERATORS
+            if is_for_people and isinstance(below, ast.Call) and (words := spoken(below, inside)) is not None:
                 found.update(Said(file, within.name, *text) for text in texts(words, within))
             look(below, file, inside, within)
 
@@ -174,6 +191,7 @@ def of_the_code() -> frozenset[str]:
     return frozenset(
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
+        | {TOO_MANY_SIGNUPS}
         | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
     )
 
