@@ -7,6 +7,7 @@ root token lie beside the data, readable by whoever runs it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from keyman.config import VaultSettings
 from keyman.errors import ConfigurationError
@@ -27,6 +28,9 @@ from keyman.vault.adapter import AsyncAdapter, VaultFault
 
 START_TIMEOUT = 30.0
 """Seconds until it serves; it takes two on an idle machine."""
+
+RELEASE_TIMEOUT = 15.0
+"""Seconds until a server before this one lets go of the data; the server itself waits for one, and gives up."""
 
 POLL = 0.02
 """Seconds between two looks at whether it serves yet."""
@@ -74,6 +78,7 @@ async def start(directory: Path) -> EmbeddedVault:
         shutil.rmtree(data)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     data.mkdir(mode=0o700, exist_ok=True)
+    await _released(data)
     port = free_port_pair()
     address = f"http://127.0.0.1:{port}"
     config = directory / "config.json"
@@ -90,6 +95,32 @@ async def start(directory: Path) -> EmbeddedVault:
     except BaseException:
         stop(process)
         raise
+
+
+async def _released(data: Path) -> None:
+    """Wait until no server holds the data: one whose `keyman dev` was killed takes a moment to end.
+
+    Raises ConfigurationError when it does not.
+    """
+    for store in (data / "vault.db", data / "raft" / "raft.db"):
+        if not store.exists():
+            continue
+        with store.open("rb") as file:
+            try:
+                async with asyncio.timeout(RELEASE_TIMEOUT):
+                    while not _is_free(file):
+                        await asyncio.sleep(POLL)
+            except TimeoutError:
+                raise ConfigurationError(f"Another Vault still holds {data}: wait until it ends, or end it") from None
+
+
+def _is_free(file: BinaryIO) -> bool:
+    """Whether nobody holds the lock that the server takes on each of its files; closing the file gives it back."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _config(data: Path, port: int) -> dict[str, Any]:

