@@ -195,6 +195,7 @@ async def delete(
     request: AnyRequest, db: Injected[Database], caller: Injected[Caller], key_id: FromPath[RowId]
 ) -> Response[bytes]:
     view = View.of_query((await Form.read(request)).text("view"))
+    await _own(db, caller, key_id)
     await operations.remove(db, caller, key_id, IfMatch())
     return see_other(view.url(done="deleted"))
 

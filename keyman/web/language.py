@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from gettext import GNUTranslations, NullTranslations
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from babel import Locale
 from babel.dates import format_date, format_datetime, format_timedelta
@@ -29,6 +30,9 @@ ENGLISH = "en"
 JUST_NOW = timedelta(minutes=1)
 """What is younger is "just now": a last use is noted once a minute."""
 
+
+DAYS_COUNT = timedelta(days=31)
+"""Below it days are said as days: when a key expires, "in 1 week" is not enough."""
 
 MAX_TAGS = 20
 """Of an Accept-Language header that are looked at; browsers send as many as their owner has set, which are few."""
@@ -57,11 +61,14 @@ class Language:
         return format_date(at.astimezone(UTC), "medium", locale=self._locale)
 
     def from_now(self, at: datetime) -> str:
-        """`3 days ago`, `in 2 weeks`."""
+        """`3 days ago`, `in 2 months`."""
         distance = at - now()
         if abs(distance) < JUST_NOW:
             return self.say("just now")
-        return format_timedelta(distance, add_direction=True, locale=self._locale)
+        # Babel takes the next unit from 0.85 of it on, which would make a week of six days.
+        in_days = timedelta(days=1) <= abs(distance) < DAYS_COUNT
+        precision: dict[str, Any] = {"granularity": "day", "threshold": 5} if in_days else {"threshold": 1}
+        return format_timedelta(distance, add_direction=True, locale=self._locale, **precision)
 
     def number(self, number: int) -> str:
         return format_decimal(number, locale=self._locale)

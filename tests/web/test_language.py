@@ -313,7 +313,7 @@ def test_dates_and_numbers_are_german() -> None:
         timedelta(hours=-1): "vor 1 Stunde",
         timedelta(seconds=-59): "gerade eben",
         timedelta(seconds=59): "gerade eben",
-        timedelta(days=14): "in 2 Wochen",
+        timedelta(days=14): "in 14 Tagen",
     }
     assert {distance: GERMAN.from_now(now() + distance) for distance in distances} == distances
 
