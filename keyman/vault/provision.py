@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from hvac.api.auth_methods.approle import AppRole
 from hvac.api.secrets_engines.transit import Transit
-from hvac.api.system_backend import Auth, Mount, Policy
+from hvac.api.system_backend import Auth, Mount, Policies
 
 from keyman.config import VaultSettings
 from keyman.errors import ConfigurationError
@@ -22,8 +22,11 @@ from keyman.secret import Secret
 from keyman.vault.adapter import AsyncAdapter, none_if_missing
 from keyman.vault.guard import KEY_PROPERTIES
 
-ROLES = ("keyman-management",)
+ROLES = ("keyman-management", "keyman-resolver", "keyman-rotator")
 """Each has a policy file and an AppRole of its name."""
+
+POLICIES = (*ROLES, "keyman-admin")
+"""Whoever sets Vault up logs in as themselves: no AppRole is left behind that could do it again."""
 
 ROLE_SETTINGS: Mapping[str, object] = {
     "token_ttl": 3600,  # seconds; renewed at two thirds while the process lives
@@ -46,9 +49,9 @@ def policies_directory() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "vault-policies"
 
 
-def policy(role: str, settings: VaultSettings) -> str:
-    """The HCL of a role's policy for this mount and key."""
-    text = (policies_directory() / f"{role}.hcl").read_text()
+def policy(name: str, settings: VaultSettings) -> str:
+    """The HCL of a policy for this mount and key."""
+    text = (policies_directory() / f"{name}.hcl").read_text()
     return Template(text).substitute(mount=settings.mount, key=settings.key)
 
 
@@ -63,8 +66,10 @@ async def provision(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
         *await _key(admin, settings),
         *await _app_role_method(admin),
     ]
+    for name in POLICIES:
+        changes += await _policy(admin, settings, name)
     for role in ROLES:
-        changes += [*await _policy(admin, settings, role), *await _role(admin, role)]
+        changes += await _role(admin, role)
     return changes
 
 
@@ -119,13 +124,13 @@ async def _app_role_method(admin: AsyncAdapter) -> list[str]:
     return ["enabled the AppRole login at auth/approle/"]
 
 
-async def _policy(admin: AsyncAdapter, settings: VaultSettings, role: str) -> list[str]:
-    wanted = policy(role, settings)
-    existing = await none_if_missing(Policy(admin).read_policy(role))
-    if existing is not None and existing["data"]["rules"] == wanted:
+async def _policy(admin: AsyncAdapter, settings: VaultSettings, name: str) -> list[str]:
+    wanted = policy(name, settings)
+    existing = await none_if_missing(Policies(admin).read_acl_policy(name))
+    if existing is not None and existing["data"]["policy"] == wanted:
         return []
-    await Policy(admin).create_or_update_policy(role, wanted)
-    return [f"{'wrote' if existing is None else 'updated'} the policy {role}"]
+    await Policies(admin).create_or_update_acl_policy(name, wanted)
+    return [f"{'wrote' if existing is None else 'updated'} the policy {name}"]
 
 
 async def _role(admin: AsyncAdapter, role: str) -> list[str]:

@@ -12,6 +12,7 @@ from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing
 from keyman.vault.guard import KEY_PROPERTIES
 from keyman.vault.provision import (
+    POLICIES,
     ROLE_SETTINGS,
     ROLES,
     issue_credentials,
@@ -61,7 +62,8 @@ async def test_from_nothing_everything_is_made_and_named(embedded_bench: Bench) 
         "mounted the Transit engine at seals/",
         "made the key one: aes256-gcm96, derived, not exportable, no plaintext backup",
         "enabled the AppRole login at auth/approle/",
-        *(line for role in ROLES for line in (f"wrote the policy {role}", f"made the AppRole {role}")),
+        *(f"wrote the policy {name}" for name in POLICIES),
+        *(f"made the AppRole {role}" for role in ROLES),
     ]
     assert again == []
     assert {name: key[name] for name in KEY_PROPERTIES} == KEY_PROPERTIES
@@ -238,9 +240,9 @@ async def test_credentials_are_new_each_time_and_all_of_them_work(bench: Bench) 
 # --- The policies as they are shipped
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_a_policy_has_its_names_put_in(role: str) -> None:
-    text = policy(role, VaultSettings(address="http://vault", mount="deep/er", key="k.1-2"))
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_has_its_names_put_in(name: str) -> None:
+    text = policy(name, VaultSettings(address="http://vault", mount="deep/er", key="k.1-2"))
     assert "${" not in text
     assert "$" not in text
     assert '"deep/er/' in text
@@ -248,7 +250,7 @@ def test_a_policy_has_its_names_put_in(role: str) -> None:
 
 
 def test_every_policy_file_belongs_to_a_role() -> None:
-    assert {path.stem for path in policies_directory().glob("*.hcl")} == set(ROLES)
+    assert {path.stem for path in policies_directory().glob("*.hcl")} == set(POLICIES)
 
 
 def test_the_management_policy_names_nothing_that_answers_with_a_plaintext() -> None:
