@@ -260,4 +260,4 @@ def _tree(rows: list[tuple[int, int, int, str]]) -> list[str]:
 
 
 def _dsn(url: URL) -> str:
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return url.set(drivername="postgresql", query={}).render_as_string(hide_password=False)

@@ -77,17 +77,6 @@ async def db(database: URL, metrics: Metrics) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def stormy(database: URL, metrics: Metrics) -> AsyncIterator[Database]:
-    """The same for tests that cancel at any moment. asyncpg, cancelled while it offers TLS to a server, leaves a
-    future that nobody looks at; asyncio says so, and here that is an error.
-    """
-    is_sqlite = database.get_backend_name() == "sqlite"
-    made = Database(database if is_sqlite else database.update_query_dict({"ssl": "disable"}), metrics)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 def sqlite(tmp_path: Path, migrated_sqlite: Path) -> URL:
     """A migrated SQLite, for what PostgreSQL has no counterpart of."""
     return copied(migrated_sqlite, tmp_path / "only.db")
@@ -508,10 +497,9 @@ async def test_a_block_that_raises_leaves_nothing(db: Database, metrics: Metrics
 
 @abandoned
 async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_free(
-    stormy: Database, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    db: Database, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", PATIENCE)
-    db = stormy
     acknowledged = set()
 
     def pair(number: int) -> bytes:
@@ -544,8 +532,7 @@ async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_
 
 
 @abandoned
-async def test_cancelled_reads_leave_every_connection_free(stormy: Database, metrics: Metrics) -> None:
-    db = stormy
+async def test_cancelled_reads_leave_every_connection_free(db: Database, metrics: Metrics) -> None:
     tasks = [asyncio.create_task(read_one(db)) for _ in range(200)]
     loop = asyncio.get_running_loop()
     dice = random.Random(8)  # noqa: S311  # a storm, not a secret

@@ -45,7 +45,7 @@ def ask(url: str, query: str) -> object:
     """What the database at a SQLAlchemy URL answers to a query for one value."""
 
     async def run() -> object:
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=10)
+        connection = await asyncpg.connect(url.replace("+asyncpg", "").partition("?")[0], timeout=10)
         try:
             return await connection.fetchval(query)
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import shutil
@@ -12,7 +11,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import httpx
@@ -264,32 +262,10 @@ async def _frozen(server: PostgresServer) -> AsyncIterator[None]:
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
-        async with _given_up_handshakes():
-            yield
+        yield
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
-
-
-@asynccontextmanager
-async def _given_up_handshakes() -> AsyncIterator[None]:
-    """asyncpg leaves a fault that nobody asks for in each handshake that it gives up; asyncio tells of it when it is
-    collected, which would be in the middle of another test.
-    """
-    loop = asyncio.get_running_loop()
-    before = loop.get_exception_handler()
-
-    def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if "connection_lost" not in str(context.get("exception")):
-            (before or type(loop).default_exception_handler)(loop, context)
-
-    loop.set_exception_handler(hear)
-    try:
-        yield
-        await asyncio.sleep(0)  # what was closed is told so
-        gc.collect()
-    finally:
-        loop.set_exception_handler(before)
 
 
 @impatient
