@@ -34,7 +34,7 @@ ${mount}/cache-config  ${mount}/wrapping_key  ${mount}/config/keys
 other-${mount}/encrypt/${key}  other-${mount}/decrypt/${key}  ${mount}-other/decrypt/${key}
 sys/mounts/${mount}/tune  sys/mounts/other  sys/remount  sys/auth/approle/tune  sys/auth/userpass  sys/policies/acl
 sys/policies/acl/other  sys/policies/acl/default  sys/policies/acl/root  sys/policy  sys/policy/keyman-management
-sys/seal  sys/step-down  sys/audit  sys/audit/file  sys/audit-hash/file  sys/config/cors  sys/leases/lookup
+sys/seal  sys/audit  sys/audit/file  sys/audit-hash/file  sys/config/cors  sys/leases/lookup
 sys/leases/revoke  sys/rotate  sys/capabilities-self  sys/capabilities
 sys/storage/raft/snapshot  sys/storage/raft/configuration  sys/quotas/rate-limit/x  sys/plugins/catalog
 auth/token/create  auth/token/create-orphan  auth/token/lookup  auth/token/renew  auth/token/revoke
