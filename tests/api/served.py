@@ -55,7 +55,7 @@ def served(database: URL, vault: VaultSettings, log: Path) -> Iterator[str]:
     )
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.api.served", str(port)],
+            [sys.executable, "-m", "tests.api.served", str(port), str(os.getpid())],
             env=variables,
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ def _is_ready(url: str) -> bool:
 
 
 if __name__ == "__main__":
-    die_with_parent(os.getppid(), signal.SIGTERM)
+    die_with_parent(int(sys.argv[2]), signal.SIGTERM)
     Granian(
         "tests.api.served:application",
         factory=True,
