@@ -30,7 +30,7 @@ from keyman.db import Database
 from keyman.deployment import Deployment
 from keyman.edge import ASGIApp, Edge
 from keyman.errors import Problem
-from keyman.keys.schemas import NewKey
+from keyman.keys.schemas import NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.services import Catalogue
 from keyman.processes import PARENT, die_with_parent
@@ -70,7 +70,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
                 "pages": pages,
                 "passwords": passwords or Passwords(),
                 "settings": settings,
-                CHECKS: {NewKey: catalogue.check_new_key},
+                CHECKS: {NewKey: catalogue.check_new_key, Replacement: catalogue.check_label},
             }
         ),
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],

@@ -172,10 +172,11 @@ class Database:
         if monotonic() < self._next_note:
             return
         try:
-            async with self.write(patience=NOTE_PATIENCE) as connection:
+            # The patience ends waiting for a lock; the bound around it everything else, such as a connection.
+            async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(patience=NOTE_PATIENCE) as connection:
                 await connection.execute(statement)
-        except DatabaseUnavailable as fault:
-            log.info("note left out", fault=fault.kind)
+        except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
+            log.info("note left out", fault=getattr(fault, "kind", type(fault).__name__))
             self._next_note = monotonic() + NOTE_PAUSE
 
     async def close(self) -> None:

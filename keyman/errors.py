@@ -130,7 +130,7 @@ class PayloadTooLarge(Problem):
 
 class UnsupportedMediaType(Problem):
     slug = "unsupported-media-type"
-    title = "The body must be JSON"
+    title = "The body is not of the right type"
 
 
 class IdempotencyMismatch(Problem):

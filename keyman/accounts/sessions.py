@@ -19,6 +19,10 @@ MAX_USER_AGENT = 512
 """Characters of a User-Agent that are looked at: a browser's has some 120, and looking takes time with the length."""
 
 
+MAX_SHOWN = 100
+"""Sessions in the list: more than anybody has devices, fewer than a script that signs in anew each minute makes."""
+
+
 class SessionInfo(msgspec.Struct):
     """A session as its owner sees it; `device` is what the client said it is, None where it said nothing known."""
 
@@ -48,6 +52,7 @@ async def list_own(db: Database, caller: Caller) -> list[SessionInfo]:
             sessions.c.last_seen_at > moment - SESSION_IDLE,
         )
         .order_by(sessions.c.last_seen_at.desc(), sessions.c.id.desc())
+        .limit(MAX_SHOWN)
     )
     async with db.read() as connection:
         return [SessionInfo(*row, is_current=row.id == current) for row in await connection.execute(statement)]
@@ -60,9 +65,9 @@ async def end(db: Database, caller: Caller, session_id: int) -> None:
         raise NotFound("There is nothing with this id.")
 
 
-async def end_others(db: Database, caller: Caller) -> int:
-    """End all sessions of the caller but the one that asks; return how many. Raises Forbidden for a token."""
-    return await _delete(db, caller, sessions.c.id != caller.require_session())
+async def end_others(db: Database, caller: Caller) -> None:
+    """End all sessions of the caller but the one that asks. Raises Forbidden for a token."""
+    await _delete(db, caller, sessions.c.id != caller.require_session())
 
 
 async def _delete(db: Database, caller: Caller, which: ColumnElement[bool]) -> int:

@@ -113,11 +113,19 @@ class Catalogue:
 
     def check_new_key(self, values: Mapping[str, object]) -> Iterator[FieldError]:
         """What is wrong with the parsed fields of a NewKey beyond their shapes."""
+        yield from self.check_label(values)
         service, value = values.get("service"), values.get("api_key")
         if isinstance(service, str) and service not in self._services:
             yield FieldError("service", "is not a service of the catalogue; GET /api/services lists them")
         elif isinstance(service, str) and isinstance(value, Secret):
             yield from self.check_value(service, value.reveal())
+
+    @staticmethod
+    def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
+        """A label that holds the value would show it, and keep it in the database in clear."""
+        label, value = values.get("name"), values.get("api_key")
+        if isinstance(label, str) and isinstance(value, Secret) and value.reveal() in label:
+            yield FieldError("name", "must not hold the key itself, for labels are shown")
 
     def check_value(self, service: str, value: str) -> Iterator[FieldError]:
         """Why this value cannot be a key of this service, if that is certain."""

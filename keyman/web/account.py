@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from litestar import Response, get, post
 from litestar.params import FromPath
 
@@ -14,7 +16,7 @@ from keyman.accounts.users import ChangePassword
 from keyman.audit import Action, Actor
 from keyman.authentication import needs
 from keyman.db import Database
-from keyman.errors import Conflict, InvalidRequest, Problem, RateLimited
+from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
 from keyman.keys.services import Catalogue
 from keyman.paging import Cursor, Slice
 from keyman.requests import AnyRequest, Injected, RowId
@@ -81,13 +83,11 @@ async def show_activity(
 
 
 @get(ACCOUNT, opt=needs(None), include_in_schema=False)
-async def show_account(
-    request: AnyRequest, visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]
-) -> Response[bytes]:
-    return await _account(visit, db, caller, done=request.query_params.get("done", ""))
+async def show_account(visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+    return await _account(visit, db, caller)
 
 
-@post(f"{ACCOUNT}/password", opt=needs(None), include_in_schema=False)
+@post(ACCOUNT, opt=needs(None), include_in_schema=False)
 async def change_password(
     request: AnyRequest,
     visit: Injected[Visit],
@@ -105,18 +105,22 @@ async def change_password(
 
 
 @post(f"{ACCOUNT}/sessions/others/end", opt=needs(None), include_in_schema=False)
-async def end_other_sessions(db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+async def end_other_sessions(request: AnyRequest, db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+    await Form.read(request)
     await sessions.end_others(db, caller)
     return see_other(f"{ACCOUNT}?done=sessions")
 
 
 @post(f"{ACCOUNT}/sessions/{{session_id:str}}/end", opt=needs(None), include_in_schema=False)
-async def end_session(db: Injected[Database], caller: Injected[Caller], session_id: FromPath[RowId]) -> Response[bytes]:
-    await sessions.end(db, caller, session_id)
+async def end_session(
+    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], session_id: FromPath[RowId]
+) -> Response[bytes]:
+    await Form.read(request)
+    with suppress(NotFound):  # it has ended already, which is what was wanted
+        await sessions.end(db, caller, session_id)
     return see_other(f"{ACCOUNT}?done=session")
 
 
-async def _account(
-    visit: Visit, db: Database, caller: Caller, *, refused: Problem | None = None, done: str = ""
-) -> Response[bytes]:
-    return visit.show("account.html", refused=refused, sessions=await sessions.list_own(db, caller), done=done)
+async def _account(visit: Visit, db: Database, caller: Caller, *, refused: Problem | None = None) -> Response[bytes]:
+    listed = await sessions.list_own(db, caller)
+    return visit.show("account.html", refused=refused, sessions=listed, done="" if refused else visit.done)

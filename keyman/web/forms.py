@@ -6,7 +6,8 @@ from datetime import date, datetime, time
 from typing import Self
 from urllib.parse import parse_qs
 
-from keyman.errors import FieldError, InvalidRequest, UnsupportedMediaType
+from keyman.accounts.callers import Caller
+from keyman.errors import Conflict, FieldError, InvalidRequest, UnsupportedMediaType
 from keyman.requests import AnyRequest
 from keyman.values import FutureTime
 
@@ -22,18 +23,27 @@ class Form:
 
     @classmethod
     async def read(cls, request: AnyRequest) -> Self:
-        """Raises UnsupportedMediaType, and InvalidRequest for a body that is no form."""
+        """Raises UnsupportedMediaType, InvalidRequest for a body that is no form, and Conflict for a form that was made
+        for another account: two can sign in after each other in two windows of one browser.
+        """
         media_type = request.headers.get("content-type", "").lower().partition(";")[0].strip()
         if media_type != "application/x-www-form-urlencoded":
             raise UnsupportedMediaType("A form is sent as application/x-www-form-urlencoded.")
         body = await request.body()
         try:
-            return cls(
+            form = cls(
                 parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
             )
         except ValueError:
             # The error's own text would quote the body.
             raise InvalidRequest.at(FieldError("", "The form is not well-formed.")) from None
+        caller: Caller | None = request.scope.get("user")
+        # Without the field it is no form of a page of ours: a script, which acts for itself.
+        if caller is not None and form.text("account") not in ("", str(caller.user_id)):
+            raise Conflict(
+                "Somebody else has signed in with this browser meanwhile. Nothing was done; reload the page."
+            )
+        return form
 
     def text(self, name: str) -> str:
         return self._fields.get(name, [""])[-1]
@@ -41,9 +51,13 @@ class Form:
     def all(self, name: str) -> list[str]:
         return self._fields.get(name, [])
 
+    def leaves(self, name: str) -> bool:
+        """True when a field was sent as it was shown, which a hidden field beside it tells."""
+        return self.all(f"shown_{name}") == [self.text(name)]
+
     def given(self, *names: str) -> dict[str, object]:
         """The fields of these names that are not empty, for `values.decode`."""
-        return {name: self.text(name) for name in names if self.text(name).strip()}
+        return {name: self.text(name) for name in names if self.text(name)}
 
 
 class LastDay(FutureTime):

@@ -43,6 +43,10 @@ HUES = 8
 """Colours of the marks of services, given in the order of the catalogue; `keyman.css` has as many."""
 
 
+SURROUNDINGS = ("name", "expires_at")
+"""What can be changed of a key without its value."""
+
+
 class KeyForm(NewKey):
     """A new key as the form has it: with a last day instead of an instant."""
 
@@ -100,12 +104,15 @@ async def show_list(
     view = View.parse(query)
     part = Slice(before=Cursor.parse(view.cursor) if view.cursor else None)
     page = await operations.list_own(db, caller, part, view.service or None, view.q or None)
+    newest = replace(view, cursor="")
+    if view.cursor and not page.items:
+        return see_other(newest.url(done=query.get("done")))  # what stood on the last page is gone
     moment = now()
     return visit.show(
         "keys.html",
         keys=page.items,
         older=view.url(cursor=page.cursor) if page.cursor is not None else None,
-        newest=replace(view, cursor="").url(),
+        newest=newest.url(),
         view=view,
         can_filter=view.is_filtered or bool(view.cursor) or len(page.items) > FILTER_FROM,
         services=catalogue.infos(),
@@ -113,7 +120,7 @@ async def show_list(
         hues={info.service: number % HUES for number, info in enumerate(catalogue.infos())},
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
         saved=query.get("saved", ""),
-        done=query.get("done", ""),
+        done=visit.done,
     )
 
 
@@ -132,7 +139,7 @@ async def create(
     catalogue: Injected[Catalogue],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    given = form.given("service", "api_key", "name", "expires_at")
+    given = form.given("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
     attempt = form.text("attempt")
     try:
         new = values.decode(KeyForm, given, catalogue.check_new_key)
@@ -155,7 +162,7 @@ async def edit_form(
     return _form(visit, catalogue, key=key, view=_view_behind(request))
 
 
-@post("/settings/api-keys/{key_id:str}", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+@post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def edit(
     request: AnyRequest,
     visit: Injected[Visit],
@@ -224,13 +231,12 @@ async def _create_once(
 
 
 async def _edit(db: Database, sealer: Sealer, caller: Caller, key: KeyInfo, form: Form) -> None:
-    given: dict[str, object] = {"name": form.text("name").strip() or None}
-    if form.text("expires_at") != _day(key.expires_at):
-        # Left as it was, it keeps its exact time, and may be in the past.
-        given["expires_at"] = form.text("expires_at") or None
+    # What was left as it was shown is not sent: an expiry keeps its exact time, and may be in the past.
+    given: dict[str, object] = {name: form.text(name).strip() or None for name in SURROUNDINGS if not form.leaves(name)}
     condition = IfMatch.parse(form.text("etag") or None)
     if form.text("api_key").strip():
-        replacement = values.decode(ReplacementForm, {**given, "api_key": form.text("api_key")})
+        asked = {**given, "api_key": form.text("api_key")}
+        replacement = values.decode(ReplacementForm, asked, Catalogue.check_label)
         await operations.replace(db, sealer, caller, key.id, replacement, condition)
     else:
         await operations.change(db, caller, key.id, values.decode(ChangeForm, given), condition)
@@ -246,20 +252,21 @@ def _form(
     attempt: str = "",
     view: View | None = None,
 ) -> Response[bytes]:
-    """The form to add a key or, with `key`, to edit one; `typed` is what was in it, of which the key is not kept."""
+    """The form to add a key or, with `key`, to edit one; `typed` is what was in it, of which the key is not kept.
+
+    What was not touched is shown as it is stored now, which another window may have changed.
+    """
+    shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
+    filled = {"service": key.service if key is not None else "", **shown}
     if typed is not None:
-        filled = {name: typed.text(name) for name in ("service", "name", "expires_at")}
-    elif key is not None:
-        filled = {"name": key.name or "", "expires_at": _day(key.expires_at)}
-    else:
-        filled = {"service": "", "name": "", "expires_at": ""}
-    if key is not None:
-        filled["service"] = key.service
+        filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.leaves(name)}
+        filled["service"] = key.service if key is not None else typed.text("service")
     return visit.show(
         "key_form.html",
         refused=refused,
         key=key,
         filled=filled,
+        shown=shown,
         attempt=attempt,
         view=view or View(),
         services=catalogue.infos(),

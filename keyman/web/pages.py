@@ -76,9 +76,10 @@ class Pages:
         nonce = secrets.token_urlsafe(16)
         common = {
             "banner": _banner(refused),
-            "caller": caller,
+            "person": caller,  # Jinja has a use of its own for `caller`
             "faults": _faults(refused),
             "nonce": nonce,
+            "partial": is_partial(exchange),
             "path": exchange.target.partition("?")[0],
             "signup_open": self._settings.signup_open,
         }
@@ -115,7 +116,7 @@ class Pages:
             refused=refused,
             back=back,
             email=email,
-            in_place=is_partial(exchange),
+            kept=exchange.method == "POST",
             **unsaid,
         )
 
@@ -127,6 +128,13 @@ class Visit:
     pages: Pages
     exchange: Exchange
     caller: Caller | None
+
+    @property
+    def done(self) -> str:
+        """What was done just now, as the address says after a form; nothing when another site's link says so."""
+        query = dict(parse_qsl(self.exchange.target.partition("?")[2]))
+        is_ours = self.exchange.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+        return query.get("done", "") if is_ours else ""
 
     def show(self, template: str, **context: Any) -> Response[bytes]:
         """A page for whoever asks; see `Pages.make`."""

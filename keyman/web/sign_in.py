@@ -65,8 +65,7 @@ async def sign_in(
 async def sign_up_page(request: AnyRequest, visit: Injected[Visit], settings: Injected[Settings]) -> Response[bytes]:
     if await _is_signed_in(request):
         return see_other(HOME)
-    if not settings.signup_open:
-        raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")
+    _check_open(settings)
     return visit.show("sign_up.html", email="")
 
 
@@ -79,6 +78,7 @@ async def sign_up(
     settings: Injected[Settings],
     origin: Injected[Origin],
 ) -> Response[bytes]:
+    _check_open(settings)
     form = await Form.read(request)
     if not form.text("password"):
         # From the button beside the one to sign in, with whatever was typed there so far.
@@ -110,3 +110,8 @@ async def _is_signed_in(request: AnyRequest) -> bool:
     except Unauthenticated:
         return False
     return True
+
+
+def _check_open(settings: Settings) -> None:
+    if not settings.signup_open:
+        raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")

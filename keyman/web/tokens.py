@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from litestar import Response, get, post
 from litestar.params import FromPath
 
@@ -36,12 +38,9 @@ class TokenForm(NewToken):
 
 
 @get(TOKENS, opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
-async def show_list(
-    request: AnyRequest, visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]
-) -> Response[bytes]:
+async def show_list(visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
     tokens = await personal.list_own(db, caller)
-    done = request.query_params.get("done", "")
-    return visit.show("tokens.html", tokens=tokens, moment=now(), done=done)
+    return visit.show("tokens.html", tokens=tokens, moment=now(), done=visit.done)
 
 
 @get(f"{TOKENS}/new", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
@@ -49,7 +48,7 @@ async def new_form(visit: Injected[Visit]) -> Response[bytes]:
     return _form(visit, name="", expires_at="", scopes=[scope.value for scope in DEFAULT_SCOPES])
 
 
-@post(TOKENS, opt=needs(Scope.TOKENS_MANAGE), status_code=200, include_in_schema=False)
+@post(TOKENS, opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
 async def create(
     request: AnyRequest,
     visit: Injected[Visit],
@@ -82,8 +81,12 @@ async def revoke_form(
 
 
 @post(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
-async def revoke(db: Injected[Database], caller: Injected[Caller], token_id: FromPath[RowId]) -> Response[bytes]:
-    await personal.revoke(db, caller, token_id)
+async def revoke(
+    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], token_id: FromPath[RowId]
+) -> Response[bytes]:
+    await Form.read(request)
+    with suppress(NotFound):  # it is dead already, which is what was wanted
+        await personal.revoke(db, caller, token_id)
     return see_other(f"{TOKENS}?done=revoked")
 
 

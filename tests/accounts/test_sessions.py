@@ -76,7 +76,7 @@ async def test_somebody_sees_and_ends_their_own_living_sessions_and_no_others(pl
     for foreign in (eve.session_id, 10**9, 0, -1, 2**63):
         with pytest.raises(NotFound):
             await sessions.end(db, ada, foreign)
-    assert await sessions.end_others(db, ada) == 2
+    await sessions.end_others(db, ada)
     assert [session.id for session in await sessions.list_own(db, ada)] == [ada.session_id]
     assert len(await sessions.list_own(db, eve)) == 2
 

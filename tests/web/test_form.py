@@ -6,7 +6,7 @@ import re
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.support.live import PATIENCE, sign_up
 from tests.support.planes import PASSWORD
@@ -380,3 +380,116 @@ def test_an_address_that_is_taken_is_said_on_the_form(ada: Person) -> None:
     page.get_by_role("button", name="Sign in").click()
     sign_in(page, ada.email)
     expect(page).to_have_url(f"{ada.origin}{KEYS}")
+
+
+# --- answers that are not what was asked for
+
+
+@pytest.mark.parametrize(("status", "body"), [(502, "<h1>Bad Gateway</h1>"), (413, ""), (504, "upstream timed out")])
+def test_an_answer_that_is_not_keymans_leaves_the_form_as_it_was_filled_in(ada: Person, status: int, body: str) -> None:
+    page = ada.page
+    opened = press(page, "Add New Key")
+    fill(page, "OpenAI", OPENAI_KEY, "stays")
+    page.route("**/settings/api-keys", lambda route: route.fulfill(status=status, body=body, content_type="text/html"))
+    save(page)
+    expect(opened.get_by_role("alert")).to_contain_text("keyman could not be reached")
+    expect(page.get_by_label("Label", exact=True)).to_have_value("stays")
+    expect(page.get_by_label("API key", exact=True)).to_have_value("")
+    page.unroute("**/settings/api-keys")
+    fill(page, key=OPENAI_KEY)
+    save(page)
+    expect(rows(page)).to_have_count(1)
+
+
+def test_a_search_that_fails_leaves_the_list_and_the_search(ada: Person) -> None:
+    ada.store(*[OPENAI] * 11)
+    page = ada.page
+    page.reload()
+    page.route("**/settings/api-keys?*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    page.get_by_label("Search labels").fill("fir")
+    expect(page.get_by_role("status")).to_contain_text("keyman could not be reached")
+    expect(rows(page)).to_have_count(11)
+    page.unroute("**/settings/api-keys?*")
+    page.get_by_label("Search labels").fill("nothing like it")
+    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("Keys shown: 0")
+    assert [line for line in ada.complaints if "TypeError" in line] == []
+
+
+def test_a_search_that_answers_late_closes_no_form(ada: Person) -> None:
+    ada.store(*[OPENAI] * 11)
+    page = ada.page
+    page.reload()
+    held_back: list[Route] = []
+    page.route("**/settings/api-keys?*", lambda route: _hold(held_back, route))
+    page.get_by_label("Search labels").fill("fir")
+    page.wait_for_timeout(400)  # the search waits for the end of the typing
+    press(page, "Add New Key")
+    fill(page, label="being typed")
+    for route in held_back:
+        route.continue_()
+    expect(page.get_by_role("status")).to_have_text("Keys shown: 11")
+    expect(page.get_by_label("Label", exact=True)).to_have_value("being typed")
+
+
+def test_a_form_of_one_account_is_not_sent_for_another(ada: Person, stack: Stack) -> None:
+    page = ada.page
+    opened = press(page, "Add New Key")
+    fill(page, "OpenAI", OPENAI_KEY, "belongs to ada")
+    eve = sign_up(stack.origin, "eve.form@example.com")
+    ada.context.add_cookies([{"name": "keyman_session", "value": eve.cookies["keyman_session"], "url": ada.origin}])
+    save(page)
+    expect(opened.get_by_role("alert")).to_contain_text("Somebody else has signed in with this browser meanwhile.")
+    assert eve.get("/api/keys").json() == []
+    eve.close()
+
+
+def test_a_form_that_is_a_page_of_its_own_is_sent_as_one(ada: Person) -> None:
+    page = ada.page
+    ada.open(f"{KEYS}/new")
+    fill(page, "OpenAI", ANTHROPIC_KEY, "as a page")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("API key looks like a key of Anthropic, not of OpenAI")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    fill(page, key=OPENAI_KEY)
+    page.get_by_role("button", name="Save").click()
+    expect(rows(page)).to_have_count(1)
+    expect(page.get_by_role("status")).to_have_text("The key is stored.")
+    assert page.url == f"{ada.origin}{KEYS}"  # what was done is said once: a reload does not say it again
+
+
+def test_a_button_that_works_is_the_one_that_cannot_be_pressed_again(ada: Person) -> None:
+    ada.store(OPENAI)
+    page = ada.page
+    page.reload()
+    opened = press(page, "Delete", rows(page))
+    held_back: list[Route] = []
+    page.route("**/delete", lambda route: _hold(held_back, route))
+    opened.get_by_role("button", name="Delete").click()
+    expect(opened.get_by_role("button", name="Delete")).to_be_disabled()
+    expect(opened.get_by_role("button", name="Cancel")).to_be_enabled()
+    for route in held_back:
+        route.continue_()
+    expect(page.get_by_role("heading", name="No keys yet")).to_be_visible()
+
+
+def test_a_session_that_ends_after_a_refusal_leads_back_to_a_page(ada: Person) -> None:
+    page = ada.page
+    ada.open(ACCOUNT)
+    for _ in range(2):
+        page.get_by_label("Current password").fill("not the password")
+        page.get_by_label("New password").fill("another horse battery")
+        page.get_by_role("button", name="Change password").click()
+        expect(page.get_by_text("Current password is not your current password.")).to_be_visible()
+    cookies = ada.context.cookies()
+    ada.context.clear_cookies()
+    page.reload()
+    sign_in(page, ada.email)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Account")
+    ada.context.clear_cookies()
+    ada.context.add_cookies(cookies)  # type: ignore[arg-type]  # what was given is taken
+
+
+def _hold(held: list[Route], route: Route) -> None:
+    """Playwright wants a function of its own to call, no method of a list."""
+    held.append(route)

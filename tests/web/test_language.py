@@ -508,10 +508,16 @@ async def see_the_door(walk: Walk) -> None:
     await walk.post("/sign-in", 413, password="x" * 70_000)
     await walk.post("/sign-up", 200, email=EMAIL)
     await walk.post("/sign-up", 422, email=f"{'x' * 60}@{'x' * 200}.example", password="short")
-    for method, headers in (("POST", {"Sec-Fetch-Site": "cross-site"}), ("POST", {}), ("DELETE", {})):
-        answer = await walk.client.request(method, "/sign-in", headers=headers, json={})
-        assert answer.status_code in (403, 405, 415)
-        walk.seen.append((f"{method} /sign-in {headers}", answer))
+    in_a_dialog = {"HX-Request": "true"}
+    for method, path, headers in (
+        ("POST", "/sign-in", {"Sec-Fetch-Site": "cross-site"}),
+        ("POST", "/sign-in", {}),
+        ("DELETE", "/sign-in", {}),
+        ("POST", KEYS, in_a_dialog),
+    ):
+        answer = await walk.client.request(method, path, headers=headers, json={})
+        assert answer.status_code in (401, 403, 405, 415)
+        walk.seen.append((f"{method} {path} {headers}", answer))
     await walk.post("/sign-up", 303, email=EMAIL, password=PASSWORD)
     another = Walk(walk.plane, walk.plane.client(headers=BROWSER), walk.seen)
     await another.post("/sign-up", 409, email=EMAIL, password=PASSWORD)
@@ -535,8 +541,8 @@ async def see_the_keys(walk: Walk) -> None:
     for key_id in ids:
         await walk.get(f"{KEYS}/{key_id}/edit")
         await walk.get(f"{KEYS}/{key_id}/delete")
-    await walk.post(f"{KEYS}/{ids[0]}", 412, etag='"another"', name="zz-label")
-    await walk.post(f"{KEYS}/{ids[0]}", 422, api_key=f"sk-...{OPENAI_KEY[-4:]}")
+    await walk.post(f"{KEYS}/{ids[0]}/edit", 412, etag='"another"', name="zz-label")
+    await walk.post(f"{KEYS}/{ids[0]}/edit", 422, api_key=f"sk-...{OPENAI_KEY[-4:]}")
     await walk.get(f"{KEYS}/{ids[-1] + 999_999}/edit", 404)
 
 
@@ -581,9 +587,9 @@ async def see_the_account(walk: Walk) -> None:
     await log_in(walk.plane, EMAIL)  # a session of a device that nobody knows
     for query in ("", "?done=password", "?done=session", "?done=sessions"):
         await walk.get(f"{ACCOUNT}{query}")
-    await walk.post(f"{ACCOUNT}/password", 422)
-    await walk.post(f"{ACCOUNT}/password", 422, current_password=PASSWORD, new_password="short")
-    await walk.post(f"{ACCOUNT}/password", 422, current_password="wrong", new_password=PASSWORD)
+    await walk.post(f"{ACCOUNT}", 422)
+    await walk.post(f"{ACCOUNT}", 422, current_password=PASSWORD, new_password="short")
+    await walk.post(f"{ACCOUNT}", 422, current_password="wrong", new_password=PASSWORD)
 
 
 @pytest.fixture(scope="module")
