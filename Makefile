@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
-# How many processes share the test suite.
-WORKERS ?= 2
+# How many processes share the test suite: one more than two processors, for much of it is waiting for processes to start.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test lint types format lock clean
