@@ -566,3 +566,16 @@ async def vault_calls(plane: ApiPlane) -> float:
     text = (await plane.client().get("/metrics")).text
     lines = [line for line in text.splitlines() if line.startswith("keyman_vault_operation_seconds_count")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+async def test_a_name_that_holds_the_key_is_refused_for_names_are_shown(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    key = await store(ada, name="plain")
+    body = {"api_key": OPENAI_KEY, "name": f"prod {OPENAI_KEY}"}
+    for answer in (
+        await ada.post("/api/keys", json={"service": "OPENAI", **body}),
+        await ada.put(f"/api/keys/{key['id']}", json=body),
+    ):
+        problem(answer, "invalid-request", "name")
+        assert OPENAI_KEY not in answer.text
+    assert [stored["name"] for stored in (await ada.get("/api/keys")).json()] == ["plain"]
