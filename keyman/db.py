@@ -207,16 +207,19 @@ class Database:
             raise OSError("the database file was replaced")
 
 
-def create_engine(url: URL, *, statement_timeout: float | None, **options: Any) -> AsyncEngine:
+def create_engine(
+    url: URL, *, statement_timeout: float | None, busy_timeout: float | None = None, **options: Any
+) -> AsyncEngine:
     """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
 
     `statement_timeout` is in seconds, None for no bound; SQLite has none, for nothing there waits but for a lock.
+    `busy_timeout`, in seconds, is how long SQLite waits for that, BUSY_TIMEOUT unless said.
     """
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
         address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
         arguments: dict[str, Any] = {
-            "timeout": BUSY_TIMEOUT,
+            "timeout": BUSY_TIMEOUT if busy_timeout is None else busy_timeout,
             "isolation_level": None,
             "async_creator_fn": _open_sqlite,
         }

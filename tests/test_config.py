@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from keyman.config import (
+    DRIVERS,
     KUBERNETES_JWT_FILE,
     LOG_LEVELS,
     MAX_FILE_BYTES,
@@ -365,7 +366,7 @@ def fault_of(read: Callable[[], object]) -> ConfigurationError | None:
 
 @given(name=st.sampled_from(VARIABLES), value=_texts())
 def test_no_message_repeats_a_value(name: str, value: str) -> None:
-    assume(value.strip())
+    assume(value.strip() and not any(value.strip() in driver for driver in DRIVERS))  # which messages name
     fault = fault_of(lambda: load({**COMPLETE, name: value}))
     if fault is not None:
         assert name in str(fault)
@@ -376,7 +377,7 @@ def test_no_message_repeats_a_value(name: str, value: str) -> None:
 
 @given(value=_texts())
 def test_no_message_repeats_a_value_that_commands_read(value: str) -> None:
-    assume(value.strip())
+    assume(value.strip() and not any(value.strip() in driver for driver in DRIVERS))
     fault = fault_of(lambda: load_database_url({"KEYMAN_DATABASE_URL": value}))
     assert fault is None or value.strip() not in str(fault)
 

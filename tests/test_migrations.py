@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -246,3 +248,16 @@ async def test_a_missing_database_is_said_without_its_credentials(postgres: Post
         assert url.password not in shown(caught.value)
         assert "not_there" not in caught.value.detail
     postgres.drop_database("there")
+
+
+async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.1)
+    with closing(sqlite3.connect(tmp_path / "keyman.db", isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("BEGIN IMMEDIATE")
+        upgrade = asyncio.create_task(migrations.upgrade(url))
+        done, _ = await asyncio.wait([upgrade], timeout=0.5)
+        assert not done
+        writer.execute("COMMIT")
+    assert await upgrade == (None, SCHEMA_REVISION)

@@ -40,6 +40,10 @@ ADVISORY_LOCK = 0x6B65796D616E
 """PostgreSQL's lock for migrations ("keyman" in ASCII), so that two replicas that start at once do not both migrate."""
 
 
+PATIENCE = 600.0
+"""Seconds that an upgrade waits for another one, on either database: a large table takes its time."""
+
+
 def tables() -> MetaData:
     """Every table; importing this module has defined them."""
     _ = (accounts_tables, keys_tables, audit_log, deployment)
@@ -52,7 +56,7 @@ async def upgrade(url: URL) -> tuple[str | None, str]:
     Raises ConfigurationError and DatabaseUnavailable; the database is as it was then.
     """
     create_private_file(url)
-    engine = transactional(create_engine(url, statement_timeout=None, poolclass=NullPool))
+    engine = transactional(create_engine(url, statement_timeout=None, busy_timeout=PATIENCE, poolclass=NullPool))
     with _faults_said("could not be upgraded"):
         try:
             async with engine.begin() as connection:
@@ -109,7 +113,7 @@ def _config(connection: Connection | None = None) -> Config:
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SET LOCAL lock_timeout = '10min'"))  # another one that migrates may take its time
+        connection.execute(text(f"SET LOCAL lock_timeout = {int(PATIENCE * 1000)}"))
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
     before = MigrationContext.configure(connection).get_current_revision()
     command.upgrade(_config(connection), "head")
