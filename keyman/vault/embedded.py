@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import aiohttp
+
 from keyman.config import VaultSettings
 from keyman.errors import ConfigurationError
 from keyman.home import write_private
@@ -178,7 +180,7 @@ async def _health(vault: AsyncAdapter) -> int | None:
     try:
         async with vault.session.get(f"{vault.base_uri}/v1/sys/health") as response:
             return response.status
-    except OSError:
+    except (aiohttp.ClientError, OSError):  # the first also when it is killed in the middle of an answer
         return None
 
 
