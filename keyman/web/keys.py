@@ -261,6 +261,8 @@ def _form(
     if typed is not None:
         filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.leaves(name)}
         filled["service"] = key.service if key is not None else typed.text("service")
+        if typed.text("api_key").strip() and typed.text("api_key").strip() in filled["name"]:
+            filled["name"] = shown["name"]  # refused for holding the key, which is in no page
     return visit.show(
         "key_form.html",
         refused=refused,
