@@ -127,10 +127,19 @@ def load_database_url(environ: Mapping[str, str]) -> URL:
     return url
 
 
-def _vault(reader: _Reader) -> VaultSettings | None:
+def load_vault(environ: Mapping[str, str], auth: VaultAuth | None = None) -> VaultSettings:
+    """Vault alone, for an operator's commands; raises ConfigurationError. `auth` is how to log in, whatever is set."""
+    reader = _Reader(environ)
+    vault = _vault(reader, auth)
+    reader.finish()
+    assert vault is not None
+    return vault
+
+
+def _vault(reader: _Reader, auth: str | None = None) -> VaultSettings | None:
     fallback = "VAULT_ADDR" if reader.has("VAULT_ADDR") and not reader.has("KEYMAN_VAULT_ADDR") else None
     address = reader.required(fallback or "KEYMAN_VAULT_ADDR", _address)
-    auth = reader.optional("KEYMAN_VAULT_AUTH", _one_of("approle", "kubernetes", "jwt", "token")) or "approle"
+    auth = auth or reader.optional("KEYMAN_VAULT_AUTH", _one_of("approle", "kubernetes", "jwt", "token")) or "approle"
     values: dict[str, object] = {
         "namespace": reader.optional("KEYMAN_VAULT_NAMESPACE", _path_part),
         "ca_certificate": reader.optional("KEYMAN_VAULT_CACERT", _certificate_file),

@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "keyman.cli.serve:command",
     "token": "keyman.cli.token:group",
     "user": "keyman.cli.user:group",
+    "vault": "keyman.cli.vault:group",
 }
 
 

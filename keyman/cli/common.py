@@ -14,13 +14,14 @@ import click
 import msgspec
 from sqlalchemy.engine import URL
 
-from keyman.config import load_database_url
+from keyman.config import VaultSettings, load_database_url, load_vault
 from keyman.db import Database
 from keyman.deployment import Deployment
 from keyman.errors import ConfigurationError
 from keyman.home import Home
 from keyman.telemetry import configure_logging
 from keyman.values import NewPassword
+from keyman.vault import embedded
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
@@ -45,6 +46,17 @@ def environment(home: Path | None) -> Mapping[str, str]:
 
 def database_url(home: Path | None) -> URL:
     return load_database_url(environment(home))
+
+
+def admin_settings(home: Path | None) -> VaultSettings:
+    """Vault with an administrator's token: KEYMAN_VAULT_TOKEN, or that of the Vault which `keyman dev` keeps.
+
+    Raises ConfigurationError.
+    """
+    variables = dict(environment(home))
+    if home is not None:
+        variables["KEYMAN_VAULT_TOKEN"] = embedded.root_token(Home(home).vault).reveal()
+    return load_vault(variables, auth="token")
 
 
 def run(work: Callable[[Database], Awaitable[T]], home: Path | None) -> T:

@@ -137,6 +137,8 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             headers["X-Vault-Token"] = self.token
         if self.namespace:
             headers["X-Vault-Namespace"] = self.namespace
+        if arguments.get("wrap_ttl") is not None:
+            headers["X-Vault-Wrap-TTL"] = str(arguments["wrap_ttl"])
         body = None
         if arguments.get("json") is not None:
             body = msgspec.json.encode(arguments["json"])

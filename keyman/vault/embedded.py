@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import aiohttp
 
 from keyman.config import VaultSettings
-from keyman.errors import ConfigurationError
+from keyman.errors import ConfigurationError, raise_alone
 from keyman.home import write_private
 from keyman.processes import spawn, stop
 from keyman.secret import Secret
@@ -55,6 +55,14 @@ class EmbeddedVault:
 
     def close(self) -> None:
         stop(self.process)
+
+
+def root_token(directory: Path) -> Secret:
+    """Of the server whose data is in `directory`. Raises ConfigurationError where none was ever initialised."""
+    try:
+        return Secret(json.loads((directory / "keys.json").read_bytes())["root_token"])
+    except (OSError, ValueError, KeyError):
+        raise_alone(ConfigurationError(f"{directory / 'keys.json'}, which `keyman dev` keeps, cannot be read"))
 
 
 def binary() -> Path:

@@ -1,16 +1,18 @@
 """Setting Vault up: the Transit mount, the key, the policies of `vault-policies/` and an AppRole for each.
 
-`provision` may be run again and again: it makes what is missing, updates policies and roles that differ, and refuses
-to touch a key that is not as it must be, for changing a key's nature is not possible and replacing it
-loses every value.
+`plan` looks and changes nothing; `provision` carries out what it found. Both may be run again and again: what is
+missing is made, policies and roles that differ are updated, and a key that is not as it must be is not touched, for
+changing a key's nature is not possible and replacing it loses every value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hvac.api.auth_methods.approle import AppRole
 from hvac.api.secrets_engines.transit import Transit
@@ -19,7 +21,7 @@ from hvac.api.system_backend import Auth, Mount, Policies
 from keyman.config import VaultSettings
 from keyman.errors import ConfigurationError
 from keyman.secret import Secret
-from keyman.vault.adapter import AsyncAdapter, none_if_missing
+from keyman.vault.adapter import AsyncAdapter, none_if_missing, taken
 from keyman.vault.guard import KEY_PROPERTIES
 
 ROLES = ("keyman-management", "keyman-resolver", "keyman-rotator")
@@ -36,6 +38,13 @@ ROLE_SETTINGS: Mapping[str, object] = {
     "token_no_default_policy": True,  # the policy file is all that the token may do
     "bind_secret_id": True,
 }
+"""What every AppRole is set to. The rest (uses, life of a secret ID, networks) stays as an operator has narrowed it."""
+
+ROTATOR_SETTINGS: Mapping[str, object] = {
+    "token_max_ttl": 3600,
+    "secret_id_ttl": 86400,  # seconds: a rotation is a job of minutes, and nobody restarts it next week
+}
+"""What the rotator's is set to beside that. A plane's secret ID has no end of its own: a restart at night needs it."""
 
 
 class AppRoleCredentials(NamedTuple):
@@ -55,11 +64,26 @@ def policy(name: str, settings: VaultSettings) -> str:
     return Template(text).substitute(mount=settings.mount, key=settings.key)
 
 
-async def provision(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
-    """Bring Vault to the state that keyman needs and return what was changed, a line each.
+class Change(NamedTuple):
+    """One thing that is not as it must be: what is done about it, how it differs now, and the doing."""
 
-    `admin` carries a token that may do so. Raises ConfigurationError where an existing mount or key is of another
-    kind, VaultFault when Vault refuses.
+    said: str
+    difference: Sequence[str]
+    apply: Callable[[], Awaitable[object]]
+
+
+class Networks(NamedTuple):
+    """From where an AppRole may log in and its token be used: networks in CIDR notation."""
+
+    role: str
+    cidrs: tuple[str, ...]
+
+
+async def plan(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[Networks] = ()) -> list[Change]:
+    """What has to be changed for Vault to be as keyman needs it, in order; empty when nothing has.
+
+    A role that `networks` does not name keeps those it has. `admin` carries a token that may look. Raises
+    ConfigurationError where an existing mount or key is of another kind, VaultFault when Vault refuses.
     """
     changes = [
         *await _mount(admin, settings),
@@ -68,25 +92,49 @@ async def provision(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
     ]
     for name in POLICIES:
         changes += await _policy(admin, settings, name)
+    bound = dict(networks)
     for role in ROLES:
-        changes += await _role(admin, role)
+        changes += await _role(admin, role, bound.get(role))
     return changes
 
 
+async def provision(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[Networks] = ()) -> list[str]:
+    """Carry out the plan and return what was changed, a line each. `admin`'s token must be allowed to. Raises as `plan`."""
+    changes = await plan(admin, settings, networks)
+    for change in changes:
+        await change.apply()
+    return [change.said for change in changes]
+
+
 async def issue_credentials(admin: AsyncAdapter, role: str) -> AppRoleCredentials:
-    """The id of an AppRole with a new secret id."""
+    """The id of an AppRole with a new secret id. Raises VaultFault."""
     approle = AppRole(admin)
-    role_id = (await approle.read_role_id(role))["data"]["role_id"]
-    secret_id = (await approle.generate_secret_id(role))["data"]["secret_id"]
+    role_id = taken(await approle.read_role_id(role), str, "data", "role_id")
+    secret_id = taken(await approle.generate_secret_id(role), str, "data", "secret_id")
     return AppRoleCredentials(role_id, Secret(secret_id))
 
 
-async def _mount(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
-    mounts = (await Mount(admin).list_mounted_secrets_engines())["data"]
+async def issue_wrapped_credentials(admin: AsyncAdapter, role: str, wrap_ttl: int) -> AppRoleCredentials:
+    """The same with the secret id response-wrapped: what stands in its place is a token that gives it out once, within
+    `wrap_ttl` seconds. Raises VaultFault.
+    """
+    approle = AppRole(admin)
+    role_id = taken(await approle.read_role_id(role), str, "data", "role_id")
+    wrapping = await approle.generate_secret_id(role, wrap_ttl=wrap_ttl)
+    return AppRoleCredentials(role_id, Secret(taken(wrapping, str, "wrap_info", "token")))
+
+
+async def _mount(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:
+    mounts = taken(await Mount(admin).list_mounted_secrets_engines(), dict, "data")
     existing = mounts.get(f"{settings.mount}/")
     if existing is None:
-        await Mount(admin).enable_secrets_engine("transit", path=settings.mount)
-        return [f"mounted the Transit engine at {settings.mount}/"]
+        return [
+            Change(
+                f"mounted the Transit engine at {settings.mount}/",
+                (),
+                lambda: Mount(admin).enable_secrets_engine("transit", path=settings.mount),
+            )
+        ]
     if existing["type"] != "transit":
         raise ConfigurationError(
             f"{settings.mount}/ is mounted already, as {existing['type']}: choose another KEYMAN_VAULT_MOUNT"
@@ -94,19 +142,24 @@ async def _mount(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
     return []
 
 
-async def _key(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
+async def _key(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:
     transit = Transit(admin)
     existing = await none_if_missing(transit.read_key(settings.key, mount_point=settings.mount))
     if existing is None:
-        await transit.create_key(
-            settings.key,
-            derived=True,
-            exportable=False,
-            allow_plaintext_backup=False,
-            key_type="aes256-gcm96",
-            mount_point=settings.mount,
-        )
-        return [f"made the key {settings.key}: aes256-gcm96, derived, not exportable, no plaintext backup"]
+        return [
+            Change(
+                f"made the key {settings.key}: aes256-gcm96, derived, not exportable, no plaintext backup",
+                (),
+                lambda: transit.create_key(
+                    settings.key,
+                    derived=True,
+                    exportable=False,
+                    allow_plaintext_backup=False,
+                    key_type="aes256-gcm96",
+                    mount_point=settings.mount,
+                ),
+            )
+        ]
     wrong = [name for name, value in KEY_PROPERTIES.items() if existing["data"].get(name) != value]
     if wrong:
         raise ConfigurationError(
@@ -116,27 +169,49 @@ async def _key(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
     return []
 
 
-async def _app_role_method(admin: AsyncAdapter) -> list[str]:
-    methods = (await Auth(admin).list_auth_methods())["data"]
+async def _app_role_method(admin: AsyncAdapter) -> list[Change]:
+    methods = taken(await Auth(admin).list_auth_methods(), dict, "data")
     if "approle/" in methods:
         return []
-    await Auth(admin).enable_auth_method("approle")
-    return ["enabled the AppRole login at auth/approle/"]
+    return [Change("enabled the AppRole login at auth/approle/", (), lambda: Auth(admin).enable_auth_method("approle"))]
 
 
-async def _policy(admin: AsyncAdapter, settings: VaultSettings, name: str) -> list[str]:
+async def _policy(admin: AsyncAdapter, settings: VaultSettings, name: str) -> list[Change]:
     wanted = policy(name, settings)
-    existing = await none_if_missing(Policies(admin).read_acl_policy(name))
-    if existing is not None and existing["data"]["policy"] == wanted:
+    answer = await none_if_missing(Policies(admin).read_acl_policy(name))
+    existing = None if answer is None else taken(answer, str, "data", "policy")
+    if existing == wanted:
         return []
-    await Policies(admin).create_or_update_acl_policy(name, wanted)
-    return [f"{'wrote' if existing is None else 'updated'} the policy {name}"]
+    lines = difflib.unified_diff((existing or "").splitlines(), wanted.splitlines(), "in Vault", f"{name}.hcl", n=1)
+    return [
+        Change(
+            f"{'wrote' if existing is None else 'updated'} the policy {name}",
+            () if existing is None else [line.rstrip("\n") for line in lines],
+            lambda: Policies(admin).create_or_update_acl_policy(name, wanted),
+        )
+    ]
 
 
-async def _role(admin: AsyncAdapter, role: str) -> list[str]:
-    wanted = {**ROLE_SETTINGS, "token_policies": [role]}
-    existing = await none_if_missing(AppRole(admin).read_role(role))
-    if existing is not None and all(existing["data"].get(name) == value for name, value in wanted.items()):
+async def _role(admin: AsyncAdapter, role: str, cidrs: Sequence[str] | None) -> list[Change]:
+    wanted = {**ROLE_SETTINGS, **(ROTATOR_SETTINGS if role == "keyman-rotator" else {}), "token_policies": [role]}
+    if cidrs is not None:
+        wanted |= {"token_bound_cidrs": list(cidrs), "secret_id_bound_cidrs": list(cidrs)}
+    answer = await none_if_missing(AppRole(admin).read_role(role))
+    existing = {} if answer is None else taken(answer, dict, "data")
+    differing = [name for name, value in wanted.items() if not _same(name, existing.get(name), value)]
+    if not differing:
         return []
-    await AppRole(admin).create_or_update_approle(role, **wanted)
-    return [f"{'made' if existing is None else 'updated'} the AppRole {role}"]
+    return [
+        Change(
+            f"{'made' if answer is None else 'updated'} the AppRole {role}",
+            [] if answer is None else [f"{name}: {existing.get(name)} -> {wanted[name]}" for name in differing],
+            lambda: AppRole(admin).create_or_update_approle(role, **wanted),
+        )
+    ]
+
+
+def _same(name: str, existing: Any, wanted: Any) -> bool:
+    """Vault spells a network of one address without its length, and none as null."""
+    if name.endswith("_cidrs"):
+        return {ip_network(one) for one in existing or ()} == {ip_network(one) for one in wanted}
+    return bool(existing == wanted)
