@@ -99,7 +99,7 @@ async def plan(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[
 
 
 async def provision(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[Networks] = ()) -> list[str]:
-    """Carry out the plan and return what was changed, a line each. `admin`'s token must be allowed to. Raises as `plan`."""
+    """Carry out the plan with `admin`'s token; return what was changed, a line each. Raises like `plan`."""
     changes = await plan(admin, settings, networks)
     for change in changes:
         await change.apply()
