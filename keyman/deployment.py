@@ -65,9 +65,9 @@ class Deployment:
             uuid = (await connection.execute(select(deployment.c.uuid))).scalar_one()
         return cls(db, uuid)
 
-    async def sentinel(self) -> str | None:
-        """The stored sentinel, read once; None when none was stored yet."""
-        if self._sentinel is None:
+    async def sentinel(self, *, anew: bool = False) -> str | None:
+        """The stored sentinel, read once unless it is to be read `anew`; None when none was stored yet."""
+        if self._sentinel is None or anew:
             async with self._db.read() as connection:
                 self._sentinel = (await connection.execute(select(deployment.c.sentinel))).scalar_one()
         return self._sentinel
@@ -85,6 +85,13 @@ class Deployment:
                 .values(sentinel=ciphertext)
             )
         return await self.sentinel()
+
+    async def replace_sentinel(self, before: str, ciphertext: str) -> None:
+        """Store the same sentinel under another version of the key, unless somebody has done so since `before`."""
+        async with self._db.write() as connection:
+            await connection.execute(
+                update(deployment).where(deployment.c.sentinel == before).values(sentinel=ciphertext)
+            )
 
 
 def _stored_revision(connection: Connection) -> str | None:

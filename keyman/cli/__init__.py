@@ -18,6 +18,8 @@ from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
 COMMANDS = {
     "db": "keyman.cli.db:group",
     "dev": "keyman.cli.dev:command",
+    "rewrap": "keyman.cli.rewrap:rewrap",
+    "rotate": "keyman.cli.rewrap:rotate",
     "serve": "keyman.cli.serve:command",
     "token": "keyman.cli.token:group",
     "user": "keyman.cli.user:group",

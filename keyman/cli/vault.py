@@ -33,7 +33,7 @@ WRAP_TTL = 300
 """Seconds in which a wrapped secret ID has to be taken: long enough to start a process, too short to lie about."""
 
 
-class _Networks(click.ParamType):
+class _Networks(click.ParamType[Networks]):
     name = "networks"
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> Networks:

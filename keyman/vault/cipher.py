@@ -155,7 +155,7 @@ class TransitCipher:
             if len(items) == 1:
                 return [None]
             return [sealed for item in items for sealed in await self._encrypt([item])]
-        return [_sealed(result) for result in results]
+        return [sealed_item(result) for result in results]
 
 
 def _encoded(plaintext: Secret) -> str:
@@ -166,7 +166,8 @@ def _encoded(plaintext: Secret) -> str:
         raise_alone(VaultUnavailable(VaultReason.ERROR))  # the codec's own error holds the text
 
 
-def _sealed(result: Any) -> Sealed | None:
+def sealed_item(result: Any) -> Sealed | None:
+    """One result of a batch of Vault's; None where it is an error, or not understood."""
     if not isinstance(result, dict):
         return None
     ciphertext, version = result.get("ciphertext"), result.get("key_version")

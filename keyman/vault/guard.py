@@ -38,7 +38,8 @@ class SentinelStore(Protocol):
 
     uuid: UUID
 
-    async def sentinel(self) -> str | None: ...
+    async def sentinel(self, *, anew: bool = False) -> str | None:
+        """The stored one, or None; `anew` is not answered from memory."""
 
     async def keep_sentinel(self, ciphertext: str) -> str | None:
         """Store it unless there is one; return the one that is stored, or None where none may be."""
@@ -110,7 +111,11 @@ class KeyGuard:
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
 
     async def _check_sentinel(self, sentinel: str | None) -> None:
-        if sentinel is None or not await self._rewraps(sentinel):
+        if sentinel is not None and await self._rewraps(sentinel):
+            return
+        # After a rotation another process has brought it to the newest version, and Vault may refuse older ones.
+        newer = await self._store.sentinel(anew=True)
+        if newer is None or newer == sentinel or not await self._rewraps(newer):
             log.error("vault's key does not open the sentinel: another key, another Vault or another database")
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
 

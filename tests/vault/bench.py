@@ -42,7 +42,7 @@ class Shelf:
         self.stored = sentinel
         self._has_keys = has_keys
 
-    async def sentinel(self) -> str | None:
+    async def sentinel(self, *, anew: bool = False) -> str | None:
         return self.stored
 
     async def keep_sentinel(self, ciphertext: str) -> str | None:

@@ -1,0 +1,196 @@
+"""Bringing stored ciphertexts to the newest version of Vault's key, while the service goes on.
+
+Each row is stored by compare-and-set on its value uuid and ciphertext, so whoever replaced or deleted the key meanwhile
+wins. A chunk is committed by itself: a run that ends early has lost nothing, the next one goes on, and two at once do
+the same work twice at worst. `updated_at` stays, for nothing that a client sees has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
+
+from keyman.db import AnyRow, Database
+from keyman.errors import KeymanError, RefusedStatement
+from keyman.keys.tables import api_keys
+from keyman.vault.cipher import Context
+from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
+from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
+
+IN_FLIGHT = 4
+"""Chunks under way at once: while one is stored Vault works on others. More do not make it faster."""
+
+
+class ReplaceableSentinel(SentinelStore, Protocol):
+    """Where the sentinel is kept, if it can be replaced by the same under another version."""
+
+    async def replace_sentinel(self, before: str, ciphertext: str) -> None: ...
+
+
+class RefusedKey(NamedTuple):
+    """A key whose ciphertext Vault does not open; it is marked `undecryptable`."""
+
+    id: int
+    user_id: int
+    service: str
+
+
+@dataclass
+class Summary:
+    """What a run did: how many rows were brought to `latest`, and which ones Vault refused."""
+
+    latest: int
+    rewrapped: int = 0
+    refused: list[RefusedKey] = field(default_factory=list)
+
+
+class Rewrap:
+    """One run. `report` is called with the number of rows that each chunk has settled."""
+
+    def __init__(
+        self,
+        db: Database,
+        store: ReplaceableSentinel,
+        guard: KeyGuard,
+        rotation: KeyRotation,
+        report: Callable[[int], None] = lambda _settled: None,
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._guard = guard
+        self._rotation = rotation
+        self._report = report
+        self._paging = asyncio.Lock()
+        self._after = 0
+
+    async def run(self) -> Summary:
+        """Rewrap every row that is behind, and the sentinel. Raises VaultUnavailable and DatabaseUnavailable; what was
+        done until then is stored.
+        """
+        # Of another Vault, or another key, every row would look damaged.
+        await self._guard.verify(0)
+        summary = Summary((await self._rotation.versions()).latest)
+        # Again, until there is nothing: what was sealed just before the rotation may be stored only now.
+        while await self._pass(summary):
+            pass
+        await self._rewrap_sentinel()
+        summary.refused.sort()
+        return summary
+
+    async def _pass(self, summary: Summary) -> bool:
+        """Go over the table once; False when there was nothing to do."""
+        self._after = 0
+        skipped = {key.id for key in summary.refused}
+        before = summary.rewrapped + len(summary.refused)
+
+        async def work() -> None:
+            while rows := await self._next(summary.latest):
+                if fresh := [row for row in rows if row.id not in skipped]:
+                    await self._chunk(fresh, summary)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(IN_FLIGHT):
+                    group.create_task(work())
+        except* (KeymanError, RefusedStatement) as faults:
+            raise faults.exceptions[0] from None
+        return summary.rewrapped + len(summary.refused) > before
+
+    async def _next(self, latest: int) -> Sequence[AnyRow]:
+        """The next rows that are behind, in the order of their ids; each goes to one worker."""
+        columns = (
+            api_keys.c.id,
+            api_keys.c.user_id,
+            api_keys.c.service,
+            api_keys.c.value_uuid,
+            api_keys.c.encrypted_key,
+        )
+        async with self._paging:
+            statement = (
+                select(*columns)
+                .where(api_keys.c.id > self._after, _is_behind(latest))
+                .order_by(api_keys.c.id)
+                .limit(MAX_BATCH)
+            )
+            async with self._db.read() as connection:
+                rows = (await connection.execute(statement)).all()
+            if rows:
+                self._after = rows[-1].id
+            return rows
+
+    async def _chunk(self, rows: Sequence[AnyRow], summary: Summary) -> None:
+        items = [
+            Bound(row.encrypted_key, Context(self._store.uuid, row.user_id, row.service, row.value_uuid).encoded())
+            for row in rows
+        ]
+        rewrapped: list[dict[str, object]] = []
+        refused: list[dict[str, object]] = []
+        for row, sealed in zip(rows, await self._rotation.rewrap(items), strict=True):
+            as_read = {"of_id": row.id, "of_value": row.value_uuid, "of_ciphertext": row.encrypted_key}
+            if sealed is None:
+                refused.append(as_read)
+            else:
+                rewrapped.append(as_read | {"to": sealed.ciphertext, "version": sealed.key_version})
+        if refused:
+            await self._guard.verify(0)  # no row is marked for a key that was exchanged under this run
+        # Rows are locked in the order of their ids, so that two runs wait for each other and never crosswise.
+        async with self._db.write() as connection:
+            if rewrapped:
+                await connection.execute(_STORE, rewrapped)
+            if refused:
+                await connection.execute(_MARK, refused)
+        summary.rewrapped += len(rewrapped)
+        marked = {entry["of_id"] for entry in refused}
+        summary.refused += [RefusedKey(row.id, row.user_id, row.service) for row in rows if row.id in marked]
+        self._report(len(rows))
+
+    async def _rewrap_sentinel(self) -> None:
+        """Or the service would take a key whose old versions were retired for another one."""
+        sentinel = await self._store.sentinel(anew=True)
+        if sentinel is None:
+            return
+        [sealed] = await self._rotation.rewrap([Bound(sentinel, sentinel_context(self._store.uuid))])
+        if sealed is not None:
+            await self._store.replace_sentinel(sentinel, sealed.ciphertext)
+
+
+async def behind(db: Database, latest: int) -> Mapping[int, int]:
+    """How many rows a run would try, by the version of the key that sealed them."""
+    statement = (
+        select(api_keys.c.key_version, func.count().label("total"))
+        .where(_is_behind(latest))
+        .group_by(api_keys.c.key_version)
+        .order_by(api_keys.c.key_version)
+    )
+    async with db.read() as connection:
+        rows = (await connection.execute(statement)).all()
+        return {row.key_version: row.total for row in rows}
+
+
+async def oldest_version(db: Database) -> int | None:
+    """Of all that are stored; None when nothing is."""
+    async with db.read() as connection:
+        oldest: int | None = (await connection.execute(select(func.min(api_keys.c.key_version)))).scalar_one()
+        return oldest
+
+
+def _is_behind(latest: int) -> ColumnElement[bool]:
+    """What is marked is tried again whatever its version: the right Vault may be back."""
+    return or_(api_keys.c.key_version < latest, api_keys.c.undecryptable)
+
+
+_AS_READ = (
+    api_keys.c.id == bindparam("of_id"),
+    api_keys.c.value_uuid == bindparam("of_value"),
+    api_keys.c.encrypted_key == bindparam("of_ciphertext"),
+)
+_STORE = (
+    update(api_keys)
+    .where(*_AS_READ)
+    .values(encrypted_key=bindparam("to"), key_version=bindparam("version"), undecryptable=False)
+)
+_MARK = update(api_keys).where(*_AS_READ).values(undecryptable=True)
