@@ -182,7 +182,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.accounts.personal",  # the token is shown once
         "keyman.accounts.tokens",  # and hashed
         "keyman.authentication",  # the cookie is set
-        "keyman.cli.common",  # an administrator's token of the embedded Vault, as a setting
+        "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
         "keyman.dev",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask

@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeVar
 
 import click
 
-from keyman.cli.common import home_option, rotator_settings
+from keyman.cli.common import home_option
+from keyman.cli.logins import rotator_settings
 from keyman.cli.progress import progress
 from keyman.config import Settings
 from keyman.db import Database
@@ -76,7 +77,10 @@ async def _rewrap(parts: _Parts) -> Summary:
     latest = (await parts.rotation.versions()).latest
     total = sum((await behind(parts.db, latest)).values())
     with progress("Rewrapping", total) as advance:
-        summary = await Rewrap(parts.db, parts.deployment, parts.guard, parts.rotation, advance).run()
+        try:
+            summary = await Rewrap(parts.db, parts.deployment, parts.guard, parts.rotation, advance).run()
+        except (VaultUnavailable, DatabaseUnavailable) as fault:
+            raise KeymanError(f"{_said(fault)} {STOPPED}") from None
     for key in summary.refused:
         click.echo(f"key {key.id} of user {key.user_id} ({key.service}): Vault does not open it")
     click.echo(f"Rewrapped {summary.rewrapped:,} to version {summary.latest}.", err=True)
@@ -111,16 +115,21 @@ def _finish(summary: Summary) -> None:
 
 
 def _run(work: Callable[[_Parts], Awaitable[T]], home: Path | None) -> T:
-    configure_logging("console", "error")
+    configure_logging("console", "critical")  # what is wrong is said once, by the error
     try:
         return asyncio.run(_with_parts(work, rotator_settings(home)))
-    except VaultUnavailable as fault:
-        raise KeymanError(f"{VAULT_DETAILS[fault.reason]} {STOPPED}") from None
-    except DatabaseUnavailable as fault:
-        raise KeymanError(f"The database cannot be used ({fault.kind or 'it did not confirm'}). {STOPPED}") from None
+    except (VaultUnavailable, DatabaseUnavailable) as fault:
+        raise KeymanError(_said(fault)) from None
     except KeyboardInterrupt:
         click.echo(f"Stopped. {STOPPED}", err=True)
-        raise
+        sys.exit(130)  # as a shell counts it
+
+
+def _said(fault: VaultUnavailable | DatabaseUnavailable) -> str:
+    """Their own words speak of a request that stored nothing."""
+    if isinstance(fault, VaultUnavailable):
+        return VAULT_DETAILS[fault.reason]
+    return f"The database cannot be used ({fault.kind or 'it did not confirm'})."
 
 
 async def _with_parts(work: Callable[[_Parts], Awaitable[T]], settings: Settings) -> T:

@@ -11,7 +11,8 @@ from typing import TypeVar
 import click
 import msgspec
 
-from keyman.cli.common import admin_settings, home_option, json_option
+from keyman.cli.common import home_option, json_option
+from keyman.cli.logins import admin_settings
 from keyman.config import VaultSettings
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
 from keyman.home import write_private
@@ -165,7 +166,7 @@ def _as_admin(settings: VaultSettings, work: Callable[[AsyncAdapter], Awaitable[
         finally:
             await admin.close()
 
-    configure_logging("console", "error")
+    configure_logging("console", "critical")  # what is wrong is said once, by the error
     try:
         return asyncio.run(do())
     except VaultFault as fault:

@@ -1,0 +1,145 @@
+"""How fast `keyman rewrap` is on PostgreSQL, beside what Transit alone does with the same batches in the same run.
+
+    .venv/bin/python -m bench.rewrap [--rows 100000] [--rounds 3]
+
+A real OpenBao and a PostgreSQL that waits for its disk, on loopback. Each round makes a new version of the key, has
+Transit rewrap every row's ciphertext without storing it, and then rewraps for good; the best round of each counts. Only
+the share is worth comparing between machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+from uuid import uuid4
+
+import click
+from sqlalchemy import insert, select
+from sqlalchemy.engine import URL, make_url
+
+from keyman import migrations
+from keyman.config import VaultSettings
+from keyman.db import Database
+from keyman.deployment import Deployment
+from keyman.keys.rewrap import IN_FLIGHT, Rewrap
+from keyman.keys.tables import api_keys
+from keyman.telemetry import Metrics, configure_logging
+from keyman.vault import embedded, provision
+from keyman.vault.cipher import Context
+from keyman.vault.embedded import EmbeddedVault
+from keyman.vault.guard import KeyGuard
+from keyman.vault.login import VaultClient
+from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
+from tests.storage.rows import add_owner, row
+from tests.support.postgres import postgres_server
+
+SEALED_AT_ONCE = 200
+
+
+class Rates(NamedTuple):
+    """Values a second."""
+
+    transit: float
+    rewrap: float
+
+
+@click.command()
+@click.option("--rows", default=100_000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 10))
+def main(rows: int, rounds: int) -> None:
+    """Print a table."""
+    configure_logging("console", "error")
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        vault = asyncio.run(embedded.start(directory / "vault"))
+        stack.callback(vault.close)
+        server = stack.enter_context(postgres_server(durable=True, log_statements=False))
+        before = os.getloadavg()[0]
+        rates = asyncio.run(_measure(vault, make_url(server.create_database("bench")), rows, rounds))
+    click.echo(f"{rows:,} rows, load of the machine {before:.1f} before and {os.getloadavg()[0]:.1f} after\n")
+    click.echo("| | share of Transit alone | values a second here |\n|---|---|---|")
+    click.echo(f"| Transit alone, {MAX_BATCH} a call, {IN_FLIGHT} calls at once | 1 | {rates.transit:,.0f} |")
+    click.echo(f"| `keyman rewrap`, PostgreSQL | {rates.rewrap / rates.transit:.2f} | {rates.rewrap:,.0f} |")
+
+
+async def _measure(vault: EmbeddedVault, url: URL, count: int, rounds: int) -> Rates:
+    admin = vault.admin()
+    settings = VaultSettings(address=vault.address)
+    await provision.provision(admin, settings)
+    management = await _client(admin, settings, "keyman-management")
+    rotator = await _client(admin, settings, "keyman-rotator")
+    await migrations.upgrade(url)
+    db = Database(url)
+    deployment = await Deployment.load(db)
+    guard = KeyGuard(management, settings, deployment)
+    await guard.verify()
+    await _fill(db, management, deployment, count)
+    rotation = KeyRotation(rotator, settings)
+    best = Rates(0, 0)
+    for _ in range(rounds):
+        await rotation.rotate()
+        items = await _items(db, deployment)
+        started = perf_counter()
+        await _transit(rotation, items)
+        alone = perf_counter() - started
+        started = perf_counter()
+        summary = await Rewrap(db, deployment, KeyGuard(rotator, settings, deployment), rotation).run()
+        stored = perf_counter() - started
+        assert summary.rewrapped == count, summary
+        best = Rates(max(best.transit, count / alone), max(best.rewrap, count / stored))
+    for client in (management, rotator):
+        await client.close()
+    await admin.close()
+    await db.close()
+    return best
+
+
+async def _client(admin: embedded.AsyncAdapter, settings: VaultSettings, role: str) -> VaultClient:
+    issued = await provision.issue_credentials(admin, role)
+    return VaultClient(
+        VaultSettings(address=settings.address, role_id=issued.role_id, secret_id=issued.secret_id), Metrics()
+    )
+
+
+async def _fill(db: Database, client: VaultClient, deployment: Deployment, count: int) -> None:
+    await add_owner(db)
+    plaintext = base64.b64encode(b"sk-" + b"x" * 45).decode()
+    for start in range(0, count, SEALED_AT_ONCE):
+        values = [uuid4() for _ in range(min(SEALED_AT_ONCE, count - start))]
+        items = [
+            {"plaintext": plaintext, "context": Context(deployment.uuid, 1, "OPENAI", value).encoded()}
+            for value in values
+        ]
+        answer = await client.adapter.post("/v1/transit/encrypt/keyman", json={"batch_input": items})
+        sealed = [item["ciphertext"] for item in answer["data"]["batch_results"]]
+        rows = [row("api_keys", encrypted_key=one, value_uuid=value) for value, one in zip(values, sealed, strict=True)]
+        async with db.write() as connection:
+            await connection.execute(insert(api_keys), rows)
+
+
+async def _items(db: Database, deployment: Deployment) -> list[Bound]:
+    statement = select(api_keys.c.encrypted_key, api_keys.c.value_uuid).order_by(api_keys.c.id)
+    async with db.read() as connection:
+        rows = (await connection.execute(statement)).all()
+    return [Bound(one.encrypted_key, Context(deployment.uuid, 1, "OPENAI", one.value_uuid).encoded()) for one in rows]
+
+
+async def _transit(rotation: KeyRotation, items: Sequence[Bound]) -> None:
+    batches = iter([items[start : start + MAX_BATCH] for start in range(0, len(items), MAX_BATCH)])
+
+    async def work() -> None:
+        for batch in batches:
+            assert None not in await rotation.rewrap(batch)
+
+    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+
+
+if __name__ == "__main__":
+    main()

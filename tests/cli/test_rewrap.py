@@ -1,0 +1,230 @@
+"""`keyman rotate` and `keyman rewrap`, as transcripts, with the rotator's own login; and on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from secrets import token_hex
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import delete, insert, update
+from sqlalchemy.engine import make_url
+
+from keyman.config import VaultSettings
+from keyman.db import Database
+from keyman.deployment import Deployment, deployment
+from keyman.keys.tables import api_keys
+from keyman.secret import Secret
+from keyman.telemetry import Metrics
+from keyman.vault.cipher import Context, TransitCipher
+from keyman.vault.guard import KeyGuard
+from keyman.vault.login import VaultClient
+from tests.cli.test_common import failed
+from tests.cli.transcript import keyman
+from tests.storage.rows import add_owner, row
+from tests.support.live import KEYMAN, PATIENCE, Finished, Victim, live, stored_keys, victim_at
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with victim_at(tmp_path_factory.mktemp("rotated")) as started:
+        yield started
+
+
+@pytest.fixture
+def management(victim: Victim) -> VaultSettings:
+    """How the service logs in, at a mount of the test's own."""
+    return asyncio.run(victim.provisioned(mount=f"seals-{token_hex(4)}"))
+
+
+@pytest.fixture
+def operator(env: dict[str, str], victim: Victim, management: VaultSettings) -> dict[str, str]:
+    """The variables of the job that rotates."""
+    role = "auth/approle/role/keyman-rotator"
+    return env | {
+        "KEYMAN_VAULT_ADDR": management.address,
+        "KEYMAN_VAULT_MOUNT": management.mount,
+        "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],
+        "KEYMAN_VAULT_SECRET_ID": victim.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
+    }
+
+
+@pytest.fixture
+def stored(operator: dict[str, str], management: VaultSettings) -> int:
+    """How many keys there are: more than one chunk."""
+    count = 160
+    asyncio.run(_store(operator, management, count))
+    return count
+
+
+async def _store(env: dict[str, str], settings: VaultSettings, count: int) -> None:
+    db, metrics = Database(make_url(env["KEYMAN_DATABASE_URL"])), Metrics()
+    client = VaultClient(settings, metrics)
+    at = await Deployment.load(db)
+    cipher = TransitCipher(client, settings, KeyGuard(client, settings, at), metrics)
+    await add_owner(db)
+    values = [uuid4() for _ in range(count)]
+    sealed = await asyncio.gather(
+        *(cipher.encrypt(Secret("sk-1234567890"), Context(at.uuid, 1, "OPENAI", value)) for value in values)
+    )
+    rows = [
+        row("api_keys", encrypted_key=one.ciphertext, key_version=one.key_version, value_uuid=value)
+        for value, one in zip(values, sealed, strict=True)
+    ]
+    async with db.write() as connection:
+        await connection.execute(insert(api_keys), rows)
+    await client.close()
+    await db.close()
+
+
+def execute(env: dict[str, str], statement: object) -> None:
+    async def do() -> None:
+        db = Database(make_url(env["KEYMAN_DATABASE_URL"]))
+        async with db.write() as connection:
+            await connection.execute(statement)  # type: ignore[call-overload]  # an UPDATE or a DELETE
+        await db.close()
+
+    asyncio.run(do())
+
+
+def versions(env: dict[str, str]) -> list[str]:
+    keys = asyncio.run(stored_keys(make_url(env["KEYMAN_DATABASE_URL"])))
+    return sorted({key.ciphertext.split(":")[1] for key in keys.values()})
+
+
+def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
+    operator: dict[str, str], stored: int, victim: Victim
+) -> None:
+    mount = operator["KEYMAN_VAULT_MOUNT"]
+    nothing = Finished(0, "", "0 to be rewrapped; the newest version is 1.\n")
+    assert keyman("rewrap", "--dry-run", env=operator) == nothing
+
+    done = keyman("rotate", env=operator)
+    assert (done.code, done.out) == (0, "")
+    first, *steps = done.err.splitlines()
+    assert first == "From now on everything is sealed with version 2 of the key."
+    assert f"Rewrapped {stored} to version 2." in steps
+    assert f"    vault write {mount}/keys/keyman/config min_decryption_version=2" in steps
+    assert "Backups of the database from before this run do not open then" in done.err
+    assert versions(operator) == ["v2"]
+
+    victim.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
+    assert keyman("rewrap", env=operator) == Finished(0, "", "Rewrapped 0 to version 2.\n")
+
+
+def test_a_dry_run_counts_by_version_and_changes_nothing(operator: dict[str, str], stored: int, victim: Victim) -> None:
+    victim.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
+    counted = Finished(0, f"{stored} at version 1\n", f"{stored} to be rewrapped; the newest version is 2.\n")
+    assert keyman("rewrap", "--dry-run", env=operator) == counted
+    assert keyman("rewrap", "--dry-run", env=operator) == counted
+    assert versions(operator) == ["v1"]
+
+
+def test_progress_is_a_line_for_each_tenth_where_there_is_no_terminal(operator: dict[str, str], stored: int) -> None:
+    steps = [line for line in keyman("rotate", env=operator).err.splitlines() if line.startswith("Rewrapping: ")]
+    assert 1 <= len(steps) <= 10
+    assert steps[-1].startswith(f"Rewrapping: {stored} of {stored}, ")
+    assert steps[-1].endswith(" a second, 0 s left")
+
+
+def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[str, str], stored: int) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([KEYMAN, "rotate"], env=operator | {"TERM": "xterm"}, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how the end of a terminal is told
+            while part := os.read(ours, 65536):
+                shown += part
+        assert process.wait(PATIENCE) == 0
+    os.close(ours)
+    text = shown.decode()
+    assert "━" in text
+    assert f"{stored}/{stored}" in text
+    assert " a second" in text
+    assert "0:00:00" in text
+
+
+def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: dict[str, str], stored: int) -> None:
+    execute(operator, update(api_keys).where(api_keys.c.id == 7).values(value_uuid=uuid4()))
+    done = keyman("rotate", env=operator)
+    assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
+    assert f"Rewrapped {stored - 1} to version 2." in done.err
+    assert "1 could not be opened and are marked undecryptable" in done.err
+    assert "may be retired" not in done.err
+    assert "min_decryption_version" not in done.err  # the old version is still needed
+    assert keyman("rewrap", "--dry-run", env=operator).out == "1 at version 1\n"
+    execute(operator, delete(api_keys).where(api_keys.c.id == 7))
+    assert keyman("rewrap", env=operator).code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
+    operator: dict[str, str], stored: int, victim: Victim, tmp_path: Path, number: signal.Signals
+) -> None:
+    with live("rotate", env=operator | {"MARK": str(tmp_path)}, directory=tmp_path / "out", mark=tmp_path) as running:
+        running.says("From now on")
+        ended = running.end(number)
+    if number is signal.SIGINT and ended.code:
+        assert ended.code == 130
+        assert "run `keyman rewrap` to go on" in ended.err
+    done = keyman("rewrap", env=operator)
+    assert (done.code, done.out) == (0, "")
+    assert versions(operator) == ["v2"]
+    keys = asyncio.run(stored_keys(make_url(operator["KEYMAN_DATABASE_URL"])))
+    opened = victim.root.opens_all(keys.values(), mount=operator["KEYMAN_VAULT_MOUNT"])
+    assert set(opened.values()) == {"sk-1234567890"}
+    assert len(opened) == stored
+
+
+@pytest.mark.parametrize("command", [("rotate",), ("rewrap",), ("rewrap", "--dry-run")], ids=" ".join)
+def test_what_keeps_it_from_starting_is_said_in_words(
+    operator: dict[str, str], management: VaultSettings, command: tuple[str, ...]
+) -> None:
+    assert "KEYMAN_VAULT_ROLE_ID is not set" in failed(keyman(*command, env={**operator, "KEYMAN_VAULT_ROLE_ID": ""}))
+    wrong = failed(keyman(*command, env={**operator, "KEYMAN_VAULT_SECRET_ID": "not-the-secret"}))
+    assert "Vault refuses keyman's login" in wrong
+    assert "not-the-secret" not in wrong
+    gone = failed(keyman(*command, env={**operator, "KEYMAN_VAULT_ADDR": "http://127.0.0.1:9"}))
+    assert "Vault cannot be reached" in gone
+    assert "Nothing was stored" not in gone
+
+
+def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management: VaultSettings) -> None:
+    asyncio.run(_store(operator, management, 1))
+    assert management.role_id is not None
+    assert management.secret_id is not None
+    env = operator | {
+        "KEYMAN_VAULT_ROLE_ID": management.role_id,
+        "KEYMAN_VAULT_SECRET_ID": management.secret_id.reveal(),
+    }
+    assert "its policy does not allow this operation" in failed(keyman("rotate", env=env))
+    assert keyman("rewrap", env=env).code == 0
+
+
+def test_another_key_of_the_same_name_is_not_rotated(operator: dict[str, str], stored: int, victim: Victim) -> None:
+    key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
+    victim.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
+    victim.root.ask("DELETE", key)
+    victim.root.ask("POST", key, {"derived": True, "type": "aes256-gcm96"})
+    for command in ("rotate", "rewrap"):
+        assert "not the one this database was sealed with" in failed(keyman(command, env=operator))
+    assert victim.root.ask("GET", key)["latest_version"] == 1
+
+
+def test_a_database_without_a_sentinel_is_not_rotated_by_somebody_who_cannot_make_one(
+    operator: dict[str, str], stored: int
+) -> None:
+    execute(operator, update(deployment).values(sentinel=None))
+    said = failed(keyman("rotate", env=operator))
+    assert "its policy does not allow" in said or "not the one this database was sealed with" in said
+
+
+def test_a_home_is_rotated_by_its_own_vaults_rotator_and_needs_its_keyman_dev(tmp_path: Path) -> None:
+    assert "Start keyman there first" in failed(keyman("rotate", "--home", tmp_path / "nothing"))
