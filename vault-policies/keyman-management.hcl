@@ -35,3 +35,8 @@ path "auth/token/renew-self" {
 path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
+
+# What it may do, asked of itself: how `keyman doctor` finds that it may do too little, or too much.
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}

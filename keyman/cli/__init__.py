@@ -17,6 +17,7 @@ from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
 
 COMMANDS = {
     "db": "keyman.cli.db:group",
+    "doctor": "keyman.cli.doctor:command",
     "dev": "keyman.cli.dev:command",
     "rewrap": "keyman.cli.rewrap:rewrap",
     "rotate": "keyman.cli.rewrap:rotate",

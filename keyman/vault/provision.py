@@ -8,6 +8,7 @@ changing a key's nature is not possible and replacing it loses every value.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
@@ -62,6 +63,12 @@ def policy(name: str, settings: VaultSettings) -> str:
     """The HCL of a policy for this mount and key."""
     text = (policies_directory() / f"{name}.hcl").read_text()
     return Template(text).substitute(mount=settings.mount, key=settings.key)
+
+
+def capabilities(name: str, settings: VaultSettings) -> dict[str, set[str]]:
+    """What a policy grants, by path. For the files in `vault-policies/`, whose blocks begin alike, not for any HCL."""
+    blocks = re.findall(r'^path "([^"]+)" \{\s*capabilities\s*=\s*\[([^\]]*)\]', policy(name, settings), re.MULTILINE)
+    return {path: set(re.findall(r'"(\w+)"', held)) for path, held in blocks}
 
 
 class Change(NamedTuple):

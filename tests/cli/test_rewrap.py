@@ -8,90 +8,20 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from secrets import token_hex
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, insert, update
+from sqlalchemy import delete, update
 from sqlalchemy.engine import make_url
 
 from keyman.config import VaultSettings
-from keyman.db import Database
-from keyman.deployment import Deployment, deployment
+from keyman.deployment import deployment
 from keyman.keys.tables import api_keys
-from keyman.secret import Secret
-from keyman.telemetry import Metrics
-from keyman.vault.cipher import Context, TransitCipher
-from keyman.vault.guard import KeyGuard
-from keyman.vault.login import VaultClient
+from tests.cli.conftest import execute, store
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.storage.rows import add_owner, row
-from tests.support.live import KEYMAN, PATIENCE, Finished, Victim, live, stored_keys, victim_at
-
-
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("rotated")) as started:
-        yield started
-
-
-@pytest.fixture
-def management(victim: Victim) -> VaultSettings:
-    """How the service logs in, at a mount of the test's own."""
-    return asyncio.run(victim.provisioned(mount=f"seals-{token_hex(4)}"))
-
-
-@pytest.fixture
-def operator(env: dict[str, str], victim: Victim, management: VaultSettings) -> dict[str, str]:
-    """The variables of the job that rotates."""
-    role = "auth/approle/role/keyman-rotator"
-    return env | {
-        "KEYMAN_VAULT_ADDR": management.address,
-        "KEYMAN_VAULT_MOUNT": management.mount,
-        "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],
-        "KEYMAN_VAULT_SECRET_ID": victim.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
-    }
-
-
-@pytest.fixture
-def stored(operator: dict[str, str], management: VaultSettings) -> int:
-    """How many keys there are: more than one chunk."""
-    count = 160
-    asyncio.run(_store(operator, management, count))
-    return count
-
-
-async def _store(env: dict[str, str], settings: VaultSettings, count: int) -> None:
-    db, metrics = Database(make_url(env["KEYMAN_DATABASE_URL"])), Metrics()
-    client = VaultClient(settings, metrics)
-    at = await Deployment.load(db)
-    cipher = TransitCipher(client, settings, KeyGuard(client, settings, at), metrics)
-    await add_owner(db)
-    values = [uuid4() for _ in range(count)]
-    sealed = await asyncio.gather(
-        *(cipher.encrypt(Secret("sk-1234567890"), Context(at.uuid, 1, "OPENAI", value)) for value in values)
-    )
-    rows = [
-        row("api_keys", encrypted_key=one.ciphertext, key_version=one.key_version, value_uuid=value)
-        for value, one in zip(values, sealed, strict=True)
-    ]
-    async with db.write() as connection:
-        await connection.execute(insert(api_keys), rows)
-    await client.close()
-    await db.close()
-
-
-def execute(env: dict[str, str], statement: object) -> None:
-    async def do() -> None:
-        db = Database(make_url(env["KEYMAN_DATABASE_URL"]))
-        async with db.write() as connection:
-            await connection.execute(statement)  # type: ignore[call-overload]  # an UPDATE or a DELETE
-        await db.close()
-
-    asyncio.run(do())
+from tests.support.live import KEYMAN, PATIENCE, Finished, Victim, live, stored_keys
 
 
 def versions(env: dict[str, str]) -> list[str]:
@@ -197,7 +127,7 @@ def test_what_keeps_it_from_starting_is_said_in_words(
 
 
 def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management: VaultSettings) -> None:
-    asyncio.run(_store(operator, management, 1))
+    asyncio.run(store(operator, management, 1))
     assert management.role_id is not None
     assert management.secret_id is not None
     env = operator | {

@@ -1,0 +1,88 @@
+"""`keyman doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import msgspec
+
+from keyman.cli.common import environment, home_option, json_option
+from keyman.config import Settings, load
+from keyman.db import Database
+from keyman.doctor import configuration, database, vault
+from keyman.doctor.findings import Finding, State, failed, ok, skipped
+from keyman.errors import ConfigurationError
+from keyman.home import Home
+from keyman.keys.services import read_services
+from keyman.telemetry import Metrics, configure_logging
+from keyman.vault.login import VaultClient
+
+ROLES = {"management": vault.MANAGEMENT, "resolver": vault.RESOLVER, "rotator": vault.ROTATOR}
+
+COLORS = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "red", State.SKIPPED: "bright_black"}
+
+
+@click.command("doctor")
+@click.option(
+    "--role",
+    type=click.Choice(list(ROLES)),
+    default="management",
+    show_default=True,
+    help="Whose login the variables hold, and whose policy it is compared with.",
+)
+@home_option
+@json_option
+def command(role: str, home: Path | None, as_json: bool) -> None:
+    """Check Vault, its key, the policies, the database, the clocks and the settings; a line each.
+
+    Changes nothing, and is safe to run against production. The exit code is 1 when a check failed; a warning fails
+    nothing.
+    """
+    configure_logging("console", "critical")
+    environ = environment(home)
+    files = () if home is None else (Home(home).settings_file, Home(home).vault / "keys.json")
+    try:
+        settings = load(environ, read_services)
+    except ConfigurationError as fault:
+        findings = [failed("configuration", str(fault), "set them as docs/configuration.md says")]
+    else:
+        findings = asyncio.run(_examine(settings, environ, files, ROLES[role]))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2))
+    else:
+        _print(findings)
+    if any(finding.state is State.FAILED for finding in findings):
+        sys.exit(1)
+
+
+async def _examine(
+    settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...], role: vault.Role
+) -> list[Finding]:
+    db, client = Database(settings.database_url), VaultClient(settings.vault, Metrics())
+    findings = [ok("configuration", "complete"), *configuration.examine(settings, environ, files)]
+    try:
+        findings += [finding async for finding in vault.examine(client, settings.vault, role)]
+        findings += [finding async for finding in database.examine(settings, db)]
+        if role.reads_key:
+            findings += [finding async for finding in database.examine_key(settings.vault, db, client)]
+        else:
+            findings += [skipped(check, f"{role.name} may not rewrap") for check in database.OF_THE_KEY]
+    finally:
+        await client.close()
+        await db.close()
+    return findings
+
+
+def _print(findings: list[Finding]) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        state = click.style(f"{finding.state:<7}", fg=COLORS[finding.state])
+        click.echo(f"{state}  {finding.check:<{width}}  {finding.found}")
+        if finding.remedy is not None:
+            click.echo(f"{'':9}{'':{width}}  -> {finding.remedy}")
+    counts = [(state, sum(finding.state is state for finding in findings)) for state in State]
+    click.echo(", ".join(f"{count} {state}" for state, count in counts if count), err=True)

@@ -1,0 +1,1 @@
+"""Is everything as it must be? Each module looks at one part, changes nothing, says what it found and what to do."""

@@ -1,0 +1,100 @@
+"""The settings: what they let in, and who can read what they keep secret."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from keyman.config import Settings, is_loopback
+from keyman.doctor.findings import Finding, failed, ok, warning
+
+
+def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...] = ()) -> Iterator[Finding]:
+    """`files` are private ones beside those that the variables name."""
+    yield _vault_address(settings)
+    yield _public_url(settings)
+    yield _sign_up(settings)
+    yield _proxies(settings)
+    yield _secret_files(settings, environ, files)
+
+
+def _vault_address(settings: Settings) -> Finding:
+    parts = urlsplit(settings.vault.address)
+    if parts.scheme == "https":
+        authority = "its own CA" if settings.vault.ca_certificate else "the system's CAs"
+        return ok("vault-address", f"TLS, checked against {authority}")
+    if is_loopback(parts.hostname or ""):
+        return ok("vault-address", "no TLS, on a loopback address")
+    return failed(
+        "vault-address",
+        "Vault is reached without TLS: whoever can read the network reads every key that is stored",
+        "give Vault a certificate, and set KEYMAN_VAULT_ADDR to https://… and KEYMAN_VAULT_CACERT to its CA",
+    )
+
+
+def _public_url(settings: Settings) -> Finding:
+    if settings.public_url is None:
+        return warning(
+            "public-url",
+            "not set: cookies are Secure, and redirects follow the host that was asked",
+            "set KEYMAN_PUBLIC_URL to what browsers see, such as https://keys.example.com",
+        )
+    if settings.is_https:
+        return ok("public-url", "https; cookies are Secure")
+    if not settings.cookies_are_secure:
+        return ok("public-url", "plain http on a loopback address; cookies are not Secure, for development")
+    return failed(
+        "public-url",
+        "plain http that is not loopback: browsers do not send the session cookie back, so nobody can sign in",
+        "put a proxy with TLS in front, and set KEYMAN_PUBLIC_URL to its https://… address",
+    )
+
+
+def _sign_up(settings: Settings) -> Finding:
+    if not settings.signup_open:
+        return ok("sign-up", "closed; accounts are made with `keyman user add`")
+    if settings.public_url is not None and not settings.cookies_are_secure:
+        return ok("sign-up", "open, on a loopback address")
+    return warning(
+        "sign-up", "open: whoever reaches the pages can make an account", "set KEYMAN_SIGNUP to closed, unless meant"
+    )
+
+
+def _proxies(settings: Settings) -> Finding:
+    if settings.trusted_proxies:
+        return ok("proxies", f"{len(settings.trusted_proxies)} trusted for the client's address")
+    if not settings.is_https:
+        return ok("proxies", "none trusted; the client's address is the connection's")
+    return warning(
+        "proxies",
+        "none trusted behind an https address: sign-in limits and the trail see the proxy's address for everybody",
+        "set KEYMAN_TRUSTED_PROXIES to the networks of the proxies in front",
+    )
+
+
+def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...]) -> Finding:
+    """Names variables and files, never what they hold."""
+    named = {
+        name: Path(path) for name, path in environ.items() if name.startswith("KEYMAN_") and name.endswith("_FILE")
+    }
+    # What they hold is no secret.
+    for name in ("KEYMAN_SERVICES_FILE",):
+        named.pop(name, None)
+    private = named | {str(path): path for path in files}
+    database = settings.database_url
+    if database.get_backend_name() == "sqlite" and database.database:
+        private["the database"] = Path(database.database)
+    open_to_others = [name for name, path in private.items() if path.exists() and _is_open(path)]
+    if not open_to_others:
+        return ok("secret-files", f"{len(private)} checked, none open to everybody" if private else "none are used")
+    return failed(
+        "secret-files",
+        f"everybody on this machine can read, or a group can write: {', '.join(sorted(open_to_others))}",
+        "take those rights away: chmod o=,g-w FILE",
+    )
+
+
+def _is_open(path: Path) -> bool:
+    return bool(path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP))

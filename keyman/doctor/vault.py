@@ -1,0 +1,252 @@
+"""Vault as one role of keyman meets it: is it there, what may its token do, and is the key the right one?
+
+Only reads, and rewraps whose answers are thrown away; nothing is sealed, opened, stored or rotated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hvac.api.auth_methods.token import Token
+from hvac.api.secrets_engines.transit import Transit
+
+from keyman.config import VaultSettings
+from keyman.db import now
+from keyman.doctor.findings import Finding, failed, ok, skipped, warning
+from keyman.errors import VAULT_DETAILS, VaultReason, VaultUnavailable
+from keyman.telemetry import Metrics
+from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing, taken
+from keyman.vault.guard import KEY_PROPERTIES
+from keyman.vault.login import VaultClient
+from keyman.vault.provision import capabilities
+
+OLDEST_VAULT = (1, 12)
+"""The first version of HashiCorp's with all that keyman uses; OpenBao began at 2.0."""
+
+CLOCKS_MAY_DIFFER = 5
+"""Seconds, before it is worth a look: tokens' and keys' ends are compared with this machine's clock."""
+
+CLOCKS_MUST_NOT_DIFFER = 60
+"""Seconds: single-use wrapped secret IDs live for minutes."""
+
+SOON = 300
+"""Seconds: a token that ends in less and cannot be renewed is about to be a fault."""
+
+FORBIDDEN_PATHS: Mapping[str, str] = {
+    "{mount}/decrypt/{key}": "decrypt",
+    "{mount}/encrypt/{key}": "encrypt",
+    "{mount}/keys/{key}": "change the key",
+    "{mount}/keys/{key}/rotate": "rotate the key",
+    "{mount}/keys/{key}/config": "configure the key",
+    "{mount}/keys/{key}/trim": "destroy old versions of the key",
+    "{mount}/export/encryption-key/{key}": "export the key",
+    "{mount}/backup/{key}": "back the key up",
+    "{mount}/datakey/plaintext/{key}": "make plaintext data keys",
+    "{mount}/encrypt/keyman-doctor-probe": "encrypt with other keys",
+    "{mount}/decrypt/keyman-doctor-probe": "decrypt with other keys",
+    "{mount}/keys/keyman-doctor-probe": "make other keys",
+    "sys/policies/acl/keyman-doctor-probe": "write policies",
+    "sys/mounts/keyman-doctor-probe": "mount engines",
+    "sys/auth/keyman-doctor-probe": "enable logins",
+    "sys/raw/core": "read Vault's storage",
+    "sys/seal": "seal Vault",
+    "auth/approle/role/keyman-resolver/secret-id": "issue the resolver's credentials",
+    "auth/approle/role/keyman-management/secret-id": "issue the management plane's credentials",
+    "auth/token/create": "create tokens",
+    "secret/data/keyman-doctor-probe": "use other secrets",
+}
+"""What a token is asked about beside what its policy grants, and what it could do with it. The probes name nothing that
+exists, and are never requested: Vault is only asked what the token may.
+"""
+
+
+class Role(NamedTuple):
+    """A role as it is examined: its policy's name, and whether it may look at the key."""
+
+    name: str
+    reads_key: bool
+
+
+MANAGEMENT = Role("keyman-management", reads_key=True)
+RESOLVER = Role("keyman-resolver", reads_key=False)
+ROTATOR = Role("keyman-rotator", reads_key=True)
+
+
+async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> AsyncIterator[Finding]:
+    """Vault, its clock, the login, the token, its policy, the key's properties."""
+    health = await _health(settings)
+    if isinstance(health, Finding):
+        yield health
+        for check in ("vault-clock", "vault-login", "vault-token", "vault-policy", "vault-key"):
+            yield skipped(check, "Vault cannot be asked")
+        return
+    yield _reachable(health)
+    yield _clock(health)
+    try:
+        token = await client.call("lookup", lambda: _lookup(client))
+    except VaultUnavailable as fault:
+        yield failed("vault-login", VAULT_DETAILS[fault.reason], _login_remedy(settings, fault.reason))
+        for check in ("vault-token", "vault-policy", "vault-key"):
+            yield skipped(check, "there is no login")
+        return
+    yield ok("vault-login", f"logged in by {settings.auth}")
+    yield _token(token, settings)
+    try:
+        yield _policy(await client.call("capabilities", lambda: _capabilities(client, settings, role)), settings, role)
+    except VaultUnavailable as fault:
+        yield warning(
+            "vault-policy",
+            f"the token cannot be asked what it may do: {VAULT_DETAILS[fault.reason]}",
+            "bring the policies up to date: keyman vault setup",
+        )
+    yield await _key(client, settings, role)
+
+
+async def _health(settings: VaultSettings) -> dict[str, Any] | Finding:
+    # Not in a namespace: the health is the server's.
+    adapter = AsyncAdapter(replace(settings, namespace=None), Metrics())
+    codes = ("standbycode", "sealedcode", "uninitcode", "drsecondarycode", "performancestandbycode")
+    try:
+        answer = await adapter.get("/v1/sys/health", params=dict.fromkeys(codes, "200"))
+        is_sealed, is_initialized = taken(answer, bool, "sealed"), taken(answer, bool, "initialized")
+    except VaultFault as fault:
+        return failed(
+            "vault",
+            VAULT_DETAILS[fault.reason],
+            "look whether it runs, whether KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT are right, and what lies between",
+        )
+    finally:
+        await adapter.close()
+    if not is_initialized:
+        return failed("vault", "not initialised", "initialise it: vault operator init; then keyman vault setup")
+    if is_sealed:
+        return failed("vault", "sealed: nothing can be stored or read", "unseal it: vault operator unseal")
+    health: dict[str, Any] = answer
+    return health
+
+
+def _reachable(health: Mapping[str, Any]) -> Finding:
+    version = str(health.get("version", "unknown"))
+    known = tuple(int(part) for part in version.split("+", maxsplit=1)[0].split(".")[:2] if part.isdigit())
+    if len(known) == 2 and known < OLDEST_VAULT:
+        return warning("vault", f"unsealed, version {version}", "upgrade it: keyman is tested with newer ones")
+    return ok("vault", f"unsealed, version {version}{', a standby' if health.get('standby') else ''}")
+
+
+def _clock(health: Mapping[str, Any]) -> Finding:
+    theirs = health.get("server_time_utc")
+    if not isinstance(theirs, int):
+        return skipped("vault-clock", "Vault does not say its time")
+    return clock("vault-clock", now().timestamp() - theirs, "Vault's")
+
+
+def clock(check: str, difference: float, whose: str) -> Finding:
+    """`difference` is how many seconds this machine's clock is ahead."""
+    if abs(difference) <= CLOCKS_MAY_DIFFER:
+        return ok(check, f"agrees with {whose} within {CLOCKS_MAY_DIFFER} s")
+    side = "ahead of" if difference > 0 else "behind"
+    found, remedy = f"{abs(difference):.0f} s {side} {whose}", "have all machines keep time by NTP"
+    return (failed if abs(difference) > CLOCKS_MUST_NOT_DIFFER else warning)(check, found, remedy)
+
+
+async def _lookup(client: VaultClient) -> dict[str, Any]:
+    return taken(await Token(client.adapter).lookup_self(), dict, "data")
+
+
+def _login_remedy(settings: VaultSettings, reason: VaultReason) -> str:
+    if reason is not VaultReason.LOGIN:
+        return "see docs/operations.md for this cause"
+    if settings.auth == "approle":
+        return "issue a new secret ID: keyman vault secret-id ROLE; and see that the role ID is the role's own"
+    return f"see that the role, and what {settings.auth} checks, are as Vault has them"
+
+
+def _token(token: Mapping[str, Any], settings: VaultSettings) -> Finding:
+    if "root" in (token.get("policies") or ()):
+        return failed(
+            "vault-token",
+            "a root token: it may do everything, decrypt and export included",
+            "log in with the plane's AppRole, and revoke the root token",
+        )
+    seconds, is_renewable = token.get("ttl"), bool(token.get("renewable"))
+    if not seconds:
+        return failed("vault-token", "it never ends", "give it an end: what is stolen should die by itself")
+    life = f"{seconds} s to live, {'renewable' if is_renewable else 'not renewable'}"
+    if settings.auth == "token" and not is_renewable:
+        return (failed if seconds < SOON else warning)(
+            "vault-token", f"{life}, and nothing logs in again", "use AppRole, Kubernetes or JWT, which do"
+        )
+    if token.get("num_uses"):
+        return failed("vault-token", f"{life}, for a number of uses only", "set token_num_uses to 0 on the role")
+    return ok("vault-token", life)
+
+
+async def _capabilities(client: VaultClient, settings: VaultSettings, role: Role) -> dict[str, set[str]]:
+    """What the token may do, by path, of all that it should and should not."""
+    paths = [*capabilities(role.name, settings), *_probes(settings)]
+    answer = await client.adapter.post("/v1/sys/capabilities-self", json={"paths": paths})
+    data = taken(answer, dict, "data")
+    return {path: set(taken(data, list, path)) - {"deny"} for path in dict.fromkeys(paths)}
+
+
+def _probes(settings: VaultSettings) -> dict[str, str]:
+    return {path.format(mount=settings.mount, key=settings.key): what for path, what in FORBIDDEN_PATHS.items()}
+
+
+def _policy(held: Mapping[str, set[str]], settings: VaultSettings, role: Role) -> Finding:
+    wanted, probes = capabilities(role.name, settings), _probes(settings)
+    missing = [f"{' '.join(sorted(lacks))} on {path}" for path in wanted if (lacks := wanted[path] - held[path])]
+    excess = {path: more for path in held if (more := held[path] - wanted.get(path, set()))}
+    if excess:
+        can = [
+            f"can {probes[path]}" if path in probes else f"{' '.join(sorted(excess[path]))} on {path}"
+            for path in excess
+        ]
+        return failed(
+            "vault-policy",
+            f"too much: this token {', '.join(can)}",
+            f"give it the policy {role.name} alone, as in vault-policies/{role.name}.hcl: keyman vault setup",
+        )
+    if missing:
+        return failed(
+            "vault-policy",
+            f"too little: it lacks {', '.join(missing)}",
+            "bring the policies up to date: keyman vault setup; and see that KEYMAN_VAULT_MOUNT and _KEY are right",
+        )
+    return ok("vault-policy", f"exactly that of {role.name}")
+
+
+async def _key(client: VaultClient, settings: VaultSettings, role: Role) -> Finding:
+    if not role.reads_key:
+        return skipped("vault-key", f"{role.name} may not look at it; the management plane's doctor does")
+
+    async def read() -> dict[str, Any] | None:
+        answer = await none_if_missing(Transit(client.adapter).read_key(settings.key, settings.mount))
+        return None if answer is None else taken(answer, dict, "data")
+
+    try:
+        data = await client.call("read-key", read)
+    except VaultUnavailable as fault:
+        return failed("vault-key", VAULT_DETAILS[fault.reason], "see what vault-policy says")
+    if data is None:
+        return failed(
+            "vault-key",
+            "there is none: nothing that is stored opens any more",
+            "restore Vault from a backup; only a deployment that never stored a key may make one: keyman vault setup",
+        )
+    wrong = [name for name, value in KEY_PROPERTIES.items() if data.get(name) != value]
+    if wrong:
+        return failed(
+            "vault-key",
+            f"not as it must be: {', '.join(wrong)}",
+            "nothing can change its nature: restore the right one, or set up another and name it with KEYMAN_VAULT_KEY",
+        )
+    if data.get("deletion_allowed"):
+        return warning(
+            "vault-key",
+            "it may be deleted, and every stored key with it",
+            f"vault write {settings.mount}/keys/{settings.key}/config deletion_allowed=false",
+        )
+    return ok("vault-key", "aes256-gcm96, derived, not exportable, no plaintext backup")

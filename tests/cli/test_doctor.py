@@ -1,0 +1,408 @@
+"""`keyman doctor`: every check both ways, on a real Vault and a real database that something is really wrong with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import time_machine
+from sqlalchemy import text, update
+from sqlalchemy.engine import URL
+
+from keyman import migrations
+from keyman.config import VaultSettings
+from keyman.db import now
+from keyman.deployment import deployment
+from keyman.keys.tables import api_keys
+from keyman.vault.provision import policy
+from tests.cli.conftest import execute, store
+from tests.cli.transcript import keyman
+from tests.support.live import Finished, Root, Victim, environment
+
+Findings = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def plane(env: dict[str, str], management: VaultSettings) -> dict[str, str]:
+    """The variables of a management plane in production, but for the loopback addresses."""
+    assert management.role_id is not None
+    assert management.secret_id is not None
+    return env | {
+        "KEYMAN_VAULT_ADDR": management.address,
+        "KEYMAN_VAULT_MOUNT": management.mount,
+        "KEYMAN_VAULT_ROLE_ID": management.role_id,
+        "KEYMAN_VAULT_SECRET_ID": management.secret_id.reveal(),
+        "KEYMAN_PUBLIC_URL": "https://keys.example.com",
+        "KEYMAN_TRUSTED_PROXIES": "127.0.0.1",
+    }
+
+
+@pytest.fixture
+def used(plane: dict[str, str], management: VaultSettings) -> None:
+    """There are keys."""
+    asyncio.run(store(plane, management, 3))
+
+
+@pytest.fixture
+def key(management: VaultSettings) -> str:
+    """Where the key is in Vault."""
+    return f"{management.mount}/keys/keyman"
+
+
+def doctor(env: dict[str, str], *arguments: str) -> tuple[int, Findings]:
+    done = keyman("doctor", "--json", *arguments, env=env)
+    assert "Traceback" not in done.err
+    for secret in ("KEYMAN_VAULT_SECRET_ID", "KEYMAN_VAULT_TOKEN"):
+        assert not env.get(secret) or env[secret] not in done.out + done.err
+    findings: list[dict[str, Any]] = json.loads(done.out)
+    assert len({finding["check"] for finding in findings}) == len(findings)
+    for finding in findings:
+        assert (finding["remedy"] is not None) == (finding["state"] in ("warning", "failed")), finding
+    return done.code, {finding["check"]: finding for finding in findings}
+
+
+def wrong(findings: Findings) -> dict[str, str]:
+    """The checks that are not ok, and how they are."""
+    return {name: finding["state"] for name, finding in findings.items() if finding["state"] != "ok"}
+
+
+# --- As it should be
+
+
+@pytest.mark.usefixtures("used")
+def test_all_is_well_and_nothing_is_changed(plane: dict[str, str], victim: Victim, key: str) -> None:
+    before = victim.root.ask("GET", key)
+    code, findings = doctor(plane)
+    assert (code, wrong(findings)) == (0, {})
+    assert set(findings) == {
+        *("configuration", "vault-address", "public-url", "sign-up", "proxies", "secret-files"),
+        *("vault", "vault-clock", "vault-login", "vault-token", "vault-policy", "vault-key"),
+        *("database", "schema", "database-settings", "database-clock"),
+        *("sentinel", "key-versions", "sample", "undecryptable"),
+    }
+    assert victim.root.ask("GET", key) == before
+
+
+@pytest.mark.usefixtures("used")
+def test_a_person_gets_a_line_each_and_what_to_do_below_it(plane: dict[str, str]) -> None:
+    done = keyman("doctor", env=plane | {"KEYMAN_SIGNUP": "open"})
+    assert done.code == 0  # a warning fails nothing
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["ok", "configuration", "complete"]
+    place = next(number for number, line in enumerate(lines) if line.startswith("warning  sign-up"))
+    assert lines[place + 1].strip().startswith("-> set KEYMAN_SIGNUP to closed")
+    assert done.err == "19 ok, 1 warning\n"
+
+
+def test_a_deployment_that_was_never_started_is_told_so_and_left_without_a_sentinel(
+    plane: dict[str, str],
+) -> None:
+    for _ in range(2):
+        code, findings = doctor(plane)
+        assert code == 0
+        skipped = dict.fromkeys(("key-versions", "sample", "undecryptable"), "skipped")
+        assert wrong(findings) == {"sentinel": "warning", **skipped}
+
+
+def test_postgresql_is_examined_too(empty_database: URL, plane: dict[str, str], management: VaultSettings) -> None:
+    asyncio.run(migrations.upgrade(empty_database))
+    env = plane | {"KEYMAN_DATABASE_URL": empty_database.render_as_string(hide_password=False)}
+    asyncio.run(store(env, management, 2))
+    code, findings = doctor(env)
+    # The tests' server does without the disk, for speed; it is what this check is for.
+    expected = {} if empty_database.get_backend_name() == "sqlite" else {"database-settings": "failed"}
+    assert (wrong(findings), code) == (expected, 1 if expected else 0)
+    if expected:
+        assert "fsync" in findings["database-settings"]["found"]
+
+
+# --- Settings
+
+
+@pytest.mark.parametrize(
+    ("variables", "check", "state"),
+    [
+        ({"KEYMAN_PUBLIC_URL": "http://keys.example.com"}, "public-url", "failed"),
+        ({"KEYMAN_PUBLIC_URL": ""}, "public-url", "warning"),
+        ({"KEYMAN_SIGNUP": "open"}, "sign-up", "warning"),
+        ({"KEYMAN_TRUSTED_PROXIES": ""}, "proxies", "warning"),
+    ],
+    ids=str,
+)
+def test_what_the_settings_let_in_is_said(
+    plane: dict[str, str], variables: dict[str, str], check: str, state: str
+) -> None:
+    code, findings = doctor(plane | variables)
+    assert findings[check]["state"] == state
+    assert code == (1 if state == "failed" else 0)
+
+
+def test_settings_that_do_not_parse_are_one_failed_check(plane: dict[str, str]) -> None:
+    code, findings = doctor(plane | {"KEYMAN_VAULT_TIMEOUT": "soon", "KEYMAN_VAULT_ADDR": "nowhere"})
+    assert (code, wrong(findings)) == (1, {"configuration": "failed"})
+    for name in ("KEYMAN_VAULT_TIMEOUT", "KEYMAN_VAULT_ADDR"):
+        assert name in findings["configuration"]["found"]
+    assert "nowhere" not in findings["configuration"]["found"]
+
+
+def test_vault_without_tls_is_a_failure_where_it_is_not_loopback(plane: dict[str, str]) -> None:
+    code, findings = doctor(plane | {"KEYMAN_VAULT_ADDR": "http://vault.invalid:8200", "KEYMAN_VAULT_TIMEOUT": "0.5"})
+    assert code == 1
+    assert wrong(findings)["vault-address"] == "failed"
+
+
+def test_a_secret_that_everybody_can_read_is_named_by_its_variable(plane: dict[str, str], tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(plane.pop("KEYMAN_VAULT_SECRET_ID"))
+    env = plane | {"KEYMAN_VAULT_SECRET_ID_FILE": str(secret)}
+    for mode, state in ((0o600, "ok"), (0o440, "ok"), (0o644, "failed"), (0o620, "failed")):
+        secret.chmod(mode)
+        findings = doctor(env)[1]
+        assert findings["secret-files"]["state"] == state, oct(mode)
+    assert "KEYMAN_VAULT_SECRET_ID_FILE" in findings["secret-files"]["found"]
+    assert str(secret) not in findings["secret-files"]["found"]
+
+
+# --- Vault
+
+
+@pytest.fixture
+def sealed(victim: Victim) -> Iterator[None]:
+    victim.seal()
+    yield
+    victim.unseal()
+
+
+@pytest.mark.usefixtures("used")
+def test_a_sealed_vault_is_said_once_and_the_rest_is_skipped(plane: dict[str, str], sealed: None) -> None:
+    code, findings = doctor(plane)
+    assert code == 1
+    states = wrong(findings)
+    assert [name for name, state in states.items() if state == "failed"] == ["vault", "sentinel"]
+    assert "sealed" in findings["vault"]["found"]
+    assert "unseal" in findings["vault"]["remedy"]
+    assert states["vault-policy"] == "skipped"
+
+
+def test_a_vault_that_is_not_there_is_said(plane: dict[str, str]) -> None:
+    code, findings = doctor(plane | {"KEYMAN_VAULT_ADDR": "http://127.0.0.1:9", "KEYMAN_VAULT_TIMEOUT": "0.5"})
+    assert (code, findings["vault"]["found"]) == (1, "Vault cannot be reached.")
+    assert findings["database"]["state"] == "ok"
+
+
+def test_a_clock_that_is_off_is_noticed(plane: dict[str, str]) -> None:
+    for seconds, state in ((-20, "warning"), (20, "warning"), (300, "failed")):
+        with time_machine.travel(now() + timedelta(seconds=seconds)):
+            findings = doctor(plane)[1]
+        assert findings["vault-clock"]["state"] == state, findings["vault-clock"]
+        assert ("ahead of" if seconds > 0 else "behind") in findings["vault-clock"]["found"]
+
+
+def test_a_login_that_is_refused_says_how_to_get_another(plane: dict[str, str]) -> None:
+    code, findings = doctor(plane | {"KEYMAN_VAULT_SECRET_ID": "00000000-not-the-secret"})
+    assert (code, findings["vault-login"]["state"]) == (1, "failed")
+    assert "keyman vault secret-id" in findings["vault-login"]["remedy"]
+    assert wrong(findings)["vault-policy"] == "skipped"
+
+
+def token(env: dict[str, str], root: Root, **properties: Any) -> dict[str, str]:
+    """The same plane with a plain token of these properties."""
+    made = root.ask_token({"no_default_policy": True, "ttl": "1h", **properties})
+    return env | {"KEYMAN_VAULT_AUTH": "token", "KEYMAN_VAULT_TOKEN": made}
+
+
+def test_a_token_that_does_not_last_is_said(plane: dict[str, str], victim: Victim) -> None:
+    policies = ["keyman-management"]
+    lasting = token(plane, victim.root, policies=policies)
+    assert doctor(lasting)[1]["vault-token"]["state"] == "ok"
+    for properties, state in (
+        ({"renewable": False}, "warning"),
+        ({"renewable": False, "ttl": "1m"}, "failed"),
+        ({"num_uses": 50}, "failed"),
+    ):
+        findings = doctor(token(plane, victim.root, policies=policies, **properties))[1]
+        assert findings["vault-token"]["state"] == state, properties
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ('path "MOUNT/decrypt/keyman" { capabilities = ["update"] }', "this token can decrypt"),
+        ('path "MOUNT/keys/keyman/rotate" { capabilities = ["update"] }', "rotate the key"),
+        ('path "MOUNT/export/*" { capabilities = ["read"] }', "export the key"),
+        ('path "MOUNT/+/*" { capabilities = ["create", "update"] }', "make other keys"),
+        ('path "sys/policies/acl/*" { capabilities = ["update"] }', "write policies"),
+        ('path "auth/approle/role/+/secret-id" { capabilities = ["update"] }', "issue the resolver's credentials"),
+    ],
+)
+def test_a_token_that_may_too_much_is_a_failure_that_says_what_it_could_do(
+    plane: dict[str, str], victim: Victim, management: VaultSettings, rules: str, said: str
+) -> None:
+    victim.root.ask("PUT", "sys/policies/acl/beside", {"policy": rules.replace("MOUNT", management.mount)})
+    code, findings = doctor(token(plane, victim.root, policies=["keyman-management", "beside"]))
+    assert (code, findings["vault-policy"]["state"]) == (1, "failed")
+    assert findings["vault-policy"]["found"].startswith("too much: ")
+    assert said in findings["vault-policy"]["found"]
+
+
+@pytest.mark.parametrize("operation", ["encrypt", "rewrap", "keys"])
+def test_a_token_that_may_too_little_is_a_failure_that_names_what_it_lacks(
+    plane: dict[str, str], victim: Victim, management: VaultSettings, operation: str
+) -> None:
+    rules = policy("keyman-management", management)
+    without = rules.replace(f'"{management.mount}/{operation}/keyman"', f'"{management.mount}/{operation}/other"')
+    victim.root.ask("PUT", "sys/policies/acl/narrow", {"policy": without})
+    code, findings = doctor(token(plane, victim.root, policies=["narrow"]))
+    assert (code, findings["vault-policy"]["state"]) == (1, "failed")
+    assert f"on {management.mount}/{operation}/keyman" in findings["vault-policy"]["found"]
+
+
+def test_a_policy_from_before_it_could_be_asked_is_a_warning(
+    plane: dict[str, str], victim: Victim, management: VaultSettings
+) -> None:
+    rules = policy("keyman-management", management).replace("sys/capabilities-self", "sys/nothing")
+    victim.root.ask("PUT", "sys/policies/acl/before", {"policy": rules})
+    code, findings = doctor(token(plane, victim.root, policies=["before"]))
+    assert (code, findings["vault-policy"]["state"]) == (0, "warning")
+    assert "keyman vault setup" in findings["vault-policy"]["remedy"]
+
+
+def test_each_role_is_held_against_its_own_policy(plane: dict[str, str], victim: Victim) -> None:
+    for role in ("management", "resolver", "rotator"):
+        env = token(plane, victim.root, policies=[f"keyman-{role}"])
+        for other in ("management", "resolver", "rotator"):
+            state = doctor(env, "--role", other)[1]["vault-policy"]["state"]
+            assert state == ("ok" if other == role else "failed"), (role, other)
+
+
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("nature", [{"derived": False}, {"exportable": True}], ids=str)
+def test_a_key_of_another_nature_is_a_failure(
+    plane: dict[str, str], victim: Victim, key: str, nature: dict[str, bool]
+) -> None:
+    another(victim.root, key, **nature)
+    code, findings = doctor(plane)
+    assert code == 1
+    assert next(iter(nature)) in findings["vault-key"]["found"]
+    assert findings["sentinel"]["state"] == "failed"
+
+
+def another(root: Root, key: str, **nature: Any) -> None:
+    """The key is deleted, and one of the same name made."""
+    root.ask("POST", f"{key}/config", {"deletion_allowed": True})
+    root.ask("DELETE", key)
+    root.ask("POST", key, {"derived": True, "type": "aes256-gcm96", **nature})
+
+
+@pytest.mark.usefixtures("used")
+def test_a_key_that_was_made_again_is_noticed_by_what_it_does_not_open(
+    plane: dict[str, str], victim: Victim, key: str
+) -> None:
+    another(victim.root, key)
+    code, findings = doctor(plane)
+    assert code == 1
+    assert wrong(findings) == {"sentinel": "failed", "sample": "failed"}
+    assert "3 of 3 do not open" in findings["sample"]["found"]
+
+
+@pytest.mark.usefixtures("used")
+def test_a_key_that_is_gone_is_said(plane: dict[str, str], victim: Victim, key: str) -> None:
+    victim.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
+    assert doctor(plane)[1]["vault-key"]["state"] == "warning"
+    victim.root.ask("DELETE", key)
+    code, findings = doctor(plane)
+    assert code == 1
+    assert "there is none" in findings["vault-key"]["found"]
+
+
+# --- The database
+
+
+def test_a_database_that_is_empty_or_gone_or_older_is_said(plane: dict[str, str], tmp_path: Path) -> None:
+    code, findings = doctor(plane | {"KEYMAN_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/nothing.db"})
+    assert (code, findings["database"]["state"]) == (1, "failed")
+    execute(plane, text("UPDATE alembic_version SET version_num = '0001'"))
+    code, findings = doctor(plane)
+    assert (code, findings["schema"]["state"]) == (1, "failed")
+    assert findings["schema"]["remedy"] == "keyman db upgrade"
+    assert wrong(findings)["sentinel"] == "skipped"
+
+
+def test_a_schema_that_was_changed_by_hand_is_said(plane: dict[str, str]) -> None:
+    execute(plane, text("DROP INDEX ix_api_keys_owner_service"))
+    code, findings = doctor(plane)
+    assert (code, findings["schema"]["state"]) == (1, "failed")
+
+
+# --- The key and what it sealed
+
+
+@pytest.mark.usefixtures("used")
+def test_rows_that_are_behind_are_a_warning(plane: dict[str, str], victim: Victim, key: str) -> None:
+    victim.root.ask("POST", f"{key}/rotate")
+    code, findings = doctor(plane)
+    assert (code, wrong(findings)) == (0, {"key-versions": "warning"})
+    assert findings["key-versions"]["remedy"] == "keyman rewrap"
+
+
+@pytest.mark.usefixtures("used")
+def test_rows_below_what_vault_still_opens_are_a_failure(plane: dict[str, str], victim: Victim, key: str) -> None:
+    victim.root.ask("POST", f"{key}/rotate")
+    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
+    code, findings = doctor(plane)
+    assert code == 1
+    assert "opens none below 2" in findings["key-versions"]["found"]
+    assert "set min_decryption_version to 1" in findings["key-versions"]["remedy"]
+
+
+@pytest.mark.usefixtures("used")
+def test_a_vault_from_before_the_rotation_is_noticed(plane: dict[str, str]) -> None:
+    execute(plane, update(api_keys).values(key_version=2))
+    code, findings = doctor(plane)
+    assert code == 1
+    assert "Vault knows none above 1" in findings["key-versions"]["found"]
+
+
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda env: execute(env, update(api_keys).where(api_keys.c.id == 2).values(value_uuid=uuid4())),
+        lambda env: execute(env, update(api_keys).where(api_keys.c.id == 2).values(service="ANTHROPIC")),
+    ],
+    ids=["another value", "another service"],
+)
+def test_a_row_that_does_not_open_is_found(plane: dict[str, str], harm: Callable[[dict[str, str]], None]) -> None:
+    harm(plane)
+    code, findings = doctor(plane)
+    assert (code, wrong(findings)) == (1, {"sample": "failed"})
+    assert findings["sample"]["found"] == "1 of 3 do not open, such as key 2"
+    # Once it is marked, it is known, and no failure any more.
+    execute(plane, update(api_keys).where(api_keys.c.id == 2).values(undecryptable=True))
+    code, findings = doctor(plane)
+    assert (code, wrong(findings)) == (0, {"key-versions": "warning", "undecryptable": "warning"})
+
+
+@pytest.mark.usefixtures("used")
+def test_a_database_of_another_deployment_is_noticed(plane: dict[str, str]) -> None:
+    execute(plane, update(deployment).values(uuid=uuid4()))
+    code, findings = doctor(plane)
+    assert code == 1
+    assert wrong(findings) == {"sentinel": "failed", "sample": "failed"}
+
+
+def test_a_home_that_nobody_made_is_said() -> None:
+    assert keyman("doctor", "--home", "/nonexistent", env=environment()).code == 1
+
+
+def test_results_go_to_standard_output_and_the_count_does_not() -> None:
+    done: Finished = keyman("doctor", env=environment())
+    assert done.code == 1
+    assert done.out.startswith("failed   configuration")
+    assert done.err == "1 failed\n"
