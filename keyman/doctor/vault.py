@@ -6,18 +6,14 @@ Only reads, and rewraps whose answers are thrown away; nothing is sealed, opened
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
-
-from hvac.api.auth_methods.token import Token
-from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config import VaultSettings
 from keyman.db import now
 from keyman.doctor.findings import Finding, failed, ok, skipped, warning
 from keyman.errors import VAULT_DETAILS, VaultReason, VaultUnavailable
-from keyman.telemetry import Metrics
-from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing, taken
+from keyman.vault import inspection
+from keyman.vault.adapter import VaultFault
 from keyman.vault.guard import KEY_PROPERTIES
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import capabilities
@@ -85,7 +81,7 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
     yield _reachable(health)
     yield _clock(health)
     try:
-        token = await client.call("lookup", lambda: _lookup(client))
+        token = await inspection.own_token(client)
     except VaultUnavailable as fault:
         yield failed("vault-login", VAULT_DETAILS[fault.reason], _login_remedy(settings, fault.reason))
         for check in ("vault-token", "vault-policy", "vault-key"):
@@ -94,7 +90,7 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
     yield ok("vault-login", f"logged in by {settings.auth}")
     yield _token(token, settings)
     try:
-        yield _policy(await client.call("capabilities", lambda: _capabilities(client, settings, role)), settings, role)
+        yield _policy(await inspection.own_capabilities(client, _paths(settings, role)), settings, role)
     except VaultUnavailable as fault:
         yield warning(
             "vault-policy",
@@ -105,25 +101,18 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
 
 
 async def _health(settings: VaultSettings) -> dict[str, Any] | Finding:
-    # Not in a namespace: the health is the server's.
-    adapter = AsyncAdapter(replace(settings, namespace=None), Metrics())
-    codes = ("standbycode", "sealedcode", "uninitcode", "drsecondarycode", "performancestandbycode")
     try:
-        answer = await adapter.get("/v1/sys/health", params=dict.fromkeys(codes, "200"))
-        is_sealed, is_initialized = taken(answer, bool, "sealed"), taken(answer, bool, "initialized")
+        health = await inspection.health(settings)
     except VaultFault as fault:
         return failed(
             "vault",
             VAULT_DETAILS[fault.reason],
             "look whether it runs, whether KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT are right, and what lies between",
         )
-    finally:
-        await adapter.close()
-    if not is_initialized:
+    if not health.get("initialized"):
         return failed("vault", "not initialised", "initialise it: vault operator init; then keyman vault setup")
-    if is_sealed:
+    if health.get("sealed") is not False:
         return failed("vault", "sealed: nothing can be stored or read", "unseal it: vault operator unseal")
-    health: dict[str, Any] = answer
     return health
 
 
@@ -149,10 +138,6 @@ def clock(check: str, difference: float, whose: str) -> Finding:
     side = "ahead of" if difference > 0 else "behind"
     found, remedy = f"{abs(difference):.0f} s {side} {whose}", "have all machines keep time by NTP"
     return (failed if abs(difference) > CLOCKS_MUST_NOT_DIFFER else warning)(check, found, remedy)
-
-
-async def _lookup(client: VaultClient) -> dict[str, Any]:
-    return taken(await Token(client.adapter).lookup_self(), dict, "data")
 
 
 def _login_remedy(settings: VaultSettings, reason: VaultReason) -> str:
@@ -183,12 +168,9 @@ def _token(token: Mapping[str, Any], settings: VaultSettings) -> Finding:
     return ok("vault-token", life)
 
 
-async def _capabilities(client: VaultClient, settings: VaultSettings, role: Role) -> dict[str, set[str]]:
-    """What the token may do, by path, of all that it should and should not."""
-    paths = [*capabilities(role.name, settings), *_probes(settings)]
-    answer = await client.adapter.post("/v1/sys/capabilities-self", json={"paths": paths})
-    data = taken(answer, dict, "data")
-    return {path: set(taken(data, list, path)) - {"deny"} for path in dict.fromkeys(paths)}
+def _paths(settings: VaultSettings, role: Role) -> list[str]:
+    """All that the token should be allowed, and should not."""
+    return [*capabilities(role.name, settings), *_probes(settings)]
 
 
 def _probes(settings: VaultSettings) -> dict[str, str]:
@@ -222,12 +204,8 @@ async def _key(client: VaultClient, settings: VaultSettings, role: Role) -> Find
     if not role.reads_key:
         return skipped("vault-key", f"{role.name} may not look at it; the management plane's doctor does")
 
-    async def read() -> dict[str, Any] | None:
-        answer = await none_if_missing(Transit(client.adapter).read_key(settings.key, settings.mount))
-        return None if answer is None else taken(answer, dict, "data")
-
     try:
-        data = await client.call("read-key", read)
+        data = await inspection.key_properties(client, settings)
     except VaultUnavailable as fault:
         return failed("vault-key", VAULT_DETAILS[fault.reason], "see what vault-policy says")
     if data is None:

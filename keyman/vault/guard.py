@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from hvac.api.secrets_engines.transit import Transit
@@ -18,7 +18,8 @@ from hvac.api.secrets_engines.transit import Transit
 from keyman.config import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import log
-from keyman.vault.adapter import VaultFault, none_if_missing, taken
+from keyman.vault.adapter import VaultFault, taken
+from keyman.vault.inspection import key_properties
 from keyman.vault.login import VaultClient
 
 SENTINEL_PLAINTEXT = "keyman sentinel"
@@ -98,16 +99,15 @@ class KeyGuard:
         return None
 
     async def _check_properties(self) -> None:
-        key, mount = self._settings.key, self._settings.mount
-
-        async def read() -> dict[str, Any] | None:
-            answer = await none_if_missing(self._transit.read_key(key, mount))
-            return None if answer is None else taken(answer, dict, "data")
-
-        data = await self._client.call("read-key", read)
+        data = await key_properties(self._client, self._settings)
         wrong = [name for name, value in KEY_PROPERTIES.items() if (data or {}).get(name) != value]
         if wrong:
-            log.error("vault's key is not as it must be", key=key, mount=mount, properties=wrong if data else "missing")
+            log.error(
+                "vault's key is not as it must be",
+                key=self._settings.key,
+                mount=self._settings.mount,
+                properties=wrong if data else "missing",
+            )
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
 
     async def _check_sentinel(self, sentinel: str | None) -> None:
