@@ -148,6 +148,7 @@ class VaultReason(StrEnum):
 
     SEALED = "sealed"
     UNREACHABLE = "unreachable"
+    UNTRUSTED = "untrusted"
     TIMEOUT = "timeout"
     QUOTA = "quota"
     FORBIDDEN = "forbidden"
@@ -159,6 +160,7 @@ class VaultReason(StrEnum):
 VAULT_DETAILS = {
     VaultReason.SEALED: "Vault is sealed: an operator must unseal it.",
     VaultReason.UNREACHABLE: "Vault cannot be reached.",
+    VaultReason.UNTRUSTED: "Vault's certificate is not to be trusted; nothing was sent to it.",
     VaultReason.TIMEOUT: "Vault did not answer in time.",
     VaultReason.QUOTA: "Vault's request quota is used up for the moment.",
     VaultReason.FORBIDDEN: "Vault refuses keyman's token: its policy does not allow this operation.",

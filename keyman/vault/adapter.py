@@ -25,7 +25,7 @@ from hvac.adapters import Adapter
 
 from keyman.config import VaultSettings
 from keyman.errors import VaultReason, raise_alone
-from keyman.telemetry import Metrics
+from keyman.telemetry import Metrics, log
 
 T = TypeVar("T")
 
@@ -42,10 +42,25 @@ FIRST_PAUSE = 0.1
 """Seconds before the second attempt, doubled for each further one, with jitter; 0.7 s in all."""
 
 
+UNKNOWN_CA = "no CA that is known has signed it; KEYMAN_VAULT_CACERT names the file of a private one"
+OTHER_HOST = "it is for another host than the one in KEYMAN_VAULT_ADDR"
+MISTRUST = {
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: UNKNOWN_CA,
+    19: UNKNOWN_CA,
+    20: UNKNOWN_CA,
+    21: UNKNOWN_CA,
+    62: OTHER_HOST,
+    64: OTHER_HOST,
+}
+"""OpenSSL's X509_V_ERR_… in words for whoever runs keyman."""
+
+
 class VaultFault(Exception):
     """A call to Vault failed for good. Holds no byte of the answer.
 
-    `status` is None when there was no HTTP answer.
+    `status` is None when there was no HTTP answer, or none of Vault's own.
     """
 
     def __init__(self, reason: VaultReason, status: int | None = None, retry_after: int | None = None) -> None:
@@ -102,26 +117,28 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         url: str,
         headers: Mapping[str, str] | None = None,
         raise_exception: bool = True,
+        attempts: int = ATTEMPTS,  # not hvac's
         **kwargs: Any,
     ) -> Any:
         """The JSON answer as a dict, or None where Vault answers 204. Raises VaultFault."""
         try:
             async with asyncio.timeout(self.timeout):
-                return await self._retried(method.upper(), self.urljoin(self.base_uri, url), kwargs)
+                return await self._retried(method.upper(), self.urljoin(self.base_uri, url), kwargs, attempts)
         except TimeoutError:
             raise_alone(VaultFault(VaultReason.TIMEOUT))
 
-    async def _retried(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
+    async def _retried(self, method: str, url: str, arguments: Mapping[str, Any], attempts: int) -> Any:
         deadline = monotonic() + self.timeout
         pause = FIRST_PAUSE
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 return await self._once(method, url, arguments)
             except VaultFault as fault:
-                may_recover = fault.status is None or fault.status in RETRIED_STATUSES
+                is_lost = fault.status is None and fault.reason is VaultReason.UNREACHABLE
+                may_recover = is_lost or fault.status in RETRIED_STATUSES
                 wait = max(pause * random.uniform(0.5, 1.5), fault.retry_after or 0)  # noqa: S311  # spreads load only
                 # Waiting past the deadline would turn a clear reason into "timeout".
-                if not may_recover or attempt == ATTEMPTS or monotonic() + wait >= deadline:
+                if not may_recover or attempt == attempts or monotonic() + wait >= deadline:
                     raise
             self._metrics.vault_retries.inc()
             await asyncio.sleep(wait)
@@ -150,6 +167,9 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
                 content = await response.read()
                 if response.status == 204:
                     return None
+                if response.status == 400 and not content.startswith(b"{"):
+                    # Not Vault's own words: what speaks TLS answers so where it is not spoken to in TLS.
+                    raise VaultFault(VaultReason.UNREACHABLE)
                 if response.status != 200:
                     reason = _reason(response.status, content)
                     raise VaultFault(reason, response.status, _seconds(response.headers.get("Retry-After")))
@@ -184,9 +204,18 @@ async def none_if_missing(request: Awaitable[Any]) -> Any:
 def _transport_faults() -> Iterator[None]:
     try:
         yield
+    except aiohttp.ClientConnectorCertificateError as refused:
+        log.error("vault's certificate is refused", why=_mistrust(refused.certificate_error))
+        raise_alone(VaultFault(VaultReason.UNTRUSTED))
     except (aiohttp.ClientError, OSError):
         # Alone: a client error can hold what was sent or received.
         raise_alone(VaultFault(VaultReason.UNREACHABLE))
+
+
+def _mistrust(fault: Exception) -> str:
+    """Why a certificate is not taken, without OpenSSL's own sentence, which repeats the name that was asked for."""
+    code = fault.verify_code if isinstance(fault, ssl.SSLCertVerificationError) else 0
+    return MISTRUST.get(code, "it is not valid")
 
 
 def _reason(status: int, content: bytes) -> VaultReason:

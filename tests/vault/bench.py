@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from hvac.api.secrets_engines.transit import Transit
@@ -21,7 +21,9 @@ from prometheus_client import generate_latest
 
 from keyman.config import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
+from keyman.processes import spawn
 from keyman.telemetry import Metrics
+from keyman.vault import embedded
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.embedded import EmbeddedVault
@@ -68,13 +70,18 @@ class Authority:
         role = {"allow_any_name": True, "key_type": "ec", "max_ttl": "1h"}
         await self._admin.post(f"/v1/{self._mount}/roles/server", json=role)
 
-    async def server_context(self, **names: str) -> ssl.SSLContext:
-        """What a server needs that is to be taken for `names`."""
-        issued = await self._admin.post(f"/v1/{self._mount}/issue/server", json={"ttl": "1h", **names})
+    async def server_chain(self, **names: str) -> Path:
+        """A file with the certificate and the key of a server that is to be taken for `names`."""
+        asked = names if "not_after" in names else {"ttl": "1h", **names}
+        issued = await self._admin.post(f"/v1/{self._mount}/issue/server", json=asked)
         chain = self.certificate.with_suffix(f".{token_hex(4)}")
         chain.write_text(issued["data"]["certificate"] + "\n" + issued["data"]["private_key"] + "\n")
+        return chain
+
+    async def server_context(self, **names: str) -> ssl.SSLContext:
+        """The same, loaded."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(chain)
+        context.load_cert_chain(await self.server_chain(**names))
         return context
 
     async def end(self) -> None:
@@ -164,9 +171,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench_at(vault: RunningVault, *, namespace: str | None = None) -> AsyncIterator[Bench]:
+async def bench_at(
+    vault: RunningVault, *, namespace: str | None = None, ca_certificate: Path | None = None
+) -> AsyncIterator[Bench]:
     """Provision a mount of its own on `vault`; unmount it and close everything at the end."""
-    unfinished = VaultSettings(address=vault.address, namespace=namespace, mount=f"transit-{token_hex(4)}")
+    unfinished = VaultSettings(
+        address=vault.address, namespace=namespace, ca_certificate=ca_certificate, mount=f"transit-{token_hex(4)}"
+    )
     admin = AsyncAdapter(replace(unfinished, timeout=20), Metrics())
     admin.token = vault.root_token
     try:
@@ -186,6 +197,79 @@ async def _forget_earlier_tests(admin: AsyncAdapter) -> None:
     for path in (f"/v1/auth/approle/role/{ROLE}", f"/v1/sys/policies/acl/{ROLE}"):
         with contextlib.suppress(VaultFault):  # 404 and 400 before the first of them
             await admin.delete(path)
+
+
+@asynccontextmanager
+async def tls_vault(authority: Authority, directory: Path) -> AsyncIterator[RunningVault]:
+    """A real server that speaks TLS alone, with a certificate of `authority` for 127.0.0.1 and not for `localhost`."""
+    chain = str(await authority.server_chain(common_name="vault", ip_sans="127.0.0.1"))
+    port = embedded.free_port_pair()
+    listener = {"address": f"127.0.0.1:{port}", "tls_cert_file": chain, "tls_key_file": chain}
+    (directory / "tls.json").write_text(json.dumps({"storage": {"inmem": {}}, "listener": {"tcp": listener}}))
+    settings = VaultSettings(f"https://127.0.0.1:{port}", ca_certificate=authority.certificate, timeout=20)
+    admin = AsyncAdapter(settings, Metrics())
+    with (directory / "tls.log").open("wb") as log:
+        command: list[str | Path] = [embedded.binary(), "server", "-config", directory / "tls.json"]
+        process = spawn(command, {"HOME": str(directory)}, output=log.fileno())
+    try:
+        async with asyncio.timeout(30):
+            while not await _listens(port):
+                await asyncio.sleep(0.02)
+            keys = await admin.put("/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1})
+            await admin.put("/v1/sys/unseal", json={"key": keys["keys_base64"][0]})
+            while not await _is_active(admin):
+                await asyncio.sleep(0.02)
+        yield RunningVault(settings.address, keys["root_token"])
+    finally:
+        await admin.close()
+        process.kill()
+        process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+@asynccontextmanager
+async def agent(bench: Bench, kind: Literal["agent", "proxy"], directory: Path) -> AsyncIterator[str]:
+    """OpenBao's own agent or proxy before the bench's Vault: logs in with the bench's AppRole by itself, and adds its
+    token to requests that have none. Its address.
+    """
+    assert bench.settings.role_id is not None
+    assert bench.settings.secret_id is not None
+    (directory / "role_id").write_text(bench.settings.role_id)
+    (directory / "secret_id").write_text(bench.settings.secret_id.reveal())
+    app_role = {
+        "role_id_file_path": str(directory / "role_id"),
+        "secret_id_file_path": str(directory / "secret_id"),
+        "remove_secret_id_file_after_reading": False,
+    }
+    port = embedded.free_port_pair()
+    config = {
+        "vault": {"address": bench.settings.address, "retry": {"num_retries": -1}},
+        "auto_auth": {"method": [{"type": "approle", "config": app_role}]},
+        "api_proxy": {"use_auto_auth_token": True},
+        "listener": [{"tcp": {"address": f"127.0.0.1:{port}", "tls_disable": True, "require_request_header": True}}],
+    }
+    (directory / "agent.json").write_text(json.dumps(config))
+    log = directory / "agent.log"
+    with log.open("wb") as output:
+        command: list[str | Path] = [embedded.binary(), kind, "-config", directory / "agent.json"]
+        process = spawn(command, {"HOME": str(directory)}, output=output.fileno())
+    try:
+        async with asyncio.timeout(30):
+            while b"authentication successful" not in log.read_bytes() or not await _listens(port):
+                await asyncio.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def kill(server: EmbeddedVault) -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 import gzip
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -17,9 +20,17 @@ from keyman.config import VaultSettings
 from keyman.errors import VaultReason
 from keyman.telemetry import Metrics
 from keyman.vault import adapter as module
-from keyman.vault.adapter import ATTEMPTS, MAX_CONNECTIONS, AsyncAdapter, VaultFault, none_if_missing
+from keyman.vault.adapter import (
+    ATTEMPTS,
+    MAX_CONNECTIONS,
+    OTHER_HOST,
+    UNKNOWN_CA,
+    AsyncAdapter,
+    VaultFault,
+    none_if_missing,
+)
 from tests.support.running import RunningVault
-from tests.vault.bench import Bench, bench_at, everything_in
+from tests.vault.bench import Bench, bench_at, everything_in, tls_vault
 from tests.vault.fake import HANG_UP, RESET, SILENCE, FakeServer, Reply, Script, answer, fake
 
 pytestmark = pytest.mark.anyio
@@ -399,7 +410,9 @@ async def test_missing_is_none_and_nothing_else_is(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_tls_takes_the_private_authority_and_no_other(embedded_bench: Bench, tmp_path: Path) -> None:
+async def test_tls_takes_the_private_authority_and_no_other(
+    embedded_bench: Bench, tmp_path: Path, logged: StringIO
+) -> None:
     ours = await embedded_bench.authority(tmp_path)
     theirs = await embedded_bench.authority(tmp_path)
     context = await ours.server_context(common_name="localhost", ip_sans="127.0.0.1")
@@ -409,18 +422,56 @@ async def test_tls_takes_the_private_authority_and_no_other(embedded_bench: Benc
         for certificate in (theirs.certificate, None):
             async with adapter_to(server.address, ca_certificate=certificate) as adapter:
                 fault = await fault_of(adapter)
-            assert (fault.reason, fault.status) == (VaultReason.UNREACHABLE, None)
+            assert (fault.reason, fault.status) == (VaultReason.UNTRUSTED, None)
     assert len(server.requests) == 1
+    lines = [json.loads(line) for line in logged.getvalue().splitlines()]
+    # One each: what is wrong with a certificate does not pass by asking again.
+    assert [line["event"] for line in lines] == ["vault's certificate is refused"] * 2
+    assert {line["why"] for line in lines} == {UNKNOWN_CA}
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_tls_takes_the_name_that_was_asked_and_no_other(embedded_bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_tls_takes_the_name_that_was_asked_and_no_other(
+    embedded_bench: Bench, tmp_path: Path, logged: StringIO, host: str
+) -> None:
     authority = await embedded_bench.authority(tmp_path)
     context = await authority.server_context(common_name="vault.example.com")
     trusting = {"ca_certificate": authority.certificate}
-    async with fake([FINE], context) as server, adapter_to(server.address, **trusting) as adapter:
-        assert (await fault_of(adapter)).reason == VaultReason.UNREACHABLE
+    async with (
+        fake([FINE], context) as server,
+        adapter_to(server.address.replace("127.0.0.1", host), **trusting) as adapter,
+    ):
+        assert (await fault_of(adapter)).reason == VaultReason.UNTRUSTED
     assert server.requests == []
+    assert json.loads(logged.getvalue())["why"] == OTHER_HOST
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_tls_takes_no_certificate_that_has_expired(
+    embedded_bench: Bench, tmp_path: Path, logged: StringIO
+) -> None:
+    authority = await embedded_bench.authority(tmp_path)
+    past = (datetime.now(UTC) - timedelta(seconds=10)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    context = await authority.server_context(common_name="localhost", ip_sans="127.0.0.1", not_after=past)
+    trusting = {"ca_certificate": authority.certificate}
+    async with fake([FINE], context) as server, adapter_to(server.address, **trusting) as adapter:
+        assert (await fault_of(adapter)).reason == VaultReason.UNTRUSTED
+    assert server.requests == []
+    assert json.loads(logged.getvalue())["why"] == "it has expired"
+
+
+async def test_tls_where_it_is_not_asked_is_unreachable_and_no_refusal_of_vault(
+    embedded_bench: Bench, tmp_path: Path
+) -> None:
+    """Its answer is a 400, which from Vault itself would mean a refused login or a used wrapping token."""
+    authority = await embedded_bench.authority(tmp_path)
+    async with (
+        tls_vault(authority, tmp_path) as vault,
+        adapter_to(vault.address.replace("https:", "http:")) as adapter,
+    ):
+        fault = await fault_of(adapter)
+    assert (fault.reason, fault.status) == (VaultReason.UNREACHABLE, None)
 
 
 @pytest.mark.usefixtures("hasty")
