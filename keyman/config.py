@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from sqlalchemy.engine import URL, make_url
@@ -21,7 +21,7 @@ from keyman.secret import Secret
 
 T = TypeVar("T")
 
-VaultAuth = Literal["approle", "kubernetes", "jwt", "token"]
+VaultAuth = Literal["approle", "kubernetes", "jwt", "token", "agent"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
@@ -35,6 +35,10 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+SECRET_ID = "KEYMAN_VAULT_SECRET_ID"  # noqa: S105  # a variable's name
+WRAPPED_SECRET_ID = "KEYMAN_VAULT_WRAPPED_SECRET_ID"  # noqa: S105  # likewise
+"""Of the second a start makes the first, for the workers that it starts."""
+
 KUBERNETES_JWT_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 """Where Kubernetes puts a pod's own service account token."""
 
@@ -44,7 +48,10 @@ MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class VaultSettings:
-    """How to reach Vault and log in to it. `timeout` is in seconds, for one whole operation with its retries."""
+    """How to reach Vault and log in to it. `timeout` is in seconds, for one whole operation with its retries.
+
+    An AppRole has a secret ID or a wrapped one, which `vault.wrapping.unwrap` exchanges once for a secret ID.
+    """
 
     address: str
     auth: VaultAuth = "approle"
@@ -52,6 +59,7 @@ class VaultSettings:
     ca_certificate: Path | None = None
     role_id: str | None = None
     secret_id: Secret | None = None
+    wrapped_secret_id: Secret | None = None
     role: str | None = None
     jwt_file: Path | None = None
     token: Secret | None = None
@@ -139,7 +147,7 @@ def load_vault(environ: Mapping[str, str], auth: VaultAuth | None = None) -> Vau
 def _vault(reader: _Reader, auth: str | None = None) -> VaultSettings | None:
     fallback = "VAULT_ADDR" if reader.has("VAULT_ADDR") and not reader.has("KEYMAN_VAULT_ADDR") else None
     address = reader.required(fallback or "KEYMAN_VAULT_ADDR", _address)
-    auth = auth or reader.optional("KEYMAN_VAULT_AUTH", _one_of("approle", "kubernetes", "jwt", "token")) or "approle"
+    auth = auth or reader.optional("KEYMAN_VAULT_AUTH", _one_of(*get_args(VaultAuth))) or "approle"
     values: dict[str, object] = {
         "namespace": reader.optional("KEYMAN_VAULT_NAMESPACE", _path_part),
         "ca_certificate": reader.optional("KEYMAN_VAULT_CACERT", _certificate_file),
@@ -149,10 +157,15 @@ def _vault(reader: _Reader, auth: str | None = None) -> VaultSettings | None:
     }
     if auth == "approle":
         values["role_id"] = reader.required("KEYMAN_VAULT_ROLE_ID", _text, secret=True)
-        values["secret_id"] = reader.required("KEYMAN_VAULT_SECRET_ID", _secret, secret=True)
+        if reader.has_secret(WRAPPED_SECRET_ID):
+            reader.excluded(SECRET_ID, by=WRAPPED_SECRET_ID)
+            values["wrapped_secret_id"] = reader.required(WRAPPED_SECRET_ID, _secret, secret=True)
+            values["role"] = reader.optional("KEYMAN_VAULT_ROLE", _path_part)
+        else:
+            values["secret_id"] = reader.required(SECRET_ID, _secret, secret=True)
     elif auth == "token":
         values["token"] = reader.required("KEYMAN_VAULT_TOKEN", _secret, secret=True)
-    else:
+    elif auth in ("kubernetes", "jwt"):
         values["role"] = reader.required("KEYMAN_VAULT_ROLE", _path_part)
         if auth == "kubernetes" and not reader.has("KEYMAN_VAULT_JWT_FILE"):
             values["jwt_file"] = KUBERNETES_JWT_FILE
@@ -174,8 +187,16 @@ class _Reader:
         # An empty variable is how compose files and shells say "not set".
         return bool(self._environ.get(name))
 
+    def has_secret(self, name: str) -> bool:
+        return self.has(name) or self.has(f"{name}_FILE")
+
+    def excluded(self, name: str, *, by: str) -> None:
+        """A fault where `name` is set beside `by`, which takes its place."""
+        if self.has_secret(name):
+            self._faults.append(f"{name} and {by} are both set; keep one")
+
     def required(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
-        if not self.has(name) and not (secret and self.has(f"{name}_FILE")):
+        if not (self.has_secret(name) if secret else self.has(name)):
             self._faults.append(f"{name} is not set" + (f" (nor {name}_FILE)" if secret else ""))
             return None
         return self.optional(name, parse, secret=secret)

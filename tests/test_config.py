@@ -41,6 +41,7 @@ SECRET_VARIABLES = (
     "KEYMAN_DATABASE_URL",
     "KEYMAN_VAULT_ROLE_ID",
     "KEYMAN_VAULT_SECRET_ID",
+    "KEYMAN_VAULT_WRAPPED_SECRET_ID",
     "KEYMAN_VAULT_TOKEN",
 )
 
@@ -165,6 +166,29 @@ def test_each_way_to_log_in_asks_for_what_it_needs(tmp_path: Path) -> None:
     assert (kubernetes.role, kubernetes.jwt_file) == ("keyman", KUBERNETES_JWT_FILE)
     given_jwt = {"KEYMAN_VAULT_AUTH": "jwt", "KEYMAN_VAULT_ROLE": "keyman", "KEYMAN_VAULT_JWT_FILE": str(jwt)}
     assert load({**base, **given_jwt}).vault.jwt_file == jwt
+    assert load({**base, "KEYMAN_VAULT_AUTH": "agent"}).vault == VaultSettings(
+        address=COMPLETE["KEYMAN_VAULT_ADDR"], auth="agent"
+    )
+
+
+WITHOUT_SECRET_ID = {name: value for name, value in COMPLETE.items() if name != "KEYMAN_VAULT_SECRET_ID"}
+
+
+def test_a_wrapped_secret_id_takes_the_place_of_a_plain_one() -> None:
+    vault = load({**WITHOUT_SECRET_ID, "KEYMAN_VAULT_WRAPPED_SECRET_ID": " s.wrapping\n"}).vault
+    assert (vault.secret_id, vault.wrapped_secret_id, vault.role) == (None, Secret("s.wrapping"), None)
+    named = {"KEYMAN_VAULT_WRAPPED_SECRET_ID": "s.wrapping", "KEYMAN_VAULT_ROLE": "other"}
+    assert load({**WITHOUT_SECRET_ID, **named}).vault.role == "other"
+
+
+@pytest.mark.parametrize("suffix", ["", "_FILE"])
+@pytest.mark.parametrize("wrapped_suffix", ["", "_FILE"])
+def test_of_a_secret_id_and_a_wrapped_one_there_can_be_one(suffix: str, wrapped_suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s.c4n4ry")
+    both = {f"KEYMAN_VAULT_SECRET_ID{suffix}": str(file), f"KEYMAN_VAULT_WRAPPED_SECRET_ID{wrapped_suffix}": str(file)}
+    said = faults({**WITHOUT_SECRET_ID, **both})
+    assert said == {"KEYMAN_VAULT_SECRET_ID": "and KEYMAN_VAULT_WRAPPED_SECRET_ID are both set; keep one"}
 
 
 def test_vaults_own_variable_serves_where_ours_is_not_set() -> None:
@@ -202,6 +226,8 @@ def test_the_settings_follow_what_is_given_and_nothing_else(monkeypatch: pytest.
 @pytest.mark.parametrize("name", SECRET_VARIABLES)
 def test_every_secret_comes_from_a_file_as_well(name: str, tmp_path: Path) -> None:
     values = {**COMPLETE, "KEYMAN_VAULT_TOKEN": "s.token"}
+    if name == "KEYMAN_VAULT_WRAPPED_SECRET_ID":
+        values = {**WITHOUT_SECRET_ID, name: "s.wrapping"}
     auth = {"KEYMAN_VAULT_AUTH": "token"} if name == "KEYMAN_VAULT_TOKEN" else {}
     rest = {other: value for other, value in values.items() if other != name} | auth
     file = tmp_path / "secret"

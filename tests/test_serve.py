@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from tests.support.live import (
+    Root,
     Service,
     Victim,
     environment,
@@ -132,6 +133,78 @@ def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port}" in refused.err
+
+
+# --- a wrapped secret ID
+
+
+def wrapped(env: dict[str, str], root: Root, role: str = "keyman-management") -> dict[str, str]:
+    """The variables with a wrapped secret ID of the role, good for a minute, in the place of the plain one."""
+    token = root.wraps(f"auth/approle/role/{role}/secret-id")
+    return {**{k: v for k, v in env.items() if k != "KEYMAN_VAULT_SECRET_ID"}, "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
+
+
+@pytest.fixture
+def root(provisioned: Vault) -> Root:
+    return Root(provisioned.server.address, provisioned.server.root_token.reveal())
+
+
+def test_a_wrapped_secret_id_is_taken_once_for_all_workers_and_for_those_that_follow(
+    env: dict[str, str], root: Root, tmp_path: Path
+) -> None:
+    given = wrapped(env, root)
+    token = given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]
+    with serve(given, tmp_path, "--workers", "2") as service:
+        until(lambda: len(_logins(service)) == 2, "the login of each")
+        os.kill(service.workers[0], signal.SIGKILL)
+        until(lambda: len(_logins(service)) == 3, "the login of the one that follows")
+        until(service.is_ready, "readiness")
+        ada = sign_up(service.url, "ada@example.com")
+        assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
+        running = processes(tmp_path)
+        ended = service.live.end()
+    assert ended.code == 0
+    assert token not in ended.err
+    assert not [command for command in running.values() if token in command]
+    with serve(given, tmp_path / "again", ready=False) as service:
+        refused = service.live.wait()
+    assert (refused.code, refused.out) == (1, "")
+    said = [line for line in refused.err.splitlines() if line.startswith("keyman: ")]
+    assert len(said) == 1
+    assert "used up" in said[0]
+    assert "stolen" in said[0]
+    assert token not in refused.err
+    assert "Traceback" not in refused.err
+
+
+def _logins(service: Service) -> list[object]:
+    return [line for line in service.log() if line["event"] == "logged in to vault"]
+
+
+def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], root: Root) -> None:
+    given = wrapped(env, root, "keyman-resolver")
+    refused = keyman("serve", "--port", str(free_port()), env=given)
+    assert (refused.code, refused.out) == (1, "")
+    assert "holds no secret ID of the AppRole keyman-management" in refused.err
+    assert given["KEYMAN_VAULT_WRAPPED_SECRET_ID"] not in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
+    env: dict[str, str], root: Root, tmp_path: Path
+) -> None:
+    given = wrapped(env, root)
+    file = tmp_path / "wrapped"
+    file.write_text(given.pop("KEYMAN_VAULT_WRAPPED_SECRET_ID") + "\n")
+    given["KEYMAN_VAULT_WRAPPED_SECRET_ID_FILE"] = str(file)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert keyman("serve", "--port", str(listener.getsockname()[1]), env=given).code == 1
+    nowhere = {**given, "KEYMAN_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/none.db"}
+    assert keyman("serve", "--port", str(free_port()), env=nowhere).code == 1
+    with serve(given, tmp_path) as service:
+        assert service.is_ready()
 
 
 # --- while it runs

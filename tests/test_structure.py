@@ -184,6 +184,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.authentication",  # the cookie is set
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
+        "keyman.cli.serve",  # the AppRole's secret is handed on to the workers
         "keyman.dev",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked
@@ -191,6 +192,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.vault.cipher",  # to Vault
         "keyman.vault.embedded",  # the development root token
         "keyman.vault.login",  # the AppRole's secret, to Vault
+        "keyman.vault.wrapping",  # what it is wrapped in, to Vault
     }
 
 

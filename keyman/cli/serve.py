@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import multiprocessing
 import os
@@ -15,10 +16,11 @@ from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 
 from keyman.cli.common import run
-from keyman.config import Settings, is_loopback, load
+from keyman.config import SECRET_ID, WRAPPED_SECRET_ID, Settings, is_loopback, load
 from keyman.keys.services import read_services
 from keyman.processes import PARENT, check_port
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
+from keyman.vault.wrapping import unwrap
 
 DRAIN_SECONDS = 12
 """How long a worker may finish the requests it has: longer than the longest, which waits for Vault and the database."""
@@ -42,6 +44,7 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     run(_nothing, None)  # that the database is there and migrated
     configure_logging(settings.log_format, settings.log_level)
     _warn(settings)
+    _unwrap(settings, f"keyman-{plane}")
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
@@ -68,6 +71,17 @@ def load_application() -> Any:
     current directory first; imported here, because the parent has no need of it.
     """
     return importlib.import_module("keyman.app").from_environment()
+
+
+def _unwrap(settings: Settings, role: str) -> None:
+    """Take a wrapped secret ID, which can be done once, for every worker that is to come: each finds it where it would
+    be had it been given unwrapped.
+    """
+    unwrapped = asyncio.run(unwrap(settings.vault, role))
+    if unwrapped.secret_id is not None and unwrapped is not settings.vault:
+        for name in (WRAPPED_SECRET_ID, f"{WRAPPED_SECRET_ID}_FILE"):
+            os.environ.pop(name, None)
+        os.environ[SECRET_ID] = unwrapped.secret_id.reveal()
 
 
 def _warn(settings: Settings) -> None:

@@ -3,6 +3,8 @@
 A 403 has four causes: the token expired, was revoked, is garbage, or its policy does not allow the call. `lookup-self`
 tells: 403 again means the token is dead, so log in again, once for all who wait, and repeat the call once; 200 means
 the policy, where another login would change nothing.
+
+Behind a Vault Agent or Proxy, which adds a token of its own, there is nothing of that to do.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ class VaultClient:
         await self.adapter.close()
 
     async def _authenticated(self, request: Callable[[], Awaitable[T]]) -> T:
+        if self._settings.auth == "agent":
+            return await self._behind_an_agent(request)
         if self.adapter.token is None:
             await self._replace_token(None)
         used = self.adapter.token
@@ -98,6 +102,14 @@ class VaultClient:
             if fault.status == 403:
                 # Without any policy a token cannot look itself up either, and looks dead: a new one is no better.
                 self._forbidden_until = monotonic() + REFUSED_PAUSE
+            raise
+
+    async def _behind_an_agent(self, request: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await request()
+        except VaultFault as fault:
+            if fault.status == 403:
+                log.error("vault refuses the token of the agent in front: its log says whether it has one")
             raise
 
     async def _replace_token(self, used: str | None) -> None:
@@ -146,7 +158,7 @@ class VaultClient:
                 raise
             return settings.token.reveal(), taken(answer, int, "data", "ttl"), taken(answer, bool, "data", "renewable")
         if settings.auth == "approle":
-            assert settings.secret_id is not None  # config.py requires it
+            assert settings.secret_id is not None  # config.py requires it, or what wrapping.py makes one of
             request = AppRole(self.adapter).login(settings.role_id, settings.secret_id.reveal(), use_token=False)
         elif settings.auth == "kubernetes":
             request = Kubernetes(self.adapter).login(settings.role, await self._jwt(), use_token=False)

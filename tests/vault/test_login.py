@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hvac.api.auth_methods.token import Token
@@ -21,13 +21,23 @@ from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
 from keyman.vault import login as module
-from keyman.vault.adapter import VaultFault
+from keyman.vault.adapter import OTHER_HOST, UNKNOWN_CA, VaultFault
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import provision
-from tests.vault.bench import ROLE, Bench, Victim, everything_in, refusal
+from tests.vault.bench import (
+    ROLE,
+    Bench,
+    Victim,
+    a_context,
+    agent,
+    bench_at,
+    everything_in,
+    refusal,
+    tls_vault,
+)
 from tests.vault.es256 import Signer
 from tests.vault.fake import SILENCE, FakeServer, Reply, Request, Script, answer, fake
-from tests.vault.relay import Call, Relay
+from tests.vault.relay import Call, Relay, relay
 
 pytestmark = pytest.mark.anyio
 
@@ -496,6 +506,94 @@ async def test_a_given_token_that_is_garbage_is_a_refused_login(bench: Bench) ->
     client = bench.with_settings(auth="token", token=Secret("s.garbage")).client()
     assert await refusal(read_key(client, bench)) == VaultReason.LOGIN
     assert await refusal(read_key(client, bench)) == VaultReason.LOGIN
+
+
+# --- An agent in front
+
+
+@pytest.mark.parametrize("kind", ["agent", "proxy"])
+async def test_behind_an_agent_it_uses_the_agents_token_and_leaves_it_alone(
+    embedded_bench: Bench, tmp_path: Path, logged: StringIO, kind: Literal["agent", "proxy"]
+) -> None:
+    async with agent(embedded_bench, kind, tmp_path) as address, relay(address) as seen:
+        behind = embedded_bench.with_settings(address=seen.address, auth="agent", role_id=None, secret_id=None)
+        client = VaultClient(behind.settings, behind.metrics)
+        cipher = behind.cipher(client)
+        context = a_context()
+        sealed = await cipher.encrypt(Secret("sk-c4n4ry"), context)
+        assert await behind.opened(sealed.ciphertext, context) == "sk-c4n4ry"
+        await client.close()
+        assert client.adapter.token is None
+        assert {call.token for call in seen.calls} == {None}
+        assert [call for call in seen.calls if "/auth/" in call.path] == []
+        # The agent's token is still good: closing has not revoked it.
+        await read_key(behind.client(), behind)
+    assert "logged in to vault" not in logged.getvalue()
+
+
+async def test_a_403_behind_an_agent_is_the_agents_and_costs_one_call(
+    embedded_bench: Bench, tmp_path: Path, logged: StringIO
+) -> None:
+    async with agent(embedded_bench, "proxy", tmp_path) as address, relay(address) as seen:
+        behind = embedded_bench.with_settings(address=seen.address, auth="agent", role_id=None, secret_id=None)
+        client = behind.client()
+        await read_key(client, behind)
+        await client.adapter.post("/v1/auth/token/revoke-self")  # which keyman never does by itself there
+        before = len(seen.calls)
+        assert await refusal(read_key(client, behind)) == VaultReason.FORBIDDEN
+        assert len(seen.calls) == before + 1
+        assert "the token of the agent in front" in logged.getvalue()
+
+
+async def test_where_no_agent_stands_in_front_a_client_without_a_token_is_refused(bench: Bench) -> None:
+    assert await refusal(read_key(bench.with_settings(auth="agent").client(), bench)) == VaultReason.FORBIDDEN
+
+
+# --- TLS, and namespaces
+
+
+@pytest.mark.usefixtures("early_renewals")
+@pytest.mark.parametrize("namespace", [None, "team"])
+async def test_login_sealing_and_renewal_go_over_tls_with_a_private_authority_and_inside_a_namespace(
+    embedded_bench: Bench, tmp_path: Path, namespace: str | None
+) -> None:
+    authority = await embedded_bench.authority(tmp_path)
+    async with tls_vault(authority, tmp_path) as vault:
+        if namespace is not None:
+            async with bench_at(vault, ca_certificate=authority.certificate) as outside:
+                await outside.admin.post(f"/v1/sys/namespaces/{namespace}", json={})
+        async with bench_at(vault, namespace=namespace, ca_certificate=authority.certificate) as bench:
+            await bench.change_role(token_ttl=2, token_max_ttl=600)
+            client = bench.client()
+            cipher = bench.cipher(client)
+            first = await own_token(client)
+            assert first.get("namespace_path", "").strip("/") == (namespace or "")
+
+            async def renewed() -> bool:
+                return bool((await own_token(client)).get("last_renewal_time"))
+
+            await until(renewed)
+            context = a_context()
+            sealed = await cipher.encrypt(Secret("sk-c4n4ry"), context)
+            assert await bench.opened(sealed.ciphertext, context) == "sk-c4n4ry"
+            assert (await own_token(client))["id"] == first["id"]
+
+
+@pytest.mark.parametrize("wrong", ["authority", "host"])
+async def test_a_vault_that_is_not_the_one_that_was_meant_gets_nothing_and_is_said_in_one_line(
+    embedded_bench: Bench, tmp_path: Path, logged: StringIO, wrong: str
+) -> None:
+    authority = await embedded_bench.authority(tmp_path)
+    other = await embedded_bench.authority(tmp_path)
+    async with tls_vault(authority, tmp_path) as vault:
+        address = vault.address.replace("127.0.0.1", "localhost") if wrong == "host" else vault.address
+        trusted = other if wrong == "authority" else authority
+        bench = embedded_bench.with_settings(address=address, ca_certificate=trusted.certificate)
+        assert await refusal(read_key(bench.client(), bench)) == VaultReason.UNTRUSTED
+    lines = [json.loads(line) for line in logged.getvalue().splitlines()]
+    assert [line["why"] for line in lines if line["event"] == "vault's certificate is refused"] == [
+        OTHER_HOST if wrong == "host" else UNKNOWN_CA
+    ]
 
 
 # --- Closing

@@ -1,0 +1,222 @@
+"""A wrapped secret ID: taken once, and whatever else lies in its place is said and not taken."""
+
+import asyncio
+from io import StringIO
+from secrets import token_hex
+
+import pytest
+
+from keyman.config import VaultSettings
+from keyman.errors import ConfigurationError
+from keyman.secret import Secret
+from keyman.telemetry import Metrics
+from keyman.vault.adapter import AsyncAdapter
+from keyman.vault.provision import issue_wrapped_credentials
+from keyman.vault.wrapping import unwrap
+from tests.vault.bench import ROLE, Bench, Victim, bench_at, everything_in
+from tests.vault.fake import HANG_UP, Reply, Request, answer, fake
+
+pytestmark = pytest.mark.anyio
+
+LOOKUP = "/sys/wrapping/lookup"
+UNWRAP = "/sys/wrapping/unwrap"
+CANARY = "s.c4n4ry-wrapping-token"
+USED_UP = "is used up or has expired"
+FORGED = "holds no secret ID of the AppRole"
+NOT_USED = "was not used"
+
+
+async def wrapped(bench: Bench, role: str = ROLE, wrap_ttl: int = 60) -> Bench:
+    """The bench with a wrapped secret ID in the place of its own."""
+    issued = await issue_wrapped_credentials(bench.admin, role, wrap_ttl)
+    return holding(bench, issued.secret_id.reveal())
+
+
+def holding(bench: Bench, token: str) -> Bench:
+    return bench.with_settings(secret_id=None, wrapped_secret_id=Secret(token))
+
+
+async def response_wrapped(bench: Bench, method: str, path: str, body: object) -> Bench:
+    """The bench with what Vault answers at `path`, wrapped."""
+    made = await bench.admin.request(method, f"/v1/{path}", json=body, wrap_ttl=60)
+    return holding(bench, made["wrap_info"]["token"])
+
+
+async def refused(bench: Bench, role: str = ROLE) -> str:
+    """What is said of a wrapped secret ID that is not taken."""
+    with pytest.raises(ConfigurationError) as caught:
+        await unwrap(bench.settings, role)
+    token = bench.settings.wrapped_secret_id
+    assert token is not None
+    assert token.reveal() not in everything_in(caught.value)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "KEYMAN_VAULT_WRAPPED_SECRET_ID" in said
+    return said
+
+
+async def logs_in(settings: VaultSettings, bench: Bench) -> None:
+    """A login with these settings and an operation of the role's."""
+    seen = Bench(bench.vault, bench.admin, settings, stack=bench.stack)
+    assert (await seen.warm_cipher()) is not None
+
+
+async def test_it_is_exchanged_for_a_secret_id_that_logs_in(bench: Bench, logged: StringIO) -> None:
+    seen, relay = await (await wrapped(bench)).behind_a_relay()
+    unwrapped = await unwrap(seen.settings, ROLE)
+    assert unwrapped.wrapped_secret_id is None
+    assert unwrapped.secret_id is not None
+    assert [call.path.removeprefix("/v1") for call in relay.calls] == [LOOKUP, UNWRAP]
+    await logs_in(unwrapped, bench)
+    assert unwrapped.secret_id.reveal() not in logged.getvalue()
+
+
+async def test_settings_without_one_stay_as_they_are_and_vault_is_not_asked(bench: Bench) -> None:
+    seen, relay = await bench.behind_a_relay()
+    assert await unwrap(seen.settings, ROLE) is seen.settings
+    assert relay.calls == []
+
+
+async def test_the_second_who_takes_it_hears_that_somebody_has(bench: Bench) -> None:
+    once = await wrapped(bench)
+    await unwrap(once.settings, ROLE)
+    said = await refused(once)
+    assert USED_UP in said
+    assert "stolen" in said
+    assert f"auth/approle/role/{ROLE}/secret-id-accessor/destroy" in said
+    assert f"keyman vault secret-id {ROLE}" in said
+
+
+async def test_what_is_taken_between_lookup_and_unwrapping_is_noticed(bench: Bench) -> None:
+    once, relay = await (await wrapped(bench)).behind_a_relay()
+    with relay.holding(UNWRAP):
+        second = asyncio.create_task(refused(once))
+        await relay.arrived(UNWRAP, 1)
+        await unwrap(bench.with_settings(wrapped_secret_id=once.settings.wrapped_secret_id).settings, ROLE)
+    assert USED_UP in await second
+
+
+async def test_one_that_has_expired_is_not_valid(bench: Bench) -> None:
+    late = await wrapped(bench, wrap_ttl=1)
+    await asyncio.sleep(1.5)
+    assert USED_UP in await refused(late)
+
+
+@pytest.mark.parametrize("garbage", ["s.garbage", "not a token", "ünïcode", "x" * 5000])
+async def test_garbage_is_not_valid(bench: Bench, garbage: str) -> None:
+    assert USED_UP in await refused(holding(bench, f"{garbage}-{token_hex(4)}"))
+
+
+async def test_a_token_that_wraps_nothing_is_not_valid(bench: Bench) -> None:
+    made = await bench.admin.post("/v1/auth/token/create", json={"ttl": "60s", "policies": ["default"]})
+    assert USED_UP in await refused(holding(bench, made["auth"]["client_token"]))
+
+
+async def test_another_roles_is_not_taken(bench: Bench) -> None:
+    other = await wrapped(bench, "keyman-resolver")
+    assert FORGED in await refused(other)
+    assert (await unwrap(other.settings, "keyman-resolver")).secret_id is not None
+
+
+async def test_the_role_can_have_another_name(bench: Bench) -> None:
+    other = await wrapped(bench, "keyman-resolver")
+    named = other.with_settings(role="keyman-resolver")
+    assert (await unwrap(named.settings, ROLE)).secret_id is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "sys/wrapping/wrap", {"secret_id": "00000000-0000-0000-0000-000000000000"}),
+        ("POST", "auth/token/create", {"ttl": "60s", "policies": ["default"]}),
+        ("POST", f"auth/approle/role/{ROLE}/custom-secret-id", {"secret_id": f"chosen-{token_hex(8)}"}),
+        ("GET", f"auth/approle/role/{ROLE}/role-id", None),
+        ("GET", "cubbyhole/stored", None),
+    ],
+    ids=["made by hand", "a token", "a chosen secret id", "the role id", "a stored secret"],
+)
+async def test_what_was_put_in_its_place_is_not_opened(bench: Bench, method: str, path: str, body: object) -> None:
+    await bench.admin.post("/v1/cubbyhole/stored", json={"secret_id": "00000000-0000-0000-0000-000000000000"})
+    forged = await response_wrapped(bench, method, path, body)
+    seen, relay = await forged.behind_a_relay()
+    said = await refused(seen)
+    assert FORGED in said
+    assert NOT_USED in said
+    assert "stolen" in said
+    assert relay.to(UNWRAP) == []
+    # It lies there as it was: whoever looks for the forger can still look at it.
+    token = forged.settings.wrapped_secret_id
+    assert token is not None
+    assert await bench.admin.post(f"/v1{LOOKUP}", json={"token": token.reveal()})
+
+
+async def test_inside_a_namespace_it_is_the_same(embedded_bench: Bench) -> None:
+    name = f"team-{token_hex(4)}"
+    await embedded_bench.admin.post(f"/v1/sys/namespaces/{name}", json={})
+    async with bench_at(embedded_bench.vault, namespace=name) as inside:
+        once = await wrapped(inside)
+        await logs_in(await unwrap(once.settings, ROLE), inside)
+        assert USED_UP in await refused(once)
+    await embedded_bench.admin.delete(f"/v1/sys/namespaces/{name}")
+
+
+async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(victim: Victim) -> None:
+    once = await wrapped(victim.bench)
+    await victim.seal()
+    said = await refused(once)
+    assert "sealed" in said
+    assert NOT_USED in said
+    assert "stolen" not in said
+    await victim.unseal()
+    await logs_in(await unwrap(once.settings, ROLE), victim.bench)
+
+
+async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(victim: Victim) -> None:
+    once, relay = await (await wrapped(victim.bench)).behind_a_relay()
+    with relay.holding(UNWRAP):
+        refusal = asyncio.create_task(refused(once))
+        await relay.arrived(UNWRAP, 1)
+        await victim.seal()
+    assert NOT_USED in await refusal
+    await victim.unseal()
+    await logs_in(await unwrap(once.settings, ROLE), victim.bench)
+
+
+async def test_a_vault_that_is_away_is_no_theft() -> None:
+    settings = VaultSettings("http://127.0.0.1:1", role_id="r", wrapped_secret_id=Secret(CANARY), timeout=1)
+    with pytest.raises(ConfigurationError, match=NOT_USED):
+        await unwrap(settings, ROLE)
+
+
+async def test_an_answer_that_is_lost_is_not_asked_for_again(bench: Bench) -> None:
+    """A second attempt would find the token used up, and speak of a theft."""
+
+    def losing(request: Request) -> Reply:
+        if request.target.endswith(LOOKUP):
+            return answer({"data": {"creation_path": f"auth/approle/role/{ROLE}/secret-id"}})
+        return HANG_UP
+
+    async with fake(losing) as server:
+        said = await refused(holding(bench, CANARY).with_settings(address=server.address))
+        assert [request.target.removeprefix("/v1") for request in server.requests] == [LOOKUP, UNWRAP]
+    assert "may be used up" in said
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data": {"secret_id": 7}}', b"not json"])
+async def test_an_answer_that_is_not_understood_is_no_secret_id(bench: Bench, body: bytes) -> None:
+    async with fake([Reply(200, body)]) as server:
+        said = await refused(holding(bench, CANARY).with_settings(address=server.address))
+    assert NOT_USED in said
+
+
+async def test_a_lookup_does_not_use_it_up(bench: Bench) -> None:
+    once = await wrapped(bench)
+    token = once.settings.wrapped_secret_id
+    assert token is not None
+    nobody = AsyncAdapter(once.settings, Metrics())
+    try:
+        for _ in range(3):
+            await nobody.post(f"/v1{LOOKUP}", json={"token": token.reveal()})
+    finally:
+        await nobody.close()
+    await unwrap(once.settings, ROLE)
