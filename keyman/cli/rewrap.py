@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import KeyRotation
+from keyman.vault.wrapping import unwrap
 
 T = TypeVar("T")
 
@@ -134,11 +136,11 @@ def _said(fault: VaultUnavailable | DatabaseUnavailable) -> str:
 
 async def _with_parts(work: Callable[[_Parts], Awaitable[T]], settings: Settings) -> T:
     db, metrics = Database(settings.database_url), Metrics()
-    client = VaultClient(settings.vault, metrics)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(db.close)
         deployment = await Deployment.load(db)
-        guard = KeyGuard(client, settings.vault, deployment)
-        return await work(_Parts(settings, db, deployment, guard, KeyRotation(client, settings.vault)))
-    finally:
-        await client.close()
-        await db.close()
+        vault = await unwrap(settings.vault, "keyman-rotator")
+        client = VaultClient(vault, metrics)
+        stack.push_async_callback(client.close)
+        guard = KeyGuard(client, vault, deployment)
+        return await work(_Parts(settings, db, deployment, guard, KeyRotation(client, vault)))

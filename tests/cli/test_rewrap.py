@@ -126,6 +126,19 @@ def test_what_keeps_it_from_starting_is_said_in_words(
     assert "Nothing was stored" not in gone
 
 
+def test_a_wrapped_secret_id_serves_one_command(operator: dict[str, str], stored: int, victim: Victim) -> None:
+    token = victim.root.wraps("auth/approle/role/keyman-rotator/secret-id")
+    env = {**operator, "KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
+    unmigrated = {**env, "KEYMAN_DATABASE_URL": f"{env['KEYMAN_DATABASE_URL']}.other"}
+    assert "keyman db upgrade" in failed(keyman("rotate", env=unmigrated))  # which leaves it for the next
+    assert keyman("rotate", env=env).code == 0
+    assert versions(operator) == ["v2"]
+    said = failed(keyman("rewrap", env=env))
+    assert "used up" in said
+    assert "keyman vault secret-id keyman-rotator" in said
+    assert token not in said
+
+
 def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management: VaultSettings) -> None:
     asyncio.run(store(operator, management, 1))
     assert management.role_id is not None
