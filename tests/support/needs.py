@@ -13,7 +13,7 @@ from collections.abc import Generator
 
 import pytest
 
-KNOWN = frozenset({"docker", "chromium", "postgres"})
+KNOWN = frozenset({"docker", "chromium", "postgres", "terraform"})
 VARIABLE = "KEYMAN_TEST_REQUIRE"
 
 

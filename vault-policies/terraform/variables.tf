@@ -1,0 +1,33 @@
+variable "mount" {
+  description = "Where the Transit engine is mounted: KEYMAN_VAULT_MOUNT."
+  type        = string
+  default     = "transit"
+}
+
+variable "key" {
+  description = "The name of the key: KEYMAN_VAULT_KEY."
+  type        = string
+  default     = "keyman"
+}
+
+variable "enable_approle" {
+  description = "Whether to enable the AppRole login at auth/approle; false where it is enabled already."
+  type        = bool
+  default     = true
+}
+
+variable "networks" {
+  description = "From where a role may log in and its token be used, in CIDR notation; a role that is not named may from everywhere."
+  type        = map(list(string))
+  default     = {}
+
+  validation {
+    condition     = length(setsubtract(keys(var.networks), ["keyman-management", "keyman-resolver", "keyman-rotator"])) == 0
+    error_message = "The keys are of keyman-management, keyman-resolver and keyman-rotator."
+  }
+
+  validation {
+    condition     = alltrue([for cidr in flatten(values(var.networks)) : can(cidrhost(cidr, 0))])
+    error_message = "The values are lists of networks in CIDR notation, such as 10.1.2.0/24 or 10.1.3.7/32."
+  }
+}
