@@ -545,8 +545,9 @@ async def test_a_403_behind_an_agent_is_the_agents_and_costs_one_call(
         assert "the token of the agent in front" in logged.getvalue()
 
 
-async def test_where_no_agent_stands_in_front_a_client_without_a_token_is_refused(bench: Bench) -> None:
-    assert await refusal(read_key(bench.with_settings(auth="agent").client(), bench)) == VaultReason.FORBIDDEN
+async def test_where_no_agent_stands_in_front_a_client_without_a_token_is_refused(embedded_bench: Bench) -> None:
+    alone = embedded_bench.with_settings(auth="agent")
+    assert await refusal(read_key(alone.client(), alone)) == VaultReason.FORBIDDEN
 
 
 # --- TLS, and namespaces

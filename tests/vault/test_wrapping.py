@@ -7,7 +7,7 @@ from secrets import token_hex
 import pytest
 
 from keyman.config import VaultSettings
-from keyman.errors import ConfigurationError
+from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
@@ -157,6 +157,21 @@ async def test_inside_a_namespace_it_is_the_same(embedded_bench: Bench) -> None:
         once = await wrapped(inside)
         await logs_in(await unwrap(once.settings, ROLE), inside)
         assert USED_UP in await refused(once)
+    await embedded_bench.admin.delete(f"/v1/sys/namespaces/{name}")
+
+
+async def test_one_of_another_namespace_looks_the_same_and_does_not_log_in(embedded_bench: Bench) -> None:
+    """Its path is counted from its own namespace: the lookup cannot tell."""
+    name = f"team-{token_hex(4)}"
+    await embedded_bench.admin.post(f"/v1/sys/namespaces/{name}", json={})
+    async with bench_at(embedded_bench.vault, namespace=name) as inside:
+        token = (await wrapped(inside)).settings.wrapped_secret_id
+        foreign = embedded_bench.with_settings(secret_id=None, wrapped_secret_id=token)
+        unwrapped = await unwrap(foreign.settings, ROLE)
+        seen = embedded_bench.with_settings(secret_id=unwrapped.secret_id)
+        with pytest.raises(VaultUnavailable) as caught:
+            await seen.guard().verify()
+        assert caught.value.reason == VaultReason.LOGIN
     await embedded_bench.admin.delete(f"/v1/sys/namespaces/{name}")
 
 
