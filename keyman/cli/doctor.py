@@ -67,7 +67,9 @@ async def _examine(
     try:
         findings += [finding async for finding in vault.examine(client, settings.vault, role)]
         findings += [finding async for finding in database.examine(settings, db)]
-        if role.reads_key:
+        if settings.vault.wrapped_secret_id is not None:
+            findings += [skipped(check, vault.NOT_TAKEN) for check in database.OF_THE_KEY]
+        elif role.reads_key:
             findings += [finding async for finding in database.examine_key(settings.vault, db, client)]
         else:
             findings += [skipped(check, f"{role.name} may not rewrap") for check in database.OF_THE_KEY]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from keyman.config import VaultSettings
 from keyman.db import now
 from keyman.doctor.findings import Finding, failed, ok, skipped, warning
-from keyman.errors import VAULT_DETAILS, VaultReason, VaultUnavailable
-from keyman.vault import inspection
+from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason, VaultUnavailable
+from keyman.vault import inspection, wrapping
 from keyman.vault.adapter import VaultFault
 from keyman.vault.guard import KEY_PROPERTIES
 from keyman.vault.login import VaultClient
@@ -29,6 +29,8 @@ CLOCKS_MUST_NOT_DIFFER = 60
 
 SOON = 300
 """Seconds: a token that ends in less and cannot be renewed is about to be a fault."""
+
+NOT_TAKEN = "a wrapped secret ID can be taken once, and is left for the start that needs it"
 
 FORBIDDEN_PATHS: Mapping[str, str] = {
     "{mount}/decrypt/{key}": "decrypt",
@@ -80,6 +82,11 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
         return
     yield _reachable(health)
     yield _clock(health)
+    if settings.wrapped_secret_id is not None:
+        yield await _wrapping(settings, role)
+        for check in ("vault-token", "vault-policy", "vault-key"):
+            yield skipped(check, NOT_TAKEN)
+        return
     try:
         token = await inspection.own_token(client)
     except VaultUnavailable as fault:
@@ -138,6 +145,14 @@ def clock(check: str, difference: float, whose: str) -> Finding:
     side = "ahead of" if difference > 0 else "behind"
     found, remedy = f"{abs(difference):.0f} s {side} {whose}", "have all machines keep time by NTP"
     return (failed if abs(difference) > CLOCKS_MUST_NOT_DIFFER else warning)(check, found, remedy)
+
+
+async def _wrapping(settings: VaultSettings, role: Role) -> Finding:
+    try:
+        await wrapping.check(settings, role.name)
+    except ConfigurationError as fault:
+        return failed("vault-login", str(fault), 'see "A wrapped secret ID" in docs/configuration.md')
+    return ok("vault-login", f"the wrapped secret ID is one of {settings.role or role.name}, and still good")
 
 
 def _login_remedy(settings: VaultSettings, reason: VaultReason) -> str:

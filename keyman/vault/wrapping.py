@@ -27,15 +27,26 @@ async def unwrap(settings: VaultSettings, role: str) -> VaultSettings:
     """
     if settings.wrapped_secret_id is None:
         return settings
-    vault = AsyncAdapter(settings, Metrics())
+    vault, role = AsyncAdapter(settings, Metrics()), settings.role or role
     try:
-        secret_id = await _unwrapped(vault, settings.wrapped_secret_id, settings.role or role)
+        await _look(vault, settings.wrapped_secret_id, role)
+        secret_id = await _take(vault, settings.wrapped_secret_id, role)
     finally:
         await vault.close()
     return replace(settings, secret_id=secret_id, wrapped_secret_id=None)
 
 
-async def _unwrapped(vault: AsyncAdapter, token: Secret, role: str) -> Secret:
+async def check(settings: VaultSettings, role: str) -> None:
+    """Look at the wrapping token as `unwrap` does, and leave it as it is. Raises ConfigurationError likewise."""
+    assert settings.wrapped_secret_id is not None
+    vault = AsyncAdapter(settings, Metrics())
+    try:
+        await _look(vault, settings.wrapped_secret_id, settings.role or role)
+    finally:
+        await vault.close()
+
+
+async def _look(vault: AsyncAdapter, token: Secret, role: str) -> None:
     try:
         answer = await vault.post("/v1/sys/wrapping/lookup", json={"token": token.reveal()})
         made_by = taken(answer, str, "data", "creation_path")
@@ -43,6 +54,9 @@ async def _unwrapped(vault: AsyncAdapter, token: Secret, role: str) -> Secret:
         raise _invalid(role) if fault.status == 400 else _not_used(fault) from None
     if made_by != f"auth/approle/role/{role}/secret-id":
         raise _forged(role)
+
+
+async def _take(vault: AsyncAdapter, token: Secret, role: str) -> Secret:
     vault.token = token.reveal()
     try:
         answer = await vault.post("/v1/sys/wrapping/unwrap", attempts=1)

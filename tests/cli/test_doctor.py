@@ -24,6 +24,7 @@ from keyman.vault.provision import policy
 from tests.cli.conftest import execute, store
 from tests.cli.transcript import keyman
 from tests.support.live import Finished, Root, Victim, environment
+from tests.vault.bench import agent
 
 Findings = dict[str, dict[str, Any]]
 
@@ -58,7 +59,7 @@ def key(management: VaultSettings) -> str:
 def doctor(env: dict[str, str], *arguments: str) -> tuple[int, Findings]:
     done = keyman("doctor", "--json", *arguments, env=env)
     assert "Traceback" not in done.err
-    for secret in ("KEYMAN_VAULT_SECRET_ID", "KEYMAN_VAULT_TOKEN"):
+    for secret in ("KEYMAN_VAULT_SECRET_ID", "KEYMAN_VAULT_WRAPPED_SECRET_ID", "KEYMAN_VAULT_TOKEN"):
         assert not env.get(secret) or env[secret] not in done.out + done.err
     findings: list[dict[str, Any]] = json.loads(done.out)
     assert len({finding["check"] for finding in findings}) == len(findings)
@@ -209,6 +210,36 @@ def test_a_login_that_is_refused_says_how_to_get_another(plane: dict[str, str]) 
     assert (code, findings["vault-login"]["state"]) == (1, "failed")
     assert "keyman vault secret-id" in findings["vault-login"]["remedy"]
     assert wrong(findings)["vault-policy"] == "skipped"
+
+
+def test_a_wrapped_secret_id_is_looked_at_and_not_taken(plane: dict[str, str], victim: Victim) -> None:
+    wrapping = victim.root.wraps("auth/approle/role/keyman-management/secret-id")
+    env = {**plane, "KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": wrapping}
+    for _ in range(2):
+        code, findings = doctor(env)
+        assert code == 0
+        assert findings["vault-login"]["state"] == "ok"
+        assert set(wrong(findings).values()) == {"skipped"}
+    code, findings = doctor(env, "--role", "resolver")
+    assert (code, findings["vault-login"]["state"]) == (1, "failed")
+    assert "holds no secret ID of the AppRole keyman-resolver" in findings["vault-login"]["found"]
+    victim.root.ask("POST", "sys/wrapping/unwrap", {"token": wrapping})
+    code, findings = doctor(env)
+    assert (code, findings["vault-login"]["state"]) == (1, "failed")
+    assert "used up" in findings["vault-login"]["found"]
+
+
+@pytest.mark.usefixtures("used")
+def test_behind_an_agent_everything_is_looked_at_with_its_token(
+    plane: dict[str, str], management: VaultSettings, tmp_path: Path
+) -> None:
+    async def examined() -> tuple[int, Findings]:
+        async with agent(management, "proxy", tmp_path) as address:
+            env = {**plane, "KEYMAN_VAULT_AUTH": "agent", "KEYMAN_VAULT_ADDR": address}
+            return await asyncio.to_thread(doctor, env)
+
+    code, findings = asyncio.run(examined())
+    assert (code, wrong(findings)) == (0, {})
 
 
 def token(env: dict[str, str], root: Root, **properties: Any) -> dict[str, str]:

@@ -237,14 +237,14 @@ async def _listens(port: int) -> bool:
 
 
 @asynccontextmanager
-async def agent(bench: Bench, kind: Literal["agent", "proxy"], directory: Path) -> AsyncIterator[str]:
-    """OpenBao's own agent or proxy before the bench's Vault: logs in with the bench's AppRole by itself, and adds its
+async def agent(settings: VaultSettings, kind: Literal["agent", "proxy"], directory: Path) -> AsyncIterator[str]:
+    """OpenBao's own agent or proxy before a Vault: logs in by itself, with the AppRole of the settings, and adds its
     token to requests that have none. Its address.
     """
-    assert bench.settings.role_id is not None
-    assert bench.settings.secret_id is not None
-    (directory / "role_id").write_text(bench.settings.role_id)
-    (directory / "secret_id").write_text(bench.settings.secret_id.reveal())
+    assert settings.role_id is not None
+    assert settings.secret_id is not None
+    (directory / "role_id").write_text(settings.role_id)
+    (directory / "secret_id").write_text(settings.secret_id.reveal())
     app_role = {
         "role_id_file_path": str(directory / "role_id"),
         "secret_id_file_path": str(directory / "secret_id"),
@@ -252,7 +252,7 @@ async def agent(bench: Bench, kind: Literal["agent", "proxy"], directory: Path) 
     }
     port = embedded.free_port_pair()
     config = {
-        "vault": {"address": bench.settings.address, "retry": {"num_retries": -1}},
+        "vault": {"address": settings.address, "retry": {"num_retries": -1}},
         "auto_auth": {"method": [{"type": "approle", "config": app_role}]},
         "api_proxy": {"use_auto_auth_token": True},
         "listener": [{"tcp": {"address": f"127.0.0.1:{port}", "tls_disable": True, "require_request_header": True}}],

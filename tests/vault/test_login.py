@@ -515,7 +515,7 @@ async def test_a_given_token_that_is_garbage_is_a_refused_login(bench: Bench) ->
 async def test_behind_an_agent_it_uses_the_agents_token_and_leaves_it_alone(
     embedded_bench: Bench, tmp_path: Path, logged: StringIO, kind: Literal["agent", "proxy"]
 ) -> None:
-    async with agent(embedded_bench, kind, tmp_path) as address, relay(address) as seen:
+    async with agent(embedded_bench.settings, kind, tmp_path) as address, relay(address) as seen:
         behind = embedded_bench.with_settings(address=seen.address, auth="agent", role_id=None, secret_id=None)
         client = VaultClient(behind.settings, behind.metrics)
         cipher = behind.cipher(client)
@@ -534,7 +534,7 @@ async def test_behind_an_agent_it_uses_the_agents_token_and_leaves_it_alone(
 async def test_a_403_behind_an_agent_is_the_agents_and_costs_one_call(
     embedded_bench: Bench, tmp_path: Path, logged: StringIO
 ) -> None:
-    async with agent(embedded_bench, "proxy", tmp_path) as address, relay(address) as seen:
+    async with agent(embedded_bench.settings, "proxy", tmp_path) as address, relay(address) as seen:
         behind = embedded_bench.with_settings(address=seen.address, auth="agent", role_id=None, secret_id=None)
         client = behind.client()
         await read_key(client, behind)
