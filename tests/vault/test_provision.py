@@ -268,7 +268,8 @@ def test_the_management_policy_names_nothing_that_answers_with_a_plaintext() -> 
         "delete",
         "list",
         "patch",
-        "sys/",
+        "sys/policies",
+        "sys/mounts",
     ):
         assert word not in text
     paths = [line.split('"')[1] for line in rules if line.startswith("path")]
@@ -279,4 +280,5 @@ def test_the_management_policy_names_nothing_that_answers_with_a_plaintext() -> 
         "auth/token/lookup-self",
         "auth/token/renew-self",
         "auth/token/revoke-self",
+        "sys/capabilities-self",
     ]
