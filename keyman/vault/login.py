@@ -156,6 +156,11 @@ class VaultClient:
             except VaultFault:
                 self.adapter.token = None
                 raise
+            if "root" in taken(answer, list, "data", "policies"):
+                # It could decrypt: with it, the plane that must not would be one that does.
+                log.error("a root token is refused: give keyman one with the policy of its role alone")
+                self.adapter.token = None
+                raise VaultFault(VaultReason.LOGIN, 403)
             return settings.token.reveal(), taken(answer, int, "data", "ttl"), taken(answer, bool, "data", "renewable")
         if settings.auth == "approle":
             assert settings.secret_id is not None  # config.py requires it, or what wrapping.py makes one of

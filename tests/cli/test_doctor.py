@@ -261,6 +261,12 @@ def test_a_token_that_does_not_last_is_said(plane: dict[str, str], victim: Victi
         assert findings["vault-token"]["state"] == state, properties
 
 
+def test_a_root_token_is_refused(plane: dict[str, str], victim: Victim) -> None:
+    code, findings = doctor(token(plane, victim.root, policies=["root"]))
+    assert (code, findings["vault-login"]["state"]) == (1, "failed")
+    assert "a root token is refused" in findings["vault-login"]["remedy"]
+
+
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
