@@ -1,0 +1,51 @@
+"""docs/operations.md says what is there: each check, each cause, and no metric that does not exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from keyman.errors import VAULT_DETAILS, VaultReason
+from keyman.telemetry import Metrics
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "operations.md").read_text()
+
+
+def first_cells(heading: str) -> list[str]:
+    """The names in the first column of the table below a heading."""
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)
+
+
+def test_every_check_of_the_doctor_is_in_the_table() -> None:
+    said = set[str]()
+    for path in (ROOT / "keyman" / "doctor").glob("*.py"):
+        said |= set(re.findall(r'(?:ok|warning|failed|skipped|clock)\(\s*"([a-z-]+)"', path.read_text()))
+    assert len(said) > 15
+    assert {*first_cells("What `keyman doctor` checks")} == {*said, "configuration"}
+
+
+def test_every_cause_of_an_unavailable_vault_is_in_the_table_with_its_words() -> None:
+    assert first_cells("When Vault is unavailable") == [reason.value for reason in VaultReason]
+    for reason, detail in VAULT_DETAILS.items():
+        row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{reason.value}` |"))
+        assert detail.startswith(row.split("|")[2].strip()), reason
+
+
+def test_alerts_ask_for_metrics_that_exist() -> None:
+    asked = set(re.findall(r"\bkeyman_[a-z_]+", TEXT))
+    there = {name for family in Metrics().registry.collect() for name in _names(family.name, family.type)}
+    assert asked
+    assert asked <= there
+
+
+def _names(name: str, kind: str) -> set[str]:
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(kind, ("",))
+    return {name + suffix for suffix in suffixes}
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#h][^)#]*)", TEXT):
+        if link != "deployment.md":
+            assert (ROOT / "docs" / link).resolve().exists(), link
