@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from argon2.low_level import ARGON2_VERSION
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
 from keyman.errors import RateLimited
@@ -36,7 +38,7 @@ class Passwords:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
         self._waiting = 0
         # Verified against when the account does not exist, so that the answer takes as long.
-        self._decoy = self._hasher.hash("no account has this password")
+        self._decoy = _decoy(self._hasher)
 
     async def hash(self, password: Secret) -> str:
         """The PHC string to store. Raises RateLimited when too many wait."""
@@ -71,3 +73,15 @@ class Passwords:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._waiting -= 1
+
+
+def _decoy(hasher: PasswordHasher) -> str:
+    """A PHC string with the parameters of `hasher` that no password fits: its salt and its digest are random.
+
+    Put together instead of computed, which would take every start the time of a sign-in.
+    """
+    cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+    salt, digest = (
+        base64.b64encode(os.urandom(size)).decode().rstrip("=") for size in (hasher.salt_len, hasher.hash_len)
+    )
+    return f"$argon2id$v={ARGON2_VERSION}${cost}${salt}${digest}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from litestar import Response, get
 from litestar.params import FromPath
 
@@ -38,6 +40,6 @@ async def reference(visit: Injected[Visit]) -> Response[bytes]:
     return page
 
 
-@get("/docs/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
-def openapi_document(openapi: Injected[bytes]) -> Response[bytes]:
-    return Response(openapi, media_type="application/json")
+@get("/docs/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=True)
+def openapi_document(openapi: Injected[Callable[[], bytes]]) -> Response[bytes]:
+    return Response(openapi(), media_type="application/json")
