@@ -18,6 +18,7 @@ from keyman.accounts.passwords import Passwords
 from keyman.config import VaultSettings
 from keyman.vault import embedded, provision
 from keyman.vault.embedded import EmbeddedVault
+from tests.support.databases import copied, sqlite_at
 from tests.support.needs import pytest_configure, pytest_terminal_summary, require
 from tests.support.planes import Plane, Vault, plane_at
 from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
@@ -91,11 +92,33 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[U
     server.drop_database(name)
 
 
-@pytest.fixture
-async def database(empty_database: URL) -> URL:
-    """The same, migrated."""
-    await migrations.upgrade(empty_database)
-    return empty_database
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every migrated database of a test is a copy of: migrating each would take longer than most tests."""
+    file = tmp_path_factory.mktemp("migrated") / "keyman.db"
+    asyncio.run(migrations.upgrade(sqlite_at(file)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgres: PostgresServer) -> URL:
+    """The same on the worker's PostgreSQL."""
+    url = make_url(postgres.create_database("migrated"))
+    asyncio.run(migrations.upgrade(url))
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    """A migrated database of the test's own, once of each kind."""
+    if request.param == "sqlite":
+        yield copied(request.getfixturevalue("migrated_sqlite"), tmp_path / "keyman.db")
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    template: URL = request.getfixturevalue("migrated_postgresql")
+    name = f"test_{uuid4().hex}"
+    yield make_url(server.create_database(name, str(template.database)))
+    server.drop_database(name)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.telemetry import Metrics, configure_logging
 from tests.storage.exposure import shown, stands_alone
 from tests.storage.rows import add, add_owner, count, foreign_keys, row, table
+from tests.support.databases import copied
 from tests.support.postgres import PostgresServer, postgres_server
 
 pytestmark = pytest.mark.anyio
@@ -85,31 +86,9 @@ def sqlite(tmp_path: Path, migrated_sqlite: Path) -> URL:
 @pytest.fixture
 def postgresql(postgres: PostgresServer, migrated_postgresql: URL) -> Iterator[URL]:
     """A migrated PostgreSQL database, for what SQLite has no counterpart of."""
-    url = migrated_postgresql.set(database=f"copy_{uuid4().hex}")
-    postgres.execute(f"CREATE DATABASE {url.database} OWNER keyman TEMPLATE {migrated_postgresql.database}")
-    yield url
-    postgres.drop_database(str(url.database))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> URL:
-    """A copy of a migrated database: a migration a test would take most of the time."""
-    url: URL = request.getfixturevalue(request.param)
-    return url
-
-
-@pytest.fixture(scope="module")
-async def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("migrated") / "keyman.db"
-    await migrations.upgrade(make_url(f"sqlite+aiosqlite:///{path}"))
-    return path
-
-
-@pytest.fixture(scope="module")
-async def migrated_postgresql(postgres: PostgresServer) -> URL:
-    url = make_url(postgres.create_database(f"migrated_{uuid4().hex}"))
-    await migrations.upgrade(url)
-    return url
+    name = f"copy_{uuid4().hex}"
+    yield make_url(postgres.create_database(name, str(migrated_postgresql.database)))
+    postgres.drop_database(name)
 
 
 @pytest.fixture
@@ -167,13 +146,6 @@ async def write_one(db: Database) -> None:
 def make_room(name: str) -> Step:
     """For one more row of a table that may hold one alone."""
     return lambda c: c.execute(delete(table(name)).where(true() if name == "deployment" else false()))
-
-
-def copied(path: Path, target: Path) -> URL:
-    url = make_url(f"sqlite+aiosqlite:///{target}")
-    keyman_db.create_private_file(url)
-    target.write_bytes(path.read_bytes())
-    return url
 
 
 def names(directory: Path) -> list[str]:

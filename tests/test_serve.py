@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from keyman import migrations
+from tests.support.databases import copied
 from tests.support.live import (
     Root,
     Service,
@@ -51,9 +50,9 @@ def url(tmp_path: Path) -> URL:
 
 
 @pytest.fixture
-def env(provisioned: Vault, url: URL) -> dict[str, str]:
+def env(provisioned: Vault, url: URL, migrated_sqlite: Path) -> dict[str, str]:
     """A service over the worker's Vault and a migrated database of the test's own."""
-    asyncio.run(migrations.upgrade(url))
+    copied(migrated_sqlite, Path(str(url.database)))
     return variables(provisioned.settings, url)
 
 
@@ -266,9 +265,9 @@ def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: 
 
 
 @pytest.fixture
-def hurt(victim: Victim, url: URL) -> Iterator[dict[str, str]]:
+def hurt(victim: Victim, url: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
     """A service over a Vault that the test harms."""
-    asyncio.run(migrations.upgrade(url))
+    copied(migrated_sqlite, Path(str(url.database)))
     yield variables(victim.settings, url)
     victim.mend()
 

@@ -10,9 +10,8 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import insert
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
-from keyman import migrations
 from keyman.config import VaultSettings
 from keyman.db import Database
 from keyman.deployment import Deployment
@@ -23,6 +22,7 @@ from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from tests.storage.rows import add_owner, row
+from tests.support.databases import copied
 from tests.support.live import Victim, environment, victim_at
 
 
@@ -33,9 +33,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def env(file: Path) -> dict[str, str]:
+def env(file: Path, migrated_sqlite: Path) -> dict[str, str]:
     """The variables of somebody whose database is migrated."""
-    asyncio.run(migrations.upgrade(URL.create("sqlite+aiosqlite", database=str(file))))
+    copied(migrated_sqlite, file)
     return environment(KEYMAN_DATABASE_URL=f"sqlite+aiosqlite:///{file}")
 
 

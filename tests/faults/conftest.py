@@ -21,6 +21,7 @@ from keyman.accounts.passwords import Passwords
 from keyman.audit import Action, audit_log
 from keyman.config import VaultSettings
 from keyman.keys.tables import api_keys, idempotency
+from tests.support.databases import copied
 from tests.support.live import Victim, victim_at
 from tests.support.needs import require
 from tests.support.planes import Plane, plane_at
@@ -49,11 +50,9 @@ def victim_postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def sqlite(tmp_path: Path) -> URL:
+def sqlite(migrated_sqlite: Path, tmp_path: Path) -> URL:
     """A migrated SQLite database, where the kind of database makes no difference."""
-    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
-    await migrations.upgrade(url)
-    return url
+    return copied(migrated_sqlite, tmp_path / "keyman.db")
 
 
 @pytest.fixture

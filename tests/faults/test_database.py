@@ -18,7 +18,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
-from keyman import db, migrations
+from keyman import db
 from tests.faults.conftest import checks, counts, plane_of, unavailable
 from tests.support.live import becomes, children, serve, sign_up, variables
 from tests.support.planes import Vault
@@ -31,14 +31,6 @@ impatient = pytest.mark.usefixtures("impatient")
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 BODY = {"service": "OPENAI", "api_key": VALUE}
 REASON = "The database cannot be used at the moment."
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> URL:
-    """For a service that is a process: a migrated SQLite database."""
-    made = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
-    asyncio.run(migrations.upgrade(made))
-    return made
 
 
 async def post(client: httpx.AsyncClient) -> httpx.Response:
@@ -212,15 +204,15 @@ async def test_a_file_that_is_not_the_one_takes_nothing_and_nothing_is_made_ther
 
 
 def test_a_full_disk_stores_nothing_and_is_over_when_there_is_room(
-    url: URL, provisioned: Vault, tmp_path: Path
+    sqlite: URL, provisioned: Vault, tmp_path: Path
 ) -> None:
     """A worker that may write no file any further is what a full disk is to SQLite."""
-    with serve(variables(provisioned.settings, url), tmp_path) as service:
+    with serve(variables(provisioned.settings, sqlite), tmp_path) as service:
         ada = sign_up(service.url, "ada@example.com")
         key = ada.post("/api/keys", json=BODY).json()
         (worker,) = service.workers
         free = resource.prlimit(worker, resource.RLIMIT_FSIZE)
-        room = Path(f"{url.database}-wal").stat().st_size
+        room = Path(f"{sqlite.database}-wal").stat().st_size
         assert room > len(service.live.err)  # its log has to go on
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (room, free[1]))
         for _ in range(3):
@@ -233,7 +225,7 @@ def test_a_full_disk_stores_nothing_and_is_over_when_there_is_room(
         assert len(ada.get("/api/keys").json()) == 2
         assert service.workers == [worker]
         assert service.live.end().code == 0
-    assert asyncio.run(counts(url)).keys == 2
+    assert asyncio.run(counts(sqlite)).keys == 2
 
 
 # --- PostgreSQL

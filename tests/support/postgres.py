@@ -135,13 +135,13 @@ class PostgresServer:
             self._process.wait()
         self._process = None
 
-    def create_database(self, name: str) -> str:
-        """Create an empty database, owned by a user without any other right; its SQLAlchemy URL.
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """Create a database, empty or as `template` is, owned by a user without any other right; its SQLAlchemy URL.
 
         Without TLS, which the server has not: asyncpg, stopped while it offers it, leaves a fault that nobody asks for,
         and asyncio tells of it in the middle of whichever test runs when it is collected.
         """
-        self.execute(f"CREATE DATABASE {_identifier(name)} OWNER {_USER}")
+        self.execute(f"CREATE DATABASE {_identifier(name)} OWNER {_USER} TEMPLATE {_identifier(template)}")
         return f"postgresql+asyncpg://{_USER}:{self._password}@127.0.0.1:{self.port}/{name}?ssl=disable"
 
     def drop_database(self, name: str) -> None:
