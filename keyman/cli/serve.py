@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import multiprocessing
 import os
 import tempfile
@@ -15,6 +14,7 @@ from granian import Granian
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 
+from keyman.cli import imported
 from keyman.cli.common import run
 from keyman.config import SECRET_ID, WRAPPED_SECRET_ID, Settings, is_loopback, load
 from keyman.keys.services import read_services
@@ -70,7 +70,7 @@ def load_application() -> Any:
     """What a worker answers with. Given to granian as a function, because its own loader looks for modules in the
     current directory first; imported here, because the parent has no need of it.
     """
-    return importlib.import_module("keyman.app").from_environment()
+    return imported("keyman.app").from_environment()
 
 
 def _unwrap(settings: Settings, role: str) -> None:
