@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 
 from tests.api.conftest import postgresql_database, postgresql_plane, shared, sqlite_database, sqlite_plane
 from tests.support.chromium import chromium_absence, chromium_path
@@ -33,8 +33,8 @@ QUIET = (
     "--no-first-run",
 )
 
-DESKTOP = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 
 # Each violation of the policy becomes a line on the console, which a person's complaints hold.
 WATCH_POLICY = """

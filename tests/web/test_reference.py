@@ -6,39 +6,43 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from keyman.problems import KINDS
 from keyman.web.pages import TEMPLATES
 from keyman.web.static import DIRECTORY
-from tests.web.conftest import PHONE, Arrive, Person
+from tests.web.conftest import DESKTOP, PHONE, Arrive
+from tests.web.moves import narrow_places
 
 
-@pytest.fixture(params=["desktop, light", "phone, dark"])
-def reader(request: pytest.FixtureRequest, arrive: Arrive) -> Person:
-    if request.param.startswith("phone"):
-        return arrive(signed_up=False, viewport=PHONE, color_scheme="dark")
-    return arrive(signed_up=False)
-
-
-def test_the_reference_shows_each_operation_and_asks_no_other_host(reader: Person) -> None:
+def test_the_reference_shows_each_operation_and_asks_no_other_host(arrive: Arrive) -> None:
+    reader = arrive(signed_up=False)
     reader.open("/docs#/operations/createKey")
-    reader.page.get_by_role("heading", name="Store a key").wait_for()
-    reader.page.get_by_text("Idempotency-Key").first.wait_for()
+    for viewport in (DESKTOP, PHONE):
+        reader.page.set_viewport_size(viewport)
+        reader.page.get_by_role("heading", name="Store a key").wait_for()
+        reader.page.get_by_text("Idempotency-Key").first.wait_for()
     assert reader.asked
     assert reader.foreign_hosts == set()
     assert reader.complaints == []
 
 
-def test_each_problem_has_a_page_that_explains_it(reader: Person) -> None:
+def test_each_problem_has_a_page_that_explains_it(arrive: Arrive) -> None:
+    reader = arrive(signed_up=False)
+    page = reader.page
     reader.open("/problems")
     titles = {kind.problem.slug: kind.problem.title for kind in KINDS.values()}
     for slug, title in titles.items():
-        reader.page.get_by_role("link", name=title).first.wait_for()
+        expect(page.get_by_role("link", name=title).first).to_have_attribute("href", f"/problems/{slug}")
+    for slug, title in titles.items():
         reader.open(f"/problems/{slug}")
-        assert reader.page.get_by_role("heading", level=1).inner_text() == title
-        overflow = reader.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-        assert not overflow, slug
-        reader.page.get_by_role("link", name="All problems").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(title)
+        expect(page.get_by_role("link", name="All problems")).to_have_attribute("href", "/problems")
+        for viewport in (DESKTOP, PHONE):
+            page.set_viewport_size(viewport)
+            assert narrow_places(page) == [], slug
+    page.get_by_role("link", name="All problems").click()
+    page.wait_for_url("**/problems")
     assert reader.complaints == []
 
 
