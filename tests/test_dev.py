@@ -333,7 +333,7 @@ def _process(word: str, count: int = 1) -> Callable[[Path, Live], None]:
     return arrives
 
 
-def _service_process(pause: float = 0.0) -> Callable[[Path, Live], None]:
+def _service_process(pause: float) -> Callable[[Path, Live], None]:
     def arrives(home: Path, _running: Live) -> None:
         _process("spawn_main")(home, _running)  # the worker, beside the main one
         time.sleep(pause)
@@ -344,16 +344,13 @@ def _service_process(pause: float = 0.0) -> Callable[[Path, Live], None]:
 MOMENTS = {
     "the home is made": _exists("lock"),
     "vault is configured": _exists("vault/config.json"),
-    "vault has its store": _exists("vault/raft/raft/raft.db"),
     "vault elects itself": _exists("vault/raft/raft/raft.db", 0.5),
-    "vault is initialised": _exists("vault/keys.json"),
     "vault is set up": _exists("vault/keys.json", 0.2),
     "the database is made": _exists("keyman.db"),
     "the service starts": _process(" serve "),
-    "its worker starts": _service_process(),
     "its worker loads": _service_process(0.3),
 }
-"""Moments of the very first start, in their order."""
+"""Moments of the very first start, in their order; more of Vault's own are in vault/test_embedded.py."""
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
