@@ -4,6 +4,9 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 # How many processes share the test suite: one more than two processors, for much of it is waiting for processes to start.
 WORKERS ?= 3
+# A file's tests run in one of them, so that what they share, such as a browser or a `keyman dev`, is started once; the
+# files in the order of tests/conftest.py.
+DIST := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test lint types format lock clean
@@ -15,7 +18,7 @@ dev: $(VENV)/dev.stamp ## set everything up, then run keyman on this machine (ma
 	@$(VENV)/bin/keyman dev $(ARGS)
 
 test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (make test ARGS="-k masks")
-	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
 lint: $(VENV)/test.stamp ## ruff: rules and formatting
 	@$(VENV)/bin/ruff check .

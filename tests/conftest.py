@@ -32,6 +32,27 @@ settings.register_profile(
 settings.load_profile("keyman")
 
 
+FIRST = (
+    "tests/test_dev.py",
+    "tests/web/test_looks.py",
+    "tests/web/test_form.py",
+    "tests/test_serve.py",
+    "tests/faults/",
+    "tests/web/",
+    "tests/cli/",
+    "tests/vault/",
+    "tests/test_support.py",
+    "tests/api/test_schemathesis.py",
+    "tests/api/test_canary.py",
+)
+"""Where the files are that take longest, mostly because they start processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put them first: a long file that is begun last would be waited for by every worker but one."""
+    items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
