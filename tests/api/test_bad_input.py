@@ -345,8 +345,12 @@ async def test_bad_values_of_several_fields_are_all_listed(desk: Desk) -> None:
     assert CANARY not in answer.text
 
 
+# Hypothesis takes some of its bytes from the code, and a change may be empty.
+NO_OBJECT = st.binary(max_size=200).filter(lambda content: content.strip() != b"{}")
+
+
 @settings(max_examples=80)
-@given(content=st.binary(max_size=200), operation=st.sampled_from(sorted(BODIES)))
+@given(content=NO_OBJECT, operation=st.sampled_from(sorted(BODIES)))
 async def test_random_bytes_are_refused(one_desk: Desk, content: bytes, operation: str) -> None:
     before = await one_desk.state()
     problem(await one_desk.send(BODIES[operation], content), "invalid-request")

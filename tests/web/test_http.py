@@ -622,7 +622,7 @@ async def test_activity_shows_what_was_done_and_by_what(plane: ApiPlane) -> None
     ada = await person(plane)
     key = await add(ada)
     script = await plane.token(ada, "keys:write", "keys:read")
-    await script.patch(f"/api/keys/{key}", json={"name": "x"})
+    assert (await script.patch(f"/api/keys/{key}", json={"name": "x"})).status_code == 200
     page = (await ada.get("/settings/activity")).text
     said = re.findall(r'<td role="cell" class="label">([^<]*)</td>', page)
     assert said == ["Key changed", "Access token created", "Key added", "Account created"]
