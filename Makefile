@@ -34,8 +34,15 @@ format: $(VENV)/test.stamp ## let ruff rewrite what it can
 lock: ## pin the newest allowed versions, with hashes (needs uv on the PATH)
 	uv pip compile pyproject.toml --extra dev --group build --upgrade \
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/dev.txt
-	uv pip compile pyproject.toml --extra dev --group build --group test --group lint -c requirements/dev.txt \
+	uv pip compile pyproject.toml --extra dev --group build --group test --group lint --group stack \
+	  -c requirements/dev.txt \
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/test.txt
+	uv pip compile pyproject.toml -c requirements/test.txt \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/image.txt
+	uv pip compile --group stack -c requirements/test.txt \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/stack.txt
+	uv pip compile --group build -c requirements/test.txt \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/build.txt
 
 clean: ## remove the environment and caches; .keyman, where `keyman dev` keeps its data, stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
