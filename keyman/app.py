@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache, partial
-from typing import Any, cast
+from typing import cast
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -35,7 +35,7 @@ from keyman.keys.schemas import NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.services import Catalogue
 from keyman.processes import PARENT, die_with_parent
-from keyman.requests import EXCEPTION_HANDLERS, answer_options
+from keyman.requests import EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
@@ -129,16 +129,7 @@ def _document(services: tuple[str, ...]) -> bytes:
     return openapi_document(_described_routes(), _DEPENDENCIES, services)
 
 
-def _from_state(name: str) -> Provide:
-    """The part of the application of this name, for whichever handler asks for it."""
-
-    def provide(state: State) -> Any:
-        return state[name]
-
-    return Provide(provide, sync_to_thread=False)
-
-
 _DEPENDENCIES = {
-    name: _from_state(name)
+    name: from_state(name)
     for name in ("catalogue", "db", "guard", "metrics", "openapi", "pages", "passwords", "sealer", "settings")
 }

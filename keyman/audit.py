@@ -1,4 +1,5 @@
-"""The trail: one entry for each change to an account, a token or a key, in the transaction of the change itself.
+"""The trail: one entry for each change to an account, a token, a key or an application, in the transaction of the
+change itself; and one for each time that an application asks for a key, committed before it gets one.
 
 An entry names who, what, when and from where; never a value, a ciphertext, a mask or a token.
 """
@@ -34,19 +35,27 @@ class Action(StrEnum):
     KEY_REPLACE = "key.replace"
     KEY_CHANGE = "key.change"
     KEY_DELETE = "key.delete"
+    KEY_RESOLVE = "key.resolve"
+    KEY_RESOLVE_REFUSED = "key.resolve-refused"
+    KEY_RESOLVE_FAILED = "key.resolve-failed"
+    APPLICATION_CREATE = "application.create"
+    APPLICATION_ROTATE = "application.rotate"
+    APPLICATION_REVOKE = "application.revoke"
 
 
 class Actor(StrEnum):
-    """What acted: a signed-in person, a personal token, an operator at the command line, or nobody known."""
+    """What acted: a signed-in person, a personal token, an application, an operator at the command line, or nobody."""
 
     SESSION = "session"
     TOKEN = "token"  # noqa: S105  # the name of a kind
+    APPLICATION = "application"
     OPERATOR = "operator"
     ANONYMOUS = "anonymous"
 
 
 class Origin(NamedTuple):
-    """Where a call came from. `actor_id` is a token's id; address and device are the client's, as far as known.
+    """Where a call came from. `actor_id` is a token's id, personal or an application's; address and device are the
+    client's, as far as known.
 
     The device is for the session that a sign-in opens; the trail does not keep it.
     """
@@ -75,6 +84,9 @@ audit_log = Table(
     Column("service", String(64)),
     Column("request_id", String(64)),
     Column("address", String(64)),
+    Column("application", String(64)),  # its name: who asked for a key, or what an operator registered
+    Column("purpose", String(200)),  # in the application's own words
+    Column("reason", String(32)),  # why no key was given out
     CheckConstraint(f"actor IN ({', '.join(repr(a.value) for a in Actor)})", name="actor_known"),
     Index("ix_audit_log_owner", "user_id", "id"),
     sqlite_autoincrement=True,
@@ -82,7 +94,7 @@ audit_log = Table(
 
 
 class AuditEntry(msgspec.Struct):
-    """One entry of the trail as its owner sees it."""
+    """One entry of the trail as its owner sees it. `reason` says why an application got no key."""
 
     id: int
     at: datetime
@@ -94,6 +106,9 @@ class AuditEntry(msgspec.Struct):
     service: str | None
     request_id: str | None
     address: str | None
+    application: str | None
+    purpose: str | None
+    reason: str | None
 
 
 async def list_own(db: Database, user_id: int, part: Slice) -> Page[AuditEntry]:
@@ -109,6 +124,9 @@ async def list_own(db: Database, user_id: int, part: Slice) -> Page[AuditEntry]:
         audit_log.c.service,
         audit_log.c.request_id,
         audit_log.c.address,
+        audit_log.c.application,
+        audit_log.c.purpose,
+        audit_log.c.reason,
     )
     statement = select(*columns).where(audit_log.c.user_id == user_id)
     async with db.read() as connection:
@@ -125,6 +143,9 @@ async def record(
     token_id: int | None = None,
     key_id: int | None = None,
     service: str | None = None,
+    application: str | None = None,
+    purpose: str | None = None,
+    reason: str | None = None,
 ) -> None:
     """Write one entry in the caller's transaction: both are committed, or neither."""
     await connection.execute(
@@ -139,5 +160,8 @@ async def record(
             service=service,
             request_id=origin.request_id,
             address=origin.address,
+            application=application,
+            purpose=purpose,
+            reason=reason,
         )
     )

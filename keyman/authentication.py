@@ -41,11 +41,9 @@ def needs(scope: Scope | None) -> dict[str, Any]:
 
 async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Set the request's user to a Caller. Raises Unauthenticated or Forbidden."""
-    if _is_options(handler):
+    if is_public(handler):
         return
-    needed = handler.opt[_NEEDS]  # a KeyError is an answer of 500: a route without a rule is our mistake
-    if needed is None:
-        return
+    needed = handler.opt[_NEEDS]
     caller = await identify(connection)
     exchange_of(connection.scope).user_id = caller.user_id
     if needed != _ANY_CALLER:
@@ -53,9 +51,22 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
     connection.scope["user"] = caller
 
 
-def _is_options(handler: BaseRouteHandler) -> bool:
-    """Litestar's own answer to OPTIONS: the methods of a path, which the OpenAPI document tells everybody anyway."""
-    return isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}
+def is_public(handler: BaseRouteHandler) -> bool:
+    """True for a route that answers everybody, as Litestar's own answer to OPTIONS does: the methods of a path."""
+    if isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}:
+        return True
+    return handler.opt[_NEEDS] is None  # a KeyError is an answer of 500: a route without a rule is our mistake
+
+
+def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """What the Authorization header shows, None where there is no such header. Raises Unauthenticated."""
+    header = connection.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("The Authorization header must be: Bearer, a space, and an access token.")
+    return token.strip()
 
 
 async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
@@ -103,12 +114,9 @@ async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     """
     db: Database = connection.app.state.db
     exchange = exchange_of(connection.scope)
-    header = connection.headers.get("authorization")
-    if header is not None:
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("The Authorization header must be: Bearer, a space, and an access token.")
-        return await callers.by_token(db, token.strip(), exchange.request_id, exchange.address)
+    token = bearer_token(connection)
+    if token is not None:
+        return await callers.by_token(db, token, exchange.request_id, exchange.address)
     cookie = connection.cookies.get(SESSION_COOKIE)
     if cookie:
         return await callers.by_session(db, cookie, exchange.request_id, exchange.address)

@@ -78,6 +78,7 @@ class Settings:
     signup_open: bool = False
     services_file: Path | None = None
     trusted_proxies: tuple[Network, ...] = field(default=())
+    resolve_rate: float = 100.0  # requests a second of one application, for one process of the resolver
     log_format: Literal["json", "console"] = "json"
     log_level: str = "info"
 
@@ -117,6 +118,7 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
         "signup_open": reader.optional("KEYMAN_SIGNUP", _one_of("open", "closed")) == "open",
         "services_file": reader.optional("KEYMAN_SERVICES_FILE", _file_for(read_services)),
         "trusted_proxies": reader.optional("KEYMAN_TRUSTED_PROXIES", _networks) or (),
+        "resolve_rate": reader.optional("KEYMAN_RESOLVE_RATE", _rate) or 100.0,
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", _one_of("json", "console")) or "json",
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", _one_of(*LOG_LEVELS)) or "info",
     }
@@ -133,6 +135,14 @@ def load_database_url(environ: Mapping[str, str]) -> URL:
     reader.finish()
     assert url is not None
     return url
+
+
+def load_services_file(environ: Mapping[str, str]) -> Path | None:
+    """The file of more services alone, for commands that need the catalogue; raises ConfigurationError."""
+    reader = _Reader(environ)
+    path = reader.optional("KEYMAN_SERVICES_FILE", _existing_file)
+    reader.finish()
+    return path
 
 
 def load_vault(environ: Mapping[str, str], auth: VaultAuth | None = None) -> VaultSettings:
@@ -315,6 +325,16 @@ def _seconds(text: str) -> float:
         raise ValueError("must be a number of seconds") from None
     if not 0.1 <= value <= 60:
         raise ValueError("must be between 0.1 and 60 seconds")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("must be a number of requests a second") from None
+    if not 0.1 <= value <= 100_000:
+        raise ValueError("must be between 0.1 and 100000 requests a second")
     return value
 
 

@@ -1,4 +1,4 @@
-"""All of keyman on one machine: an embedded Vault, SQLite, and `keyman serve` logged in with its AppRole.
+"""All of keyman on one machine: an embedded Vault, SQLite, and both planes, each logged in with an AppRole of its own.
 
 One process keeps the others: whichever of them ends, and however this one ends, none is left behind. What they store
 stays in the home directory, and a second start goes on with it.
@@ -25,7 +25,7 @@ from keyman.home import Home, without_own
 from keyman.processes import check_port, spawn, stop
 from keyman.telemetry import configure_logging
 from keyman.vault import embedded, provision
-from keyman.vault.adapter import VaultFault
+from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.embedded import EmbeddedVault
 
 READY_TIMEOUT = 30.0
@@ -44,6 +44,7 @@ BANNER = """
     API          {url}/api
     reference    {url}/docs
     readiness    {url}/readyz
+    resolver     {resolver}/v1/resolve
     Vault        {vault}
 
   Ctrl-C stops it; what you store is there again at the next start.
@@ -66,22 +67,33 @@ async def _until_stopped(home: Home, port: int) -> None:
     # A signal cancels this task at its next await, never in the middle of a statement; a second one finds it stopping.
     task = asyncio.current_task()
     assert task is not None
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    url = f"http://127.0.0.1:{port}"
+    for signal_number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
+    url, resolver_url = (f"http://127.0.0.1:{number}" for number in (port, port + 1))
     with ExitStack() as stack:
         stack.enter_context(home.locked())
-        check_port("127.0.0.1", port)
+        for number in (port, port + 1):
+            check_port("127.0.0.1", number)
         vault = await _start_vault(home)
         stack.callback(vault.close)
-        settings = await _set_up(home, vault, url)
-        service = spawn(
-            [sys.executable, "-P", "-m", "keyman", "serve", "--port", str(port)], without_own(os.environ) | settings
+        await _set_up(home, vault, url)
+        service = _serve(stack, "management", port, home.settings())
+        resolver = _serve(stack, "resolver", port + 1, home.resolver_settings())
+        await _ready("The service", service, url)
+        await _ready("The resolver", resolver, resolver_url)
+        click.echo(
+            BANNER.format(home=home.directory, url=url, resolver=resolver_url, vault=vault.address),
+            err=True,
         )
-        stack.callback(stop, service)
-        await _ready(service, url)
-        click.echo(BANNER.format(home=home.directory, url=url, vault=vault.address), err=True)
-        await _an_end({"The service": service, "The embedded Vault": vault.process})
+        await _an_end({"The service": service, "The resolver": resolver, "The embedded Vault": vault.process})
+
+
+def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start one plane; it is stopped with the stack."""
+    command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
+    process = spawn(command, without_own(os.environ) | settings)
+    stack.callback(stop, process)
+    return process
 
 
 async def _start_vault(home: Home) -> EmbeddedVault:
@@ -93,45 +105,47 @@ async def _start_vault(home: Home) -> EmbeddedVault:
     return await embedded.start(home.vault)
 
 
-async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> dict[str, str]:
-    """Provision Vault, migrate the database, and write down the settings of the service; return them."""
+async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
+    """Provision Vault, migrate the database, and write down the settings of both planes."""
     settings = VaultSettings(address=vault.address)
     admin = vault.admin()
     try:
         await provision.provision(admin, settings)
-        kept = home.settings()
-        role_id, secret_id = kept.get("KEYMAN_VAULT_ROLE_ID"), kept.get("KEYMAN_VAULT_SECRET_ID")
-        if role_id is None or secret_id is None:
-            issued = await provision.issue_credentials(admin, "keyman-management")
-            role_id, secret_id = issued.role_id, issued.secret_id.reveal()
+        management = await _credentials(admin, "keyman-management", home.settings())
+        resolver = await _credentials(admin, "keyman-resolver", home.resolver_settings())
     except VaultFault as fault:
         raise ConfigurationError(f"The embedded Vault could not be set up ({fault}); see {vault.log}") from None
     finally:
         await admin.close()
     await migrations.upgrade(home.database)
-    variables = {
+    both = {
         "KEYMAN_DATABASE_URL": home.database.render_as_string(hide_password=False),
         "KEYMAN_VAULT_ADDR": vault.address,
-        "KEYMAN_VAULT_ROLE_ID": role_id,
-        "KEYMAN_VAULT_SECRET_ID": secret_id,
-        "KEYMAN_PUBLIC_URL": url,
-        "KEYMAN_SIGNUP": "open",
         "KEYMAN_LOG_FORMAT": "console",
     }
-    home.write_settings(variables)
-    return variables
+    home.write_resolver_settings({**both, **resolver})
+    home.write_settings({**both, **management, "KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"})
 
 
-async def _ready(service: subprocess.Popen[bytes], url: str) -> None:
+async def _credentials(admin: AsyncAdapter, role: str, kept: Mapping[str, str]) -> dict[str, str]:
+    """What a plane logs in with: what it had, or what is issued to it now. Raises VaultFault."""
+    names = ("KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_SECRET_ID")
+    if all(name in kept for name in names):
+        return {name: kept[name] for name in names}
+    issued = await provision.issue_credentials(admin, role)
+    return dict(zip(names, (issued.role_id, issued.secret_id.reveal()), strict=True))
+
+
+async def _ready(name: str, service: subprocess.Popen[bytes], url: str) -> None:
     try:
         async with asyncio.timeout(READY_TIMEOUT), aiohttp.ClientSession() as session:
             while not await _answers(session, f"{url}/readyz"):
                 if service.poll() is not None:
-                    raise ConfigurationError("The service ended while it started; what it said stands above.")
+                    raise ConfigurationError(f"{name} ended while it started; what it said stands above.")
                 await asyncio.sleep(POLL)
     except TimeoutError:
         raise ConfigurationError(
-            f"The service was not ready within {READY_TIMEOUT:.0f} s; what it said stands above."
+            f"{name} was not ready within {READY_TIMEOUT:.0f} s; what it said stands above."
         ) from None
 
 

@@ -72,8 +72,16 @@ class Exchange:
     headers: Mapping[str, str]
     page: ProblemPage | None = None
     user_id: int | None = None
+    application_id: int | None = None
     status: int = 500
     started: bool = False
+
+    @property
+    def caller(self) -> dict[str, int | None]:
+        """Who asks, for the log: an application, a user, or nobody known."""
+        if self.application_id is not None:
+            return {"application_id": self.application_id}
+        return {"user_id": self.user_id}
 
     def say(self, problem: Problem) -> Answer:
         """The answer that says this problem, in the form that the client reads."""
@@ -155,7 +163,7 @@ class Edge:
             route=route,
             status=exchange.status,
             duration_ms=round(seconds * 1000, 2),
-            user_id=exchange.user_id,
+            **exchange.caller,
         )
 
     def _add_headers(self, message: Message, exchange: Exchange) -> None:

@@ -9,6 +9,7 @@ KeymanError
     ├── NotFound
     ├── MethodNotAllowed
     ├── Conflict
+    ├── Undecryptable
     ├── PreconditionFailed
     ├── PayloadTooLarge
     ├── UnsupportedMediaType
@@ -118,6 +119,11 @@ class Conflict(Problem):
     title = "This conflicts with what is stored"
 
 
+class Undecryptable(Problem):
+    slug = "undecryptable"
+    title = "The stored key cannot be opened"
+
+
 class PreconditionFailed(Problem):
     slug = "precondition-failed"
     title = "It has changed in the meantime"
@@ -167,20 +173,22 @@ VAULT_DETAILS = {
     VaultReason.LOGIN: "Vault refuses keyman's login: its role or its secret is not valid.",
     VaultReason.WRONG_KEY: (
         "Vault's key is not the one this database was sealed with, or not set up as it must be; "
-        "nothing is sealed until an operator has put that right."
+        "nothing is sealed and nothing opened until an operator has put that right."
     ),
     VaultReason.ERROR: "Vault answered with an error; its own log says more.",
 }
 
 
 class VaultUnavailable(Problem):
-    """Vault could not be used. Whatever asked for it has stored nothing."""
+    """Vault could not be used. Whatever asked for it has stored nothing, and no value has left."""
 
     slug = "vault-unavailable"
     title = "The vault is not available"
 
-    def __init__(self, reason: VaultReason, *, retry_after: int = 5) -> None:
-        super().__init__(Sentence("{why} Nothing was stored.", why=VAULT_DETAILS[reason]), retry_after=retry_after)
+    def __init__(
+        self, reason: VaultReason, sentence: str = "{why} Nothing was stored.", *, retry_after: int = 5
+    ) -> None:
+        super().__init__(Sentence(sentence, why=VAULT_DETAILS[reason]), retry_after=retry_after)
         self.reason = reason
 
 

@@ -14,11 +14,15 @@ from keyman.errors import ConfigurationError
 
 
 class Home:
-    """A directory that only its owner can look into: `settings.env`, `keyman.db`, `vault/`."""
+    """A directory that only its owner can look into: `settings.env`, `resolver.env`, `keyman.db`, `vault/`.
+
+    Each plane's settings are a file of their own: what the one logs in to Vault with is no business of the other.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         self.settings_file = self.directory / "settings.env"
+        self.resolver_file = self.directory / "resolver.env"
         self.vault = self.directory / "vault"
 
     @property
@@ -26,14 +30,14 @@ class Home:
         return URL.create("sqlite+aiosqlite", database=str(self.directory / "keyman.db"))
 
     def settings(self) -> dict[str, str]:
-        """The variables that `keyman dev` wrote, empty before its first start. Raises ConfigurationError."""
-        try:
-            lines = self.settings_file.read_text().splitlines()
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError):
-            raise ConfigurationError(f"{self.settings_file} cannot be read") from None
-        return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+        """The variables that `keyman dev` wrote, empty before its first start; the management plane's, which operators'
+        commands use too. Raises ConfigurationError.
+        """
+        return _read(self.settings_file)
+
+    def resolver_settings(self) -> dict[str, str]:
+        """The resolver plane's. Raises ConfigurationError."""
+        return _read(self.resolver_file)
 
     def environment(self) -> dict[str, str]:
         """This process's variables with keyman's own replaced by those of this home.
@@ -48,12 +52,10 @@ class Home:
         return without_own(os.environ) | settings
 
     def write_settings(self, settings: Mapping[str, str]) -> None:
-        """Replace the settings, all of them or none; a `NAME=value` a line."""
-        lines = [
-            "# Written by `keyman dev` at each start; for development.",
-            *(f"{k}={v}" for k, v in settings.items()),
-        ]
-        write_private(self.settings_file, "\n".join(lines) + "\n")
+        _write(self.settings_file, settings)
+
+    def write_resolver_settings(self, settings: Mapping[str, str]) -> None:
+        _write(self.resolver_file, settings)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -75,6 +77,25 @@ class Home:
             yield
         finally:
             os.close(lock)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{path} cannot be read") from None
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def _write(path: Path, settings: Mapping[str, str]) -> None:
+    """Replace the settings, all of them or none; a `NAME=value` a line."""
+    lines = [
+        "# Written by `keyman dev` at each start; for development.",
+        *(f"{name}={value}" for name, value in settings.items()),
+    ]
+    write_private(path, "\n".join(lines) + "\n")
 
 
 def without_own(environ: Mapping[str, str]) -> dict[str, str]:

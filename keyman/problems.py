@@ -35,7 +35,8 @@ KINDS = {
             401,
             errors.Unauthenticated,
             "The request carries no proof of who sends it, or one that is wrong, has expired or was revoked. Send "
-            "`Authorization: Bearer km_…` with a personal access token, or sign in.",
+            "`Authorization: Bearer km_…` with a personal access token (for the resolver, an application's token), or "
+            "sign in.",
         ),
         Kind(
             403,
@@ -53,6 +54,13 @@ KINDS = {
             409,
             errors.Conflict,
             "What was asked for contradicts what is stored, such as a second account with one e-mail address.",
+        ),
+        Kind(
+            409,
+            errors.Undecryptable,
+            "Vault works, and refuses to open what is stored of this key: the row was changed outside keyman. The key "
+            "is marked so, and given out no more. Its owner stores it again; until then, look at the trail and the "
+            "database.",
         ),
         Kind(
             412,
@@ -82,8 +90,9 @@ KINDS = {
         Kind(
             503,
             errors.VaultUnavailable,
-            "Keys are sealed by Vault, and it could not be used: `detail` says why. Nothing was stored; send the "
-            "request again after `Retry-After` seconds. Listing and deleting keys works meanwhile.",
+            "Keys are sealed and opened by Vault, and it could not be used: `detail` says why. Nothing was stored, and "
+            "no key was given out; send the request again after `Retry-After` seconds. Listing and deleting keys works "
+            "meanwhile.",
         ),
         Kind(
             503,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from litestar import Request, Response
-from litestar.di import NamedDependency
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 from litestar.params import SkipValidation
 from litestar.types import ExceptionHandlersMap
@@ -25,6 +26,15 @@ T = TypeVar("T")
 
 Injected: TypeAlias = NamedDependency[SkipValidation[T]]
 """A part of the application that a handler is given, as it is: Litestar would look through its fields."""
+
+
+def from_state(name: str) -> Provide:
+    """The part of the application of this name, for whichever handler asks for it."""
+
+    def provide(state: State) -> Any:
+        return state[name]
+
+    return Provide(provide, sync_to_thread=False)
 
 
 _ROW_ID = re.compile(r"[1-9][0-9]{0,18}")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import msgspec
 
-from keyman.db import now
+from keyman.db import MAX_ID, now
 from keyman.errors import FieldError, InvalidRequest
 from keyman.secret import Secret
 
@@ -67,9 +67,27 @@ class Label(str):
         text = _string(raw)
         if len(text) > 100:
             raise ValueError("must be at most 100 characters long")
-        if not re.fullmatch(LABEL, text):
-            raise ValueError("must not hold control characters or characters that change the writing direction")
-        _encodable(text)
+        _plain(text)
+        return cls(text)
+
+
+class Purpose(str):
+    """What an application says it needs a key for; the key's owner reads it."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "maxLength": 200,
+        "pattern": LABEL,
+        "examples": ["Answer to a chat"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if len(text) > 200:
+            raise ValueError("must be at most 200 characters long")
+        _plain(text)
         return cls(text)
 
 
@@ -90,6 +108,36 @@ class RequiredLabel(Label):
         if not re.fullmatch(REQUIRED_LABEL, label):
             raise ValueError("must not be empty")
         return label
+
+
+class ApplicationName(str):
+    """What an operator calls an application: one spelling, so that no two look alike."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "pattern": r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        "examples": ["chat-backend"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if not re.fullmatch(cls.schema["pattern"], text):
+            raise ValueError("must be 1 to 64 lower case letters, digits, '.', '_' and '-', a letter or digit first")
+        return cls(text)
+
+
+class RowNumber(int):
+    """The id of a row, in a body."""
+
+    schema: ClassVar[dict[str, Any]] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        if not isinstance(raw, int) or isinstance(raw, bool) or not 1 <= raw <= MAX_ID:
+            raise ValueError("must be an id: a whole number from 1 on")
+        return cls(raw)
 
 
 class SearchText(str):
@@ -289,6 +337,13 @@ def _string(raw: object) -> str:
     if not isinstance(raw, str):
         raise ValueError("must be a string")
     return raw
+
+
+def _plain(text: str) -> None:
+    """Raises ValueError for what would show as something it is not."""
+    if not re.fullmatch(LABEL, text):
+        raise ValueError("must not hold control characters or characters that change the writing direction")
+    _encodable(text)
 
 
 def _encodable(text: str) -> None:

@@ -51,6 +51,9 @@ CHECKS: dict[str, dict[str, Any]] = {
     "ck_sessions_id_hash_is_sha256": {"id_hash": b"short"},
     "ck_api_tokens_token_hash_is_sha256": {"token_hash": b"x" * 33},
     "ck_api_tokens_scopes_present": {"scopes": ""},
+    "ck_applications_name_present": {"name": ""},
+    "ck_applications_services_present": {"services": ""},
+    "ck_application_tokens_token_hash_is_sha256": {"token_hash": b""},
     "ck_throttle_attempts_not_negative": {"attempts": -1},
     "ck_api_keys_service_present": {"service": ""},
     "ck_api_keys_encrypted_key_is_sealed": {"encrypted_key": "sk-not-sealed-at-all"},
@@ -237,7 +240,7 @@ async def test_a_row_as_it_must_be_is_stored(db: Database) -> None:
 
 
 async def test_every_foreign_key_refuses_a_row_without_its_parent(db: Database) -> None:
-    assert len(foreign_keys()) == 5
+    assert len(foreign_keys()) == 6
     for key in foreign_keys():
         orphan = row(key.table.name, **dict.fromkeys(key.column_keys, 4711))
         with pytest.raises(IntegrityError):
@@ -274,7 +277,7 @@ async def test_every_unique_column_refuses_a_second_of_the_same(db: Database) ->
             await write(db, make_room(name), lambda c, t=one, v={**first, **same}: c.execute(insert(t).values(v)))
             with pytest.raises(IntegrityError):
                 await write(db, lambda c, t=one, v={**second, **same}: c.execute(insert(t).values(v)))
-            others = table(name).c.id != 1 if name == "users" else true()
+            others = table(name).c.id != 1 if name in ("users", "applications") else true()
             await write(db, lambda c, t=one, which=others: c.execute(delete(t).where(which)))
             tried.append((name, *columns))
     assert {("users", "email_key"), ("sessions", "id_hash"), ("api_tokens", "token_hash")} < set(tried)
@@ -310,7 +313,7 @@ async def test_every_column_that_must_be_said_refuses_null(db: Database) -> None
 async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, db: Database) -> None:
     await add_owner(db)
     numbered = [table(name) for name in TABLES if "id" in table(name).c and name != "deployment"]
-    assert len(numbered) == 5
+    assert len(numbered) == 7
     for each in numbered:
         async with db.write() as connection:
             ids = [await add(connection, each.name) for _ in range(3)]
@@ -808,8 +811,8 @@ async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, log: St
         async with db.write() as connection:
             await connection.execute(text("PRAGMA max_page_count = 1"))  # as many as there are already
             await add(connection, "users", email=CANARY)
-            for _ in range(100):
-                await add(connection, "throttle", bucket=(CANARY * 100).encode())
+            for n in range(100):
+                await add(connection, "throttle", bucket=(f"{n}" + CANARY * 100).encode())
 
     fault = await unavailable(fill)
     assert CANARY not in shown(fault) + log.getvalue()

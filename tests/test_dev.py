@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -115,9 +116,9 @@ class Used(NamedTuple):
         assert stored.status_code == 201
 
     def is_at_rest(self) -> None:
-        """No process is left, and the port is free."""
+        """No process is left, and the ports are free."""
         until(lambda: not processes(self.home), f"the end of {processes(self.home)}")
-        until(lambda: is_free(self.port), "a free port")
+        until(lambda: is_free(self.port) and is_free(self.port + 1), "free ports")
 
 
 @pytest.fixture
@@ -139,7 +140,8 @@ def nothing(tmp_path: Path) -> Iterator[Path]:
 def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development(fresh: Fresh) -> None:
     banner = fresh.live.err
     assert "for development" in banner
-    for address in (f"{fresh.url}/api", f"{fresh.url}/docs", f"{fresh.url}/readyz"):
+    resolver = f"http://127.0.0.1:{fresh.port + 1}/v1/resolve"
+    for address in (f"{fresh.url}/api", f"{fresh.url}/docs", f"{fresh.url}/readyz", resolver):
         assert address in banner
     assert settings_of(fresh.home)["KEYMAN_VAULT_ADDR"] in banner
     assert str(fresh.home) in banner
@@ -150,7 +152,7 @@ def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development
 def test_only_its_owner_can_look_into_a_home(fresh: Fresh) -> None:
     for directory in (fresh.home, fresh.home / "vault"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    private = ["keyman.db", "settings.env", "lock", "vault/keys.json", "vault/server.log"]
+    private = ["keyman.db", "settings.env", "resolver.env", "lock", "vault/keys.json", "vault/server.log"]
     modes = {name: stat.S_IMODE((fresh.home / name).stat().st_mode) for name in private}
     assert modes == dict.fromkeys(private, 0o600)
     for path in fresh.home.glob("keyman.db-*"):
@@ -167,7 +169,7 @@ def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it
     accessors = root.ask("LIST", "auth/token/accessors")["keys"]
     found = [root.ask("POST", "auth/token/lookup-accessor", {"accessor": accessor}) for accessor in accessors]
     roles = [(data["path"], data["policies"]) for data in found if data["policies"] != ["root"]]
-    assert roles == [("auth/approle/login", ["keyman-management"])]
+    assert sorted(roles) == [("auth/approle/login", [f"keyman-{plane}"]) for plane in ("management", "resolver")]
     # And it is that one which works: without its policy it can do nothing.
     policy = root.ask("GET", "sys/policies/acl/keyman-management")["policy"]
     root.ask(
@@ -229,11 +231,46 @@ def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
     assert httpx.get(f"{fresh.url}/readyz").status_code == 200  # the first one took no harm
 
 
-def test_a_port_in_use_is_said_in_one_sentence(fresh: Fresh, nothing: Path) -> None:
-    refused = keyman("dev", "--home", nothing, "--port", str(fresh.port))
+def test_a_plane_does_not_hold_what_the_other_logs_in_with(fresh: Fresh) -> None:
+    parts = dev_parts(fresh.live)
+    files = {"service": "settings.env", "resolver": "resolver.env"}
+    secrets = {
+        name: dict(line.split("=", 1) for line in (fresh.home / file).read_text().splitlines() if "=" in line)
+        for name, file in files.items()
+    }
+    for name, other in (("service", "resolver"), ("resolver", "service")):
+        environ = Path(f"/proc/{getattr(parts, name)}/environ").read_bytes()
+        for variable in ("KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_SECRET_ID"):
+            assert secrets[name][variable].encode() in environ
+            assert secrets[other][variable].encode() not in environ
+            assert secrets[other][variable] not in (fresh.home / files[name]).read_text()
+
+
+def test_an_application_that_is_registered_gets_back_what_a_user_has_left(fresh: Fresh) -> None:
+    grace = sign_up(fresh.url, "grace@example.com")
+    key = grace.post("/api/keys", json={"service": "OPENAI", "api_key": OTHER_VALUE}).json()
+    created = keyman("app", "create", "chat-backend", "--service", "OPENAI", "--home", fresh.home)
+    assert created.code == 0, created.err
+    application = script(f"http://127.0.0.1:{fresh.port + 1}", created.out.strip())
+    answer = application.post("/v1/resolve", json={"key_id": key["id"]})
+    assert (answer.status_code, answer.json()["api_key"]) == (200, OTHER_VALUE)
+    # Neither plane takes what the other one's callers show, and neither has the other's routes.
+    assert script(fresh.url, created.out.strip()).get("/api/keys").status_code == 401
+    assert grace.post("/v1/resolve", json={"key_id": key["id"]}).status_code == 404
+    token = grace.post("/api/tokens", json={"name": "curl"}).json()["token"]
+    refused = script(f"http://127.0.0.1:{fresh.port + 1}", token).post("/v1/resolve", json={"key_id": key["id"]})
+    assert refused.status_code == 401
+    assert application.get("/api/keys").status_code == 404
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["service", "resolver"])
+def test_a_port_in_use_is_said_in_one_sentence(nothing: Path, place: int) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port + place)):
+        refused = keyman("dev", "--home", nothing, "--port", str(port))
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
-    assert f"Port {fresh.port} on 127.0.0.1 is in use" in refused.err
+    assert f"Port {port + place} on 127.0.0.1 is in use" in refused.err
     assert "--port" in refused.err
     assert not processes(nothing)
 
@@ -286,7 +323,7 @@ def test_whoever_asks_it_to_stop_leaves_nothing_behind_but_all_data(
         assert is_free(travelled.port)
 
 
-@pytest.mark.parametrize("part", ["supervisor", "vault", "service"])
+@pytest.mark.parametrize("part", ["supervisor", "vault", "service", "resolver"])
 def test_a_part_that_is_killed_takes_the_others_with_it_and_no_data(travelled: Used, part: str) -> None:
     with travelled.started() as running:
         travelled.is_whole()
@@ -296,7 +333,8 @@ def test_a_part_that_is_killed_takes_the_others_with_it_and_no_data(travelled: U
         travelled.is_at_rest()
         if part != "supervisor":
             assert ended.code == 1
-            assert {"vault": "The embedded Vault", "service": "The service"}[part] in ended.err.splitlines()[-1]
+            names = {"vault": "The embedded Vault", "service": "The service", "resolver": "The resolver"}
+            assert names[part] in ended.err.splitlines()[-1]
             assert "Traceback" not in ended.err
 
 

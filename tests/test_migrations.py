@@ -7,19 +7,22 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from alembic import op
-from sqlalchemy import CheckConstraint, UniqueConstraint, inspect, select, text
+from alembic import command, op
+from sqlalchemy import CheckConstraint, UniqueConstraint, insert, inspect, select, text
 from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import db as keyman_db
 from keyman import migrations
-from keyman.db import SCHEMA_REVISION, Database, create_engine
+from keyman.audit import audit_log
+from keyman.db import SCHEMA_REVISION, Database, create_engine, now
 from keyman.deployment import deployment
 from keyman.errors import DatabaseUnavailable, KeymanError
 from keyman.migrations import ADVISORY_LOCK
@@ -261,3 +264,25 @@ async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, mon
         assert not done
         writer.execute("COMMIT")
     assert await upgrade == (None, SCHEMA_REVISION)
+
+
+async def test_the_trail_from_before_applications_is_kept_and_takes_their_entries(empty_database: URL) -> None:
+    async with connected(empty_database) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0002"))
+    columns = "at, user_id, actor, action, key_id, address"
+    row = "'2026-11-24 10:00:00.000001', NULL, 'operator', 'account.disable', 7, '2001:db8::1'"
+    await execute(
+        empty_database,
+        *[f"INSERT INTO audit_log ({columns}) VALUES ({row})"] * 3,  # noqa: S608  # the test's own words
+        "DELETE FROM audit_log WHERE id = 1",
+    )
+    assert await migrations.upgrade(empty_database) == ("0002", SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+    async with connected(empty_database) as connection:
+        told = (await connection.execute(select(audit_log).order_by(audit_log.c.id))).all()
+        assert [(entry.id, entry.key_id, entry.application) for entry in told] == [(2, 7, None), (3, 7, None)]
+        assert {entry.at for entry in told} == {datetime(2026, 11, 24, 10, 0, 0, 1, UTC)}
+        new = insert(audit_log).values(at=now(), actor="application", action="key.resolve", purpose="x" * 200)
+        assert (await connection.execute(new.returning(audit_log.c.id))).scalar_one() == 4
+    with pytest.raises(IntegrityError):
+        await execute(empty_database, f"INSERT INTO audit_log ({columns}) VALUES ({row.replace('operator', 'nobody')})")  # noqa: S608  # the test's own words

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from keyman.cli.serve import PLANES
 
 PACKAGE = Path(__file__).parents[1] / "keyman"
 
@@ -55,7 +59,10 @@ def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
     assert not [name for name in imports("keyman.errors") if below(name, "keyman", "litestar", "http")]
 
 
-@pytest.mark.parametrize("package", ["keyman.keys", "keyman.accounts", "keyman.vault", "keyman.audit", "keyman.db"])
+@pytest.mark.parametrize(
+    "package",
+    ["keyman.keys", "keyman.accounts", "keyman.vault", "keyman.audit", "keyman.db", "keyman.resolver.operations"],
+)
 def test_what_is_done_does_not_know_who_asks(package: str) -> None:
     above = (
         "keyman.api",
@@ -65,6 +72,7 @@ def test_what_is_done_does_not_know_who_asks(package: str) -> None:
         "keyman.edge",
         "keyman.problems",
         "keyman.requests",
+        "keyman.resolver.routes",
         "keyman.web",
         "litestar",
         "granian",
@@ -91,6 +99,7 @@ def test_only_the_application_knows_all_parts() -> None:
 
     assert [module for module in MODULES if len(parts(module)) == 5] == ["keyman.app"]
     assert importers("keyman.app") == set()  # found by name, by whoever serves it
+    assert len(parts("keyman.resolver.app")) == 4  # as much as the other plane needs
 
 
 def _functions(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda]:
@@ -157,15 +166,58 @@ def test_a_cycle_would_be_found() -> None:
 DECRYPTING = {"decrypt_data", "export_key", "backup_key", "generate_data_key", "decrypt", "generate_hmac"}
 
 
-def test_the_management_plane_has_no_call_that_could_show_a_value() -> None:
+def test_one_module_has_a_call_that_could_show_a_value() -> None:
     found = {
-        (module, node.lineno, name)
+        (module, name)
         for module in MODULES
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Call)
         and (name := getattr(node.func, "attr", getattr(node.func, "id", None))) in DECRYPTING
     }
-    assert not found
+    assert found == {("keyman.vault.opener", "decrypt_data")}
+
+
+def reached(module: str) -> set[str]:
+    """What is loaded with a module: what it imports, what that imports, and the packages that they are in."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        here = waiting.pop()
+        if here not in found:
+            found.add(here)
+            parts = here.split(".")
+            packages = {".".join(parts[:n]) for n in range(1, len(parts))}
+            waiting += packages & MODULES.keys()  # the migrations' versions are no package
+            waiting += imports(here) & MODULES.keys()
+    return found
+
+
+def test_the_resolver_plane_alone_reaches_the_opener() -> None:
+    assert importers("keyman.vault.opener") == {"keyman.resolver.app"}
+    assert importers("keyman.resolver.app") == set()
+    assert PLANES == {"management": "keyman.app", "resolver": "keyman.resolver.app"}
+    opener = {module for module in MODULES if "keyman.vault.opener" in reached(module)}
+    assert opener == {"keyman.vault.opener", "keyman.resolver.app"}
+    assert not {name for name in reached("keyman.app") if below(name, "keyman.resolver")}
+
+
+def test_what_the_management_plane_loads_is_what_its_source_says() -> None:
+    program = "import sys, keyman.app; print(*[name for name in sys.modules if name.startswith('keyman')])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "keyman.vault.cipher" in loaded
+    assert set(loaded) == reached("keyman.app")
+
+
+def test_modules_that_are_found_by_name_are_few() -> None:
+    """An import by name is one that the tests above do not see."""
+    found = {
+        module
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute | ast.Name)
+        and getattr(node, "attr", getattr(node, "id", None)) in ("import_module", "__import__", "run_module", "exec")
+    }
+    assert found == {"keyman.cli", "keyman.cli.serve"}
 
 
 def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
@@ -182,6 +234,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.accounts.personal",  # the token is shown once
         "keyman.accounts.tokens",  # and hashed
         "keyman.authentication",  # the cookie is set
+        "keyman.cli.app",  # an application's token is printed once
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
         "keyman.cli.serve",  # the AppRole's secret is handed on to the workers
@@ -189,8 +242,10 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked
         "keyman.keys.services",  # its prefix is looked at
+        "keyman.resolver.routes",  # a value, in the answer to an application
         "keyman.vault.cipher",  # to Vault
         "keyman.vault.embedded",  # the development root token
+        "keyman.vault.opener",  # the sentinel is compared
         "keyman.vault.login",  # the AppRole's secret, to Vault
         "keyman.vault.wrapping",  # what it is wrapped in, to Vault
     }

@@ -1,1 +1,1 @@
-"""Users, their sessions and their personal access tokens."""
+"""Users, their sessions and their personal access tokens; applications and theirs."""

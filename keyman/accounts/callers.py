@@ -62,7 +62,7 @@ async def by_token(db: Database, text: str, request_id: str, address: str | None
     if row is None or (row.expires_at is not None and row.expires_at <= moment):
         raise Unauthenticated("The access token has expired or was revoked.")
     if row.last_used_at is None or moment - row.last_used_at >= LAST_USE_PRECISION:
-        await _note_use(db, api_tokens, "last_used_at", row.id, moment)
+        await note_use(db, api_tokens, "last_used_at", row.id, moment)
     return Caller(
         user_id=row.user_id,
         email=row.email,
@@ -81,7 +81,7 @@ async def by_session(db: Database, cookie: str, request_id: str, address: str | 
     if row is None or row.expires_at <= moment or moment - row.last_seen_at >= SESSION_IDLE:
         raise Unauthenticated("The session has ended. Sign in again.")
     if moment - row.last_seen_at >= LAST_USE_PRECISION:
-        await _note_use(db, sessions, "last_seen_at", row.id, moment)
+        await note_use(db, sessions, "last_seen_at", row.id, moment)
     return Caller(
         user_id=row.user_id,
         email=row.email,
@@ -126,7 +126,7 @@ async def _find(
         return (await connection.execute(statement)).one_or_none()
 
 
-async def _note_use(db: Database, proofs: Table, column: str, proof_id: int, moment: datetime) -> None:
+async def note_use(db: Database, proofs: Table, column: str, proof_id: int, moment: datetime) -> None:
     """Write the last use, if that can be done at once: a database that cannot be written to holds up no read."""
     last = proofs.c[column]
     stale = or_(last.is_(None), last <= moment - LAST_USE_PRECISION)

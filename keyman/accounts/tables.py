@@ -1,8 +1,8 @@
-"""Tables of people and of what proves who they are. Proofs are stored as hashes alone."""
+"""Tables of people, of applications, and of what proves who they are. Proofs are stored as hashes alone."""
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String, Table
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String, Table, Text
 
 from keyman.db import Id, UtcTime, metadata
 
@@ -47,6 +47,33 @@ api_tokens = Table(
     Column("last_used_at", UtcTime),
     CheckConstraint("length(token_hash) = 32", name="token_hash_is_sha256"),
     CheckConstraint("length(scopes) > 0", name="scopes_present"),
+    sqlite_autoincrement=True,
+)
+
+applications = Table(
+    "applications",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("services", Text, nullable=False),  # separated by a space
+    Column("created_at", UtcTime, nullable=False),
+    Column("disabled_at", UtcTime),
+    CheckConstraint("length(name) > 0", name="name_present"),
+    CheckConstraint("length(services) > 0", name="services_present"),
+    sqlite_autoincrement=True,
+)
+
+application_tokens = Table(
+    "application_tokens",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("application_id", Id, ForeignKey("applications.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("token_hash", LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the whole token
+    Column("hint", String(16), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),  # set when another one takes its place
+    Column("last_used_at", UtcTime),
+    CheckConstraint("length(token_hash) = 32", name="token_hash_is_sha256"),
     sqlite_autoincrement=True,
 )
 

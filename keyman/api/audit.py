@@ -26,7 +26,8 @@ from keyman.requests import Injected
     operation_id="listAudit",
     response_description="A page of the trail, newest first.",
     summary="List what was done",
-    description="The caller's own trail, newest first: changes to the account, its access tokens and its keys.",
+    description="The caller's own trail, newest first: changes to the account, its access tokens and its keys, and "
+    "each time that an application asked for a key: its name, its purpose in its own words, and why it got none.",
     response_headers=[LINK],
     responses=may_answer(*CALLER_PROBLEMS),
 )

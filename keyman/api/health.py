@@ -17,7 +17,7 @@ from keyman.deployment import deployment
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
 from keyman.requests import Injected
 from keyman.telemetry import Metrics
-from keyman.vault.guard import KeyGuard
+from keyman.vault.guard import Guard
 
 VaultState = Literal["ok", "sealed", "unreachable", "forbidden", "wrong-key"]
 
@@ -73,7 +73,7 @@ async def livez() -> Liveness:
         503: ResponseSpec(data_container=Readiness, description="Something does not work", generate_examples=False),
     },
 )
-async def readyz(db: Injected[Database], guard: Injected[KeyGuard]) -> Response[Readiness]:
+async def readyz(db: Injected[Database], guard: Injected[Guard]) -> Response[Readiness]:
     checks = Checks(await _database(db), await _vault(guard))
     is_ready = checks.database == "ok" and checks.vault == "ok"
     return Response(Readiness("ok" if is_ready else "degraded", checks), status_code=200 if is_ready else 503)
@@ -103,7 +103,7 @@ async def _database(db: Database) -> Literal["ok", "unreachable"]:
     return "ok"
 
 
-async def _vault(guard: KeyGuard) -> VaultState:
+async def _vault(guard: Guard) -> VaultState:
     try:
         # Everybody may ask this; one second is what the guard shares an answer for at least.
         await guard.verify()

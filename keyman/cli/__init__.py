@@ -18,6 +18,7 @@ from keyman import __version__
 from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
 
 COMMANDS = {
+    "app": "keyman.cli.app:group",
     "db": "keyman.cli.db:group",
     "doctor": "keyman.cli.doctor:command",
     "dev": "keyman.cli.dev:command",

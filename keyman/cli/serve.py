@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import tempfile
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,10 +27,14 @@ DRAIN_SECONDS = 12
 """How long a worker may finish the requests it has: longer than the longest, which waits for Vault and the database."""
 
 
+PLANES = {"management": "keyman.app", "resolver": "keyman.resolver.app"}
+"""Where each plane is put together. A process imports one of them: the management plane has no code that decrypts."""
+
+
 @click.command("serve")
 @click.option(
     "--plane",
-    type=click.Choice(["management"]),
+    type=click.Choice(list(PLANES)),
     default="management",
     show_default=True,
     help="Which half of keyman this process is.",
@@ -43,7 +48,7 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     check_port(host, port)
     run(_nothing, None)  # that the database is there and migrated
     configure_logging(settings.log_format, settings.log_level)
-    _warn(settings)
+    _warn(settings, plane, host)
     _unwrap(settings, f"keyman-{plane}")
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
         if workers > 1:
@@ -63,14 +68,14 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             respawn_failed_workers=True,
             workers_kill_timeout=DRAIN_SECONDS,
-        ).serve(target_loader=load_application, wrap_loader=False)
+        ).serve(target_loader=partial(load_application, PLANES[plane]), wrap_loader=False)
 
 
-def load_application() -> Any:
+def load_application(module: str) -> Any:
     """What a worker answers with. Given to granian as a function, because its own loader looks for modules in the
     current directory first; imported here, because the parent has no need of it.
     """
-    return imported("keyman.app").from_environment()
+    return imported(module).from_environment()
 
 
 def _unwrap(settings: Settings, role: str) -> None:
@@ -84,10 +89,16 @@ def _unwrap(settings: Settings, role: str) -> None:
         os.environ[SECRET_ID] = unwrapped.secret_id.reveal()
 
 
-def _warn(settings: Settings) -> None:
+def _warn(settings: Settings, plane: str, host: str) -> None:
     vault = urlsplit(settings.vault.address)
     if vault.scheme == "http" and not is_loopback(vault.hostname or ""):
-        log.warning("Vault is reached without TLS: whoever can read the network reads every key that is stored")
+        log.warning("Vault is reached without TLS: whoever can read the network reads every key that passes")
+    if plane == "resolver":
+        if not is_loopback(host):
+            log.warning(
+                "The resolver answers with keys: let applications alone reach it, and by TLS or a private network"
+            )
+        return
     if settings.public_url is None:
         log.warning("KEYMAN_PUBLIC_URL is not set: browsers keep the session cookie on https only")
 

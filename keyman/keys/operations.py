@@ -22,7 +22,7 @@ from keyman.db import MAX_ID, AnyRow, Database, now
 from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
 from keyman.keys.sealing import Sealer
 from keyman.keys.tables import api_keys
 from keyman.paging import Page, Slice
@@ -195,22 +195,13 @@ def _shown(row: AnyRow, moment: datetime) -> KeyInfo:
         service=row.service,
         name=row.name,
         last_4_chars=row.last_4_chars,
-        status=_status(row, moment),
+        status=status_of(row, moment),
         created_at=row.created_at,
         updated_at=row.updated_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
         last_used_by=row.last_used_by,
     )
-
-
-def _status(row: AnyRow, moment: datetime) -> Status:
-    """The worst first: what does not open is no better for being paused."""
-    if row.undecryptable:
-        return Status.UNDECRYPTABLE
-    if row.expires_at is not None and row.expires_at <= moment:
-        return Status.EXPIRED
-    return Status.DISABLED if row.disabled else Status.ACTIVE
 
 
 def _surroundings(new: Replacement | Change) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import msgspec
 
+from keyman.db import AnyRow
 from keyman.keys.services import ServiceSlug
 from keyman.values import FutureTime, Label, ProviderKey
 
@@ -43,6 +44,15 @@ class Status(StrEnum):
     DISABLED = "disabled"
     EXPIRED = "expired"
     UNDECRYPTABLE = "undecryptable"
+
+
+def status_of(row: AnyRow, moment: datetime) -> Status:
+    """What a stored key is at this moment. The worst first: what does not open is no better for being paused."""
+    if row.undecryptable:
+        return Status.UNDECRYPTABLE
+    if row.expires_at is not None and row.expires_at <= moment:
+        return Status.EXPIRED
+    return Status.DISABLED if row.disabled else Status.ACTIVE
 
 
 class KeyInfo(msgspec.Struct):

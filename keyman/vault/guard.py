@@ -1,14 +1,16 @@
 """Is Vault's key still the one that sealed this database?
 
 A Transit key that is deleted and made again under the same name encrypts as if nothing had happened, and what it was
-given before never opens again. The guard asks what tells them apart: the key's properties, and whether the sentinel,
-a ciphertext stored at the first start, still rewraps. Nothing is sealed while that is not so.
+given before never opens again. What tells them apart is the sentinel, a ciphertext stored at the first start. The guard
+of the plane that seals asks whether it still rewraps, and for the key's properties; nothing is sealed while that is not
+so. The plane that opens has a guard of its own, in opener.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import Protocol
 from uuid import UUID
@@ -51,14 +53,10 @@ def sentinel_context(deployment: UUID) -> str:
     return base64.b64encode(f"keyman|v1|{deployment}|0|SENTINEL|{UUID(int=0)}".encode()).decode()
 
 
-class KeyGuard:
+class Guard(ABC):
     """Checks the key, at most once in `max_age` seconds however many ask, and all who wait share one check."""
 
-    def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
-        self._client = client
-        self._transit = Transit(client.adapter)
-        self._settings = settings
-        self._store = store
+    def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._checked_at = float("-inf")
         self._verdict: VaultUnavailable | None = None
@@ -77,6 +75,21 @@ class KeyGuard:
                 self._checked_at = started if self._verdict is None else monotonic()
         if self._verdict is not None:
             raise VaultUnavailable(self._verdict.reason, retry_after=self._verdict.retry_after or 5)
+
+    @abstractmethod
+    async def _check(self) -> VaultUnavailable | None:
+        """What is wrong with the key. Raises DatabaseUnavailable when the sentinel cannot be read."""
+
+
+class KeyGuard(Guard):
+    """The guard of the plane that seals: it may read the key's properties and rewrap, and keeps the first sentinel."""
+
+    def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
+        super().__init__()
+        self._client = client
+        self._transit = Transit(client.adapter)
+        self._settings = settings
+        self._store = store
 
     async def _check(self) -> VaultUnavailable | None:
         sentinel = await self._store.sentinel()

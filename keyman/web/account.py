@@ -43,11 +43,18 @@ ACTIONS = {
     Action.KEY_REPLACE: "Key replaced",
     Action.KEY_CHANGE: "Key changed",
     Action.KEY_DELETE: "Key deleted",
+    Action.KEY_RESOLVE: "Key given to an application",
+    Action.KEY_RESOLVE_REFUSED: "Key refused to an application",
+    Action.KEY_RESOLVE_FAILED: "Key could not be opened",
+    Action.APPLICATION_CREATE: "Application registered",
+    Action.APPLICATION_ROTATE: "Application's token replaced",
+    Action.APPLICATION_REVOKE: "Application revoked",
 }
 
 ACTORS = {
     Actor.SESSION: "You",
     Actor.TOKEN: "Access token",
+    Actor.APPLICATION: "Application",
     Actor.OPERATOR: "Operator",
     Actor.ANONYMOUS: "Not signed in",
 }

@@ -60,6 +60,7 @@ STATUSES = {
     "not-found": 404,
     "method-not-allowed": 405,
     "conflict": 409,
+    "undecryptable": 409,
     "precondition-failed": 412,
     "payload-too-large": 413,
     "unsupported-media-type": 415,

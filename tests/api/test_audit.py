@@ -25,7 +25,11 @@ from tests.support.planes import PASSWORD
 
 pytestmark = pytest.mark.anyio
 
-FIELDS = {"id", "at", "action", "actor", "actor_token_id", "token_id", "key_id", "service", "request_id", "address"}
+OF_APPLICATIONS = {"application", "purpose", "reason"}
+FIELDS = {
+    *("id", "at", "action", "actor", "actor_token_id", "token_id", "key_id", "service", "request_id", "address"),
+    *OF_APPLICATIONS,
+}
 
 
 async def trail(client: httpx.AsyncClient) -> list[Json]:
@@ -70,7 +74,7 @@ async def test_every_change_leaves_one_entry_with_the_request_that_made_it(share
         assert entry.keys() == FIELDS
         assert TIMESTAMP.fullmatch(entry["at"])
         address = "203.0.113.6" if fields["actor"] == "token" else "203.0.113.5"
-        empty = dict.fromkeys(("actor_token_id", "token_id", "key_id", "service"))
+        empty = dict.fromkeys(("actor_token_id", "token_id", "key_id", "service", *OF_APPLICATIONS))
         known = {"id": entry["id"], "at": entry["at"], "request_id": answer.headers["x-request-id"]}
         assert entry == {**empty, **known, "address": address, **fields}
     assert [entry["id"] for entry in entries] == sorted({entry["id"] for entry in entries})

@@ -20,7 +20,7 @@ def table(name: str) -> Table:
 
 
 def row(name: str, /, **values: Any) -> dict[str, Any]:
-    """Every column that may not be null, each unique value a new one; a table's owner is user 1."""
+    """Every column that may not be null, each unique value a new one; its owner is user 1, or application 1."""
     number, moment = next(_numbers), now()
     digest = number.to_bytes(32, "big")
     valid: dict[str, dict[str, Any]] = {
@@ -42,6 +42,13 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "token_hash": digest,
             "name": "t",
             "scopes": "keys:read",
+            "hint": "km_...abcd",
+            "created_at": moment,
+        },
+        "applications": {"name": f"app-{number}", "services": "OPENAI", "created_at": moment},
+        "application_tokens": {
+            "application_id": 1,
+            "token_hash": digest,
             "hint": "km_...abcd",
             "created_at": moment,
         },
@@ -82,9 +89,10 @@ async def add(connection: AsyncConnection, name: str, /, **values: Any) -> int |
 
 
 async def add_owner(db: Database) -> None:
-    """User 1, who owns what `row` makes: the first one of an empty table."""
+    """User 1 and application 1, who own what `row` makes: the first ones of empty tables."""
     async with db.write() as connection:
         assert await add(connection, "users") == 1
+        assert await add(connection, "applications") == 1
 
 
 async def count(db: Database, name: str) -> int:

@@ -100,11 +100,13 @@ async def becomes(condition: Callable[[], Awaitable[object]], what: str = "what 
 
 
 def free_port() -> int:
-    """A port on loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on loopback that nobody has at this moment, and neither the next one, for the resolver of `keyman dev`."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            if port < 65535 and is_free(port + 1):
+                return port
 
 
 def is_free(port: int) -> bool:
@@ -252,6 +254,7 @@ class DevParts(NamedTuple):
     vault: int
     service: int
     worker: int
+    resolver: int
 
 
 def dev_parts(running: Live) -> DevParts:
@@ -260,9 +263,12 @@ def dev_parts(running: Live) -> DevParts:
     def find() -> DevParts | None:
         below = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(running.pid)}
         vaults = [pid for pid, command in below.items() if b"config.json" in command]
-        services = [pid for pid, command in below.items() if b"\0serve\0" in command]
+        services = [pid for pid, command in below.items() if b"\0management\0" in command]
+        resolvers = [pid for pid, command in below.items() if b"\0resolver\0" in command]
         workers = [worker for service in services for worker in workers_of(service)]
-        return DevParts(running.pid, vaults[0], services[0], workers[0]) if vaults and services and workers else None
+        if not (vaults and services and workers and resolvers and workers_of(resolvers[0])):
+            return None
+        return DevParts(running.pid, vaults[0], services[0], workers[0], resolvers[0])
 
     until(find, "the parts of keyman dev")
     parts = find()

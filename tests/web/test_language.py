@@ -61,12 +61,16 @@ NEVER_ON_A_PAGE = {
     "dev.py": "for an operator at the start",
     "home.py": "for an operator at the start",
     "migrations": "for an operator at a command line",
+    "resolver": "answers to programs: JSON, in English",
     "vault": "whatever fails there is said with VAULT_DETAILS",
 }
 """Files and directories of the package whose sentences nobody reads on a page."""
 
-FOR_OPERATORS = {("keys/services.py", name) for name in ("load", "read_services", "_entry", "_service")}
-"""Functions that read a file of settings, and speak at the start."""
+FOR_OPERATORS = {
+    *(("keys/services.py", name) for name in ("load", "read_services", "_entry", "_service")),
+    *(("accounts/applications.py", name) for name in ("create", "rotate", "_by_name", "by_token")),
+}
+"""Functions that read a file of settings and speak at the start, or at a command line; and to an application."""
 
 PUT_TOGETHER = {
     ("accounts/callers.py", "require", "JoinedStr"): "a script that asks for a page with a token that cannot have it",
