@@ -78,7 +78,7 @@ def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 
 @pytest.fixture(scope="session")
 def provisioned(embedded_server: EmbeddedVault) -> Vault:
-    """The worker's Vault, set up for keyman, with the credentials of the management role."""
+    """The worker's Vault, set up for keyman, with the credentials of both planes' roles."""
     return asyncio.run(_provisioned(embedded_server))
 
 
@@ -86,11 +86,10 @@ async def _provisioned(server: EmbeddedVault) -> Vault:
     admin = server.admin()
     try:
         await provision.provision(admin, VaultSettings(address=server.address))
-        role = await provision.issue_credentials(admin, "keyman-management")
+        roles = [await provision.issue_credentials(admin, f"keyman-{plane}") for plane in ("management", "resolver")]
     finally:
         await admin.close()
-    settings = VaultSettings(address=server.address, role_id=role.role_id, secret_id=role.secret_id)
-    return Vault(server, settings)
+    return Vault(server, *(VaultSettings(server.address, role_id=id_, secret_id=secret) for id_, secret in roles))
 
 
 @pytest.fixture(scope="session")

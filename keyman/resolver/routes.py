@@ -10,7 +10,7 @@ from litestar import MediaType, Response, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 
 from keyman.accounts import applications
 from keyman.accounts.applications import Application
@@ -47,7 +47,7 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
 
 @post("/v1/resolve", opt=needs(None), dto=JsonBody[Request], return_dto=None, status_code=200)
 async def resolve(
-    data: Request,
+    data: JSONBody[Request],
     db: Injected[Database],
     opener: Injected[Opener],
     deployment: Injected[UUID],

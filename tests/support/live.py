@@ -393,16 +393,16 @@ class Victim:
     def port(self) -> int:
         return int(self._server.address.rpartition(":")[2])
 
-    async def provisioned(self, **settings: Any) -> VaultSettings:
+    async def provisioned(self, role: str = "keyman-management", **settings: Any) -> VaultSettings:
         """Set it up, again or for another mount, and log in with a new secret."""
         wanted = VaultSettings(address=self._server.address, **settings)
         admin = self._server.admin()
         try:
             await provision.provision(admin, wanted)
-            role = await provision.issue_credentials(admin, "keyman-management")
+            issued = await provision.issue_credentials(admin, role)
         finally:
             await admin.close()
-        return replace(wanted, role_id=role.role_id, secret_id=role.secret_id)
+        return replace(wanted, role_id=issued.role_id, secret_id=issued.secret_id)
 
     def freeze(self) -> None:
         self._process.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""A management plane for a test: in this process, through its whole ASGI stack, with its real start and stop."""
+"""Planes for a test: in this process, through their whole ASGI stack, with their real start and stop."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ PASSWORD = "correct horse battery staple"
 
 @dataclass(frozen=True)
 class Vault:
-    """A provisioned Vault, and how keyman logs in to it."""
+    """A provisioned Vault, and how each plane logs in to it."""
 
     server: EmbeddedVault
     settings: VaultSettings
+    resolver: VaultSettings
 
 
 @dataclass
@@ -75,7 +76,7 @@ async def plane_at(
     given = Settings(database, vault, **{"public_url": ORIGIN, "signup_open": True, **settings})
     app = create_app(given, passwords=passwords)
     plane = Plane(app, given)
-    async with _lifespan(app):
+    async with lifespan(app):
         try:
             yield plane
         finally:
@@ -83,7 +84,7 @@ async def plane_at(
 
 
 @asynccontextmanager
-async def _lifespan(app: Edge) -> AsyncIterator[None]:
+async def lifespan(app: Edge) -> AsyncIterator[None]:
     inbox: asyncio.Queue[Message] = asyncio.Queue()
     outbox: asyncio.Queue[Message] = asyncio.Queue()
     task = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}}, inbox.get, outbox.put))
