@@ -13,6 +13,7 @@ from keyman.accounts import applications
 from keyman.accounts.applications import Registered
 from keyman.cli.common import environment, home_option, json_option, parsed, print_rows, run
 from keyman.config import load_services_file
+from keyman.db import now
 from keyman.keys.services import Catalogue
 from keyman.values import ApplicationName
 
@@ -75,7 +76,7 @@ def rotate(name: str, overlap: timedelta, home: Path | None) -> None:
     """Make a new token and print it, alone, on standard output."""
     wanted = parsed(ApplicationName, name, "NAME")
     registered = run(lambda db: applications.rotate(db, wanted, overlap), home)
-    ending = f"in {overlap}" if overlap else "now"
+    ending = f"at {now() + overlap:%Y-%m-%d %H:%MZ}" if overlap else "now"
     _print(registered, f"Made a new token for {wanted}; what it had ends {ending}.")
 
 

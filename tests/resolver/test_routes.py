@@ -98,6 +98,10 @@ async def test_an_old_token_is_good_until_the_overlap_ends(sqlite_pair: Pair) ->
 # --- what a body must be
 
 
+NO_ID: tuple[Any, ...] = (None, True, "1", 1.0, 1.5, 0, -1, MAX_ID + 1, 10**30, [1], {})
+NO_SERVICE: tuple[Any, ...] = (None, 7, "", "openai", "OPENAI ", "X" * 65, CANARY, "A\n", "Ä", ["OPENAI"])
+NO_PURPOSE: tuple[Any, ...] = (7, ["x"], "x" * 201, "a\x00b", "a\nb", "a\u202eb", "a\u200fb", "\u2028")
+
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({}, [""]),
     ({"purpose": "x"}, [""]),
@@ -106,16 +110,10 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"key_id": 1, "user_id": 1, "service": "OPENAI"}, [""]),
     ({"key_id": 1, "user_id": 1}, [""]),
     ({"key_id": 1, "service": "OPENAI"}, [""]),
-    *(({"key_id": value}, ["key_id"]) for value in (None, True, "1", 1.0, 1.5, 0, -1, MAX_ID + 1, 10**30, [1], {})),
-    *(({"user_id": value, "service": "OPENAI"}, ["user_id"]) for value in (None, False, "7", 0, MAX_ID + 1)),
-    *(
-        ({"user_id": 7, "service": value}, ["service"])
-        for value in (None, 7, "", "openai", "OPENAI ", "X" * 65, CANARY, "A\n", "Ä", ["OPENAI"])
-    ),
-    *(
-        ({"key_id": 1, "purpose": value}, ["purpose"])
-        for value in (7, ["x"], "x" * 201, "a\x00b", "a\nb", "a\u202eb", "a\u200fb", "\u2028")
-    ),
+    *(({"key_id": value}, ["key_id"]) for value in NO_ID),
+    *(({"user_id": value, "service": "OPENAI"}, ["user_id"]) for value in NO_ID),
+    *(({"user_id": 7, "service": value}, ["service"]) for value in NO_SERVICE),
+    *(({"key_id": 1, "purpose": value}, ["purpose"]) for value in NO_PURPOSE),
     ({"key_id": 1, CANARY: CANARY}, [""]),
     (
         {"key_id": CANARY, "user_id": CANARY, "service": 1, "purpose": 1, "x": 1},
