@@ -60,6 +60,7 @@ VARIABLES = (
     "KEYMAN_SIGNUP",
     "KEYMAN_SERVICES_FILE",
     "KEYMAN_TRUSTED_PROXIES",
+    "KEYMAN_RESOLVE_RATE",
     "KEYMAN_LOG_FORMAT",
     "KEYMAN_LOG_LEVEL",
 )
@@ -137,6 +138,7 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
             "KEYMAN_SIGNUP": "Open",
             "KEYMAN_SERVICES_FILE": str(services),
             "KEYMAN_TRUSTED_PROXIES": "10.0.0.0/8, 2001:db8::1",
+            "KEYMAN_RESOLVE_RATE": "0.5",
             "KEYMAN_LOG_FORMAT": "CONSOLE",
             "KEYMAN_LOG_LEVEL": "debug",
         }
@@ -150,6 +152,7 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
     assert settings.signup_open
     assert settings.services_file == services
     assert settings.trusted_proxies == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::1"))
+    assert settings.resolve_rate == 0.5
     assert (settings.log_format, settings.log_level) == ("console", "debug")
 
 
@@ -328,6 +331,7 @@ BAD: dict[str, list[str]] = {
     "KEYMAN_SIGNUP": ["CANARY", "yes", "true", "1"],
     "KEYMAN_SERVICES_FILE": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_TRUSTED_PROXIES": ["CANARY", "10.0.0.0/8,CANARY", "10.0.0.1/8"],
+    "KEYMAN_RESOLVE_RATE": ["CANARY", "0", "-1", "nan", "inf", "1e6"],
     "KEYMAN_LOG_FORMAT": ["CANARY", "text"],
     "KEYMAN_LOG_LEVEL": ["CANARY", "loud"],
 }

@@ -28,15 +28,19 @@ import httpx
 import pytest
 import structlog
 from argon2 import PasswordHasher
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.engine import URL, make_url
 
+from keyman.accounts import applications
 from keyman.accounts.passwords import Passwords
 from keyman.accounts.tokens import Token
+from keyman.keys.tables import api_keys
 from keyman.migrations import tables
 from keyman.telemetry import configure_logging
+from keyman.values import ApplicationName
 from tests.api.bodies import BODIES, LATER, Body
 from tests.api.harness import ApiPlane, as_json, cookie_of, fresh_plane_at, headers_of
+from tests.resolver.pair import resolver_at
 from tests.support.needs import require
 from tests.support.planes import PASSWORD, Vault
 from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
@@ -474,3 +478,52 @@ async def test_the_canaries_are_found_where_they_are(cage: Cage) -> None:
     if not cage.is_sqlite:
         assert "database files" in places
     assert PASSWORD not in str(places)
+
+
+async def test_what_the_resolver_gives_out_is_found_in_that_answer_alone(cage: Cage, provisioned: Vault) -> None:
+    """A value in the answer to the application that asked for it; what an application sends, at most in the trail."""
+    new, plane = cage.canaries.new, cage.plane
+    ada, *_ = await everybody(cage)
+    url, database = plane.settings.database_url, plane.database
+    in_answers = frozenset({"resolved"})
+    values = {n: new(in_answers, f"sk-{n}-{{}}") for n in range(3)}
+    keys = {}
+    for n, value in values.items():
+        stored = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": value})
+        keys[n] = stored.json()["id"]
+    spare = (await ada.post("/api/keys", json={"service": "OPENAI", "api_key": new(form="sk-{}")})).json()["id"]
+    made = await applications.create(database, ApplicationName("chat"), ["OPENAI"])
+    cage.canaries.spoken(made.token.reveal()[3:-4])
+    rows = {row.id: row.encrypted_key for row in await plane.rows(api_keys)}
+    ciphertexts = [text.rpartition(":")[2].rstrip("=")[:60] for text in rows.values()]
+    async with resolver_at(url, provisioned.resolver) as resolver:
+        resolver.answers = []
+        client = resolver.bearer(made.token.reveal())
+        for n, value in values.items():
+            # In the trail, for the owner of the key.
+            body = {"key_id": keys[n], "purpose": new(OWN_DATA)}
+            assert (await client.post("/v1/resolve", json=body)).json()["api_key"] == value
+        refused = [
+            ({"key_id": keys[0], "purpose": new() + "\0"}, 400),
+            ({"key_id": new(), "user_id": [new()], "service": new()}, 400),
+            ({"key_id": keys[0], new(): new()}, 400),
+            ({"key_id": 4711, "purpose": new(OWN_DATA)}, 404),
+        ]
+        for wrong, status in refused:
+            assert (await client.post("/v1/resolve", json=wrong)).status_code == status
+        for token in (new(form="km_{}"), new(), Token.generate().reveal()):
+            assert (await resolver.bearer(token).post("/v1/resolve", json={"key_id": keys[0]})).status_code == 401
+        # A ciphertext that is another row's: neither the one nor the other's value.
+        async with database.write() as connection:
+            await connection.execute(update(api_keys).where(api_keys.c.id == spare).values(encrypted_key=rows[keys[0]]))
+        assert (await client.post("/v1/resolve", json={"key_id": spare})).status_code == 409
+        metrics = (await resolver.client().get("/metrics")).content
+        whole = [
+            repr((answer.status_code, answer.headers.raw)).encode() + answer.content for answer in resolver.answers
+        ]
+        haystacks = {**await cage.haystacks(), "resolved": b"\n".join(whole), "resolver metrics": metrics}
+    assert cage.canaries.found(haystacks) == []
+    for value in values.values():
+        assert haystacks["resolved"].count(value.encode()) == 1
+    for place in ("answers", "resolved", "log", "metrics", "resolver metrics", "standard output and error"):
+        assert not [text for text in ciphertexts if text.encode() in haystacks[place]], place
