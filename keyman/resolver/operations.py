@@ -80,10 +80,14 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: A
     """
     row = await _released(db, application, asked)
     try:
-        value = await opener.open(row.encrypted_key, Context(deployment, row.user_id, row.service, row.value_uuid))
-    except Undecryptable:
-        await _tell_failure(db, application, asked, row, Status.UNDECRYPTABLE)
-        raise
+        try:
+            value = await _open(opener, deployment, row)
+        except Undecryptable:
+            if await _tell_failure(db, application, asked, row, Status.UNDECRYPTABLE):
+                raise
+            # The row is another one by now: replaced by its owner, or rewrapped while Vault gave up an old version.
+            row = await _released(db, application, asked)
+            value = await _open(opener, deployment, row)
     except VaultUnavailable as fault:
         await _tell_failure(db, application, asked, row, fault.reason)
         raise VaultUnavailable(
@@ -142,13 +146,19 @@ def _refusal(row: AnyRow | None, service: str | None, application: Application, 
     return None if status is Status.ACTIVE else status
 
 
-async def _tell_failure(db: Database, application: Application, asked: Request, row: AnyRow, reason: str) -> None:
-    """The second entry; and the mark on a row that does not open, unless it was replaced meanwhile."""
+async def _open(opener: Opener, deployment: UUID, row: AnyRow) -> Secret:
+    return await opener.open(row.encrypted_key, Context(deployment, row.user_id, row.service, row.value_uuid))
+
+
+async def _tell_failure(db: Database, application: Application, asked: Request, row: AnyRow, reason: str) -> bool:
+    """The second entry; and the mark on a row that does not open. False when the row has changed since it was read."""
+    is_as_it_was = True
     with contextlib.suppress(DatabaseUnavailable):  # logged where it was seen, and no key leaves
         async with db.write() as connection:
             if reason == Status.UNDECRYPTABLE:
-                as_it_was = and_(api_keys.c.id == row.key_id, api_keys.c.encrypted_key == row.encrypted_key)
-                await connection.execute(update(api_keys).where(as_it_was).values(undecryptable=True))
+                same = and_(api_keys.c.id == row.key_id, api_keys.c.encrypted_key == row.encrypted_key)
+                marked = await connection.execute(update(api_keys).where(same).values(undecryptable=True))
+                is_as_it_was = marked.rowcount == 1
             await audit.record(
                 connection,
                 application.origin,
@@ -160,6 +170,7 @@ async def _tell_failure(db: Database, application: Application, asked: Request, 
                 purpose=asked.purpose,
                 reason=reason,
             )
+    return is_as_it_was
 
 
 _FOUND = (

@@ -53,13 +53,20 @@ class TransitOpener(Guard):
             log.info("there is no sentinel in the database yet: the management plane stores it when it first starts")
             return VaultUnavailable(VaultReason.WRONG_KEY)
         try:
-            opened = await self._decrypt(sentinel, sentinel_context(self._store.uuid))
+            if await self._opens(sentinel):
+                return None
+            # After a rotation another process has brought it to the newest version, and Vault may refuse older ones.
+            newer = await self._store.sentinel(anew=True)
+            if newer is not None and newer != sentinel and await self._opens(newer):
+                return None
         except VaultUnavailable as fault:
             return fault
-        if opened is None or not hmac.compare_digest(opened.reveal().encode(), SENTINEL_PLAINTEXT.encode()):
-            log.error("vault's key does not open the sentinel: another key, another Vault or another database")
-            return VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
-        return None
+        log.error("vault's key does not open the sentinel: another key, another Vault or another database")
+        return VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+
+    async def _opens(self, sentinel: str) -> bool:
+        opened = await self._decrypt(sentinel, sentinel_context(self._store.uuid))
+        return opened is not None and hmac.compare_digest(opened.reveal().encode(), SENTINEL_PLAINTEXT.encode())
 
     async def _decrypt(self, ciphertext: str, context: str) -> Secret | None:
         """The plaintext, or None where Vault refuses this ciphertext under this context. Raises VaultUnavailable."""

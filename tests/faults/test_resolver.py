@@ -216,15 +216,26 @@ async def test_a_value_that_was_replaced_does_not_come_back_with_its_ciphertext(
     problem(await one_scene.app.ask(key_id=one_scene.key_id), "undecryptable")
 
 
-async def test_a_value_that_is_stored_anew_meanwhile_is_not_marked(one_scene: Scene) -> None:
+async def test_a_value_that_is_stored_anew_meanwhile_is_what_is_given_out(one_scene: Scene) -> None:
     await one_scene.pair.change(one_scene.key_id, encrypted_key="vault:v1:AAAA")
     before = len(one_scene.relay.to("/decrypt/"))
     with one_scene.relay.holding("/decrypt/"):
         asking = asyncio.create_task(one_scene.app.ask(key_id=one_scene.key_id))
         await one_scene.relay.arrived("/decrypt/", before + 1)
         await one_scene.ada.client.put(f"/api/keys/{one_scene.key_id}", json={"api_key": OTHER})
-    problem(await asking, "undecryptable")
-    assert await one_scene.app.gets(key_id=one_scene.key_id) == OTHER
+    assert (await asking).json()["api_key"] == OTHER
+    assert not (await one_scene.pair.row(one_scene.key_id)).undecryptable
+    assert await one_scene.pair.told(one_scene.app) == [RESOLVED, ("key.resolve-failed", "undecryptable"), RESOLVED]
+
+
+async def test_a_key_that_is_tampered_with_and_deleted_meanwhile_is_not_there(one_scene: Scene) -> None:
+    await one_scene.pair.change(one_scene.key_id, encrypted_key="vault:v1:AAAA")
+    before = len(one_scene.relay.to("/decrypt/"))
+    with one_scene.relay.holding("/decrypt/"):
+        asking = asyncio.create_task(one_scene.app.ask(key_id=one_scene.key_id))
+        await one_scene.relay.arrived("/decrypt/", before + 1)
+        await one_scene.ada.client.delete(f"/api/keys/{one_scene.key_id}")
+    problem(await asking, "not-found")
 
 
 async def test_a_vault_that_was_another_one_for_a_moment_marks_nothing(one_scene: Scene) -> None:

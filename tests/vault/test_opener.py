@@ -82,6 +82,25 @@ async def test_after_a_rotation_what_was_sealed_before_opens(opening: Opening) -
     await opening.opener.verify()
 
 
+async def test_after_old_versions_were_given_up_the_sentinel_that_was_brought_forward_opens(opening: Opening) -> None:
+    settings, shelf = opening.bench.settings, opening.shelf
+    assert shelf.stored is not None
+    remembered, mount = shelf.stored, settings.mount
+    await opening.bench.transit.rotate_key(settings.key, mount_point=mount)
+    context = sentinel_context(shelf.uuid)
+    answer = await opening.bench.transit.rewrap_data(settings.key, remembered, context=context, mount_point=mount)
+    await opening.bench.transit.update_key_configuration(settings.key, min_decryption_version=2, mount_point=mount)
+
+    class Stale(Shelf):
+        """Remembers the sentinel of before."""
+
+        async def sentinel(self, *, anew: bool = False) -> str | None:
+            return str(answer["data"]["ciphertext"]) if anew else remembered
+
+    opening.opener._store = Stale(uuid=shelf.uuid)
+    await opening.opener.verify(max_age=0)
+
+
 async def test_the_resolvers_role_opens_and_may_do_nothing_else(opening: Opening) -> None:
     assert await opening.opened() == VALUE
     adapter, settings = opening.opener._client.adapter, opening.bench.settings
