@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live import KEYMAN, dev, free_port
+from tests.support.live import KEYMAN, dev, free_port, keyman
+from tests.support.planes import PASSWORD
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,13 +26,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, in
         yield home, port
 
 
-def shell_blocks() -> list[str]:
-    return re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+def shell_blocks(text: str = README) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 
 
 def run(block: str, home: Path, port: int) -> str:
     """What a block prints, with nothing changed in it but where the port and the home are."""
-    script = block.replace(":8000", f":{port}").replace("--home .keyman", f"--home {home}")
+    script = block.replace(":8000", f":{port}").replace(":8001", f":{port + 1}")
+    script = script.replace("--home .keyman", f"--home {home}")
     script = script.replace(".venv/bin/keyman", str(KEYMAN))
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
@@ -59,6 +61,21 @@ def test_the_story_in_curl_works_as_printed(running: tuple[Path, int]) -> None:
     # Deleted, as the last line of the story says; and the token of the next block sees that.
     script = next(block for block in shell_blocks() if "token create" in block)
     assert json.loads(run(script, *running)) == []
+
+
+def test_an_application_gets_a_key_back_as_printed(running: tuple[Path, int]) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not on the PATH")
+    home, port = running
+    if keyman("user", "list", "--home", home).out.count("\n") < 2:  # the story makes her, where it was told before
+        keyman("user", "add", "ada@example.com", "--home", home, stdin=f"{PASSWORD}\n")
+    token, application = (next(b for b in shell_blocks() if word in b) for word in ("token create", "app create"))
+    *_, stored, resolved = run(token + "\necho\n" + application, home, port).splitlines()
+    assert json.loads(stored)["last_4_chars"] == "sk-...1234"
+    answer = json.loads(resolved)
+    assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", "sk-hq2v9mXbT0c7eUKwN4Rd1234")
+    (described,) = shell_blocks((ROOT / "docs" / "resolver.md").read_text())
+    assert json.loads(run(described, home, port)) == answer
 
 
 def test_every_document_that_is_linked_is_there() -> None:
