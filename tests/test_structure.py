@@ -215,7 +215,8 @@ def test_modules_that_are_found_by_name_are_few() -> None:
         for module in MODULES
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Attribute | ast.Name)
-        and getattr(node, "attr", getattr(node, "id", None)) in ("import_module", "imported", "__import__", "run_module", "exec")
+        and getattr(node, "attr", getattr(node, "id", None))
+        in ("import_module", "imported", "__import__", "run_module", "exec")
     }
     assert found == {"keyman.cli", "keyman.cli.serve"}
 

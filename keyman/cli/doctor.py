@@ -43,8 +43,12 @@ def command(role: str, home: Path | None, as_json: bool) -> None:
     nothing.
     """
     configure_logging("console", "critical")
-    environ = environment(home)
-    files = () if home is None else (Home(home).settings_file, Home(home).vault / "keys.json")
+    environ, files = environment(home), tuple[Path, ...]()
+    if home is not None:
+        kept = Home(home)
+        files = (kept.settings_file, kept.resolver_file, kept.vault / "keys.json")
+        if role == "resolver":
+            environ = {**environ, **kept.resolver_settings()}
     try:
         settings = load(environ, read_services)
     except ConfigurationError as fault:
@@ -72,7 +76,10 @@ async def _examine(
         elif role.reads_key:
             findings += [finding async for finding in database.examine_key(settings.vault, db, client)]
         else:
-            findings += [skipped(check, f"{role.name} may not rewrap") for check in database.OF_THE_KEY]
+            findings += [
+                skipped(check, f"{role.name} may not rewrap; its plane's /readyz opens the sentinel")
+                for check in database.OF_THE_KEY
+            ]
     finally:
         await client.close()
         await db.close()

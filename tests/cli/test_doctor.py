@@ -19,6 +19,7 @@ from keyman import migrations
 from keyman.config import VaultSettings
 from keyman.db import now
 from keyman.deployment import deployment
+from keyman.home import Home
 from keyman.keys.tables import api_keys
 from keyman.vault.provision import policy
 from tests.cli.conftest import execute, store
@@ -443,3 +444,24 @@ def test_results_go_to_standard_output_and_the_count_does_not() -> None:
     assert done.code == 1
     assert done.out.startswith("failed   configuration")
     assert done.err == "1 failed\n"
+
+
+def test_a_home_is_examined_as_either_plane(tmp_path: Path, plane: dict[str, str], victim: Victim) -> None:
+    """What `keyman dev` keeps: the resolver's login is in a file of its own."""
+    home = Home(tmp_path / "home")
+    home.directory.mkdir(mode=0o700)
+    kept = {name: value for name, value in plane.items() if name.startswith("KEYMAN_")}
+    home.write_settings(kept)
+    role = "auth/approle/role/keyman-resolver"
+    home.write_resolver_settings(
+        kept
+        | {
+            "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],
+            "KEYMAN_VAULT_SECRET_ID": victim.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
+        }
+    )
+    for name in ("management", "resolver"):
+        code, findings = doctor(environment(), "--home", str(home.directory), "--role", name)
+        assert (code, findings["vault-policy"]["found"]) == (0, f"exactly that of keyman-{name}")
+    home.resolver_file.chmod(0o644)
+    assert doctor(environment(), "--home", str(home.directory))[0] == 1
