@@ -40,19 +40,39 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "{mount}/keys/{key}/config": "configure the key",
     "{mount}/keys/{key}/trim": "destroy old versions of the key",
     "{mount}/export/encryption-key/{key}": "export the key",
+    "{mount}/export/encryption-key/{key}/1": "export a version of the key",
+    "{mount}/byok-export/keyman-doctor-probe/{key}": "export the key under another",
     "{mount}/backup/{key}": "back the key up",
+    "{mount}/restore/{key}": "put another key in its place",
     "{mount}/datakey/plaintext/{key}": "make plaintext data keys",
     "{mount}/encrypt/keyman-doctor-probe": "encrypt with other keys",
     "{mount}/decrypt/keyman-doctor-probe": "decrypt with other keys",
     "{mount}/keys/keyman-doctor-probe": "make other keys",
     "sys/policies/acl/keyman-doctor-probe": "write policies",
+    "sys/policies/acl/keyman-management": "rewrite the management plane's policy",
+    "sys/policies/acl/keyman-resolver": "rewrite the resolver's policy",
+    "sys/policies/acl/keyman-rotator": "rewrite the rotator's policy",
+    "sys/policy/keyman-management": "rewrite policies by their old path",
     "sys/mounts/keyman-doctor-probe": "mount engines",
+    "sys/remount": "move engines",
+    "sys/namespaces/keyman-doctor-probe": "make namespaces",
+    "sys/audit/keyman-doctor-probe": "change what is audited",
     "sys/auth/keyman-doctor-probe": "enable logins",
     "sys/raw/core": "read Vault's storage",
+    "sys/storage/raft/snapshot": "copy Vault's storage",
     "sys/seal": "seal Vault",
     "auth/approle/role/keyman-resolver/secret-id": "issue the resolver's credentials",
+    "auth/approle/role/keyman-resolver/custom-secret-id": "choose the resolver's credentials",
     "auth/approle/role/keyman-management/secret-id": "issue the management plane's credentials",
+    "auth/approle/role/keyman-management": "give the management plane other policies",
+    "auth/approle/role/keyman-resolver": "give the resolver other policies",
+    "auth/approle/role/keyman-rotator": "give the rotator other policies",
+    "auth/approle/role/keyman-doctor-probe": "make roles",
     "auth/token/create": "create tokens",
+    "auth/token/create/keyman-doctor-probe": "create tokens of a role",
+    "auth/token/create-orphan": "create tokens that outlive it",
+    "identity/entity": "give policies to identities",
+    "identity/group": "give policies to groups",
     "secret/data/keyman-doctor-probe": "use other secrets",
 }
 """What a token is asked about beside what its policy grants, and what it could do with it. The probes name nothing that
@@ -97,7 +117,7 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
     yield ok("vault-login", f"logged in by {settings.auth}")
     yield _token(token, settings)
     try:
-        yield _policy(await inspection.own_capabilities(client, _paths(settings, role)), settings, role)
+        yield _policy(await inspection.own_capabilities(client, _paths(settings, role)), token, settings, role)
     except VaultUnavailable as fault:
         yield warning(
             "vault-policy",
@@ -188,7 +208,10 @@ def _probes(settings: VaultSettings) -> dict[str, str]:
     return {path.format(mount=settings.mount, key=settings.key): what for path, what in FORBIDDEN_PATHS.items()}
 
 
-def _policy(held: Mapping[str, set[str]], settings: VaultSettings, role: Role) -> Finding:
+def _policy(held: Mapping[str, set[str]], token: Mapping[str, Any], settings: VaultSettings, role: Role) -> Finding:
+    """What the token may do at the paths that were asked about, and whose policies it carries: another one may allow
+    what nobody thought of asking.
+    """
     wanted, probes = capabilities(role.name, settings), _probes(settings)
     missing = [f"{' '.join(sorted(lacks))} on {path}" for path in wanted if (lacks := wanted[path] - held[path])]
     excess = {path: more for path in held if (more := held[path] - wanted.get(path, set()))}
@@ -208,7 +231,14 @@ def _policy(held: Mapping[str, set[str]], settings: VaultSettings, role: Role) -
             f"too little: it lacks {', '.join(missing)}",
             "bring the policies up to date: keyman vault setup; and see that KEYMAN_VAULT_MOUNT and _KEY are right",
         )
-    return ok("vault-policy", f"exactly that of {role.name}")
+    if others := sorted(inspection.policies(token) - {role.name}):
+        # `default` is Vault's own, and what most logins add by themselves.
+        return (warning if others == ["default"] else failed)(
+            "vault-policy",
+            f"the token carries {', '.join(others)}: what is allowed there and was not asked about is not known",
+            f"give it the policy {role.name} alone: look at its role, and at the groups and the entity that it is of",
+        )
+    return ok("vault-policy", f"that of {role.name} alone")
 
 
 async def _key(client: VaultClient, settings: VaultSettings, role: Role) -> Finding:

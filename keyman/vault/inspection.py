@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,13 @@ async def own_token(client: VaultClient) -> dict[str, Any]:
         return taken(await Token(client.adapter).lookup_self(), dict, "data")
 
     return await client.call("lookup", lookup)
+
+
+def policies(token: Mapping[str, Any]) -> set[str]:
+    """The names of all policies that count for a token as `own_token` has it: its own and those of its identity."""
+    elsewhere = token.get("external_namespace_policies") or {}
+    lists = [token.get("policies"), token.get("identity_policies"), *elsewhere.values()]
+    return {str(name) for names in lists for name in names or ()}
 
 
 async def own_capabilities(client: VaultClient, paths: Iterable[str]) -> dict[str, set[str]]:

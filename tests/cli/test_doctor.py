@@ -277,6 +277,15 @@ def test_a_root_token_is_refused(plane: dict[str, str], victim: Victim) -> None:
         ('path "MOUNT/+/*" { capabilities = ["create", "update"] }', "make other keys"),
         ('path "sys/policies/acl/*" { capabilities = ["update"] }', "write policies"),
         ('path "auth/approle/role/+/secret-id" { capabilities = ["update"] }', "issue the resolver's credentials"),
+        ('path "MOUNT/export/encryption-key/keyman/*" { capabilities = ["read"] }', "export a version of the key"),
+        ('path "MOUNT/restore/+" { capabilities = ["update"] }', "put another key in its place"),
+        ('path "auth/approle/role/keyman-management" { capabilities = ["update"] }', "other policies"),
+        ('path "auth/approle/role/*" { capabilities = ["create"] }', "make roles"),
+        ('path "sys/policies/acl/keyman-management" { capabilities = ["update"] }', "rewrite the management plane's"),
+        ('path "sys/policy/*" { capabilities = ["update"] }', "by their old path"),
+        ('path "auth/token/create-orphan" { capabilities = ["update", "sudo"] }', "tokens that outlive it"),
+        ('path "identity/*" { capabilities = ["create", "update"] }', "give policies to groups"),
+        ('path "sys/storage/raft/snapshot" { capabilities = ["read"] }', "copy Vault's storage"),
     ],
 )
 def test_a_token_that_may_too_much_is_a_failure_that_says_what_it_could_do(
@@ -287,6 +296,32 @@ def test_a_token_that_may_too_much_is_a_failure_that_says_what_it_could_do(
     assert (code, findings["vault-policy"]["state"]) == (1, "failed")
     assert findings["vault-policy"]["found"].startswith("too much: ")
     assert said in findings["vault-policy"]["found"]
+
+
+def test_a_policy_beside_the_roles_own_is_a_failure_whatever_it_allows(plane: dict[str, str], victim: Victim) -> None:
+    allowed_where_nobody_asks = 'path "prod/data/db" { capabilities = ["read"] }'
+    victim.root.ask("PUT", "sys/policies/acl/beside", {"policy": allowed_where_nobody_asks})
+    code, findings = doctor(token(plane, victim.root, policies=["keyman-management", "beside"]))
+    assert (code, findings["vault-policy"]["state"]) == (1, "failed")
+    assert "carries beside" in findings["vault-policy"]["found"]
+    code, findings = doctor(token(plane, victim.root, policies=["keyman-management"], no_default_policy=False))
+    assert (code, findings["vault-policy"]["state"]) == (0, "warning")
+    assert "carries default" in findings["vault-policy"]["found"]
+
+
+def test_a_policy_of_the_tokens_identity_counts_too(plane: dict[str, str], victim: Victim) -> None:
+    root = victim.root
+    root.ask("PUT", "sys/policies/acl/beside", {"policy": 'path "prod/data/db" { capabilities = ["read"] }'})
+    accessor = root.ask("GET", "sys/auth")["approle/"]["accessor"]
+    entity = root.ask("POST", "identity/entity", {"name": "somebody", "policies": ["beside"]})["id"]
+    alias = {"name": plane["KEYMAN_VAULT_ROLE_ID"], "canonical_id": entity, "mount_accessor": accessor}
+    root.ask("POST", "identity/entity-alias", alias)
+    try:
+        code, findings = doctor(plane)
+    finally:
+        root.ask("DELETE", f"identity/entity/id/{entity}")
+    assert (code, findings["vault-policy"]["state"]) == (1, "failed")
+    assert "carries beside" in findings["vault-policy"]["found"]
 
 
 @pytest.mark.parametrize("operation", ["encrypt", "rewrap", "keys"])
@@ -462,6 +497,6 @@ def test_a_home_is_examined_as_either_plane(tmp_path: Path, plane: dict[str, str
     )
     for name in ("management", "resolver"):
         code, findings = doctor(environment(), "--home", str(home.directory), "--role", name)
-        assert (code, findings["vault-policy"]["found"]) == (0, f"exactly that of keyman-{name}")
+        assert (code, findings["vault-policy"]["found"]) == (0, f"that of keyman-{name} alone")
     home.resolver_file.chmod(0o644)
     assert doctor(environment(), "--home", str(home.directory))[0] == 1
