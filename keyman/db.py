@@ -98,9 +98,9 @@ def now() -> datetime:
 
 
 class Database:
-    """One engine. `metrics`, where given, counts the connections in use."""
+    """One engine. `metrics`, where given, counts the connections in use; `read_only` is for who only looks."""
 
-    def __init__(self, url: URL, metrics: Metrics | None = None) -> None:
+    def __init__(self, url: URL, metrics: Metrics | None = None, *, read_only: bool = False) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._file = Path(url.database) if self.is_sqlite and url.database else None
         self._identity: tuple[int, int] | None = None
@@ -108,6 +108,7 @@ class Database:
         self._engine = create_engine(
             url,
             statement_timeout=STATEMENT_TIMEOUT,
+            read_only=read_only,
             pool_size=POOL_SIZE,
             max_overflow=0,
             pool_timeout=BUSY_TIMEOUT,
@@ -208,12 +209,18 @@ class Database:
 
 
 def create_engine(
-    url: URL, *, statement_timeout: float | None, busy_timeout: float | None = None, **options: Any
+    url: URL,
+    *,
+    statement_timeout: float | None,
+    busy_timeout: float | None = None,
+    read_only: bool = False,
+    **options: Any,
 ) -> AsyncEngine:
     """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
 
     `statement_timeout` is in seconds, None for no bound; SQLite has none, for nothing there waits but for a lock.
-    `busy_timeout`, in seconds, is how long SQLite waits for that, BUSY_TIMEOUT unless said.
+    `busy_timeout`, in seconds, is how long SQLite waits for that, BUSY_TIMEOUT unless said. With `read_only` a SQLite
+    file is left as it is, its journal mode included.
     """
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
@@ -224,9 +231,9 @@ def create_engine(
             "async_creator_fn": _open_sqlite,
         }
         engine = create_async_engine(address, hide_parameters=True, connect_args=arguments, **options)
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "connect", _leave_sqlite if read_only else _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
-        return engine
+        return engine.execution_options(keyman_reads=True) if read_only else engine
     arguments = {
         "timeout": BUSY_TIMEOUT,
         # The server's own bound comes first; this one is for a server that does not answer any more.
@@ -283,6 +290,12 @@ def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
         "secure_delete = ON",  # a deleted ciphertext is overwritten, not only unlinked
     ):
         cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _leave_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA query_only = ON")
     cursor.close()
 
 

@@ -66,7 +66,7 @@ def command(role: str, home: Path | None, as_json: bool) -> None:
 async def _examine(
     settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...], role: vault.Role
 ) -> list[Finding]:
-    db, client = Database(settings.database_url), VaultClient(settings.vault, Metrics())
+    db, client = Database(settings.database_url, read_only=True), VaultClient(settings.vault, Metrics())
     findings = [ok("configuration", "complete"), *configuration.examine(settings, environ, files)]
     try:
         findings += [finding async for finding in vault.examine(client, settings.vault, role)]

@@ -71,10 +71,10 @@ async def _sqlite(connection: AsyncConnection) -> Finding:
     mode = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
     version = (await connection.execute(text("SELECT sqlite_version()"))).scalar_one()
     if mode != "wal":
-        return failed(
+        return warning(
             "database-settings",
             f"journal mode {mode}: readers and the writer wait for each other",
-            "put the file on a local disk, where WAL works; a network file system is not safe for SQLite",
+            "start keyman serve, which turns WAL on; if it stays so, put the file on a local disk, where WAL works",
         )
     return ok("database-settings", f"SQLite {version}, WAL, one machine only")
 
@@ -109,7 +109,17 @@ async def examine_key(settings: VaultSettings, db: Database, client: VaultClient
     rotation = KeyRotation(client, settings)
     try:
         deployment = await Deployment.load(db)
+        oldest = await oldest_version(db)  # before the sentinel, which is stored before the first key
         if await deployment.sentinel() is None:
+            if oldest is not None:
+                yield failed(
+                    "sentinel",
+                    "there is none, and keys are stored: keyman stores no more, for nothing says which key sealed them",
+                    "restore the database from a backup that has it: it was restored in part, or changed by hand",
+                )
+                for check in OF_THE_KEY[1:]:
+                    yield skipped(check, "nothing says which key is the right one")
+                return
             yield warning("sentinel", "none yet", "start keyman serve once: it makes one when it first reaches Vault")
             for check in OF_THE_KEY[1:]:
                 yield skipped(check, "nothing was sealed yet")

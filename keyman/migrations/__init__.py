@@ -72,7 +72,7 @@ async def differences(url: URL) -> list[str]:
     """
     if not Database(url).exists:
         return ["the database does not exist"]
-    engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT, poolclass=NullPool)
+    engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT, read_only=True, poolclass=NullPool)
     with _faults_said("could not be read"):
         try:
             async with engine.connect() as connection:

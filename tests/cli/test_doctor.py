@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -413,7 +415,26 @@ def test_a_schema_that_was_changed_by_hand_is_said(plane: dict[str, str]) -> Non
     assert (code, findings["schema"]["state"]) == (1, "failed")
 
 
+def test_a_sqlite_file_is_left_byte_for_byte_even_where_its_settings_are_wrong(
+    plane: dict[str, str], file: Path
+) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    before = file.read_bytes()
+    code, findings = doctor(plane)
+    assert (code, findings["database-settings"]["state"]) == (0, "warning")
+    assert file.read_bytes() == before
+
+
 # --- The key and what it sealed
+
+
+@pytest.mark.usefixtures("used")
+def test_keys_without_a_sentinel_are_a_failure(plane: dict[str, str]) -> None:
+    execute(plane, update(deployment).values(sentinel=None))
+    code, findings = doctor(plane)
+    assert (code, findings["sentinel"]["state"]) == (1, "failed")
+    assert wrong(findings)["sample"] == "skipped"
 
 
 @pytest.mark.usefixtures("used")
