@@ -42,14 +42,17 @@ def command(role: str, home: Path | None, as_json: bool) -> None:
     Changes nothing, and is safe to run against production. The exit code is 1 when a check failed; a warning fails
     nothing.
     """
+    if home is not None and role == "rotator":
+        raise click.UsageError("A home keeps the logins of the planes alone: --role rotator does not go with --home.")
     configure_logging("console", "critical")
-    environ, files = environment(home), tuple[Path, ...]()
-    if home is not None:
-        kept = Home(home)
-        files = (kept.settings_file, kept.resolver_file, kept.vault / "keys.json")
-        if role == "resolver":
-            environ = {**environ, **kept.resolver_settings()}
+    files = tuple[Path, ...]()
     try:
+        environ = environment(home)
+        if home is not None:
+            kept = Home(home)
+            files = (kept.settings_file, kept.resolver_file, kept.vault / "keys.json")
+            if role == "resolver":
+                environ = {**environ, **kept.resolver_settings()}
         settings = load(environ, read_services)
     except ConfigurationError as fault:
         findings = [failed("configuration", str(fault), "set them as docs/configuration.md says")]

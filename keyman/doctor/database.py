@@ -13,7 +13,14 @@ from keyman.db import SCHEMA_REVISION, AnyRow, Database, now
 from keyman.deployment import Deployment
 from keyman.doctor.findings import Finding, failed, ok, skipped, warning
 from keyman.doctor.vault import clock
-from keyman.errors import VAULT_DETAILS, ConfigurationError, DatabaseUnavailable, VaultReason, VaultUnavailable
+from keyman.errors import (
+    VAULT_DETAILS,
+    ConfigurationError,
+    DatabaseUnavailable,
+    RefusedStatement,
+    VaultReason,
+    VaultUnavailable,
+)
 from keyman.keys.rewrap import behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.vault.cipher import Context
@@ -27,11 +34,47 @@ SAMPLE = 50
 OLDEST_POSTGRESQL = 130000
 """As `server_version_num`: older ones get no fixes any more."""
 
+BY_ITSELF = ("database", "schema", "database-settings", "database-clock")
 OF_THE_KEY = ("sentinel", "key-versions", "sample", "undecryptable")
 
 
 async def examine(settings: Settings, db: Database) -> AsyncIterator[Finding]:
     """The database by itself."""
+    async for finding in _to_the_end(_by_itself(settings, db), BY_ITSELF):
+        yield finding
+
+
+async def examine_key(settings: VaultSettings, db: Database, client: VaultClient) -> AsyncIterator[Finding]:
+    """What Vault's key makes of what is stored. For a role that may rewrap."""
+    async for finding in _to_the_end(_of_the_key(settings, db, client), OF_THE_KEY):
+        yield finding
+
+
+async def _to_the_end(findings: AsyncIterator[Finding], checks: Sequence[str]) -> AsyncIterator[Finding]:
+    """A finding for each check, whatever happens: what ends the looking is said by the check that it ended."""
+    left = list(checks)
+    try:
+        async for finding in findings:
+            left.remove(finding.check)
+            yield finding
+        return
+    except ConfigurationError:  # of which `database` or `schema` has told
+        for check in left:
+            yield skipped(check, "the database cannot be read")
+        return
+    except DatabaseUnavailable as fault:
+        found, remedy = f"the database cannot be used ({fault.kind or 'no answer'})", "look whether it runs"
+    except VaultUnavailable as fault:
+        found, remedy = VAULT_DETAILS[fault.reason], "see what the checks of Vault say"
+    except (RefusedStatement, ValueError):  # the second of a value in a row that is none of its column's type
+        found = "the database is damaged, was changed by hand, or is not keyman's"
+        remedy = "keyman db check; restore a backup"
+    yield failed(left[0], found, remedy)
+    for check in left[1:]:
+        yield skipped(check, "what stands above ended the looking")
+
+
+async def _by_itself(settings: Settings, db: Database) -> AsyncIterator[Finding]:
     try:
         async with db.read() as connection:
             await connection.execute(text("SELECT 1"))
@@ -41,7 +84,7 @@ async def examine(settings: Settings, db: Database) -> AsyncIterator[Finding]:
             f"it cannot be used ({fault.kind or 'no answer'})",
             "look whether it runs, whether KEYMAN_DATABASE_URL is right, and what lies between",
         )
-        for check in ("schema", "database-settings", "database-clock"):
+        for check in BY_ITSELF[1:]:
             yield skipped(check, "the database cannot be asked")
         return
     yield ok("database", "SQLite" if db.is_sqlite else "PostgreSQL")
@@ -104,46 +147,40 @@ async def _postgresql(connection: AsyncConnection) -> Finding:
     return ok("database-settings", f"PostgreSQL {version}, UTC, durable, {how}")
 
 
-async def examine_key(settings: VaultSettings, db: Database, client: VaultClient) -> AsyncIterator[Finding]:
-    """What Vault's key makes of what is stored. For a role that may rewrap."""
+async def _of_the_key(settings: VaultSettings, db: Database, client: VaultClient) -> AsyncIterator[Finding]:
     rotation = KeyRotation(client, settings)
-    try:
-        deployment = await Deployment.load(db)
-        oldest = await oldest_version(db)  # before the sentinel, which is stored before the first key
-        if await deployment.sentinel() is None:
-            if oldest is not None:
-                yield failed(
-                    "sentinel",
-                    "there is none, and keys are stored: keyman stores no more, for nothing says which key sealed them",
-                    "restore the database from a backup that has it: it was restored in part, or changed by hand",
-                )
-                for check in OF_THE_KEY[1:]:
-                    yield skipped(check, "nothing says which key is the right one")
-                return
-            yield warning("sentinel", "none yet", "start keyman serve once: it makes one when it first reaches Vault")
-            for check in OF_THE_KEY[1:]:
-                yield skipped(check, "nothing was sealed yet")
-            return
-        reason = await _refusal(KeyGuard(client, settings, deployment))
-        if reason is None:
-            yield ok("sentinel", "Vault's key opens it")
-        elif reason is VaultReason.WRONG_KEY:
-            yield failed(
-                "sentinel", "Vault's key does not open it", "find which of Vault and database is not of here, below"
-            )
-        else:
-            yield failed("sentinel", VAULT_DETAILS[reason], "see what the checks of Vault say")
-            for check in OF_THE_KEY[1:]:
-                yield skipped(check, "Vault cannot be asked")
-            return
-        yield await _versions(db, rotation)
-        yield await _sample(db, deployment, rotation)
-        yield await _undecryptable(db)
-    except (ConfigurationError, DatabaseUnavailable):
-        for check in OF_THE_KEY:
-            yield skipped(check, "the database cannot be read")
-    except VaultUnavailable as fault:
-        yield failed("key-versions", VAULT_DETAILS[fault.reason], "see what the checks of Vault say")
+    deployment = await Deployment.load(db)
+    oldest = await oldest_version(db)  # before the sentinel, which is stored before the first key
+    if await deployment.sentinel() is None:
+        yield _no_sentinel(is_new=oldest is None)
+        for check in OF_THE_KEY[1:]:
+            yield skipped(check, "nothing says which key is the right one")
+        return
+    reason = await _refusal(KeyGuard(client, settings, deployment))
+    if reason is None:
+        yield ok("sentinel", "Vault's key opens it")
+    elif reason is VaultReason.WRONG_KEY:
+        yield failed(
+            "sentinel", "Vault's key does not open it", "find which of Vault and database is not of here, below"
+        )
+    else:
+        yield failed("sentinel", VAULT_DETAILS[reason], "see what the checks of Vault say")
+        for check in OF_THE_KEY[1:]:
+            yield skipped(check, "Vault cannot be asked")
+        return
+    yield await _versions(db, rotation)
+    yield await _sample(db, deployment, rotation)
+    yield await _undecryptable(db)
+
+
+def _no_sentinel(*, is_new: bool) -> Finding:
+    if is_new:
+        return warning("sentinel", "none yet", "start keyman serve once: it makes one when it first reaches Vault")
+    return failed(
+        "sentinel",
+        "there is none, and keys are stored: nothing says which key sealed them, and keyman stores no more",
+        "restore the database from a backup that has it: it was restored in part, or changed by hand",
+    )
 
 
 async def _refusal(guard: KeyGuard) -> VaultReason | None:
@@ -209,7 +246,8 @@ async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -
             "sample",
             f"{len(refused)} of {len(rows)} do not open, such as key {refused[0]}",
             "after a restore: Vault and database are of different days, or rows were changed by hand; keyman rewrap "
-            "marks all that do not open. If none open: another key of the same name; see Restore in docs/operations.md",
+            "marks all that do not open. If none open: another key of the same name; see Backup and restore in "
+            "docs/operations.md",
         )
     return ok("sample", f"all of {len(rows)} tried open")
 

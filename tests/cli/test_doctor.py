@@ -491,8 +491,39 @@ def test_a_database_of_another_deployment_is_noticed(plane: dict[str, str]) -> N
     assert wrong(findings) == {"sentinel": "failed", "sample": "failed"}
 
 
-def test_a_home_that_nobody_made_is_said() -> None:
-    assert keyman("doctor", "--home", "/nonexistent", env=environment()).code == 1
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize(
+    ("harm", "failing"),
+    [
+        ("DELETE FROM deployment", "sentinel"),
+        ("DROP TABLE deployment", "sentinel"),
+        ("ALTER TABLE api_keys RENAME COLUMN key_version TO version", "sentinel"),
+        ("UPDATE api_keys SET value_uuid = 'no uuid at all' WHERE id = 2", "sample"),
+        ("UPDATE api_keys SET encrypted_key = CAST(x'7661756c743a7631ff' AS TEXT)", "sample"),
+    ],
+)
+def test_a_database_that_was_damaged_by_hand_is_a_failed_check_among_the_others(
+    plane: dict[str, str], file: Path, harm: str, failing: str
+) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(harm)
+        connection.commit()
+    code, findings = doctor(plane)
+    assert (code, findings[failing]["state"]) == (1, "failed")
+    assert "damaged" in findings[failing]["found"]
+    assert findings["vault-policy"]["state"] == "ok"
+    assert "undecryptable" in findings
+
+
+def test_a_home_that_nobody_made_is_one_failed_check() -> None:
+    code, findings = doctor(environment(), "--home", "/nonexistent")
+    assert (code, wrong(findings)) == (1, {"configuration": "failed"})
+    assert "keyman dev --home" in findings["configuration"]["found"]
+
+
+def test_a_home_is_not_held_against_a_role_whose_login_it_does_not_keep(tmp_path: Path) -> None:
+    assert keyman("doctor", "--home", str(tmp_path), "--role", "rotator", env=environment()).code == 2
 
 
 def test_results_go_to_standard_output_and_the_count_does_not() -> None:
