@@ -25,6 +25,12 @@ IN_FLIGHT = 4
 """Chunks under way at once: while one is stored Vault works on others. More do not make it faster."""
 
 
+PASSES = 10
+"""Times over the table. The first does the work, the others find the few that were stored behind it; what is still
+behind after so many stays so, and a run that went on would never end.
+"""
+
+
 class ReplaceableSentinel(SentinelStore, Protocol):
     """Where the sentinel is kept, if it can be replaced by the same under another version."""
 
@@ -69,14 +75,21 @@ class Rewrap:
 
     async def run(self) -> Summary:
         """Rewrap every row that is behind, and the sentinel. Raises VaultUnavailable and DatabaseUnavailable; what was
-        done until then is stored.
+        done until then is stored; KeymanError where rows stay behind for good.
         """
         # Of another Vault, or another key, every row would look damaged.
         await self._guard.verify(0)
         summary = Summary((await self._rotation.versions()).latest)
         # Again, until there is nothing: what was sealed just before the rotation may be stored only now.
-        while await self._pass(summary):
-            pass
+        for _ in range(PASSES):
+            if not await self._pass(summary):
+                break
+        else:
+            raise KeymanError(
+                "Some keys are still at an older version however often they are rewrapped: something else writes them "
+                "as well, or the database holds them in a form that is not keyman's. `keyman rewrap --dry-run` counts "
+                "them."
+            )
         await self._rewrap_sentinel()
         summary.refused.sort()
         return summary

@@ -11,7 +11,7 @@ from sqlalchemy import delete, select, update
 
 from keyman.config import VaultSettings
 from keyman.deployment import Deployment, deployment
-from keyman.errors import VaultReason, VaultUnavailable
+from keyman.errors import KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.vault.cipher import Sealed
@@ -158,6 +158,21 @@ async def test_a_row_sealed_before_the_rotation_and_stored_behind_the_run_is_not
 
     await stock.rewrap(Interrupted(stock.client(), stock.settings, happens)).run()
     assert await stock.versions() == {2}
+    assert await stock.opened() == stock.plaintexts
+
+
+class Lagging(KeyRotation):
+    """A Vault behind whose answers are older than it said its key is, for ever."""
+
+    async def rewrap(self, items: Sequence[Bound]) -> list[Sealed | None]:
+        return [sealed and sealed._replace(key_version=1) for sealed in await super().rewrap(items)]
+
+
+async def test_rows_that_stay_behind_whatever_is_done_end_the_run(stock: Stock) -> None:
+    await stock.store(2)
+    await stock.rotate()
+    with pytest.raises(KeymanError, match="still at an older version"):
+        await stock.rewrap(Lagging(stock.client(), stock.settings)).run()
     assert await stock.opened() == stock.plaintexts
 
 
