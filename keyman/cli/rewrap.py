@@ -17,7 +17,7 @@ from keyman.cli.progress import progress
 from keyman.config import Settings
 from keyman.db import Database
 from keyman.deployment import Deployment
-from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultUnavailable
+from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
@@ -94,13 +94,20 @@ async def _advise(parts: _Parts, summary: Summary) -> None:
     """Which old versions nothing needs any more, and what retiring them means."""
     oldest, allowed = await oldest_version(parts.db), (await parts.rotation.versions()).min_decryption
     needed = summary.latest if oldest is None else oldest
+    vault = parts.settings.vault
+    config = f"vault write {vault.mount}/keys/{vault.key}/config min_decryption_version"
+    if summary.refused and needed < allowed:
+        click.echo(
+            f"Vault opens nothing below version {allowed}, and keys are stored that were sealed with {needed}. Let it, "
+            f"run `keyman rewrap` again, and raise it to {summary.latest} afterwards:\n    {config}={needed}",
+            err=True,
+        )
     if needed <= allowed:
         return
-    vault = parts.settings.vault
     click.echo(
         f"No stored key needs a version below {needed}; Vault still opens those from {allowed} on. To retire them, "
         "once `keyman rewrap --dry-run` counts nothing:\n"
-        f"    vault write {vault.mount}/keys/{vault.key}/config min_decryption_version={needed}\n"
+        f"    {config}={needed}\n"
         "Backups of the database from before this run do not open then, unless it is lowered again.",
         err=True,
     )
@@ -130,7 +137,8 @@ def _run(work: Callable[[_Parts], Awaitable[T]], home: Path | None) -> T:
 def _said(fault: VaultUnavailable | DatabaseUnavailable) -> str:
     """Their own words speak of a request that stored nothing."""
     if isinstance(fault, VaultUnavailable):
-        return VAULT_DETAILS[fault.reason]
+        needed = " It takes the login of keyman-rotator." if fault.reason is VaultReason.FORBIDDEN else ""
+        return f"{VAULT_DETAILS[fault.reason]}{needed}"
     return f"The database cannot be used ({fault.kind or 'it did not confirm'})."
 
 

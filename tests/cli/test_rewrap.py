@@ -7,6 +7,7 @@ import contextlib
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 from uuid import uuid4
@@ -113,6 +114,23 @@ def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
     assert len(opened) == stored
 
 
+def test_of_keys_below_what_vault_still_opens_it_says_how_they_are_got_back(
+    operator: dict[str, str], stored: int, victim: Victim, file: Path
+) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        [late] = connection.execute("SELECT encrypted_key, id FROM api_keys WHERE id = 7")
+        assert keyman("rotate", env=operator).code == 0
+        connection.execute("UPDATE api_keys SET key_version = 1, encrypted_key = ? WHERE id = ?", late)
+        connection.commit()
+    key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
+    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
+    done = keyman("rewrap", env=operator)
+    assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
+    assert f"    vault write {key}/config min_decryption_version=1\n" in done.err
+    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 1})
+    assert keyman("rewrap", env=operator).code == 0
+
+
 @pytest.mark.parametrize("command", [("rotate",), ("rewrap",), ("rewrap", "--dry-run")], ids=" ".join)
 def test_what_keeps_it_from_starting_is_said_in_words(
     operator: dict[str, str], management: VaultSettings, command: tuple[str, ...]
@@ -147,7 +165,9 @@ def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management:
         "KEYMAN_VAULT_ROLE_ID": management.role_id,
         "KEYMAN_VAULT_SECRET_ID": management.secret_id.reveal(),
     }
-    assert "its policy does not allow this operation" in failed(keyman("rotate", env=env))
+    said = failed(keyman("rotate", env=env))
+    assert "its policy does not allow this operation" in said
+    assert "keyman-rotator" in said
     assert keyman("rewrap", env=env).code == 0
 
 
