@@ -14,7 +14,7 @@ import msgspec
 from keyman.cli.common import home_option, json_option
 from keyman.cli.logins import admin_settings
 from keyman.config import VaultSettings
-from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
+from keyman.errors import ConfigurationError, VaultReason
 from keyman.home import write_private
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.adapter import AsyncAdapter, VaultFault
@@ -38,9 +38,10 @@ class _Networks(click.ParamType[Networks]):
     name = "networks"
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> Networks:
-        role, _, cidrs = value.partition("=")
-        if role not in ROLES:
-            self.fail(f"the role before the '=' must be one of {', '.join(ROLES)}")
+        role, separator, cidrs = value.partition("=")
+        # Without a '=' nothing was said of networks, which is not the same as from everywhere.
+        if role not in ROLES or not separator:
+            self.fail(f"it takes ROLE=CIDR,…, and the role is one of {', '.join(ROLES)}")
         try:
             return Networks(role, tuple(str(ip_network(cidr.strip())) for cidr in cidrs.split(",") if cidr.strip()))
         except ValueError:
@@ -72,6 +73,8 @@ def setup(dry_run: bool, networks: tuple[Networks, ...], home: Path | None) -> N
 
     Each change is a line on standard output. A key that is not as keyman needs it is not touched.
     """
+    if len({one.role for one in networks}) < len(networks):
+        raise click.BadParameter("name each role once, with all its networks: ROLE=CIDR,CIDR", param_hint="'--cidr'")
     settings = admin_settings(home)
 
     async def work(admin: AsyncAdapter) -> int:
@@ -179,4 +182,4 @@ def _explained(fault: VaultFault) -> str:
             "Vault refuses KEYMAN_VAULT_TOKEN: it has expired, or may not do this. It needs what the policy "
             "vault-policies/keyman-admin.hcl allows."
         )
-    return VAULT_DETAILS[fault.reason]
+    return fault.explained()

@@ -133,7 +133,7 @@ async def _health(settings: VaultSettings) -> dict[str, Any] | Finding:
     except VaultFault as fault:
         return failed(
             "vault",
-            VAULT_DETAILS[fault.reason],
+            fault.explained(),
             "look whether it runs, whether KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT are right, and what lies between",
         )
     if not health.get("initialized"):

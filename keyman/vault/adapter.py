@@ -24,7 +24,7 @@ import msgspec
 from hvac.adapters import Adapter
 
 from keyman.config import VaultSettings
-from keyman.errors import VaultReason, raise_alone
+from keyman.errors import VAULT_DETAILS, VaultReason, raise_alone
 from keyman.telemetry import Metrics, log
 
 T = TypeVar("T")
@@ -60,14 +60,23 @@ MISTRUST = {
 class VaultFault(Exception):
     """A call to Vault failed for good. Holds no byte of the answer.
 
-    `status` is None when there was no HTTP answer, or none of Vault's own.
+    `status` is None when there was no HTTP answer, or none of Vault's own. `why` says of a certificate what is wrong
+    with it, for whoever runs keyman.
     """
 
-    def __init__(self, reason: VaultReason, status: int | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self, reason: VaultReason, status: int | None = None, retry_after: int | None = None, why: str | None = None
+    ) -> None:
         super().__init__(f"{reason.value} (status {status})" if status else reason.value)
         self.reason = reason
         self.status = status
         self.retry_after = retry_after
+        self.why = why
+
+    def explained(self) -> str:
+        """In a sentence or two, for a command that has no log."""
+        detail = VAULT_DETAILS[self.reason]
+        return detail if self.why is None else f"{detail} The certificate: {self.why}."
 
 
 class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
@@ -205,8 +214,9 @@ def _transport_faults() -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as refused:
-        log.error("vault's certificate is refused", why=_mistrust(refused.certificate_error))
-        raise_alone(VaultFault(VaultReason.UNTRUSTED))
+        why = _mistrust(refused.certificate_error)
+        log.error("vault's certificate is refused", why=why)
+        raise_alone(VaultFault(VaultReason.UNTRUSTED, why=why))
     except (aiohttp.ClientError, OSError):
         # Alone: a client error can hold what was sent or received.
         raise_alone(VaultFault(VaultReason.UNREACHABLE))

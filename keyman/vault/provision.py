@@ -114,21 +114,28 @@ async def provision(admin: AsyncAdapter, settings: VaultSettings, networks: Sequ
 
 
 async def issue_credentials(admin: AsyncAdapter, role: str) -> AppRoleCredentials:
-    """The id of an AppRole with a new secret id. Raises VaultFault."""
+    """The id of an AppRole with a new secret id. Raises VaultFault, ConfigurationError where there is no such role."""
     approle = AppRole(admin)
-    role_id = taken(await approle.read_role_id(role), str, "data", "role_id")
+    role_id = await _role_id(approle, role)
     secret_id = taken(await approle.generate_secret_id(role), str, "data", "secret_id")
     return AppRoleCredentials(role_id, Secret(secret_id))
 
 
 async def issue_wrapped_credentials(admin: AsyncAdapter, role: str, wrap_ttl: int) -> AppRoleCredentials:
     """The same with the secret id response-wrapped: what stands in its place is a token that gives it out once, within
-    `wrap_ttl` seconds. Raises VaultFault.
+    `wrap_ttl` seconds. Raises likewise.
     """
     approle = AppRole(admin)
-    role_id = taken(await approle.read_role_id(role), str, "data", "role_id")
+    role_id = await _role_id(approle, role)
     wrapping = await approle.generate_secret_id(role, wrap_ttl=wrap_ttl)
     return AppRoleCredentials(role_id, Secret(taken(wrapping, str, "wrap_info", "token")))
+
+
+async def _role_id(approle: AppRole, role: str) -> str:
+    answer = await none_if_missing(approle.read_role_id(role))
+    if answer is None:
+        raise ConfigurationError(f"There is no AppRole {role} yet. Run first: keyman vault setup")
+    return taken(answer, str, "data", "role_id")
 
 
 async def _mount(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:

@@ -57,6 +57,7 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     unset_up: EmbeddedVault,
 ) -> None:
     env = environment(KEYMAN_VAULT_ADDR=unset_up.address, KEYMAN_VAULT_TOKEN=unset_up.root_token.reveal())
+    assert "keyman vault setup" in failed(keyman("vault", "secret-id", "keyman-rotator", env=env))
     everything = [
         "mounted the Transit engine at transit/",
         "made the key keyman: aes256-gcm96, derived, not exportable, no plaintext backup",
@@ -120,9 +121,18 @@ def _login(address: str, directory: Path) -> httpx.Response:
     return httpx.post(f"{address}/v1/auth/approle/login", json=body)
 
 
-@pytest.mark.parametrize("wrong", ["keyman-admin=10.0.0.0/8", "keyman-resolver=10.0.0.1/8", "keyman-resolver=x", "="])
+@pytest.mark.parametrize(
+    "wrong", ["keyman-admin=10.0.0.0/8", "keyman-resolver=10.0.0.1/8", "keyman-resolver=x", "=", "keyman-resolver"]
+)
 def test_networks_that_are_none_are_wrong_usage(admin: dict[str, str], wrong: str) -> None:
     assert keyman(*SETUP, "--cidr", wrong, env=admin).code == 2
+
+
+def test_a_role_that_is_bound_twice_in_one_run_is_wrong_usage(admin: dict[str, str]) -> None:
+    twice = ("--cidr", "keyman-resolver=10.0.0.0/8", "--cidr", "keyman-resolver=192.0.2.0/24")
+    done = keyman(*SETUP, *twice, env=admin)
+    assert done.code == 2
+    assert "name each role once" in done.err
 
 
 def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str], root: Root) -> None:

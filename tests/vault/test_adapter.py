@@ -423,6 +423,7 @@ async def test_tls_takes_the_private_authority_and_no_other(
             async with adapter_to(server.address, ca_certificate=certificate) as adapter:
                 fault = await fault_of(adapter)
             assert (fault.reason, fault.status) == (VaultReason.UNTRUSTED, None)
+            assert "The certificate: " in fault.explained()
     assert len(server.requests) == 1
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     # One each: what is wrong with a certificate does not pass by asking again.
