@@ -374,7 +374,8 @@ def is_outage(fault: BaseException) -> bool:
 def kind(fault: BaseException) -> str:
     """A fault by its class and code: enough to look it up, and nothing of the statement."""
     origin = getattr(fault, "orig", None) or fault
-    cause = origin.__cause__ or origin
+    # Of a bound that ran out the cause is only how asyncio ends what waits.
+    cause = origin if isinstance(origin, TimeoutError) else origin.__cause__ or origin
     code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
     return f"{type(cause).__name__}{f' ({code})' if code else ''}"
 

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keyman import db as keyman_db
 from keyman import migrations
 from keyman.accounts.tables import sessions, throttle, users
-from keyman.db import MAX_ID, POOL_SIZE, Database, now
+from keyman.db import MAX_ID, POOL_SIZE, Database, kind, now
 from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.telemetry import Metrics, configure_logging
 from tests.storage.exposure import shown, stands_alone
@@ -930,3 +930,10 @@ async def test_sessions_are_the_same_seen_through_any_engine(database: URL, db: 
         found = (await connection.execute(select(sessions.c.id_hash))).scalar_one()
     assert found == bytes(range(32))
     await other.close()
+
+
+async def test_a_wait_that_ran_out_is_named_as_one() -> None:
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0):
+            await asyncio.sleep(1)
+    assert kind(caught.value) == "TimeoutError"

@@ -6,11 +6,13 @@ half a second.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 import click
 
@@ -77,8 +79,10 @@ def main() -> None:
     except SystemExit:
         _flush()
         raise
-    except OSError:
+    except OSError as fault:
         _flush()
+        if fault.errno == errno.ENOSPC:  # without a buffer (PYTHONUNBUFFERED) there is nothing left to flush
+            _not_written()
         raise
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell counts it; click's own "Aborted!" says no more
@@ -90,5 +94,9 @@ def _flush() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        click.echo("keyman: The result could not be written to standard output.", err=True)
-        os._exit(1)
+        _not_written()
+
+
+def _not_written() -> NoReturn:
+    click.echo("keyman: The result could not be written to standard output.", err=True)
+    os._exit(1)

@@ -293,8 +293,9 @@ def _redirected(command: str, env: dict[str, str]) -> subprocess.CompletedProces
     )
 
 
-def test_a_full_disk_under_a_result_is_a_failure_in_words(env: dict[str, str]) -> None:
-    done = _redirected("$KEYMAN user list > /dev/full", env)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_a_result_is_a_failure_in_words(env: dict[str, str], unbuffered: str) -> None:
+    done = _redirected("$KEYMAN user list > /dev/full", env | {"PYTHONUNBUFFERED": unbuffered})
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
     assert done.stderr
