@@ -147,12 +147,19 @@ def inner_containers_reach_only_who_they_have_to_do_with(life: Life) -> None:
     }
     code = f"""
 import socket
-for name, (address, port) in {addresses!r}.items():
+from concurrent.futures import ThreadPoolExecutor
+
+def reached(target):
+    name, (address, port) = target
     try:
-        socket.create_connection((address, port), timeout=1.5).close()
+        socket.create_connection((address, port), timeout=3).close()
     except OSError:
-        continue
-    print(*name)
+        return None
+    return name
+
+with ThreadPoolExecutor(32) as pool:
+    for name in filter(None, pool.map(reached, {addresses!r}.items())):
+        print(*name)
 for name in ("resolver", "vault", "database", "management", "proxy"):
     try:
         socket.gethostbyname(name)
