@@ -80,7 +80,7 @@ def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[P
         name: Path(path) for name, path in environ.items() if name.startswith("KEYMAN_") and name.endswith("_FILE")
     }
     # What they hold is no secret.
-    for name in ("KEYMAN_SERVICES_FILE",):
+    for name in ("KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_ROLE_ID_FILE"):
         named.pop(name, None)
     private = named | {str(path): path for path in files}
     database = settings.database_url
