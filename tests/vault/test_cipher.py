@@ -506,7 +506,6 @@ FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "raw storage": ("GET", "sys/raw/core/master", None),
     "snapshot": ("GET", "sys/storage/raft/snapshot", None),
     "rekey": ("GET", "sys/rotate/config", None),
-    "capabilities": ("POST", "sys/capabilities-self", {"paths": ["{mount}/decrypt/{key}"]}),
     "leases": ("PUT", "sys/leases/revoke", {"lease_id": "x"}),
     "wrapping": ("POST", "sys/wrapping/wrap", {"a": "b"}),
     "child tokens": ("POST", "auth/token/create", {}),
