@@ -114,6 +114,25 @@ def a_user_stores_lists_replaces_and_deletes_a_key_and_an_application_resolves_i
     life.whole_story()
 
 
+def the_doctor_finds_nothing_wrong(life: Life) -> None:
+    """As either plane, with its own login: each key opens, no policy allows too little or too much."""
+    life.store()
+    for service in ("management", "resolver"):
+        code = f"""
+import subprocess, sys
+done = subprocess.run(
+    [sys.executable, "-m", "keyman", "doctor", "--role", "{service}", "--json"], capture_output=True, text=True
+)
+print(done.stdout)
+"""
+        findings = json.loads(life.stack.python(service, code))
+        assert len(findings) == 20
+        # Sign-up is open in a stack that is tried out, and so is nothing else.
+        wrong = {one["check"]: one for one in findings if one["state"] not in ("ok", "skipped")}
+        assert wrong.keys() <= {"sign-up", "public-url"}, wrong
+        assert not [one for one in wrong.values() if one["state"] == "failed"], wrong
+
+
 def the_pages_are_there(life: Life) -> None:
     answer = life.client.get("/", follow_redirects=True)
     assert answer.status_code == 200
@@ -331,6 +350,7 @@ def no_secret_is_in_a_log(life: Life) -> None:
 
 PARTS: list[Callable[[Life], Any]] = [
     a_user_stores_lists_replaces_and_deletes_a_key_and_an_application_resolves_it,
+    the_doctor_finds_nothing_wrong,
     the_pages_are_there,
     the_certificate_is_the_stacks_own_and_no_other_is_trusted,
     the_proxy_leads_to_no_metrics_and_to_no_resolver,
