@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -135,19 +136,9 @@ class TransitCipher:
         """The sealed items in order, None for each that Vault refused. Raises VaultUnavailable when none was tried."""
         self._metrics.vault_batch.observe(len(items))
 
-        async def request() -> list[Any] | None:
-            try:
-                answer = await self._transit.encrypt_data(
-                    self._settings.key, batch_input=items, mount_point=self._settings.mount
-                )
-            except VaultFault as fault:
-                if fault.status == 400:
-                    return None
-                raise
-            results = taken(answer, list, "data", "batch_results")
-            if len(results) != len(items):
-                raise VaultFault(VaultReason.ERROR, 200)
-            return results
+        def request() -> Awaitable[list[Any] | None]:
+            answer = self._transit.encrypt_data(self._settings.key, batch_input=items, mount_point=self._settings.mount)
+            return batch_results(answer, len(items))
 
         results = await self._client.call("encrypt", request)
         if results is None:
@@ -164,6 +155,21 @@ def _encoded(plaintext: Secret) -> str:
         return base64.b64encode(plaintext.reveal().encode()).decode()
     except UnicodeEncodeError:
         raise_alone(VaultUnavailable(VaultReason.ERROR))  # the codec's own error holds the text
+
+
+async def batch_results(answer: Awaitable[Any], count: int) -> list[Any] | None:
+    """The results of a batch of `count` items, in order; None where Vault refused it as a whole (400), which does not
+    say for which item. Raises VaultFault.
+    """
+    try:
+        results = taken(await answer, list, "data", "batch_results")
+    except VaultFault as fault:
+        if fault.status == 400:
+            return None
+        raise
+    if len(results) != count:
+        raise VaultFault(VaultReason.ERROR, 200)
+    return results
 
 
 def sealed_item(result: Any) -> Sealed | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config import VaultSettings
-from keyman.errors import VaultReason
-from keyman.vault.adapter import VaultFault, taken
-from keyman.vault.cipher import Sealed, sealed_item
+from keyman.vault.adapter import taken
+from keyman.vault.cipher import Sealed, batch_results, sealed_item
 from keyman.vault.login import VaultClient
 
 MAX_BATCH = 150
@@ -74,19 +73,9 @@ class KeyRotation:
         middle = len(items) // 2
         return [*await self.rewrap(items[:middle]), *await self.rewrap(items[middle:])]
 
-    async def _batch(self, items: Sequence[Bound]) -> list[Any] | None:
-        try:
-            answer = await self._transit.rewrap_data(
-                self._settings.key,
-                None,
-                batch_input=[item._asdict() for item in items],
-                mount_point=self._settings.mount,
-            )
-        except VaultFault as fault:
-            if fault.status == 400:
-                return None
-            raise
-        results = taken(answer, list, "data", "batch_results")
-        if len(results) != len(items):
-            raise VaultFault(VaultReason.ERROR, 200)
-        return results
+    def _batch(self, items: Sequence[Bound]) -> Awaitable[list[Any] | None]:
+        batch = [item._asdict() for item in items]
+        answer = self._transit.rewrap_data(
+            self._settings.key, None, batch_input=batch, mount_point=self._settings.mount
+        )
+        return batch_results(answer, len(items))
