@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import ssl
 import subprocess
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.live import free_port
 
 DOCKER = Path(__file__).parents[2] / "docker"
 IMAGES = DOCKER / "stand-ins" / "images.env"
@@ -49,13 +50,6 @@ def stack_absence() -> str | None:
     if found.returncode:
         return "the stack's images are not on this machine: run docker/stand-ins/build"
     return None
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @dataclass

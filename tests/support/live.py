@@ -10,6 +10,7 @@ import base64
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -100,13 +101,19 @@ async def becomes(condition: Callable[[], Awaitable[object]], what: str = "what 
 
 
 def free_port() -> int:
-    """A port on loopback that nobody has at this moment, and neither the next one, for the resolver of `keyman dev`."""
+    """A port on loopback that nobody has, and neither the next one, for the resolver of `keyman dev`.
+
+    Below those that the kernel gives to outgoing connections (32768 and up, ip(7)): one of them would take it before
+    it is used. No two calls of a process give the same.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if port < 65535 and is_free(port + 1):
-                return port
+        port = random.randrange(12000, 32000, 2)  # noqa: S311
+        if port not in _given and is_free(port) and is_free(port + 1):
+            _given.add(port)
+            return port
+
+
+_given: set[int] = set()
 
 
 def is_free(port: int) -> bool:
