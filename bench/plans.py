@@ -14,12 +14,13 @@ import asyncpg
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL
 
-from keyman import audit, housekeeping
+from keyman import housekeeping
 from keyman.accounts import callers, personal, throttle, users
 from keyman.accounts.callers import Caller
 from keyman.accounts.personal import NewToken
 from keyman.accounts.tokens import ALL_SCOPES
-from keyman.audit import Actor, Origin
+from keyman.audit import listing
+from keyman.audit.trail import Actor, Origin
 from keyman.db import Database, now
 from keyman.errors import KeymanError
 from keyman.keys import idempotency, operations
@@ -151,9 +152,9 @@ async def capture(db: Database) -> list[Captured]:
         "tokens: an owner's": lambda: personal.list_own(db, heavy),
         "tokens: a new one": lambda: personal.create(db, heavy, NewToken(RequiredLabel("bench"))),
         "an account by its address": lambda: users.disable(db, EmailAddress.parse("u50@example.com")),
-        "audit: the first page": lambda: audit.list_own(db, HEAVY, Slice()),
-        "audit: a page in the middle": lambda: audit.list_own(db, HEAVY, Slice(before=middle)),
-        "audit: the first page of an owner of none": lambda: audit.list_own(db, EMPTY, Slice()),
+        "audit: the first page": lambda: listing.list_own(db, HEAVY, Slice()),
+        "audit: a page in the middle": lambda: listing.list_own(db, HEAVY, Slice(before=middle)),
+        "audit: the first page of an owner of none": lambda: listing.list_own(db, EMPTY, Slice()),
         "an idempotency key": lambda: idempotency.find(db, retry),
         "throttle: an attempt": lambda: throttle.count(db, buckets[:1]),
         "throttle: forgiven": lambda: _forgive(db, buckets),

@@ -19,7 +19,7 @@ from keyman.accounts import callers
 from keyman.accounts.callers import SESSION_LIFETIME, Caller
 from keyman.accounts.sessions import device_name
 from keyman.accounts.tokens import Scope
-from keyman.audit import Actor, Origin
+from keyman.audit.trail import Actor, Origin
 from keyman.config import Settings
 from keyman.db import Database
 from keyman.edge import exchange_of

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import db as keyman_db
 from keyman import migrations
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.db import SCHEMA_REVISION, Database, create_engine, now
 from keyman.deployment import deployment
 from keyman.errors import DatabaseUnavailable, KeymanError

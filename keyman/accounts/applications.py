@@ -16,11 +16,11 @@ from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman import audit
 from keyman.accounts.callers import LAST_USE_PRECISION, note_use
 from keyman.accounts.tables import application_tokens, applications
 from keyman.accounts.tokens import Token
-from keyman.audit import Action, Actor, Origin
+from keyman.audit import trail
+from keyman.audit.trail import Action, Actor, Origin
 from keyman.db import AnyRow, Database, now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.values import ApplicationName
@@ -124,7 +124,7 @@ async def revoke(db: Database, name: ApplicationName) -> None:
             .where(applications.c.id == row.id)
             .values(disabled_at=func.coalesce(applications.c.disabled_at, now()))
         )
-        await audit.record(connection, audit.OPERATOR, None, Action.APPLICATION_REVOKE, application=row.name)
+        await trail.record(connection, trail.OPERATOR, None, Action.APPLICATION_REVOKE, application=row.name)
 
 
 async def list_all(db: Database) -> list[ApplicationInfo]:
@@ -168,5 +168,5 @@ async def _add_token(connection: AsyncConnection, application_id: int, name: App
     }
     statement = insert(application_tokens).values(values).returning(application_tokens.c.id)
     token_id = (await connection.execute(statement)).scalar_one()
-    await audit.record(connection, audit.OPERATOR, None, action, token_id=token_id, application=str(name))
+    await trail.record(connection, trail.OPERATOR, None, action, token_id=token_id, application=str(name))
     return token

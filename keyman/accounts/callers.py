@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.accounts.tables import api_tokens, sessions, users
 from keyman.accounts.tokens import ALL_SCOPES, Scope, Token, parse_scopes
-from keyman.audit import Actor, Origin
+from keyman.audit.trail import Actor, Origin
 from keyman.db import AnyRow, Database, now
 from keyman.errors import Forbidden, Unauthenticated
 from keyman.secret import Secret

@@ -9,12 +9,12 @@ import msgspec
 from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman import audit
 from keyman.accounts.callers import Caller
 from keyman.accounts.tables import api_tokens, users
 from keyman.accounts.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
 from keyman.accounts.users import id_by_email
-from keyman.audit import Action, Origin
+from keyman.audit import trail
+from keyman.audit.trail import Action, Origin
 from keyman.db import MAX_ID, AnyRow, Database, now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
@@ -81,7 +81,7 @@ async def create_for(
     """Make a token for an account as an operator. Raises NotFound, Conflict at MAX_TOKENS."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
-        return await _insert(connection, audit.OPERATOR, user_id, str(name), scopes, expires_at)
+        return await _insert(connection, trail.OPERATOR, user_id, str(name), scopes, expires_at)
 
 
 async def list_own(db: Database, caller: Caller) -> list[TokenInfo]:
@@ -109,7 +109,7 @@ async def revoke(db: Database, caller: Caller, token_id: int) -> None:
 
 async def revoke_any(db: Database, token_id: int) -> None:
     """Delete anybody's token, as an operator. Raises NotFound."""
-    await _delete(db, audit.OPERATOR, token_id)
+    await _delete(db, trail.OPERATOR, token_id)
 
 
 _SHOWN = (
@@ -154,7 +154,7 @@ async def _insert(
     }
     statement = insert(api_tokens).values(user_id=user_id, token_hash=token.digest(), **values).returning(*_SHOWN)
     row = (await connection.execute(statement)).one()
-    await audit.record(connection, origin, user_id, Action.TOKEN_CREATE, token_id=row.id)
+    await trail.record(connection, origin, user_id, Action.TOKEN_CREATE, token_id=row.id)
     return CreatedToken(*_shown(row), token.reveal())
 
 
@@ -166,4 +166,4 @@ async def _delete(db: Database, origin: Origin, token_id: int, *conditions: Colu
         user_id = (await connection.execute(statement)).scalar_one_or_none()
         if user_id is None:
             raise NotFound("There is nothing with this id.")
-        await audit.record(connection, origin, user_id, Action.TOKEN_REVOKE, token_id=token_id)
+        await trail.record(connection, origin, user_id, Action.TOKEN_REVOKE, token_id=token_id)

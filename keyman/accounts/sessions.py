@@ -8,10 +8,10 @@ import msgspec
 import ua_parser
 from sqlalchemy import ColumnElement, delete, select
 
-from keyman import audit
 from keyman.accounts.callers import SESSION_IDLE, Caller
 from keyman.accounts.tables import sessions
-from keyman.audit import Action
+from keyman.audit import trail
+from keyman.audit.trail import Action
 from keyman.db import MAX_ID, Database, now
 from keyman.errors import NotFound
 
@@ -75,5 +75,5 @@ async def _delete(db: Database, caller: Caller, which: ColumnElement[bool]) -> i
         statement = delete(sessions).where(sessions.c.user_id == caller.user_id, which)
         ended = (await connection.execute(statement)).rowcount
         if ended:
-            await audit.record(connection, caller.origin, caller.user_id, Action.SESSION_END)
+            await trail.record(connection, caller.origin, caller.user_id, Action.SESSION_END)
     return ended

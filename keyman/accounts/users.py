@@ -10,12 +10,12 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman import audit
 from keyman.accounts import callers, throttle
 from keyman.accounts.callers import Caller
 from keyman.accounts.passwords import Passwords, WrongPassword
 from keyman.accounts.tables import sessions, users
-from keyman.audit import Action, Actor, Origin
+from keyman.audit import trail
+from keyman.audit.trail import Action, Actor, Origin
 from keyman.db import AnyRow, Database, now
 from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
 from keyman.secret import Secret
@@ -85,7 +85,7 @@ async def sign_up(
             account = await _insert(connection, new.email, password_hash)
             await _end_session(connection, previous_cookie)
             cookie = await callers.open_session(connection, account.id, origin.device)
-            await audit.record(connection, origin, account.id, Action.SIGNUP)
+            await trail.record(connection, origin, account.id, Action.SIGNUP)
     except IntegrityError:
         raise Conflict("There is an account with this address already. Sign in instead.") from None
     return SignedIn(account, cookie)
@@ -110,12 +110,12 @@ async def log_in(
             # An id that was planted in the browser before must not be signed in by this.
             await _end_session(connection, previous_cookie)
             cookie = await callers.open_session(connection, row.id, origin.device)
-            await audit.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
+            await trail.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
             await throttle.forgive(connection, buckets)
     except WrongPassword:
         # For an unknown address too: a missing write would be heard in the time that the answer takes.
         async with db.write() as connection:
-            await audit.record(connection, origin, row.id if row is not None else None, Action.LOGIN_FAILED)
+            await trail.record(connection, origin, row.id if row is not None else None, Action.LOGIN_FAILED)
         raise Unauthenticated("E-mail or password is wrong.") from None
     except RateLimited:
         await throttle.take_back(db, buckets)
@@ -128,7 +128,7 @@ async def log_out(db: Database, caller: Caller) -> None:
     session_id = caller.require_session()
     async with db.write() as connection:
         await connection.execute(delete(sessions).where(sessions.c.id == session_id))
-        await audit.record(connection, caller.origin, caller.user_id, Action.LOGOUT)
+        await trail.record(connection, caller.origin, caller.user_id, Action.LOGOUT)
 
 
 async def change_password(db: Database, passwords: Passwords, caller: Caller, change: ChangePassword) -> None:
@@ -146,7 +146,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
         new_hash = await passwords.hash(change.new_password)
     except WrongPassword:
         async with db.write() as connection:
-            await audit.record(connection, caller.origin, row.id, Action.PASSWORD_FAILED)
+            await trail.record(connection, caller.origin, row.id, Action.PASSWORD_FAILED)
         raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
     except RateLimited:
         await throttle.take_back(db, buckets)
@@ -155,7 +155,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
         async with db.write() as connection:
             await _hold(connection, row, new_hash)
             await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
-            await audit.record(connection, caller.origin, row.id, Action.PASSWORD)
+            await trail.record(connection, caller.origin, row.id, Action.PASSWORD)
             await throttle.forgive(connection, buckets)
     except WrongPassword:
         raise Conflict("The account was changed elsewhere at the same moment.") from None
@@ -167,7 +167,7 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
     try:
         async with db.write() as connection:
             account = await _insert(connection, email, password_hash)
-            await audit.record(connection, audit.OPERATOR, account.id, Action.SIGNUP)
+            await trail.record(connection, trail.OPERATOR, account.id, Action.SIGNUP)
     except IntegrityError:
         raise Conflict("There is an account with this address already.") from None
     return account
@@ -189,7 +189,7 @@ async def disable(db: Database, email: EmailAddress) -> None:
             update(users).where(users.c.id == user_id).values(disabled_at=func.coalesce(users.c.disabled_at, now()))
         )
         await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
-        await audit.record(connection, audit.OPERATOR, user_id, Action.DISABLE)
+        await trail.record(connection, trail.OPERATOR, user_id, Action.DISABLE)
 
 
 async def enable(db: Database, email: EmailAddress) -> None:
@@ -197,7 +197,7 @@ async def enable(db: Database, email: EmailAddress) -> None:
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         await connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
-        await audit.record(connection, audit.OPERATOR, user_id, Action.ENABLE)
+        await trail.record(connection, trail.OPERATOR, user_id, Action.ENABLE)
 
 
 async def set_password(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> None:
@@ -207,7 +207,7 @@ async def set_password(db: Database, passwords: Passwords, email: EmailAddress, 
         user_id = await id_by_email(connection, email)
         await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=new_hash))
         await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
-        await audit.record(connection, audit.OPERATOR, user_id, Action.PASSWORD)
+        await trail.record(connection, trail.OPERATOR, user_id, Action.PASSWORD)
 
 
 async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> int:

@@ -14,7 +14,7 @@ from keyman.accounts.tokens import Scope
 from keyman.accounts.users import Account, ChangePassword, LogIn, SignedIn, SignUp
 from keyman.api.body import JsonBody
 from keyman.api.common import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
-from keyman.audit import Origin
+from keyman.audit.trail import Origin
 from keyman.authentication import PUBLIC, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
 from keyman.config import Settings
 from keyman.db import Database

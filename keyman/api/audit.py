@@ -7,11 +7,11 @@ from typing import Annotated
 from litestar import Response, get
 from litestar.params import QueryParameter
 
-from keyman import audit
 from keyman.accounts.callers import Caller
 from keyman.accounts.tokens import Scope
 from keyman.api.common import CALLER_PROBLEMS, LINK, SECURITY, linked, may_answer
-from keyman.audit import AuditEntry
+from keyman.audit import listing
+from keyman.audit.listing import AuditEntry
 from keyman.authentication import needs
 from keyman.db import Database
 from keyman.paging import UNSAID, Cursor, Limit, Slice
@@ -37,5 +37,5 @@ async def list_audit(
     limit: Annotated[Limit, QueryParameter(description="How many entries a page holds at most.")] = UNSAID,
     cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
 ) -> Response[list[AuditEntry]]:
-    page = await audit.list_own(db, caller.user_id, Slice(limit, cursor))
+    page = await listing.list_own(db, caller.user_id, Slice(limit, cursor))
     return linked(page, "/api/audit", {"limit": limit})

@@ -15,9 +15,10 @@ from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman import audit, paging
+from keyman import paging
 from keyman.accounts.callers import Caller
-from keyman.audit import Action
+from keyman.audit import trail
+from keyman.audit.trail import Action
 from keyman.db import MAX_ID, AnyRow, Database, now
 from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
 from keyman.keys import idempotency
@@ -75,7 +76,7 @@ async def create(
         async with db.write() as connection:
             row = (await connection.execute(insert(api_keys).values(values).returning(*_SHOWN))).one()
             key = _shown(row, moment)
-            await audit.record(
+            await trail.record(
                 connection, caller.origin, caller.user_id, Action.KEY_CREATE, key_id=key.id, service=key.service
             )
             if retry is not None:
@@ -141,7 +142,7 @@ async def remove(db: Database, caller: Caller, key_id: int, condition: IfMatch) 
         key = _shown(await _one(connection, caller, key_id, lock=True), now())
         condition.check(key)
         await connection.execute(delete(api_keys).where(api_keys.c.id == key.id))
-        await audit.record(
+        await trail.record(
             connection, caller.origin, caller.user_id, Action.KEY_DELETE, key_id=key.id, service=key.service
         )
 
@@ -185,7 +186,7 @@ async def _update(
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
         statement = update(api_keys).where(api_keys.c.id == key_id).values(**values, updated_at=moment)
         key = _shown((await connection.execute(statement.returning(*_SHOWN))).one(), moment)
-        await audit.record(connection, caller.origin, caller.user_id, action, key_id=key.id, service=key.service)
+        await trail.record(connection, caller.origin, caller.user_id, action, key_id=key.id, service=key.service)
     return key
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from keyman.accounts import tables as accounts_tables
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.db import (
     STATEMENT_TIMEOUT,
     Database,

@@ -15,10 +15,10 @@ import msgspec
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman import audit
 from keyman.accounts.applications import Application
 from keyman.accounts.tables import users
-from keyman.audit import Action
+from keyman.audit import trail
+from keyman.audit.trail import Action
 from keyman.db import AnyRow, Database, now
 from keyman.errors import DatabaseUnavailable, FieldError, InvalidRequest, NotFound, Undecryptable, VaultUnavailable
 from keyman.keys.schemas import Status, status_of
@@ -116,7 +116,7 @@ async def _released(db: Database, application: Application, asked: Request) -> A
         found = row is not None and row.key_id is not None
         service = row.service if row is not None and found else _given(asked.service)
         reason = _refusal(row, service, application, moment)
-        await audit.record(
+        await trail.record(
             connection,
             application.origin,
             None if row is None else row.user_id,
@@ -159,7 +159,7 @@ async def _tell_failure(db: Database, application: Application, asked: Request, 
                 same = and_(api_keys.c.id == row.key_id, api_keys.c.encrypted_key == row.encrypted_key)
                 marked = await connection.execute(update(api_keys).where(same).values(undecryptable=True))
                 is_as_it_was = marked.rowcount == 1
-            await audit.record(
+            await trail.record(
                 connection,
                 application.origin,
                 row.user_id,

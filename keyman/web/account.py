@@ -7,13 +7,14 @@ from contextlib import suppress
 from litestar import Response, get, post
 from litestar.params import FromPath
 
-from keyman import audit, values
+from keyman import values
 from keyman.accounts import sessions, users
 from keyman.accounts.callers import Caller
 from keyman.accounts.passwords import Passwords
 from keyman.accounts.tokens import Scope
 from keyman.accounts.users import ChangePassword
-from keyman.audit import Action, Actor
+from keyman.audit import listing
+from keyman.audit.trail import Action, Actor
 from keyman.authentication import needs
 from keyman.db import Database
 from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
@@ -77,7 +78,7 @@ async def show_activity(
         before = Cursor.parse(request.query_params.get("cursor"))
     except ValueError:
         before = None
-    page = await audit.list_own(db, caller.user_id, Slice(before=before))
+    page = await listing.list_own(db, caller.user_id, Slice(before=before))
     return visit.show(
         "activity.html",
         entries=page.items,

@@ -11,7 +11,7 @@ from keyman.accounts import users
 from keyman.accounts.callers import Caller
 from keyman.accounts.passwords import Passwords
 from keyman.accounts.users import LogIn, SignUp
-from keyman.audit import Origin
+from keyman.audit.trail import Origin
 from keyman.authentication import PUBLIC, SESSION_COOKIE, ended_session_cookie, identify, needs, session_cookie
 from keyman.config import Settings
 from keyman.db import Database

@@ -15,7 +15,7 @@ from keyman.accounts import applications
 from keyman.accounts.applications import Application
 from keyman.accounts.tables import application_tokens
 from keyman.accounts.tokens import Token
-from keyman.audit import Actor, audit_log
+from keyman.audit.trail import Actor, audit_log
 from keyman.db import Database, now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.values import ApplicationName

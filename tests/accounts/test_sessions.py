@@ -15,7 +15,7 @@ from keyman.accounts.sessions import device_name
 from keyman.accounts.tables import sessions as table
 from keyman.accounts.tokens import ALL_SCOPES
 from keyman.accounts.users import id_by_email
-from keyman.audit import Actor, Origin
+from keyman.audit.trail import Actor, Origin
 from keyman.db import Database, now
 from keyman.errors import Forbidden, NotFound
 from keyman.values import EmailAddress

@@ -17,7 +17,7 @@ from keyman.accounts.passwords import Passwords
 from keyman.accounts.tables import sessions, throttle
 from keyman.accounts.tables import users as users_table
 from keyman.accounts.throttle import MAX_PER_ACCOUNT, Bucket
-from keyman.audit import Action, audit_log
+from keyman.audit.trail import Action, audit_log
 from keyman.values import EmailAddress, NewPassword
 from tests.api.harness import (
     ACCOUNT_FIELDS,

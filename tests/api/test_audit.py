@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from keyman.accounts import users
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.values import EmailAddress
 from tests.api.harness import (
     OPENAI_KEY,

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
 from keyman.accounts.tables import api_tokens, sessions, users
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.keys.tables import api_keys, idempotency
 from tests.api.bodies import ANY_JSON, BODIES, CANARY, FIELDS, Body, Mistake, damaged, mistakes, wrong_values
 from tests.api.harness import OPENAI_KEY, ApiPlane, as_json, headers_of, problem, store

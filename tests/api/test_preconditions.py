@@ -12,7 +12,7 @@ import pytest
 import time_machine
 from sqlalchemy import select, update
 
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.keys.tables import api_keys
 from tests.api.harness import OPENAI_KEY, ApiPlane, problem, store
 

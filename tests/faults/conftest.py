@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from keyman import db, migrations
 from keyman.accounts.passwords import Passwords
-from keyman.audit import Action, audit_log
+from keyman.audit.trail import Action, audit_log
 from keyman.config import VaultSettings
 from keyman.keys.tables import api_keys, idempotency
 from tests.support.databases import copied

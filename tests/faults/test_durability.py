@@ -29,7 +29,7 @@ from keyman import migrations
 from keyman.accounts import personal, users
 from keyman.accounts.passwords import Passwords
 from keyman.accounts.tokens import DEFAULT_SCOPES
-from keyman.audit import Action, audit_log
+from keyman.audit.trail import Action, audit_log
 from keyman.db import Database
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 
 from keyman.accounts import applications
 from keyman.accounts.passwords import Passwords
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.config import Settings, VaultSettings
 from keyman.db import AnyRow
 from keyman.keys.tables import api_keys

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from keyman.accounts import applications
 from keyman.accounts.tokens import Token
-from keyman.audit import audit_log
+from keyman.audit.trail import audit_log
 from keyman.db import MAX_ID, now
 from keyman.values import ApplicationName
 from tests.api.bodies import CANARY

@@ -1,4 +1,7 @@
-"""`keyman.audit`: an entry and its change are committed together or not at all. What is told: tests/api/test_audit."""
+"""`keyman.audit.trail`: an entry and its change are committed together or not at all.
+
+What is told of what: tests/api/test_audit.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 
-from keyman import audit
 from keyman.accounts.tables import users
-from keyman.audit import OPERATOR, Action, Actor, Origin, audit_log
+from keyman.audit import listing, trail
+from keyman.audit.trail import OPERATOR, Action, Actor, Origin, audit_log
 from keyman.db import MAX_ID, Database, now
 from keyman.paging import Cursor, Slice
 
@@ -46,7 +49,7 @@ async def entries(db: Database) -> list[Any]:
 async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owner: int) -> None:
     origin = Origin(Actor.TOKEN, 3, "a" * 32, "2001:db8::1")
     async with db.write() as connection:
-        await audit.record(connection, origin, owner, Action.KEY_CREATE, key_id=5, service="OPENAI")
+        await trail.record(connection, origin, owner, Action.KEY_CREATE, key_id=5, service="OPENAI")
         assert await entries(db) == []
     (entry,) = await entries(db)
     assert (entry.user_id, entry.actor, entry.actor_id, entry.action) == (owner, "token", 3, "key.create")
@@ -58,7 +61,7 @@ async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owne
 async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: int) -> None:
     async def change() -> None:
         async with db.write() as connection:
-            await audit.record(connection, OPERATOR, owner, Action.DISABLE)
+            await trail.record(connection, OPERATOR, owner, Action.DISABLE)
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -70,7 +73,7 @@ async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: int) ->
     async def change() -> None:
         async with db.write() as connection:
             await connection.execute(update(users).values(disabled_at=now()))
-            await audit.record(connection, OPERATOR, owner + 1000, Action.DISABLE)
+            await trail.record(connection, OPERATOR, owner + 1000, Action.DISABLE)
 
     with pytest.raises(IntegrityError):
         await change()
@@ -82,8 +85,8 @@ async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int)
     told = [(action, actor) for action in Action for actor in Actor]
     async with db.write() as connection:
         for action, actor in told:
-            await audit.record(connection, Origin(actor, MAX_ID, "x" * 64, "x" * 64), owner, action, service="X" * 64)
-    page = await audit.list_own(db, owner, Slice(len(told)))
+            await trail.record(connection, Origin(actor, MAX_ID, "x" * 64, "x" * 64), owner, action, service="X" * 64)
+    page = await listing.list_own(db, owner, Slice(len(told)))
     assert [(entry.action, entry.actor) for entry in page.items] == told[::-1]
     assert {entry.actor_token_id for entry in page.items} == {MAX_ID}
 
@@ -92,13 +95,13 @@ async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: D
     other = await add(db, "eve@example.com")
     async with db.write() as connection:
         for n in range(7):
-            await audit.record(connection, OPERATOR, owner if n % 2 else other, Action.LOGIN, key_id=n)
+            await trail.record(connection, OPERATOR, owner if n % 2 else other, Action.LOGIN, key_id=n)
     seen, cursor = [], None
     while True:
-        page = await audit.list_own(db, owner, Slice(2, cursor))
+        page = await listing.list_own(db, owner, Slice(2, cursor))
         seen += [entry.key_id for entry in page.items]
         cursor = page.cursor
         if cursor is None:
             break
     assert seen == [5, 3, 1]
-    assert (await audit.list_own(db, owner, Slice(2, Cursor(1)))).items == []
+    assert (await listing.list_own(db, owner, Slice(2, Cursor(1)))).items == []
