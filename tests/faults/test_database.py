@@ -354,8 +354,8 @@ async def test_a_server_without_a_free_connection_is_said_and_found_again(
             assert refused
             stored = 1 + len(answers) - len(refused)
             victim_postgres.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keyman'"
-            )
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'keyman'"
+            )  # waiting for each to end: what one still holds nobody could take
             await _take_all(postgresql, taken)
             unavailable(await post(ada), "database", REASON)
             assert (await checks(ada))["database"] == "unreachable"
