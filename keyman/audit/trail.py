@@ -30,6 +30,8 @@ class Action(StrEnum):
     KEY_CREATE = "key.create"
     KEY_REPLACE = "key.replace"
     KEY_CHANGE = "key.change"
+    KEY_PAUSE = "key.pause"
+    KEY_RESUME = "key.resume"
     KEY_DELETE = "key.delete"
     KEY_RESOLVE = "key.resolve"
     KEY_RESOLVE_REFUSED = "key.resolve-refused"

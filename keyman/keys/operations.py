@@ -7,6 +7,7 @@ sealed leaves nothing behind.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -180,14 +181,25 @@ async def _update(
     db: Database, caller: Caller, key_id: int, values: dict[str, object], condition: IfMatch, action: Action
 ) -> KeyInfo:
     async with db.write() as connection:
-        before = _shown(await _one(connection, caller, key_id, lock=True), now())
+        row = await _one(connection, caller, key_id, lock=True)
+        before = _shown(row, now())
         condition.check(before)
         # Always later than before, whatever the clock does, so that the ETag is always a new one.
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
         statement = update(api_keys).where(api_keys.c.id == key_id).values(**values, updated_at=moment)
         key = _shown((await connection.execute(statement.returning(*_SHOWN))).one(), moment)
-        await trail.record(connection, caller.origin, caller.user_id, action, key_id=key.id, service=key.service)
+        for told in _told(row, values, action):
+            await trail.record(connection, caller.origin, caller.user_id, told, key_id=key.id, service=key.service)
     return key
+
+
+def _told(before: AnyRow, values: dict[str, object], action: Action) -> Iterator[Action]:
+    """What the trail says of an update: `action`, and pausing and resuming by names of their own."""
+    is_switched = values.get("disabled", before.disabled) != before.disabled
+    if not is_switched or values.keys() != {"disabled"}:
+        yield action
+    if is_switched:
+        yield Action.KEY_RESUME if before.disabled else Action.KEY_PAUSE
 
 
 def _shown(row: AnyRow, moment: datetime) -> KeyInfo:

@@ -43,6 +43,8 @@ ACTIONS = {
     Action.KEY_CREATE: "Key added",
     Action.KEY_REPLACE: "Key replaced",
     Action.KEY_CHANGE: "Key changed",
+    Action.KEY_PAUSE: "Key paused",
+    Action.KEY_RESUME: "Key resumed",
     Action.KEY_DELETE: "Key deleted",
     Action.KEY_RESOLVE: "Key given to an application",
     Action.KEY_RESOLVE_REFUSED: "Key refused to an application",

@@ -55,7 +55,9 @@ async def test_every_change_leaves_one_entry_with_the_request_that_made_it(share
         expected += [
             (created, {"action": "key.create", **about}),
             (await client.put(path, json={"api_key": OPENAI_KEY}), {"action": "key.replace", **about}),
-            (await client.patch(path, json={"name": "y", "disabled": True}), {"action": "key.change", **about}),
+            (await client.patch(path, json={"name": "x"}), {"action": "key.change", **about}),
+            (await client.patch(path, json={"disabled": True}), {"action": "key.pause", **about}),
+            (await client.patch(path, json={"disabled": False}), {"action": "key.resume", **about}),
             (await client.delete(path), {"action": "key.delete", **about}),
         ]
     revoked = await script.delete(f"/api/tokens/{token_id}")
@@ -158,3 +160,22 @@ async def test_an_entry_holds_no_value_no_mask_and_no_name(shared: ApiPlane) -> 
     rows = repr([tuple(row) for row in await shared.rows(audit_log)]) + str(await trail(ada))
     for secret in (OPENAI_KEY, key["last_4_chars"], "telling", made["token"], made["hint"], "vault:"):
         assert secret not in rows
+
+
+async def test_a_pause_is_told_as_one_where_it_is_one_and_beside_what_else_was_changed(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    path = f"/api/keys/{(await store(ada))['id']}"
+    told: list[str] = []
+    for change, actions in (
+        ({"disabled": False}, ["key.change"]),  # as it was
+        ({"disabled": True}, ["key.pause"]),
+        ({"disabled": True}, ["key.change"]),
+        ({"disabled": True, "name": "x"}, ["key.change"]),
+        ({"disabled": False, "name": "y"}, ["key.change", "key.resume"]),
+        ({"disabled": True, "expires_at": None}, ["key.change", "key.pause"]),
+    ):
+        assert (await ada.patch(path, json=change)).status_code == 200
+        told += actions
+        assert [entry["action"] for entry in await trail(ada)][::-1] == ["account.signup", "key.create", *told], change
+    assert (await ada.put(path, json={"api_key": OPENAI_KEY})).json()["status"] == "disabled"
+    assert (await trail(ada))[0]["action"] == "key.replace"
