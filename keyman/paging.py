@@ -7,7 +7,7 @@ import re
 import struct
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
-from sqlalchemy import Column, Select
+from sqlalchemy import ColumnElement, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.db import AnyRow
@@ -71,7 +71,7 @@ class Slice(NamedTuple):
 
 
 async def fetch(
-    connection: AsyncConnection, statement: Select[*tuple[object, ...]], id_column: Column[int], part: Slice
+    connection: AsyncConnection, statement: Select[*tuple[object, ...]], id_column: ColumnElement[int], part: Slice
 ) -> Page[AnyRow]:
     """The rows of `statement` in this part, newest first; one more is read, to know whether there are more."""
     if part.before is not None:

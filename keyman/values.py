@@ -261,8 +261,8 @@ class ProviderKey(Secret):
         return cls(text)
 
 
-class FutureTime(datetime):
-    """An instant that is still to come, in UTC."""
+class Instant(datetime):
+    """A moment, in UTC. As text it is RFC 3339 again, to the microsecond."""
 
     schema: ClassVar[dict[str, Any]] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
 
@@ -278,9 +278,21 @@ class FutureTime(datetime):
             moment = moment.astimezone(UTC)
         except OverflowError:
             raise ValueError("is too far away") from None
+        return cls.fromisoformat(moment.isoformat())
+
+    def __str__(self) -> str:
+        return self.isoformat().replace("+00:00", "Z")
+
+
+class FutureTime(Instant):
+    """A moment that is still to come, in UTC."""
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        moment = super().parse(raw)
         if moment <= now():
             raise ValueError("must be in the future")
-        return cls.fromisoformat(moment.isoformat())
+        return moment
 
 
 Check = Callable[[Mapping[str, object]], Iterable[FieldError]]

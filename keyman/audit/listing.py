@@ -1,16 +1,29 @@
-"""Reading the trail."""
+"""Reading the trail: newest first, which is by id. A filter by time reads no more than that time's part of it.
+
+Ids follow the time of their entries as closely as the clocks of the replicas agree. So a time is turned into an id
+first, a little further off than it is, and what lies between the two is told apart by its own time.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Select, func, select, union_all
 
 from keyman import paging
 from keyman.audit.trail import Action, Actor, audit_log
-from keyman.db import Database
+from keyman.db import MAX_ID, Database
 from keyman.paging import Page, Slice
+
+CLOCKS_APART = timedelta(minutes=10)
+"""How far the clocks of two replicas may differ, with the time that a transaction takes, before a filter by time could
+miss an entry: far more than any machine whose clock is set by others, and than any transaction of keyman's may take."""
+
+EARLIEST = datetime.min.replace(tzinfo=UTC) + CLOCKS_APART
+LATEST = datetime.max.replace(tzinfo=UTC) - CLOCKS_APART
 
 
 class AuditEntry(msgspec.Struct):
@@ -31,7 +44,35 @@ class AuditEntry(msgspec.Struct):
     reason: str | None
 
 
-async def list_own(db: Database, user_id: int, part: Slice) -> Page[AuditEntry]:
+class ActionName(str):
+    """An action, as a query parameter spells it."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "enum": [action.value for action in Action],
+        "examples": [Action.KEY_RESOLVE.value],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        if not isinstance(raw, str) or raw not in cls.schema["enum"]:
+            raise ValueError("must be an action as an entry names it, such as key.resolve")
+        return cls(raw)
+
+
+class Filter(NamedTuple):
+    """Which entries are wanted: of these actions, or all; from `since` on; before `until`."""
+
+    actions: Collection[Action] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+EVERYTHING = Filter()
+
+
+async def list_own(db: Database, user_id: int, part: Slice, wanted: Filter = EVERYTHING) -> Page[AuditEntry]:
     """A user's own trail, newest first."""
     columns = (
         audit_log.c.id,
@@ -48,7 +89,35 @@ async def list_own(db: Database, user_id: int, part: Slice) -> Page[AuditEntry]:
         audit_log.c.purpose,
         audit_log.c.reason,
     )
-    statement = select(*columns).where(audit_log.c.user_id == user_id)
+    statement = select(*columns).where(audit_log.c.user_id == user_id, *_within(wanted.since, wanted.until))
+    id_column: ColumnElement[int] = audit_log.c.id
+    if wanted.actions:
+        newest = union_all(*(select(_newest(statement, action, part).subquery()) for action in sorted(wanted.actions)))
+        rows = newest.subquery()
+        statement, id_column = select(rows), rows.c.id
     async with db.read() as connection:
-        page = await paging.fetch(connection, statement, audit_log.c.id, part)
+        page = await paging.fetch(connection, statement, id_column, part)
     return Page([AuditEntry(*row) for row in page.items], page.cursor)
+
+
+def _newest(statement: Select[*tuple[Any, ...]], action: Action, part: Slice) -> Select[*tuple[Any, ...]]:
+    """As many entries of one action as a page can hold of it, so that each action is read from an index, in order:
+    for several at once a database would read the whole trail, or sort it.
+    """
+    if part.before is not None:
+        statement = statement.where(audit_log.c.id < part.before)
+    return statement.where(audit_log.c.action == action).order_by(audit_log.c.id.desc()).limit(part.limit + 1)
+
+
+def _within(since: datetime | None, until: datetime | None) -> Iterator[ColumnElement[bool]]:
+    near = audit_log.alias()
+    if since is not None:
+        earlier = select(near.c.id).where(near.c.at < max(since, EARLIEST) - CLOCKS_APART)
+        last = earlier.order_by(near.c.at.desc()).limit(1).scalar_subquery()
+        yield audit_log.c.id > func.coalesce(last, 0)
+        yield audit_log.c.at >= since
+    if until is not None:
+        later = select(near.c.id).where(near.c.at >= min(until, LATEST) + CLOCKS_APART)
+        first = later.order_by(near.c.at).limit(1).scalar_subquery()
+        yield audit_log.c.id <= func.coalesce(first, MAX_ID)
+        yield audit_log.c.at < until

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from tests.api.harness import (
     Json,
     email_of,
     log_in,
+    next_link,
     pages,
     problem,
     store,
@@ -179,3 +182,56 @@ async def test_a_pause_is_told_as_one_where_it_is_one_and_beside_what_else_was_c
         assert [entry["action"] for entry in await trail(ada)][::-1] == ["account.signup", "key.create", *told], change
     assert (await ada.put(path, json={"api_key": OPENAI_KEY})).json()["status"] == "disabled"
     assert (await trail(ada))[0]["action"] == "key.replace"
+
+
+async def test_the_trail_is_filtered_by_action_and_time_over_pages_that_keep_the_filter(shared: ApiPlane) -> None:
+    ada, eve = await shared.user(), await shared.user()
+    for _ in range(3):
+        path = f"/api/keys/{(await store(ada))['id']}"
+        await store(eve)
+        await ada.patch(path, json={"name": "x"})
+        await ada.delete(path)
+    whole = await trail(ada)
+    first, last = whole[-2]["at"], whole[1]["at"]
+    for action in (None, "key.create", "key.delete", "key.resolve", "account.signup"):
+        for since, until in ((None, None), (first, None), (None, last), (first, last), (last, first)):
+            asked = {"action": action, "since": since, "until": until, "limit": "2"}
+            params = {name: value for name, value in asked.items() if value is not None}
+            wanted = [
+                entry
+                for entry in whole
+                if (action is None or entry["action"] == action)
+                and (since is None or entry["at"] >= since)
+                and (until is None or entry["at"] < until)
+            ]
+            got = [page async for page in pages(ada, str(httpx.URL("/api/audit", params=params)))]
+            assert [entry for page in got for entry in page] == wanted
+            assert all(len(page) == 2 for page in got[:-1])
+    answer = await ada.get("/api/audit", params={"action": "key.create", "since": first, "limit": "1"})
+    link = next_link(answer)
+    assert link is not None
+    query = parse_qs(urlsplit(link).query)
+    assert query.keys() == {"action", "since", "limit", "cursor"}
+    assert (query["action"], query["since"]) == (["key.create"], [first])
+
+
+async def test_a_time_may_have_any_offset_and_must_have_one(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    ((entry,),) = [page async for page in pages(ada, "/api/audit")]
+    at = datetime.fromisoformat(entry["at"])
+    for hours in (-11, 0, 14):
+        zone = timezone(timedelta(hours=hours))
+        since, until = at.astimezone(zone), (at + timedelta(microseconds=1)).astimezone(zone)
+        params = {"since": since.isoformat(), "until": until.isoformat(), "limit": "1"}
+        assert (await ada.get("/api/audit", params=params)).json() == [entry]
+    for good in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"):
+        assert (await ada.get("/api/audit", params={"since": good, "until": good})).json() == []
+    for bad in (
+        *("2026-01-01T00:00:00", "2026-01-01", "yesterday", "", "1767225600", "2026-13-01T00:00:00Z"),
+        *("0001-01-01T00:00:00+14:00", "2026-01-01T00:00:00 02:00"),
+    ):
+        answer = await ada.get("/api/audit", params={"since": bad, "until": bad, "action": "key.nothing"})
+        problem(answer, "invalid-request", "action", "since", "until")
+        assert not bad or bad not in answer.text.replace("2030-01-31T00:00:00Z", "")
+    assert "must say its time zone" in (await ada.get("/api/audit?since=2026-01-01T00:00:00")).text
+    problem(await ada.get("/api/audit?action=key.create&action=key.delete"), "invalid-request", "action")

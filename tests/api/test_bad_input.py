@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import re
+from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -468,12 +469,16 @@ async def test_random_ids_are_like_an_id_that_does_not_exist(desk: Desk, key_id:
     assert await ask_for(desk, method, path, key_id, body) == await ask_for(desk, method, path, "999999999", body)
 
 
+QUERY = ("limit", "cursor", "service", "q", "action", "since", "until")
+MOMENTS = st.datetimes(timezones=st.none() | st.timezones()).map(datetime.isoformat)
+
+
 @settings(max_examples=100)
 @given(
     query=st.binary(max_size=60)
-    | st.lists(
-        st.tuples(st.sampled_from(("limit", "cursor", "service", "q", "x", "")), st.text(max_size=20)), max_size=5
-    ).map(lambda pairs: "&".join(f"{k}={quote(v, errors='surrogatepass')}" for k, v in pairs).encode()),
+    | st.lists(st.tuples(st.sampled_from((*QUERY, "x", "")), st.text(max_size=20) | MOMENTS), max_size=5).map(
+        lambda pairs: "&".join(f"{k}={quote(v, errors='surrogatepass')}" for k, v in pairs).encode()
+    ),
     path=st.sampled_from([b"/api/keys", b"/api/audit"]),
 )
 async def test_any_query_gets_a_listing_or_a_problem(desk: Desk, query: bytes, path: bytes) -> None:
@@ -481,7 +486,7 @@ async def test_any_query_gets_a_listing_or_a_problem(desk: Desk, query: bytes, p
     assert answer.status_code in (200, 400)
     if answer.status_code == 400:
         named = {error["field"] for error in problem(answer, "invalid-request")["errors"]}
-        assert named <= {"limit", "cursor", "service", "q", ""}
+        assert named <= {*QUERY, ""}
 
 
 HEADERS = (

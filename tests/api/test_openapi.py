@@ -152,7 +152,7 @@ async def test_headers_that_clients_rely_on_are_documented(document: Document) -
         for name, operation in document.operations.items()
     }
     assert parameters["listKeys"] == {"service", "q", "limit", "cursor"}
-    assert parameters["listAudit"] == {"limit", "cursor"}
+    assert parameters["listAudit"] == {"action", "since", "until", "limit", "cursor"}
     assert "Idempotency-Key" in parameters["createKey"]
     for name in ("replaceKey", "changeKey", "deleteKey"):
         assert "If-Match" in parameters[name]
@@ -266,6 +266,8 @@ async def test_the_schema_of_a_body_refuses_the_values_that_the_service_refuses(
         ("listKeys", "service", ["OPENAI"], ["openai", ""]),
         ("listKeys", "q", ["", "prod"], ["x" * 101, "a\0b"]),
         ("listAudit", "cursor", ["AAAAAAAAAAo"], ["", "x"]),
+        ("listAudit", "action", ["key.resolve", "account.login-failed"], ["", "key", "KEY.RESOLVE"]),
+        ("listAudit", "since", ["2026-01-31T00:00:00Z", "2026-01-31T00:00:00+02:00"], ["", "2026-01-31T00:00:00"]),
         ("createKey", "Idempotency-Key", ["x", "x" * 255], ["", "x" * 256, "\u00e9", "a\tb"]),
         ("getKey", "key_id", [1, 2**63 - 1], [0, -1, 2**63, "x"]),
     ],
