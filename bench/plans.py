@@ -59,9 +59,11 @@ INSERT INTO api_tokens (user_id, token_hash, name, scopes, hint, created_at)
 INSERT INTO sessions (user_id, id_hash, created_at, last_seen_at, expires_at)
   SELECT 1 + n % {owners}, {digest}, {past}, CASE WHEN n % 100 = 0 THEN {past} ELSE {recent} END, {future}
   FROM {sessions};
-INSERT INTO audit_log (at, user_id, actor, action, key_id)
-  SELECT {past}, CASE WHEN n % 100 = 0 THEN 1 ELSE 4 + (n * 7919) % {owners} END, 'session', 'key.create', n
+INSERT INTO audit_log (at, user_id, actor, action, key_id, chain, sequence, hash)
+  SELECT {past}, CASE WHEN n % 100 = 0 THEN 1 ELSE 4 + (n * 7919) % {owners} END, 'session', 'key.create', n, 0, n,
+    {digest}
   FROM {entries};
+UPDATE audit_chains SET sequence = (SELECT count(*) FROM audit_log) WHERE chain = 0;
 INSERT INTO idempotency (user_id, key_hash, fingerprint, response, created_at)
   SELECT 1 + n % {owners}, {digest}, {digest}, '{{}}', CASE WHEN n % 100 = 0 THEN {past} ELSE {recent} END
   FROM {answers};
@@ -107,7 +109,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
     }
     connection = await asyncpg.connect(_dsn(url))
     await connection.execute(_text(owners, numbers, spelling))
-    for table in ("users", "api_keys"):
+    for table in ("users", "api_keys", "audit_log"):
         await connection.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
     await connection.close()
 
@@ -236,7 +238,9 @@ def _listening(label: str, captured: list[Captured]) -> Iterator[None]:
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
     ) -> tuple[str, Any]:
         verb = statement.split(None, 1)[0]
-        if verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in statement:
+        # The ends of the chains are a page or two, one of which is taken by chance: no index serves that better.
+        is_of_the_chains = "audit_chains" in statement
+        if not is_of_the_chains and (verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in statement):
             place = f"{label}: {statement.split(None, 3)[2]}" if label == "housekeeping" else label
             captured.append(Captured(place, statement, tuple(parameters)))
         if label == "housekeeping" and verb == "DELETE":

@@ -32,7 +32,7 @@ from sqlalchemy.types import TypeDecorator
 from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement, raise_alone
 from keyman.telemetry import Metrics, log
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The migration that this code was written for; a test holds it against the newest file in `migrations/`."""
 
 BUSY_TIMEOUT = 5.0

@@ -14,15 +14,16 @@ from uuid import uuid4
 
 import pytest
 from alembic import command, op
-from sqlalchemy import CheckConstraint, UniqueConstraint, insert, inspect, select, text
+from sqlalchemy import CheckConstraint, UniqueConstraint, func, inspect, select, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import db as keyman_db
 from keyman import migrations
-from keyman.audit.trail import audit_log
-from keyman.db import SCHEMA_REVISION, Database, create_engine, now
+from keyman.audit import trail
+from keyman.audit.trail import Action, Actor, Origin, audit_log
+from keyman.db import SCHEMA_REVISION, Database, create_engine
 from keyman.deployment import deployment
 from keyman.errors import DatabaseUnavailable, KeymanError
 from keyman.migrations import ADVISORY_LOCK
@@ -282,7 +283,12 @@ async def test_the_trail_from_before_applications_is_kept_and_takes_their_entrie
         told = (await connection.execute(select(audit_log).order_by(audit_log.c.id))).all()
         assert [(entry.id, entry.key_id, entry.application) for entry in told] == [(2, 7, None), (3, 7, None)]
         assert {entry.at for entry in told} == {datetime(2026, 11, 24, 10, 0, 0, 1, UTC)}
-        new = insert(audit_log).values(at=now(), actor="application", action="key.resolve", purpose="x" * 200)
-        assert (await connection.execute(new.returning(audit_log.c.id))).scalar_one() == 4
+    db = Database(empty_database)
+    async with db.write() as connection:
+        origin = Origin(Actor.APPLICATION, 1)
+        await trail.record(connection, origin, None, Action.KEY_RESOLVE, purpose="x" * 200)
+    async with db.read() as connection:
+        assert (await connection.execute(select(func.max(audit_log.c.id)))).scalar_one() == 4
+    await db.close()
     with pytest.raises(IntegrityError):
-        await execute(empty_database, f"INSERT INTO audit_log ({columns}) VALUES ({row.replace('operator', 'nobody')})")  # noqa: S608  # the test's own words
+        await execute(empty_database, "UPDATE audit_log SET actor = 'nobody'")

@@ -110,8 +110,8 @@ async def log_in(
             # An id that was planted in the browser before must not be signed in by this.
             await _end_session(connection, previous_cookie)
             cookie = await callers.open_session(connection, row.id, origin.device)
-            await trail.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
             await throttle.forgive(connection, buckets)
+            await trail.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
     except WrongPassword:
         # For an unknown address too: a missing write would be heard in the time that the answer takes.
         async with db.write() as connection:
@@ -155,8 +155,8 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
         async with db.write() as connection:
             await _hold(connection, row, new_hash)
             await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
-            await trail.record(connection, caller.origin, row.id, Action.PASSWORD)
             await throttle.forgive(connection, buckets)
+            await trail.record(connection, caller.origin, row.id, Action.PASSWORD)
     except WrongPassword:
         raise Conflict("The account was changed elsewhere at the same moment.") from None
 

@@ -2,17 +2,43 @@
 change itself; and one for each time that an application asks for a key, committed before it gets one.
 
 An entry names who, what, when and from where; never a value, a ciphertext, a mask or a token.
+
+Each entry's hash covers the one before it in its chain. Whoever writes holds the end of a chain until the transaction
+is over, and with one chain all would stand in line for each other's commit. So a database that takes several writers
+has several chains, and an entry goes to any whose end nobody holds. Writing the entry last keeps that short.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import NamedTuple
+from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, String, Table, insert
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    ScalarSelect,
+    String,
+    Table,
+    Uuid,
+    column,
+    func,
+    insert,
+    select,
+    table,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.db import Id, UtcTime, metadata, now
+from keyman.audit.chain import digest
+from keyman.db import AnyRow, Id, UtcTime, metadata, now
+from keyman.errors import RefusedStatement
 
 
 class Action(StrEnum):
@@ -39,6 +65,10 @@ class Action(StrEnum):
     APPLICATION_CREATE = "application.create"
     APPLICATION_ROTATE = "application.rotate"
     APPLICATION_REVOKE = "application.revoke"
+    VAULT_ROTATE = "vault.rotate"
+    VAULT_REWRAP = "vault.rewrap"
+    TRAIL_PRUNE = "trail.prune"
+    TRAIL_CARRY = "trail.carry"
 
 
 class Actor(StrEnum):
@@ -67,6 +97,9 @@ class Origin(NamedTuple):
 
 OPERATOR = Origin(Actor.OPERATOR)
 
+NO_VALUE = UUID(int=0)
+"""What a key holds from its deletion on: a row that is put back later is not the current one."""
+
 audit_log = Table(
     "audit_log",
     metadata,
@@ -85,9 +118,44 @@ audit_log = Table(
     Column("application", String(64)),  # its name: who asked for a key, or what an operator registered
     Column("purpose", String(200)),  # in the application's own words
     Column("reason", String(32)),  # why no key was given out
+    Column("value_uuid", Uuid),  # which value a key holds from here on
+    Column(
+        "as_of", Id
+    ),  # of an entry with a value: its own id; or that of the entry, pruned since, whose word it repeats
+    Column("vault_request_id", String(64)),  # Vault's own, where it was asked before: its audit log has the same
+    Column("detail", String(200)),  # what a command did, in keyman's words
+    Column("chain", Integer, nullable=False),
+    Column("sequence", BigInteger, nullable=False),  # from 1 in each chain, without a gap
+    Column("hash", LargeBinary(32), nullable=False),
     CheckConstraint(f"actor IN ({', '.join(repr(a.value) for a in Actor)})", name="actor_known"),
+    CheckConstraint("length(hash) = 32", name="hash_is_sha256"),
     Index("ix_audit_log_owner", "user_id", "id"),
+    # In the order in which it is verified; and no chain ever forks.
+    Index("ix_audit_log_chain", "chain", "sequence", unique=True),
     sqlite_autoincrement=True,
+)
+
+# Which value of a key is the current one: the entry with the highest `as_of`.
+Index(
+    "ix_audit_log_value",
+    audit_log.c.key_id,
+    audit_log.c.as_of,
+    postgresql_where=audit_log.c.value_uuid.is_not(None),
+    sqlite_where=audit_log.c.value_uuid.is_not(None),
+)
+
+# The two ends of each chain. The migration makes them: one on SQLite, 32 on PostgreSQL.
+audit_chains = Table(
+    "audit_chains",
+    metadata,
+    Column("chain", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),  # of the newest entry; 0 before the first
+    Column("hash", LargeBinary(32), nullable=False),  # of the newest entry; the genesis before the first
+    Column("base_sequence", BigInteger, nullable=False),  # of the newest one that was pruned; 0 when none was
+    Column("base_hash", LargeBinary(32), nullable=False),  # of that; the genesis when none was
+    CheckConstraint("base_sequence >= 0 AND sequence >= base_sequence", name="ends_in_order"),
+    CheckConstraint("length(hash) = 32 AND length(base_hash) = 32", name="hashes_are_sha256"),
+    postgresql_with={"fillfactor": 10},  # each commit updates a row in place, as long as its page has room
 )
 
 
@@ -103,22 +171,74 @@ async def record(
     application: str | None = None,
     purpose: str | None = None,
     reason: str | None = None,
-) -> None:
-    """Write one entry in the caller's transaction: both are committed, or neither."""
+    value_uuid: UUID | None = None,
+    as_of: int | None = None,
+    vault_request_id: str | None = None,
+    detail: str | None = None,
+    chain: int | None = None,
+) -> int:
+    """Write one entry in the caller's transaction, as the last thing in it: both are committed, or neither.
+
+    Returns its chain, which a second entry of the same transaction has to name: to wait for another chain while one is
+    held is how two transactions come to wait for each other.
+    """
+    end = await hold(connection, chain)
+    entry = {
+        "id": end.entry_id,
+        "at": now(),
+        "user_id": user_id,
+        "actor": origin.actor,
+        "actor_id": origin.actor_id,
+        "action": action,
+        "token_id": token_id,
+        "key_id": key_id,
+        "service": service,
+        "request_id": origin.request_id,
+        "address": origin.address,
+        "application": application,
+        "purpose": purpose,
+        "reason": reason,
+        "value_uuid": value_uuid,
+        "as_of": as_of or (end.entry_id if value_uuid is not None else None),
+        "vault_request_id": vault_request_id,
+        "detail": detail,
+        "chain": end.chain,
+        "sequence": end.sequence + 1,
+    }
+    entry["hash"] = digest(end.hash, entry)
+    await connection.execute(insert(audit_log).values(entry))
     await connection.execute(
-        insert(audit_log).values(
-            at=now(),
-            user_id=user_id,
-            actor=origin.actor,
-            actor_id=origin.actor_id,
-            action=action,
-            token_id=token_id,
-            key_id=key_id,
-            service=service,
-            request_id=origin.request_id,
-            address=origin.address,
-            application=application,
-            purpose=purpose,
-            reason=reason,
-        )
+        update(audit_chains)
+        .where(audit_chains.c.chain == end.chain)
+        .values(sequence=entry["sequence"], hash=entry["hash"])
     )
+    return int(end.chain)
+
+
+def current_value(key_id: ColumnElement[int] | int) -> ScalarSelect[UUID | None]:
+    """The uuid of the value that a key holds, as the trail has it."""
+    newest = select(audit_log.c.value_uuid).where(audit_log.c.key_id == key_id, audit_log.c.value_uuid.is_not(None))
+    return newest.order_by(audit_log.c.as_of.desc()).limit(1).scalar_subquery()
+
+
+async def hold(connection: AsyncConnection, chain: int | None = None) -> AnyRow:
+    """The end of a chain, held until the transaction is over, and the id for its next entry: of this chain, or of any.
+
+    One that nobody holds is taken, where there is one; else this waits, as for any lock.
+    """
+    is_sqlite = connection.dialect.name == "sqlite"  # which lets one write at a time, and locks no rows
+    next_id = _NEXT_ON_SQLITE if is_sqlite else _NEXT_ON_POSTGRESQL
+    wanted = select(audit_chains)
+    wanted = wanted.order_by(func.random()).limit(1) if chain is None else wanted.where(audit_chains.c.chain == chain)
+    for skip_locked in (True, False) if chain is None else (False,):
+        # Numbered once the chain is held, so that ids rise along each of them.
+        held = wanted.with_for_update(skip_locked=skip_locked).subquery()
+        row = (await connection.execute(select(held, next_id.label("entry_id")))).one_or_none()
+        if row is not None:
+            return row
+    raise RefusedStatement("the database refused an entry of the trail: its chain is gone")
+
+
+_NEXT_ON_POSTGRESQL = func.nextval("audit_log_id_seq")
+_NUMBERED = table("sqlite_sequence", column("name"), column("seq", Integer))
+_NEXT_ON_SQLITE = func.coalesce(select(_NUMBERED.c.seq).where(_NUMBERED.c.name == "audit_log").scalar_subquery(), 0) + 1

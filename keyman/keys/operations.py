@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 from sqlalchemy import Select, delete, insert, select, update
@@ -60,7 +61,7 @@ async def create(
 
     Raises InvalidRequest, IdempotencyMismatch, VaultUnavailable; nothing is stored then.
     """
-    stored = await sealer.seal(caller.user_id, new.service, new.api_key)
+    stored, vault_request_id = await sealer.seal(caller.user_id, new.service, new.api_key)
     moment = now()
     values = {
         "user_id": caller.user_id,
@@ -77,11 +78,18 @@ async def create(
         async with db.write() as connection:
             row = (await connection.execute(insert(api_keys).values(values).returning(*_SHOWN))).one()
             key = _shown(row, moment)
-            await trail.record(
-                connection, caller.origin, caller.user_id, Action.KEY_CREATE, key_id=key.id, service=key.service
-            )
             if retry is not None:
                 await idempotency.keep(connection, retry, key)
+            await trail.record(
+                connection,
+                caller.origin,
+                caller.user_id,
+                Action.KEY_CREATE,
+                key_id=key.id,
+                service=key.service,
+                value_uuid=stored.value_uuid,
+                vault_request_id=vault_request_id,
+            )
     except IntegrityError:
         # The same request, sent twice at once: the other one was first.
         first = await idempotency.find(db, retry) if retry is not None else None
@@ -120,9 +128,18 @@ async def replace(
     condition.check(before)
     if new.api_key.reveal() == before.last_4_chars:
         raise InvalidRequest.at(FieldError("api_key", "is the mask of the stored key, not a key"))
-    stored = await sealer.seal(caller.user_id, before.service, new.api_key)
+    stored, vault_request_id = await sealer.seal(caller.user_id, before.service, new.api_key)
     values = {**stored._asdict(), "undecryptable": False, **_surroundings(new)}
-    return await _update(db, caller, key_id, values, condition, Action.KEY_REPLACE)
+    return await _update(
+        db,
+        caller,
+        key_id,
+        values,
+        condition,
+        Action.KEY_REPLACE,
+        value_uuid=stored.value_uuid,
+        vault_request_id=vault_request_id,
+    )
 
 
 async def change(db: Database, caller: Caller, key_id: int, new: Change, condition: IfMatch) -> KeyInfo:
@@ -144,7 +161,13 @@ async def remove(db: Database, caller: Caller, key_id: int, condition: IfMatch) 
         condition.check(key)
         await connection.execute(delete(api_keys).where(api_keys.c.id == key.id))
         await trail.record(
-            connection, caller.origin, caller.user_id, Action.KEY_DELETE, key_id=key.id, service=key.service
+            connection,
+            caller.origin,
+            caller.user_id,
+            Action.KEY_DELETE,
+            key_id=key.id,
+            service=key.service,
+            value_uuid=trail.NO_VALUE,
         )
 
 
@@ -178,7 +201,15 @@ async def _one(connection: AsyncConnection, caller: Caller, key_id: int, *, lock
 
 
 async def _update(
-    db: Database, caller: Caller, key_id: int, values: dict[str, object], condition: IfMatch, action: Action
+    db: Database,
+    caller: Caller,
+    key_id: int,
+    values: dict[str, object],
+    condition: IfMatch,
+    action: Action,
+    *,
+    value_uuid: UUID | None = None,
+    vault_request_id: str | None = None,
 ) -> KeyInfo:
     async with db.write() as connection:
         row = await _one(connection, caller, key_id, lock=True)
@@ -188,8 +219,19 @@ async def _update(
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
         statement = update(api_keys).where(api_keys.c.id == key_id).values(**values, updated_at=moment)
         key = _shown((await connection.execute(statement.returning(*_SHOWN))).one(), moment)
+        chain = None
         for told in _told(row, values, action):
-            await trail.record(connection, caller.origin, caller.user_id, told, key_id=key.id, service=key.service)
+            chain = await trail.record(
+                connection,
+                caller.origin,
+                caller.user_id,
+                told,
+                key_id=key.id,
+                service=key.service,
+                value_uuid=value_uuid,
+                vault_request_id=vault_request_id,
+                chain=chain,
+            )
     return key
 
 

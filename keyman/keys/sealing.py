@@ -20,6 +20,13 @@ class StoredValue(NamedTuple):
     last_4_chars: str
 
 
+class SealedValue(NamedTuple):
+    """What is stored of a value, and Vault's own id of the call that sealed it, for the trail."""
+
+    stored: StoredValue
+    vault_request_id: str | None
+
+
 class Sealer:
     """Seals the values of one deployment."""
 
@@ -28,13 +35,15 @@ class Sealer:
         self._deployment = deployment
         self._catalogue = catalogue
 
-    async def seal(self, user_id: int, service: str, value: Secret) -> StoredValue:
+    async def seal(self, user_id: int, service: str, value: Secret) -> SealedValue:
         """Seal a value under a new context. Raises VaultUnavailable, and InvalidRequest for another service's key."""
         faults = tuple(self._catalogue.check_value(service, value.reveal()))
         if faults:
             raise InvalidRequest.at(*faults)
-        # A new uuid with each value: an older ciphertext put back into the row does not open.
+        # A new uuid with each value: an older ciphertext put back into the row does not open, and with its uuid it is
+        # not the one that the trail names.
         value_uuid = uuid4()
         sealed = await self._cipher.encrypt(value, Context(self._deployment, user_id, service, value_uuid))
         mask = self._catalogue.mask(service, value.reveal())
-        return StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, mask)
+        stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, mask)
+        return SealedValue(stored, sealed.request_id)

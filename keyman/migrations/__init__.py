@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from keyman.accounts import tables as accounts_tables
-from keyman.audit.trail import audit_log
+from keyman.audit.trail import audit_chains, audit_log
 from keyman.db import (
     STATEMENT_TIMEOUT,
     Database,
@@ -46,7 +46,7 @@ PATIENCE = 600.0
 
 def tables() -> MetaData:
     """Every table; importing this module has defined them."""
-    _ = (accounts_tables, keys_tables, audit_log, deployment)
+    _ = (accounts_tables, keys_tables, audit_log, audit_chains, deployment)
     return metadata
 
 

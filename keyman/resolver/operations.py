@@ -2,6 +2,9 @@
 
 The entry is committed before Vault is asked: no entry, no key. What goes wrong after that gets a second entry, so the
 trail may say of a key that it left when it did not, and never the other way round.
+
+A value is opened only if it is the one that the trail says the key holds. An older value that somebody puts back into
+its row opens in Vault, for it belongs there; here it does not.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ T = TypeVar("T")
 
 LAST_USE_PRECISION = timedelta(minutes=1)
 """How old a key's stored last use may be before it is written again: one write a minute, not one a request."""
+
+
+NOT_CURRENT = "not-current"
+"""Why a key is not given out whose row holds another value than the trail says."""
 
 
 class Opener(Protocol):
@@ -116,6 +123,8 @@ async def _released(db: Database, application: Application, asked: Request) -> A
         found = row is not None and row.key_id is not None
         service = row.service if row is not None and found else _given(asked.service)
         reason = _refusal(row, service, application, moment)
+        if row is not None and reason == NOT_CURRENT:
+            await _mark(connection, row)
         await trail.record(
             connection,
             application.origin,
@@ -129,6 +138,8 @@ async def _released(db: Database, application: Application, asked: Request) -> A
         )
     if reason == Status.UNDECRYPTABLE:
         raise Undecryptable("Vault does not open this key any more. Its owner must store it again.")
+    if reason == NOT_CURRENT:
+        raise Undecryptable("What is stored is not this key's current value. Its owner must store it again.")
     if row is None or reason is not None:
         raise NotFound("There is no such key for this application.")
     return row
@@ -143,7 +154,9 @@ def _refusal(row: AnyRow | None, service: str | None, application: Application, 
     if row.user_disabled_at is not None:
         return "account-disabled"
     status = status_of(row, moment)
-    return None if status is Status.ACTIVE else status
+    if status is not Status.ACTIVE:
+        return status
+    return None if row.value_uuid == row.current_value else NOT_CURRENT
 
 
 async def _open(opener: Opener, deployment: UUID, row: AnyRow) -> Secret:
@@ -156,9 +169,7 @@ async def _tell_failure(db: Database, application: Application, asked: Request, 
     with contextlib.suppress(DatabaseUnavailable):  # logged where it was seen, and no key leaves
         async with db.write() as connection:
             if reason == Status.UNDECRYPTABLE:
-                same = and_(api_keys.c.id == row.key_id, api_keys.c.encrypted_key == row.encrypted_key)
-                marked = await connection.execute(update(api_keys).where(same).values(undecryptable=True))
-                is_as_it_was = marked.rowcount == 1
+                is_as_it_was = await _mark(connection, row)
             await trail.record(
                 connection,
                 application.origin,
@@ -173,6 +184,13 @@ async def _tell_failure(db: Database, application: Application, asked: Request, 
     return is_as_it_was
 
 
+async def _mark(connection: AsyncConnection, row: AnyRow) -> bool:
+    """Mark a row as one that does not open; False when it has changed since it was read."""
+    same = and_(api_keys.c.id == row.key_id, api_keys.c.encrypted_key == row.encrypted_key)
+    marked = await connection.execute(update(api_keys).where(same).values(undecryptable=True))
+    return marked.rowcount == 1
+
+
 _FOUND = (
     users.c.id.label("user_id"),
     users.c.disabled_at.label("user_disabled_at"),
@@ -184,6 +202,7 @@ _FOUND = (
     api_keys.c.undecryptable,
     api_keys.c.expires_at,
     api_keys.c.last_used_at,
+    trail.current_value(api_keys.c.id).label("current_value"),
 )
 
 

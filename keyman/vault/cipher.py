@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -46,10 +47,13 @@ class Context(NamedTuple):
 
 
 class Sealed(NamedTuple):
-    """Vault's ciphertext (`vault:v<version>:<base64>`) and the version of the key that made it."""
+    """Vault's ciphertext (`vault:v<version>:<base64>`), the version of the key that made it, and the id by which
+    Vault's own audit log knows the call; several values share one.
+    """
 
     ciphertext: str
     key_version: int
+    request_id: str | None
 
 
 class Cipher(Protocol):
@@ -136,17 +140,17 @@ class TransitCipher:
         """The sealed items in order, None for each that Vault refused. Raises VaultUnavailable when none was tried."""
         self._metrics.vault_batch.observe(len(items))
 
-        def request() -> Awaitable[list[Any] | None]:
+        def request() -> Awaitable[Batch | None]:
             answer = self._transit.encrypt_data(self._settings.key, batch_input=items, mount_point=self._settings.mount)
-            return batch_results(answer, len(items))
+            return batch_answer(answer, len(items))
 
-        results = await self._client.call("encrypt", request)
-        if results is None:
+        batch = await self._client.call("encrypt", request)
+        if batch is None:
             # Vault refused the call as a whole, and does not say for which item.
             if len(items) == 1:
                 return [None]
             return [sealed for item in items for sealed in await self._encrypt([item])]
-        return [sealed_item(result) for result in results]
+        return batch.sealed()
 
 
 def _encoded(plaintext: Secret) -> str:
@@ -157,29 +161,47 @@ def _encoded(plaintext: Secret) -> str:
         raise_alone(VaultUnavailable(VaultReason.ERROR))  # the codec's own error holds the text
 
 
-async def batch_results(answer: Awaitable[Any], count: int) -> list[Any] | None:
-    """The results of a batch of `count` items, in order; None where Vault refused it as a whole (400), which does not
-    say for which item. Raises VaultFault.
+class Batch(NamedTuple):
+    """Vault's answer to a batch: its results in order, and its own id of the call."""
+
+    results: list[Any]
+    request_id: str | None
+
+    def sealed(self) -> list[Sealed | None]:
+        """The ciphertexts in order; None for each that is an error, or not understood."""
+        return [self._sealed(result) for result in self.results]
+
+    def _sealed(self, result: Any) -> Sealed | None:
+        if not isinstance(result, dict):
+            return None
+        ciphertext, version = result.get("ciphertext"), result.get("key_version")
+        if result.get("error") or not isinstance(ciphertext, str) or not isinstance(version, int):
+            return None
+        if not ciphertext.startswith(f"vault:v{version}:"):
+            return None
+        return Sealed(ciphertext, version, self.request_id)
+
+
+async def batch_answer(answer: Awaitable[Any], count: int) -> Batch | None:
+    """The answer to a batch of `count` items; None where Vault refused it as a whole (400), which does not say for
+    which item. Raises VaultFault.
     """
     try:
-        results = taken(await answer, list, "data", "batch_results")
+        answered = await answer
+        results = taken(answered, list, "data", "batch_results")
     except VaultFault as fault:
         if fault.status == 400:
             return None
         raise
     if len(results) != count:
         raise VaultFault(VaultReason.ERROR, 200)
-    return results
+    return Batch(results, request_id(answered))
 
 
-def sealed_item(result: Any) -> Sealed | None:
-    """One result of a batch of Vault's; None where it is an error, or not understood."""
-    if not isinstance(result, dict):
-        return None
-    ciphertext, version = result.get("ciphertext"), result.get("key_version")
-    if result.get("error") or not isinstance(ciphertext, str) or not isinstance(version, int):
-        return None
-    return Sealed(ciphertext, version) if ciphertext.startswith(f"vault:v{version}:") else None
+def request_id(answer: Any) -> str | None:
+    """Vault's own id of a call, a uuid, from its answer; None where there is none that looks like it."""
+    found = answer.get("request_id") if isinstance(answer, dict) else None
+    return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f-]{36}", found) else None
 
 
 def _settle(waiting: _Waiting, outcome: Sealed | VaultUnavailable) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config import VaultSettings
 from keyman.vault.adapter import taken
-from keyman.vault.cipher import Sealed, batch_results, sealed_item
+from keyman.vault.cipher import Batch, Sealed, batch_answer
 from keyman.vault.login import VaultClient
 
 MAX_BATCH = 150
@@ -64,18 +64,18 @@ class KeyRotation:
 
         At most MAX_BATCH items. Raises VaultUnavailable when none was tried.
         """
-        results = await self._client.call("rewrap", lambda: self._batch(items))
-        if results is not None:
-            return [sealed_item(result) for result in results]
+        batch = await self._client.call("rewrap", lambda: self._batch(items))
+        if batch is not None:
+            return batch.sealed()
         # Refused as a whole, and it is not said for which item.
         if len(items) == 1:
             return [None]
         middle = len(items) // 2
         return [*await self.rewrap(items[:middle]), *await self.rewrap(items[middle:])]
 
-    def _batch(self, items: Sequence[Bound]) -> Awaitable[list[Any] | None]:
+    def _batch(self, items: Sequence[Bound]) -> Awaitable[Batch | None]:
         batch = [item._asdict() for item in items]
         answer = self._transit.rewrap_data(
             self._settings.key, None, batch_input=batch, mount_point=self._settings.mount
         )
-        return batch_results(answer, len(items))
+        return batch_answer(answer, len(items))

@@ -24,6 +24,7 @@ from tests.audit.test_trail import add
 pytestmark = pytest.mark.anyio
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+HASH = bytes(32)  # what is read by time and action is not verified
 RESOLVES = (Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED)
 
 
@@ -36,7 +37,10 @@ async def db(database: URL) -> AsyncIterator[Database]:
 
 async def write(db: Database, *entries: tuple[int, datetime, Action]) -> list[tuple[int, datetime, Action]]:
     """Entries of owners, times and actions, in the order of their ids; what is returned has the ids."""
-    rows = [{"user_id": owner, "at": at, "action": action, "actor": Actor.OPERATOR} for owner, at, action in entries]
+    rows = [
+        {"user_id": owner, "at": at, "action": action, "actor": Actor.OPERATOR, "chain": 0, "sequence": n, "hash": HASH}
+        for n, (owner, at, action) in enumerate(entries, 1)
+    ]
     async with db.write() as connection:
         for row in rows:
             await connection.execute(insert(audit_log).values(row))

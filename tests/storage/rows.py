@@ -72,7 +72,22 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "created_at": moment,
         },
         "throttle": {"bucket": digest, "attempts": 1, "ends_at": moment},
-        "audit_log": {"at": moment, "user_id": 1, "actor": "session", "action": "key.create"},
+        "audit_log": {
+            "at": moment,
+            "user_id": 1,
+            "actor": "session",
+            "action": "key.create",
+            "chain": 0,
+            "sequence": number,
+            "hash": digest,
+        },
+        "audit_chains": {
+            "chain": 100 + number,
+            "sequence": 1,
+            "hash": digest,
+            "base_sequence": 0,
+            "base_hash": digest,
+        },
         # A migrated database has its one row.
         "deployment": {"id": 1, "uuid": uuid4(), "created_at": moment},
     }
