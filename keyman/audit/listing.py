@@ -44,6 +44,29 @@ class AuditEntry(msgspec.Struct):
     reason: str | None
 
 
+class OperatorEntry(msgspec.Struct):
+    """One entry of the trail as an operator sees it: whole, but for what the chain and the resolver alone need."""
+
+    id: int
+    at: datetime
+    user_id: int | None
+    action: Action
+    actor: Actor
+    actor_id: int | None
+    token_id: int | None
+    key_id: int | None
+    service: str | None
+    application: str | None
+    purpose: str | None
+    reason: str | None
+    detail: str | None
+    request_id: str | None
+    vault_request_id: str | None
+    address: str | None
+    chain: int
+    sequence: int
+
+
 class ActionName(str):
     """An action, as a query parameter spells it."""
 
@@ -98,6 +121,19 @@ async def list_own(db: Database, user_id: int, part: Slice, wanted: Filter = EVE
     async with db.read() as connection:
         page = await paging.fetch(connection, statement, id_column, part)
     return Page([AuditEntry(*row) for row in page.items], page.cursor)
+
+
+async def list_all(db: Database, user_id: int | None, limit: int, wanted: Filter = EVERYTHING) -> list[OperatorEntry]:
+    """The newest entries that fit, oldest first."""
+    columns = (audit_log.c[name] for name in OperatorEntry.__struct_fields__)
+    statement = select(*columns).where(*_within(wanted.since, wanted.until))
+    if user_id is not None:
+        statement = statement.where(audit_log.c.user_id == user_id)
+    if wanted.actions:
+        statement = statement.where(audit_log.c.action.in_(wanted.actions))
+    async with db.read() as connection:
+        rows = (await connection.execute(statement.order_by(audit_log.c.id.desc()).limit(limit))).all()
+    return [OperatorEntry(*row) for row in reversed(rows)]
 
 
 def _newest(statement: Select[*tuple[Any, ...]], action: Action, part: Slice) -> Select[*tuple[Any, ...]]:

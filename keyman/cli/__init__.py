@@ -21,6 +21,7 @@ from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
 
 COMMANDS = {
     "app": "keyman.cli.app:group",
+    "audit": "keyman.cli.audit:group",
     "db": "keyman.cli.db:group",
     "doctor": "keyman.cli.doctor:command",
     "dev": "keyman.cli.dev:command",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
 from keyman.accounts import applications
 from keyman.accounts.applications import Registered
-from keyman.cli.common import environment, home_option, json_option, parsed, print_rows, run
+from keyman.cli.common import Duration, environment, home_option, json_option, parsed, print_rows, run
 from keyman.config import load_services_file
 from keyman.db import now
 from keyman.keys.services import Catalogue
@@ -19,21 +17,6 @@ from keyman.values import ApplicationName
 
 MAX_OVERLAP = timedelta(days=30)
 """Longer than any roll-out; a token that should live on is not being rotated."""
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-class _Duration(click.ParamType[timedelta]):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        shape = re.fullmatch(r"([0-9]{1,7})([smhd])", str(value))
-        if shape is None:
-            self.fail("must be a number and a unit, such as 90s, 30m, 24h or 7d", param, ctx)
-        duration = timedelta(**{_UNITS[shape[2]]: int(shape[1])})
-        if duration > MAX_OVERLAP:
-            self.fail(f"must be {MAX_OVERLAP.days}d at most", param, ctx)
-        return duration
 
 
 @click.group("app")
@@ -66,7 +49,7 @@ def create(name: str, services: tuple[str, ...], home: Path | None) -> None:
 @click.argument("name")
 @click.option(
     "--overlap",
-    type=_Duration(),
+    type=Duration(MAX_OVERLAP),
     default="24h",
     show_default=True,
     help="How long the tokens that there are stay valid; 0s ends them at once.",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,27 @@ def home_option(command: C) -> C:
 
 def json_option(command: C) -> C:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+class Duration(click.ParamType[timedelta]):
+    """A number and a unit, up to `longest`."""
+
+    name = "duration"
+
+    def __init__(self, longest: timedelta) -> None:
+        self._longest = longest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        shape = re.fullmatch(r"([0-9]{1,7})([smhd])", str(value))
+        if shape is None:
+            self.fail("must be a number and a unit, such as 90s, 30m, 24h or 7d", param, ctx)
+        duration = timedelta(**{_UNITS[shape[2]]: int(shape[1])})
+        if duration > self._longest:
+            self.fail(f"must be {self._longest.days}d at most", param, ctx)
+        return duration
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def environment(home: Path | None) -> Mapping[str, str]:

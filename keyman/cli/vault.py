@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
@@ -12,11 +10,9 @@ import click
 import msgspec
 
 from keyman.cli.common import home_option, json_option
-from keyman.cli.logins import admin_settings
-from keyman.config import VaultSettings
-from keyman.errors import ConfigurationError, VaultReason
+from keyman.cli.logins import admin_settings, as_admin
+from keyman.errors import ConfigurationError
 from keyman.home import write_private
-from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.provision import (
     ROLES,
@@ -89,7 +85,7 @@ def setup(dry_run: bool, networks: tuple[Networks, ...], home: Path | None) -> N
                 click.echo(f"    {line}")
         return len(changes)
 
-    count = _as_admin(settings, work)
+    count = as_admin(settings, work)
     if count == 0:
         click.echo("Nothing: Vault is as keyman needs it." if dry_run else "Vault is as keyman needs it.", err=True)
     elif not dry_run:
@@ -134,11 +130,11 @@ def secret_id(role: str, wrap_ttl: int, directory: Path | None, home: Path | Non
     """
     settings = admin_settings(home)
     if directory is not None:
-        issued = _as_admin(settings, lambda admin: issue_credentials(admin, role))
+        issued = as_admin(settings, lambda admin: issue_credentials(admin, role))
         _write(directory, issued)
         click.echo(f"Wrote role_id and secret_id of {role}.", err=True)
         return
-    issued = _as_admin(settings, lambda admin: issue_wrapped_credentials(admin, role, wrap_ttl))
+    issued = as_admin(settings, lambda admin: issue_wrapped_credentials(admin, role, wrap_ttl))
     if as_json:
         shown = _Issued(issued.role_id, issued.secret_id.reveal(), wrap_ttl)
         click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2))
@@ -155,31 +151,3 @@ def _write(directory: Path, issued: AppRoleCredentials) -> None:
         write_private(directory / "secret_id", issued.secret_id.reveal() + "\n")
     except OSError:
         raise ConfigurationError(f"{directory} cannot be written to: name another with --directory") from None
-
-
-def _as_admin(settings: VaultSettings, work: Callable[[AsyncAdapter], Awaitable[T]]) -> T:
-    """Do `work` with the administrator's token. Raises ConfigurationError, also for what Vault refuses."""
-
-    async def do() -> T:
-        assert settings.token is not None  # `admin_settings` requires it
-        admin = AsyncAdapter(settings, Metrics())
-        admin.token = settings.token.reveal()
-        try:
-            return await work(admin)
-        finally:
-            await admin.close()
-
-    configure_logging("console", "critical")  # what is wrong is said once, by the error
-    try:
-        return asyncio.run(do())
-    except VaultFault as fault:
-        raise ConfigurationError(_explained(fault)) from None
-
-
-def _explained(fault: VaultFault) -> str:
-    if fault.reason is VaultReason.FORBIDDEN:
-        return (
-            "Vault refuses KEYMAN_VAULT_TOKEN: it has expired, or may not do this. It needs what the policy "
-            "vault-policies/keyman-admin.hcl allows."
-        )
-    return fault.explained()

@@ -1,0 +1,70 @@
+"""Anchors: where each chain ended at a moment, kept where whoever can write to the database cannot.
+
+An anchor is a few KB of JSON, and holds nothing secret. The signature, by a Transit key that no process of keyman has
+to do with, says that it was not made up later; keeping it outside is what makes it worth something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from keyman.audit.verification import Head
+from keyman.db import now
+from keyman.errors import ConfigurationError, raise_alone
+
+MAX_SIZE = 1_000_000
+"""Bytes of a file that is read as an anchor."""
+
+
+class AnchoredHead(msgspec.Struct):
+    chain: int
+    sequence: int
+    hash: str  # hexadecimal
+
+
+class Anchor(msgspec.Struct, omit_defaults=True):
+    """The ends of the chains at `at`; `signature` is Vault's over `signed_part`."""
+
+    deployment: UUID
+    at: datetime
+    heads: list[AnchoredHead]
+    signature: str | None = None
+
+    def signed_part(self) -> bytes:
+        unsigned = msgspec.structs.replace(self, signature=None)
+        return msgspec.json.encode(unsigned, order="deterministic")
+
+    def parsed_heads(self) -> list[Head]:
+        return [Head(head.chain, head.sequence, bytes.fromhex(head.hash)) for head in self.heads]
+
+    def shown(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+
+def taken(deployment: UUID, heads: Sequence[Head]) -> Anchor:
+    """An anchor of chains that were verified up to `heads`."""
+    return Anchor(
+        deployment, now(), [AnchoredHead(head.chain, head.sequence, head.hash.hex()) for head in heads if head.sequence]
+    )
+
+
+def load(path: Path, deployment: UUID) -> Anchor:
+    """Read an anchor. Raises ConfigurationError where it is none, or another deployment's."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SIZE + 1)
+    except OSError as fault:
+        raise ConfigurationError(f"The anchor {path} cannot be read: {fault.strerror}.") from None
+    try:
+        anchor = msgspec.json.decode(text[:MAX_SIZE], type=Anchor)
+        anchor.parsed_heads()
+    except ValueError:
+        raise_alone(ConfigurationError(f"{path} is no anchor: give a file that `keyman audit anchor` has printed."))
+    if anchor.deployment != deployment:
+        raise ConfigurationError(f"The anchor {path} is of another deployment than this database.")
+    return anchor

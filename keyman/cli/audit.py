@@ -1,0 +1,242 @@
+"""`keyman audit`: the trail read, verified, anchored, exported, pruned."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import msgspec
+
+from keyman.accounts import users
+from keyman.audit import anchors, export, listing, retention, verification
+from keyman.audit.anchors import Anchor
+from keyman.audit.listing import Filter
+from keyman.audit.trail import Action
+from keyman.audit.verification import Head, Verified
+from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
+from keyman.cli.logins import admin_settings, as_admin
+from keyman.cli.progress import progress
+from keyman.db import Database, now
+from keyman.deployment import Deployment
+from keyman.errors import KeymanError
+from keyman.values import EmailAddress, Instant
+from keyman.vault.signing import Signer
+
+T = TypeVar("T")
+
+LONGEST = timedelta(days=36500)
+
+SHOWN = 50
+"""Breaks that are printed; a trail that was exchanged as a whole is broken at every entry."""
+
+
+@click.group("audit")
+def group() -> None:
+    """The trail: every change, and every time that an application asked for a key."""
+
+
+@group.command("list")
+@click.option("--user", "email", metavar="EMAIL", help="This account's alone.")
+@click.option("--action", type=click.Choice([action.value for action in Action]), metavar="ACTION", help="This alone.")
+@click.option("--since", metavar="TIME", help="Not before this, such as 2030-01-31T00:00:00Z.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10000), help="The newest so many.")
+@home_option
+@json_option
+def list_all(
+    email: str | None, action: str | None, since: str | None, limit: int, home: Path | None, as_json: bool
+) -> None:
+    """List the newest entries, oldest first."""
+    address = None if email is None else parsed(EmailAddress, email, "--user")
+    moment = None if since is None else parsed(Instant, since, "--since")
+
+    async def work(db: Database) -> list[listing.OperatorEntry]:
+        user_id = None
+        if address is not None:
+            async with db.read() as connection:
+                user_id = await users.id_by_email(connection, address)
+        wanted = Filter(() if action is None else (Action(action),), moment)
+        return await listing.list_all(db, user_id, limit, wanted)
+
+    columns = ("id", "at", "user_id", "actor", "action", "key_id", "service", "application", "reason", "request_id")
+    print_rows(run(work, home), columns, as_json=as_json)
+
+
+@group.command("export")
+@click.option("--since", metavar="TIME", help="Not before this, such as 2030-01-31T00:00:00Z.")
+@home_option
+def print_all(since: str | None, home: Path | None) -> None:
+    """Print every entry as a line of JSON, with its hash and the one before it, chain by chain."""
+    moment = None if since is None else parsed(Instant, since, "--since")
+
+    async def work(db: Database) -> int:
+        count = 0
+        async for text in export.lines(db, moment):
+            click.echo(text)
+            count += 1
+        return count
+
+    click.echo(f"Exported {run(work, home):,}.", err=True)
+
+
+@group.command("verify")
+@click.option(
+    "--anchor",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What `keyman audit anchor` has printed; may be given several times. Each entry that it names must still be "
+    "there, and the same.",
+)
+@click.option("--signing-key", metavar="KEY", help="The key of Vault that must have signed each anchor.")
+@home_option
+@json_option
+def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, as_json: bool) -> None:
+    """Recompute the hash chain, and say which entry is broken and how. The service goes on meanwhile.
+
+    Without an anchor it finds what was changed by somebody who did not recompute what follows; with one, everything
+    that was bent from before the anchor was taken.
+    """
+    if signing_key is not None and not files:
+        raise click.UsageError("--signing-key says who must have signed the anchors: give --anchor, too")
+    found, anchored = run(lambda db: _verify(db, files), home)
+    if signing_key is not None:
+        _check_signatures(anchored, files, signing_key, home)
+    if as_json:
+        _print_json(found)
+    _conclude(found, files, as_json=as_json)
+    unchecked = [anchor for anchor in anchored if anchor.signature is not None and signing_key is None]
+    if unchecked:
+        click.echo("The signature of the anchor was not checked: name its key with --signing-key.", err=True)
+
+
+@group.command("anchor")
+@click.option("--sign", "signing_key", metavar="KEY", help="Sign it with this key of Vault; it is made if need be.")
+@home_option
+def anchor(signing_key: str | None, home: Path | None) -> None:
+    """Verify the chain and print where it ends: to be kept where whoever can write to the database cannot."""
+
+    async def work(db: Database) -> Anchor:
+        deployment = (await Deployment.load(db)).uuid
+        found = await _verified(db)
+        _refuse(found)
+        return anchors.taken(deployment, found.heads)
+
+    made = run(work, home)
+    if signing_key is not None:
+        made.signature = _with_signer(home, signing_key, lambda signer: _sign(signer, made, signing_key))
+    click.echo(made.shown())
+
+
+@group.command("prune")
+@click.option("--older-than", required=True, type=Duration(LONGEST), help="How old an entry has to be, such as 400d.")
+@click.option(
+    "--anchor",
+    "file",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What `keyman audit anchor` has printed: nothing after it is removed.",
+)
+@click.option("--dry-run", is_flag=True, help="Count what would be removed, and change nothing.")
+@home_option
+def prune(older_than: timedelta, file: Path, dry_run: bool, home: Path | None) -> None:
+    """Remove entries that are old enough and anchored. What remains still verifies.
+
+    They are gone for good: export them before. A trail that does not verify is left alone.
+    """
+
+    async def work(db: Database) -> retention.Pruned:
+        found, [anchored] = await _verify(db, [file])
+        _refuse(found)
+        cuts = await retention.prunable(db, now() - older_than, anchored.parsed_heads())
+        total = sum(cut.entries for cut in cuts)
+        if dry_run:
+            return retention.Pruned(total, 0)
+        with progress("Pruning", total) as advance:
+            return await retention.prune(db, cuts, advance)
+
+    pruned = run(work, home)
+    if dry_run:
+        click.echo(f"{pruned.entries:,} would be removed.", err=True)
+        return
+    again = f" What {pruned.carried:,} keys hold was said again." if pruned.carried else ""
+    click.echo(f"Removed {pruned.entries:,}.{again}", err=True)
+
+
+async def _verify(db: Database, files: Sequence[Path]) -> tuple[Verified, list[Anchor]]:
+    deployment = (await Deployment.load(db)).uuid
+    anchored = [anchors.load(file, deployment) for file in files]
+    heads = [head for anchor in anchored for head in anchor.parsed_heads()]
+    return await _verified(db, heads), anchored
+
+
+async def _verified(db: Database, anchored: Sequence[Head] = ()) -> Verified:
+    deployment = (await Deployment.load(db)).uuid
+    with progress("Verifying", await verification.count(db)) as advance:
+        return await verification.verify(db, deployment, anchored, advance)
+
+
+def _refuse(found: Verified) -> None:
+    if found.breaks:
+        raise KeymanError("The trail does not verify, and is evidence: see `keyman audit verify`. Nothing was done.")
+
+
+def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
+    """What was found, on standard error where the breaks are on the other as JSON; exit code 1 when any is."""
+    for one in found.breaks[:SHOWN] if not as_json else ():
+        which = f"entry {one.entry_id}" if one.entry_id is not None else "no entry"
+        click.echo(f"chain {one.chain}, place {one.sequence} ({which}): {one.what}")
+    if len(found.breaks) > SHOWN and not as_json:
+        click.echo(f"… and {len(found.breaks) - SHOWN:,} more; --json prints all of them")
+    if found.pruned:
+        click.echo(
+            f"{len(found.pruned)} of the anchored entries were pruned since: a newer anchor covers more.", err=True
+        )
+    if found.breaks:
+        click.echo(
+            f"The trail is broken in {len(found.breaks):,} places, of {found.entries:,} entries. Keep the database as "
+            "it is, and compare it with an export or a backup.",
+            err=True,
+        )
+        sys.exit(1)
+    held = ", and what was anchored is there" if files else ""
+    chains = f" in {len(found.heads)} chains" if len(found.heads) > 1 else ""
+    click.echo(f"{found.entries:,} entries{chains}: each follows from the one before{held}.", err=True)
+
+
+def _print_json(found: Verified) -> None:
+    shown = {
+        "entries": found.entries,
+        "breaks": [one._asdict() for one in found.breaks],
+        "heads": [{**head._asdict(), "hash": head.hash.hex()} for head in found.heads],
+    }
+    click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2))
+
+
+def _check_signatures(anchored: Sequence[Anchor], files: Sequence[Path], signing_key: str, home: Path | None) -> None:
+    """Raises KeymanError for an anchor without a signature of that key."""
+
+    async def work(signer: Signer) -> list[bool]:
+        return [
+            anchor.signature is not None and await signer.is_signature(anchor.signed_part(), anchor.signature)
+            for anchor in anchored
+        ]
+
+    wrong = [file for file, good in zip(files, _with_signer(home, signing_key, work), strict=True) if not good]
+    if wrong:
+        raise KeymanError(f"Not signed by {signing_key}: {', '.join(map(str, wrong))}. Do not rely on it.")
+
+
+async def _sign(signer: Signer, made: Anchor, signing_key: str) -> str:
+    if await signer.create_key():
+        click.echo(f"Made the key {signing_key}: ed25519, not exportable.", err=True)
+    return await signer.sign(made.signed_part())
+
+
+def _with_signer(home: Path | None, signing_key: str, work: Callable[[Signer], Awaitable[T]]) -> T:
+    settings = admin_settings(home)
+    needs = f"update on {settings.mount}/sign/{signing_key} and {settings.mount}/verify/{signing_key}"
+    return as_admin(settings, lambda admin: work(Signer(admin, settings, signing_key)), needs)

@@ -1,0 +1,134 @@
+"""`keyman.audit.retention`: what goes is old and anchored; what stays verifies, and says what each key holds."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import select
+
+from keyman.audit import retention, trail
+from keyman.audit.trail import NO_VALUE, OPERATOR, Action, audit_log
+from keyman.db import now
+from tests.audit.conftest import Trail
+
+pytestmark = pytest.mark.anyio
+
+LATER = timedelta(days=1)
+
+
+async def prune(kept: Trail, **age: Any) -> retention.Pruned:
+    """Everything up to now, anchored now, unless it is younger than `age`."""
+    heads = (await kept.verified()).heads
+    before = now() - timedelta(**age) if age else now() + LATER
+    return await retention.prune(kept.db, await retention.prunable(kept.db, before, heads))
+
+
+async def tell(kept: Trail, key_id: int, value: UUID, action: Action = Action.KEY_REPLACE) -> None:
+    async with kept.db.write() as connection:
+        await trail.record(connection, OPERATOR, None, action, key_id=key_id, service="OPENAI", value_uuid=value)
+
+
+async def current(kept: Trail, key_id: int) -> UUID | None:
+    async with kept.db.read() as connection:
+        return (await connection.execute(select(trail.current_value(key_id)))).scalar_one()
+
+
+async def test_what_is_old_and_anchored_goes_and_the_rest_verifies(bent: Trail) -> None:
+    before = {row.id for row in await bent.rows()}
+    heads = (await bent.verified()).heads
+    await bent.write(10)
+    newer = {row.id for row in await bent.rows()} - before
+    pruned = await retention.prune(bent.db, await retention.prunable(bent.db, now() + LATER, heads))
+    assert pruned == (len(before), 0)
+    left = await bent.rows()
+    assert newer <= {row.id for row in left}
+    assert not before & {row.id for row in left}
+    assert {row.action for row in left if row.id not in newer} == {Action.TRAIL_PRUNE}
+    found = await bent.verified(heads)
+    assert (found.breaks, found.pruned) == ([], [])  # they are where the chains begin
+    await bent.write(5)
+    assert await bent.broken() == []
+
+
+async def test_what_is_not_old_enough_stays(bent: Trail) -> None:
+    rows = await bent.rows()
+    assert await prune(bent, days=1) == (0, 0)
+    assert await bent.rows() == rows
+
+
+async def test_an_entry_that_is_newer_keeps_what_follows_it(bent: Trail) -> None:
+    """Clocks of two processes do not agree: a chain ends where the first one begins that is to be kept."""
+    rows = await bent.longest()
+    moment = rows[4].at
+    heads = (await bent.verified()).heads
+    cuts = {cut.chain: cut for cut in await retention.prunable(bent.db, moment, heads)}
+    assert cuts[rows[0].chain] == (rows[0].chain, 4, 4)
+
+
+async def test_it_is_pruned_again_and_again(bent: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH", 3)
+    for _ in range(3):
+        old = (await bent.verified()).heads
+        await prune(bent)
+        await bent.write(12)
+        found = await bent.verified(old)
+        assert found.breaks == []
+    # An anchor from before says of what is gone that it is.
+    await prune(bent)
+    assert (await bent.verified(old)).pruned != []
+
+
+async def test_a_second_pruning_that_somebody_hides_is_found(bent: Trail) -> None:
+    await prune(bent)
+    await bent.write(60)
+    rows = [row for row in await bent.longest() if row.action != Action.TRAIL_PRUNE]
+    first = [row for row in await bent.rows(audit_log.c.chain == rows[0].chain) if row.sequence <= rows[3].sequence]
+    await bent.remove(*[row.id for row in first])
+    await bent.end(rows[0].chain, base_sequence=rows[3].sequence, base_hash=rows[3].hash)
+    (found,) = await bent.broken()
+    assert found == (1, None, f"{rows[3].sequence} at its beginning are missing, and no entry says so")
+
+
+async def test_what_a_key_holds_is_said_again(kept: Trail) -> None:
+    old, value = uuid4(), uuid4()
+    await tell(kept, 1, old, Action.KEY_CREATE)
+    await tell(kept, 1, value)
+    await tell(kept, 2, uuid4(), Action.KEY_CREATE)
+    await tell(kept, 2, NO_VALUE, Action.KEY_DELETE)
+    assert (await prune(kept)).carried in (1, 2)  # of the deleted one, if its chain goes before that of its value
+    assert await current(kept, 1) == value
+    assert await current(kept, 2) in (None, NO_VALUE)
+    for _ in range(3):
+        await prune(kept)
+        assert await current(kept, 1) == value
+        assert await current(kept, 2) in (None, NO_VALUE)
+        assert await kept.broken() == []
+    carried = await kept.rows(audit_log.c.action == Action.TRAIL_CARRY)
+    assert [row.key_id for row in carried if row.value_uuid != NO_VALUE] == [1]
+
+
+async def test_what_is_said_again_does_not_overrule_what_came_after(kept: Trail) -> None:
+    old, value = uuid4(), uuid4()
+    await tell(kept, 1, old, Action.KEY_CREATE)
+    heads = (await kept.verified()).heads
+    await tell(kept, 1, value)
+    await retention.prune(kept.db, await retention.prunable(kept.db, now() + LATER, heads))
+    assert await current(kept, 1) == value
+    # As when a key is replaced while its older entry goes: that one is said again though it is not current any more.
+    async with kept.db.write() as connection:
+        await trail.record(connection, OPERATOR, None, Action.TRAIL_CARRY, key_id=1, value_uuid=old, as_of=1)
+    assert await current(kept, 1) == value
+
+
+async def test_no_older_value_comes_back_whichever_chain_goes_first(kept: Trail) -> None:
+    chance = [uuid4() for _ in range(60)]
+    for value in chance:
+        await tell(kept, 1, value)
+    await tell(kept, 1, NO_VALUE, Action.KEY_DELETE)
+    heads = (await kept.verified()).heads
+    for cut in await retention.prunable(kept.db, now() + LATER, heads):
+        await retention.prune(kept.db, [cut])
+        assert await current(kept, 1) in (None, NO_VALUE)

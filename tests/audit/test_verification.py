@@ -1,0 +1,301 @@
+"""`keyman.audit.chain` and `.verification`: whatever is done to the trail is found, and said where it was done."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from keyman.audit import export, trail, verification
+from keyman.audit.chain import digest, genesis, line
+from keyman.audit.trail import OPERATOR, Action, Actor, Origin, audit_chains, audit_log
+from keyman.audit.verification import Head
+from keyman.db import now
+from tests.audit.conftest import Trail
+from tests.storage.rows import add_owner
+
+pytestmark = pytest.mark.anyio
+
+NAMES = [column.name for column in audit_log.c]
+CHANGES: list[dict[str, Any]] = [
+    {"action": Action.ENABLE},
+    {"actor": "session"},
+    {"actor_id": 1},
+    {"key_id": None},
+    {"token_id": 3},
+    {"service": "XAI"},
+    {"application": "chat"},
+    {"reason": "unknown"},
+    {"purpose": "-"},
+    {"request_id": "-"},
+    {"vault_request_id": "-"},
+    {"address": "192.0.2.1"},
+    {"detail": "-"},
+    {"value_uuid": uuid4()},
+    {"as_of": 1},
+    {"hash": bytes(32)},
+]
+CHANGED = "it was changed, or exchanged, or the one before it was"
+
+
+async def test_a_trail_that_nobody_touched_verifies_with_every_entry(bent: Trail) -> None:
+    found = await bent.verified()
+    assert found.breaks == []
+    assert found.entries == len(await bent.rows()) == await verification.count(bent.db)
+    assert {(head.chain, head.sequence) for head in found.heads if head.sequence} == {
+        (row.chain, max(other.sequence for other in await bent.rows(audit_log.c.chain == row.chain)))
+        for row in await bent.rows()
+    }
+
+
+async def test_an_empty_trail_verifies(kept: Trail) -> None:
+    found = await kept.verified()
+    assert (found.entries, found.breaks) == (0, [])
+
+
+async def test_the_hash_is_of_what_is_told_and_of_the_hash_before(kept: Trail) -> None:
+    """As an auditor would compute it, who knows the documentation and not this code."""
+    await add_owner(kept.db)
+    value = uuid4()
+    origin = Origin(Actor.APPLICATION, 7, "f" * 32, "2001:db8::1")
+    async with kept.db.write() as connection:
+        await trail.record(
+            connection,
+            origin,
+            1,
+            Action.KEY_CREATE,
+            key_id=5,
+            service="OPENAI",
+            purpose="naïve \u201ctest\u201d \U0001f511 \\ / \x7f",
+            value_uuid=value,
+        )
+    (row,) = await kept.rows()
+    told = {
+        "action": "key.create",
+        "actor": "application",
+        "actor_id": 7,
+        "address": "2001:db8::1",
+        "as_of": row.id,
+        "at": row.at.isoformat().replace("+00:00", "Z"),
+        "chain": row.chain,
+        "id": row.id,
+        "key_id": 5,
+        "previous": hashlib.sha256(f"keyman audit|v1|{kept.deployment}|{row.chain}".encode()).hexdigest(),
+        "purpose": "naïve \u201ctest\u201d \U0001f511 \\ / \x7f",
+        "request_id": "f" * 32,
+        "sequence": 1,
+        "service": "OPENAI",
+        "user_id": 1,
+        "value_uuid": str(value),
+    }
+    hashed = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert hashlib.sha256(hashed).digest() == row.hash
+
+
+async def test_no_chain_fits_behind_another_or_in_another_deployment(kept: Trail) -> None:
+    beginnings = {genesis(uuid, chain) for uuid in (kept.deployment, uuid4()) for chain in range(32)}
+    assert len(beginnings) == 64
+
+
+async def test_a_changed_entry_is_named_whatever_was_changed(bent: Trail) -> None:
+    rows = await bent.longest()
+    row, following = rows[4], rows[5]
+    for change in CHANGES:
+        await bent.change(row.id, **change)
+        found = await bent.broken()
+        # Of a hash that was changed, the entry behind it does not follow either.
+        after = [(6, following.id, CHANGED)] if "hash" in change else []
+        assert found == [(5, row.id, CHANGED), *after], change
+        await bent.change(row.id, **row._mapping)
+    assert await bent.broken() == []
+
+
+async def test_every_column_is_covered(bent: Trail) -> None:
+    row = (await bent.longest())[4]
+    names = {name for name in NAMES if name != "hash"}
+    entry = dict(row._mapping)
+    for name in names:
+        other = {**entry, name: {"at": now(), "actor": "token", "action": "key.create"}.get(name, 999_999)}
+        assert digest(bytes(32), other) != digest(bytes(32), entry), name
+    shown = json.loads(line(bytes(32), {name: entry[name] if entry[name] is not None else "-" for name in names}))
+    assert shown.keys() == names | {"previous"}
+
+
+async def test_times_and_ids_are_covered(bent: Trail) -> None:
+    rows = await bent.longest()
+    await bent.change(rows[2].id, at=now())
+    await bent.change(rows[6].id, id=10_000)
+    assert await bent.broken() == [(3, rows[2].id, CHANGED), (7, 10_000, CHANGED)]
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (0, 3), (4, 1), (4, 4), (8, 1)])
+async def test_removed_entries_are_counted_where_they_were(bent: Trail, first: int, count: int) -> None:
+    rows = (await bent.longest())[:10]
+    await bent.remove(*[row.id for row in rows[first : first + count]])
+    after = rows[first + count]
+    assert await bent.broken() == [(after.sequence, after.id, f"{count} before it are missing")]
+
+
+async def test_entries_that_are_cut_off_are_counted(bent: Trail) -> None:
+    rows = await bent.longest()
+    await bent.remove(rows[-1].id, rows[-2].id)
+    assert await bent.broken() == [(len(rows) - 1, None, "2 at its end are missing")]
+
+
+async def test_a_whole_chain_that_is_gone_is_counted(bent: Trail) -> None:
+    rows = await bent.longest()
+    await bent.remove(*[row.id for row in rows])
+    assert await bent.broken() == [(1, None, f"{len(rows)} at its end are missing")]
+
+
+async def test_exchanged_entries_are_named(bent: Trail) -> None:
+    rows = await bent.longest()
+    one, other = rows[3], rows[6]
+    told = {name: getattr(other, name) for name in NAMES if name not in ("id", "chain", "sequence")}
+    await bent.change(one.id, **told)
+    assert (4, one.id, CHANGED) in await bent.broken()
+
+
+async def test_reordered_entries_are_named(bent: Trail) -> None:
+    rows = await bent.longest()
+    await bent.change(rows[3].id, sequence=10_000)
+    await bent.change(rows[4].id, sequence=4)
+    await bent.change(rows[3].id, sequence=5)
+    assert {(4, rows[4].id, CHANGED), (5, rows[3].id, CHANGED)} <= set(await bent.broken())
+
+
+async def test_an_entry_that_was_added_behind_the_end_is_found(bent: Trail) -> None:
+    last = (await bent.longest())[-1]
+    forged = {**last._mapping, "id": last.id + 1000, "sequence": last.sequence + 1}
+    forged["hash"] = digest(last.hash, forged)
+    await bent.put(**forged)
+    assert await bent.broken() == [(last.sequence + 1, None, "1 stand behind its end")]
+
+
+async def test_an_entry_of_a_chain_that_does_not_exist_is_found(bent: Trail) -> None:
+    last = (await bent.longest())[-1]
+    await bent.put(**{**last._mapping, "id": last.id + 1000, "chain": 77, "sequence": 1})
+    breaks = (await bent.verified()).breaks
+    assert {one.chain for one in breaks} == set(range(max(one.chain for one in breaks), 78)) - {0}
+    assert {one.what for one in breaks} == {"its ends are gone, and with them what its entries are held to"}
+
+
+async def test_an_end_that_was_changed_or_removed_is_found(bent: Trail) -> None:
+    chain = (await bent.longest())[-1].chain
+    count = len(await bent.longest())
+    await bent.end(chain, hash=bytes(32))
+    assert await bent.broken() == [(count, None, "its end was changed")]
+    await bent.end(chain, base_hash=bytes(32), hash=(await bent.longest())[-1].hash)
+    assert (0, None, "it does not begin where this deployment's begins") in await bent.broken()
+    async with bent.db.write() as connection:
+        await connection.execute(delete(audit_chains).where(audit_chains.c.chain == chain))
+    assert (0, None, "its ends are gone, and with them what its entries are held to") in await bent.broken()
+
+
+async def test_a_beginning_that_was_cut_off_is_found_though_the_end_was_moved_with_it(bent: Trail) -> None:
+    rows = await bent.longest()
+    await bent.remove(*[row.id for row in rows[:4]])
+    await bent.end(rows[0].chain, base_sequence=4, base_hash=rows[3].hash)
+    assert await bent.broken() == [(1, None, "4 at its beginning are missing, and no entry says so")]
+
+
+async def test_what_was_bent_with_all_hashes_made_right_again_is_found_by_an_anchor_alone(bent: Trail) -> None:
+    heads = (await bent.verified()).heads
+    rows = await bent.longest()
+    await bent.rewrite(rows[5:], application="somebody else")
+    assert await bent.broken() == []
+    last = rows[-1]
+    assert await bent.broken(heads) == [(last.sequence, last.id, "it is not the entry that was anchored")]
+
+
+async def test_what_was_cut_off_with_the_end_moved_is_found_by_an_anchor_alone(bent: Trail) -> None:
+    heads = (await bent.verified()).heads
+    rows = await bent.longest()
+    await bent.remove(rows[-1].id)
+    await bent.end(rows[-1].chain, sequence=rows[-2].sequence, hash=rows[-2].hash)
+    assert await bent.broken() == []
+    assert await bent.broken(heads) == [(rows[-1].sequence, None, "the entry that was anchored is gone")]
+
+
+async def test_an_anchor_holds_however_far_the_trail_goes_on(bent: Trail) -> None:
+    heads = (await bent.verified()).heads
+    await bent.write(40)
+    assert await bent.broken(heads) == []
+    assert await bent.broken([Head(99, 1, bytes(32))]) != []
+
+
+async def test_a_trail_longer_than_a_page_verifies_and_breaks_on_its_seams(
+    bent: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "PAGE", 4)
+    reported: list[int] = []
+    found = await verification.verify(bent.db, bent.deployment, (), reported.append)
+    assert (found.breaks, sum(reported)) == ([], found.entries)
+    rows = await bent.longest()
+    await bent.remove(rows[4].id)
+    assert await bent.broken() == [(6, rows[5].id, "1 before it are missing")]
+
+
+async def test_writers_at_once_leave_one_chain_of_each(kept: Trail) -> None:
+    async def write() -> None:
+        async with kept.db.write() as connection:
+            chain = await trail.record(connection, OPERATOR, None, Action.DISABLE)
+            await asyncio.sleep(0.01)
+            await trail.record(connection, OPERATOR, None, Action.ENABLE, chain=chain)
+
+    await asyncio.gather(*(write() for _ in range(40)))
+    found = await kept.verified()
+    assert (found.entries, found.breaks) == (80, [])
+    async with kept.db.read() as connection:
+        used = (await connection.execute(select(func.count(audit_log.c.chain.distinct())))).scalar_one()
+    assert used == 1 if kept.db.is_sqlite else used > 5
+    for row in await kept.rows(audit_log.c.action == Action.ENABLE):
+        (first,) = await kept.rows(audit_log.c.chain == row.chain, audit_log.c.sequence == row.sequence - 1)
+        assert (first.action, first.id < row.id) == (Action.DISABLE, True)
+
+
+async def test_it_verifies_while_others_write(bent: Trail) -> None:
+    async def verify() -> list[verification.Break]:
+        return [one for _ in range(5) for one in (await bent.verified()).breaks]
+
+    breaks, *_ = await asyncio.gather(verify(), *(bent.write(10) for _ in range(4)))
+    assert breaks == []
+
+
+async def test_a_transaction_that_fails_leaves_its_chain_as_it_was(bent: Trail) -> None:
+    async def fail() -> None:
+        async with bent.db.write() as connection:
+            await trail.record(connection, OPERATOR, None, Action.DISABLE)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    await bent.write(5)
+    assert await bent.broken() == []
+
+
+async def test_an_export_has_every_entry_with_what_was_hashed(bent: Trail) -> None:
+    lines = [text async for text in export.lines(bent.db, None)]
+    assert len(lines) == len(await bent.rows())
+    ends: dict[int, str] = {}
+    for text in lines:
+        entry = json.loads(text)
+        value = entry.pop("hash")
+        hashed = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        assert hashlib.sha256(hashed).hexdigest() == value
+        assert entry["previous"] == ends.get(entry["chain"], genesis(bent.deployment, entry["chain"]).hex())
+        ends[entry["chain"]] = value
+
+
+async def test_an_export_since_a_time_begins_there(bent: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "PAGE", 3)
+    moment = now()
+    await bent.write(7)
+    later = [json.loads(text)["id"] async for text in export.lines(bent.db, moment)]
+    assert sorted(later) == [row.id for row in await bent.rows(audit_log.c.at >= moment)]
+    assert len(later) == 7

@@ -1,0 +1,166 @@
+"""`keyman audit`, as an operator types it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.cli.transcript import keyman
+from tests.support.live import Finished, Victim
+
+LINE = re.compile(r'\{"action":"[a-z.-]+",.*,"hash":"[0-9a-f]{64}"\}')
+
+
+def refused(done: Finished, why: str) -> None:
+    assert (done.code, done.out) == (1, ""), done
+    assert why in done.err.splitlines()[-1]
+    assert done.err.splitlines()[-1].startswith("keyman: ")
+    assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def told(env: dict[str, str]) -> dict[str, str]:
+    """A database whose trail has three entries."""
+    for name in ("one", "two", "three"):
+        assert keyman("app", "create", name, "--service", "OPENAI", env=env).code == 0
+    return env
+
+
+def bend(file: Path, statement: str) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+def test_the_trail_is_listed_for_a_person_and_for_a_program(told: dict[str, str]) -> None:
+    listed = keyman("audit", "list", env=told)
+    assert listed.code == 0
+    head, *lines = listed.out.splitlines()
+    assert re.fullmatch(r"ID +AT +USER ID +ACTOR +ACTION +KEY ID +SERVICE +APPLICATION +REASON +REQUEST ID", head)
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert all("operator" in line and "application.create" in line for line in lines)
+
+    newest = json.loads(keyman("audit", "list", "--limit", "1", "--json", env=told).out)
+    assert [entry["application"] for entry in newest] == ["three"]
+    assert not {"hash", "value_uuid"} & newest[0].keys()
+
+    none = keyman("audit", "list", "--action", "key.resolve", "--json", env=told)
+    assert (none.code, json.loads(none.out)) == (0, [])
+    none = keyman("audit", "list", "--since", "2100-01-01T00:00:00Z", "--json", env=told)
+    assert json.loads(none.out) == []
+    refused(keyman("audit", "list", "--user", "nobody@example.com", env=told), "There is no account")
+    assert keyman("audit", "list", "--since", "yesterday", env=told).code == 2
+    assert keyman("audit", "list", "--action", "key.read", env=told).code == 2
+
+
+def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[str, str], file: Path) -> None:
+    exported = keyman("audit", "export", env=told)
+    assert (exported.code, exported.err) == (0, "Exported 3.\n")
+    assert all(LINE.fullmatch(line) for line in exported.out.splitlines())
+
+    whole = keyman("audit", "verify", env=told)
+    assert (whole.code, whole.out) == (0, "")
+    assert whole.err.endswith("3 entries: each follows from the one before.\n")
+
+    bend(file, "UPDATE audit_log SET application = 'c4n4ry' WHERE id = 2")
+    broken = keyman("audit", "verify", env=told)
+    assert broken.code == 1
+    assert broken.out == "chain 0, place 2 (entry 2): it was changed, or exchanged, or the one before it was\n"
+    assert "The trail is broken in 1 places, of 3 entries." in broken.err
+    assert "c4n4ry" not in broken.out + broken.err
+    found = json.loads(keyman("audit", "verify", "--json", env=told).out)
+    assert [(one["entry_id"], one["sequence"]) for one in found["breaks"]] == [(2, 2)]
+    refused(keyman("audit", "anchor", env=told), "does not verify, and is evidence")
+
+    bend(file, "DELETE FROM audit_log WHERE id = 2")
+    assert "1 before it are missing" in keyman("audit", "verify", env=told).out
+
+
+def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
+    told: dict[str, str], file: Path, tmp_path: Path
+) -> None:
+    anchored = keyman("audit", "anchor", env=told)
+    assert anchored.code == 0
+    anchor = tmp_path / "anchor.json"
+    anchor.write_text(anchored.out)
+    assert [head["sequence"] for head in json.loads(anchored.out)["heads"]] == [3]
+    assert "c4n4ry" not in anchored.out
+
+    assert keyman("app", "create", "four", "--service", "XAI", env=told).code == 0
+    good = keyman("audit", "verify", "--anchor", str(anchor), env=told)
+    assert good.code == 0
+    assert good.err.endswith("and what was anchored is there.\n")
+
+    counted = keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), "--dry-run", env=told)
+    assert (counted.code, counted.err.splitlines()[-1]) == (0, "3 would be removed.")
+    young = keyman("audit", "prune", "--older-than", "400d", "--anchor", str(anchor), env=told)
+    assert young.err.splitlines()[-1] == "Removed 0."
+    pruned = keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), env=told)
+    assert pruned.err.splitlines()[-1] == "Removed 3."
+    assert keyman("audit", "verify", "--anchor", str(anchor), env=told).code == 0
+    left = json.loads(keyman("audit", "list", "--json", env=told).out)
+    assert [entry["action"] for entry in left] == ["application.create", "trail.prune"]
+
+    second = keyman("audit", "anchor", env=told)
+    anchor.write_text(second.out)
+    bend(file, "DELETE FROM audit_log WHERE id = 5")
+    bend(file, "UPDATE audit_chains SET sequence = 4, hash = (SELECT hash FROM audit_log WHERE id = 4)")
+    bend(file, "UPDATE audit_chains SET base_sequence = 0")
+    found = keyman("audit", "verify", "--anchor", str(anchor), env=told)
+    assert found.code == 1
+    assert "the entry that was anchored is gone" in found.out
+    refused(keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), env=told), "evidence")
+
+
+def test_an_anchor_that_is_none_is_said(told: dict[str, str], tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor.json"
+    refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "cannot be read")
+    for text in ("", "{}", "[1]", '{"deployment": "c4n4ry"}', '{"heads": ["c4n4ry"]}'):
+        anchor.write_text(text)
+        said = keyman("audit", "verify", "--anchor", str(anchor), env=told)
+        refused(said, "is no anchor")
+        assert "c4n4ry" not in said.err
+    other: dict[str, object] = {
+        "deployment": "00000000-0000-0000-0000-000000000001",
+        "at": "2026-01-01T00:00:00Z",
+        "heads": [],
+    }
+    anchor.write_text(json.dumps(other))
+    refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "another deployment")
+    other["heads"] = [{"chain": 0, "sequence": 1, "hash": "zz"}]
+    anchor.write_text(json.dumps(other))
+    refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "is no anchor")
+
+
+def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(
+    operator: dict[str, str], victim: Victim, tmp_path: Path
+) -> None:
+    env = operator | {"KEYMAN_VAULT_TOKEN": victim.root.ask_token({"policies": ["root"]})}
+    assert keyman("app", "create", "one", "--service", "OPENAI", env=env).code == 0
+    anchor = tmp_path / "anchor.json"
+    signed = keyman("audit", "anchor", "--sign", "keyman-audit", env=env)
+    assert signed.code == 0, signed.err
+    assert "Made the key keyman-audit: ed25519, not exportable." in signed.err
+    assert json.loads(signed.out)["signature"].startswith("vault:v1:")
+    anchor.write_text(signed.out)
+    check = ("audit", "verify", "--anchor", str(anchor))
+    assert keyman(*check, "--signing-key", "keyman-audit", env=env).code == 0
+    unchecked = keyman(*check, env=env)
+    assert unchecked.code == 0
+    assert "was not checked: name its key with --signing-key" in unchecked.err
+
+    again = keyman("audit", "anchor", "--sign", "keyman-audit", env=env)
+    assert "Made the key" not in again.err
+    forged = json.loads(signed.out) | {"at": "2026-01-01T00:00:00Z"}
+    for bad in (forged, forged | {"signature": "vault:v1:AAAA"}, forged | {"signature": None}):
+        anchor.write_text(json.dumps(bad))
+        refused(keyman(*check, "--signing-key", "keyman-audit", env=env), "Not signed by keyman-audit")
+    unauthorized = keyman("audit", "anchor", "--sign", "keyman-audit", env=env | {"KEYMAN_VAULT_TOKEN": "not-a-token"})
+    refused(unauthorized, "It needs update on")
+    sealing = keyman("audit", "anchor", "--sign", "keyman", env=env)
+    refused(sealing, "exists and cannot sign")
