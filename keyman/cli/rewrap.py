@@ -18,7 +18,7 @@ from keyman.config import Settings
 from keyman.db import Database
 from keyman.deployment import Deployment
 from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
-from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version
+from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, tell_rotation
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
@@ -47,6 +47,7 @@ def rotate(home: Path | None) -> None:
         await parts.guard.verify(0)
         versions = await parts.rotation.rotate()
         click.echo(f"From now on everything is sealed with version {versions.latest} of the key.", err=True)
+        await tell_rotation(parts.db, versions.latest)
         return await _rewrap(parts)
 
     _finish(_run(work, home))

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 
+from keyman.audit import trail
+from keyman.audit.trail import Action
 from keyman.db import AnyRow, Database
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.keys.tables import api_keys
@@ -92,6 +94,8 @@ class Rewrap:
             )
         await self._rewrap_sentinel()
         summary.refused.sort()
+        counted = f"to version {summary.latest}: {summary.rewrapped} rewrapped, {len(summary.refused)} refused"
+        await _tell(self._db, Action.VAULT_REWRAP, counted)
         return summary
 
     async def _pass(self, summary: Summary) -> bool:
@@ -169,6 +173,16 @@ class Rewrap:
         [sealed] = await self._rotation.rewrap([Bound(sentinel, sentinel_context(self._store.uuid))])
         if sealed is not None:
             await self._store.replace_sentinel(sentinel, sealed.ciphertext)
+
+
+async def tell_rotation(db: Database, version: int) -> None:
+    """Write into the trail that Vault's key has a new version. Raises DatabaseUnavailable."""
+    await _tell(db, Action.VAULT_ROTATE, f"version {version}")
+
+
+async def _tell(db: Database, action: Action, detail: str) -> None:
+    async with db.write() as connection:
+        await trail.record(connection, trail.OPERATOR, None, action, detail=detail)
 
 
 async def behind(db: Database, latest: int) -> Mapping[int, int]:
