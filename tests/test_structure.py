@@ -102,6 +102,31 @@ def test_only_the_application_knows_all_parts() -> None:
     assert len(parts("keyman.resolver.app")) == 4  # as much as the other plane needs
 
 
+def test_the_client_stands_alone() -> None:
+    """It can be carried off into an application that has nothing else of keyman."""
+    own = {name for module in MODULES if below(module, "keyman.client") for name in imports(module) & MODULES.keys()}
+    assert {name for name in own if not below(name, "keyman.client")} == {"keyman", "keyman.errors", "keyman.secret"}
+    assert importers("keyman.client") <= {module for module in MODULES if below(module, "keyman.client")}
+
+
+def test_an_application_that_loads_the_client_loads_nothing_of_the_server() -> None:
+    program = "import sys, keyman.client; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert {name for name in loaded if below(name, "keyman")} == reached("keyman.client")
+    server = (
+        "litestar",
+        "sqlalchemy",
+        "hvac",
+        "aiohttp",
+        "granian",
+        "alembic",
+        "jinja2",
+        "structlog",
+        "prometheus_client",
+    )
+    assert not [name for name in loaded if below(name, *server)]
+
+
 def _functions(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda]:
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -239,6 +264,9 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
         "keyman.cli.serve",  # the AppRole's secret is handed on to the workers
+        "keyman.client.calls",  # a value to store, into the body of a request
+        "keyman.client.endpoint",  # a token, into the header of a request
+        "keyman.client.exchange",  # looked for in a server's words, to mask them
         "keyman.dev",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked

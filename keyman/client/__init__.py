@@ -1,0 +1,53 @@
+"""The client for applications: `from keyman.client import Resolver`.
+
+The one package of keyman whose names are meant to be imported from its top; and the one that loads none of the server.
+"""
+
+from keyman.client.errors import (
+    BadAnswer,
+    ClientError,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    RateLimited,
+    ServerFailed,
+    Unauthenticated,
+    Unavailable,
+    Undecryptable,
+    Unreachable,
+)
+from keyman.client.management import AsyncKeyman, Keyman
+from keyman.client.resolver import AsyncResolver, Resolver
+from keyman.client.shapes import AuditEntry, Key, Resolved, Service
+from keyman.secret import Secret
+
+__all__ = [
+    "AsyncKeyman",
+    "AsyncResolver",
+    "AuditEntry",
+    "BadAnswer",
+    "ClientError",
+    "Conflict",
+    "DeadlineExceeded",
+    "Forbidden",
+    "IdempotencyMismatch",
+    "InvalidRequest",
+    "Key",
+    "Keyman",
+    "NotFound",
+    "PreconditionFailed",
+    "RateLimited",
+    "Resolved",
+    "Resolver",
+    "Secret",
+    "ServerFailed",
+    "Service",
+    "Unauthenticated",
+    "Unavailable",
+    "Undecryptable",
+    "Unreachable",
+]

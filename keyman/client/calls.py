@@ -1,0 +1,175 @@
+"""The operations of both planes as calls: what each sends and how its answer is read."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Generic, NamedTuple, TypeVar
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from keyman.client.cache import Wanted
+from keyman.client.exchange import Answer, Call
+from keyman.client.shapes import AuditEntry, Key, Resolved, Service
+from keyman.secret import Secret
+
+T = TypeVar("T")
+
+PAGE = 200
+"""Items a page: the most that the server gives at once."""
+
+
+class Page(NamedTuple, Generic[T]):
+    """Some of a listing; `cursor` asks for what follows, None at the end."""
+
+    items: list[T]
+    cursor: str | None
+
+
+def resolve(wanted: Wanted, purpose: str | None) -> Call[Resolved]:
+    """Repeatable: each attempt that arrives has an entry in the trail, and changes nothing else."""
+    named = {**wanted._asdict(), "purpose": purpose}
+    return Call(
+        "POST",
+        "/v1/resolve",
+        lambda answer: _resolved(answer, wanted),
+        body=msgspec.json.encode({name: value for name, value in named.items() if value is not None}),
+    )
+
+
+class _Given(msgspec.Struct):
+    key_id: int
+    user_id: int
+    service: str
+    api_key: str
+    expires_at: datetime | None = None
+
+
+def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
+    """Raises ValueError for another key than the one that is wanted, and for a value that no header could carry."""
+    given = msgspec.json.decode(answer.content, type=_Given)
+    resolved = Resolved(given.api_key, given.key_id, given.user_id, given.service, given.expires_at)
+    if not wanted.is_answered_by(resolved) or not re.fullmatch("[!-~]{8,512}", given.api_key):
+        raise ValueError
+    if given.expires_at is not None and given.expires_at.tzinfo is None:
+        raise ValueError
+    return resolved
+
+
+def add_key(service: str, api_key: Secret, name: str | None, expires_at: datetime | None) -> Call[Key]:
+    """Repeatable by its Idempotency-Key: however often it is sent, one key is stored."""
+    fields = {"service": service, "api_key": _ascii(api_key), "name": name, "expires_at": expires_at}
+    return Call(
+        "POST",
+        "/api/keys",
+        _key,
+        headers={"Idempotency-Key": str(uuid4())},
+        body=msgspec.json.encode(fields),
+        secrets=(api_key,),
+    )
+
+
+def list_keys(service: str | None, q: str | None, cursor: str | None) -> Call[Page[Key]]:
+    return Call(
+        "GET", "/api/keys", lambda answer: _page(answer, Key, cursor), query=_query(cursor, service=service, q=q)
+    )
+
+
+def get_key(key_id: int) -> Call[Key]:
+    return Call("GET", _path(key_id), _key)
+
+
+def replace_key(
+    key: Key | int, api_key: Secret, name: str | UnsetType | None, expires_at: datetime | UnsetType | None
+) -> Call[Key]:
+    fields = _set(api_key=_ascii(api_key), name=name, expires_at=expires_at)
+    headers = _if_match(key)
+    return Call(
+        "PUT",
+        _path(key),
+        _key,
+        headers=headers,
+        body=msgspec.json.encode(fields),
+        repeatable=not headers,
+        secrets=(api_key,),
+    )
+
+
+def change_key(
+    key: Key | int, name: str | UnsetType | None, expires_at: datetime | UnsetType | None, disabled: bool | UnsetType
+) -> Call[Key]:
+    fields = _set(name=name, expires_at=expires_at, disabled=disabled)
+    headers = _if_match(key)
+    return Call("PATCH", _path(key), _key, headers=headers, body=msgspec.json.encode(fields), repeatable=not headers)
+
+
+def delete_key(key: Key | int) -> Call[None]:
+    """Not repeatable: the second answer would be that there is no such key."""
+    return Call("DELETE", _path(key), _nothing, headers=_if_match(key), repeatable=False)
+
+
+def list_services() -> Call[list[Service]]:
+    return Call("GET", "/api/services", lambda answer: msgspec.json.decode(answer.content, type=list[Service]))
+
+
+def list_audit(cursor: str | None) -> Call[Page[AuditEntry]]:
+    return Call("GET", "/api/audit", lambda answer: _page(answer, AuditEntry, cursor), query=_query(cursor))
+
+
+def _path(key: Key | int) -> str:
+    """Raises TypeError for an id that is no whole number: it would lead to another path."""
+    return f"/api/keys/{key.id if isinstance(key, Key) else operator.index(key)}"
+
+
+def _if_match(key: Key | int) -> dict[str, str]:
+    """With the ETag, a change that was made once is refused (412) when it is sent again: so it is not repeatable."""
+    return {"If-Match": key.etag} if isinstance(key, Key) and key.etag is not None else {}
+
+
+def _ascii(api_key: Secret) -> str:
+    """Raises ValueError for a character that no key has; the encoder's own error would hold the whole of it."""
+    if not api_key.reveal().isascii():
+        raise ValueError("api_key must hold ASCII characters alone")
+    return api_key.reveal()
+
+
+def _set(**fields: object) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not UNSET}
+
+
+def _query(cursor: str | None, **filters: str | None) -> dict[str, str]:
+    named = {**filters, "limit": str(PAGE), "cursor": cursor}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _nothing(answer: Answer) -> None:
+    if answer.status != 204:
+        raise ValueError
+
+
+def _key(answer: Answer) -> Key:
+    etag = answer.headers.get("etag", "")
+    key = msgspec.json.decode(answer.content, type=Key)
+    return msgspec.structs.replace(key, etag=etag if re.fullmatch('"[!#-~]{1,200}"', etag) else None)
+
+
+def _page(answer: Answer, kind: type[T], before: str | None) -> Page[T]:
+    items = msgspec.json.decode(answer.content, type=list[kind])  # type: ignore[valid-type]  # known at run time alone
+    cursor = _cursor(answer.headers)
+    if cursor is not None and cursor == before:
+        raise ValueError  # it would never end
+    return Page(items, cursor)
+
+
+def _cursor(headers: Mapping[str, str]) -> str | None:
+    """Of the next page. The cursor alone is taken out of the link: the address stays ours, and so does the token."""
+    link = re.search('<([^>]{1,4000})> *; *rel="?next"?', headers.get("link", ""))
+    if link is None:
+        return None
+    (cursor,) = parse_qs(urlsplit(link[1]).query).get("cursor", [])
+    return cursor

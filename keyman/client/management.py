@@ -1,0 +1,204 @@
+"""The management plane: a user's own keys and trail, for a script that has their personal access token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from msgspec import UNSET, UnsetType
+
+from keyman.client import calls
+from keyman.client.calls import Page
+from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, masked, token_given, url_given
+from keyman.client.exchange import Call
+from keyman.client.shapes import AuditEntry, Key, Service
+from keyman.client.wire import AsyncWire, Wire
+from keyman.secret import Secret
+
+T = TypeVar("T")
+
+URL = "KEYMAN_URL"
+TOKEN = "KEYMAN_TOKEN"  # noqa: S105  # the variable's name
+
+
+class Keyman:
+    """For code without asyncio; threads may share one.
+
+    `url` and `token` are KEYMAN_URL and KEYMAN_TOKEN (or KEYMAN_TOKEN_FILE) unless given. `timeout` is for a whole
+    call, in seconds, retries included; a listing is a call for each page. Raises ValueError for settings that are none.
+
+    Where a Key is given that carries its ETag, as `get`, `add`, `replace` and `change` return it, a change is made only
+    if the key is still as it was (PreconditionFailed); with an id, or a Key of a listing, the last write wins.
+
+    Every method raises ClientError. After Unreachable or DeadlineExceeded, a change may have been made or not.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_http: bool = False,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        token = token_given(token, TOKEN)
+        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        self._wire = Wire(endpoint, ca_file, transport)
+
+    def __repr__(self) -> str:
+        return f"<Keyman at {self._wire.endpoint.base}>"
+
+    def keys(self, *, service: str | None = None, q: str | None = None) -> Iterator[Key]:
+        """Newest first; of one service, or whose name contains `q`. A page is fetched when it is come to."""
+        return self._all(lambda cursor: calls.list_keys(service, q, cursor))
+
+    def get(self, key_id: int) -> Key:
+        return self._wire.ask(calls.get_key(key_id))
+
+    def add(
+        self, service: str, api_key: str | Secret, *, name: str | None = None, expires_at: datetime | None = None
+    ) -> Key:
+        """Store a key; once, however often it had to be sent."""
+        api_key = masked(api_key)
+        return self._wire.ask(calls.add_key(service, api_key, name, expires_at))
+
+    def replace(
+        self,
+        key: Key | int,
+        api_key: str | Secret,
+        *,
+        name: str | UnsetType | None = UNSET,
+        expires_at: datetime | UnsetType | None = UNSET,
+    ) -> Key:
+        """A new value; what is left out keeps what it holds, None clears it."""
+        api_key = masked(api_key)
+        return self._wire.ask(calls.replace_key(key, api_key, name, expires_at))
+
+    def change(
+        self,
+        key: Key | int,
+        *,
+        name: str | UnsetType | None = UNSET,
+        expires_at: datetime | UnsetType | None = UNSET,
+        disabled: bool | UnsetType = UNSET,
+    ) -> Key:
+        """What surrounds the value: None clears a name or an expiry, `disabled` pauses the key or takes it up again."""
+        return self._wire.ask(calls.change_key(key, name, expires_at, disabled))
+
+    def delete(self, key: Key | int) -> None:
+        self._wire.ask(calls.delete_key(key))
+
+    def services(self) -> list[Service]:
+        """The catalogue."""
+        return self._wire.ask(calls.list_services())
+
+    def audit(self) -> Iterator[AuditEntry]:
+        """The own trail, newest first; needs the scope `audit:read`. A page is fetched when it is come to."""
+        return self._all(calls.list_audit)
+
+    def _all(self, page_at: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
+        page = self._wire.ask(page_at(None))
+        yield from page.items
+        while page.cursor is not None:
+            page = self._wire.ask(page_at(page.cursor))
+            yield from page.items
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncKeyman:
+    """The same for asyncio, within one event loop."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,  # kept by the client: of a whole call
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_http: bool = False,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        token = token_given(token, TOKEN)
+        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        self._wire = AsyncWire(endpoint, ca_file, transport)
+
+    def __repr__(self) -> str:
+        return f"<AsyncKeyman at {self._wire.endpoint.base}>"
+
+    def keys(self, *, service: str | None = None, q: str | None = None) -> AsyncIterator[Key]:
+        return self._all(lambda cursor: calls.list_keys(service, q, cursor))
+
+    async def get(self, key_id: int) -> Key:
+        return await self._wire.ask(calls.get_key(key_id))
+
+    async def add(
+        self, service: str, api_key: str | Secret, *, name: str | None = None, expires_at: datetime | None = None
+    ) -> Key:
+        api_key = masked(api_key)
+        return await self._wire.ask(calls.add_key(service, api_key, name, expires_at))
+
+    async def replace(
+        self,
+        key: Key | int,
+        api_key: str | Secret,
+        *,
+        name: str | UnsetType | None = UNSET,
+        expires_at: datetime | UnsetType | None = UNSET,
+    ) -> Key:
+        api_key = masked(api_key)
+        return await self._wire.ask(calls.replace_key(key, api_key, name, expires_at))
+
+    async def change(
+        self,
+        key: Key | int,
+        *,
+        name: str | UnsetType | None = UNSET,
+        expires_at: datetime | UnsetType | None = UNSET,
+        disabled: bool | UnsetType = UNSET,
+    ) -> Key:
+        return await self._wire.ask(calls.change_key(key, name, expires_at, disabled))
+
+    async def delete(self, key: Key | int) -> None:
+        await self._wire.ask(calls.delete_key(key))
+
+    async def services(self) -> list[Service]:
+        return await self._wire.ask(calls.list_services())
+
+    def audit(self) -> AsyncIterator[AuditEntry]:
+        return self._all(calls.list_audit)
+
+    async def _all(self, page_at: Callable[[str | None], Call[Page[T]]]) -> AsyncIterator[T]:
+        page = await self._wire.ask(page_at(None))
+        for item in page.items:
+            yield item
+        while page.cursor is not None:
+            page = await self._wire.ask(page_at(page.cursor))
+            for item in page.items:
+                yield item
+
+    async def aclose(self) -> None:
+        await self._wire.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,250 @@
+"""The resolver plane: a user's key, for an application that has a token."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Self, overload
+
+import httpx
+
+from keyman.client import calls
+from keyman.client.cache import Cache, Epoch, Wanted
+from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, token_given, url_given
+from keyman.client.errors import ClientError
+from keyman.client.exchange import Call, Lost, Outcome, result
+from keyman.client.shapes import Resolved
+from keyman.client.wire import AsyncWire, Wire
+from keyman.secret import Secret
+
+URL = "KEYMAN_RESOLVER_URL"
+TOKEN = "KEYMAN_APP_TOKEN"  # noqa: S105  # the variable's name
+
+DEFAULT_ENTRIES = 1000
+
+
+@dataclass
+class _Flight:
+    """One call that others wait for. No outcome when it is over: whoever made it was stopped."""
+
+    done: threading.Event | asyncio.Event
+    asked: Epoch
+    outcome: Outcome | None = None
+
+    def is_shared(self) -> bool:
+        """Whether those who waited can do with it. They began later, so the deadline that is over was not theirs."""
+        return self.outcome not in (None, Lost.LATE)
+
+
+class _Asking:
+    """What both kinds have: an endpoint, and the cache if there is one."""
+
+    def __init__(self, endpoint: Endpoint, cache_ttl: float, cache_entries: int) -> None:
+        self._endpoint = endpoint
+        self._cache = Cache(cache_ttl, cache_entries) if cache_ttl else None
+        self._flights: dict[Wanted, _Flight] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._endpoint.base}>"
+
+    def _kept(self, cache: Cache, wanted: Wanted, call: Call[Resolved], flight: _Flight) -> Resolved:
+        """The result of a flight, once the cache knows of it. Raises ClientError."""
+        assert flight.outcome is not None
+        try:
+            resolved = result(call, flight.outcome, self._endpoint.token)
+        except ClientError as refused:
+            cache.learn(wanted, refused)
+            raise
+        cache.keep(wanted, resolved, flight.asked)
+        return resolved
+
+
+class Resolver(_Asking):
+    """For code without asyncio; threads may share one.
+
+    `url` and `token` are KEYMAN_RESOLVER_URL and KEYMAN_APP_TOKEN (or KEYMAN_APP_TOKEN_FILE) unless given. `timeout`
+    is for a whole call, in seconds, retries included. `cache_ttl`, in seconds, at most 300, is off at 0. Raises
+    ValueError for settings that are none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        cache_ttl: float = 0,
+        cache_entries: int = DEFAULT_ENTRIES,
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_http: bool = False,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        token = token_given(token, TOKEN)
+        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        super().__init__(endpoint, cache_ttl, cache_entries)
+        self._wire = Wire(endpoint, ca_file, transport)
+        self._lock = threading.Lock()
+
+    @overload
+    def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
+
+    @overload
+    def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
+
+    def resolve(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        purpose: str | None = None,
+    ) -> Resolved:
+        """One key, or the newest active one of a user for a service. `purpose` is read by the key's owner.
+
+        Raises ClientError: NotFound for whatever the application may not have.
+        """
+        wanted = _wanted(key_id, user_id, service)
+        call = calls.resolve(wanted, purpose)
+        return self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call)
+
+    def _shared(self, cache: Cache, wanted: Wanted, call: Call[Resolved]) -> Resolved:
+        """Of those who ask for the same at once, one asks."""
+        deadline = monotonic() + self._endpoint.timeout
+        while True:
+            with self._lock:
+                if (held := cache.get(wanted)) is not None:
+                    return held
+                flight = self._flights.get(wanted)
+                if flight is None:
+                    mine = self._flights[wanted] = _Flight(threading.Event(), cache.epoch())
+                    break
+            assert isinstance(flight.done, threading.Event)
+            if not flight.done.wait(max(0.0, deadline - monotonic())):
+                return result(call, Lost.LATE)
+            if flight.is_shared():
+                with self._lock:
+                    return self._kept(cache, wanted, call, flight)
+        try:
+            mine.outcome = self._wire.outcome(call, deadline)
+            with self._lock:
+                return self._kept(cache, wanted, call, mine)
+        finally:
+            # After that: nobody may find neither the flight nor what it brought.
+            with self._lock:
+                del self._flights[wanted]
+            mine.done.set()
+
+    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
+        """Drop one key from the cache, after its provider has refused it; without arguments, all of them."""
+        if self._cache is not None:
+            with self._lock:
+                _forget(self._cache, key_id, user_id, service)
+
+    def close(self) -> None:
+        """Close the connections and forget every value."""
+        self.forget()
+        self._wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncResolver(_Asking):
+    """The same for asyncio, within one event loop."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,  # kept by the client: of a whole call
+        cache_ttl: float = 0,
+        cache_entries: int = DEFAULT_ENTRIES,
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_http: bool = False,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        token = token_given(token, TOKEN)
+        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        super().__init__(endpoint, cache_ttl, cache_entries)
+        self._wire = AsyncWire(endpoint, ca_file, transport)
+
+    @overload
+    async def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
+
+    @overload
+    async def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
+
+    async def resolve(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        purpose: str | None = None,
+    ) -> Resolved:
+        """As Resolver.resolve."""
+        wanted = _wanted(key_id, user_id, service)
+        call = calls.resolve(wanted, purpose)
+        return await (self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call))
+
+    async def _shared(self, cache: Cache, wanted: Wanted, call: Call[Resolved]) -> Resolved:
+        deadline = monotonic() + self._endpoint.timeout
+        while True:
+            if (held := cache.get(wanted)) is not None:
+                return held
+            flight = self._flights.get(wanted)
+            if flight is None:
+                break
+            assert isinstance(flight.done, asyncio.Event)
+            await flight.done.wait()  # it has a deadline of its own, which is before this one's
+            if flight.is_shared():
+                return self._kept(cache, wanted, call, flight)
+        mine = self._flights[wanted] = _Flight(asyncio.Event(), cache.epoch())
+        try:
+            mine.outcome = await self._wire.outcome(call, deadline)
+            return self._kept(cache, wanted, call, mine)
+        finally:
+            del self._flights[wanted]
+            mine.done.set()
+
+    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
+        """As Resolver.forget."""
+        if self._cache is not None:
+            _forget(self._cache, key_id, user_id, service)
+
+    async def aclose(self) -> None:
+        self.forget()
+        await self._wire.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _wanted(key_id: int | None, user_id: int | None, service: str | None) -> Wanted:
+    """Raises TypeError unless a key is named in exactly one of the two ways."""
+    by_user = (user_id is not None, service is not None)
+    if any(by_user) if key_id is not None else not all(by_user):
+        raise TypeError("resolve() takes either key_id, or user_id and service")
+    return Wanted(key_id, user_id, service)
+
+
+def _forget(cache: Cache, key_id: int | None, user_id: int | None, service: str | None) -> None:
+    if key_id is None and user_id is None and service is None:
+        cache.forget_all()
+    else:
+        cache.forget(_wanted(key_id, user_id, service))
