@@ -26,6 +26,7 @@ lint: $(VENV)/test.stamp ## ruff: rules and formatting
 
 types: $(VENV)/test.stamp ## mypy, strict
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/mypy docs/examples/*.py
 
 format: $(VENV)/test.stamp ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix .

@@ -7,15 +7,22 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.support.live import KEYMAN, dev, free_port, keyman
+from tests.support.live import KEYMAN, dev, environment, free_port, keyman, script
 from tests.support.planes import PASSWORD
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 README = (ROOT / "README.md").read_text()
 
 
@@ -67,15 +74,150 @@ def test_an_application_gets_a_key_back_as_printed(running: tuple[Path, int]) ->
     if shutil.which("curl") is None:
         pytest.skip("curl is not on the PATH")
     home, port = running
-    if keyman("user", "list", "--home", home).out.count("\n") < 2:  # the story makes her, where it was told before
-        keyman("user", "add", "ada@example.com", "--home", home, stdin=f"{PASSWORD}\n")
+    ada_is_there(home)
     token, application = (next(b for b in shell_blocks() if word in b) for word in ("token create", "app create"))
     *_, stored, resolved = run(token + "\necho\n" + application, home, port).splitlines()
     assert json.loads(stored)["last_4_chars"] == "sk-...1234"
     answer = json.loads(resolved)
-    assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", "sk-hq2v9mXbT0c7eUKwN4Rd1234")
+    assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", VALUE)
     (described,) = shell_blocks((ROOT / "docs" / "resolver.md").read_text())
     assert json.loads(run(described, home, port)) == answer
+
+
+def ada_is_there(home: Path) -> None:
+    """The story makes her, where it was told before."""
+    if keyman("user", "list", "--home", home).out.count("\n") < 2:
+        keyman("user", "add", "ada@example.com", "--home", home, stdin=f"{PASSWORD}\n")
+
+
+class Provider(NamedTuple):
+    """Plays OpenAI: it knows one key, and remembers what it was asked and with which one."""
+
+    url: str
+    asked: list[tuple[str, str | None]]
+    known: set[str]
+
+
+@contextmanager
+def provider() -> Iterator[Provider]:
+    asked, known = list[tuple[str, str | None]](), {VALUE}
+    said = json.dumps({"choices": [{"message": {"content": "Hello yourself"}}], "data": []}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            shown = self.headers.get("Authorization")
+            asked.append((f"{self.command} {self.path}", shown))
+            self.send_response(200 if shown in {f"Bearer {key}" for key in known} else 401)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        do_GET = do_POST = _answer  # noqa: N815  # http.server's names
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Provider(f"http://127.0.0.1:{server.server_port}/v1", asked, known)
+        server.shutdown()
+
+
+class Setting(NamedTuple):
+    """What the examples find: both planes, ada with a key, an application, a script's token, a provider."""
+
+    env: dict[str, str]
+    ada: str
+    port: int
+    provider: Provider
+
+    def run(self, program: str | Path, stdin: str = "") -> list[str]:
+        arguments = [str(program)] if isinstance(program, Path) else ["-c", program]
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *arguments],
+            env=self.env,
+            input=stdin.encode(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.decode()) == (0, "")
+        assert VALUE not in done.stdout.decode()
+        return done.stdout.decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def setting(running: tuple[Path, int]) -> Iterator[Setting]:
+    home, port = running
+    ada_is_there(home)
+    given = ("--user", "ada@example.com", "--name", "examples", "--scope", "keys:read", "--scope", "keys:write")
+    token = keyman("token", "create", "--home", home, *given).out.strip()
+    application = keyman("app", "create", "examples", "--service", "OPENAI", "--home", home).out.strip()
+    with provider() as stub:
+        env = environment(
+            KEYMAN_URL=f"http://127.0.0.1:{port}",
+            KEYMAN_TOKEN=token,
+            KEYMAN_RESOLVER_URL=f"http://127.0.0.1:{port + 1}",
+            KEYMAN_APP_TOKEN=application,
+            OPENAI_BASE_URL=stub.url,
+        )
+        yield Setting(env, token, port, stub)
+
+
+@pytest.fixture
+def story(setting: Setting) -> Setting:
+    """The setting with ada's key as her newest, and a provider that was not asked yet."""
+    with script(f"http://127.0.0.1:{setting.port}", setting.ada) as ada:
+        ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).raise_for_status()
+    setting.provider.asked.clear()
+    return setting
+
+
+GOT_ONE = ("GET /v1/models", f"Bearer {VALUE}")
+
+
+def test_a_back_end_resolves_a_key_in_six_lines_as_printed(story: Setting) -> None:
+    for document in (ROOT / "README.md", ROOT / "docs" / "resolver.md"):
+        (program,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+        assert len([line for line in program.splitlines() if line]) == 6, document.name
+        program = program.replace(":8001", f":{story.port + 1}").replace(
+            "https://api.openai.com/v1", story.provider.url
+        )
+        story.run(program)
+    assert story.provider.asked == [GOT_ONE] * 2
+
+
+def test_the_example_of_one_call_works(story: Setting) -> None:
+    assert story.run(EXAMPLES / "resolve.py") == ["*** 200"]
+    assert story.provider.asked == [GOT_ONE]
+
+
+def test_the_example_of_an_sdk_asks_for_a_key_with_each_request(story: Setting) -> None:
+    assert story.run(EXAMPLES / "openai_style.py") == ["Hello yourself"] * 2
+    assert story.provider.asked == [("POST /v1/chat/completions", f"Bearer {VALUE}")] * 2
+
+
+def test_the_example_with_a_cache_asks_anew_when_the_provider_refuses(story: Setting) -> None:
+    assert story.run(EXAMPLES / "httpx_auth.py") == ["200"] * 3
+    assert story.provider.asked == [GOT_ONE] * 3
+    story.provider.asked.clear()
+    story.provider.known.clear()
+    try:
+        assert story.run(EXAMPLES / "httpx_auth.py") == ["401"] * 3
+    finally:
+        story.provider.known.add(VALUE)
+    assert story.provider.asked == [GOT_ONE] * 6
+
+
+def test_the_example_of_a_script_manages_a_key(story: Setting) -> None:
+    assert story.run(EXAMPLES / "manage.py", stdin=f"{VALUE}\n") == ["stored sk-...1234", "now disabled", "left 0"]
+
+
+def test_every_example_is_run_here_and_named_in_the_documents() -> None:
+    named = set(re.findall(r"examples/(\w+\.py)", (ROOT / "docs" / "client.md").read_text()))
+    run = set(re.findall(r'EXAMPLES / "(\w+\.py)"', Path(__file__).read_text()))
+    assert {path.name for path in EXAMPLES.iterdir()} == named == run
 
 
 def test_every_document_that_is_linked_is_there() -> None:

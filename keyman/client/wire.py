@@ -83,6 +83,8 @@ class Wire:
                 content = bytearray()
                 for chunk in response.iter_raw():
                     _grow(content, chunk)
+                    if monotonic() >= deadline:  # a transport that was given may bound each read alone
+                        return Lost.LATE
             finally:
                 response.close()
         except _TooLarge:

@@ -1,0 +1,42 @@
+"""The same without asyncio, as an `auth` of httpx, for whatever takes an httpx client; and with a cache.
+
+A key that its owner has replaced may still be in the cache. So when the provider refuses it, it is forgotten, asked for
+anew, and the request sent once more.
+"""
+
+import os
+from collections.abc import Generator
+
+import httpx
+
+from keyman.client import Resolver
+
+PROVIDER = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+
+
+class UsersKey(httpx.Auth):
+    """Signs requests with the key of one user."""
+
+    def __init__(self, resolver: Resolver, user_id: int) -> None:
+        self._resolver = resolver
+        self._user_id = user_id
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        self._sign(request)
+        answer = yield request
+        if answer.status_code == 401:
+            self._resolver.forget(user_id=self._user_id, service="OPENAI")
+            self._sign(request)
+            yield request
+
+    def _sign(self, request: httpx.Request) -> None:
+        key = self._resolver.resolve(user_id=self._user_id, service="OPENAI", purpose="List of models")
+        request.headers["Authorization"] = f"Bearer {key.reveal()}"
+
+
+with (
+    Resolver(cache_ttl=30) as resolver,
+    httpx.Client(base_url=PROVIDER, auth=UsersKey(resolver, user_id=1)) as provider,
+):
+    for _ in range(3):
+        print(provider.get("/models").status_code)

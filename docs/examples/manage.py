@@ -1,0 +1,19 @@
+"""A user's own keys from a script. KEYMAN_URL and KEYMAN_TOKEN say where and as whom; the value comes on stdin."""
+
+import sys
+
+from keyman.client import Keyman, PreconditionFailed
+
+with Keyman() as keyman:
+    key = keyman.add("OPENAI", sys.stdin.readline().strip(), name="from a script")
+    print("stored", key.last_4_chars)
+
+    paused = keyman.change(key, disabled=True)
+    print("now", paused.status)
+
+    try:
+        keyman.delete(key)  # as it was before the pause
+    except PreconditionFailed:
+        keyman.delete(paused)
+
+    print("left", sum(1 for other in keyman.keys(service="OPENAI") if other.id == key.id))

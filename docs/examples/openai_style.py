@@ -1,0 +1,57 @@
+"""An SDK that asks for its key: each request is made with the one of the user it is for.
+
+`openai.AsyncOpenAI` takes a coroutine function as `api_key` and awaits it before each request (`openai.OpenAI` takes a
+function; both since openai 1.106). `Chat` below stands in for it, so that this runs without it: put
+
+    sdk = openai.AsyncOpenAI(api_key=key_of(resolver, user_id))
+
+in its place.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from keyman.client import AsyncResolver
+
+PROVIDER = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+
+
+def key_of(resolver: AsyncResolver, user_id: int) -> Callable[[], Awaitable[str]]:
+    """What the SDK calls. The value is revealed there and then, and kept by nobody here."""
+
+    async def api_key() -> str:
+        resolved = await resolver.resolve(user_id=user_id, service="OPENAI", purpose="Answer to a chat")
+        return resolved.reveal()
+
+    return api_key
+
+
+class Chat:
+    def __init__(self, *, api_key: Callable[[], Awaitable[str]], base_url: str) -> None:
+        self._api_key = api_key
+        self._client = httpx.AsyncClient(base_url=base_url)
+
+    async def complete(self, text: str) -> str:
+        headers = {"Authorization": f"Bearer {await self._api_key()}"}
+        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}]}
+        answer = await self._client.post("/chat/completions", json=body, headers=headers)
+        answer.raise_for_status()
+        said: str = answer.json()["choices"][0]["message"]["content"]
+        return said
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+async def main() -> None:
+    async with AsyncResolver() as resolver:
+        sdk = Chat(api_key=key_of(resolver, user_id=1), base_url=PROVIDER)
+        for said in await asyncio.gather(sdk.complete("Hello"), sdk.complete("Hello again")):
+            print(said)
+        await sdk.close()
+
+
+asyncio.run(main())

@@ -1,0 +1,15 @@
+"""A user's key for one call to their provider. KEYMAN_RESOLVER_URL and KEYMAN_APP_TOKEN say where from and who asks."""
+
+import os
+
+import httpx
+
+from keyman.client import Resolver
+
+PROVIDER = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+
+with Resolver() as resolver:
+    key = resolver.resolve(user_id=1, service="OPENAI", purpose="List of models")
+
+models = httpx.get(f"{PROVIDER}/models", headers={"Authorization": f"Bearer {key.reveal()}"})
+print(key, models.status_code)
