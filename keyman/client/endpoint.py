@@ -81,12 +81,16 @@ def masked(value: str | Secret) -> Secret:
 
 
 def tls_context(base: str, ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
-    """Verifies always: against the system's authorities, or the one given. Over plain http, which needs none, it trusts
-    nobody: reading the system's authorities takes some 20 ms.
+    """Verifies always: against the system's authorities, or those given. Over plain http, which needs none, it trusts
+    nobody: reading the system's takes some 20 ms.
     """
-    if base.startswith("http:"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return ssl.create_default_context(cafile=None if ca_file is None else os.fspath(ca_file))
+    # Not ssl.create_default_context: it writes the keys of each connection to where SSLKEYLOGFILE says.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca_file is not None:
+        context.load_verify_locations(cafile=os.fspath(ca_file))
+    elif base.startswith("https:"):
+        context.load_default_certs()
+    return context
 
 
 def _checked_url(url: str, *, allow_http: bool) -> str:

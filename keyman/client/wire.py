@@ -58,7 +58,9 @@ class Wire:
         self, endpoint: Endpoint, ca_file: str | os.PathLike[str] | None, transport: httpx.BaseTransport | None
     ) -> None:
         self.endpoint = endpoint
-        self._transport = transport or DeadlineTransport(tls_context(endpoint.base, ca_file), MAX_CONNECTIONS, IDLE)
+        self._transport = _alone(transport, ca_file) or DeadlineTransport(
+            tls_context(endpoint.base, ca_file), MAX_CONNECTIONS, IDLE
+        )
 
     def ask(self, call: Call[T]) -> T:
         """The result of a call. Raises ClientError."""
@@ -104,7 +106,7 @@ class AsyncWire:
         self, endpoint: Endpoint, ca_file: str | os.PathLike[str] | None, transport: httpx.AsyncBaseTransport | None
     ) -> None:
         self.endpoint = endpoint
-        self._transport = transport or httpx.AsyncHTTPTransport(
+        self._transport = _alone(transport, ca_file) or httpx.AsyncHTTPTransport(
             verify=tls_context(endpoint.base, ca_file),
             trust_env=False,
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=IDLE),
@@ -142,6 +144,13 @@ class AsyncWire:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+def _alone(transport: T | None, ca_file: object) -> T | None:
+    """Raises ValueError for both: authorities that a transport does not know of would be trusted by nobody."""
+    if transport is not None and ca_file is not None:
+        raise ValueError("ca_file is for the client's own transport: give yours a context that trusts it")
+    return transport
 
 
 def _spans(deadline: float) -> dict[str, float]:

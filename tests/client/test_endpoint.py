@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+import httpx
 import pytest
 from stack.certificates import authority, issue
 
@@ -70,6 +71,22 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="token must"):
         Keyman("https://x")
     assert Keyman("https://x", Secret(TOKEN))
+
+
+def test_authorities_that_would_not_be_asked_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ca_file"):
+        Resolver("https://x", TOKEN, ca_file=tmp_path, transport=httpx.HTTPTransport())
+
+
+@pytest.mark.anyio
+async def test_no_variable_has_the_keys_of_a_connection_written_down(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    async with resolver(kind, "https://127.0.0.1:1") as client:
+        with pytest.raises(Unreachable):
+            await client.resolve()
+    assert not (tmp_path / "keys").exists()
 
 
 @pytest.mark.anyio

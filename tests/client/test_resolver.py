@@ -268,18 +268,39 @@ async def test_one_who_gives_up_takes_nobody_along() -> None:
     assert len(server.requests) == 2
 
 
+class _Late(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """The first request is under way until it is let go, and then too late; those after it are answered."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go = threading.Event()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        if self.asked == 1:
+            self.go.wait(PATIENCE)
+            raise httpx.ReadTimeout("late")
+        return httpx.Response(200, stream=httpx.ByteStream(given().body))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await asyncio.to_thread(self.handle_request, request)
+
+
 async def test_those_who_come_late_have_their_own_deadline(kind: Kind) -> None:
-    """The call they join is about to end; theirs is not."""
-    replies = [Reply(delay=PATIENCE), given()]
-    async with fake(replies) as server, resolver(kind, server.address, timeout=0.6, cache_ttl=60) as client:
+    """The call that they join is about to end; theirs is not."""
+    transport = _Late()
+    settings: dict[str, Any] = {"transport": transport, "timeout": PATIENCE, "cache_ttl": 60}
+    async with resolver(kind, ORIGIN, **settings) as client:
         first = asyncio.ensure_future(client.resolve())
-        while not server.requests:
+        while not transport.asked:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
         second = asyncio.ensure_future(client.resolve())
+        await asyncio.sleep(0.1)  # it waits for the first one by now; if it does not, it asks for itself
+        transport.go.set()
         with pytest.raises(DeadlineExceeded):
             await first
         assert (await second).reveal() == VALUE
+    assert transport.asked == 2
 
 
 async def test_a_value_asked_for_before_all_was_forgotten_is_not_kept(kind: Kind) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import traceback
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -82,8 +83,12 @@ async def test_where_nobody_listens_it_is_unreachable(kind: Kind) -> None:
             await client.resolve()
 
 
-async def test_a_name_that_there_is_not_is_unreachable(kind: Kind) -> None:
-    async with resolver(kind, "https://keyman.invalid", timeout=PATIENCE) as client:
+async def test_a_name_that_there_is_not_is_unreachable(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **named: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    async with resolver(kind, "https://keyman.invalid") as client:
         with pytest.raises(Unreachable, match="no connection"):
             await client.resolve()
 
@@ -145,7 +150,7 @@ async def test_no_server_holds_a_caller_past_the_deadline(kind: Kind, slow: Repl
             await client.resolve()
         # A drip of 0.02 s and a body of 100,000 bytes would take half an hour.
         assert 0.2 <= monotonic() - began < PATIENCE / 2
-        assert len(server.requests) == 1
+        assert len(server.requests) <= 1
 
 
 async def test_a_caller_who_gives_up_leaves_a_client_that_works() -> None:
