@@ -117,8 +117,16 @@ def list_services() -> Call[list[Service]]:
     return Call("GET", "/api/services", lambda answer: msgspec.json.decode(answer.content, type=list[Service]))
 
 
-def list_audit(cursor: str | None) -> Call[Page[AuditEntry]]:
-    return Call("GET", "/api/audit", lambda answer: _page(answer, AuditEntry, cursor), query=_query(cursor))
+def list_audit(
+    action: str | None, since: datetime | None, until: datetime | None, cursor: str | None
+) -> Call[Page[AuditEntry]]:
+    moments = {name: at.isoformat() for name, at in (("since", since), ("until", until)) if at is not None}
+    return Call(
+        "GET",
+        "/api/audit",
+        lambda answer: _page(answer, AuditEntry, cursor),
+        query=_query(cursor, action=action, **moments),
+    )
 
 
 def _path(key: Key | int) -> str:

@@ -98,9 +98,11 @@ class Keyman:
         """The catalogue."""
         return self._wire.ask(calls.list_services())
 
-    def audit(self) -> Iterator[AuditEntry]:
-        """The own trail, newest first; needs the scope `audit:read`. A page is fetched when it is come to."""
-        return self._all(calls.list_audit)
+    def audit(
+        self, *, action: str | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[AuditEntry]:
+        """The own trail, newest first: of one action, from `since` on, before `until`. Needs the scope `audit:read`."""
+        return self._all(lambda cursor: calls.list_audit(action, since, until, cursor))
 
     def _all(self, page_at: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
         page = self._wire.ask(page_at(None))
@@ -180,8 +182,10 @@ class AsyncKeyman:
     async def services(self) -> list[Service]:
         return await self._wire.ask(calls.list_services())
 
-    def audit(self) -> AsyncIterator[AuditEntry]:
-        return self._all(calls.list_audit)
+    def audit(
+        self, *, action: str | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> AsyncIterator[AuditEntry]:
+        return self._all(lambda cursor: calls.list_audit(action, since, until, cursor))
 
     async def _all(self, page_at: Callable[[str | None], Call[Page[T]]]) -> AsyncIterator[T]:
         page = await self._wire.ask(page_at(None))

@@ -65,7 +65,7 @@ async def test_a_key_is_stored_listed_replaced_paused_and_deleted(pair: Pair) ->
         with pytest.raises(NotFound):
             await client("get", key.id)
         actions = [entry.action for entry in await client.all("audit") if entry.key_id == key.id]
-        assert len(actions) == 4
+        assert actions == ["key.delete", "key.pause", "key.change", "key.replace", "key.create"]
 
 
 def fields(key: Key) -> dict[str, Any]:
@@ -107,7 +107,10 @@ async def test_a_listing_goes_through_all_its_pages(pair: Pair, monkeypatch: pyt
         assert [key.name for key in await client.all("keys", q="&")] == ["c & d"]
         entries = await client.all("audit")
         assert [entry.id for entry in entries] == sorted({entry.id for entry in entries}, reverse=True)
-        assert len([entry for entry in entries if entry.key_id]) == 5
+        stored = [entry for entry in entries if entry.key_id]
+        assert len(stored) == 5
+        assert await client.all("audit", action="key.create") == stored
+        assert await client.all("audit", action="key.create", since=stored[3].at, until=stored[0].at) == stored[1:4]
 
 
 async def test_the_catalogue_is_read(pair: Pair) -> None:
