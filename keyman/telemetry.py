@@ -28,6 +28,12 @@ REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 """Seconds: a listing takes 2 ms, a sign-in 150 ms (Argon2id), an operation that waits for Vault 5 s at most."""
 
 
+def current_request_id() -> str | None:
+    """The id of the request that is being answered; None where none is."""
+    bound = structlog.contextvars.get_contextvars().get("request_id")
+    return bound if isinstance(bound, str) else None
+
+
 class Metrics:
     """The metrics of one application, in a registry of their own."""
 

@@ -45,6 +45,11 @@ path "sys/auth/approle" {
   capabilities = ["create", "update", "sudo"]
 }
 
+# That the audit log tells by which id keyman knows the request that a call was made for. It takes `sudo`.
+path "sys/config/auditing/request-headers/X-Request-ID" {
+  capabilities = ["create", "read", "update", "sudo"]
+}
+
 # The policies of this directory, by their names.
 path "sys/policies/acl/keyman-*" {
   capabilities = ["create", "read", "update"]

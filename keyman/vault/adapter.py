@@ -25,7 +25,7 @@ from hvac.adapters import Adapter
 
 from keyman.config import VaultSettings
 from keyman.errors import VAULT_DETAILS, VaultReason, raise_alone
-from keyman.telemetry import Metrics, log
+from keyman.telemetry import Metrics, current_request_id, log
 
 T = TypeVar("T")
 
@@ -55,6 +55,10 @@ MISTRUST = {
     64: OTHER_HOST,
 }
 """OpenSSL's X509_V_ERR_… in words for whoever runs keyman."""
+
+
+REQUEST_ID_HEADER = "X-Request-ID"
+"""The request of keyman's that a call is made for, by the id that its answer, its log lines and the trail have."""
 
 
 class VaultFault(Exception):
@@ -163,6 +167,8 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             headers["X-Vault-Token"] = self.token
         if self.namespace:
             headers["X-Vault-Namespace"] = self.namespace
+        if (asked := current_request_id()) is not None:
+            headers[REQUEST_ID_HEADER] = asked
         if arguments.get("wrap_ttl") is not None:
             headers["X-Vault-Wrap-TTL"] = str(arguments["wrap_ttl"])
         body = None

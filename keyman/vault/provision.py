@@ -22,7 +22,7 @@ from hvac.api.system_backend import Auth, Mount, Policies
 from keyman.config import VaultSettings
 from keyman.errors import ConfigurationError
 from keyman.secret import Secret
-from keyman.vault.adapter import AsyncAdapter, none_if_missing, taken
+from keyman.vault.adapter import REQUEST_ID_HEADER, AsyncAdapter, VaultFault, none_if_missing, taken
 from keyman.vault.guard import KEY_PROPERTIES
 
 ROLES = ("keyman-management", "keyman-resolver", "keyman-rotator")
@@ -96,6 +96,7 @@ async def plan(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[
         *await _mount(admin, settings),
         *await _key(admin, settings),
         *await _app_role_method(admin),
+        *await _audited_header(admin),
     ]
     for name in POLICIES:
         changes += await _policy(admin, settings, name)
@@ -188,6 +189,25 @@ async def _app_role_method(admin: AsyncAdapter) -> list[Change]:
     if "approle/" in methods:
         return []
     return [Change("enabled the AppRole login at auth/approle/", (), lambda: Auth(admin).enable_auth_method("approle"))]
+
+
+async def _audited_header(admin: AsyncAdapter) -> list[Change]:
+    """Vault's audit log then says for which request of keyman's a call was made. That is said once for all namespaces,
+    and by a token that may; it is left out where this one may not, for nothing else depends on it.
+    """
+    if admin.namespace:
+        return []
+    path = f"/v1/sys/config/auditing/request-headers/{REQUEST_ID_HEADER}"
+    try:
+        existing = taken(await admin.request("get", path), dict, "data")
+    except VaultFault as fault:
+        if fault.status not in (400, 404):  # as Vault says that it does not know the header
+            return []
+        existing = {}
+    if any(one == {"hmac": False} for one in existing.values()):
+        return []
+    said = f"had Vault's audit log tell the header {REQUEST_ID_HEADER}, as it is"
+    return [Change(said, (), lambda: admin.request("put", path, json={"hmac": False}))]
 
 
 async def _policy(admin: AsyncAdapter, settings: VaultSettings, name: str) -> list[Change]:

@@ -62,6 +62,7 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
         "mounted the Transit engine at transit/",
         "made the key keyman: aes256-gcm96, derived, not exportable, no plaintext backup",
         "enabled the AppRole login at auth/approle/",
+        "had Vault's audit log tell the header X-Request-ID, as it is",
         *(f"wrote the policy {name}" for name in POLICIES),
         *(f"made the AppRole {role}" for role in ROLES),
     ]

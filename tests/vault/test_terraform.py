@@ -87,6 +87,7 @@ def test_no_secret_comes_into_the_state(resources: dict[str, dict[str, Any]]) ->
         "vault_transit_secret_backend_key",
         "vault_policy",
         "vault_auth_backend",
+        "vault_audit_request_header",
         "vault_approle_auth_backend_role",
     }
 

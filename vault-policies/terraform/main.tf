@@ -39,6 +39,12 @@ resource "vault_auth_backend" "approle" {
   path = "approle"
 }
 
+# Vault's audit log then tells by which id keyman knows the request that a call was made for.
+resource "vault_audit_request_header" "request_id" {
+  name = "X-Request-ID"
+  hmac = false
+}
+
 resource "vault_approle_auth_backend_role" "keyman" {
   for_each   = local.roles
   depends_on = [vault_auth_backend.approle]
