@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from tests.cli.transcript import keyman
 from tests.support.live import Finished, Victim
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "audit.md"
 LINE = re.compile(r'\{"action":"[a-z.-]+",.*,"hash":"[0-9a-f]{64}"\}')
 
 
@@ -62,6 +65,13 @@ def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[st
     exported = keyman("audit", "export", env=told)
     assert (exported.code, exported.err) == (0, "Exported 3.\n")
     assert all(LINE.fullmatch(line) for line in exported.out.splitlines())
+
+    (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    for text, code in ((exported.out, 0), (exported.out.replace('"two"', '"tow"'), 1)):
+        checked = subprocess.run(
+            [sys.executable, "-c", program], input=text, text=True, capture_output=True, check=False
+        )
+        assert checked.returncode == code, checked.stderr
 
     whole = keyman("audit", "verify", env=told)
     assert (whole.code, whole.out) == (0, "")
