@@ -14,21 +14,21 @@ from uuid import uuid4
 
 import pytest
 from alembic import command, op
-from sqlalchemy import CheckConstraint, UniqueConstraint, func, inspect, select, text
+from sqlalchemy import CheckConstraint, UniqueConstraint, func, insert, inspect, select, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import db as keyman_db
 from keyman import migrations
-from keyman.audit import trail
+from keyman.audit import trail, verification
 from keyman.audit.trail import Action, Actor, Origin, audit_log
 from keyman.db import SCHEMA_REVISION, Database, create_engine
-from keyman.deployment import deployment
+from keyman.deployment import Deployment, deployment
 from keyman.errors import DatabaseUnavailable, KeymanError
 from keyman.migrations import ADVISORY_LOCK
 from tests.storage.exposure import shown, stands_alone
-from tests.storage.rows import add, add_owner, count
+from tests.storage.rows import add, add_owner, count, row
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -265,6 +265,35 @@ async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, mon
         assert not done
         writer.execute("COMMIT")
     assert await upgrade == (None, SCHEMA_REVISION)
+
+
+async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_stored(empty_database: URL) -> None:
+    async with connected(empty_database) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
+        tables = migrations.tables().tables
+        values = [uuid4() for _ in range(3)]
+        await connection.execute(insert(tables["users"]).values(row("users")))
+        for value in values:
+            await connection.execute(insert(tables["api_keys"]).values(row("api_keys", value_uuid=value)))
+    columns = "at, user_id, actor, action, key_id, service, purpose, address"
+    actions = ["create"] * 3 + ["replace", "change", "replace", "delete"]
+    for n, (action, key) in enumerate(zip(actions, (1, 2, 3, 1, 2, 1, 9), strict=True)):
+        at, purpose = f"2026-11-24 10:00:00{'' if n == 3 else f'.00000{n}'}", "na\u00efve \U0001f511"
+        told = f"'{at}', 1, 'session', 'key.{action}', {key}, 'OPENAI', '{purpose}', NULL"
+        await execute(empty_database, f"INSERT INTO audit_log ({columns}) VALUES ({told})")  # noqa: S608  # the test's own words
+    assert await migrations.upgrade(empty_database) == ("0003", SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+
+    db = Database(empty_database)
+    found = await verification.verify(db, (await Deployment.load(db)).uuid)
+    assert (found.entries, found.breaks) == (7, [])
+    async with db.read() as connection:
+        current = [(await connection.execute(select(trail.current_value(key)))).scalar_one() for key in (1, 2, 3, 9)]
+    assert current == [*values, trail.NO_VALUE]
+    async with db.write() as connection:
+        await trail.record(connection, trail.OPERATOR, 1, Action.DISABLE)
+    assert (await verification.verify(db, (await Deployment.load(db)).uuid)).breaks == []
+    await db.close()
 
 
 async def test_the_trail_from_before_applications_is_kept_and_takes_their_entries(empty_database: URL) -> None:
