@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from sqlalchemy import func, select, text
+from sqlalchemy import false, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
+from keyman.audit import trail
 from keyman.config import Settings, VaultSettings
 from keyman.db import SCHEMA_REVISION, AnyRow, Database, now
 from keyman.deployment import Deployment
@@ -34,7 +35,10 @@ SAMPLE = 50
 OLDEST_POSTGRESQL = 130000
 """As `server_version_num`: older ones get no fixes any more."""
 
-BY_ITSELF = ("database", "schema", "database-settings", "database-clock")
+PAGE = 10_000
+"""Keys that are looked at in one statement."""
+
+BY_ITSELF = ("database", "schema", "database-settings", "database-clock", "values")
 OF_THE_KEY = ("sentinel", "key-versions", "sample", "undecryptable")
 
 
@@ -97,6 +101,7 @@ async def _by_itself(settings: Settings, db: Database) -> AsyncIterator[Finding]
             yield await _postgresql(connection)
             theirs = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
             yield clock("database-clock", (now() - theirs).total_seconds(), "its")
+    yield await _values(db)
 
 
 async def _schema(settings: Settings) -> Finding:
@@ -145,6 +150,30 @@ async def _postgresql(connection: AsyncConnection) -> Finding:
     ).scalar_one_or_none()
     how = "TLS" if encrypted else "no TLS"
     return ok("database-settings", f"PostgreSQL {version}, UTC, durable, {how}")
+
+
+async def _values(db: Database) -> Finding:
+    """Whether each row holds the value that the trail says: the resolver opens no other."""
+    is_current = func.coalesce(trail.current_value(api_keys.c.id) == api_keys.c.value_uuid, false())
+    known = ~api_keys.c.undecryptable  # those that are marked have a check of their own
+    statement = select(api_keys.c.id, is_current.label("is_current")).where(known).order_by(api_keys.c.id).limit(PAGE)
+    count, after, wrong = 0, 0, list[int]()
+    while True:
+        async with db.read() as connection:
+            rows = (await connection.execute(statement.where(api_keys.c.id > after))).all()
+        count += len(rows)
+        wrong += [row.id for row in rows if not row.is_current]
+        if len(rows) < PAGE:
+            break
+        after = rows[-1].id
+    if wrong:
+        return failed(
+            "values",
+            f"{len(wrong):,} of {count:,} keys hold another value than the trail says, such as key {wrong[0]}",
+            "rows were put back or exchanged by hand, or the trail was bent: keyman audit verify; the resolver opens "
+            "none of them. Restore the rows, or have their owners store them again",
+        )
+    return ok("values", f"all {count:,} keys hold what the trail says" if count else "no keys are stored")
 
 
 async def _of_the_key(settings: VaultSettings, db: Database, client: VaultClient) -> AsyncIterator[Finding]:

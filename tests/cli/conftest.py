@@ -9,9 +9,11 @@ from secrets import token_hex
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
 
+from keyman.audit import trail
+from keyman.audit.trail import Action
 from keyman.config import VaultSettings
 from keyman.db import Database
 from keyman.deployment import Deployment
@@ -87,6 +89,10 @@ async def store(env: dict[str, str], settings: VaultSettings, count: int) -> Non
     ]
     async with db.write() as connection:
         await connection.execute(insert(api_keys), rows)
+        chain = None
+        for stored in (await connection.execute(select(api_keys.c.id, api_keys.c.value_uuid))).all():
+            told = {"key_id": stored.id, "value_uuid": stored.value_uuid, "chain": chain}
+            chain = await trail.record(connection, trail.OPERATOR, 1, Action.KEY_CREATE, **told)
     await client.close()
     await db.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_all_is_well_and_nothing_is_changed(plane: dict[str, str], victim: Victi
     assert set(findings) == {
         *("configuration", "vault-address", "public-url", "sign-up", "proxies", "secret-files"),
         *("vault", "vault-clock", "vault-login", "vault-token", "vault-policy", "vault-key"),
-        *("database", "schema", "database-settings", "database-clock"),
+        *("database", "schema", "database-settings", "database-clock", "values"),
         *("sentinel", "key-versions", "sample", "undecryptable"),
     }
     assert victim.root.ask("GET", key) == before
@@ -101,7 +101,7 @@ def test_a_person_gets_a_line_each_and_what_to_do_below_it(plane: dict[str, str]
     assert lines[0].split() == ["ok", "configuration", "complete"]
     place = next(number for number, line in enumerate(lines) if line.startswith("warning  sign-up"))
     assert lines[place + 1].strip().startswith("-> set KEYMAN_SIGNUP to closed")
-    assert done.err == "19 ok, 1 warning\n"
+    assert done.err == "20 ok, 1 warning\n"
 
 
 def test_a_deployment_that_was_never_started_is_told_so_and_left_without_a_sentinel(
@@ -465,22 +465,36 @@ def test_a_vault_from_before_the_rotation_is_noticed(plane: dict[str, str]) -> N
 
 @pytest.mark.usefixtures("used")
 @pytest.mark.parametrize(
-    "harm",
-    [
-        lambda env: execute(env, update(api_keys).where(api_keys.c.id == 2).values(value_uuid=uuid4())),
-        lambda env: execute(env, update(api_keys).where(api_keys.c.id == 2).values(service="ANTHROPIC")),
-    ],
+    ("changed", "failing"),
+    [({"value_uuid": uuid4()}, ("values", "sample")), ({"service": "ANTHROPIC"}, ("sample",))],
     ids=["another value", "another service"],
 )
-def test_a_row_that_does_not_open_is_found(plane: dict[str, str], harm: Callable[[dict[str, str]], None]) -> None:
-    harm(plane)
+def test_a_row_that_does_not_open_is_found(
+    plane: dict[str, str], changed: dict[str, Any], failing: tuple[str, ...]
+) -> None:
+    execute(plane, update(api_keys).where(api_keys.c.id == 2).values(changed))
     code, findings = doctor(plane)
-    assert (code, wrong(findings)) == (1, {"sample": "failed"})
+    assert (code, wrong(findings)) == (1, dict.fromkeys(failing, "failed"))
     assert findings["sample"]["found"] == "1 of 3 do not open, such as key 2"
     # Once it is marked, it is known, and no failure any more.
     execute(plane, update(api_keys).where(api_keys.c.id == 2).values(undecryptable=True))
     code, findings = doctor(plane)
     assert (code, wrong(findings)) == (0, {"key-versions": "warning", "undecryptable": "warning"})
+
+
+@pytest.mark.usefixtures("used")
+def test_a_row_that_opens_and_is_not_the_current_one_is_found(plane: dict[str, str]) -> None:
+    """Two keys of one user and service, exchanged with all that belongs to a value: Vault has nothing against it."""
+    columns = "encrypted_key, key_version, last_4_chars"
+    execute(plane, text("CREATE TABLE kept AS SELECT * FROM api_keys"))
+    execute(plane, text("UPDATE api_keys SET value_uuid = hex(randomblob(16)) WHERE id < 3"))
+    for one, other in ((1, 2), (2, 1)):
+        taken = f"SELECT value_uuid, {columns} FROM kept WHERE id = {other}"  # noqa: S608
+        execute(plane, text(f"UPDATE api_keys SET (value_uuid, {columns}) = ({taken}) WHERE id = {one}"))  # noqa: S608
+    execute(plane, text("DROP TABLE kept"))
+    code, findings = doctor(plane)
+    assert (code, wrong(findings)) == (1, {"values": "failed"})
+    assert findings["values"]["found"] == "2 of 3 keys hold another value than the trail says, such as key 1"
 
 
 @pytest.mark.usefixtures("used")

@@ -50,7 +50,7 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
     victim.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
     assert keyman("rewrap", env=operator) == Finished(0, "", "Rewrapped 0 to version 2.\n")
     told = json.loads(keyman("audit", "list", "--json", env=operator).out)
-    assert [(entry["action"], entry["actor"], entry["detail"]) for entry in told] == [
+    assert [(entry["action"], entry["actor"], entry["detail"]) for entry in told if entry["key_id"] is None] == [
         ("vault.rotate", "operator", "version 2"),
         ("vault.rewrap", "operator", f"to version 2: {stored} rewrapped, 0 refused"),
         ("vault.rewrap", "operator", "to version 2: 0 rewrapped, 0 refused"),
