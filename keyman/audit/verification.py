@@ -20,9 +20,13 @@ from sqlalchemy import and_, func, select
 from keyman.audit.chain import digest, genesis
 from keyman.audit.trail import Action, audit_chains, audit_log
 from keyman.db import AnyRow, Database
+from keyman.errors import RefusedStatement
 
 PAGE = 2000
 """Entries that are read at once: less than a MB."""
+
+UNREADABLE = (ValueError, TypeError, RefusedStatement)
+"""What comes of a value that is none of its column's type, which SQLite takes."""
 
 PRUNED = re.compile(r"up to ([0-9]{1,18}) ([0-9a-f]{64})")
 """The detail of an entry that says up to where its chain was pruned: the sequence of the last that went, its hash."""
@@ -99,24 +103,35 @@ class _Chain:
         self._found = found
         self._report = report
         self._at = 0  # the sequence of the last entry that was read
-        self._hash = self._genesis  # and its hash, as stored
+        self._hash: bytes | None = self._genesis  # and its hash, as stored; None when that cannot be read
         self._pruned: set[tuple[int, bytes]] = set()  # up to where, as entries say
 
     async def verify(self) -> None:
+        limit = PAGE
         while True:
-            page = await self._page()
+            try:
+                page = await self._page(limit)
+            except UNREADABLE:
+                if limit > 1:
+                    limit //= 2  # closer to the one that it is
+                else:
+                    await self._skip()
+                    limit = PAGE
+                continue
             if not page:
                 return self._broken(0, None, "its ends are gone")
             end = page[0]
+            if [type(value) for value in end[-len(_ENDS) :]] != [int, bytes, int, bytes]:
+                return self._broken(0, None, "its ends hold what no end can hold")
             if end.base_sequence > self._at:  # at the beginning, or pruned in the meantime
                 self._at, self._hash = end.base_sequence, end.base_hash
             for row in page:
                 if row.id is not None:  # the end stands there without an entry, too
                     self._take(row)
-            if len(page) < PAGE:
+            if len(page) < limit:
                 return self._finish(end)
 
-    async def _page(self) -> Sequence[AnyRow]:
+    async def _page(self, limit: int) -> Sequence[AnyRow]:
         """The next entries, each with the ends of the chain."""
         following = and_(audit_log.c.chain == audit_chains.c.chain, audit_log.c.sequence > self._at)
         statement = (
@@ -124,26 +139,34 @@ class _Chain:
             .select_from(audit_chains.outerjoin(audit_log, following))
             .where(audit_chains.c.chain == self._chain)
             .order_by(audit_log.c.sequence)
-            .limit(PAGE)
+            .limit(limit)
         )
         async with self._db.read() as connection:
             rows = (await connection.execute(statement)).all()
         self._report(sum(row.id is not None for row in rows))
         return rows
 
+    async def _skip(self) -> None:
+        """Pass over an entry that cannot be read. What follows it may well be whole."""
+        following = and_(audit_log.c.chain == self._chain, audit_log.c.sequence > self._at)
+        async with self._db.read() as connection:
+            sequence = (await connection.execute(select(func.min(audit_log.c.sequence)).where(following))).scalar_one()
+        self._broken(sequence, None, "it holds what no entry can hold")
+        self._at, self._hash = sequence, None
+
     def _take(self, row: AnyRow) -> None:
         self._found.entries += 1
         missing = row.sequence - self._at - 1
         if missing:
             self._broken(row.sequence, row.id, f"{missing:,} before it are missing")
-        elif digest(self._hash, dict(zip(_NAMES, row, strict=False))) != row.hash:
+        elif self._hash is not None and digest(self._hash, dict(zip(_NAMES, row, strict=False))) != row.hash:
             self._broken(row.sequence, row.id, "it was changed, or exchanged, or the one before it was")
         anchored = self._anchored.pop(row.sequence, None)
         if anchored is not None and anchored.hash != row.hash:
             self._broken(row.sequence, row.id, "it is not the entry that was anchored")
         if row.action == Action.TRAIL_PRUNE and (said := PRUNED.fullmatch(row.detail or "")):
             self._pruned.add((int(said[1]), bytes.fromhex(said[2])))
-        self._at, self._hash = row.sequence, row.hash
+        self._at, self._hash = row.sequence, row.hash if isinstance(row.hash, bytes) else None
 
     def _finish(self, end: AnyRow) -> None:
         base = (end.base_sequence, end.base_hash)
@@ -164,7 +187,7 @@ class _Chain:
                 self._found.pruned.append(head)
             else:
                 self._broken(head.sequence, None, "the entry that was anchored is gone")
-        self._found.heads.append(Head(self._chain, self._at, self._hash))
+        self._found.heads.append(Head(self._chain, self._at, self._hash or end.end_hash))
 
     def _broken(self, sequence: int, entry_id: int | None, what: str) -> None:
         self._found.breaks.append(Break(self._chain, sequence, entry_id, what))

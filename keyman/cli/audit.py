@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,7 @@ from keyman.cli.logins import admin_settings, as_admin
 from keyman.cli.progress import progress
 from keyman.db import Database, now
 from keyman.deployment import Deployment
-from keyman.errors import KeymanError
+from keyman.errors import KeymanError, raise_alone
 from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer
 
@@ -62,7 +63,9 @@ def list_all(
         return await listing.list_all(db, user_id, limit, wanted)
 
     columns = ("id", "at", "user_id", "actor", "action", "key_id", "service", "application", "reason", "request_id")
-    print_rows(run(work, home), columns, as_json=as_json)
+    with _unreadable_said():
+        rows = run(work, home)
+    print_rows(rows, columns, as_json=as_json)
 
 
 @group.command("export")
@@ -79,7 +82,9 @@ def print_all(since: str | None, home: Path | None) -> None:
             count += 1
         return count
 
-    click.echo(f"Exported {run(work, home):,}.", err=True)
+    with _unreadable_said():
+        count = run(work, home)
+    click.echo(f"Exported {count:,}.", err=True)
 
 
 @group.command("verify")
@@ -164,6 +169,14 @@ def prune(older_than: timedelta, file: Path, dry_run: bool, home: Path | None) -
         return
     again = f" What {pruned.carried:,} keys hold was said again." if pruned.carried else ""
     click.echo(f"Removed {pruned.entries:,}.{again}", err=True)
+
+
+@contextmanager
+def _unreadable_said() -> Iterator[None]:
+    try:
+        yield
+    except ValueError:  # which holds what was read
+        raise_alone(KeymanError("An entry holds what no entry can hold: `keyman audit verify` says which."))
 
 
 async def _verify(db: Database, files: Sequence[Path]) -> tuple[Verified, list[Anchor]]:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, text
 
 from keyman.audit import export, trail, verification
 from keyman.audit.chain import digest, genesis, line
@@ -113,6 +113,31 @@ async def test_a_changed_entry_is_named_whatever_was_changed(bent: Trail) -> Non
         assert found == [(5, row.id, CHANGED), *after], change
         await bent.change(row.id, **row._mapping)
     assert await bent.broken() == []
+
+
+async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verified(
+    bent: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not bent.db.is_sqlite:
+        return  # PostgreSQL refuses it
+    monkeypatch.setattr(verification, "PAGE", 4)
+    harms = (
+        *("at = 'c4n4ry'", "value_uuid = 'c4n4ry'", "key_id = 'c4n4ry'"),
+        *("purpose = CAST(x'ff' AS TEXT)", "hash = printf('%032d', 7)"),
+    )
+    for harm in harms:
+        row = (await bent.longest())[4]
+        async with bent.db.write() as connection:
+            await connection.execute(text(f"UPDATE audit_log SET {harm} WHERE id = {row.id}"))  # noqa: S608
+        found = await bent.broken()
+        assert (found[0][0], "c4n4ry" in repr(found)) == (5, False), harm
+        assert {place for place, _, _ in found} <= {5, 6}, harm
+        await bent.change(row.id, **row._mapping)
+    assert await bent.broken() == []
+    for harm in ("sequence = 'c4n4ry'", "base_sequence = 'c4n4ry', sequence = 'd'", "base_hash = printf('%032d', 7)"):
+        async with bent.db.write() as connection:
+            await connection.execute(text(f"UPDATE audit_chains SET {harm}"))  # noqa: S608
+        assert await bent.broken() == [(0, None, "its ends hold what no end can hold")]
 
 
 async def test_every_column_is_covered(bent: Trail) -> None:
@@ -283,8 +308,8 @@ async def test_an_export_has_every_entry_with_what_was_hashed(bent: Trail) -> No
     lines = [text async for text in export.lines(bent.db, None)]
     assert len(lines) == len(await bent.rows())
     ends: dict[int, str] = {}
-    for text in lines:
-        entry = json.loads(text)
+    for shown in lines:
+        entry = json.loads(shown)
         value = entry.pop("hash")
         hashed = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         assert hashlib.sha256(hashed).hexdigest() == value
