@@ -38,7 +38,10 @@
       // Not for an answer that comes late from elsewhere, such as a search: somebody may be typing in the dialog.
       if (dialog.contains(ctx.sourceElement)) {
         dialog.close();
-        (region.querySelector(".fresh button") || region.querySelector("button"))?.focus();
+        // On the button that asked, or what it has become; on the first one that acts where the row is new.
+        const asked = `.fresh form[action="${ctx.sourceElement.getAttribute("action")}"] button`;
+        const found = [asked, ".fresh .actions button", "button"].map((each) => region.querySelector(each));
+        found.find((each) => each)?.focus();
       }
       status.textContent = region.dataset.status || "";
     }

@@ -6,7 +6,7 @@ from litestar import Router
 from litestar.di import Provide
 
 from keyman.authentication import authenticate, provide_caller, provide_origin
-from keyman.web import account, keys, reference, sign_in, static, tokens
+from keyman.web import account, activity, key_actions, keys, reference, sign_in, static, tokens
 from keyman.web.pages import provide_visit
 
 
@@ -26,15 +26,17 @@ def router() -> Router:
             keys.create,
             keys.edit_form,
             keys.edit,
-            keys.delete_form,
-            keys.delete,
+            key_actions.pause_form,
+            key_actions.pause,
+            key_actions.delete_form,
+            key_actions.delete,
             tokens.show_list,
             tokens.new_form,
             tokens.create,
             tokens.revoke_form,
             tokens.revoke,
             account.settings_page,
-            account.show_activity,
+            activity.show_activity,
             account.show_account,
             account.change_password,
             account.end_other_sessions,

@@ -1,4 +1,4 @@
-"""Settings → Account: the address, the password, and where its owner is signed in. Settings → Activity: the trail."""
+"""Settings → Account: the address, the password, and where its owner is signed in."""
 
 from __future__ import annotations
 
@@ -11,85 +11,20 @@ from keyman import values
 from keyman.accounts import sessions, users
 from keyman.accounts.callers import Caller
 from keyman.accounts.passwords import Passwords
-from keyman.accounts.tokens import Scope
 from keyman.accounts.users import ChangePassword
-from keyman.audit import listing
-from keyman.audit.trail import Action, Actor
 from keyman.authentication import needs
 from keyman.db import Database
 from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
-from keyman.keys.services import Catalogue
-from keyman.paging import Cursor, Slice
 from keyman.requests import AnyRequest, Injected, RowId
 from keyman.web.forms import Form
 from keyman.web.pages import Visit, see_other
 
 ACCOUNT = "/settings/account"
-ACTIVITY = "/settings/activity"
-
-# What happened, for whom it concerns.
-ACTIONS = {
-    Action.SIGNUP: "Account created",
-    Action.LOGIN: "Signed in",
-    Action.LOGIN_FAILED: "Sign-in failed",
-    Action.LOGOUT: "Signed out",
-    Action.SESSION_END: "Session ended",
-    Action.PASSWORD: "Password changed",
-    Action.PASSWORD_FAILED: "Password change failed",
-    Action.DISABLE: "Account disabled",
-    Action.ENABLE: "Account enabled",
-    Action.TOKEN_CREATE: "Access token created",
-    Action.TOKEN_REVOKE: "Access token revoked",
-    Action.KEY_CREATE: "Key added",
-    Action.KEY_REPLACE: "Key replaced",
-    Action.KEY_CHANGE: "Key changed",
-    Action.KEY_PAUSE: "Key paused",
-    Action.KEY_RESUME: "Key resumed",
-    Action.KEY_DELETE: "Key deleted",
-    Action.KEY_RESOLVE: "Key given to an application",
-    Action.KEY_RESOLVE_REFUSED: "Key refused to an application",
-    Action.KEY_RESOLVE_FAILED: "Key could not be opened",
-    Action.APPLICATION_CREATE: "Application registered",
-    Action.APPLICATION_ROTATE: "Application's token replaced",
-    Action.APPLICATION_REVOKE: "Application revoked",
-}
-
-ACTORS = {
-    Actor.SESSION: "You",
-    Actor.TOKEN: "Access token",
-    Actor.APPLICATION: "Application",
-    Actor.OPERATOR: "Operator",
-    Actor.ANONYMOUS: "Not signed in",
-}
 
 
 @get("/settings", opt=needs(None), include_in_schema=False)
 async def settings_page() -> Response[bytes]:
     return see_other("/settings/api-keys")
-
-
-@get(ACTIVITY, opt=needs(Scope.AUDIT_READ), include_in_schema=False)
-async def show_activity(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Caller],
-    catalogue: Injected[Catalogue],
-) -> Response[bytes]:
-    try:
-        before = Cursor.parse(request.query_params.get("cursor"))
-    except ValueError:
-        before = None
-    page = await listing.list_own(db, caller.user_id, Slice(before=before))
-    return visit.show(
-        "activity.html",
-        entries=page.items,
-        older=f"{ACTIVITY}?cursor={page.cursor}" if page.cursor is not None else None,
-        newest=ACTIVITY if before is not None else None,
-        actions=ACTIONS,
-        actors=ACTORS,
-        names={info.service: info.name for info in catalogue.infos()},
-    )
 
 
 @get(ACCOUNT, opt=needs(None), include_in_schema=False)

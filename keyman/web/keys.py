@@ -1,4 +1,4 @@
-"""Settings → API Keys: the list, and the forms to add, edit and delete a key."""
+"""Settings → API Keys: the list, and the forms to add and to edit a key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
@@ -30,7 +29,7 @@ from keyman.paging import Cursor, Slice
 from keyman.requests import AnyRequest, Injected, RowId
 from keyman.values import SearchText
 from keyman.web.forms import Form, LastDay
-from keyman.web.pages import HOME, Visit, see_other
+from keyman.web.pages import HOME, Visit, is_one, see_other
 
 FILTER_FROM = 10
 """With more keys than these the list can be searched; fewer are seen at a glance."""
@@ -72,7 +71,7 @@ class View:
     @classmethod
     def parse(cls, query: dict[str, str]) -> View:
         kinds = {"service": ServiceSlug, "q": SearchText, "cursor": Cursor}
-        return cls(**{name: query[name] for name, kind in kinds.items() if _is_one(kind, query.get(name))})
+        return cls(**{name: query[name] for name, kind in kinds.items() if is_one(kind, query.get(name))})
 
     @classmethod
     def of_query(cls, text: str) -> View:
@@ -158,8 +157,8 @@ async def edit_form(
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    key = await _own(db, caller, key_id)
-    return _form(visit, catalogue, key=key, view=_view_behind(request))
+    key = await own_key(db, caller, key_id)
+    return _form(visit, catalogue, key=key, view=view_behind(request))
 
 
 @post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -174,40 +173,18 @@ async def edit(
 ) -> Response[bytes]:
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
-    key = await _own(db, caller, key_id)
+    key = await own_key(db, caller, key_id)
     try:
         await _edit(db, sealer, caller, key, form)
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
-            key = await _own(db, caller, key_id)  # as it is now, if it still is
+            key = await own_key(db, caller, key_id)  # as it is now, if it still is
         return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
     return see_other(view.url(saved=key.id, done="changed"))
 
 
-@get("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def delete_form(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Caller],
-    catalogue: Injected[Catalogue],
-    key_id: FromPath[RowId],
-) -> Response[bytes]:
-    key = await _own(db, caller, key_id)
-    return visit.show("key_delete.html", key=key, service_name=catalogue.name(key.service), view=_view_behind(request))
-
-
-@post("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def delete(
-    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], key_id: FromPath[RowId]
-) -> Response[bytes]:
-    view = View.of_query((await Form.read(request)).text("view"))
-    await _own(db, caller, key_id)
-    await operations.remove(db, caller, key_id, IfMatch())
-    return see_other(view.url(done="deleted"))
-
-
-async def _own(db: Database, caller: Caller, key_id: int) -> KeyInfo:
+async def own_key(db: Database, caller: Caller, key_id: int) -> KeyInfo:
+    """A key of the caller's, or a problem in words for somebody who pressed its button."""
     try:
         return await operations.get(db, caller, key_id)
     except NotFound:
@@ -279,7 +256,7 @@ def _form(
     )
 
 
-def _view_behind(request: AnyRequest) -> View:
+def view_behind(request: AnyRequest) -> View:
     """The part of the list that the form was opened from."""
     return View.parse(dict(request.query_params))
 
@@ -290,13 +267,3 @@ def _day(at: datetime | None) -> str:
 
 def _expires_soon(key: KeyInfo, moment: datetime) -> bool:
     return key.status is not Status.EXPIRED and key.expires_at is not None and key.expires_at - moment <= EXPIRES_SOON
-
-
-def _is_one(kind: Any, raw: str | None) -> bool:
-    if not raw:
-        return False
-    try:
-        kind.parse(raw)
-    except ValueError:
-        return False
-    return True

@@ -161,6 +161,17 @@ def is_partial(exchange: Exchange) -> bool:
     return exchange.headers.get("hx-request") == "true"
 
 
+def is_one(kind: Any, raw: str | None) -> bool:
+    """True when `kind` can be parsed from what an address holds; what cannot is left out of a page's view."""
+    if not raw:
+        return False
+    try:
+        kind.parse(raw)
+    except ValueError:
+        return False
+    return True
+
+
 _OWN = re.compile(r"/settings((?!//|\\)[!-~])*")
 
 

@@ -10,13 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 from playwright.sync_api import Locator, Page, Route
-from sqlalchemy import create_engine, insert, select
+from sqlalchemy import create_engine, func, insert, select
 
 from keyman.accounts.tables import users
+from keyman.audit.trail import Action, audit_log
 from keyman.db import now
 from keyman.keys.services import Catalogue
 from keyman.keys.tables import api_keys
 from tests.support.planes import PASSWORD
+from tests.support.trail import entry
 from tests.web.conftest import Person
 
 KEYS = "/settings/api-keys"
@@ -186,4 +188,20 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
             each["name_folded"] = each["name"].casefold() if each["name"] else None
             each["updated_at"] = each["created_at"]
         connection.execute(insert(api_keys), filled)
+    engine.dispose()
+
+
+def plant_uses(home: Path, person: Person, *uses: dict[str, Any]) -> None:
+    """Entries of applications straight into the trail, in the order that they came in: of the newest key of a service,
+    granted unless they say otherwise.
+    """
+    engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})
+    with engine.begin() as connection:
+        user_id = connection.scalar(select(users.c.id).where(users.c.email == person.email))
+        for use in uses:
+            newest = select(func.max(api_keys.c.id)).where(
+                api_keys.c.user_id == user_id, api_keys.c.service == use["service"]
+            )
+            about = {"user_id": user_id, "key_id": connection.scalar(newest), "address": "198.51.100.7"}
+            connection.execute(insert(audit_log).values({**entry(Action.KEY_RESOLVE), **about, **use}))
     engine.dispose()

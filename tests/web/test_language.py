@@ -32,18 +32,21 @@ from sqlalchemy import insert, select, update
 
 import keyman
 from keyman.accounts.throttle import TOO_MANY_SIGNUPS
+from keyman.audit.trail import Action, audit_log
 from keyman.db import now
 from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
 from keyman.keys.services import SHIPPED
 from keyman.keys.tables import api_keys
 from keyman.paging import Cursor
 from keyman.problems import KINDS
-from keyman.web.account import ACTIONS, ACTORS
+from keyman.web.activity import ACTIONS, ACTORS, KIND_NAMES, PERIOD_NAMES, REASONS
+from keyman.web.key_actions import NAMED_USES
 from keyman.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
 from keyman.web.pages import TEMPLATES
 from keyman.web.tokens import MEANINGS
 from tests.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
 from tests.support.planes import PASSWORD
+from tests.support.trail import entry
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +59,7 @@ GERMAN = LANGUAGES.choose("de")
 NEVER_ON_A_PAGE = {
     "api": "answers to programs: JSON, in English",
     "cli": "for an operator at a command line",
+    "client": "for the programs that use it, in English",
     "config.py": "for an operator at the start",
     "deployment.py": "for an operator at the start",
     "dev.py": "for an operator at the start",
@@ -86,6 +90,7 @@ PUT_TOGETHER = {
 NOT_FOR_PEOPLE = {
     "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
     "must be a cursor that a Link header has given": "a page takes any other cursor for none",
+    "must be an action as an entry names it, such as key.resolve": "a page asks for kinds of actions, which it names",
 }
 
 THE_SAME = {"Name", "Status", "Token"}
@@ -191,7 +196,7 @@ def of_the_templates() -> frozenset[str]:
 
 @cache
 def of_the_code() -> frozenset[str]:
-    tables = (VAULT_DETAILS, ACTIONS, ACTORS, MEANINGS)
+    tables = (VAULT_DETAILS, ACTIONS, ACTORS, MEANINGS, REASONS, KIND_NAMES, PERIOD_NAMES)
     return frozenset(
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
@@ -436,7 +441,8 @@ EMAIL = f"{uuid4().hex}@example.com"
 DATA = (
     EMAIL,
     "zz-label",
-    "zz-app",
+    *(f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)),
+    "zz-purpose",
     "zz-token",
     "ZZ_SERVICE",
     "Firefox · Ubuntu",
@@ -533,7 +539,7 @@ async def see_the_keys(walk: Walk) -> None:
     await let_time_pass(walk.plane, ids)
     for query in ("", "?service=OPENAI&q=zz", "?q=nothing", f"?cursor={Cursor(ids[-1])}"):
         await walk.get(f"{KEYS}{query}")
-    for done in ("created", "changed", "deleted"):
+    for done in ("created", "changed", "paused", "resumed", "deleted"):
         await walk.get(f"{KEYS}?done={done}&saved={ids[0]}")
     await walk.get(f"{KEYS}/new")
     await walk.post(KEYS, 422)
@@ -544,7 +550,12 @@ async def see_the_keys(walk: Walk) -> None:
     await walk.post(KEYS, 422, service="nobody", api_key="x" * 600, name="x" * 101, expires_at="soon")
     for key_id in ids:
         await walk.get(f"{KEYS}/{key_id}/edit")
+        await walk.get(f"{KEYS}/{key_id}/pause")
         await walk.get(f"{KEYS}/{key_id}/delete")
+    await let_applications_use(walk.plane, ids[3])
+    await walk.get(f"{KEYS}/{ids[3]}/delete")
+    await walk.post(f"{KEYS}/{ids[3]}/pause", 422)
+    await walk.post(f"{KEYS}/{ids[3]}/pause", 412, paused="true", etag='"another"')
     await walk.post(f"{KEYS}/{ids[0]}/edit", 412, etag='"another"', name="zz-label")
     await walk.post(f"{KEYS}/{ids[0]}/edit", 422, api_key=f"sk-...{OPENAI_KEY[-4:]}")
     await walk.get(f"{KEYS}/{ids[-1] + 999_999}/edit", 404)
@@ -570,6 +581,20 @@ async def let_time_pass(plane: ApiPlane, ids: list[int]) -> None:
         await connection.execute(insert(api_keys), [{**row, "value_uuid": uuid4()} for _ in range(50)])
 
 
+async def let_applications_use(plane: ApiPlane, key_id: int) -> None:
+    """More of them than are named got the key, and then got none, for every reason that there is."""
+    names = [f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)]
+    asked: list[tuple[str, Action, str | None]] = [(name, Action.KEY_RESOLVE, None) for name in names]
+    asked += [(names[0], Action.KEY_RESOLVE_REFUSED, reason) for reason in REASONS]
+    async with plane.database.write() as connection:
+        theirs = await connection.execute(select(api_keys.c.user_id).where(api_keys.c.id == key_id))
+        owner = theirs.scalar_one()
+        about = {"user_id": owner, "key_id": key_id, "service": "OPENAI", "purpose": "zz-purpose"}
+        for name, action, reason in asked:
+            row = entry(action, application=name, reason=reason, **about)
+            await connection.execute(insert(audit_log).values(row))
+
+
 async def see_the_tokens(walk: Walk) -> None:
     await walk.get(TOKENS)
     await walk.get(f"{TOKENS}/new")
@@ -586,8 +611,8 @@ async def see_the_tokens(walk: Walk) -> None:
 
 
 async def see_the_account(walk: Walk) -> None:
-    await walk.get(ACTIVITY)
-    await walk.get(f"{ACTIVITY}?cursor={Cursor(1)}")
+    for query in ("", "?kind=keys-used&period=week", "?kind=sign-ins&period=day"):  # the last one finds nothing
+        await walk.get(f"{ACTIVITY}{query}")
     await log_in(walk.plane, EMAIL)  # a session of a device that nobody knows
     for query in ("", "?done=password", "?done=session", "?done=sessions"):
         await walk.get(f"{ACCOUNT}{query}")

@@ -136,11 +136,11 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, stack: Stack) -> None
     ada.open(KEYS)
 
     by_label = {cells[1]: cells for cells in texts(page)}
-    assert by_label["plain"][3:6] == ["Active", "3 days ago", "never"]
+    assert by_label["plain"][3:6] == ["Active Pause", "3 days ago", "never"]
     assert " ".join(by_label["used"][5].split()) == "5 hours ago by chat-backend"
-    assert " ".join(by_label["ends soon"][3].split()) == "Active expires in 5 days"
+    assert " ".join(by_label["ends soon"][3].split()) == "Active Pause expires in 5 days"
     assert by_label["ended"][3] == "Expired"
-    assert by_label["paused"][3] == "Paused"
+    assert by_label["paused"][3] == "Paused Resume"
     assert by_label["unreadable"][3] == "Unreadable"
     assert by_label["service gone"][0].split()[-1] == "OF_AN_OPERATOR"
     soon = rows(page).filter(has_text="ends soon").locator(".expiry")

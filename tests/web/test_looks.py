@@ -15,7 +15,10 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import CDPSession, Page, expect
 
+from keyman.audit.trail import Action
 from keyman.db import now
+from keyman.errors import VaultReason
+from keyman.keys.schemas import Status
 from tests.support.planes import PASSWORD
 from tests.web.conftest import DESKTOP, PHONE, Arrive, Person, Stack
 from tests.web.moves import (
@@ -32,6 +35,7 @@ from tests.web.moves import (
     join,
     narrow_places,
     plant,
+    plant_uses,
     press,
     rows,
     save,
@@ -70,6 +74,24 @@ def _crowd(person: Person, stack: Stack) -> None:
         {"service": "MISTRAL", "disabled": True, "last_used_at": moment, "last_used_by": "a" * 100},
         {"service": "REPLICATE", "undecryptable": True, "name": "9" * 10, "last_4_chars": "..."},
         {"service": "TOGETHER", "name": "漢字" * 50, "last_4_chars": "tgp_v1_...9999"},
+    )
+    plant_uses(
+        stack.home,
+        person,
+        *(
+            {"service": service, "application": name, "at": moment, "purpose": purpose, **refusal}
+            for service in ("TOGETHER", "OF_AN_OPERATOR_WITH_A_LONG_NAME_OF_SIXTY_FOUR_CHARACTERS_IN_ALL_")
+            for name, purpose in (("chat-backend", None), ("a" * 64, "p" * 200), ("0-9._-", "word " * 40))
+            for refusal in (
+                {},
+                {
+                    "action": Action.KEY_RESOLVE_REFUSED,
+                    "reason": "not-granted",
+                    "address": "2001:db8:" + "ffff:" * 5 + "f",
+                },
+                {"action": Action.KEY_RESOLVE_FAILED, "reason": VaultReason.WRONG_KEY},
+            )
+        ),
     )
     for name in ("n" * 100, "CI pipeline"):
         body = {"name": name, "scopes": ["keys:read", "keys:write", "tokens:manage", "audit:read"]}
@@ -162,6 +184,7 @@ INSIDE: dict[str, State] = {
     "adding, session over": _session_over,
     "editing": _pressed(KEYS, "Edit"),
     "deleting": _pressed(KEYS, "Delete"),
+    "pausing": _pressed(KEYS, "Pause"),
     "a form as a page": _at(f"{KEYS}/new"),
     "tokens": _at(TOKENS),
     "a new token": _pressed(TOKENS, "New Token"),
@@ -245,7 +268,7 @@ def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, stack: S
             found.extend(f"{name}, {scheme}: {each}" for each in _violations(ada.page, scheme))
 
     join(ada)
-    for path in (KEYS, TOKENS):
+    for path in (KEYS, TOKENS, f"{ACTIVITY}?kind=keys-used"):
         look(f"empty {path}", _at(path))
     _crowd(ada, stack)
     states = {**INSIDE, **OUTSIDE}
@@ -345,6 +368,7 @@ def test_pictures_of_every_page(model: Person, stack: Stack, tmp_path: Path) -> 
     model.open(KEYS)
     take("empty")
     plant(stack.home, model, *_portfolio(now()))
+    plant_uses(stack.home, model, *_uses(now()))
     model.open(KEYS)
     take("api-keys")
     press(page, "Add New Key")
@@ -421,6 +445,21 @@ def _smaller(person: Person, png: bytes) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in parts.items()
     )
+
+
+def _uses(moment: datetime) -> list[dict[str, Any]]:
+    paused = {"action": Action.KEY_RESOLVE_REFUSED, "reason": Status.DISABLED}
+    told: list[tuple[str, str, str | None, dict[str, float], dict[str, Any]]] = [
+        ("MISTRAL", "nightly-report", "Summary of the day", {"hours": 19}, {}),
+        ("DEEPSEEK", "translator", None, {"hours": 9}, paused),
+        ("MISTRAL", "review-bot", "Comment on a change", {"hours": 3}, {}),
+        ("ANTHROPIC", "chat-backend", "Answer to a chat", {"minutes": 5}, {}),
+        ("OPENAI", "chat-backend", "Answer to a chat", {"minutes": 2}, {}),
+    ]
+    return [
+        {"service": service, "application": name, "purpose": purpose, "at": moment - timedelta(**ago), **more}
+        for service, name, purpose, ago, more in told
+    ]
 
 
 def _portfolio(moment: datetime) -> list[dict[str, Any]]:

@@ -147,8 +147,19 @@ def _edits_it(ada: Person) -> None:
 def _deletes_it(ada: Person) -> None:
     page = ada.page
     row = rows(page)
+    for button, question, badge, status, done in (
+        ("Pause", "Pause this key?", "Paused", "disabled", "The key is paused."),
+        ("Resume", "Resume this key?", "Active", "active", "The key is resumed."),
+    ):
+        opened = press(page, button, row)
+        expect(opened).to_have_accessible_name(question)
+        opened.get_by_role("button", name=button, exact=True).click()
+        expect(row).to_contain_text(badge)
+        expect(page.get_by_role("status")).to_have_text(done)
+        assert keys_of(ada)[0]["status"] == status
     opened = press(page, "Delete", row)
     expect(opened).to_have_accessible_name("Delete this key?")
+    expect(opened).to_contain_text("No application has used it in the last 30 days.")
     expect(opened).to_contain_text("OpenAI")
     expect(opened).to_contain_text("sk-...9876")
     expect(opened).to_contain_text("Applications that get this key from here will get it no more")
@@ -214,6 +225,8 @@ def _looks_back(ada: Person) -> None:
         "Key added",
         "Access token created",
         "Key deleted",
+        "Key resumed",
+        "Key paused",
         "Key replaced",
         "Key changed",
         "Key added",
@@ -224,6 +237,15 @@ def _looks_back(ada: Person) -> None:
     expect(rows(page).nth(3)).to_contain_text("OpenAI")
     expect(rows(page).nth(3)).to_contain_text("You")
     expect(rows(page).nth(3)).to_contain_text("127.0.0.1")
+    # A choice is shown at once, and is in the address.
+    page.get_by_label("Show").select_option(label="Access tokens")
+    expect(rows(page)).to_have_count(2)
+    expect(page.get_by_role("status")).to_have_text("Entries shown: 2")
+    expect(page).to_have_url(re.compile(r"\?kind=tokens&period=$"))
+    page.get_by_label("Show").select_option(label="Uses of keys")
+    page.get_by_label("Period").select_option(label="Last 24 hours")
+    page.get_by_role("link", name="Show all activity").click()
+    expect(rows(page)).to_have_count(10)
 
 
 def _minds_the_account(ada: Person) -> None:
@@ -355,6 +377,16 @@ def test_the_keyboard_alone_is_enough(arrive: Arrive) -> None:
     keyboard.press("Enter")
     expect(row).to_contain_text("typed again")
     expect(edit).to_be_focused()
+    # Paused and resumed: on the button that undoes it.
+    keyboard.press("Shift+Tab")
+    for button, undoes in (("Pause", "Resume"), ("Resume", "Pause")):
+        expect(row.get_by_role("button", name=button)).to_be_focused()
+        keyboard.press("Enter")
+        expect(dialog(page).get_by_role("button", name=button)).to_be_focused()
+        keyboard.press("Enter")
+        expect(row.get_by_role("button", name=undoes)).to_be_focused()
+    keyboard.press("Tab")
+    expect(edit).to_be_focused()
     # Escape and Cancel leave the key where it is, and the focus on the button.
     keyboard.press("Tab")
     for leave in ("Escape", "Enter"):
@@ -421,6 +453,14 @@ def test_without_javascript_every_action_is_a_plain_form(arrive: Arrive) -> None
     expect(row).to_contain_text("plainer")
     expect(row).to_contain_text(OPENAI_MASK)
 
+    row.get_by_role("button", name="Pause").click()
+    expect(main).to_contain_text("Pause this key?")
+    main.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("status")).to_have_text("The key is paused.")
+    row.get_by_role("button", name="Resume").click()
+    main.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("status")).to_have_text("The key is resumed.")
+
     row.get_by_role("button", name="Delete").click()
     expect(main).to_contain_text("Delete this key?")
     main.get_by_role("button", name="Cancel").click()
@@ -452,6 +492,9 @@ def test_without_javascript_every_action_is_a_plain_form(arrive: Arrive) -> None
     sign_in(page, ada.email, NEW_PASSWORD)
     expect(page).to_have_url(f"{ada.origin}{ACTIVITY}")
     expect(page.get_by_role("main")).to_contain_text("Password changed")
+    page.get_by_label("Show").select_option(label="Changes to keys")
+    main.get_by_role("button", name="Filter").click()
+    assert labels(page) == ["Key deleted", "Key resumed", "Key paused", "Key changed", "Key added"]
     # Nothing that was typed went into an address.
     for secret in (OPENAI_KEY, ANTHROPIC_KEY, token, PASSWORD.replace(" ", "+")):
         assert not any(secret in url for url in ada.asked)
@@ -483,6 +526,10 @@ def test_a_phone_is_enough(arrive: Arrive) -> None:
         expect(page).to_have_url(f"{ada.origin}{path}")
         _is_made_for_fingers(page)
     page.get_by_role("link", name="API Keys").tap()
+    row.get_by_role("button", name="Pause").tap()
+    _is_made_for_fingers(page)
+    dialog(page).get_by_role("button", name="Pause", exact=True).tap()
+    expect(row).to_contain_text("Paused")
     row.get_by_role("button", name="Delete").tap()
     _is_made_for_fingers(page)
     dialog(page).get_by_role("button", name="Delete", exact=True).tap()

@@ -1,0 +1,47 @@
+"""Which applications a key was given to, as the trail has it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import select
+
+from keyman.accounts.callers import Caller
+from keyman.audit.trail import Action, audit_log
+from keyman.db import Database, now
+
+OF_LATE = timedelta(days=30)
+"""What counts when a key is about to be deleted: a job that runs once a month still shows."""
+
+
+class Use(NamedTuple):
+    application: str
+    last_at: datetime
+
+
+async def of_late(db: Database, caller: Caller, key_id: int) -> list[Use]:
+    """The applications that a key of the caller's was given to within OF_LATE, the last one first.
+
+    One step for each application, of which there are few, in an index by application and time: the last use of the
+    last one by name, then of the one before it. The uses themselves may be millions, and are not read.
+    """
+    last = (
+        select(audit_log.c.application, audit_log.c.at)
+        .where(
+            audit_log.c.user_id == caller.user_id,
+            audit_log.c.key_id == key_id,
+            audit_log.c.action == Action.KEY_RESOLVE,
+            audit_log.c.application.is_not(None),
+        )
+        .order_by(audit_log.c.application.desc(), audit_log.c.at.desc())
+        .limit(1)
+    )
+    uses: list[Use] = []
+    step = last
+    async with db.read() as connection:
+        while (row := (await connection.execute(step)).one_or_none()) is not None:
+            uses.append(Use(*row))
+            step = last.where(audit_log.c.application < row.application)
+    recent = now() - OF_LATE
+    return sorted((use for use in uses if use.last_at >= recent), key=lambda use: use.last_at, reverse=True)

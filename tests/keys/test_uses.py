@@ -1,0 +1,57 @@
+"""`keyman.keys.uses`: which applications a key was given to, and nothing else that the trail tells of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import insert
+
+from keyman.accounts.callers import Caller
+from keyman.accounts.tokens import ALL_SCOPES
+from keyman.audit.trail import Action, Actor, Origin, audit_log
+from keyman.db import Database, now
+from keyman.keys import uses
+from keyman.keys.uses import OF_LATE
+from tests.audit.test_trail import add, db
+from tests.support.trail import entry
+
+__all__ = ["db"]  # found by pytest
+
+pytestmark = pytest.mark.anyio
+
+KEY, OTHER_KEY = 5, 6
+
+
+def caller(user_id: int) -> Caller:
+    return Caller(user_id, "ada@example.com", now(), ALL_SCOPES, Origin(Actor.SESSION))
+
+
+async def test_an_application_that_got_the_key_of_late_is_named_once_with_the_last_time(db: Database) -> None:
+    ada, eve = await add(db, "ada@example.com"), await add(db, "eve@example.com")
+    moment, soon = now(), timedelta(minutes=1)
+    got, refused, failed = Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED
+    told = [
+        (ada, KEY, "chat", got, timedelta(days=20)),
+        (ada, KEY, "chat", got, timedelta(hours=1)),
+        (ada, KEY, "chat", got, timedelta(days=3)),
+        (ada, KEY, "chat", refused, timedelta()),
+        (ada, KEY, "gone", got, timedelta(minutes=5)),
+        (ada, KEY, "batch", got, OF_LATE - soon),
+        (ada, KEY, "old", got, OF_LATE + soon),
+        (ada, KEY, "refused", refused, timedelta(hours=1)),
+        (ada, KEY, "refused", failed, timedelta(hours=1)),
+        (ada, OTHER_KEY, "elsewhere", got, timedelta(hours=1)),
+        (eve, KEY, "elsewhere", got, timedelta(hours=1)),
+    ]
+    async with db.write() as connection:
+        for owner, key_id, name, action, ago in told:
+            row = entry(action, user_id=owner, key_id=key_id, application=name, at=moment - ago)
+            await connection.execute(insert(audit_log).values(row))
+    assert await uses.of_late(db, caller(ada), KEY) == [
+        ("gone", moment - timedelta(minutes=5)),
+        ("chat", moment - timedelta(hours=1)),
+        ("batch", moment - OF_LATE + soon),
+    ]
+    assert await uses.of_late(db, caller(eve), OTHER_KEY) == []
+    assert await uses.of_late(db, caller(ada), KEY + 100) == []
