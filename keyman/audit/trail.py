@@ -130,6 +130,9 @@ audit_log = Table(
     CheckConstraint(f"actor IN ({', '.join(repr(a.value) for a in Actor)})", name="actor_known"),
     CheckConstraint("length(hash) = 32", name="hash_is_sha256"),
     Index("ix_audit_log_owner", "user_id", "id"),
+    Index("ix_audit_log_owner_action", "user_id", "action", "id"),
+    Index("ix_audit_log_at", "at"),  # where a filter by time begins: see listing.py
+    Index("ix_audit_log_uses", "key_id", "action", "application", "at"),  # who has got a key: see keys/uses.py
     # In the order in which it is verified; and no chain ever forks.
     Index("ix_audit_log_chain", "chain", "sequence", unique=True),
     sqlite_autoincrement=True,

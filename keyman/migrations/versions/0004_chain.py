@@ -89,6 +89,9 @@ def upgrade() -> None:
         ):
             trail.alter_column(name, existing_type=kind, nullable=False)
         trail.create_check_constraint(op.f("ck_audit_log_hash_is_sha256"), "length(hash) = 32")
+    op.create_index("ix_audit_log_owner_action", "audit_log", ["user_id", "action", "id"], unique=False)
+    op.create_index("ix_audit_log_at", "audit_log", ["at"], unique=False)
+    op.create_index("ix_audit_log_uses", "audit_log", ["key_id", "action", "application", "at"], unique=False)
     op.create_index("ix_audit_log_chain", "audit_log", ["chain", "sequence"], unique=True)
     op.create_index(
         "ix_audit_log_value",
