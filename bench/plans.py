@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -20,10 +21,11 @@ from keyman.accounts.callers import Caller
 from keyman.accounts.personal import NewToken
 from keyman.accounts.tokens import ALL_SCOPES
 from keyman.audit import listing
-from keyman.audit.trail import Actor, Origin
+from keyman.audit.listing import Filter
+from keyman.audit.trail import Action, Actor, Origin
 from keyman.db import Database, now
 from keyman.errors import KeymanError
-from keyman.keys import idempotency, operations
+from keyman.keys import idempotency, operations, uses
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change
@@ -34,6 +36,10 @@ HEAVY, SPARSE, EMPTY = 1, 2, 3
 """Owners: of one key in a hundred, of the three oldest keys, of none. All others share the rest."""
 
 ONE_KEY_OF_HEAVY = 500
+
+SIGN_INS = (Action.LOGIN,)
+USES = (Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED)
+A_DAY = (datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
 
 
 class Captured(NamedTuple):
@@ -59,9 +65,10 @@ INSERT INTO api_tokens (user_id, token_hash, name, scopes, hint, created_at)
 INSERT INTO sessions (user_id, id_hash, created_at, last_seen_at, expires_at)
   SELECT 1 + n % {owners}, {digest}, {past}, CASE WHEN n % 100 = 0 THEN {past} ELSE {recent} END, {future}
   FROM {sessions};
-INSERT INTO audit_log (at, user_id, actor, action, key_id, chain, sequence, hash)
-  SELECT {past}, CASE WHEN n % 100 = 0 THEN 1 ELSE 4 + (n * 7919) % {owners} END, 'session', 'key.create', n, 0, n,
-    {digest}
+INSERT INTO audit_log (at, user_id, actor, action, key_id, application, chain, sequence, hash)
+  SELECT {nth}, CASE WHEN n % 100 = 0 THEN 1 ELSE 4 + (n * 7919) % {owners} END, 'application',
+         CASE WHEN n % 5000 = 0 THEN 'account.login' WHEN n % 700 = 0 THEN 'key.resolve-refused' ELSE 'key.resolve' END,
+         CASE WHEN n % 100 = 0 THEN 500 ELSE n END, 'app-' || ((n / 100) % 3), 0, n, {digest}
   FROM {entries};
 UPDATE audit_chains SET sequence = (SELECT count(*) FROM audit_log) WHERE chain = 0;
 INSERT INTO idempotency (user_id, key_hash, fingerprint, response, created_at)
@@ -90,6 +97,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
             "digest": "randomblob(32)",
             "false": "0",
             "past": "'2026-01-01 00:00:00.000000'",
+            "nth": "strftime('%Y-%m-%d %H:%M:%S.000000', '2026-01-01', '+' || (n * 20) || ' seconds')",
             "recent": "datetime('now', '-' || (n % 600) || ' minutes') || '.000000'",
             "future": "datetime('now', '+' || (1 + n % 900) || ' minutes') || '.000000'",
         }
@@ -104,6 +112,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
         "digest": "sha256(convert_to('row' || n, 'UTF8'))",
         "false": "false",
         "past": "timestamptz '2026-01-01 00:00:00Z'",
+        "nth": "timestamptz '2026-01-01 00:00:00Z' + n * interval '20 seconds'",
         "recent": "now() - (n % 600) * interval '1 minute'",
         "future": "now() + (1 + n % 900) * interval '1 minute'",
     }
@@ -149,6 +158,7 @@ async def capture(db: Database) -> list[Captured]:
         "keys: by a name that none has": lambda: operations.list_own(db, heavy, Slice(), text="no such name"),
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: a change": lambda: operations.change(db, heavy, ONE_KEY_OF_HEAVY, Change(name=None), IfMatch()),
+        "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
         "a token by its hash": lambda: callers.by_token(db, made.token, "-", None),
         "a session by its hash": lambda: callers.by_session(db, cookie.reveal(), "-", None),
         "tokens: an owner's": lambda: personal.list_own(db, heavy),
@@ -157,6 +167,12 @@ async def capture(db: Database) -> list[Captured]:
         "audit: the first page": lambda: listing.list_own(db, HEAVY, Slice()),
         "audit: a page in the middle": lambda: listing.list_own(db, HEAVY, Slice(before=middle)),
         "audit: the first page of an owner of none": lambda: listing.list_own(db, EMPTY, Slice()),
+        "audit: one action, of which there are few": lambda: listing.list_own(db, HEAVY, Slice(), Filter(SIGN_INS)),
+        "audit: three actions, a page in the middle": lambda: listing.list_own(
+            db, HEAVY, Slice(before=middle), Filter(USES)
+        ),
+        "audit: a day": lambda: listing.list_own(db, HEAVY, Slice(), Filter((), *A_DAY)),
+        "audit: one action on a day": lambda: listing.list_own(db, HEAVY, Slice(), Filter(SIGN_INS, *A_DAY)),
         "an idempotency key": lambda: idempotency.find(db, retry),
         "throttle: an attempt": lambda: throttle.count(db, buckets[:1]),
         "throttle: forgiven": lambda: _forgive(db, buckets),

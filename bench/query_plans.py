@@ -42,6 +42,11 @@ do not depend on the machine, as times would. SQLite has no figures to show, onl
 - A search by name reads the owner's keys, newest first, until the page is full; where PostgreSQL expects that few
   fit, it reads them all and sorts what fits. The cost is bounded by what one owner has, 10,000 rows here. An index over
   parts of names would have to serve all owners to spare that one; there is none.
+- A page of the trail is read from `(user_id, id)`, of one action from `(user_id, action, id)`; of several, as much as a
+  page of each, merged. A time becomes an id first, by one descent of the index on it, so what lies outside is not read;
+  where PostgreSQL expects little between two times, it reads that from the same index and sorts it.
+- Who has used a key is asked for application by application, the last use of each, by one descent of
+  `(key_id, action, application, at)`, however many uses there were.
 - A token, a session, an idempotency key and a throttle bucket are found by their hash in one descent of a unique index.
 - What housekeeping removes is found by indexed times; a batch touches what it removes.
 - SQLite goes the same ways with and without `ANALYZE`{same}.
