@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.support.live import (
+    NO_TLS,
     Live,
     Root,
     dev,
@@ -146,7 +147,7 @@ def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development
     assert settings_of(fresh.home)["KEYMAN_VAULT_ADDR"] in banner
     assert str(fresh.home) in banner
     assert fresh.live.out == ""
-    assert httpx.get(f"{fresh.url}/docs").status_code == 200
+    assert httpx.get(f"{fresh.url}/docs", verify=NO_TLS).status_code == 200
 
 
 def test_only_its_owner_can_look_into_a_home(fresh: Fresh) -> None:
@@ -178,10 +179,13 @@ def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it
         {"policy": 'path "auth/token/lookup-self" { capabilities = ["read"] }'},
     )
     try:
-        until(lambda: httpx.get(f"{fresh.url}/readyz").json()["checks"]["vault"] == "forbidden", "a refusal")
+        until(
+            lambda: httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).json()["checks"]["vault"] == "forbidden",
+            "a refusal",
+        )
     finally:
         root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": policy})
-    until(lambda: httpx.get(f"{fresh.url}/readyz").status_code == 200, "readiness")
+    until(lambda: httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).status_code == 200, "readiness")
 
 
 def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_under_its_own_context_alone(fresh: Fresh) -> None:
@@ -228,7 +232,7 @@ def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
     assert second.err.count("\n") == 1
     assert "runs already" in second.err
     assert str(fresh.home) in second.err
-    assert httpx.get(f"{fresh.url}/readyz").status_code == 200  # the first one took no harm
+    assert httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).status_code == 200  # the first one took no harm
 
 
 def test_a_plane_does_not_hold_what_the_other_logs_in_with(fresh: Fresh) -> None:
@@ -351,7 +355,7 @@ def test_a_worker_that_is_killed_is_replaced(used: Used) -> None:
 
 def _status(port: int) -> int | None:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", verify=NO_TLS).status_code
     except httpx.TransportError:
         return None
 

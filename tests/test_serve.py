@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 
 from tests.support.databases import copied
 from tests.support.live import (
+    NO_TLS,
     Root,
     Service,
     Victim,
@@ -235,7 +236,7 @@ def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_reques
 
 
 def _counted(url: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = httpx.get(f"{url}/metrics", verify=NO_TLS).text.splitlines()
     name = 'keyman_http_request_seconds_count{method="GET",route="/livez",status="200"} '
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
@@ -244,7 +245,7 @@ def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path:
     with serve(env, tmp_path, "--workers", "2") as service:
         assert len(service.workers) == 2
         for _ in range(30):
-            httpx.get(f"{service.url}/livez")
+            httpx.get(f"{service.url}/livez", verify=NO_TLS)
         # A request is counted after its answer, by a worker that may be slow.
         until(lambda: _counted(service.url) == 30, "all counts")
         # A connection each, so that either worker is asked.
@@ -254,7 +255,7 @@ def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path:
 def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
     with serve(env, tmp_path, "--workers", "2") as service:
         for _ in range(10):
-            httpx.get(f"{service.url}/livez")
+            httpx.get(f"{service.url}/livez", verify=NO_TLS)
         until(lambda: _counted(service.url) == 10, "all counts")
         before = service.workers
         os.kill(before[0], signal.SIGKILL)
@@ -279,7 +280,7 @@ def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
     with serve(hurt, tmp_path, ready=False) as service:
         until(lambda: service.readiness() is not None, "an answer")
         assert service.readiness() == {"status": "degraded", "checks": {"database": "ok", "vault": "unreachable"}}
-        assert httpx.get(f"{service.url}/livez").status_code == 200
+        assert httpx.get(f"{service.url}/livez", verify=NO_TLS).status_code == 200
         ada = sign_up(service.url, "ada@example.com")
         refused = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/vault-unavailable")
@@ -305,14 +306,14 @@ def test_what_lies_in_the_current_directory_is_never_run(env: dict[str, str], tm
 
 
 def _in_flight(service: Service) -> float:
-    lines = httpx.get(f"{service.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{service.url}/metrics", verify=NO_TLS).text.splitlines()
     name = "keyman_http_requests_in_progress "
     return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def _refuses(service: Service) -> bool:
     try:
-        httpx.get(f"{service.url}/livez")
+        httpx.get(f"{service.url}/livez", verify=NO_TLS)
     except httpx.ConnectError:
         return True
     except httpx.TransportError:
@@ -329,7 +330,10 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
         victim.freeze()
         slow = threads.submit(ada.post, "/api/keys", json={"service": "OPENAI", "api_key": VALUE})
         until(lambda: _in_flight(service) == 2, "a request in flight")  # and the one that asks
-        busy = [threads.submit(httpx.post, f"{service.url}/api/auth/login", json=body, timeout=30) for _ in range(4)]
+        busy = [
+            threads.submit(httpx.post, f"{service.url}/api/auth/login", json=body, timeout=30, verify=NO_TLS)
+            for _ in range(4)
+        ]
         until(lambda: _in_flight(service) >= 3, "sign-ins in flight")
         service.live.send(signal.SIGTERM)
         until(lambda: _refuses(service), "a refusal")
@@ -349,7 +353,7 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
 
 
 def test_idle_connections_do_not_keep_it_from_stopping(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path) as service, httpx.Client(base_url=service.url) as idle:
+    with serve(env, tmp_path) as service, httpx.Client(base_url=service.url, verify=NO_TLS) as idle:
         assert idle.get("/livez").status_code == 200
         ended = service.live.end()
         assert ended.code == 0

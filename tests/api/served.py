@@ -27,7 +27,7 @@ from keyman.config import VaultSettings, load
 from keyman.edge import Edge
 from keyman.processes import die_with_parent
 from keyman.telemetry import configure_logging
-from tests.support.live import PATIENCE, environment, free_port
+from tests.support.live import NO_TLS, PATIENCE, environment, free_port
 
 
 def application() -> Edge:
@@ -76,7 +76,7 @@ def served(database: URL, vault: VaultSettings, log: Path) -> Iterator[str]:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=PATIENCE).status_code == 200
+        return httpx.get(f"{url}/readyz", timeout=PATIENCE, verify=NO_TLS).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -27,7 +27,7 @@ from keyman.accounts.tables import api_tokens, users
 from keyman.accounts.tokens import ALL_SCOPES, Token, scopes_text
 from keyman.db import Database
 from tests.api.served import served
-from tests.support.live import PATIENCE
+from tests.support.live import NO_TLS, PATIENCE
 from tests.support.planes import PASSWORD, Vault
 
 EXAMPLES = 8
@@ -153,7 +153,7 @@ def test_every_operation_does_what_the_document_says(
     log = tmp_path / "served.log"
     with served(empty_database, provisioned.settings, log) as url:
         body = {"email": "schemathesis@example.com", "password": PASSWORD}
-        assert httpx.post(f"{url}/api/auth/signup", json=body, timeout=PATIENCE).status_code == 201
+        assert httpx.post(f"{url}/api/auth/signup", json=body, timeout=PATIENCE, verify=NO_TLS).status_code == 201
         schema = schemathesis.openapi.from_url(f"{url}/docs/openapi.json", config=schemathesis.Config.from_dict(CONFIG))
         schema.hook(map_body)
         Proof(lambda: asyncio.run(mint(empty_database)), *how).use_for(schema)

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import Finished, script, serve, variables
+from tests.support.live import NO_TLS, Finished, script, serve, variables
 from tests.support.planes import Vault
 
 PASSWORD = "correct horse battery staple"
@@ -77,7 +77,7 @@ def test_what_an_operator_does_is_felt_at_once_by_a_service_that_runs(
 
         def signs_in(password: str) -> int:
             body = {"email": "ada@example.com", "password": password}
-            return httpx.post(f"{service.url}/api/auth/login", json=body).status_code
+            return httpx.post(f"{service.url}/api/auth/login", json=body, verify=NO_TLS).status_code
 
         done("user", "add", "ada@example.com", stdin=PASSWORD)
         token = done("token", "create", "--user", "ada@example.com", "--name", "ci")

@@ -18,7 +18,7 @@ from keyman.vault.embedded import EmbeddedVault
 from keyman.vault.provision import POLICIES, ROLES
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import Finished, Root, environment
+from tests.support.live import NO_TLS, Finished, Root, environment
 
 SETUP = ("vault", "setup")
 
@@ -119,7 +119,7 @@ def test_a_login_from_elsewhere_is_refused_once_the_role_is_bound(admin: dict[st
 
 def _login(address: str, directory: Path) -> httpx.Response:
     body = {name: (directory / name).read_text().strip() for name in ("role_id", "secret_id")}
-    return httpx.post(f"{address}/v1/auth/approle/login", json=body)
+    return httpx.post(f"{address}/v1/auth/approle/login", json=body, verify=NO_TLS)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str]
     assert list(given) == ["KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_WRAPPED_SECRET_ID"]
     wrapping = {"X-Vault-Token": given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]}
     address = f"{admin['KEYMAN_VAULT_ADDR']}/v1/sys/wrapping/unwrap"
-    secret = httpx.post(address, headers=wrapping).json()["data"]["secret_id"]
-    assert httpx.post(address, headers=wrapping).status_code == 400
+    secret = httpx.post(address, headers=wrapping, verify=NO_TLS).json()["data"]["secret_id"]
+    assert httpx.post(address, headers=wrapping, verify=NO_TLS).status_code == 400
     login = root.ask("POST", "auth/approle/role/keyman-management/secret-id/lookup", {"secret_id": secret})
     assert login["secret_id_num_uses"] == 0
     listed = json.loads(keyman("vault", "secret-id", "keyman-management", "--json", env=admin).out)

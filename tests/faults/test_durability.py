@@ -34,7 +34,7 @@ from keyman.db import Database
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
-from tests.support.live import PATIENCE, Root, Service, becomes, serve, stored_keys, variables
+from tests.support.live import NO_TLS, PATIENCE, Root, Service, becomes, serve, stored_keys, variables
 from tests.support.planes import PASSWORD, Vault
 from tests.support.postgres import PostgresServer
 
@@ -78,7 +78,7 @@ class Ledger:
     async def keep(self, url: str, chance: random.Random, told: Callable[[], None]) -> None:
         """Do one operation after the other until the service or its database is gone."""
         headers = {"Authorization": f"Bearer {self.token}"}
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE, verify=NO_TLS) as client:
             for _ in range(OPERATIONS):
                 operation = self.open = self._choose(chance)
                 try:
@@ -235,7 +235,7 @@ async def _retried(service: Service, ledger: Ledger, operation: Operation | None
         return
     was_stored = operation.value in ledger.keys.values()
     async with httpx.AsyncClient(
-        base_url=service.url, headers={"Authorization": f"Bearer {ledger.token}"}, timeout=PATIENCE
+        base_url=service.url, headers={"Authorization": f"Bearer {ledger.token}"}, timeout=PATIENCE, verify=NO_TLS
     ) as client:
         answer = await _send(client, operation)
     assert answer.status_code == 201, answer.text
@@ -283,7 +283,7 @@ def _sqlite_locked(url: URL) -> Iterator[None]:
 
 async def _encrypted(service: Service) -> int:
     """How many calls to encrypt Vault has answered."""
-    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE, verify=NO_TLS) as client:
         lines = (await client.get(f"{service.url}/metrics")).text.splitlines()
     name = 'keyman_vault_operation_seconds_count{operation="encrypt"} '
     return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
@@ -297,7 +297,7 @@ async def test_what_was_sealed_and_not_committed_leaves_nothing(
     ledger, *_ = ledgers = await _ledgers(database, quick_passwords)
     with serve(variables(provisioned.settings, database), tmp_path) as service:
         headers = {"Authorization": f"Bearer {ledger.token}"}
-        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=PATIENCE, verify=NO_TLS) as client:
             first = Store("sk-0123456789abcdef", uuid4().hex)
             ledger.note(first, await _send(client, first))
             async with _writes_held(database, request):

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 
 from keyman.config import VaultSettings
 from tests.cli.transcript import keyman
-from tests.support.live import Victim, serve, sign_up, stored_keys, until, variables, victim_at
+from tests.support.live import NO_TLS, Victim, serve, sign_up, stored_keys, until, variables, victim_at
 
 
 @dataclass
@@ -150,7 +150,7 @@ def test_a_database_without_its_vault_takes_no_keys_and_loses_none(deployment: D
     with serve(deployment.env, tmp_path / "without", ready=False) as service:
         until(lambda: service.readiness() is not None, "an answer")
         assert (service.readiness() or {})["checks"]["vault"] == "wrong-key"
-        ada = httpx.Client(base_url=service.url)
+        ada = httpx.Client(base_url=service.url, verify=NO_TLS)
         login = {"email": "ada@example.com", "password": "correct horse battery staple"}
         assert ada.post("/api/auth/login", json=login).status_code == 200
         assert [key["status"] for key in ada.get("/api/keys").json()] == ["active"]  # listing needs no Vault

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.support.live import KEYMAN, PATIENCE, Victim, serve, stored_keys, variables
+from tests.support.live import KEYMAN, NO_TLS, PATIENCE, Victim, serve, stored_keys, variables
 from tests.support.planes import PASSWORD
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +51,7 @@ async def test_a_rotation_under_traffic_fails_no_request_and_loses_no_update(
 async def _use(url: str, number: int, resting: asyncio.Event) -> dict[int, str]:
     """Store, replace, change and delete keys, each with success, until it is time to rest; return what is held then."""
     chance, held = random.Random(number), dict[int, str]()  # noqa: S311  # to do the same again
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, verify=NO_TLS) as client:
         body = {"email": f"user{number}@example.com", "password": PASSWORD}
         assert (await client.post("/api/auth/signup", json=body)).status_code == 201
         while not resting.is_set():

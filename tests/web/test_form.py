@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.support.live import PATIENCE, sign_up
+from tests.support.live import NO_TLS, PATIENCE, sign_up
 from tests.support.planes import PASSWORD
 from tests.web.conftest import Arrive, Person, Stack
 from tests.web.moves import (
@@ -204,7 +204,10 @@ def _end_session(person: Person) -> None:
     """On the server alone: the browser goes on sending its cookie."""
     cookies = {each["name"]: each["value"] for each in person.context.cookies()}
     header = {"Cookie": f"keyman_session={cookies['keyman_session']}"}
-    assert httpx.post(f"{person.origin}/api/auth/logout", headers=header, timeout=PATIENCE).status_code == 204
+    assert (
+        httpx.post(f"{person.origin}/api/auth/logout", headers=header, timeout=PATIENCE, verify=NO_TLS).status_code
+        == 204
+    )
 
 
 def test_a_session_that_ends_while_the_form_is_open_costs_the_key_alone(arrive: Arrive) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 from playwright.sync_api import Locator, Page, expect
 
-from tests.support.live import PATIENCE
+from tests.support.live import NO_TLS, PATIENCE
 from tests.support.planes import PASSWORD
 from tests.web.conftest import PHONE, Arrive, Person
 from tests.web.moves import (
@@ -196,14 +196,14 @@ def _makes_and_revokes_a_token(ada: Person) -> None:
     program, *words = shlex.split(page.get_by_label("Try it").input_value())
     assert program == "curl"
     headers = dict([words[words.index("-H") + 1].split(": ", 1)])
-    assert httpx.get(words[-1], headers=headers, timeout=PATIENCE).json() == []
+    assert httpx.get(words[-1], headers=headers, timeout=PATIENCE, verify=NO_TLS).json() == []
     opened.get_by_role("button", name="Done").click()
     expect(rows(page)).to_have_count(1)
     expect(rows(page)).to_contain_text("CI pipeline")
     expect(rows(page)).to_contain_text("keys:read")
     assert token not in page.content()
     added = {"service": "ANTHROPIC", "api_key": ANTHROPIC_KEY, "name": "from a script"}
-    answer = httpx.post(f"{ada.origin}/api/keys", json=added, headers=headers, timeout=PATIENCE)
+    answer = httpx.post(f"{ada.origin}/api/keys", json=added, headers=headers, timeout=PATIENCE, verify=NO_TLS)
     assert answer.status_code == 201
     page.reload()
     assert token not in page.content()
@@ -214,7 +214,7 @@ def _makes_and_revokes_a_token(ada: Person) -> None:
     opened.get_by_role("button", name="Revoke").click()
     expect(page.get_by_role("status")).to_have_text("The token is revoked.")
     expect(page.get_by_role("heading", name="No tokens yet")).to_be_visible()
-    assert httpx.get(words[-1], headers=headers, timeout=PATIENCE).status_code == 401
+    assert httpx.get(words[-1], headers=headers, timeout=PATIENCE, verify=NO_TLS).status_code == 401
 
 
 def _looks_back(ada: Person) -> None:
@@ -292,7 +292,9 @@ def _leaves(ada: Person) -> None:
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     assert ada.context.cookies() == []
-    answer = httpx.get(f"{ada.origin}/api/auth/me", headers={"Cookie": f"keyman_session={cookie}"}, timeout=PATIENCE)
+    answer = httpx.get(
+        f"{ada.origin}/api/auth/me", headers={"Cookie": f"keyman_session={cookie}"}, timeout=PATIENCE, verify=NO_TLS
+    )
     assert answer.status_code == 401
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
@@ -302,14 +304,14 @@ def _leaves(ada: Person) -> None:
 def _elsewhere(person: Person, password: str) -> str:
     """Sign in on another device, and return its cookie."""
     body = {"email": person.email, "password": password}
-    answer = httpx.post(f"{person.origin}/api/auth/login", json=body, timeout=PATIENCE)
+    answer = httpx.post(f"{person.origin}/api/auth/login", json=body, timeout=PATIENCE, verify=NO_TLS)
     assert answer.status_code == 200, answer.text
     return f"{person.origin} keyman_session={answer.cookies['keyman_session']}"
 
 
 def _status(session: str) -> int:
     origin, cookie = session.split(" ")
-    return httpx.get(f"{origin}/api/auth/me", headers={"Cookie": cookie}, timeout=PATIENCE).status_code
+    return httpx.get(f"{origin}/api/auth/me", headers={"Cookie": cookie}, timeout=PATIENCE, verify=NO_TLS).status_code
 
 
 # --- the keyboard alone
