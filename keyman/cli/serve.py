@@ -17,11 +17,10 @@ from granian.log import LogLevels
 
 from keyman.cli import imported
 from keyman.cli.common import run
-from keyman.config import SECRET_ID, WRAPPED_SECRET_ID, Settings, is_loopback, load
+from keyman.config import SECRET_ID, WRAPPED_SECRET_ID, Settings, VaultSettings, is_loopback, load
 from keyman.keys.services import read_services
 from keyman.processes import PARENT, check_port
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
-from keyman.vault.wrapping import unwrap
 
 DRAIN_SECONDS = 12
 """How long a worker may finish the requests it has: longer than the longest, which waits for Vault and the database."""
@@ -82,11 +81,14 @@ def _unwrap(settings: Settings, role: str) -> None:
     """Take a wrapped secret ID, which can be done once, for every worker that is to come: each finds it where it would
     be had it been given unwrapped.
     """
-    unwrapped = asyncio.run(unwrap(settings.vault, role))
-    if unwrapped.secret_id is not None and unwrapped is not settings.vault:
-        for name in (WRAPPED_SECRET_ID, f"{WRAPPED_SECRET_ID}_FILE"):
-            os.environ.pop(name, None)
-        os.environ[SECRET_ID] = unwrapped.secret_id.reveal()
+    if settings.vault.wrapped_secret_id is None:
+        return
+    # What speaks to Vault takes as long to import as the rest; the workers do it, and this process for this alone.
+    unwrapped: VaultSettings = asyncio.run(imported("keyman.vault.wrapping").unwrap(settings.vault, role))
+    assert unwrapped.secret_id is not None
+    for name in (WRAPPED_SECRET_ID, f"{WRAPPED_SECRET_ID}_FILE"):
+        os.environ.pop(name, None)
+    os.environ[SECRET_ID] = unwrapped.secret_id.reveal()
 
 
 def _warn(settings: Settings, plane: str, host: str) -> None:
