@@ -18,12 +18,13 @@ from keyman.accounts.passwords import Passwords
 from keyman.config import VaultSettings
 from keyman.vault import embedded, provision
 from keyman.vault.embedded import EmbeddedVault
+from tests.support import needs, scratch
 from tests.support.databases import copied, sqlite_at
-from tests.support.needs import pytest_configure, pytest_terminal_summary, require
+from tests.support.needs import pytest_terminal_summary, require
 from tests.support.planes import Plane, Vault, plane_at
 from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
-__all__ = ["pytest_configure", "pytest_terminal_summary"]  # hooks of the run, found here by pytest
+__all__ = ["pytest_terminal_summary"]  # a hook of the run, found here by pytest
 
 # No deadline: machines are shared and noisy. Fixtures are built once for all examples of a test, on purpose.
 settings.register_profile(
@@ -46,6 +47,11 @@ FIRST = (
     "tests/api/test_canary.py",
 )
 """Where the files are that take longest, mostly because they start processes."""
+
+
+def pytest_configure() -> None:
+    needs.pytest_configure()
+    scratch.use()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

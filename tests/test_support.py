@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from tests.support import needs
+from tests.support import needs, scratch
 from tests.support.chromium import chromium_absence, chromium_path
 from tests.support.containers import docker_absence, vault_container
 from tests.support.needs import require
@@ -300,3 +300,30 @@ def test_an_unknown_demand_stops_the_run(tmp_path: Path) -> None:
     output = "\n".join(closing_lines(tmp_path, {"test_one.py": RUNNING}, demands="postgress"))
     assert "KEYMAN_TEST_REQUIRE names ['postgress']" in output
     assert "passed" not in output
+
+
+# --- scratch
+
+
+def test_files_lie_in_memory_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "ENOUGH", 1)
+    variables: dict[str, str] = {}
+    scratch.use(variables, tmp_path)
+    assert variables == {"TMPDIR": str(tmp_path)}
+
+
+def test_files_lie_where_a_developer_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "ENOUGH", 1)
+    variables = {"TMPDIR": "/elsewhere"}
+    scratch.use(variables, tmp_path)
+    assert variables == {"TMPDIR": "/elsewhere"}
+
+
+def test_memory_without_room_or_that_is_not_there_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables: dict[str, str] = {}
+    scratch.use(variables, tmp_path / "missing")
+    monkeypatch.setattr(scratch, "ENOUGH", 1 << 60)
+    scratch.use(variables, tmp_path)
+    assert variables == {}
