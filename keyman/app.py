@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache, partial
 from typing import cast
 
-from litestar import Litestar, Router
+from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
@@ -35,7 +35,7 @@ from keyman.keys.schemas import NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.services import Catalogue
 from keyman.processes import PARENT, die_with_parent
-from keyman.requests import EXCEPTION_HANDLERS, answer_options, from_state
+from keyman.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
@@ -114,7 +114,7 @@ async def _first_look(guard: KeyGuard) -> None:
 
 def _described_routes() -> list[ControllerRouterHandler]:
     """The routes of the OpenAPI document, new ones at each call: one belongs to one application."""
-    api = Router(
+    api = Routes(
         "/api",
         route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
         guards=[authenticate, check_query],

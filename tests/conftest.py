@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -57,6 +58,11 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put them first: a long file that is begun last would be waited for by every worker but one."""
     items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector looking through it all, again and again, took a fifteenth of a run."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

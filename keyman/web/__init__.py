@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from litestar import Router
 from litestar.di import Provide
 
 from keyman.authentication import authenticate, provide_caller, provide_origin
+from keyman.requests import Routes
 from keyman.web import account, activity, key_actions, keys, reference, sign_in, static, tokens
 from keyman.web.pages import provide_visit
 
 
-def router() -> Router:
+def router() -> Routes:
     """Every page, as new routes at each call: one belongs to one application, whose state has to hold `pages`."""
-    return Router(
+    return Routes(
         "/",
         route_handlers=[
             sign_in.door,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from gettext import GNUTranslations, NullTranslations
 from io import BytesIO
 from pathlib import Path
@@ -96,7 +97,9 @@ class Languages:
         return self._by_code[max(known, key=lambda pair: pair[0], default=(1.0, ENGLISH))[1]]
 
 
+@cache
 def _catalogue(path: Path) -> GNUTranslations:
+    """Compiled once for a process, which may have many applications: tests do."""
     with path.open("rb") as file:
         catalogue = read_po(file, locale=path.parent.name)
     compiled = BytesIO()
