@@ -53,12 +53,14 @@ $(VENV)/bin/python:
 	  || { echo "keyman needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# requirements/test.txt holds the versions of requirements/dev.txt and more, so one never undoes the other.
+# requirements/test.txt holds the versions of requirements/dev.txt and more: one never undoes the other, and who installs
+# it has both.
 $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
-$(VENV)/test.stamp: requirements/test.txt $(VENV)/dev.stamp
+$(VENV)/test.stamp: requirements/test.txt requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --require-hashes -r requirements/test.txt
-	@touch $@
+	$(PIP) install --no-deps --no-build-isolation --no-index -e .
+	@touch $(VENV)/dev.stamp $@

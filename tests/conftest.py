@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: the collector looking through it all, again and again, took a fifteenth of a run."""
+    """What was imported stays: the collector, looking through all of it again and again, took a fifteenth of a run."""
     gc.freeze()
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 from argon2 import PasswordHasher
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
@@ -265,6 +265,7 @@ MARKUP = st.sampled_from(
 )
 
 
+@settings(max_examples=40)  # an account, a key and eight pages each; the marks themselves are few
 @given(label=MARKUP | st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=60))
 async def test_a_label_is_text_wherever_it_is_shown(plane: ApiPlane, label: str) -> None:
     ada = await person(plane)
