@@ -35,6 +35,7 @@ from keyman.db import (
 from keyman.deployment import deployment
 from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.keys import tables as keys_tables
+from keyman.migrations.rights import Planes, grant
 
 ADVISORY_LOCK = 0x6B65796D616E
 """PostgreSQL's lock for migrations ("keyman" in ASCII), so that two replicas that start at once do not both migrate."""
@@ -50,8 +51,10 @@ def tables() -> MetaData:
     return metadata
 
 
-async def upgrade(url: URL) -> tuple[str | None, str]:
+async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, str]:
     """Bring a database to the newest schema, in one transaction; return the revisions before and after.
+
+    With `planes` their users get their rights to its tables, and lose all others; without, rights stay as they are.
 
     Raises ConfigurationError and DatabaseUnavailable; the database is as it was then.
     """
@@ -60,7 +63,7 @@ async def upgrade(url: URL) -> tuple[str | None, str]:
     with _faults_said("could not be upgraded"):
         try:
             async with engine.begin() as connection:
-                return await connection.run_sync(_upgrade)
+                return await connection.run_sync(_upgrade, planes)
         finally:
             await engine.dispose()
 
@@ -111,12 +114,14 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
-def _upgrade(connection: Connection) -> tuple[str | None, str]:
+def _upgrade(connection: Connection, planes: Planes | None) -> tuple[str | None, str]:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = {int(PATIENCE * 1000)}"))
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
     before = MigrationContext.configure(connection).get_current_revision()
     command.upgrade(_config(connection), "head")
+    if planes is not None:
+        grant(connection, planes)
     return before, newest_revision()
 
 

@@ -17,7 +17,7 @@ from keyman.accounts import applications
 from keyman.accounts.passwords import Passwords
 from keyman.audit.trail import audit_log
 from keyman.config import Settings, VaultSettings
-from keyman.db import AnyRow
+from keyman.db import AnyRow, Database
 from keyman.keys.tables import api_keys
 from keyman.resolver.app import create_resolver
 from keyman.values import ApplicationName
@@ -72,6 +72,8 @@ class Pair:
 
     management: ApiPlane
     resolver: ApiPlane
+    operator: Database | None = None
+    """Who registers applications and changes rows, where neither plane's own database user may."""
 
     async def owner(self) -> Owner:
         client = await self.management.user()
@@ -80,9 +82,13 @@ class Pair:
     async def app(self, *services: str, name: str | None = None) -> App:
         """A new application, for OPENAI unless said."""
         wanted = ApplicationName(name or f"app-{next(_NUMBERS)}")
-        registered = await applications.create(self.resolver.database, wanted, services or ("OPENAI",))
+        registered = await applications.create(self._operator, wanted, services or ("OPENAI",))
         token = registered.token.reveal()
         return App(self.resolver.bearer(token), str(wanted), token)
+
+    @property
+    def _operator(self) -> Database:
+        return self.operator or self.resolver.database
 
     async def row(self, key_id: int) -> AnyRow:
         async with self.resolver.database.read() as connection:
@@ -90,7 +96,7 @@ class Pair:
 
     async def change(self, key_id: int, **values: Any) -> None:
         """Change a row behind keyman's back."""
-        async with self.resolver.database.write() as connection:
+        async with self._operator.write() as connection:
             await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(values))
 
     async def entries(self, application: App) -> Sequence[AnyRow]:

@@ -1,0 +1,109 @@
+"""What each plane may do in PostgreSQL, table by table: its database user has this and no more.
+
+An application that somebody registers gets keys from the resolver. So the user of the management plane, which faces
+the internet, cannot register one, nor read how one proves itself; and neither plane can change or remove an entry of
+the trail. Registering, pruning and migrating are an operator's, as the user that owns the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from keyman.errors import ConfigurationError
+
+ROWS = "SELECT, INSERT, UPDATE, DELETE"
+
+MANAGEMENT: Mapping[str, str] = {
+    "alembic_version": "SELECT",
+    "api_keys": ROWS,
+    "api_tokens": ROWS,
+    "audit_chains": "SELECT, UPDATE (sequence, hash)",
+    "audit_log": "SELECT, INSERT",
+    "deployment": "SELECT, UPDATE (sentinel)",
+    "idempotency": ROWS,
+    "sessions": ROWS,
+    "throttle": ROWS,
+    "users": "SELECT, INSERT, UPDATE",
+}
+"""By table; what is not here, it cannot even read."""
+
+RESOLVER: Mapping[str, str] = {
+    "alembic_version": "SELECT",
+    "api_keys": "SELECT, UPDATE (undecryptable, last_used_at, last_used_by)",
+    "application_tokens": "SELECT, UPDATE (last_used_at)",
+    "applications": "SELECT",
+    "audit_chains": "SELECT, UPDATE (sequence, hash)",
+    "audit_log": "SELECT, INSERT",
+    "deployment": "SELECT",
+    "users": "SELECT (id, disabled_at)",
+}
+
+NOBODYS = (
+    ("applications", "INSERT"),
+    ("application_tokens", "INSERT"),
+    ("audit_log", "UPDATE"),
+    ("audit_log", "DELETE"),
+)
+"""What neither plane may do: whoever may, makes an application of their own, or bends the trail."""
+
+UNNUMBERED = ("idempotency", "throttle")
+"""Tables into which a plane inserts, and which number no rows."""
+
+OWNED = {
+    "TABLE": "SELECT tablename FROM pg_tables WHERE tableowner = current_user AND schemaname = current_schema()",
+    "SEQUENCE": "SELECT sequencename FROM pg_sequences WHERE sequenceowner = current_user"
+    " AND schemaname = current_schema()",
+}
+
+
+class Planes(NamedTuple):
+    """The PostgreSQL users of the two planes."""
+
+    management: str
+    resolver: str
+
+
+def grant(connection: Connection, planes: Planes) -> None:
+    """Give each plane's user its rights to every table that there is now, and take all others from it.
+
+    For the user that owns the tables, at the end of an upgrade and in its transaction: a table that was added is
+    nobody's until it is named here. Raises ConfigurationError.
+    """
+    if connection.dialect.name != "postgresql":
+        raise ConfigurationError("SQLite has no users: whoever opens its file may do everything. Leave the planes out.")
+    current = connection.execute(text("SELECT current_user")).scalar_one()
+    if len({*planes, current}) < 3:
+        raise ConfigurationError("The planes need a database user each, and neither may be the one that upgrades.")
+    for user in planes:
+        if not connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :user"), {"user": user}).scalar():
+            raise ConfigurationError("The database has no user of the name that was given for a plane: make it first.")
+    quote = connection.dialect.identifier_preparer.quote
+    owned = {kind: [quote(name) for name in connection.execute(text(names)).scalars()] for kind, names in OWNED.items()}
+    for user, rights in zip(planes, (MANAGEMENT, RESOLVER), strict=True):
+        for statement in _statements(quote(user), rights, owned):
+            connection.exec_driver_sql(statement)
+
+
+def excess(connection: Connection) -> list[str]:
+    """What the user of this connection may do, and no plane's may: `INSERT on applications`, for one."""
+    asked = text("SELECT has_table_privilege(:table, :right)")
+    return [
+        f"{right} on {table}"
+        for table, right in NOBODYS
+        if connection.execute(asked, {"table": table, "right": right}).scalar_one()
+    ]
+
+
+def _statements(user: str, rights: Mapping[str, str], owned: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for kind, names in owned.items():
+        # Earlier stacks gave every plane everything on whatever the owner would make.
+        yield f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON {kind}S FROM {user}"
+        yield from (f"REVOKE ALL ON {kind} {name} FROM {user}" for name in names)
+    for table, granted in rights.items():
+        yield f"GRANT {granted} ON TABLE {table} TO {user}"
+        if "INSERT" in granted and table not in UNNUMBERED:
+            yield f"GRANT USAGE ON SEQUENCE {table}_id_seq TO {user}"
