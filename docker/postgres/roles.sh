@@ -1,5 +1,5 @@
 # Sourced by the image when it makes the database: one user for the migrations, who owns the schema, and one for each
-# plane, who reads and writes rows and can change no table.
+# plane. What a plane may do with which table is granted by `keyman db upgrade`, when it has made them.
 psql --quiet --no-psqlrc --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'
 \set owner_password `cat /secrets/keyman_owner_password`
 \set management_password `cat /secrets/keyman_management_password`
@@ -10,8 +10,5 @@ CREATE ROLE keyman_resolver LOGIN PASSWORD :'resolver_password';
 ALTER DATABASE keyman OWNER TO keyman_owner;
 REVOKE ALL ON DATABASE keyman FROM PUBLIC;
 GRANT CONNECT ON DATABASE keyman TO keyman_management, keyman_resolver;
-ALTER DEFAULT PRIVILEGES FOR ROLE keyman_owner
-  GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO keyman_management, keyman_resolver;
-ALTER DEFAULT PRIVILEGES FOR ROLE keyman_owner
-  GRANT USAGE ON SEQUENCES TO keyman_management, keyman_resolver;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 SQL

@@ -24,6 +24,7 @@ from keyman.errors import (
 )
 from keyman.keys.rewrap import behind, oldest_version
 from keyman.keys.tables import api_keys
+from keyman.migrations.rights import excess
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
@@ -38,13 +39,13 @@ OLDEST_POSTGRESQL = 130000
 PAGE = 10_000
 """Keys that are looked at in one statement."""
 
-BY_ITSELF = ("database", "schema", "database-settings", "database-clock", "values")
+BY_ITSELF = ("database", "schema", "database-settings", "database-rights", "database-clock", "values")
 OF_THE_KEY = ("sentinel", "key-versions", "sample", "undecryptable")
 
 
-async def examine(settings: Settings, db: Database) -> AsyncIterator[Finding]:
-    """The database by itself."""
-    async for finding in _to_the_end(_by_itself(settings, db), BY_ITSELF):
+async def examine(settings: Settings, db: Database, *, is_plane: bool) -> AsyncIterator[Finding]:
+    """The database by itself. `is_plane`: it is looked at as the user of one, who must not have all rights."""
+    async for finding in _to_the_end(_by_itself(settings, db, is_plane), BY_ITSELF):
         yield finding
 
 
@@ -78,7 +79,7 @@ async def _to_the_end(findings: AsyncIterator[Finding], checks: Sequence[str]) -
         yield skipped(check, "what stands above ended the looking")
 
 
-async def _by_itself(settings: Settings, db: Database) -> AsyncIterator[Finding]:
+async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncIterator[Finding]:
     try:
         async with db.read() as connection:
             await connection.execute(text("SELECT 1"))
@@ -96,9 +97,11 @@ async def _by_itself(settings: Settings, db: Database) -> AsyncIterator[Finding]
     async with db.read() as connection:
         if db.is_sqlite:
             yield await _sqlite(connection)
+            yield ok("database-rights", "whoever opens the file has all")
             yield ok("database-clock", "this machine's")
         else:
             yield await _postgresql(connection)
+            yield await _rights(connection) if is_plane else ok("database-rights", "an operator's: not looked at")
             theirs = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
             yield clock("database-clock", (now() - theirs).total_seconds(), "its")
     yield await _values(db)
@@ -150,6 +153,18 @@ async def _postgresql(connection: AsyncConnection) -> Finding:
     ).scalar_one_or_none()
     how = "TLS" if encrypted else "no TLS"
     return ok("database-settings", f"PostgreSQL {version}, UTC, durable, {how}")
+
+
+async def _rights(connection: AsyncConnection) -> Finding:
+    """That this process's user cannot register an application: whoever takes it over would have what that may have."""
+    too_much = await connection.run_sync(excess)
+    if too_much:
+        return warning(
+            "database-rights",
+            f"this user may do what no plane has to: {', '.join(too_much)}",
+            "give each plane a user of its own, and run keyman db upgrade with --management and --resolver",
+        )
+    return ok("database-rights", "this user can register no application and change no entry of the trail")
 
 
 async def _values(db: Database) -> Finding:

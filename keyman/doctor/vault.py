@@ -81,15 +81,16 @@ exists, and are never requested: Vault is only asked what the token may.
 
 
 class Role(NamedTuple):
-    """A role as it is examined: its policy's name, and whether it may look at the key."""
+    """A role as it is examined: its policy's name, whether it may look at the key, and whether a plane has it."""
 
     name: str
     reads_key: bool
+    is_plane: bool
 
 
-MANAGEMENT = Role("keyman-management", reads_key=True)
-RESOLVER = Role("keyman-resolver", reads_key=False)
-ROTATOR = Role("keyman-rotator", reads_key=True)
+MANAGEMENT = Role("keyman-management", reads_key=True, is_plane=True)
+RESOLVER = Role("keyman-resolver", reads_key=False, is_plane=True)
+ROTATOR = Role("keyman-rotator", reads_key=True, is_plane=False)
 
 
 async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> AsyncIterator[Finding]:

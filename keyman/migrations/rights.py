@@ -89,8 +89,10 @@ def grant(connection: Connection, planes: Planes) -> None:
 
 
 def excess(connection: Connection) -> list[str]:
-    """What the user of this connection may do, and no plane's may: `INSERT on applications`, for one."""
-    asked = text("SELECT has_table_privilege(:table, :right)")
+    """What the user of this connection may do, and no plane's may, such as `INSERT on applications`; nothing of a table
+    that is not there.
+    """
+    asked = text("SELECT has_table_privilege(to_regclass(:table), :right)")
     return [
         f"{right} on {table}"
         for table, right in NOBODYS

@@ -126,6 +126,10 @@ class Stack:
         """What a command of keyman's prints in the management container."""
         return self.compose("exec", "-T", "management", "python3", "-m", "keyman", *arguments).strip()
 
+    def operator(self, *arguments: str) -> str:
+        """What a command of keyman's prints as the user that owns the tables."""
+        return self.compose("run", "--rm", "-T", "--no-deps", "migrate", *arguments).strip()
+
     def application(self, code: str) -> str:
         """What Python code prints in a container that is on the network of the applications alone."""
         return self.run("exec", self._application, "python3", "-c", code).strip()

@@ -90,6 +90,10 @@ def urls(postgres: PostgresServer) -> Iterator[Urls]:
         postgres.execute(f"GRANT CONNECT ON DATABASE {name} TO {user}")
     postgres.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
     postgres.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name)
+    # What earlier stacks gave, and an upgrade takes back.
+    everything = f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner.username} GRANT ALL ON"
+    for kind in ("TABLES", "SEQUENCES"):
+        postgres.execute(f"{everything} {kind} TO {planes.management}, {planes.resolver}", name)
     yield Urls(owner, *(owner.set(username=user, password=word) for user in planes))
     postgres.drop_database(name)
     for user in planes:
@@ -99,6 +103,7 @@ def urls(postgres: PostgresServer) -> Iterator[Urls]:
 @pytest.fixture
 async def divided(urls: Urls, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[Pair]:
     """Both planes, each as its own database user."""
+    await migrations.upgrade(urls.owner)  # as somebody does who does not know of rights
     await upgrade(urls)
     operator = Database(urls.owner)
     async with (
