@@ -29,7 +29,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeDecorator
 
-from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement, raise_alone
+from keyman.errors import ConfigurationError, DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
 from keyman.telemetry import Metrics, log
 
 SCHEMA_REVISION = "0004"
@@ -325,11 +325,15 @@ async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[None
     except _FAULTS as fault:
         if not is_outage(fault):
             # A statement that the database does not accept is our mistake; say so without its parameters.
-            raise_alone(RefusedStatement(f"the database refused a statement: {kind(fault)}"))
+            refusal = MissingRight if INSUFFICIENT_PRIVILEGE in kind(fault) else RefusedStatement
+            raise_alone(refusal(f"the database refused a statement: {kind(fault)}"))
         if not is_expected:  # of who does not wait, one that was busy is no news
             _report(fault)
         raise_alone(DatabaseUnavailable(kind=kind(fault)))
 
+
+INSUFFICIENT_PRIVILEGE = "(42501)"
+"""PostgreSQL's SQLSTATE, as `kind` shows it, of a statement that its user may not execute."""
 
 _FAULTS = (
     SQLAlchemyError,

@@ -62,6 +62,10 @@ class RefusedStatement(RuntimeError):
     """The database does not accept a statement of keyman: our mistake, or a database that is damaged."""
 
 
+class MissingRight(RefusedStatement):
+    """The database's user may not do this."""
+
+
 class Problem(KeymanError):
     """An answer other than the one that was asked for.
 

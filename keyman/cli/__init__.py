@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from keyman import __version__
-from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
+from keyman.errors import DatabaseUnavailable, KeymanError, MissingRight, RefusedStatement
 
 COMMANDS = {
     "app": "keyman.cli.app:group",
@@ -73,6 +73,9 @@ def main() -> None:
         click.echo(f"keyman: {fault}{kind}", err=True)
         for error in getattr(fault, "errors", ()):
             click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
+        sys.exit(1)
+    except MissingRight:
+        click.echo("keyman: The database's user may not do this. Run it as the user that owns the tables.", err=True)
         sys.exit(1)
     except RefusedStatement as fault:
         click.echo(f"keyman: {fault}. The database is damaged, or not keyman's.", err=True)

@@ -8,6 +8,7 @@ On PostgreSQL, with a database user for each plane that has the rights that `key
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes
 from keyman.values import EmailAddress, NewPassword
 from keyman.vault.cipher import Context
 from tests.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
+from tests.cli.transcript import keyman
 from tests.resolver.pair import Pair, resolver_at
+from tests.support.live import Finished, environment
 from tests.support.planes import PASSWORD, Vault
 from tests.support.postgres import PostgresServer
 
@@ -368,6 +371,20 @@ async def test_the_planes_do_all_their_work_with_no_more_rights(
     # What an operator does as the owner: the rights stay as they are, whoever upgrades again.
     await upgrade(urls)
     assert await app.gets(key_id=key_id) == OTHER
+
+
+def test_an_operator_registers_applications_as_the_owner_and_adds_people_as_either(urls: Urls) -> None:
+    asyncio.run(upgrade(urls))
+    owner, management, _ = (environment(KEYMAN_DATABASE_URL=url.render_as_string(hide_password=False)) for url in urls)
+    refused = keyman("app", "create", "chat-backend", "--service", "OPENAI", env=management)
+    said = "keyman: The database's user may not do this. Run it as the user that owns the tables.\n"
+    assert refused == Finished(1, "", said)
+    made = keyman("app", "create", "chat-backend", "--service", "OPENAI", env=owner)
+    assert made.out.startswith("km_")
+    for env in (owner, management):
+        assert keyman("audit", "verify", env=env).code == 0
+        assert keyman("audit", "list", "--action", "application.create", "--json", env=env).out.count('"id"') == 1
+        assert keyman("user", "list", env=env).code == 0
 
 
 async def accounts_work(management: ApiPlane, client: httpx.AsyncClient) -> None:
