@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,7 +21,7 @@ from keyman.accounts.tables import application_tokens, applications
 from keyman.accounts.tokens import Token
 from keyman.audit import trail
 from keyman.audit.trail import Action, Actor, Origin
-from keyman.db import AnyRow, Database, now
+from keyman.db import AnyRow, Database, UtcTime, now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.values import ApplicationName
 
@@ -59,29 +59,35 @@ async def by_token(db: Database, text: str, request_id: str, address: str | None
     """The application that a token was made for. Raises Unauthenticated, also for a personal access token."""
     token = Token.parse(text)
     moment = now()
-    statement = (
-        select(
-            applications.c.id,
-            applications.c.name,
-            applications.c.services,
-            application_tokens.c.id.label("token_id"),
-            application_tokens.c.last_used_at,
-        )
-        .join_from(application_tokens, applications)
-        .where(
-            application_tokens.c.token_hash == token.digest(),
-            or_(application_tokens.c.expires_at.is_(None), application_tokens.c.expires_at > moment),
-            applications.c.disabled_at.is_(None),
-        )
-    )
     async with db.read() as connection:
-        row = (await connection.execute(statement)).one_or_none()
+        row = (await connection.execute(_BY_TOKEN, {"digest": token.digest(), "moment": moment})).one_or_none()
     if row is None:
         raise Unauthenticated("The token is no application's, has expired or was revoked.")
     if row.last_used_at is None or moment - row.last_used_at >= LAST_USE_PRECISION:
         await note_use(db, application_tokens, "last_used_at", row.token_id, moment)
     origin = Origin(Actor.APPLICATION, row.token_id, request_id, address)
     return Application(row.id, row.name, frozenset(row.services.split()), origin)
+
+
+# Made once: each request executes it.
+_BY_TOKEN = (
+    select(
+        applications.c.id,
+        applications.c.name,
+        applications.c.services,
+        application_tokens.c.id.label("token_id"),
+        application_tokens.c.last_used_at,
+    )
+    .join_from(application_tokens, applications)
+    .where(
+        application_tokens.c.token_hash == bindparam("digest"),
+        or_(
+            application_tokens.c.expires_at.is_(None),
+            application_tokens.c.expires_at > bindparam("moment", type_=UtcTime),
+        ),
+        applications.c.disabled_at.is_(None),
+    )
+)
 
 
 async def create(db: Database, name: ApplicationName, services: Sequence[str]) -> Registered:

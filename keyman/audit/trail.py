@@ -10,8 +10,9 @@ has several chains, and an entry goes to any whose end nobody holds. Writing the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -19,14 +20,17 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ColumnElement,
+    Executable,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
     ScalarSelect,
+    Select,
     String,
     Table,
     Uuid,
+    bindparam,
     column,
     func,
     insert,
@@ -209,12 +213,9 @@ async def record(
         "sequence": end.sequence + 1,
     }
     entry["hash"] = digest(end.hash, entry)
-    await connection.execute(insert(audit_log).values(entry))
-    await connection.execute(
-        update(audit_chains)
-        .where(audit_chains.c.chain == end.chain)
-        .values(sequence=entry["sequence"], hash=entry["hash"])
-    )
+    values = {f"new_{name}": value for name, value in entry.items()}
+    for statement in _TELL[connection.dialect.name]:
+        await connection.execute(statement, values)
     return int(end.chain)
 
 
@@ -229,19 +230,43 @@ async def hold(connection: AsyncConnection, chain: int | None = None) -> AnyRow:
 
     One that nobody holds is taken, where there is one; else this waits, as for any lock.
     """
-    is_sqlite = connection.dialect.name == "sqlite"  # which lets one write at a time, and locks no rows
-    next_id = _NEXT_ON_SQLITE if is_sqlite else _NEXT_ON_POSTGRESQL
-    wanted = select(audit_chains)
-    wanted = wanted.order_by(func.random()).limit(1) if chain is None else wanted.where(audit_chains.c.chain == chain)
-    for skip_locked in (True, False) if chain is None else (False,):
-        # Numbered once the chain is held, so that ids rise along each of them.
-        held = wanted.with_for_update(skip_locked=skip_locked).subquery()
-        row = (await connection.execute(select(held, next_id.label("entry_id")))).one_or_none()
+    dialect = connection.dialect.name
+    statements = (_FREE[dialect], _ANY[dialect]) if chain is None else (_THIS[dialect],)
+    for statement in statements:
+        row = (await connection.execute(statement, {} if chain is None else {"this": chain})).one_or_none()
         if row is not None:
             return row
     raise RefusedStatement("the database refused an entry of the trail: its chain is gone")
 
 
-_NEXT_ON_POSTGRESQL = func.nextval("audit_log_id_seq")
+# Made once, for each entry executes them: to put a statement together takes as long as to execute it.
+
 _NUMBERED = table("sqlite_sequence", column("name"), column("seq", Integer))
-_NEXT_ON_SQLITE = func.coalesce(select(_NUMBERED.c.seq).where(_NUMBERED.c.name == "audit_log").scalar_subquery(), 0) + 1
+_LAST = select(_NUMBERED.c.seq).where(_NUMBERED.c.name == "audit_log").scalar_subquery()
+_NEXT_ID: Mapping[str, ColumnElement[int]] = {
+    "sqlite": func.coalesce(_LAST, 0) + 1,
+    "postgresql": func.nextval("audit_log_id_seq"),
+}
+
+
+def _held(wanted: Select[*tuple[Any, ...]]) -> Mapping[str, Select[*tuple[Any, ...]]]:
+    """By dialect: an end, and the id for the next entry, drawn once the end is held, so that ids rise along a chain."""
+    held = wanted.subquery()
+    return {dialect: select(held, next_id.label("entry_id")) for dialect, next_id in _NEXT_ID.items()}
+
+
+_BY_CHANCE = select(audit_chains).order_by(func.random()).limit(1)
+_FREE = _held(_BY_CHANCE.with_for_update(skip_locked=True))
+_ANY = _held(_BY_CHANCE.with_for_update())
+_THIS = _held(select(audit_chains).where(audit_chains.c.chain == bindparam("this")).with_for_update())
+
+_ENTRY = insert(audit_log).values({one.name: bindparam(f"new_{one.name}", type_=one.type) for one in audit_log.c})
+_END = (
+    update(audit_chains)
+    .where(audit_chains.c.chain == bindparam("new_chain"))
+    .values(sequence=bindparam("new_sequence"), hash=bindparam("new_hash"))
+)
+_TELL: Mapping[str, Sequence[Executable]] = {
+    "sqlite": (_ENTRY, _END),
+    "postgresql": (_ENTRY.add_cte(_END.cte("ended")),),  # one trip instead of two
+}

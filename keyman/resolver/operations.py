@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import contextlib
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import FromClause, Select, and_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.accounts.applications import Application
 from keyman.accounts.tables import users
 from keyman.audit import trail
 from keyman.audit.trail import Action
-from keyman.db import AnyRow, Database, now
+from keyman.db import AnyRow, Database, UtcTime, now
 from keyman.errors import DatabaseUnavailable, FieldError, InvalidRequest, NotFound, Undecryptable, VaultUnavailable
 from keyman.keys.schemas import Status, status_of
 from keyman.keys.services import ServiceSlug
@@ -191,7 +191,19 @@ async def _mark(connection: AsyncConnection, row: AnyRow) -> bool:
     return marked.rowcount == 1
 
 
-_FOUND = (
+async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -> AnyRow | None:
+    """The row that is asked for, whatever its state; with a user and no key when the user has none for the service."""
+    if asked.key_id is not msgspec.UNSET:
+        return (await connection.execute(_BY_KEY, {"key_id": asked.key_id})).one_or_none()
+    whose = {"user_id": asked.user_id, "service": asked.service}
+    row = (await connection.execute(_NEWEST_ACTIVE, {**whose, "moment": moment})).one_or_none()
+    # Where none is active, the newest of any state says why.
+    return row if row is not None else (await connection.execute(_NEWEST, whose)).one_or_none()
+
+
+# Made once, for each request executes them: to put a statement together takes as long as to execute it.
+
+_FOUND = select(
     users.c.id.label("user_id"),
     users.c.disabled_at.label("user_disabled_at"),
     api_keys.c.id.label("key_id"),
@@ -204,26 +216,22 @@ _FOUND = (
     api_keys.c.last_used_at,
     trail.current_value(api_keys.c.id).label("current_value"),
 )
+_THEIRS = and_(api_keys.c.user_id == users.c.id, api_keys.c.service == bindparam("service"))
+_IS_ACTIVE = and_(
+    ~api_keys.c.disabled,
+    ~api_keys.c.undecryptable,
+    or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > bindparam("moment", type_=UtcTime)),
+)
 
 
-async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -> AnyRow | None:
-    """The row that is asked for, whatever its state; with a user and no key when the user has none for the service."""
-    if asked.key_id is not msgspec.UNSET:
-        statement = select(*_FOUND).join_from(api_keys, users).where(api_keys.c.id == asked.key_id)
-        return (await connection.execute(statement)).one_or_none()
-    theirs = and_(api_keys.c.user_id == users.c.id, api_keys.c.service == asked.service)
-    is_active = and_(
-        ~api_keys.c.disabled,
-        ~api_keys.c.undecryptable,
-        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > moment),
-    )
-    # Where none is active, the newest of any state says why.
-    for keys in (users.join(api_keys, and_(theirs, is_active)), users.outerjoin(api_keys, theirs)):
-        newest = select(*_FOUND).select_from(keys).where(users.c.id == asked.user_id)
-        row = (await connection.execute(newest.order_by(api_keys.c.id.desc()).limit(1))).one_or_none()
-        if row is not None:
-            return row
-    return None
+def _newest(keys: FromClause) -> Select[*tuple[Any, ...]]:
+    whose = _FOUND.select_from(keys).where(users.c.id == bindparam("user_id"))
+    return whose.order_by(api_keys.c.id.desc()).limit(1)
+
+
+_BY_KEY = _FOUND.join_from(api_keys, users).where(api_keys.c.id == bindparam("key_id"))
+_NEWEST_ACTIVE = _newest(users.join(api_keys, and_(_THEIRS, _IS_ACTIVE)))
+_NEWEST = _newest(users.outerjoin(api_keys, _THEIRS))
 
 
 def _given(value: T | msgspec.UnsetType) -> T | None:
