@@ -28,7 +28,7 @@ from keyman.accounts.tokens import Token
 from keyman.audit import listing, verification
 from keyman.db import Database
 from keyman.deployment import Deployment
-from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes
+from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes, excess
 from keyman.values import EmailAddress, NewPassword
 from keyman.vault.cipher import Context
 from tests.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
@@ -345,6 +345,8 @@ async def test_the_planes_do_all_their_work_with_no_more_rights(
 ) -> None:
     management, resolver = divided.management, divided.resolver
     for plane in (management, resolver):
+        async with plane.database.read() as connection:
+            assert await connection.run_sync(excess) == []
         assert (await plane.client().get("/readyz")).json()["checks"] == {"database": "ok", "vault": "ok"}
     ada = await divided.owner()
     await accounts_work(management, ada.client)
