@@ -12,6 +12,7 @@ may hold names of a row that broke a constraint (PostgreSQL prints it), so only 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import logging
@@ -31,6 +32,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import text, update
 from sqlalchemy.engine import URL, make_url
 
+from keyman import migrations
 from keyman.accounts import applications
 from keyman.accounts.passwords import Passwords
 from keyman.accounts.tokens import Token
@@ -39,8 +41,9 @@ from keyman.migrations import tables
 from keyman.telemetry import configure_logging
 from keyman.values import ApplicationName
 from tests.api.bodies import BODIES, LATER, Body
-from tests.api.harness import ApiPlane, as_json, cookie_of, fresh_plane_at, headers_of
+from tests.api.harness import ApiPlane, api_plane_at, as_json, cookie_of, headers_of
 from tests.resolver.pair import resolver_at
+from tests.support.databases import copied
 from tests.support.needs import require
 from tests.support.planes import PASSWORD, Vault
 from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
@@ -161,13 +164,13 @@ class Cage:
             return {**found, "database": b"".join(path.read_bytes() for path in files if path.exists())}
         self.server.execute("CHECKPOINT")
         dumps = (f'SELECT t::text FROM "{table}" t' for table in tables().tables)  # noqa: S608  # our own names
-        rows = [self.server.execute(statement, name) for statement in dumps]
+        rows = self.server.execute(" UNION ALL ".join(dumps), name)
         directory = self.server.log.parent / "data"
         oid = self.server.execute("SELECT oid FROM pg_database WHERE datname = current_database()", name)
         files = [*(directory / "base" / oid).iterdir(), *(directory / "pg_wal").glob("0*")]
         return {
             **found,
-            "database": "\n".join(rows).encode(),
+            "database": rows.encode(),
             "database files": b"".join(path.read_bytes() for path in files if path.is_file()),
             "server log": self.server.log.read_bytes(),
         }
@@ -187,9 +190,17 @@ class Cage:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def caged_database(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[URL, PostgresServer | None]:
     if request.param == "sqlite":
-        return make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db"), None
+        return copied(request.getfixturevalue("migrated_sqlite"), tmp_path / "keyman.db"), None
     server: PostgresServer = request.getfixturevalue("quiet_postgres")
-    return make_url(server.create_database(f"canary_{secrets.token_hex(8)}")), server
+    template: str = request.getfixturevalue("quiet_template")
+    return make_url(server.create_database(f"canary_{secrets.token_hex(8)}", template)), server
+
+
+@pytest.fixture(scope="module")
+def quiet_template(quiet_postgres: PostgresServer) -> str:
+    """A migrated database, whose copies the tests have."""
+    asyncio.run(migrations.upgrade(make_url(quiet_postgres.create_database("migrated"))))
+    return "migrated"
 
 
 @pytest.fixture
@@ -204,7 +215,7 @@ async def cage(
     # Headers that only a proxy may send are read from these addresses.
     trusted = (ip_network("10.0.0.0/8"),)
     passwords = Passwords(quick_passwords)
-    async with fresh_plane_at(url, provisioned.settings, passwords, trusted_proxies=trusted) as plane:
+    async with api_plane_at(url, provisioned.settings, passwords, trusted_proxies=trusted) as plane:
         plane.answers = []
         yield Cage(plane, Canaries(), logged, capfd, server)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,13 +56,18 @@ def sqlite(migrated_sqlite: Path, tmp_path: Path) -> URL:
     return copied(migrated_sqlite, tmp_path / "keyman.db")
 
 
+@pytest.fixture(scope="session")
+def victim_template(victim_postgres: PostgresServer) -> str:
+    """A migrated database, whose copies the tests have."""
+    asyncio.run(migrations.upgrade(make_url(victim_postgres.create_database("migrated"))))
+    return "migrated"
+
+
 @pytest.fixture
-async def postgresql(victim_postgres: PostgresServer) -> AsyncIterator[URL]:
+def postgresql(victim_postgres: PostgresServer, victim_template: str) -> Iterator[URL]:
     """A migrated database on the server to harm; the next test finds the server running."""
     name = f"victim_{uuid4().hex}"
-    url = make_url(victim_postgres.create_database(name))
-    await migrations.upgrade(url)
-    yield url
+    yield make_url(victim_postgres.create_database(name, victim_template))
     victim_postgres.stop()
     victim_postgres.start()
     victim_postgres.drop_database(name)
