@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -28,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeDecorator
+from sqlalchemy.util import await_only
 
 from keyman.errors import ConfigurationError, DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
 from keyman.telemetry import Metrics, log
@@ -225,13 +228,15 @@ def create_engine(
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
         address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
+        patience = BUSY_TIMEOUT if busy_timeout is None else busy_timeout
         arguments: dict[str, Any] = {
-            "timeout": BUSY_TIMEOUT if busy_timeout is None else busy_timeout,
+            "timeout": patience,
             "isolation_level": None,
             "async_creator_fn": _open_sqlite,
         }
         engine = create_async_engine(address, hide_parameters=True, connect_args=arguments, **options)
-        event.listen(engine.sync_engine, "connect", _leave_sqlite if read_only else _prepare_sqlite)
+        prepare = _leave_sqlite if read_only else partial(_prepare_sqlite, patience)
+        event.listen(engine.sync_engine, "connect", prepare)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine.execution_options(keyman_reads=True) if read_only else engine
     arguments = {
@@ -281,16 +286,30 @@ async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
         raise
 
 
-def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(patience: float, connection: Any, _entry: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
+    _turn_wal_on(patience, cursor)  # readers and the writer do not wait for each other
     for pragma in (
-        "journal_mode = WAL",  # readers and the writer do not wait for each other
         "synchronous = FULL",  # what was acknowledged survives a power cut, not only a crash
         "foreign_keys = ON",
         "secure_delete = ON",  # a deleted ciphertext is overwritten, not only unlinked
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _turn_wal_on(patience: float, cursor: Any) -> None:
+    """SQLite does this for one connection at a time, and for the others it does not wait as it does for a lock."""
+    deadline = monotonic() + patience
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as fault:
+            if getattr(fault, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
+                raise
+        else:
+            return
+        await_only(asyncio.sleep(random.uniform(0.005, 0.02)))  # noqa: S311  # spreads load only
 
 
 def _leave_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 MEMORY = Path("/dev/shm")  # noqa: S108  # Linux' file system in memory, open to everybody as /tmp is
 
 ENOUGH = 4 << 30
-"""Bytes that have to be free: four times what a run was seen to take. A container has 64 MiB unless told otherwise."""
+"""Bytes that have to be free: five times what a run was seen to take. A container has 64 MiB unless told otherwise."""
 
 
 def use(variables: dict[str, str] | os._Environ[str] = os.environ, memory: Path = MEMORY) -> None:
