@@ -9,22 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
 
 from keyman.audit.verification import Head
-from keyman.db import now
+from keyman.db import MAX_ID, now
 from keyman.errors import ConfigurationError, raise_alone
 
 MAX_SIZE = 1_000_000
 """Bytes of a file that is read as an anchor."""
 
 
-class AnchoredHead(msgspec.Struct):
-    chain: int
-    sequence: int
-    hash: str  # hexadecimal
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
+
+
+class AnchoredHead(msgspec.Struct, omit_defaults=True):
+    """The end of a chain, of which what is after `base` was there."""
+
+    chain: Count
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)]
+    hash: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    base: Count = 0
 
 
 class Anchor(msgspec.Struct, omit_defaults=True):
@@ -40,7 +47,7 @@ class Anchor(msgspec.Struct, omit_defaults=True):
         return msgspec.json.encode(unsigned, order="deterministic")
 
     def parsed_heads(self) -> list[Head]:
-        return [Head(head.chain, head.sequence, bytes.fromhex(head.hash)) for head in self.heads]
+        return [Head(head.chain, head.sequence, bytes.fromhex(head.hash), head.base) for head in self.heads]
 
     def shown(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2)
@@ -48,9 +55,8 @@ class Anchor(msgspec.Struct, omit_defaults=True):
 
 def taken(deployment: UUID, heads: Sequence[Head]) -> Anchor:
     """An anchor of chains that were verified up to `heads`."""
-    return Anchor(
-        deployment, now(), [AnchoredHead(head.chain, head.sequence, head.hash.hex()) for head in heads if head.sequence]
-    )
+    ends = [AnchoredHead(head.chain, head.sequence, head.hash.hex(), head.base) for head in heads if head.sequence]
+    return Anchor(deployment, now(), ends)
 
 
 def load(path: Path, deployment: UUID) -> Anchor:
@@ -61,9 +67,11 @@ def load(path: Path, deployment: UUID) -> Anchor:
     except OSError as fault:
         raise ConfigurationError(f"The anchor {path} cannot be read: {fault.strerror}.") from None
     try:
-        anchor = msgspec.json.decode(text[:MAX_SIZE], type=Anchor)
+        if len(text) > MAX_SIZE:
+            raise ValueError("too long")
+        anchor = msgspec.json.decode(text, type=Anchor)
         anchor.parsed_heads()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise_alone(ConfigurationError(f"{path} is no anchor: give a file that `keyman audit anchor` has printed."))
     if anchor.deployment != deployment:
         raise ConfigurationError(f"The anchor {path} is of another deployment than this database.")

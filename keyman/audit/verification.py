@@ -9,14 +9,16 @@ bend is an anchor that was taken before and is kept elsewhere: see anchors.py.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, case, func, select
 
+from keyman.audit import shapes
 from keyman.audit.chain import digest, genesis
 from keyman.audit.trail import Action, audit_chains, audit_log
 from keyman.db import AnyRow, Database
@@ -24,6 +26,11 @@ from keyman.errors import RefusedStatement
 
 PAGE = 2000
 """Entries that are read at once: less than a MB."""
+
+MOST = 1000
+"""Chains that are said to be gone. Somebody may give one a number of nine digits; all before it need no line each."""
+
+STRANGE = "it holds what no entry can hold"
 
 UNREADABLE = (ValueError, TypeError, RefusedStatement)
 """What comes of a value that is none of its column's type, which SQLite takes."""
@@ -36,11 +43,14 @@ Report = Callable[[int], None]
 
 
 class Head(NamedTuple):
-    """An entry of a chain by its place, and its hash: it stands for all that came before."""
+    """An entry of a chain by its place, and its hash: it stands for all that came before, down to behind `base`, the
+    place of the last that was pruned.
+    """
 
     chain: int
     sequence: int
     hash: bytes
+    base: int = 0
 
 
 class Break(NamedTuple):
@@ -54,14 +64,21 @@ class Break(NamedTuple):
 
 @dataclass
 class Verified:
-    """What was found: how many entries were read, where each chain ends, what is broken, and which anchored entries
-    were pruned since, so that nothing can be said of them.
+    """What was found: how many entries were read, where each chain ends, what is broken; which anchored entries are
+    there, and which were pruned since, so that nothing can be said of them; and how many entries from before the
+    newest anchor were pruned after it was taken: that they were is the word of the database alone.
     """
 
     entries: int = 0
     heads: list[Head] = field(default_factory=list)
     breaks: list[Break] = field(default_factory=list)
+    held: list[Head] = field(default_factory=list)
     pruned: list[Head] = field(default_factory=list)
+    pruned_since: int = 0
+
+    def unheld(self) -> set[int]:
+        """The chains of which no anchored entry is left: nothing that was anchored says anything of them."""
+        return {head.chain for head in self.pruned} - {head.chain for head in self.held}
 
 
 async def count(db: Database) -> int:
@@ -80,14 +97,31 @@ async def verify(
         chains = (await connection.execute(select(audit_chains.c.chain).order_by(audit_chains.c.chain))).scalars().all()
         ends = select(func.min(audit_log.c.chain), func.max(audit_log.c.chain))
         lowest, highest = (await connection.execute(ends)).one()
-    expected = {0, *range(max(chains, default=0)), *(n for n in (lowest, highest) if n is not None)}
+    expected = {0, *itertools.islice(_gaps(chains), MOST), *(n for n in (lowest, highest) if isinstance(n, int))}
     expected |= {head.chain for head in anchored}
     for chain in sorted(expected - set(chains)):
         found.breaks.append(Break(chain, 0, None, "its ends are gone, and with them what its entries are held to"))
     for chain in chains:
         mine = [head for head in anchored if head.chain == chain]
         await _Chain(db, deployment, chain, mine, found, report).verify()
+    if db.is_sqlite:
+        await _find_strange(db, found)
     return found
+
+
+def _gaps(chains: Sequence[int]) -> Iterator[int]:
+    """The numbers that are left out in a row of them, which rises."""
+    for before, after in itertools.pairwise((-1, *chains)):
+        yield from range(before + 1, after)
+
+
+async def _find_strange(db: Database, found: Verified) -> None:
+    """Find what the reading of the chains does not: what hashes alike, and what has no place in any."""
+    places = (case((shapes.is_whole(one), one), else_=0) for one in (audit_log.c.chain, audit_log.c.sequence))
+    async with db.read() as connection:
+        rows = (await connection.execute(select(audit_log.c.id, *places).where(shapes.IS_STRANGE))).all()
+    known = {(one.chain, one.sequence) for one in found.breaks if one.what == STRANGE}
+    found.breaks += [Break(n, at, entry_id, STRANGE) for entry_id, n, at in rows if (n, at) not in known]
 
 
 class _Chain:
@@ -99,7 +133,10 @@ class _Chain:
         self._db = db
         self._genesis = genesis(deployment, chain)
         self._chain = chain
-        self._anchored = {head.sequence: head for head in anchored}
+        self._newest = max(anchored, key=lambda head: head.sequence, default=None)
+        self._anchored: dict[int, set[Head]] = {}
+        for head in anchored:
+            self._anchored.setdefault(head.sequence, set()).add(head)
         self._found = found
         self._report = report
         self._at = 0  # the sequence of the last entry that was read
@@ -129,14 +166,17 @@ class _Chain:
                 if row.id is not None:  # the end stands there without an entry, too
                     self._take(row)
             if len(page) < limit:
+                await self._find_before(end.base_sequence)
                 return self._finish(end)
 
     async def _page(self, limit: int) -> Sequence[AnyRow]:
         """The next entries, each with the ends of the chain."""
-        following = and_(audit_log.c.chain == audit_chains.c.chain, audit_log.c.sequence > self._at)
+        following = and_(audit_log.c.chain == audit_chains.c.chain, self._follows())
+        # What stands before the beginning is found in the end, wherever the beginning is by then.
+        remaining = and_(following, audit_log.c.sequence > audit_chains.c.base_sequence)
         statement = (
             select(*audit_log.c, *_ENDS)
-            .select_from(audit_chains.outerjoin(audit_log, following))
+            .select_from(audit_chains.outerjoin(audit_log, remaining))
             .where(audit_chains.c.chain == self._chain)
             .order_by(audit_log.c.sequence)
             .limit(limit)
@@ -146,12 +186,17 @@ class _Chain:
         self._report(sum(row.id is not None for row in rows))
         return rows
 
+    def _follows(self) -> ColumnElement[bool]:
+        """Whether an entry of the chain has not been read yet. One whose place is no number has none in the chain."""
+        later = audit_log.c.sequence > self._at
+        return and_(later, shapes.is_whole(audit_log.c.sequence)) if self._db.is_sqlite else later
+
     async def _skip(self) -> None:
         """Pass over an entry that cannot be read. What follows it may well be whole."""
-        following = and_(audit_log.c.chain == self._chain, audit_log.c.sequence > self._at)
+        following = and_(audit_log.c.chain == self._chain, self._follows())
         async with self._db.read() as connection:
             sequence = (await connection.execute(select(func.min(audit_log.c.sequence)).where(following))).scalar_one()
-        self._broken(sequence, None, "it holds what no entry can hold")
+        self._broken(sequence, None, STRANGE)
         self._at, self._hash = sequence, None
 
     def _take(self, row: AnyRow) -> None:
@@ -161,10 +206,12 @@ class _Chain:
             self._broken(row.sequence, row.id, f"{missing:,} before it are missing")
         elif self._hash is not None and digest(self._hash, dict(zip(_NAMES, row, strict=False))) != row.hash:
             self._broken(row.sequence, row.id, "it was changed, or exchanged, or the one before it was")
-        anchored = self._anchored.pop(row.sequence, None)
-        if anchored is not None and anchored.hash != row.hash:
-            self._broken(row.sequence, row.id, "it is not the entry that was anchored")
-        if row.action == Action.TRAIL_PRUNE and (said := PRUNED.fullmatch(row.detail or "")):
+        for anchored in self._anchored.pop(row.sequence, ()):
+            if anchored.hash == row.hash:
+                self._found.held.append(anchored)
+            else:
+                self._broken(row.sequence, row.id, "it is not the entry that was anchored")
+        if row.action == Action.TRAIL_PRUNE and (said := PRUNED.fullmatch(str(row.detail))):
             self._pruned.add((int(said[1]), bytes.fromhex(said[2])))
         self._at, self._hash = row.sequence, row.hash if isinstance(row.hash, bytes) else None
 
@@ -180,14 +227,27 @@ class _Chain:
             self._broken(end.end_sequence + 1, None, f"{self._at - end.end_sequence:,} stand behind its end")
         elif self._hash != end.end_hash:
             self._broken(self._at, None, "its end was changed")
-        for head in self._anchored.values():
+        for head in itertools.chain.from_iterable(self._anchored.values()):
             if head.sequence == end.base_sequence and head.hash == end.base_hash:
-                continue
-            if head.sequence < end.base_sequence:
+                self._found.held.append(head)
+            elif head.sequence < end.base_sequence:
                 self._found.pruned.append(head)
             else:
                 self._broken(head.sequence, None, "the entry that was anchored is gone")
-        self._found.heads.append(Head(self._chain, self._at, self._hash or end.end_hash))
+        if self._newest is not None:
+            gone = min(end.base_sequence, self._newest.sequence) - self._newest.base
+            self._found.pruned_since += max(0, gone)
+            if end.base_sequence < self._newest.base:
+                self._broken(0, None, "it begins before the place where it began when it was anchored")
+        self._found.heads.append(Head(self._chain, self._at, self._hash or end.end_hash, end.base_sequence))
+
+    async def _find_before(self, base: int) -> None:
+        """Find what stands where nothing can: at or before what was pruned, or before the first place of all."""
+        places = (audit_log.c.sequence, audit_log.c.id)
+        before = select(*places).where(audit_log.c.chain == self._chain, audit_log.c.sequence <= base)
+        async with self._db.read() as connection:
+            for sequence, entry_id in (await connection.execute(before)).all():
+                self._broken(sequence, entry_id, "it stands before the beginning")
 
     def _broken(self, sequence: int, entry_id: int | None, what: str) -> None:
         self._found.breaks.append(Break(self._chain, sequence, entry_id, what))

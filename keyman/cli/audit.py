@@ -175,7 +175,7 @@ def prune(older_than: timedelta, file: Path, dry_run: bool, home: Path | None) -
 def _unreadable_said() -> Iterator[None]:
     try:
         yield
-    except ValueError:  # which holds what was read
+    except (ValueError, TypeError, AttributeError):  # which may hold what was read
         raise_alone(KeymanError("An entry holds what no entry can hold: `keyman audit verify` says which."))
 
 
@@ -208,6 +208,12 @@ def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
         click.echo(
             f"{len(found.pruned)} of the anchored entries were pruned since: a newer anchor covers more.", err=True
         )
+    if found.pruned_since:
+        click.echo(
+            f"{found.pruned_since:,} entries from before the anchor were pruned after it was taken, the trail says. If "
+            "that was none of you, somebody has removed them.",
+            err=True,
+        )
     if found.breaks:
         click.echo(
             f"The trail is broken in {len(found.breaks):,} places, of {found.entries:,} entries. Keep the database as "
@@ -215,7 +221,12 @@ def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
             err=True,
         )
         sys.exit(1)
-    held = ", and what was anchored is there" if files else ""
+    if unheld := found.unheld():
+        raise KeymanError(
+            f"Nothing that was anchored of {len(unheld)} chains is left: what they hold may be anything. Give an "
+            "anchor that was taken since they were pruned."
+        )
+    held = ", and what was anchored is there" if found.held else ", and the anchor names none" if files else ""
     chains = f" in {len(found.heads)} chains" if len(found.heads) > 1 else ""
     click.echo(f"{found.entries:,} entries{chains}: each follows from the one before{held}.", err=True)
 
@@ -225,6 +236,8 @@ def _print_json(found: Verified) -> None:
         "entries": found.entries,
         "breaks": [one._asdict() for one in found.breaks],
         "heads": [{**head._asdict(), "hash": head.hash.hex()} for head in found.heads],
+        "pruned_since_anchor": found.pruned_since,
+        "chains_without_anchor": sorted(found.unheld()),
     }
     click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2))
 

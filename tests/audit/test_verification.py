@@ -140,6 +140,85 @@ async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verif
         assert await bent.broken() == [(0, None, "its ends hold what no end can hold")]
 
 
+async def test_what_hashes_alike_and_is_another_thing_in_sqlite_is_found(bent: Trail) -> None:
+    if not bent.db.is_sqlite:
+        return  # PostgreSQL refuses it
+    await bent.write(1, service="OPEN", value_uuid=uuid4())
+    row = (await bent.longest())[-1]
+    harms = (
+        "service = x'38f10d'",  # bytes are in the line as base64
+        "at = datetime(at, '+5 hours') || substr(at, 20) || '+05:00'",
+        "at = replace(at, ' ', 'T')",
+        "value_uuid = upper(value_uuid)",
+        "value_uuid = '{' || value_uuid || '}'",
+        "detail = x'00', action = 'trail.prune'",
+        *("sequence = 'c4n4ry'", "sequence = x'00'", "sequence = 12.5", "sequence = 9e999", "chain = 'c4n4ry'"),
+    )
+    for harm in harms:
+        async with bent.db.write() as connection:
+            await connection.execute(text(f"UPDATE audit_log SET {harm} WHERE id = {row.id}"))  # noqa: S608
+        found = await bent.broken()
+        assert row.id in {entry_id for _, entry_id, _ in found}, harm
+        assert "c4n4ry" not in repr(found)
+        await bent.change(row.id, **row._mapping)
+    assert await bent.broken() == []
+
+
+@pytest.mark.parametrize("sequence", [0, -1, -(2**63)])
+async def test_an_entry_before_the_beginning_is_found(bent: Trail, sequence: int) -> None:
+    row = (await bent.longest())[4]
+    await bent.put(**{**row._mapping, "id": 1000, "sequence": sequence, "value_uuid": uuid4(), "as_of": 1000})
+    assert await bent.broken() == [(sequence, 1000, "it stands before the beginning")]
+
+
+async def test_a_chain_of_any_number_is_found_without_a_line_for_each_before_it(bent: Trail) -> None:
+    values = {"sequence": 0, "base_sequence": 0, "hash": bytes(32), "base_hash": bytes(32)}
+    async with bent.db.write() as connection:
+        await connection.execute(audit_chains.insert().values(chain=2**31 - 1, **values))
+    found = (await bent.verified()).breaks
+    assert {one.chain for one in found} > {3, 2**31 - 1}
+    assert len(found) < 2 * verification.MOST
+
+
+async def test_an_anchor_says_what_was_pruned_after_it_though_the_trail_says_it_was(bent: Trail) -> None:
+    heads = (await bent.verified()).heads
+    rows = await bent.longest()
+    # Somebody removes what they do not like, and says that it was pruned.
+    await bent.remove(*[row.id for row in rows[:4]])
+    await bent.end(rows[0].chain, base_sequence=4, base_hash=rows[3].hash)
+    async with bent.db.write() as connection:
+        detail = f"up to 4 {rows[3].hash.hex()}"
+        await trail.record(connection, OPERATOR, None, Action.TRAIL_PRUNE, detail=detail, chain=rows[0].chain)
+    found = await bent.verified(heads)
+    assert (found.breaks, found.pruned_since) == ([], 4)
+    later = found.heads
+    assert (await bent.verified(later)).pruned_since == 0
+    await bent.end(rows[0].chain, base_sequence=3)
+    assert (0, None, "it begins before the place where it began when it was anchored") in await bent.broken(later)
+
+
+async def test_what_an_anchor_does_not_hold_any_more_it_does_not_vouch_for(bent: Trail) -> None:
+    old = (await bent.verified()).heads
+    await bent.write(60)
+    newer = (await bent.verified()).heads
+    rows = await bent.longest()
+    at = next(n for n, row in enumerate(rows) if row.sequence == {head.chain: head.sequence for head in old}[row.chain])
+    await bent.remove(*[row.id for row in rows[: at + 2]])
+    base = rows[at + 1]
+    await bent.end(base.chain, base_sequence=base.sequence, base_hash=base.hash)
+    assert (await bent.verified(old)).unheld() == {base.chain}
+    assert (await bent.verified([*old, *newer])).unheld() == set()
+
+
+async def test_anchors_that_differ_do_not_hide_each_other(bent: Trail) -> None:
+    head = next(head for head in (await bent.verified()).heads if head.sequence)
+    other = head._replace(hash=bytes(32))
+    for anchored in ([head, other], [other, head]):
+        found = await bent.verified(anchored)
+        assert [one.what for one in found.breaks] == ["it is not the entry that was anchored"]
+        assert found.held == [head]
+
+
 async def test_every_column_is_covered(bent: Trail) -> None:
     row = (await bent.longest())[4]
     names = {name for name in NAMES if name != "hash"}

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from keyman.audit import anchors
+from keyman.audit.verification import Head
+from keyman.errors import ConfigurationError
 from tests.cli.transcript import keyman
 from tests.support.live import Finished, Victim
 
@@ -91,6 +95,16 @@ def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[st
     assert "1 before it are missing" in keyman("audit", "verify", env=told).out
 
 
+def test_what_cannot_be_exported_is_said_in_words(told: dict[str, str], file: Path) -> None:
+    for harm in ("hash = printf('%032d', 7)", "at = x'00'"):
+        bend(file, f"UPDATE audit_log SET {harm} WHERE id = 3")  # noqa: S608
+        said = keyman("audit", "export", env=told)
+        assert (said.code, "Traceback" in said.err) == (1, False)
+        assert "An entry holds what no entry can hold" in said.err
+    assert "holds what no entry can hold" in keyman("audit", "list", env=told).err
+    assert "place 3 (no entry): it holds" in keyman("audit", "verify", env=told).out
+
+
 def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
     told: dict[str, str], file: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +126,9 @@ def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
     assert young.err.splitlines()[-1] == "Removed 0."
     pruned = keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), env=told)
     assert pruned.err.splitlines()[-1] == "Removed 3."
-    assert keyman("audit", "verify", "--anchor", str(anchor), env=told).code == 0
+    since = keyman("audit", "verify", "--anchor", str(anchor), env=told)
+    assert since.code == 0
+    assert "3 entries from before the anchor were pruned after it was taken, the trail says." in since.err
     left = json.loads(keyman("audit", "list", "--json", env=told).out)
     assert [entry["action"] for entry in left] == ["application.create", "trail.prune"]
 
@@ -145,6 +161,27 @@ def test_an_anchor_that_is_none_is_said(told: dict[str, str], tmp_path: Path) ->
     other["heads"] = [{"chain": 0, "sequence": 1, "hash": "zz"}]
     anchor.write_text(json.dumps(other))
     refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "is no anchor")
+
+
+def test_a_hostile_anchor_is_none(tmp_path: Path) -> None:
+    path, deployment = tmp_path / "anchor.json", UUID(int=5)
+    good: dict[str, object] = {"chain": 0, "sequence": 1, "hash": "00" * 32}
+    whole = {"deployment": str(deployment), "at": "2026-01-01T00:00:00Z", "heads": [good]}
+    path.write_text(json.dumps(whole))
+    assert anchors.load(path, deployment).parsed_heads() == [Head(0, 1, bytes(32))]
+    hostile: dict[str, tuple[object, ...]] = {
+        "chain": (-1, 2**63, 10**30, float("nan")),
+        "sequence": (-5, 0, 2**63, 10**30, float("inf"), 1.5, "1"),
+        "hash": ("", "00", "00" * 33, " " + "00" * 31 + " ", "A0" * 32),
+        "base": (-1,),
+    }
+    heads = [good | {name: value} for name, values in hostile.items() for value in values]
+    texts = [json.dumps(whole | {"heads": [head]}) for head in heads]
+    nested = '{"more":' + "[" * 400_000 + "]" * 400_000 + "}"
+    for text in (*texts, nested, json.dumps(whole).replace(": 1,", ": 1e400,"), json.dumps(whole) + " " * 1_000_000):
+        path.write_text(text)
+        with pytest.raises(ConfigurationError, match="is no anchor"):
+            anchors.load(path, deployment)
 
 
 def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(

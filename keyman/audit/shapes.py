@@ -1,0 +1,44 @@
+"""What SQLite takes into a column of the trail though keyman never writes it there.
+
+SQLite keeps any kind of value in any column, and a time or a uuid as text. So an entry can be made into another thing
+where entries are searched and sorted, though it looks the same, and hashes alike, once it is read: a time in another
+zone, bytes for a text, a uuid in capital letters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ColumnElement, Integer, LargeBinary, Uuid, and_, func, literal_column, or_
+
+from keyman.audit.trail import audit_log
+from keyman.db import UtcTime
+
+TIME = "-".join(("[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2)) + " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
+"""What a time looks like, in SQLite's GLOB: UTC, to the microsecond."""
+
+
+def is_whole(number: ColumnElement[Any]) -> ColumnElement[bool]:
+    return _is("integer", number)
+
+
+def _is(kind: str, value: ColumnElement[Any]) -> ColumnElement[bool]:
+    return func.typeof(value) == kind
+
+
+def _is_written(one: Column[Any]) -> ColumnElement[bool]:
+    """Whether a column that is not empty holds something as keyman writes it."""
+    if isinstance(one.type, BigInteger | Integer):
+        return is_whole(one)
+    if isinstance(one.type, LargeBinary):
+        return _is("blob", one)
+    text: ColumnElement[str] = literal_column(f"audit_log.{one.name}")  # not as the column's type has it
+    if isinstance(one.type, UtcTime):
+        return and_(_is("text", one), text.op("GLOB")(TIME))
+    if isinstance(one.type, Uuid):
+        return and_(_is("text", one), func.length(text) == 32, ~text.op("GLOB")("*[^0-9a-f]*"))
+    return _is("text", one)
+
+
+IS_STRANGE = or_(*(and_(one.is_not(None), ~_is_written(one)) for one in audit_log.c))
+"""Of an entry on SQLite that keyman cannot have written."""
