@@ -7,6 +7,7 @@ again when the entry that said it goes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -19,9 +20,15 @@ from keyman.audit.trail import Action, audit_chains, audit_log
 from keyman.audit.verification import Head, Report
 from keyman.db import AnyRow, Database
 
-BATCH = 5000
-"""Entries that go in one transaction, and are told by one entry: on SQLite all who write wait for it."""
+BATCH = 1000
+"""Entries that go in one transaction, and are told by one entry: on SQLite all who write wait for it, and to say all
+of them again takes nearly a second, a fifth of BUSY_TIMEOUT.
+"""
 
+PAUSE = 0.2
+"""Seconds between two batches on SQLite, where who waits for the lock looks for it every 0.1 seconds at the latest: one
+that is taken again at once is had by nobody else until all is pruned.
+"""
 
 PARAMETERS = 500
 """Ids in one statement."""
@@ -72,6 +79,8 @@ async def prune(db: Database, cuts: Sequence[Cut], report: Report = lambda _coun
                 break
             entries, carried = entries + gone, carried + again
             report(gone)
+            if db.is_sqlite:
+                await asyncio.sleep(PAUSE)
     return Pruned(entries, carried)
 
 

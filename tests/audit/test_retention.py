@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.engine import URL
 
 from keyman.audit import retention, trail
 from keyman.audit.trail import NO_VALUE, OPERATOR, Action, audit_log
-from keyman.db import now
+from keyman.db import AnyRow, Database, now
 from tests.audit.conftest import Trail
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +72,7 @@ async def test_an_entry_that_is_newer_keeps_what_follows_it(bent: Trail) -> None
 
 async def test_it_is_pruned_again_and_again(bent: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH", 3)
+    monkeypatch.setattr(retention, "PAUSE", 0)
     for _ in range(3):
         old = (await bent.verified()).heads
         await prune(bent)
@@ -79,6 +82,31 @@ async def test_it_is_pruned_again_and_again(bent: Trail, monkeypatch: pytest.Mon
     # An anchor from before says of what is gone that it is.
     await prune(bent)
     assert (await bent.verified(old)).pruned != []
+
+
+async def test_who_writes_to_sqlite_meanwhile_does_not_wait_until_all_is_pruned(
+    bent: Trail, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not bent.db.is_sqlite:
+        return  # PostgreSQL's writers go to another chain
+    monkeypatch.setattr(retention, "BATCH", 3)
+    find, holds = retention._current, asyncio.Event()
+
+    async def slowly(*given: Any) -> list[AnyRow]:
+        holds.set()
+        await asyncio.sleep(0.3)
+        return await find(*given)
+
+    monkeypatch.setattr(retention, "_current", slowly)
+    pruning = asyncio.create_task(prune(bent))
+    await holds.wait()
+    service = Database(database)  # a process of its own: it waits in SQLite
+    async with service.write() as connection:
+        await trail.record(connection, OPERATOR, None, Action.ENABLE)
+    assert not pruning.done()
+    await pruning
+    await service.close()
+    assert await bent.broken() == []
 
 
 async def test_a_second_pruning_that_somebody_hides_is_found(bent: Trail) -> None:
