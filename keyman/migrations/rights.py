@@ -43,10 +43,10 @@ RESOLVER: Mapping[str, str] = {
 }
 
 NOBODYS = (
-    ("applications", "INSERT"),
-    ("application_tokens", "INSERT"),
-    ("audit_log", "UPDATE"),
-    ("audit_log", "DELETE"),
+    *((right, "applications") for right in ("INSERT", "UPDATE", "TRUNCATE")),
+    *((right, "application_tokens") for right in ("INSERT", "UPDATE (token_hash)", "TRUNCATE")),
+    *((right, "audit_log") for right in ("UPDATE", "DELETE", "TRUNCATE")),
+    *((right, "audit_chains") for right in ("INSERT", "UPDATE (base_sequence)", "DELETE", "TRUNCATE")),
 )
 """What neither plane may do: whoever may, makes an application of their own, or bends the trail."""
 
@@ -92,12 +92,20 @@ def excess(connection: Connection) -> list[str]:
     """What the user of this connection may do, and no plane's may, such as `INSERT on applications`; nothing of a table
     that is not there.
     """
-    asked = text("SELECT has_table_privilege(to_regclass(:table), :right)")
     return [
         f"{right} on {table}"
-        for table, right in NOBODYS
-        if connection.execute(asked, {"table": table, "right": right}).scalar_one()
+        for right, table in NOBODYS
+        if connection.execute(text(f"SELECT {_asked(right)}"), {"table": table}).scalar_one()
     ]
+
+
+def _asked(right: str) -> str:
+    """How PostgreSQL is asked for a right to `:table`; rights to rows may be granted column by column, too."""
+    name, _, column = right.removesuffix(")").partition(" (")
+    if column:
+        return f"has_column_privilege(to_regclass(:table), '{column}', '{name}')"
+    kind = "any_column" if name in ("INSERT", "UPDATE") else "table"
+    return f"has_{kind}_privilege(to_regclass(:table), '{name}')"
 
 
 def _statements(user: str, rights: Mapping[str, str], owned: Mapping[str, Sequence[str]]) -> Iterator[str]:
