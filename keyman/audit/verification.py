@@ -163,7 +163,8 @@ class _Chain:
             if end.base_sequence > self._at:  # at the beginning, or pruned in the meantime
                 self._at, self._hash = end.base_sequence, end.base_hash
             for row in page:
-                if row.id is not None:  # the end stands there without an entry, too
+                # The end stands there without an entry, too; and what is before the beginning is found in the end.
+                if row.id is not None and row.sequence > end.base_sequence:
                     self._take(row)
             if len(page) < limit:
                 await self._find_before(end.base_sequence)
@@ -172,11 +173,9 @@ class _Chain:
     async def _page(self, limit: int) -> Sequence[AnyRow]:
         """The next entries, each with the ends of the chain."""
         following = and_(audit_log.c.chain == audit_chains.c.chain, self._follows())
-        # What stands before the beginning is found in the end, wherever the beginning is by then.
-        remaining = and_(following, audit_log.c.sequence > audit_chains.c.base_sequence)
         statement = (
             select(*audit_log.c, *_ENDS)
-            .select_from(audit_chains.outerjoin(audit_log, remaining))
+            .select_from(audit_chains.outerjoin(audit_log, following))
             .where(audit_chains.c.chain == self._chain)
             .order_by(audit_log.c.sequence)
             .limit(limit)

@@ -130,4 +130,4 @@ def _cell(value: object) -> str:
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     if isinstance(value, list):
         return " ".join(str(part) for part in value)
-    return str(value)
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(value))  # a terminal obeys the others

@@ -171,6 +171,16 @@ async def test_an_entry_before_the_beginning_is_found(bent: Trail, sequence: int
     assert await bent.broken() == [(sequence, 1000, "it stands before the beginning")]
 
 
+async def test_what_was_pruned_and_put_back_is_found(bent: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "PAGE", 2)
+    rows = await bent.longest()
+    async with bent.db.write() as connection:
+        detail = f"up to 5 {rows[4].hash.hex()}"
+        await trail.record(connection, OPERATOR, None, Action.TRAIL_PRUNE, detail=detail, chain=rows[0].chain)
+    await bent.end(rows[0].chain, base_sequence=5, base_hash=rows[4].hash)
+    assert await bent.broken() == [(n + 1, rows[n].id, "it stands before the beginning") for n in range(5)]
+
+
 async def test_a_chain_of_any_number_is_found_without_a_line_for_each_before_it(bent: Trail) -> None:
     values = {"sequence": 0, "base_sequence": 0, "hash": bytes(32), "base_hash": bytes(32)}
     async with bent.db.write() as connection:

@@ -95,6 +95,13 @@ def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[st
     assert "1 before it are missing" in keyman("audit", "verify", env=told).out
 
 
+def test_what_somebody_wrote_into_an_entry_does_not_steer_the_terminal(told: dict[str, str], file: Path) -> None:
+    bend(file, "UPDATE audit_log SET service = char(27) || '[2J' || char(10) || 'x' || char(8238) WHERE id = 3")
+    listed = keyman("audit", "list", env=told).out
+    assert len(listed.splitlines()) == 4
+    assert r"\x1b[2J\nx\u202e" in listed
+
+
 def test_what_cannot_be_exported_is_said_in_words(told: dict[str, str], file: Path) -> None:
     for harm in ("hash = printf('%032d', 7)", "at = x'00'"):
         bend(file, f"UPDATE audit_log SET {harm} WHERE id = 3")  # noqa: S608
