@@ -170,6 +170,22 @@ def test_an_anchor_that_is_none_is_said(told: dict[str, str], tmp_path: Path) ->
     refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "is no anchor")
 
 
+def test_an_anchor_of_which_nothing_is_left_proves_nothing_unless_a_newer_one_is_given_too(
+    told: dict[str, str], tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(keyman("audit", "anchor", env=told).out)
+    assert keyman("app", "create", "four", "--service", "XAI", env=told).code == 0
+    new.write_text(keyman("audit", "anchor", env=told).out)
+    assert keyman("audit", "prune", "--older-than", "0s", "--anchor", str(new), env=told).code == 0
+    refused(keyman("audit", "verify", "--anchor", str(old), env=told), "Nothing that was anchored of 1 chains is left")
+    assert keyman("audit", "verify", "--anchor", str(old), "--anchor", str(new), env=told).code == 0
+    shown = keyman("audit", "verify", "--anchor", str(old), "--json", env=told)
+    assert shown.code == 1
+    answer = json.loads(shown.out)
+    assert (answer["pruned_since_anchor"], answer["chains_without_anchor"]) == (3, [0])
+
+
 def test_a_hostile_anchor_is_none(tmp_path: Path) -> None:
     path, deployment = tmp_path / "anchor.json", UUID(int=5)
     good: dict[str, object] = {"chain": 0, "sequence": 1, "hash": "00" * 32}
