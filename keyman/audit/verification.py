@@ -205,6 +205,8 @@ class _Chain:
             self._broken(row.sequence, row.id, f"{missing:,} before it are missing")
         elif self._hash is not None and digest(self._hash, dict(zip(_NAMES, row, strict=False))) != row.hash:
             self._broken(row.sequence, row.id, "it was changed, or exchanged, or the one before it was")
+        if isinstance(row.as_of, int) and row.as_of > row.id:  # SQLite takes a text, which is found by its kind
+            self._broken(row.sequence, row.id, "it claims to be newer than it is")
         for anchored in self._anchored.pop(row.sequence, ()):
             if anchored.hash == row.hash:
                 self._found.held.append(anchored)

@@ -122,7 +122,7 @@ async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verif
         return  # PostgreSQL refuses it
     monkeypatch.setattr(verification, "PAGE", 4)
     harms = (
-        *("at = 'c4n4ry'", "value_uuid = 'c4n4ry'", "key_id = 'c4n4ry'"),
+        *("at = 'c4n4ry'", "value_uuid = 'c4n4ry'", "key_id = 'c4n4ry'", "as_of = 'c4n4ry'"),
         *("purpose = CAST(x'ff' AS TEXT)", "hash = printf('%032d', 7)"),
     )
     for harm in harms:
@@ -289,6 +289,13 @@ async def test_an_entry_that_was_added_behind_the_end_is_found(bent: Trail) -> N
     forged["hash"] = digest(last.hash, forged)
     await bent.put(**forged)
     assert await bent.broken() == [(last.sequence + 1, None, "1 stand behind its end")]
+
+
+async def test_an_entry_that_would_overrule_all_that_come_is_found_though_it_was_chained(bent: Trail) -> None:
+    async with bent.db.write() as connection:
+        await trail.record(connection, OPERATOR, None, Action.TRAIL_CARRY, key_id=1, value_uuid=uuid4(), as_of=10_000)
+    (last,) = await bent.rows(audit_log.c.as_of == 10_000)
+    assert await bent.broken() == [(last.sequence, last.id, "it claims to be newer than it is")]
 
 
 async def test_an_entry_of_a_chain_that_does_not_exist_is_found(bent: Trail) -> None:
