@@ -278,7 +278,7 @@ async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_st
     columns = "at, user_id, actor, action, key_id, service, purpose, address"
     actions = ["create"] * 3 + ["replace", "change", "replace", "delete"]
     for n, (action, key) in enumerate(zip(actions, (1, 2, 3, 1, 2, 1, 9), strict=True)):
-        at, purpose = f"2026-11-24 10:00:00{'' if n == 3 else f'.00000{n}'}", "na\u00efve \U0001f511"
+        at, purpose = f"2026-11-24 10:00:00.00000{n if n != 3 else 0}", "na\u00efve \U0001f511"
         told = f"'{at}', 1, 'session', 'key.{action}', {key}, 'OPENAI', '{purpose}', NULL"
         await execute(empty_database, f"INSERT INTO audit_log ({columns}) VALUES ({told})")  # noqa: S608  # the test's own words
     assert await migrations.upgrade(empty_database) == ("0003", SCHEMA_REVISION)

@@ -68,7 +68,7 @@ def load(path: Path, deployment: UUID) -> Anchor:
         raise ConfigurationError(f"The anchor {path} cannot be read: {fault.strerror}.") from None
     try:
         if len(text) > MAX_SIZE:
-            raise ValueError("too long")
+            raise ValueError
         anchor = msgspec.json.decode(text, type=Anchor)
         anchor.parsed_heads()
     except (ValueError, RecursionError):
