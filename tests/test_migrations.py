@@ -25,7 +25,7 @@ from keyman.audit import trail, verification
 from keyman.audit.trail import Action, Actor, Origin, audit_log
 from keyman.db import SCHEMA_REVISION, Database, create_engine
 from keyman.deployment import Deployment, deployment
-from keyman.errors import DatabaseUnavailable, KeymanError
+from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError
 from keyman.migrations import ADVISORY_LOCK
 from tests.storage.exposure import shown, stands_alone
 from tests.storage.rows import add, add_owner, count, row
@@ -294,6 +294,18 @@ async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_st
         await trail.record(connection, trail.OPERATOR, 1, Action.DISABLE)
     assert (await verification.verify(db, (await Deployment.load(db)).uuid)).breaks == []
     await db.close()
+
+
+async def test_a_trail_from_before_that_cannot_be_read_is_said_and_left_as_it_was(tmp_path: Path) -> None:
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+    async with connected(url) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
+    await execute(url, "INSERT INTO audit_log (at, actor, action) VALUES ('c4n4ry', 'operator', 'account.disable')")
+    with pytest.raises(ConfigurationError, match="changed by hand") as caught:
+        await migrations.upgrade(url)
+    assert stands_alone(caught.value)
+    assert "c4n4ry" not in shown(caught.value)
+    assert await migrations.differences(url) == [f"the schema is at revision 0003, the newest is {SCHEMA_REVISION}"]
 
 
 async def test_the_trail_from_before_applications_is_kept_and_takes_their_entries(empty_database: URL) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -28,11 +29,27 @@ from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
 
 LONGEST = timedelta(days=36500)
 
 SHOWN = 50
 """Breaks that are printed; a trail that was exchanged as a whole is broken at every entry."""
+
+
+class _KeyName(click.ParamType[str]):
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if re.fullmatch(r"\w([\w.-]{0,126}\w)?", str(value), re.ASCII) is None:
+            self.fail("must be a name as Vault's keys have it: letters, digits, '_', '.' and '-'", param, ctx)
+        return str(value)
+
+
+def _signing_key_option(command: C) -> C:
+    return click.option(
+        "--signing-key", type=_KeyName(), metavar="KEY", help="The key of Vault that must have signed each anchor."
+    )(command)
 
 
 @click.group("audit")
@@ -96,7 +113,7 @@ def print_all(since: str | None, home: Path | None) -> None:
     help="What `keyman audit anchor` has printed; may be given several times. Each entry that it names must still be "
     "there, and the same.",
 )
-@click.option("--signing-key", metavar="KEY", help="The key of Vault that must have signed each anchor.")
+@_signing_key_option
 @home_option
 @json_option
 def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, as_json: bool) -> None:
@@ -119,7 +136,13 @@ def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, 
 
 
 @group.command("anchor")
-@click.option("--sign", "signing_key", metavar="KEY", help="Sign it with this key of Vault; it is made if need be.")
+@click.option(
+    "--sign",
+    "signing_key",
+    type=_KeyName(),
+    metavar="KEY",
+    help="Sign it with this key of Vault; it is made if need be.",
+)
 @home_option
 def anchor(signing_key: str | None, home: Path | None) -> None:
     """Verify the chain and print where it ends: to be kept where whoever can write to the database cannot."""
@@ -145,13 +168,18 @@ def anchor(signing_key: str | None, home: Path | None) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="What `keyman audit anchor` has printed: nothing after it is removed.",
 )
+@_signing_key_option
 @click.option("--dry-run", is_flag=True, help="Count what would be removed, and change nothing.")
 @home_option
-def prune(older_than: timedelta, file: Path, dry_run: bool, home: Path | None) -> None:
+def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: bool, home: Path | None) -> None:
     """Remove entries that are old enough and anchored. What remains still verifies.
 
     They are gone for good: export them before. A trail that does not verify is left alone.
     """
+
+    if signing_key is not None:
+        [given] = run(lambda db: _anchors(db, [file]), home)
+        _check_signatures([given], [file], signing_key, home)
 
     async def work(db: Database) -> retention.Pruned:
         found, [anchored] = await _verify(db, [file])
@@ -180,10 +208,14 @@ def _unreadable_said() -> Iterator[None]:
 
 
 async def _verify(db: Database, files: Sequence[Path]) -> tuple[Verified, list[Anchor]]:
-    deployment = (await Deployment.load(db)).uuid
-    anchored = [anchors.load(file, deployment) for file in files]
+    anchored = await _anchors(db, files)
     heads = [head for anchor in anchored for head in anchor.parsed_heads()]
     return await _verified(db, heads), anchored
+
+
+async def _anchors(db: Database, files: Sequence[Path]) -> list[Anchor]:
+    deployment = (await Deployment.load(db)).uuid
+    return [anchors.load(file, deployment) for file in files]
 
 
 async def _verified(db: Database, anchored: Sequence[Head] = ()) -> Verified:

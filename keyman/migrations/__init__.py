@@ -95,6 +95,13 @@ def _faults_said(what: str) -> Iterator[None]:
                 "A newer keyman has upgraded this database: run that one, or restore a backup from before."
             )
         )
+    except ValueError:  # which holds what was read
+        raise_alone(
+            ConfigurationError(
+                f"The database {what}: it holds something that its columns cannot hold, so it was changed by hand. "
+                "Restore a backup."
+            )
+        )
     except (SQLAlchemyError, OSError, TimeoutError) as fault:
         away = "It cannot be reached, or is busy." if is_outage(fault) else "It refused a statement."
         raise_alone(DatabaseUnavailable(f"The database {what}. {away} ({kind(fault)})"))

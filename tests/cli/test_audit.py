@@ -230,6 +230,9 @@ def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(
     for bad in (forged, forged | {"signature": "vault:v1:AAAA"}, forged | {"signature": None}):
         anchor.write_text(json.dumps(bad))
         refused(keyman(*check, "--signing-key", "keyman-audit", env=env), "Not signed by keyman-audit")
+        going = ("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), "--signing-key", "keyman-audit")
+        refused(keyman(*going, env=env), "Not signed by keyman-audit")
+    assert keyman("audit", "anchor", "--sign", "../keys", env=env).code == 2
     unauthorized = keyman("audit", "anchor", "--sign", "keyman-audit", env=env | {"KEYMAN_VAULT_TOKEN": "not-a-token"})
     refused(unauthorized, "It needs update on")
     sealing = keyman("audit", "anchor", "--sign", "keyman", env=env)

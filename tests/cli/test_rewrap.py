@@ -109,7 +109,7 @@ def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
     with live("rotate", env=operator | {"MARK": str(tmp_path)}, directory=tmp_path / "out", mark=tmp_path) as running:
         running.says("From now on")
         ended = running.end(number)
-    if number is signal.SIGINT and ended.code:
+    if number is signal.SIGINT and "Rewrapped" not in ended.err:  # else it had done its work when the signal came
         assert ended.code == 130
         assert "run `keyman rewrap` to go on" in ended.err
     done = keyman("rewrap", env=operator)
