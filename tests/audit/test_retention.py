@@ -8,13 +8,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from sqlalchemy.engine import URL
 
 from keyman.audit import retention, trail
 from keyman.audit.trail import NO_VALUE, OPERATOR, Action, audit_log
 from keyman.db import AnyRow, Database, now
+from keyman.keys.tables import api_keys
 from tests.audit.conftest import Trail
+from tests.storage.rows import add, add_owner
 
 pytestmark = pytest.mark.anyio
 
@@ -160,3 +162,44 @@ async def test_no_older_value_comes_back_whichever_chain_goes_first(kept: Trail)
     for cut in await retention.prunable(kept.db, now() + LATER, heads):
         await retention.prune(kept.db, [cut])
         assert await current(kept, 1) in (None, NO_VALUE)
+
+
+async def test_replacing_deleting_and_pruning_at_once_leave_the_trail_right(
+    kept: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 3)
+    monkeypatch.setattr(retention, "PAUSE", 0.0)
+    await add_owner(kept.db)
+    async with kept.db.write() as connection:
+        ids = [await add(connection, "api_keys") or 0 for _ in range(4)]
+    writing = len(ids)
+
+    async def replace(key_id: int) -> None:
+        """As keyman does: the row, then the entry, in one transaction."""
+        nonlocal writing
+        for _ in range(25):
+            value = uuid4()
+            async with kept.db.write() as connection:
+                await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(value_uuid=value))
+                await trail.record(connection, OPERATOR, 1, Action.KEY_REPLACE, key_id=key_id, value_uuid=value)
+        if key_id == ids[-1]:
+            async with kept.db.write() as connection:
+                await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
+                await trail.record(connection, OPERATOR, 1, Action.KEY_DELETE, key_id=key_id, value_uuid=NO_VALUE)
+        writing -= 1
+
+    gone: list[int] = []
+
+    async def prune_on() -> None:
+        while writing:
+            gone.append((await prune(kept)).entries)
+
+    await asyncio.gather(prune_on(), *(replace(key_id) for key_id in ids))
+    assert sum(gone) > 0
+    assert await kept.broken() == []
+    async with kept.db.read() as connection:
+        held = {
+            row.id: row.value_uuid for row in await connection.execute(select(api_keys.c.id, api_keys.c.value_uuid))
+        }
+    assert [await current(kept, key_id) for key_id in ids[:-1]] == [held[key_id] for key_id in ids[:-1]]
+    assert await current(kept, ids[-1]) in (None, NO_VALUE)
