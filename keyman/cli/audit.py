@@ -248,7 +248,7 @@ def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
         )
     if found.breaks:
         click.echo(
-            f"The trail is broken in {len(found.breaks):,} places, of {found.entries:,} entries. Keep the database as "
+            f"The trail is broken: {len(found.breaks):,} found in {found.entries:,} entries. Keep the database as "
             "it is, and compare it with an export or a backup.",
             err=True,
         )

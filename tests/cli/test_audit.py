@@ -85,7 +85,7 @@ def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[st
     broken = keyman("audit", "verify", env=told)
     assert broken.code == 1
     assert broken.out == "chain 0, place 2 (entry 2): it was changed, or exchanged, or the one before it was\n"
-    assert "The trail is broken in 1 places, of 3 entries." in broken.err
+    assert "The trail is broken: 1 found in 3 entries." in broken.err
     assert "c4n4ry" not in broken.out + broken.err
     found = json.loads(keyman("audit", "verify", "--json", env=told).out)
     assert [(one["entry_id"], one["sequence"]) for one in found["breaks"]] == [(2, 2)]
