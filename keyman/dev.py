@@ -139,10 +139,12 @@ async def _credentials(admin: AsyncAdapter, role: str, kept: Mapping[str, str]) 
 async def _ready(name: str, service: subprocess.Popen[bytes], url: str) -> None:
     try:
         async with asyncio.timeout(READY_TIMEOUT), aiohttp.ClientSession() as session:
+            pause = POLL
             while not await _answers(session, f"{url}/readyz"):
                 if service.poll() is not None:
                     raise ConfigurationError(f"{name} ended while it started; what it said stands above.")
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(pause)
+                pause = min(1.5 * pause, 6 * POLL)  # each is a line of the log before the one that is looked for
     except TimeoutError:
         raise ConfigurationError(
             f"{name} was not ready within {READY_TIMEOUT:.0f} s; what it said stands above."
