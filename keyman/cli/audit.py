@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import click
 import msgspec
@@ -149,7 +150,7 @@ def anchor(signing_key: str | None, home: Path | None) -> None:
 
     async def work(db: Database) -> Anchor:
         deployment = (await Deployment.load(db)).uuid
-        found = await _verified(db)
+        found = await _verified(db, deployment)
         _refuse(found)
         return anchors.taken(deployment, found.heads)
 
@@ -177,9 +178,11 @@ def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: b
     They are gone for good: export them before. A trail that does not verify is left alone.
     """
 
+    async def given(db: Database) -> Anchor:
+        return anchors.load(file, (await Deployment.load(db)).uuid)
+
     if signing_key is not None:
-        [given] = run(lambda db: _anchors(db, [file]), home)
-        _check_signatures([given], [file], signing_key, home)
+        _check_signatures([run(given, home)], [file], signing_key, home)
 
     async def work(db: Database) -> retention.Pruned:
         found, [anchored] = await _verify(db, [file])
@@ -208,18 +211,13 @@ def _unreadable_said() -> Iterator[None]:
 
 
 async def _verify(db: Database, files: Sequence[Path]) -> tuple[Verified, list[Anchor]]:
-    anchored = await _anchors(db, files)
+    deployment = (await Deployment.load(db)).uuid
+    anchored = [anchors.load(file, deployment) for file in files]
     heads = [head for anchor in anchored for head in anchor.parsed_heads()]
-    return await _verified(db, heads), anchored
+    return await _verified(db, deployment, heads), anchored
 
 
-async def _anchors(db: Database, files: Sequence[Path]) -> list[Anchor]:
-    deployment = (await Deployment.load(db)).uuid
-    return [anchors.load(file, deployment) for file in files]
-
-
-async def _verified(db: Database, anchored: Sequence[Head] = ()) -> Verified:
-    deployment = (await Deployment.load(db)).uuid
+async def _verified(db: Database, deployment: UUID, anchored: Sequence[Head] = ()) -> Verified:
     with progress("Verifying", await verification.count(db)) as advance:
         return await verification.verify(db, deployment, anchored, advance)
 

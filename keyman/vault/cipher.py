@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 import re
 from collections import deque
 from collections.abc import Awaitable
@@ -95,7 +96,8 @@ class TransitCipher:
         self._queue.append(waiting)
         if self._sending < MAX_BATCHES:
             self._sending += 1
-            sender = asyncio.create_task(self._send_queue())
+            # In no request's context: it sends for whoever waits, and Vault's log must not call it all the first one's.
+            sender = asyncio.create_task(self._send_queue(), context=contextvars.Context())
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
         try:

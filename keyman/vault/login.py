@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 from collections.abc import Awaitable, Callable
 from time import monotonic
@@ -193,7 +194,8 @@ class VaultClient:
         self._renew_at = monotonic() + lease * share if lease and renewable else None
         self._lease_changed.set()
         if self._renewal is None:
-            self._renewal = asyncio.create_task(self._keep_renewing())
+            # Not in the context of the request that happened to log in: it goes on for all.
+            self._renewal = asyncio.create_task(self._keep_renewing(), context=contextvars.Context())
 
     async def _keep_renewing(self) -> None:
         while True:
