@@ -326,10 +326,12 @@ def prometheus_finds_every_instance_and_its_rules_are_in_order(life: Life) -> No
                 assert prometheus.get("/api/v1/query", params={"query": query}).json()["status"] == "success", query
 
 
-ALIVE, READY = (
-    f"from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8000/{path}', timeout=9).status)"
-    for path in ("livez", "readyz")
-)
+READY = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8000/readyz', timeout=9).status)"
+ASKED = """
+from urllib.request import urlopen
+told = urlopen('http://127.0.0.1:8000/metrics', timeout=9).read().decode()
+print("yes" if 'route="/api/keys"' in told else "")
+"""
 
 
 def one_replica_is_enough(life: Life) -> None:
@@ -339,7 +341,14 @@ def one_replica_is_enough(life: Life) -> None:
         for _ in range(5):
             assert life.client.get("/api/keys").status_code == 200
         life.stack.run("start", name)
-        eventually(partial(life.stack.python, "management", ALIVE, index=int(replica[-1])), f"{replica} is back")
+        eventually(partial(_is_asked, life, int(replica[-1])), f"the proxy leads to {replica} again")
+
+
+def _is_asked(life: Life, index: int) -> str:
+    """Whether the proxy has led a request to a replica since it was started, which it does once it has seen it."""
+    for _ in range(2):
+        life.client.get("/api/keys")
+    return life.stack.python("management", ASKED, index=index)
 
 
 def whatever_is_killed_comes_back_and_nothing_is_lost(life: Life) -> None:
