@@ -26,10 +26,10 @@ from sqlalchemy.engine import URL, make_url
 
 from bench.resolve import RATE, Logins, provisioned
 from keyman import migrations
+from keyman.dev import embedded
 from keyman.telemetry import configure_logging
-from keyman.vault import embedded
-from tests.resolver.pair import App, pair_at
-from tests.resolver.test_exchanges import SERVICES, Crowd, crowd_of, is_itself, put, random_exchanges
+from tests.planes.resolver.pair import App, pair_at
+from tests.planes.resolver.test_exchanges import SERVICES, Crowd, crowd_of, is_itself, put, random_exchanges
 from tests.support.live import serve, variables
 from tests.support.postgres import postgres_server
 

@@ -15,21 +15,23 @@ import asyncpg
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL
 
-from keyman import housekeeping
-from keyman.accounts import callers, personal, throttle, users
-from keyman.accounts.callers import Caller
-from keyman.accounts.personal import NewToken
-from keyman.accounts.tokens import ALL_SCOPES
 from keyman.audit import listing
+from keyman.audit.entries import Action, Actor, Origin
 from keyman.audit.listing import Filter
-from keyman.audit.trail import Action, Actor, Origin
-from keyman.db import Database, now
 from keyman.errors import KeymanError
+from keyman.identity import personal_tokens as personal
+from keyman.identity import principals as callers
+from keyman.identity import throttle, users
+from keyman.identity.personal_tokens import NewToken
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import ALL_SCOPES
 from keyman.keys import idempotency, operations, uses
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change
-from keyman.paging import Cursor, Slice
+from keyman.planes.management import housekeeping
+from keyman.storage.database import Database, now
+from keyman.storage.paging import Cursor, Slice
 from keyman.values import EmailAddress, RequiredLabel
 
 HEAVY, SPARSE, EMPTY = 1, 2, 3

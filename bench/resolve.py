@@ -29,19 +29,20 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.accounts import applications
-from keyman.audit import trail
-from keyman.audit.trail import Action
-from keyman.config import VaultSettings
-from keyman.db import Database
-from keyman.deployment import Deployment
+from keyman.audit import entries as trail
+from keyman.audit.entries import Action
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
+from keyman.identity import applications
+from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
+from keyman.storage.database import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.values import ApplicationName
-from keyman.vault import embedded, provision
+from keyman.vault import provision
 from keyman.vault.cipher import Context
-from keyman.vault.embedded import EmbeddedVault
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from tests.storage.rows import row, table

@@ -25,15 +25,16 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.config import VaultSettings
-from keyman.db import Database
-from keyman.deployment import Deployment
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
+from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import IN_FLIGHT, Rewrap
 from keyman.keys.tables import api_keys
+from keyman.storage.database import Database
 from keyman.telemetry import Metrics, configure_logging
-from keyman.vault import embedded, provision
+from keyman.vault import provision
 from keyman.vault.cipher import Context
-from keyman.vault.embedded import EmbeddedVault
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation

@@ -25,15 +25,17 @@ import httpx
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.accounts import personal, users
-from keyman.accounts.passwords import Passwords
-from keyman.accounts.tokens import ALL_SCOPES
-from keyman.config import VaultSettings
-from keyman.db import Database
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
+from keyman.identity import personal_tokens as personal
+from keyman.identity import users
+from keyman.identity.passwords import Passwords
+from keyman.identity.tokens import ALL_SCOPES
 from keyman.secret import Secret
+from keyman.storage.database import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
-from keyman.vault import embedded, provision
-from keyman.vault.embedded import EmbeddedVault
+from keyman.vault import provision
 from tests.support.live import environment, serve
 from tests.support.postgres import postgres_server
 

@@ -28,10 +28,10 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.audit import trail
+from keyman.audit import entries as trail
 from keyman.audit.chain import digest
-from keyman.audit.trail import Action, Actor, Origin, audit_chains, audit_log
-from keyman.db import POOL_SIZE, Database, now
+from keyman.audit.entries import Action, Actor, Origin, audit_chains, audit_log
+from keyman.storage.database import POOL_SIZE, Database, now
 from keyman.telemetry import configure_logging
 from tests.storage.rows import add_owner
 from tests.support.live import environment

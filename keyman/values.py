@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import msgspec
 
-from keyman.db import MAX_ID, now
 from keyman.errors import FieldError, InvalidRequest
 from keyman.secret import Secret
+from keyman.storage.database import MAX_ID, now
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.accounts.passwords import Passwords
-from keyman.config import VaultSettings
-from keyman.vault import embedded, provision
-from keyman.vault.embedded import EmbeddedVault
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
+from keyman.identity.passwords import Passwords
+from keyman.vault import provision
 from tests.support import needs, scratch
 from tests.support.databases import copied, sqlite_at
 from tests.support.needs import pytest_terminal_summary, require
@@ -35,17 +36,17 @@ settings.load_profile("keyman")
 
 
 FIRST = (
-    "tests/test_dev.py",
-    "tests/web/test_looks.py",
-    "tests/web/test_form.py",
-    "tests/test_serve.py",
+    "tests/dev/test_run.py",
+    "tests/planes/management/web/test_looks.py",
+    "tests/planes/management/web/test_form.py",
+    "tests/cli/test_serve.py",
     "tests/faults/",
-    "tests/web/",
+    "tests/planes/management/web/",
     "tests/cli/",
     "tests/vault/",
     "tests/test_support.py",
-    "tests/api/test_schemathesis.py",
-    "tests/api/test_canary.py",
+    "tests/planes/management/api/test_schemathesis.py",
+    "tests/planes/management/api/test_canary.py",
 )
 """Where the files are that take longest, mostly because they start processes."""
 

@@ -19,7 +19,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyman.accounts.tokens import Token
+from keyman.identity.tokens import Token
 from keyman.secret import Secret
 from keyman.values import GivenPassword, NewPassword, ProviderKey
 

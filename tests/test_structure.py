@@ -61,19 +61,26 @@ def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["keyman.keys", "keyman.accounts", "keyman.vault", "keyman.audit", "keyman.db", "keyman.resolver.operations"],
+    [
+        "keyman.keys",
+        "keyman.identity",
+        "keyman.vault",
+        "keyman.audit",
+        "keyman.storage",
+        "keyman.keys.release",
+    ],
 )
 def test_what_is_done_does_not_know_who_asks(package: str) -> None:
     above = (
-        "keyman.api",
-        "keyman.app",
-        "keyman.authentication",
+        "keyman.planes.management.api",
+        "keyman.planes.management.app",
+        "keyman.http.guards",
         "keyman.cli",
-        "keyman.edge",
-        "keyman.problems",
-        "keyman.requests",
-        "keyman.resolver.routes",
-        "keyman.web",
+        "keyman.http.edge",
+        "keyman.http.problems",
+        "keyman.http.requests",
+        "keyman.planes.resolver.routes",
+        "keyman.planes.management.web",
         "litestar",
         "granian",
         "click",
@@ -84,7 +91,9 @@ def test_what_is_done_does_not_know_who_asks(package: str) -> None:
 
 def test_routes_ask_operations_and_never_the_database() -> None:
     drivers = ("sqlalchemy", "sqlite3", "asyncpg", "aiosqlite", "alembic")
-    assert {module for module in importers(*drivers) if below(module, "keyman.api")} <= {"keyman.api.health"}
+    assert {module for module in importers(*drivers) if below(module, "keyman.planes.management.api")} <= {
+        "keyman.http.health"
+    }
 
 
 def test_the_command_line_asks_operations_too() -> None:
@@ -94,12 +103,18 @@ def test_the_command_line_asks_operations_too() -> None:
 
 def test_only_the_application_knows_all_parts() -> None:
     def parts(module: str) -> set[str]:
-        known = ("keyman.api", "keyman.keys", "keyman.accounts", "keyman.vault", "keyman.db")
+        known = (
+            "keyman.planes.management.api",
+            "keyman.keys",
+            "keyman.identity",
+            "keyman.vault",
+            "keyman.storage",
+        )
         return {part for part in known for name in imports(module) if below(name, part)}
 
-    assert [module for module in MODULES if len(parts(module)) == 5] == ["keyman.app"]
-    assert importers("keyman.app") == set()  # found by name, by whoever serves it
-    assert len(parts("keyman.resolver.app")) == 4  # as much as the other plane needs
+    assert [module for module in MODULES if len(parts(module)) == 5] == ["keyman.planes.management.app"]
+    assert importers("keyman.planes.management.app") == set()  # found by name, by whoever serves it
+    assert len(parts("keyman.planes.resolver.app")) == 4  # as much as the other plane needs
 
 
 def test_the_client_stands_alone() -> None:
@@ -218,19 +233,21 @@ def reached(module: str) -> set[str]:
 
 
 def test_the_resolver_plane_alone_reaches_the_opener() -> None:
-    assert importers("keyman.vault.opener") == {"keyman.resolver.app"}
-    assert importers("keyman.resolver.app") == set()
-    assert PLANES == {"management": "keyman.app", "resolver": "keyman.resolver.app"}
+    assert importers("keyman.vault.opener") == {"keyman.planes.resolver.app"}
+    assert importers("keyman.planes.resolver.app") == set()
+    assert PLANES == {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
     opener = {module for module in MODULES if "keyman.vault.opener" in reached(module)}
-    assert opener == {"keyman.vault.opener", "keyman.resolver.app"}
-    assert not {name for name in reached("keyman.app") if below(name, "keyman.resolver")}
+    assert opener == {"keyman.vault.opener", "keyman.planes.resolver.app"}
+    assert not {name for name in reached("keyman.planes.management.app") if below(name, "keyman.planes.resolver")}
 
 
 def test_what_the_management_plane_loads_is_what_its_source_says() -> None:
-    program = "import sys, keyman.app; print(*[name for name in sys.modules if name.startswith('keyman')])"
+    program = (
+        "import sys, keyman.planes.management.app; print(*[name for name in sys.modules if name.startswith('keyman')])"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "keyman.vault.cipher" in loaded
-    assert set(loaded) == reached("keyman.app")
+    assert set(loaded) == reached("keyman.planes.management.app")
 
 
 def test_modules_that_are_found_by_name_are_few() -> None:
@@ -255,11 +272,11 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "reveal"
     }
     assert found == {
-        "keyman.accounts.callers",  # the session cookie is hashed
-        "keyman.accounts.passwords",  # to Argon2
-        "keyman.accounts.personal",  # the token is shown once
-        "keyman.accounts.tokens",  # and hashed
-        "keyman.authentication",  # the cookie is set
+        "keyman.identity.principals",  # the session cookie is hashed
+        "keyman.identity.passwords",  # to Argon2
+        "keyman.identity.personal_tokens",  # the token is shown once
+        "keyman.identity.tokens",  # and hashed
+        "keyman.http.guards",  # the cookie is set
         "keyman.cli.app",  # an application's token is printed once
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
@@ -267,13 +284,13 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.client.calls",  # a value to store, into the body of a request
         "keyman.client.endpoint",  # a token, into the header of a request
         "keyman.client.exchange",  # looked for in a server's words, to mask them
-        "keyman.dev",  # the AppRole's secret is written to the home
+        "keyman.dev.run",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked
-        "keyman.keys.services",  # its prefix is looked at
-        "keyman.resolver.routes",  # a value, in the answer to an application
+        "keyman.providers.catalogue",  # its prefix is looked at
+        "keyman.planes.resolver.routes",  # a value, in the answer to an application
         "keyman.vault.cipher",  # to Vault
-        "keyman.vault.embedded",  # the development root token
+        "keyman.dev.embedded",  # the development root token
         "keyman.vault.opener",  # the sentinel is compared
         "keyman.vault.login",  # the AppRole's secret, to Vault
         "keyman.vault.wrapping",  # what it is wrapped in, to Vault

@@ -15,11 +15,11 @@ import time_machine
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keyman.accounts.tokens import ScopeName
 from keyman.errors import FieldError, InvalidRequest
-from keyman.keys.services import ServiceSlug
-from keyman.paging import Cursor, Limit
+from keyman.identity.tokens import ScopeName
+from keyman.providers.catalogue import ServiceSlug
 from keyman.secret import Secret
+from keyman.storage.paging import Cursor, Limit
 from keyman.values import (
     BIDIRECTIONAL,
     EmailAddress,

@@ -15,8 +15,8 @@ from uuid import UUID
 import msgspec
 
 from keyman.audit.verification import Head
-from keyman.db import MAX_ID, now
 from keyman.errors import ConfigurationError, raise_alone
+from keyman.storage.database import MAX_ID, now
 
 MAX_SIZE = 1_000_000
 """Bytes of a file that is read as an anchor."""

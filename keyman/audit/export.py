@@ -8,8 +8,8 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from keyman.audit.chain import line
-from keyman.audit.trail import audit_chains, audit_log
-from keyman.db import Database
+from keyman.audit.entries import audit_chains, audit_log
+from keyman.storage.database import Database
 
 PAGE = 2000
 """Entries that are read at once."""

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import msgspec
 from sqlalchemy import ColumnElement, Select, func, select, union_all
 
-from keyman import paging
-from keyman.audit.trail import Action, Actor, audit_log
-from keyman.db import MAX_ID, Database
-from keyman.paging import Page, Slice
+from keyman.audit.entries import Action, Actor, audit_log
+from keyman.storage import paging
+from keyman.storage.database import MAX_ID, Database
+from keyman.storage.paging import Page, Slice
 
 CLOCKS_APART = timedelta(minutes=10)
 """How far the clocks of two replicas may differ, with the time that a transaction takes, before a filter by time could

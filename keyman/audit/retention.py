@@ -15,10 +15,10 @@ from typing import NamedTuple
 from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import trail
-from keyman.audit.trail import Action, audit_chains, audit_log
+from keyman.audit import entries as trail
+from keyman.audit.entries import Action, audit_chains, audit_log
 from keyman.audit.verification import Head, Report
-from keyman.db import AnyRow, Database
+from keyman.storage.database import AnyRow, Database
 
 BATCH = 1000
 """Entries that go in one transaction, and are told by one entry: on SQLite all who write wait for it, and to say all

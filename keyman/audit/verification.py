@@ -20,9 +20,9 @@ from sqlalchemy import ColumnElement, and_, case, func, select
 
 from keyman.audit import shapes
 from keyman.audit.chain import digest, genesis
-from keyman.audit.trail import Action, audit_chains, audit_log
-from keyman.db import AnyRow, Database
+from keyman.audit.entries import Action, audit_chains, audit_log
 from keyman.errors import RefusedStatement
+from keyman.storage.database import AnyRow, Database
 
 PAGE = 2000
 """Entries that are read at once: less than a MB."""

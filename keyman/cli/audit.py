@@ -14,18 +14,18 @@ from uuid import UUID
 import click
 import msgspec
 
-from keyman.accounts import users
 from keyman.audit import anchors, export, listing, retention, verification
 from keyman.audit.anchors import Anchor
+from keyman.audit.entries import Action
 from keyman.audit.listing import Filter
-from keyman.audit.trail import Action
 from keyman.audit.verification import Head, Verified
 from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
 from keyman.cli.logins import admin_settings, as_admin
 from keyman.cli.progress import progress
-from keyman.db import Database, now
-from keyman.deployment import Deployment
 from keyman.errors import KeymanError, raise_alone
+from keyman.identity import users
+from keyman.keys.deployment import Deployment
+from keyman.storage.database import Database, now
 from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer
 

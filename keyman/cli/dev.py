@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from keyman.dev import run
-from keyman.home import Home
+from keyman.dev.home import Home
+from keyman.dev.run import run
 
 
 @click.command("dev")

@@ -11,13 +11,13 @@ import click
 import msgspec
 
 from keyman.cli.common import environment, home_option, json_option
-from keyman.config import Settings, load
-from keyman.db import Database
+from keyman.config.settings import Settings, load
+from keyman.dev.home import Home
 from keyman.doctor import configuration, database, vault
 from keyman.doctor.findings import Finding, State, failed, ok, skipped
 from keyman.errors import ConfigurationError
-from keyman.home import Home
-from keyman.keys.services import read_services
+from keyman.providers.catalogue import read_services
+from keyman.storage.database import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.login import VaultClient
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from keyman.cli.common import environment
-from keyman.config import Settings, VaultSettings, load, load_vault
+from keyman.config.settings import Settings, VaultSettings, load, load_vault
+from keyman.dev import embedded
+from keyman.dev.home import Home
 from keyman.errors import ConfigurationError, VaultReason
-from keyman.home import Home
 from keyman.telemetry import Metrics, configure_logging
-from keyman.vault import embedded
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.provision import issue_credentials
 

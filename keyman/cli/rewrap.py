@@ -14,11 +14,11 @@ import click
 from keyman.cli.common import home_option
 from keyman.cli.logins import rotator_settings
 from keyman.cli.progress import progress
-from keyman.config import Settings
-from keyman.db import Database
-from keyman.deployment import Deployment
+from keyman.config.settings import Settings
 from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
+from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, tell_rotation
+from keyman.storage.database import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient

@@ -17,16 +17,16 @@ from granian.log import LogLevels
 
 from keyman.cli import imported
 from keyman.cli.common import run
-from keyman.config import SECRET_ID, WRAPPED_SECRET_ID, Settings, VaultSettings, is_loopback, load
-from keyman.keys.services import read_services
+from keyman.config.settings import SECRET_ID, WRAPPED_SECRET_ID, Settings, VaultSettings, is_loopback, load
 from keyman.processes import PARENT, check_port
+from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
 
 DRAIN_SECONDS = 12
 """How long a worker may finish the requests it has: longer than the longest, which waits for Vault and the database."""
 
 
-PLANES = {"management": "keyman.app", "resolver": "keyman.resolver.app"}
+PLANES = {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
 """Where each plane is put together. A process imports one of them: the management plane has no code that decrypts."""
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from keyman.accounts import personal
-from keyman.accounts.tokens import DEFAULT_SCOPES, Scope
 from keyman.cli.common import home_option, json_option, parsed, print_rows, run
+from keyman.identity import personal_tokens as personal
+from keyman.identity.tokens import DEFAULT_SCOPES, Scope
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 

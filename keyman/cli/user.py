@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from keyman.accounts import users
-from keyman.accounts.passwords import Passwords
 from keyman.cli.common import home_option, json_option, new_password, parsed, print_rows, run
-from keyman.db import Database
+from keyman.identity import users
+from keyman.identity.passwords import Passwords
+from keyman.storage.database import Database
 from keyman.values import EmailAddress
 
 

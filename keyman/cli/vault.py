@@ -11,8 +11,8 @@ import msgspec
 
 from keyman.cli.common import home_option, json_option
 from keyman.cli.logins import admin_settings, as_admin
+from keyman.dev.home import write_private
 from keyman.errors import ConfigurationError
-from keyman.home import write_private
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.provision import (
     ROLES,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from keyman.config import Settings, is_loopback
+from keyman.config.settings import Settings, is_loopback
 from keyman.doctor.findings import Finding, failed, ok, warning
 
 

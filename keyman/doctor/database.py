@@ -8,10 +8,8 @@ from sqlalchemy import false, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
-from keyman.audit import trail
-from keyman.config import Settings, VaultSettings
-from keyman.db import SCHEMA_REVISION, AnyRow, Database, now
-from keyman.deployment import Deployment
+from keyman.audit import entries as trail
+from keyman.config.settings import Settings, VaultSettings
 from keyman.doctor.findings import Finding, failed, ok, skipped, warning
 from keyman.doctor.vault import clock
 from keyman.errors import (
@@ -22,9 +20,11 @@ from keyman.errors import (
     VaultReason,
     VaultUnavailable,
 )
+from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.migrations.rights import excess
+from keyman.storage.database import SCHEMA_REVISION, AnyRow, Database, now
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient

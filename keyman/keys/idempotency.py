@@ -15,10 +15,10 @@ import msgspec
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.db import Database, now
 from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
+from keyman.storage.database import Database, now
 
 LIFETIME = timedelta(hours=24)
 

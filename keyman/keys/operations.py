@@ -17,18 +17,18 @@ from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman import paging
-from keyman.accounts.callers import Caller
-from keyman.audit import trail
-from keyman.audit.trail import Action
-from keyman.db import MAX_ID, AnyRow, Database, now
+from keyman.audit import entries as trail
+from keyman.audit.entries import Action
 from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
+from keyman.identity.principals import Caller
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
 from keyman.keys.sealing import Sealer
 from keyman.keys.tables import api_keys
-from keyman.paging import Page, Slice
+from keyman.storage import paging
+from keyman.storage.database import MAX_ID, AnyRow, Database, now
+from keyman.storage.paging import Page, Slice
 
 
 class Created(NamedTuple):

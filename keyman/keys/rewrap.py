@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 
-from keyman.audit import trail
-from keyman.audit.trail import Action
-from keyman.db import AnyRow, Database
+from keyman.audit import entries as trail
+from keyman.audit.entries import Action
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.keys.tables import api_keys
+from keyman.storage.database import AnyRow, Database
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import msgspec
 
-from keyman.db import AnyRow
-from keyman.keys.services import ServiceSlug
+from keyman.providers.catalogue import ServiceSlug
+from keyman.storage.database import AnyRow
 from keyman.values import FutureTime, Label, ProviderKey
 
 

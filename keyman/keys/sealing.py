@@ -6,7 +6,7 @@ from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from keyman.errors import InvalidRequest
-from keyman.keys.services import Catalogue
+from keyman.providers.catalogue import Catalogue
 from keyman.secret import Secret
 from keyman.vault.cipher import Cipher, Context
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from keyman.accounts.callers import Caller
-from keyman.audit.trail import Action, audit_log
-from keyman.db import Database, now
+from keyman.audit.entries import Action, audit_log
+from keyman.identity.principals import Caller
+from keyman.storage.database import Database, now
 
 OF_LATE = timedelta(days=30)
 """What counts when a key is about to be deleted: a job that runs once a month still shows."""

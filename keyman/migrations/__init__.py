@@ -20,9 +20,13 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from keyman.accounts import tables as accounts_tables
-from keyman.audit.trail import audit_chains, audit_log
-from keyman.db import (
+from keyman.audit.entries import audit_chains, audit_log
+from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
+from keyman.identity import tables as accounts_tables
+from keyman.keys import tables as keys_tables
+from keyman.keys.deployment import deployment
+from keyman.migrations.rights import Planes, grant
+from keyman.storage.database import (
     STATEMENT_TIMEOUT,
     Database,
     create_engine,
@@ -32,10 +36,6 @@ from keyman.db import (
     metadata,
     transactional,
 )
-from keyman.deployment import deployment
-from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
-from keyman.keys import tables as keys_tables
-from keyman.migrations.rights import Planes, grant
 
 ADVISORY_LOCK = 0x6B65796D616E
 """PostgreSQL's lock for migrations ("keyman" in ASCII), so that two replicas that start at once do not both migrate."""

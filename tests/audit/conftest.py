@@ -11,12 +11,13 @@ import pytest
 from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.engine import URL
 
-from keyman.audit import trail, verification
+from keyman.audit import entries as trail
+from keyman.audit import verification
 from keyman.audit.chain import digest
-from keyman.audit.trail import OPERATOR, Action, audit_chains, audit_log
+from keyman.audit.entries import OPERATOR, Action, audit_chains, audit_log
 from keyman.audit.verification import Head, Verified
-from keyman.db import AnyRow, Database
-from keyman.deployment import Deployment
+from keyman.keys.deployment import Deployment
+from keyman.storage.database import AnyRow, Database
 
 
 @dataclass

@@ -15,11 +15,11 @@ from sqlalchemy import insert
 from sqlalchemy.engine import URL
 
 from keyman.audit import listing
+from keyman.audit.entries import Action, Actor, audit_log
 from keyman.audit.listing import CLOCKS_APART, ActionName, Filter
-from keyman.audit.trail import Action, Actor, audit_log
-from keyman.db import Database, now
-from keyman.paging import Slice
-from tests.audit.test_trail import add
+from keyman.storage.database import Database, now
+from keyman.storage.paging import Slice
+from tests.audit.test_entries import add
 
 pytestmark = pytest.mark.anyio
 

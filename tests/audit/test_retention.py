@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlalchemy.engine import URL
 
-from keyman.audit import retention, trail
-from keyman.audit.trail import NO_VALUE, OPERATOR, Action, audit_log
-from keyman.db import AnyRow, Database, now
+from keyman.audit import entries as trail
+from keyman.audit import retention
+from keyman.audit.entries import NO_VALUE, OPERATOR, Action, audit_log
 from keyman.keys.tables import api_keys
+from keyman.storage.database import AnyRow, Database, now
 from tests.audit.conftest import Trail
 from tests.storage.rows import add, add_owner
 

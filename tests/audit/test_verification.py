@@ -11,11 +11,12 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import delete, func, select, text
 
-from keyman.audit import export, trail, verification
+from keyman.audit import entries as trail
+from keyman.audit import export, verification
 from keyman.audit.chain import digest, genesis, line
-from keyman.audit.trail import OPERATOR, Action, Actor, Origin, audit_chains, audit_log
+from keyman.audit.entries import OPERATOR, Action, Actor, Origin, audit_chains, audit_log
 from keyman.audit.verification import Head
-from keyman.db import now
+from keyman.storage.database import now
 from tests.audit.conftest import Trail
 from tests.storage.rows import add_owner
 

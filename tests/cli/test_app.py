@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keyman.accounts.tokens import Token
+from keyman.identity.tokens import Token
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
 from tests.support.live import Finished

@@ -18,11 +18,11 @@ from sqlalchemy import text, update
 from sqlalchemy.engine import URL
 
 from keyman import migrations
-from keyman.config import VaultSettings
-from keyman.db import now
-from keyman.deployment import deployment
-from keyman.home import Home
+from keyman.config.settings import VaultSettings
+from keyman.dev.home import Home
+from keyman.keys.deployment import deployment
 from keyman.keys.tables import api_keys
+from keyman.storage.database import now
 from keyman.vault.provision import policy
 from tests.cli.conftest import execute, store
 from tests.cli.transcript import keyman

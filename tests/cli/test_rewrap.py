@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import delete, update
 from sqlalchemy.engine import make_url
 
-from keyman.config import VaultSettings
-from keyman.deployment import deployment
+from keyman.config.settings import VaultSettings
+from keyman.keys.deployment import deployment
 from keyman.keys.tables import api_keys
 from tests.cli.conftest import execute, store
 from tests.cli.test_common import failed

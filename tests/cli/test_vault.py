@@ -13,8 +13,8 @@ from secrets import token_hex
 import httpx
 import pytest
 
-from keyman.vault import embedded
-from keyman.vault.embedded import EmbeddedVault
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
 from keyman.vault.provision import POLICIES, ROLES
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman

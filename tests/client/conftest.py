@@ -9,7 +9,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from tests.client.asking import Kind
-from tests.resolver.pair import Pair, pair_at
+from tests.planes.resolver.pair import Pair, pair_at
 from tests.support.databases import copied
 from tests.support.planes import Vault
 

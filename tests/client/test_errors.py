@@ -8,7 +8,7 @@ import pytest
 
 from keyman.client import errors
 from keyman.client.errors import BadAnswer, ClientError, Unavailable, kind_of
-from keyman.problems import KINDS
+from keyman.http.problems import KINDS
 
 CLOSE_ENOUGH = {
     "method-not-allowed": errors.ServerFailed,  # the client asks by none that is not

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from keyman.client import Forbidden, InvalidRequest, Key, NotFound, PreconditionFailed, Secret, Unauthenticated
-from tests.api.harness import OPENAI_KEY, STATUSES
 from tests.client.asking import TOKEN, Asked, keyman
-from tests.resolver.pair import Pair
+from tests.planes.management.api.harness import OPENAI_KEY, STATUSES
+from tests.planes.resolver.pair import Pair
 from tests.support.planes import ORIGIN
 
 pytestmark = pytest.mark.anyio

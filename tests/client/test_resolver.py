@@ -15,7 +15,6 @@ import httpx
 import msgspec
 import pytest
 
-from keyman.accounts import applications
 from keyman.client import (
     AsyncResolver,
     DeadlineExceeded,
@@ -27,10 +26,11 @@ from keyman.client import (
     Unavailable,
     Undecryptable,
 )
+from keyman.identity import applications
 from keyman.values import ApplicationName
-from tests.api.harness import OPENAI_KEY
 from tests.client.asking import HERS, TOKEN, VALUE, Asked, Kind, given, problem, resolver
-from tests.resolver.pair import App, Pair, resolver_at
+from tests.planes.management.api.harness import OPENAI_KEY
+from tests.planes.resolver.pair import App, Pair, resolver_at
 from tests.support.live import PATIENCE
 from tests.support.planes import ORIGIN, Vault
 from tests.vault.fake import HANG_UP, RESET, Reply, Request, fake

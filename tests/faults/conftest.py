@@ -17,11 +17,12 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from keyman import db, migrations
-from keyman.accounts.passwords import Passwords
-from keyman.audit.trail import Action, audit_log
-from keyman.config import VaultSettings
+from keyman import migrations
+from keyman.audit.entries import Action, audit_log
+from keyman.config.settings import VaultSettings
+from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys, idempotency
+from keyman.storage import database as db
 from tests.support.databases import copied
 from tests.support.live import Victim, victim_at
 from tests.support.needs import require

@@ -21,19 +21,20 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL, make_url
 
-from keyman import housekeeping, migrations
-from keyman.accounts import users
-from keyman.accounts.passwords import Passwords
-from keyman.accounts.tokens import Token
+from keyman import migrations
 from keyman.audit import listing, verification
-from keyman.db import Database
-from keyman.deployment import Deployment
+from keyman.identity import users
+from keyman.identity.passwords import Passwords
+from keyman.identity.tokens import Token
+from keyman.keys.deployment import Deployment
 from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes, excess
+from keyman.planes.management import housekeeping
+from keyman.storage.database import Database
 from keyman.values import EmailAddress, NewPassword
 from keyman.vault.cipher import Context
-from tests.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
 from tests.cli.transcript import keyman
-from tests.resolver.pair import Pair, resolver_at
+from tests.planes.management.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
+from tests.planes.resolver.pair import Pair, resolver_at
 from tests.support.live import Finished, environment
 from tests.support.planes import PASSWORD, Vault
 from tests.support.postgres import PostgresServer

@@ -18,7 +18,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
-from keyman import db
+from keyman.storage import database as db
 from tests.faults.conftest import checks, counts, plane_of, unavailable
 from tests.support.live import becomes, children, serve, sign_up, variables
 from tests.support.planes import Vault

@@ -26,13 +26,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from keyman import migrations
-from keyman.accounts import personal, users
-from keyman.accounts.passwords import Passwords
-from keyman.accounts.tokens import DEFAULT_SCOPES
-from keyman.audit.trail import Action, audit_log
-from keyman.db import Database
+from keyman.audit.entries import Action, audit_log
+from keyman.identity import personal_tokens as personal
+from keyman.identity import users
+from keyman.identity.passwords import Passwords
+from keyman.identity.tokens import DEFAULT_SCOPES
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
+from keyman.storage.database import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
 from tests.support.live import NO_TLS, PATIENCE, Root, Service, becomes, serve, stored_keys, variables
 from tests.support.planes import PASSWORD, Vault

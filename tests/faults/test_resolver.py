@@ -16,11 +16,11 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
-from keyman.config import VaultSettings
-from tests.api.harness import OPENAI_KEY, problem
+from keyman.config.settings import VaultSettings
 from tests.faults.conftest import checks
 from tests.faults.test_vault import LOOKUP_ONLY, Fault, delete_key, frozen, killed, over_quota, sealed
-from tests.resolver.pair import App, Owner, Pair, pair_at, resolver_at, through
+from tests.planes.management.api.harness import OPENAI_KEY, problem
+from tests.planes.resolver.pair import App, Owner, Pair, pair_at, resolver_at, through
 from tests.support.live import Victim, becomes
 from tests.support.planes import Vault
 from tests.support.postgres import PostgresServer

@@ -14,16 +14,16 @@ import pytest
 from sqlalchemy import insert
 from sqlalchemy.engine import URL
 
-from keyman.config import VaultSettings
-from keyman.db import Database
-from keyman.deployment import Deployment
+from keyman.config.settings import VaultSettings
+from keyman.dev.embedded import EmbeddedVault
+from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
+from keyman.storage.database import Database
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.cipher import Context
-from keyman.vault.embedded import EmbeddedVault
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import policy

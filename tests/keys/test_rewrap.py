@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from keyman.config import VaultSettings
-from keyman.deployment import Deployment, deployment
+from keyman.config.settings import VaultSettings
 from keyman.errors import KeymanError, VaultReason, VaultUnavailable
+from keyman.keys.deployment import Deployment, deployment
 from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.vault.cipher import Sealed

@@ -7,13 +7,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import insert
 
-from keyman.accounts.callers import Caller
-from keyman.accounts.tokens import ALL_SCOPES
-from keyman.audit.trail import Action, Actor, Origin, audit_log
-from keyman.db import Database, now
+from keyman.audit.entries import Action, Actor, Origin, audit_log
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import ALL_SCOPES
 from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
-from tests.audit.test_trail import add, db
+from keyman.storage.database import Database, now
+from tests.audit.test_entries import add, db
 from tests.support.trail import entry
 
 __all__ = ["db"]  # found by pytest

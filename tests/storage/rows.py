@@ -10,7 +10,7 @@ from sqlalchemy import ForeignKeyConstraint, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
-from keyman.db import Database, now
+from keyman.storage.database import Database, now
 
 _numbers = itertools.count(1)
 

@@ -29,11 +29,12 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from keyman.config import VaultSettings
-from keyman.deployment import deployment
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.keys.deployment import deployment
 from keyman.keys.tables import api_keys
 from keyman.processes import die_with_parent, spawn, stop
-from keyman.vault import embedded, provision
+from keyman.vault import provision
 from tests.support.planes import PASSWORD
 
 PATIENCE = 40.0

@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 from sqlalchemy.engine import URL
 
-from keyman.accounts.passwords import Passwords
-from keyman.app import create_app
-from keyman.config import Settings, VaultSettings
-from keyman.edge import Edge, Message
-from keyman.vault.embedded import EmbeddedVault
+from keyman.config.settings import Settings, VaultSettings
+from keyman.dev.embedded import EmbeddedVault
+from keyman.http.edge import Edge, Message
+from keyman.identity.passwords import Passwords
+from keyman.planes.management.app import create_app
 
 ORIGIN = "http://127.0.0.1:8000"
 """The public URL of planes in tests: plain http on loopback, where the session cookie is not `Secure`."""

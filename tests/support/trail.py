@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from keyman.audit.trail import Action, Actor
-from keyman.db import now
+from keyman.audit.entries import Action, Actor
+from keyman.storage.database import now
 
 _CHAIN = 9_000
 """Far from those that a migration makes."""

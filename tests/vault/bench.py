@@ -19,14 +19,14 @@ from uuid import UUID, uuid4
 from hvac.api.secrets_engines.transit import Transit
 from prometheus_client import generate_latest
 
-from keyman.config import VaultSettings
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.processes import spawn
 from keyman.telemetry import Metrics
-from keyman.vault import embedded
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.cipher import Context, TransitCipher
-from keyman.vault.embedded import EmbeddedVault
 from keyman.vault.guard import KeyGuard, SentinelStore
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import issue_credentials, provision

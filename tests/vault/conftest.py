@@ -12,9 +12,9 @@ from io import StringIO
 import pytest
 import structlog
 
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
 from keyman.telemetry import configure_logging
-from keyman.vault import embedded
-from keyman.vault.embedded import EmbeddedVault
 from tests.support.containers import docker_absence, vault_container
 from tests.support.needs import require
 from tests.support.running import RunningVault

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keyman.dev import embedded
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.vault import cipher as module
-from keyman.vault import embedded
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.cipher import MAX_BATCH, MAX_BATCHES, Context, Sealed, TransitCipher, _Waiting
 from tests.vault.bench import Bench, Victim, a_context, as_running, bench_at, everything_in, kill, refusal

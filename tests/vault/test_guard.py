@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
+from keyman.dev import embedded
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
-from keyman.vault import embedded
 from keyman.vault.cipher import Context
 from keyman.vault.guard import SENTINEL_PLAINTEXT, sentinel_context
 from keyman.vault.provision import policy

@@ -1,0 +1,1 @@
+"""`keyman dev`: a real OpenBao, SQLite and both planes on one machine."""

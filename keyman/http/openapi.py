@@ -1,0 +1,118 @@
+"""What the JSON routes have in common: pages of a listing, and their answers in the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from litestar import Response
+from litestar.connection import ASGIConnection
+from litestar.datastructures import ResponseHeader
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.params import QueryParameter
+
+from keyman import errors
+from keyman.errors import FieldError, Internal, InvalidRequest, Problem
+from keyman.http import problems
+from keyman.http.problems import KINDS, ProblemBody
+from keyman.storage.paging import Page
+
+T = TypeVar("T")
+
+BODY_PROBLEMS = (errors.InvalidRequest, errors.PayloadTooLarge, errors.UnsupportedMediaType)
+"""What a request with a body can get."""
+
+SECURITY: list[dict[str, list[str]]] = [{"token": []}, {"session": []}]
+"""What the OpenAPI document says of routes that need a caller: one of the two."""
+
+CALLER_PROBLEMS = (errors.InvalidRequest, errors.Unauthenticated, errors.Forbidden)
+"""What a request that needs a caller can get; the first one for its query."""
+
+
+def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[list[T]]:
+    """A page of a listing, with a `Link` to the next one where there is one (RFC 8288), relative as RFC 3986 has it."""
+    headers = {}
+    if page.cursor is not None:
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        headers["Link"] = f'<{path}?{urlencode({**asked, "cursor": str(page.cursor)})}>; rel="next"'
+    return Response(page.items, headers=headers)
+
+
+async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard: refuses a query with a parameter that the route does not take, or with one twice. Raises InvalidRequest.
+
+    A misspelt filter that is passed over would look like one that everything fits.
+    """
+    parameters = handler.parsed_fn_signature.parameters
+    known = [name for name, field in parameters.items() if isinstance(field.kwarg_definition, QueryParameter)]
+    sent = Counter(name for name, _ in connection.query_params.multi_items())
+    faults = [FieldError(name, "is there more than once") for name in known if sent[name] > 1]
+    if sent.keys() - set(known):
+        # Their names are not repeated, as those of unknown fields are not.
+        takes = f"known are {', '.join(known)}" if known else "this address takes none"
+        faults.append(FieldError("", f"The query holds an unknown parameter; {takes}."))
+    if faults:
+        raise InvalidRequest.at(*faults)
+
+
+_REQUEST_ID = "9f3c1d0e5b7a4c2f8e6d0b1a2c3d4e5f"
+
+
+def may_answer(*kinds: type[Problem]) -> dict[int, ResponseSpec]:
+    """The problems of an operation for the OpenAPI document, with those that every operation can give."""
+    by_status: dict[int, list[type[Problem]]] = {}
+    everywhere: tuple[type[Problem], ...] = (errors.DatabaseUnavailable, Internal)
+    for kind in dict.fromkeys((*kinds, *everywhere)):
+        by_status.setdefault(KINDS[kind.slug].status, []).append(kind)
+    return {status: _documented(status, kinds) for status, kinds in sorted(by_status.items())}
+
+
+def _documented(status: int, kinds: list[type[Problem]]) -> ResponseSpec:
+    return ResponseSpec(
+        data_container=ProblemBody,
+        media_type=problems.MEDIA_TYPE,
+        description="; ".join(f"`{kind.slug}`: {kind.title}" for kind in kinds),
+        generate_examples=False,
+        examples=[
+            Example(
+                id=kind.slug,
+                summary=kind.title,
+                value={
+                    "type": f"/problems/{kind.slug}",
+                    "title": kind.title,
+                    "status": status,
+                    "detail": "One field is not as it must be." if kind is InvalidRequest else kind.title + ".",
+                    "request_id": _REQUEST_ID,
+                    **(
+                        {"errors": [{"field": "api_key", "message": "must be 8 to 512 characters long"}]}
+                        if kind is InvalidRequest
+                        else {}
+                    ),
+                },
+            )
+            for kind in kinds
+        ],
+    )
+
+
+ETAG = ResponseHeader(
+    name="ETag",
+    description="Changes with what the owner can change. Send it back as If-Match.",
+    documentation_only=True,
+)
+LOCATION = ResponseHeader(name="Location", description="Where the new resource is.", documentation_only=True)
+LINK = ResponseHeader(
+    name="Link",
+    description='`<…>; rel="next"` when there is a next page (RFC 8288).',
+    documentation_only=True,
+)
+REPLAYED = ResponseHeader(
+    name="Idempotent-Replayed",
+    description="`true` when this is the first answer to this Idempotency-Key again.",
+    documentation_only=True,
+)
+SET_COOKIE = ResponseHeader(name="Set-Cookie", description="The session, `keyman_session`.", documentation_only=True)

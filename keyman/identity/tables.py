@@ -1,0 +1,88 @@
+"""Tables of people, of applications, and of what proves who they are. Proofs are stored as hashes alone."""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String, Table, Text
+
+from keyman.storage.database import Id, UtcTime, metadata
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("email", String(254), nullable=False),  # as its owner spells it
+    Column("email_key", String(762), nullable=False, unique=True),  # case-folded: one account an address
+    Column("password_hash", String(255), nullable=False),  # Argon2id, PHC string
+    Column("created_at", UtcTime, nullable=False),
+    Column("disabled_at", UtcTime),
+    CheckConstraint("length(email) > 2", name="email_present"),
+    sqlite_autoincrement=True,
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("id_hash", LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the cookie
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_seen_at", UtcTime, nullable=False, index=True),
+    Column("expires_at", UtcTime, nullable=False, index=True),
+    Column("device", String(100)),  # what the client said it is, for its owner to tell sessions apart
+    CheckConstraint("length(id_hash) = 32", name="id_hash_is_sha256"),
+    sqlite_autoincrement=True,
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("token_hash", LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the whole token
+    Column("name", String(100), nullable=False),
+    Column("scopes", String(200), nullable=False),  # separated by a space, in the order of `Scope`
+    Column("hint", String(16), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("last_used_at", UtcTime),
+    CheckConstraint("length(token_hash) = 32", name="token_hash_is_sha256"),
+    CheckConstraint("length(scopes) > 0", name="scopes_present"),
+    sqlite_autoincrement=True,
+)
+
+applications = Table(
+    "applications",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("services", Text, nullable=False),  # separated by a space
+    Column("created_at", UtcTime, nullable=False),
+    Column("disabled_at", UtcTime),
+    CheckConstraint("length(name) > 0", name="name_present"),
+    CheckConstraint("length(services) > 0", name="services_present"),
+    sqlite_autoincrement=True,
+)
+
+application_tokens = Table(
+    "application_tokens",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("application_id", Id, ForeignKey("applications.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("token_hash", LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the whole token
+    Column("hint", String(16), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),  # set when another one takes its place
+    Column("last_used_at", UtcTime),
+    CheckConstraint("length(token_hash) = 32", name="token_hash_is_sha256"),
+    sqlite_autoincrement=True,
+)
+
+# Failed attempts in one window of time, by what they have in common (an address, a network): see throttle.py.
+throttle = Table(
+    "throttle",
+    metadata,
+    Column("bucket", LargeBinary(32), primary_key=True),  # a hash: strangers' addresses are not collected
+    Column("attempts", Integer, nullable=False),
+    Column("ends_at", UtcTime, nullable=False, index=True),
+    CheckConstraint("attempts >= 0", name="attempts_not_negative"),
+)

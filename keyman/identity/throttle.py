@@ -1,0 +1,138 @@
+"""Guessing passwords is slow: failed attempts are counted in the database, so that all replicas count together.
+
+An attempt is counted before the password is looked at and taken back when it was right; a thousand attempts at once
+get no more guesses than one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from datetime import timedelta
+from math import ceil
+
+from sqlalchemy import Update, case, delete, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman.errors import RateLimited
+from keyman.identity.tables import throttle
+from keyman.storage.database import Database, now
+
+WINDOW = timedelta(minutes=15)
+"""How long failures are remembered from the first one on."""
+
+MAX_PER_ACCOUNT = 10
+"""Failures for one e-mail address in a window: 960 guesses a day, against passwords of ten characters and more."""
+
+MAX_PER_NETWORK = 100
+"""Failures from one address (IPv6: one /64) in a window: an office behind one address mistypes less than that."""
+
+MAX_SIGNUPS_PER_NETWORK = 50
+"""New accounts from one address in a window."""
+
+TOO_MANY_FAILURES = "Too many attempts failed. Wait before you try again."
+TOO_MANY_SIGNUPS = "Too many accounts were made from your network. Wait before you make another one."
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What attempts have in common, and how many of them a window allows."""
+
+    name: str
+    limit: int
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.name.encode()).digest()
+
+
+def login_buckets(email_key: str, address: str | None) -> tuple[Bucket, ...]:
+    return (Bucket(f"login|account|{email_key}", MAX_PER_ACCOUNT), *_by_network("login", address, MAX_PER_NETWORK))
+
+
+def password_buckets(user_id: int, address: str | None) -> tuple[Bucket, ...]:
+    """Apart from sign-ins: whoever knows the address can use those up, and the owner could not change a password."""
+    return (Bucket(f"password|account|{user_id}", MAX_PER_ACCOUNT), *_by_network("password", address, MAX_PER_NETWORK))
+
+
+def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
+    return _by_network("signup", address, MAX_SIGNUPS_PER_NETWORK)
+
+
+async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
+    """Count one attempt in each bucket. Raises RateLimited, in the words of `refusal`, when one of them is full;
+    `retry_after` says until when.
+    """
+    if not buckets:
+        return
+    moment = now()
+    insert = sqlite.insert if db.is_sqlite else postgresql.insert
+    waits = []
+    async with db.write() as connection:
+        for bucket in _in_order(buckets):
+            statement = insert(throttle).values(bucket=bucket.digest, attempts=1, ends_at=moment + WINDOW)
+            is_over = throttle.c.ends_at <= moment
+            row = (
+                await connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=[throttle.c.bucket],
+                        set_={
+                            "attempts": case((is_over, 1), else_=throttle.c.attempts + 1),
+                            "ends_at": case((is_over, statement.excluded.ends_at), else_=throttle.c.ends_at),
+                        },
+                    ).returning(throttle.c.attempts, throttle.c.ends_at)
+                )
+            ).one()
+            if row.attempts > bucket.limit:
+                waits.append((row.ends_at - moment).total_seconds())
+    if waits:
+        raise RateLimited(refusal, retry_after=max(1, ceil(max(waits))))
+
+
+async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> None:
+    """Take back what `count` counted, for the attempt was right; an account's failures are forgotten with it.
+
+    In the transaction of what the attempt was for: one that comes to nothing is not forgiven.
+    """
+    account = buckets[0]
+    for bucket in _in_order(buckets):
+        forgotten = delete(throttle).where(throttle.c.bucket == bucket.digest)
+        await connection.execute(forgotten if bucket is account else _one_less(bucket))
+
+
+async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
+    """Take back what `count` counted, for the attempt was turned away before it was looked at."""
+    if not buckets:
+        return
+    async with db.write() as connection:
+        for bucket in _in_order(buckets):
+            await connection.execute(_one_less(bucket))
+
+
+def _in_order(buckets: tuple[Bucket, ...]) -> list[Bucket]:
+    """One order for all, so that two transactions never wait for each other."""
+    return sorted(buckets, key=lambda bucket: bucket.digest)
+
+
+def _one_less(bucket: Bucket) -> Update:
+    fewer = update(throttle).values(attempts=throttle.c.attempts - 1)
+    return fewer.where(throttle.c.bucket == bucket.digest, throttle.c.attempts > 0)
+
+
+def _by_network(what: str, address: str | None, limit: int) -> tuple[Bucket, ...]:
+    return (Bucket(f"{what}|network|{_network(address)}", limit),) if address else ()
+
+
+def _network(address: str) -> str:
+    """One client: an IPv4 address, or the /64 that an IPv6 one has to itself."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped:
+            return str(ip.ipv4_mapped)
+        return str(ipaddress.ip_network((ip, 64), strict=False))
+    return str(ip)

@@ -1,0 +1,258 @@
+"""Accounts: sign-up, sign-in, sign-out, passwords; and what an operator does to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman.audit import entries as trail
+from keyman.audit.entries import Action, Actor, Origin
+from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
+from keyman.identity import principals as callers
+from keyman.identity import throttle
+from keyman.identity.passwords import Passwords, WrongPassword
+from keyman.identity.principals import Caller
+from keyman.identity.tables import sessions, users
+from keyman.secret import Secret
+from keyman.storage.database import AnyRow, Database, now
+from keyman.values import EmailAddress, GivenPassword, NewPassword
+
+
+class SignUp(msgspec.Struct):
+    """A new account."""
+
+    email: EmailAddress
+    password: NewPassword
+
+
+class LogIn(msgspec.Struct):
+    """Proof of an account."""
+
+    email: EmailAddress
+    password: GivenPassword
+
+
+class ChangePassword(msgspec.Struct):
+    """A new password, with the old one as proof."""
+
+    current_password: GivenPassword
+    new_password: NewPassword
+
+
+class Account(msgspec.Struct):
+    """An account as its owner sees it."""
+
+    id: int
+    email: str
+    created_at: datetime
+
+
+class AccountState(msgspec.Struct):
+    """An account as an operator sees it."""
+
+    id: int
+    email: str
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+class SignedIn(NamedTuple):
+    account: Account
+    cookie: Secret
+
+
+async def sign_up(
+    db: Database, passwords: Passwords, new: SignUp, origin: Origin, *, is_open: bool, previous_cookie: str | None
+) -> SignedIn:
+    """Make an account and sign it in. Raises Forbidden where sign-up is closed, Conflict for a known address."""
+    if not is_open:
+        raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")
+    buckets = throttle.signup_buckets(origin.address)
+    await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
+    if await _row(db, users.c.email_key == new.email.key) is not None:
+        raise Conflict("There is an account with this address already. Sign in instead.")
+    try:
+        password_hash = await passwords.hash(new.password)
+    except RateLimited:
+        await throttle.take_back(db, buckets)
+        raise
+    try:
+        async with db.write() as connection:
+            account = await _insert(connection, new.email, password_hash)
+            await _end_session(connection, previous_cookie)
+            cookie = await callers.open_session(connection, account.id, origin.device)
+            await trail.record(connection, origin, account.id, Action.SIGNUP)
+    except IntegrityError:
+        raise Conflict("There is an account with this address already. Sign in instead.") from None
+    return SignedIn(account, cookie)
+
+
+async def log_in(
+    db: Database, passwords: Passwords, given: LogIn, origin: Origin, *, previous_cookie: str | None
+) -> SignedIn:
+    """Sign in, always with a new session. Raises Unauthenticated, the same and after the same time for an unknown
+    address, a disabled account and a wrong password; RateLimited after repeated failures.
+    """
+    buckets = throttle.login_buckets(given.email.key, origin.address)
+    await throttle.count(db, buckets)
+    row = await _row(db, users.c.email_key == given.email.key)
+    is_usable = row is not None and row.disabled_at is None
+    try:
+        new_hash = await passwords.verify(row.password_hash if row is not None else None, given.password)
+        if row is None or not is_usable:
+            raise WrongPassword
+        async with db.write() as connection:
+            await _hold(connection, row, new_hash)
+            # An id that was planted in the browser before must not be signed in by this.
+            await _end_session(connection, previous_cookie)
+            cookie = await callers.open_session(connection, row.id, origin.device)
+            await throttle.forgive(connection, buckets)
+            await trail.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
+    except WrongPassword:
+        # For an unknown address too: a missing write would be heard in the time that the answer takes.
+        async with db.write() as connection:
+            await trail.record(connection, origin, row.id if row is not None else None, Action.LOGIN_FAILED)
+        raise Unauthenticated("E-mail or password is wrong.") from None
+    except RateLimited:
+        await throttle.take_back(db, buckets)
+        raise
+    return SignedIn(_account(row), cookie)
+
+
+async def log_out(db: Database, caller: Caller) -> None:
+    """End the caller's session. Raises Forbidden for a token."""
+    session_id = caller.require_session()
+    async with db.write() as connection:
+        await connection.execute(delete(sessions).where(sessions.c.id == session_id))
+        await trail.record(connection, caller.origin, caller.user_id, Action.LOGOUT)
+
+
+async def change_password(db: Database, passwords: Passwords, caller: Caller, change: ChangePassword) -> None:
+    """Set a new password and end all other sessions. Raises InvalidRequest when the current one is wrong, Conflict when
+    it was changed meanwhile, RateLimited after repeated failures.
+    """
+    session_id = caller.require_session()
+    row = await _row(db, users.c.id == caller.user_id)
+    if row is None:
+        raise Unauthenticated("The session has ended. Sign in again.")
+    buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
+    await throttle.count(db, buckets)
+    try:
+        await passwords.verify(row.password_hash, change.current_password)
+        new_hash = await passwords.hash(change.new_password)
+    except WrongPassword:
+        async with db.write() as connection:
+            await trail.record(connection, caller.origin, row.id, Action.PASSWORD_FAILED)
+        raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
+    except RateLimited:
+        await throttle.take_back(db, buckets)
+        raise
+    try:
+        async with db.write() as connection:
+            await _hold(connection, row, new_hash)
+            await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
+            await throttle.forgive(connection, buckets)
+            await trail.record(connection, caller.origin, row.id, Action.PASSWORD)
+    except WrongPassword:
+        raise Conflict("The account was changed elsewhere at the same moment.") from None
+
+
+async def add(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> Account:
+    """Make an account as an operator. Raises Conflict for a known address."""
+    password_hash = await passwords.hash(password)
+    try:
+        async with db.write() as connection:
+            account = await _insert(connection, email, password_hash)
+            await trail.record(connection, trail.OPERATOR, account.id, Action.SIGNUP)
+    except IntegrityError:
+        raise Conflict("There is an account with this address already.") from None
+    return account
+
+
+async def list_all(db: Database) -> list[AccountState]:
+    """Every account, in the order in which they were made."""
+    columns = (users.c.id, users.c.email, users.c.created_at, users.c.disabled_at)
+    async with db.read() as connection:
+        rows = await connection.execute(select(*columns).order_by(users.c.id))
+        return [AccountState(*row) for row in rows]
+
+
+async def disable(db: Database, email: EmailAddress) -> None:
+    """Shut an account out at once: sessions end, sign-in and tokens are refused; keys stay. Raises NotFound."""
+    async with db.write() as connection:
+        user_id = await id_by_email(connection, email)
+        await connection.execute(
+            update(users).where(users.c.id == user_id).values(disabled_at=func.coalesce(users.c.disabled_at, now()))
+        )
+        await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+        await trail.record(connection, trail.OPERATOR, user_id, Action.DISABLE)
+
+
+async def enable(db: Database, email: EmailAddress) -> None:
+    """Let a disabled account in again; its tokens work again. Raises NotFound."""
+    async with db.write() as connection:
+        user_id = await id_by_email(connection, email)
+        await connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
+        await trail.record(connection, trail.OPERATOR, user_id, Action.ENABLE)
+
+
+async def set_password(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> None:
+    """Set a password as an operator, and end all sessions. Raises NotFound."""
+    new_hash = await passwords.hash(password)
+    async with db.write() as connection:
+        user_id = await id_by_email(connection, email)
+        await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=new_hash))
+        await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+        await trail.record(connection, trail.OPERATOR, user_id, Action.PASSWORD)
+
+
+async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> int:
+    """Raises NotFound."""
+    user_id = (await connection.execute(select(users.c.id).where(users.c.email_key == email.key))).scalar_one_or_none()
+    if user_id is None:
+        raise NotFound("There is no account with this address.")
+    return int(user_id)
+
+
+async def _row(db: Database, condition: ColumnElement[bool]) -> AnyRow | None:
+    async with db.read() as connection:
+        return (await connection.execute(select(users).where(condition))).one_or_none()
+
+
+async def _hold(connection: AsyncConnection, proved: AnyRow, new_hash: str | None = None) -> None:
+    """Hold an account as it was when its password was verified, until the transaction ends; `new_hash` replaces the
+    one that was verified. Raises WrongPassword when the password has changed since, or the account was disabled.
+
+    Verifying takes its time. Without this, an old password would open a session that outlives the change that was to
+    end it.
+    """
+    statement = (
+        update(users)
+        .where(users.c.id == proved.id, users.c.password_hash == proved.password_hash, users.c.disabled_at.is_(None))
+        .values(password_hash=new_hash or proved.password_hash)
+    )
+    if (await connection.execute(statement)).rowcount != 1:
+        raise WrongPassword
+
+
+async def _insert(connection: AsyncConnection, email: EmailAddress, password_hash: str) -> Account:
+    created_at = now()
+    statement = insert(users).values(
+        email=email, email_key=email.key, password_hash=password_hash, created_at=created_at
+    )
+    user_id = (await connection.execute(statement.returning(users.c.id))).scalar_one()
+    return Account(user_id, str(email), created_at)
+
+
+async def _end_session(connection: AsyncConnection, cookie: str | None) -> None:
+    if cookie is not None:
+        await connection.execute(delete(sessions).where(sessions.c.id_hash == callers.session_digest(cookie)))
+
+
+def _account(row: AnyRow) -> Account:
+    return Account(row.id, row.email, row.created_at)

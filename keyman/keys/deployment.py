@@ -1,0 +1,101 @@
+"""The one row that says which deployment this database belongs to, and holds the sentinel.
+
+The uuid is part of every value's context, so that a ciphertext of one deployment does not open in another that shares
+the Transit key. The sentinel is a ciphertext of a known word: while Vault still rewraps it, its key is the one that
+sealed this database.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Integer,
+    String,
+    Table,
+    Text,
+    Uuid,
+    column,
+    inspect,
+    select,
+    table,
+    update,
+)
+from sqlalchemy.engine import Connection
+
+from keyman.errors import ConfigurationError
+from keyman.keys.tables import api_keys
+from keyman.storage.database import SCHEMA_REVISION, Database, UtcTime, metadata
+
+deployment = Table(
+    "deployment",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("uuid", Uuid, nullable=False),
+    Column("sentinel", Text),
+    Column("created_at", UtcTime, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+
+class Deployment:
+    """This deployment's uuid, and where its sentinel is kept."""
+
+    def __init__(self, db: Database, uuid: UUID) -> None:
+        self.uuid = uuid
+        self._db = db
+        self._sentinel: str | None = None
+
+    @classmethod
+    async def load(cls, db: Database) -> Deployment:
+        """Raises ConfigurationError, naming the command to run, when the schema is not the one this code is for."""
+        if not db.exists:
+            raise ConfigurationError("The database does not exist yet. Run: keyman db upgrade")
+        async with db.read() as connection:
+            revision = await connection.run_sync(_stored_revision)
+            if revision is None:
+                raise ConfigurationError("The database is empty. Run: keyman db upgrade")
+            if revision != SCHEMA_REVISION:
+                raise ConfigurationError(
+                    f"The database is at schema {revision}, this keyman works with {SCHEMA_REVISION}. Run: keyman db "
+                    "upgrade (or, if a newer keyman has upgraded it, start that one)"
+                )
+            uuid = (await connection.execute(select(deployment.c.uuid))).scalar_one()
+        return cls(db, uuid)
+
+    async def sentinel(self, *, anew: bool = False) -> str | None:
+        """The stored sentinel, read once unless it is to be read `anew`; None when none was stored yet."""
+        if self._sentinel is None or anew:
+            async with self._db.read() as connection:
+                self._sentinel = (await connection.execute(select(deployment.c.sentinel))).scalar_one()
+        return self._sentinel
+
+    async def keep_sentinel(self, ciphertext: str) -> str | None:
+        """Store the sentinel unless there is one, and return the one that is stored.
+
+        A database that holds keys and no sentinel was tampered with or restored in part: nothing is stored then, for
+        the key that Vault has now may not be the one that sealed them, and None is returned.
+        """
+        async with self._db.write() as connection:
+            await connection.execute(
+                update(deployment)
+                .where(deployment.c.sentinel.is_(None), ~select(api_keys.c.id).exists())
+                .values(sentinel=ciphertext)
+            )
+        return await self.sentinel()
+
+    async def replace_sentinel(self, before: str, ciphertext: str) -> None:
+        """Store the same sentinel under another version of the key, unless somebody has done so since `before`."""
+        async with self._db.write() as connection:
+            await connection.execute(
+                update(deployment).where(deployment.c.sentinel == before).values(sentinel=ciphertext)
+            )
+
+
+def _stored_revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version = table("alembic_version", column("version_num", String))
+    return connection.execute(select(version.c.version_num)).scalar_one_or_none()

@@ -1,0 +1,1 @@
+"""The processes that keyman runs as. A plane never imports another plane."""

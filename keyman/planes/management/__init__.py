@@ -1,0 +1,1 @@
+"""The management plane: it faces the internet and cannot decrypt."""

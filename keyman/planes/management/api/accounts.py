@@ -1,0 +1,187 @@
+"""`/api/auth/*` and `/api/tokens*`."""
+
+from __future__ import annotations
+
+from litestar import Controller, Response, delete, get, post, put
+from litestar.params import FromPath, JSONBody
+
+from keyman import errors
+from keyman.audit.entries import Origin
+from keyman.config.settings import Settings
+from keyman.http.body import JsonBody
+from keyman.http.guards import PUBLIC, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
+from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity import personal_tokens as personal
+from keyman.identity import users
+from keyman.identity.passwords import Passwords
+from keyman.identity.personal_tokens import CreatedToken, NewToken, TokenInfo
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import Scope
+from keyman.identity.users import Account, ChangePassword, LogIn, SignedIn, SignUp
+from keyman.storage.database import Database
+
+
+class AuthController(Controller):
+    path = "/auth"
+    tags = ("Account",)
+
+    @post(
+        "/signup",
+        opt=PUBLIC,
+        dto=JsonBody[SignUp],
+        return_dto=None,
+        status_code=201,
+        operation_id="signUp",
+        response_description="The account; the session is in the cookie.",
+        summary="Make an account",
+        description="Makes an account where sign-up is open, and signs it in.",
+        response_headers=[SET_COOKIE],
+        responses=may_answer(errors.Forbidden, errors.Conflict, errors.RateLimited, *BODY_PROBLEMS),
+    )
+    async def sign_up(
+        self,
+        data: JSONBody[SignUp],
+        request: AnyRequest,
+        db: Injected[Database],
+        passwords: Injected[Passwords],
+        settings: Injected[Settings],
+        origin: Injected[Origin],
+    ) -> Response[Account]:
+        previous = request.cookies.get(SESSION_COOKIE)
+        signed_in = await users.sign_up(
+            db, passwords, data, origin, is_open=settings.signup_open, previous_cookie=previous
+        )
+        return _signed_in(signed_in, settings, 201)
+
+    @post(
+        "/login",
+        opt=PUBLIC,
+        dto=JsonBody[LogIn],
+        return_dto=None,
+        status_code=200,
+        operation_id="logIn",
+        response_description="The account; the session is in the cookie.",
+        summary="Sign in",
+        description="Always opens a new session. A wrong password and an unknown address get the same answer.",
+        response_headers=[SET_COOKIE],
+        responses=may_answer(errors.Unauthenticated, errors.Forbidden, errors.RateLimited, *BODY_PROBLEMS),
+    )
+    async def log_in(
+        self,
+        data: JSONBody[LogIn],
+        request: AnyRequest,
+        db: Injected[Database],
+        passwords: Injected[Passwords],
+        settings: Injected[Settings],
+        origin: Injected[Origin],
+    ) -> Response[Account]:
+        previous = request.cookies.get(SESSION_COOKIE)
+        return _signed_in(await users.log_in(db, passwords, data, origin, previous_cookie=previous), settings, 200)
+
+    @post(
+        "/logout",
+        opt=needs(None),
+        security=SECURITY,
+        status_code=204,
+        operation_id="logOut",
+        response_description="The session is dead.",
+        summary="Sign out",
+        description="Ends the session on the server; an access token is refused here.",
+        response_headers=[SET_COOKIE],
+        responses=may_answer(*CALLER_PROBLEMS),
+    )
+    async def log_out(
+        self, db: Injected[Database], caller: Injected[Caller], settings: Injected[Settings]
+    ) -> Response[None]:
+        await users.log_out(db, caller)
+        return Response(None, status_code=204, cookies=[ended_session_cookie(settings)])
+
+    @get(
+        "/me",
+        opt=needs(None),
+        security=SECURITY,
+        operation_id="getAccount",
+        response_description="The account.",
+        summary="Who am I",
+        description="The account of the caller.",
+        responses=may_answer(*CALLER_PROBLEMS),
+    )
+    async def me(self, caller: Injected[Caller]) -> Account:
+        return Account(caller.user_id, caller.email, caller.created_at)
+
+    @put(
+        "/password",
+        opt=needs(None),
+        security=SECURITY,
+        dto=JsonBody[ChangePassword],
+        return_dto=None,
+        status_code=204,
+        operation_id="changePassword",
+        response_description="The password is changed.",
+        summary="Change the password",
+        description="Ends all other sessions. Access tokens go on working. An access token is refused here.",
+        responses=may_answer(errors.Conflict, errors.RateLimited, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+    )
+    async def change_password(
+        self,
+        data: JSONBody[ChangePassword],
+        db: Injected[Database],
+        passwords: Injected[Passwords],
+        caller: Injected[Caller],
+    ) -> None:
+        await users.change_password(db, passwords, caller, data)
+
+
+class TokenController(Controller):
+    path = "/tokens"
+    tags = ("Access tokens",)
+
+    @post(
+        opt=needs(Scope.TOKENS_MANAGE),
+        security=SECURITY,
+        dto=JsonBody[NewToken],
+        return_dto=None,
+        status_code=201,
+        operation_id="createToken",
+        response_description="The token, once.",
+        summary="Make an access token",
+        description=(
+            "`token` is shown in this answer and never again. Without `scopes` the token gets `keys:read` and "
+            "`keys:write`. A token cannot make one that may do more, or lives longer, than itself."
+        ),
+        responses=may_answer(errors.Conflict, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+    )
+    async def create(self, data: JSONBody[NewToken], db: Injected[Database], caller: Injected[Caller]) -> CreatedToken:
+        return await personal.create(db, caller, data)
+
+    @get(
+        opt=needs(Scope.TOKENS_MANAGE),
+        security=SECURITY,
+        operation_id="listTokens",
+        response_description="The tokens, newest first.",
+        summary="List the access tokens",
+        description="Newest first, without the tokens themselves.",
+        responses=may_answer(*CALLER_PROBLEMS),
+    )
+    async def list_own(self, db: Injected[Database], caller: Injected[Caller]) -> list[TokenInfo]:
+        return await personal.list_own(db, caller)
+
+    @delete(
+        "/{token_id:str}",
+        opt=needs(Scope.TOKENS_MANAGE),
+        security=SECURITY,
+        status_code=204,
+        operation_id="revokeToken",
+        response_description="The token is dead.",
+        summary="Revoke an access token",
+        description="Effective at once on every replica.",
+        responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),
+    )
+    async def revoke(self, token_id: FromPath[RowId], db: Injected[Database], caller: Injected[Caller]) -> None:
+        await personal.revoke(db, caller, token_id)
+
+
+def _signed_in(signed_in: SignedIn, settings: Settings, status: int) -> Response[Account]:
+    cookie = session_cookie(signed_in.cookie, settings)
+    return Response(signed_in.account, status_code=status, cookies=[cookie])

@@ -1,0 +1,232 @@
+"""`/api/keys*` and `/api/services`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import Controller, Response, delete, get, patch, post, put
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
+
+from keyman import errors
+from keyman.http.body import JsonBody, check_media_type
+from keyman.http.guards import needs
+from keyman.http.openapi import (
+    BODY_PROBLEMS,
+    CALLER_PROBLEMS,
+    ETAG,
+    LINK,
+    LOCATION,
+    REPLAYED,
+    SECURITY,
+    linked,
+    may_answer,
+)
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import Scope
+from keyman.keys import idempotency, operations
+from keyman.keys.idempotency import IdempotencyKey
+from keyman.keys.operations import IfMatch
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
+from keyman.keys.sealing import Sealer
+from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
+from keyman.storage.database import Database
+from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
+from keyman.values import SearchText
+
+IfMatchHeader = Annotated[
+    str | None,
+    HeaderParameter(
+        name="If-Match",
+        description="An `ETag` of this key: the change is made only if it still has it. Without, the last write wins.",
+    ),
+]
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern="^[\\x20-\\x7e]+$",
+        description=(
+            "1 to 255 printable ASCII characters, best a random UUID: the same key with the same body gives the first "
+            "answer again for 24 hours."
+        ),
+    ),
+]
+
+
+async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
+    """Before the body is looked at: what was right at the first time may not be so any more, such as an expiry."""
+    if "idempotency-key" in request.headers:
+        check_media_type(request.headers)  # the same bytes of another type are another request
+    retry = await _retry_of(request)
+    first = await idempotency.find(request.app.state.db, retry) if retry is not None else None
+    return None if first is None else _created(first, replayed=True)
+
+
+async def _retry_of(request: AnyRequest) -> IdempotencyKey | None:
+    header = request.headers.get("idempotency-key")
+    if header is None:
+        return None
+    caller: Caller = request.user
+    return IdempotencyKey.parse(header, caller.user_id, await request.body())
+
+
+def _created(key: KeyInfo, *, replayed: bool) -> Response[KeyInfo]:
+    headers = {"Location": f"/api/keys/{key.id}", "ETag": key.etag}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return Response(key, status_code=201, headers=headers)
+
+
+class KeyController(Controller):
+    path = "/keys"
+    tags = ("Keys",)
+
+    @post(
+        opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
+        before_request=replay,
+        dto=JsonBody[NewKey],
+        return_dto=None,
+        status_code=201,
+        operation_id="createKey",
+        response_description="The key as it is stored.",
+        summary="Store a key",
+        description="Seals the value in Vault. It is never shown again, here or anywhere else in this API.",
+        response_headers=[ETAG, LOCATION, REPLAYED],
+        responses=may_answer(errors.IdempotencyMismatch, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+    )
+    async def create(
+        self,
+        data: JSONBody[NewKey],
+        request: AnyRequest,
+        db: Injected[Database],
+        sealer: Injected[Sealer],
+        caller: Injected[Caller],
+        idempotency_key: IdempotencyKeyHeader = None,
+    ) -> Response[KeyInfo]:
+        key, replayed = await operations.create(db, sealer, caller, data, await _retry_of(request))
+        return _created(key, replayed=replayed)
+
+    @get(
+        opt=needs(Scope.KEYS_READ),
+        security=SECURITY,
+        operation_id="listKeys",
+        response_description="A page of keys, newest first.",
+        summary="List the keys",
+        description="The caller's own keys, newest first. Works while Vault is sealed or down.",
+        response_headers=[LINK],
+        responses=may_answer(*CALLER_PROBLEMS),
+    )
+    async def list_own(
+        self,
+        request: AnyRequest,
+        db: Injected[Database],
+        caller: Injected[Caller],
+        service: Annotated[ServiceSlug | None, QueryParameter(description="Keys of this service alone.")] = None,
+        q: Annotated[SearchText | None, QueryParameter(description="Keys whose name contains this.")] = None,
+        limit: Annotated[Limit, QueryParameter(description="How many keys a page holds at most.")] = UNSAID,
+        cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
+    ) -> Response[list[KeyInfo]]:
+        page = await operations.list_own(db, caller, Slice(limit, cursor), service, q)
+        return linked(page, "/api/keys", {"service": service, "q": q, "limit": limit})
+
+    @get(
+        "/{key_id:str}",
+        opt=needs(Scope.KEYS_READ),
+        security=SECURITY,
+        operation_id="getKey",
+        response_description="The key.",
+        summary="Show a key",
+        description="Its metadata and mask. Works while Vault is sealed or down.",
+        response_headers=[ETAG],
+        responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),
+    )
+    async def get(self, key_id: FromPath[RowId], db: Injected[Database], caller: Injected[Caller]) -> Response[KeyInfo]:
+        return _with_etag(await operations.get(db, caller, key_id))
+
+    @put(
+        "/{key_id:str}",
+        opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
+        dto=JsonBody[Replacement],
+        return_dto=None,
+        operation_id="replaceKey",
+        response_description="The key with its new mask.",
+        summary="Replace a key's value",
+        description="The service stays; an omitted field keeps its value; `null` clears a name or an expiry.",
+        response_headers=[ETAG],
+        responses=may_answer(
+            errors.NotFound, errors.PreconditionFailed, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS
+        ),
+    )
+    async def replace(
+        self,
+        key_id: FromPath[RowId],
+        data: JSONBody[Replacement],
+        db: Injected[Database],
+        sealer: Injected[Sealer],
+        caller: Injected[Caller],
+        if_match: IfMatchHeader = None,
+    ) -> Response[KeyInfo]:
+        return _with_etag(await operations.replace(db, sealer, caller, key_id, data, IfMatch.parse(if_match)))
+
+    @patch(
+        "/{key_id:str}",
+        opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
+        dto=JsonBody[Change],
+        return_dto=None,
+        operation_id="changeKey",
+        response_description="The key as it is now.",
+        summary="Rename, pause or limit a key",
+        description="Changes what surrounds the value; `null` clears a name or an expiry. Does not need Vault.",
+        response_headers=[ETAG],
+        responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+    )
+    async def change(
+        self,
+        key_id: FromPath[RowId],
+        data: JSONBody[Change],
+        db: Injected[Database],
+        caller: Injected[Caller],
+        if_match: IfMatchHeader = None,
+    ) -> Response[KeyInfo]:
+        return _with_etag(await operations.change(db, caller, key_id, data, IfMatch.parse(if_match)))
+
+    @delete(
+        "/{key_id:str}",
+        opt=needs(Scope.KEYS_WRITE),
+        security=SECURITY,
+        status_code=204,
+        operation_id="deleteKey",
+        response_description="The key is gone.",
+        summary="Delete a key",
+        description="The row and its ciphertext are gone. Does not need Vault.",
+        responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS),
+    )
+    async def remove(
+        self, key_id: FromPath[RowId], db: Injected[Database], caller: Injected[Caller], if_match: IfMatchHeader = None
+    ) -> None:
+        await operations.remove(db, caller, key_id, IfMatch.parse(if_match))
+
+
+@get(
+    "/services",
+    opt=needs(Scope.KEYS_READ),
+    security=SECURITY,
+    tags=("Keys",),
+    operation_id="listServices",
+    response_description="The catalogue.",
+    summary="List the services",
+    description="The catalogue: what `service` can be, and the name to show for it.",
+    responses=may_answer(*CALLER_PROBLEMS),
+)
+async def list_services(catalogue: Injected[Catalogue]) -> list[ServiceInfo]:
+    return catalogue.infos()
+
+
+def _with_etag(key: KeyInfo) -> Response[KeyInfo]:
+    return Response(key, headers={"ETag": key.etag})

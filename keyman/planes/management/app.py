@@ -1,0 +1,135 @@
+"""The management plane, put together. Nothing else knows all of its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache, partial
+from typing import cast
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.types import ControllerRouterHandler
+
+from keyman.config.settings import Settings, load
+from keyman.errors import Problem
+from keyman.http import health
+from keyman.http.body import CHECKS, MAX_BYTES, ValueSchemas
+from keyman.http.edge import ASGIApp, Edge
+from keyman.http.guards import authenticate, provide_caller, provide_origin
+from keyman.http.openapi import check_query
+from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
+from keyman.identity.passwords import Passwords
+from keyman.keys.deployment import Deployment
+from keyman.keys.schemas import NewKey, Replacement
+from keyman.keys.sealing import Sealer
+from keyman.planes.management import housekeeping, web
+from keyman.planes.management.api.accounts import AuthController, TokenController
+from keyman.planes.management.api.audit import list_audit
+from keyman.planes.management.api.keys import KeyController, list_services
+from keyman.planes.management.document import openapi_document
+from keyman.planes.management.web.pages import Pages
+from keyman.processes import PARENT, die_with_parent
+from keyman.providers.catalogue import Catalogue
+from keyman.storage.database import Database
+from keyman.telemetry import Metrics, configure_logging
+from keyman.vault.cipher import TransitCipher
+from keyman.vault.guard import KeyGuard
+from keyman.vault.login import VaultClient
+
+
+def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
+    """The management plane as an ASGI application.
+
+    Its start-up raises ConfigurationError for a database that is not migrated. Vault is not needed to start: what can
+    be done without it works. `passwords` replaces the production parameters of Argon2id.
+    """
+    metrics = Metrics()
+    catalogue = Catalogue.load(settings.services_file)
+    pages = Pages(settings)
+    litestar = Litestar(
+        route_handlers=[*_described_routes(), web.router()],
+        dependencies=_DEPENDENCIES,
+        before_request=answer_options,
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=[_lifespan],
+        logging_config=None,
+        openapi_config=None,
+        request_max_body_size=MAX_BYTES,
+        state=State(
+            {
+                "catalogue": catalogue,
+                "metrics": metrics,
+                "openapi": partial(_document, tuple(info.service for info in catalogue.infos())),
+                "pages": pages,
+                "passwords": passwords or Passwords(),
+                "settings": settings,
+                CHECKS: {NewKey: catalogue.check_new_key, Replacement: catalogue.check_label},
+            }
+        ),
+        type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
+    )
+    return Edge(cast("ASGIApp", litestar), settings, metrics, pages.problem)
+
+
+def from_environment() -> Edge:
+    """What a worker process of `keyman serve` runs; its parent has checked the settings."""
+    # A worker whose parent was killed, also while the worker started, would go on answering, and hold the port.
+    die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
+    settings = load(os.environ)
+    configure_logging(settings.log_format, settings.log_level)
+    return create_app(settings)
+
+
+@asynccontextmanager
+async def _lifespan(app: Litestar) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
+    async with AsyncExitStack() as stack:
+        db = Database(settings.database_url, metrics)
+        stack.push_async_callback(db.close)
+        stack.callback(app.state.passwords.close)
+        deployment = await Deployment.load(db)
+        client = VaultClient(settings.vault, metrics)
+        stack.push_async_callback(client.close)
+        guard = KeyGuard(client, settings.vault, deployment)
+        cipher = TransitCipher(client, settings.vault, guard, metrics)
+        app.state.update({"db": db, "guard": guard, "sealer": Sealer(cipher, deployment.uuid, app.state.catalogue)})
+        sweeper = asyncio.create_task(housekeeping.run(db))
+        stack.callback(sweeper.cancel)
+        await _first_look(guard)
+        yield
+
+
+async def _first_look(guard: KeyGuard) -> None:
+    """Log in and check the key before the first request; what is wrong is in the log, and in /readyz."""
+    with contextlib.suppress(Problem):
+        await guard.verify()
+
+
+def _described_routes() -> list[ControllerRouterHandler]:
+    """The routes of the OpenAPI document, new ones at each call: one belongs to one application."""
+    api = Routes(
+        "/api",
+        route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
+        guards=[authenticate, check_query],
+        dependencies={"caller": Provide(provide_caller), "origin": Provide(provide_origin)},
+    )
+    return [api, health.livez, health.readyz, health.metrics]
+
+
+@cache
+def _document(services: tuple[str, ...]) -> bytes:
+    """The OpenAPI document, made when it is first asked for: it takes a tenth of a second, and few ever ask."""
+    return openapi_document(_described_routes(), _DEPENDENCIES, services)
+
+
+_DEPENDENCIES = {
+    name: from_state(name)
+    for name in ("catalogue", "db", "guard", "metrics", "openapi", "pages", "passwords", "sealer", "settings")
+}

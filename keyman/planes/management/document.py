@@ -1,0 +1,150 @@
+"""The OpenAPI document of the management plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.types import ControllerRouterHandler
+
+from keyman import __version__
+from keyman.http.body import ValueSchemas
+from keyman.http.guards import SESSION_COOKIE
+from keyman.http.problems import MEDIA_TYPE
+
+DESCRIPTION = """\
+Users leave their API keys for LLM services here. A value goes in once and is sealed by Vault; no answer of this API
+ever holds one.
+
+Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a page about it. Every answer
+carries `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body may be
+64 KiB long. A request that another site's page made a browser send is refused with 403.
+"""
+
+TAGS = (
+    Tag("Keys", "What users leave here: sealed values, shown by their masks."),
+    Tag("Access tokens", "For scripts: `Authorization: Bearer km_…`, with scopes and an expiry."),
+    Tag("Account", "Sign-up, sign-in, passwords. A session may do everything that its owner may."),
+    Tag("Trail", "What was done, by whom and from where."),
+    Tag("Health", "For the platform that runs keyman."),
+)
+
+
+_KEY = {
+    "id": 1,
+    "service": "OPENAI",
+    "name": "Production chat",
+    "last_4_chars": "sk-...1234",
+    "status": "active",
+    "created_at": "2023-10-27T10:00:00Z",
+    "updated_at": "2023-10-27T10:00:00Z",
+    "expires_at": None,
+    "last_used_at": None,
+    "last_used_by": None,
+}
+_TOKEN = {
+    "id": 3,
+    "name": "CI pipeline",
+    "scopes": ["keys:read", "keys:write"],
+    "hint": "km_...sC8C",
+    "created_at": "2023-10-27T10:00:00Z",
+    "expires_at": "2030-01-31T00:00:00Z",
+    "last_used_at": None,
+}
+EXAMPLES: dict[str, Any] = {
+    "Account": {"id": 7, "email": "ada@example.com", "created_at": "2023-10-27T10:00:00Z"},
+    "AuditEntry": {
+        "id": 12,
+        "at": "2023-10-27T10:00:00Z",
+        "action": "key.create",
+        "actor": "token",
+        "actor_token_id": 3,
+        "token_id": None,
+        "key_id": 1,
+        "service": "OPENAI",
+        "request_id": "9f3c1d0e5b7a4c2f8e6d0b1a2c3d4e5f",
+        "address": "203.0.113.7",
+        "application": None,
+        "purpose": None,
+        "reason": None,
+    },
+    "Change": {"name": "Staging chat", "disabled": True},
+    "CreatedToken": {**_TOKEN, "token": "km_0000000000000000000000000000002C8GjS"},
+    "KeyInfo": _KEY,
+    "NewKey": {"service": "OPENAI", "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd1234", "name": "Production chat"},
+    "NewToken": {"name": "CI pipeline", "scopes": ["keys:read"], "expires_at": "2030-01-31T00:00:00Z"},
+    "Readiness": {"status": "ok", "checks": {"database": "ok", "vault": "ok"}},
+    "Replacement": {"api_key": "sk-Zt81LqoPw5aYc3hVn6Xe9876"},
+    "ServiceInfo": {"service": "OPENAI", "name": "OpenAI"},
+    "TokenInfo": _TOKEN,
+}
+"""A value of each shape, as it would be on the wire."""
+
+
+def openapi_document(
+    routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], services: Sequence[str]
+) -> bytes:
+    """The OpenAPI 3.1 document of these routes and this catalogue, as JSON.
+
+    Made by an application of its own that serves nobody: Litestar adds pages to one that has a document, and they load
+    scripts from other hosts.
+    """
+    config = OpenAPIConfig(
+        title="keyman",
+        version=__version__,
+        description=DESCRIPTION,
+        tags=list(TAGS),
+        components=Components(
+            security_schemes={
+                "token": SecurityScheme(
+                    type="http",
+                    scheme="bearer",
+                    bearer_format="km_…",
+                    description="A personal access token, `km_` and 36 base62 characters.",
+                ),
+                "session": SecurityScheme(
+                    type="apiKey",
+                    security_scheme_in="cookie",
+                    name=SESSION_COOKIE,
+                    description="Set by sign-up and sign-in.",
+                ),
+            }
+        ),
+    )
+    described = Litestar(
+        list(routes),
+        dependencies=dict(dependencies),
+        openapi_config=config,
+        plugins=[ValueSchemas()],
+        logging_config=None,
+    )
+    schema: dict[str, Any] = described.openapi_schema.to_schema()
+    _refine(schema)
+    schema["components"]["schemas"]["NewKey"]["properties"]["service"]["enum"] = list(services)
+    return msgspec.json.encode(schema)
+
+
+def _refine(document: dict[str, Any]) -> None:
+    """Say what Litestar cannot know: that unknown fields are refused, and what the shapes look like with values."""
+    schemas = document["components"]["schemas"]
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
+        for answer in operation["responses"].values():
+            for header in answer.get("headers", {}).values():
+                header["schema"] = {"type": "string"}
+            for content in answer.get("content", {}).values():
+                for example in content.get("examples", {}).values():
+                    del example["id"]  # Litestar's own name for it, which OpenAPI does not know
+        operation["responses"].get("204", {}).pop("content", None)
+        # Litestar adds an answer of its own shape to whatever takes a parameter; keyman never gives it.
+        answer = operation["responses"].get("400")
+        if answer is not None and MEDIA_TYPE not in answer["content"]:
+            del operation["responses"]["400"]

@@ -1,0 +1,56 @@
+"""Pages for people: the settings, the door to them, and what there is to read."""
+
+from __future__ import annotations
+
+from litestar.di import Provide
+
+from keyman.http.guards import authenticate, provide_caller, provide_origin
+from keyman.http.requests import Routes
+from keyman.planes.management.web import account, activity, key_actions, keys, reference, sign_in, static, tokens
+from keyman.planes.management.web.pages import provide_visit
+
+
+def router() -> Routes:
+    """Every page, as new routes at each call: one belongs to one application, whose state has to hold `pages`."""
+    return Routes(
+        "/",
+        route_handlers=[
+            sign_in.door,
+            sign_in.sign_in_page,
+            sign_in.sign_in,
+            sign_in.sign_up_page,
+            sign_in.sign_up,
+            sign_in.sign_out,
+            keys.show_list,
+            keys.new_form,
+            keys.create,
+            keys.edit_form,
+            keys.edit,
+            key_actions.pause_form,
+            key_actions.pause,
+            key_actions.delete_form,
+            key_actions.delete,
+            tokens.show_list,
+            tokens.new_form,
+            tokens.create,
+            tokens.revoke_form,
+            tokens.revoke,
+            account.settings_page,
+            activity.show_activity,
+            account.show_account,
+            account.change_password,
+            account.end_other_sessions,
+            account.end_session,
+            reference.problem_index,
+            reference.problem_page,
+            reference.reference,
+            reference.openapi_document,
+            static.static_file,
+        ],
+        guards=[authenticate],
+        dependencies={
+            "caller": Provide(provide_caller),
+            "origin": Provide(provide_origin),
+            "visit": Provide(provide_visit),
+        },
+    )

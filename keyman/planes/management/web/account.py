@@ -1,0 +1,71 @@
+"""Settings → Account: the address, the password, and where its owner is signed in."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from litestar import Response, get, post
+from litestar.params import FromPath
+
+from keyman import values
+from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity import sessions, users
+from keyman.identity.passwords import Passwords
+from keyman.identity.principals import Caller
+from keyman.identity.users import ChangePassword
+from keyman.planes.management.web.forms import Form
+from keyman.planes.management.web.pages import Visit, see_other
+from keyman.storage.database import Database
+
+ACCOUNT = "/settings/account"
+
+
+@get("/settings", opt=needs(None), include_in_schema=False)
+async def settings_page() -> Response[bytes]:
+    return see_other("/settings/api-keys")
+
+
+@get(ACCOUNT, opt=needs(None), include_in_schema=False)
+async def show_account(visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+    return await _account(visit, db, caller)
+
+
+@post(ACCOUNT, opt=needs(None), include_in_schema=False)
+async def change_password(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    passwords: Injected[Passwords],
+    caller: Injected[Caller],
+) -> Response[bytes]:
+    form = await Form.read(request)
+    try:
+        change = values.decode(ChangePassword, form.given("current_password", "new_password"))
+        await users.change_password(db, passwords, caller, change)
+    except (InvalidRequest, Conflict, RateLimited) as problem:
+        return await _account(visit, db, caller, refused=problem)
+    return see_other(f"{ACCOUNT}?done=password")
+
+
+@post(f"{ACCOUNT}/sessions/others/end", opt=needs(None), include_in_schema=False)
+async def end_other_sessions(request: AnyRequest, db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+    await Form.read(request)
+    await sessions.end_others(db, caller)
+    return see_other(f"{ACCOUNT}?done=sessions")
+
+
+@post(f"{ACCOUNT}/sessions/{{session_id:str}}/end", opt=needs(None), include_in_schema=False)
+async def end_session(
+    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], session_id: FromPath[RowId]
+) -> Response[bytes]:
+    await Form.read(request)
+    with suppress(NotFound):  # it has ended already, which is what was wanted
+        await sessions.end(db, caller, session_id)
+    return see_other(f"{ACCOUNT}?done=session")
+
+
+async def _account(visit: Visit, db: Database, caller: Caller, *, refused: Problem | None = None) -> Response[bytes]:
+    listed = await sessions.list_own(db, caller)
+    return visit.show("account.html", refused=refused, sessions=listed, done="" if refused else visit.done)

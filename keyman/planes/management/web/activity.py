@@ -1,0 +1,162 @@
+"""Settings → Activity: the trail in words, by kind and by period."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from urllib.parse import urlencode
+
+from litestar import Response, get
+
+from keyman.audit import listing
+from keyman.audit.entries import Action, Actor
+from keyman.audit.listing import Filter
+from keyman.errors import VAULT_DETAILS
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import Scope
+from keyman.keys.schemas import Status
+from keyman.planes.management.web.pages import Visit, is_one, see_other
+from keyman.providers.catalogue import Catalogue
+from keyman.storage.database import Database, now
+from keyman.storage.paging import Cursor, Slice
+
+ACTIVITY = "/settings/activity"
+
+# What happened, for whom it concerns.
+ACTIONS = {
+    Action.SIGNUP: "Account created",
+    Action.LOGIN: "Signed in",
+    Action.LOGIN_FAILED: "Sign-in failed",
+    Action.LOGOUT: "Signed out",
+    Action.SESSION_END: "Session ended",
+    Action.PASSWORD: "Password changed",
+    Action.PASSWORD_FAILED: "Password change failed",
+    Action.DISABLE: "Account disabled",
+    Action.ENABLE: "Account enabled",
+    Action.TOKEN_CREATE: "Access token created",
+    Action.TOKEN_REVOKE: "Access token revoked",
+    Action.KEY_CREATE: "Key added",
+    Action.KEY_REPLACE: "Key replaced",
+    Action.KEY_CHANGE: "Key changed",
+    Action.KEY_PAUSE: "Key paused",
+    Action.KEY_RESUME: "Key resumed",
+    Action.KEY_DELETE: "Key deleted",
+    Action.KEY_RESOLVE: "Key given to an application",
+    Action.KEY_RESOLVE_REFUSED: "Key refused to an application",
+    Action.KEY_RESOLVE_FAILED: "Key could not be opened",
+    Action.APPLICATION_CREATE: "Application registered",
+    Action.APPLICATION_ROTATE: "Application's token replaced",
+    Action.APPLICATION_REVOKE: "Application revoked",
+    Action.VAULT_ROTATE: "Vault's key rotated",
+    Action.VAULT_REWRAP: "Keys sealed anew",
+    Action.TRAIL_PRUNE: "Old entries removed",
+    Action.TRAIL_CARRY: "Key carried over as old entries were removed",
+}
+
+ACTORS = {
+    Actor.SESSION: "You",
+    Actor.TOKEN: "Access token",
+    Actor.APPLICATION: "Application",
+    Actor.OPERATOR: "Operator",
+    Actor.ANONYMOUS: "Not signed in",
+}
+
+# Why an application got no key.
+REASONS: dict[str, str] = {
+    "not-granted": "The application is not registered for this service.",
+    "unknown": "There was no such key.",
+    "account-disabled": "The account was disabled.",
+    Status.DISABLED: "The key was paused.",
+    Status.EXPIRED: "The key had expired.",
+    Status.UNDECRYPTABLE: "Vault does not open this key any more: store it again.",
+    "not-current": "Its row holds another value than the trail says: store it again.",
+    **{reason.value: words for reason, words in VAULT_DETAILS.items()},
+}
+
+# What is looked at together. What operators do for all is in no user's trail, and what is carried over is of no kind.
+KINDS = {
+    "keys-used": {Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED},
+    "keys-changed": {
+        Action.KEY_CREATE,
+        Action.KEY_REPLACE,
+        Action.KEY_CHANGE,
+        Action.KEY_PAUSE,
+        Action.KEY_RESUME,
+        Action.KEY_DELETE,
+    },
+    "tokens": {Action.TOKEN_CREATE, Action.TOKEN_REVOKE},
+    "sign-ins": {Action.LOGIN, Action.LOGIN_FAILED, Action.LOGOUT, Action.SESSION_END},
+    "account": {Action.SIGNUP, Action.PASSWORD, Action.PASSWORD_FAILED, Action.DISABLE, Action.ENABLE},
+}
+KIND_NAMES = {
+    "keys-used": "Uses of keys",
+    "keys-changed": "Changes to keys",
+    "tokens": "Access tokens",
+    "sign-ins": "Sign-ins and sessions",
+    "account": "Account and password",
+}
+
+PERIODS = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
+PERIOD_NAMES = {"day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30 days"}
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of the trail somebody looks at; what cannot be one is left out."""
+
+    kind: str = ""
+    period: str = ""
+    cursor: str = ""
+
+    @classmethod
+    def parse(cls, query: dict[str, str]) -> View:
+        kind, period, cursor = (query.get(name, "") for name in ("kind", "period", "cursor"))
+        return cls(
+            kind if kind in KINDS else "",
+            period if period in PERIODS else "",
+            cursor if is_one(Cursor, cursor) else "",
+        )
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(self.kind or self.period)
+
+    @property
+    def wanted(self) -> Filter:
+        since = now() - PERIODS[self.period] if self.period else None
+        return Filter(KINDS.get(self.kind, ()), since)
+
+    def url(self, cursor: Cursor | None = None) -> str:
+        asked = {"kind": self.kind, "period": self.period, "cursor": cursor}
+        query = urlencode({name: value for name, value in asked.items() if value})
+        return f"{ACTIVITY}?{query}" if query else ACTIVITY
+
+
+@get(ACTIVITY, opt=needs(Scope.AUDIT_READ), include_in_schema=False)
+async def show_activity(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+) -> Response[bytes]:
+    view = View.parse(dict(request.query_params))
+    part = Slice(before=Cursor.parse(view.cursor) if view.cursor else None)
+    page = await listing.list_own(db, caller.user_id, part, view.wanted)
+    if view.cursor and not page.items:
+        return see_other(view.url())  # what stood on the last page is out of the period by now
+    return visit.show(
+        "activity.html",
+        entries=page.items,
+        view=view,
+        older=view.url(page.cursor) if page.cursor is not None else None,
+        newest=view.url() if view.cursor else None,
+        actions=ACTIONS,
+        actors=ACTORS,
+        reasons=REASONS,
+        kinds=KIND_NAMES,
+        periods=PERIOD_NAMES,
+        names={info.service: info.name for info in catalogue.infos()},
+    )

@@ -1,0 +1,109 @@
+"""Settings → API Keys: what a button does to a key after one question: pausing, resuming, deleting."""
+
+from __future__ import annotations
+
+from litestar import Response, get, post
+from litestar.params import FromPath
+
+from keyman.errors import FieldError, InvalidRequest, PreconditionFailed, Problem
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import Scope
+from keyman.keys import operations, uses
+from keyman.keys.operations import IfMatch
+from keyman.keys.schemas import Change, KeyInfo, Status
+from keyman.keys.uses import OF_LATE
+from keyman.planes.management.web.forms import Form
+from keyman.planes.management.web.keys import View, own_key, view_behind
+from keyman.planes.management.web.pages import Visit, see_other
+from keyman.providers.catalogue import Catalogue
+from keyman.storage.database import Database, now
+
+NAMED_USES = 10
+"""How many applications the question before a deletion names; of more it says how many, so that it can be read."""
+
+
+@get("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def pause_form(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    return _ask_to_pause(visit, catalogue, await own_key(db, caller, key_id), view_behind(request))
+
+
+@post("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def pause(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    """Pause a key or resume it, whichever the form says: the key may have changed since it was shown."""
+    form = await Form.read(request)
+    view = View.of_query(form.text("view"))
+    key = await own_key(db, caller, key_id)
+    wanted = {"true": True, "false": False}.get(form.text("paused"))
+    try:
+        if wanted is None:
+            raise InvalidRequest.at(FieldError("", "The form is not well-formed."))
+        condition = IfMatch.parse(form.text("etag") or None)
+        await operations.change(db, caller, key.id, Change(disabled=wanted), condition)
+    except Problem as problem:
+        key = await own_key(db, caller, key_id)
+        is_done = isinstance(problem, PreconditionFailed) and (key.status is Status.DISABLED) == wanted
+        if not is_done:  # else another window has done it, which is what was wanted
+            return _ask_to_pause(visit, catalogue, key, view, refused=problem)
+    return see_other(view.url(saved=key.id, done="paused" if wanted else "resumed"))
+
+
+@get("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def delete_form(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    key = await own_key(db, caller, key_id)
+    used = await uses.of_late(db, caller, key.id)
+    return visit.show(
+        "key_delete.html",
+        key=key,
+        service_name=catalogue.name(key.service),
+        view=view_behind(request),
+        uses=used[:NAMED_USES],
+        unnamed=len(used[NAMED_USES:]),
+        # Also of a use that the trail does not tell of, as it keeps entries for a shorter time.
+        is_used=bool(used) or (key.last_used_at is not None and key.last_used_at >= now() - OF_LATE),
+    )
+
+
+@post("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def delete(
+    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], key_id: FromPath[RowId]
+) -> Response[bytes]:
+    view = View.of_query((await Form.read(request)).text("view"))
+    await own_key(db, caller, key_id)
+    await operations.remove(db, caller, key_id, IfMatch())
+    return see_other(view.url(done="deleted"))
+
+
+def _ask_to_pause(
+    visit: Visit, catalogue: Catalogue, key: KeyInfo, view: View, *, refused: Problem | None = None
+) -> Response[bytes]:
+    return visit.show(
+        "key_pause.html",
+        refused=refused,
+        key=key,
+        is_paused=key.status is Status.DISABLED,
+        service_name=catalogue.name(key.service),
+        view=view,
+    )

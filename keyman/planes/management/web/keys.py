@@ -1,0 +1,269 @@
+"""Settings → API Keys: the list, and the forms to add and to edit a key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from urllib.parse import parse_qsl, urlencode
+from uuid import uuid4
+
+import msgspec
+from litestar import Response, get, post
+from litestar.params import FromPath
+
+from keyman import values
+from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import Scope
+from keyman.keys import idempotency, operations
+from keyman.keys.idempotency import IdempotencyKey
+from keyman.keys.operations import IfMatch
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
+from keyman.keys.sealing import Sealer
+from keyman.planes.management.web.forms import Form, LastDay
+from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
+from keyman.providers.catalogue import Catalogue, ServiceSlug
+from keyman.storage.database import Database, now
+from keyman.storage.paging import Cursor, Slice
+from keyman.values import SearchText
+
+FILTER_FROM = 10
+"""With more keys than these the list can be searched; fewer are seen at a glance."""
+
+EXPIRES_SOON = timedelta(days=14)
+"""A key that expires within this time is marked: two weeks are enough to get a new one, and near enough to act."""
+
+
+HUES = 8
+"""Colours of the marks of services, given in the order of the catalogue; `keyman.css` has as many."""
+
+
+SURROUNDINGS = ("name", "expires_at")
+"""What can be changed of a key without its value."""
+
+
+class KeyForm(NewKey):
+    """A new key as the form has it: with a last day instead of an instant."""
+
+    expires_at: LastDay | None = None
+
+
+class ReplacementForm(Replacement):
+    expires_at: LastDay | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ChangeForm(Change):
+    expires_at: LastDay | msgspec.UnsetType | None = msgspec.UNSET
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of the list somebody looks at; what cannot be one is left out."""
+
+    service: str = ""
+    q: str = ""
+    cursor: str = ""
+
+    @classmethod
+    def parse(cls, query: dict[str, str]) -> View:
+        kinds = {"service": ServiceSlug, "q": SearchText, "cursor": Cursor}
+        return cls(**{name: query[name] for name, kind in kinds.items() if is_one(kind, query.get(name))})
+
+    @classmethod
+    def of_query(cls, text: str) -> View:
+        return cls.parse(dict(parse_qsl(text)))
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(self.service or self.q)
+
+    @property
+    def query(self) -> str:
+        """What `of_query` reads."""
+        return urlencode({name: value for name, value in vars(self).items() if value})
+
+    def url(self, **more: object) -> str:
+        asked = {name: value for name, value in {**vars(self), **more}.items() if value}
+        return f"{HOME}?{urlencode(asked)}" if asked else HOME
+
+
+@get("/settings/api-keys", opt=needs(Scope.KEYS_READ), include_in_schema=False)
+async def show_list(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+) -> Response[bytes]:
+    query = dict(request.query_params)
+    view = View.parse(query)
+    part = Slice(before=Cursor.parse(view.cursor) if view.cursor else None)
+    page = await operations.list_own(db, caller, part, view.service or None, view.q or None)
+    newest = replace(view, cursor="")
+    if view.cursor and not page.items:
+        return see_other(newest.url(done=query.get("done")))  # what stood on the last page is gone
+    moment = now()
+    return visit.show(
+        "keys.html",
+        keys=page.items,
+        older=view.url(cursor=page.cursor) if page.cursor is not None else None,
+        newest=newest.url(),
+        view=view,
+        can_filter=view.is_filtered or bool(view.cursor) or len(page.items) > FILTER_FROM,
+        services=catalogue.infos(),
+        names={info.service: info.name for info in catalogue.infos()},
+        hues={info.service: number % HUES for number, info in enumerate(catalogue.infos())},
+        expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
+        saved=query.get("saved", ""),
+        done=visit.done,
+    )
+
+
+@get("/settings/api-keys/new", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def new_form(visit: Injected[Visit], catalogue: Injected[Catalogue]) -> Response[bytes]:
+    return _form(visit, catalogue, attempt=uuid4().hex)
+
+
+@post("/settings/api-keys", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def create(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    sealer: Injected[Sealer],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+) -> Response[bytes]:
+    form = await Form.read(request)
+    given = form.given("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
+    attempt = form.text("attempt")
+    try:
+        new = values.decode(KeyForm, given, catalogue.check_new_key)
+        key = await _create_once(db, sealer, caller, new, attempt, given)
+    except Problem as problem:
+        return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
+    return see_other(View().url(saved=key.id, done="created"))
+
+
+@get("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def edit_form(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    key = await own_key(db, caller, key_id)
+    return _form(visit, catalogue, key=key, view=view_behind(request))
+
+
+@post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def edit(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    sealer: Injected[Sealer],
+    caller: Injected[Caller],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    form = await Form.read(request)
+    view = View.of_query(form.text("view"))
+    key = await own_key(db, caller, key_id)
+    try:
+        await _edit(db, sealer, caller, key, form)
+    except Problem as problem:
+        if isinstance(problem, NotFound | PreconditionFailed):
+            key = await own_key(db, caller, key_id)  # as it is now, if it still is
+        return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
+    return see_other(view.url(saved=key.id, done="changed"))
+
+
+async def own_key(db: Database, caller: Caller, key_id: int) -> KeyInfo:
+    """A key of the caller's, or a problem in words for somebody who pressed its button."""
+    try:
+        return await operations.get(db, caller, key_id)
+    except NotFound:
+        raise NotFound("This key is not there any more. Perhaps it was deleted in another window.") from None
+
+
+async def _create_once(
+    db: Database, sealer: Sealer, caller: Caller, new: NewKey, attempt: str, given: dict[str, object]
+) -> KeyInfo:
+    """Store a key once for each form that was handed out, however often it is sent."""
+    if not attempt:
+        return (await operations.create(db, sealer, caller, new)).key
+    body = json.dumps(given, sort_keys=True).encode()
+    retry = IdempotencyKey.parse(hashlib.sha256(attempt.encode()).hexdigest(), caller.user_id, body)
+    try:
+        first = await idempotency.find(db, retry)
+        return first or (await operations.create(db, sealer, caller, new, retry)).key
+    except IdempotencyMismatch:
+        # The same form with other words in it, reached by the back button: another key.
+        return (await operations.create(db, sealer, caller, new)).key
+
+
+async def _edit(db: Database, sealer: Sealer, caller: Caller, key: KeyInfo, form: Form) -> None:
+    # What was left as it was shown is not sent: an expiry keeps its exact time, and may be in the past.
+    given: dict[str, object] = {name: form.text(name).strip() or None for name in SURROUNDINGS if not form.leaves(name)}
+    condition = IfMatch.parse(form.text("etag") or None)
+    if form.text("api_key").strip():
+        asked = {**given, "api_key": form.text("api_key")}
+        replacement = values.decode(ReplacementForm, asked, Catalogue.check_label)
+        await operations.replace(db, sealer, caller, key.id, replacement, condition)
+    else:
+        await operations.change(db, caller, key.id, values.decode(ChangeForm, given), condition)
+
+
+def _form(
+    visit: Visit,
+    catalogue: Catalogue,
+    *,
+    refused: Problem | None = None,
+    typed: Form | None = None,
+    key: KeyInfo | None = None,
+    attempt: str = "",
+    view: View | None = None,
+) -> Response[bytes]:
+    """The form to add a key or, with `key`, to edit one; `typed` is what was in it, of which the key is not kept.
+
+    What was not touched is shown as it is stored now, which another window may have changed.
+    """
+    shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
+    filled = {"service": key.service if key is not None else "", **shown}
+    if typed is not None:
+        filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.leaves(name)}
+        filled["service"] = key.service if key is not None else typed.text("service")
+        if typed.text("api_key").strip() and typed.text("api_key").strip() in filled["name"]:
+            filled["name"] = shown["name"]  # refused for holding the key, which is in no page
+    return visit.show(
+        "key_form.html",
+        refused=refused,
+        key=key,
+        filled=filled,
+        shown=shown,
+        attempt=attempt,
+        view=view or View(),
+        services=catalogue.infos(),
+        prefixes=catalogue.prefixes(),
+        exclusive=catalogue.exclusive_prefixes(),
+        names={info.service: info.name for info in catalogue.infos()},
+        today=f"{now():%Y-%m-%d}",
+    )
+
+
+def view_behind(request: AnyRequest) -> View:
+    """The part of the list that the form was opened from."""
+    return View.parse(dict(request.query_params))
+
+
+def _day(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d}" if at is not None else ""
+
+
+def _expires_soon(key: KeyInfo, moment: datetime) -> bool:
+    return key.status is not Status.EXPIRED and key.expires_at is not None and key.expires_at - moment <= EXPIRES_SOON

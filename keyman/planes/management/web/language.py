@@ -1,0 +1,108 @@
+"""The one place where pages get their words, dates and numbers from.
+
+English is the language of the source: a sentence is its own name. Other languages are gettext catalogues in
+`locales/<code>/keyman.po`, read and compiled in memory when the process starts, so that there is nothing to build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from gettext import GNUTranslations, NullTranslations
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from babel import Locale
+from babel.dates import format_date, format_datetime, format_timedelta
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from babel.numbers import format_decimal
+
+from keyman.errors import Sentence
+from keyman.storage.database import now
+
+LOCALES = Path(__file__).parent / "locales"
+
+ENGLISH = "en"
+
+JUST_NOW = timedelta(minutes=1)
+"""What is younger is "just now": a last use is noted once a minute."""
+
+
+DAYS_COUNT = timedelta(days=31)
+"""Below it days are said as days: when a key expires, "in 1 week" is not enough."""
+
+MAX_TAGS = 20
+"""Of an Accept-Language header that are looked at; browsers send as many as their owner has set, which are few."""
+
+
+class Language:
+    """One language. Every method takes what the code holds and returns what a person reads."""
+
+    def __init__(self, code: str, catalogue: NullTranslations) -> None:
+        self.code = code
+        self.catalogue = catalogue
+        self._locale = Locale.parse(code)
+
+    def say(self, text: str) -> str:
+        """A sentence of the source, with its values where it has some; itself where no translation is there."""
+        if isinstance(text, Sentence):
+            return self.catalogue.gettext(text.template).format(
+                **{name: self.say(value) if isinstance(value, str) else value for name, value in text.values.items()}
+            )
+        return self.catalogue.gettext(text) if text else ""
+
+    def moment(self, at: datetime) -> str:
+        return format_datetime(at.astimezone(UTC), "long", locale=self._locale)
+
+    def date(self, at: datetime) -> str:
+        return format_date(at.astimezone(UTC), "medium", locale=self._locale)
+
+    def from_now(self, at: datetime) -> str:
+        """`3 days ago`, `in 2 months`."""
+        distance = at - now()
+        if abs(distance) < JUST_NOW:
+            return self.say("just now")
+        # Babel takes the next unit from 0.85 of it on, which would make a week of six days.
+        in_days = timedelta(days=1) <= abs(distance) < DAYS_COUNT
+        precision: dict[str, Any] = {"granularity": "day", "threshold": 5} if in_days else {"threshold": 1}
+        return format_timedelta(distance, add_direction=True, locale=self._locale, **precision)
+
+    def number(self, number: int) -> str:
+        return format_decimal(number, locale=self._locale)
+
+
+class Languages:
+    """English and every language with a catalogue."""
+
+    def __init__(self) -> None:
+        found = {path.parent.name: Language(path.parent.name, _catalogue(path)) for path in LOCALES.glob("*/keyman.po")}
+        self._by_code = {ENGLISH: Language(ENGLISH, NullTranslations()), **found}
+
+    def all(self) -> Iterable[Language]:
+        return self._by_code.values()
+
+    def choose(self, accept_language: str) -> Language:
+        """The best of an Accept-Language header (RFC 9110, 12.5.4), English where it names none that is here."""
+        wanted: list[tuple[float, str]] = []
+        for part in accept_language.split(",")[:MAX_TAGS]:
+            tag, _, weight = part.lower().partition(";")
+            with suppress(ValueError):
+                wanted.append((float(weight.strip().removeprefix("q=") or 1), tag.strip().partition("-")[0]))
+        # Of those that weigh the same the first; a weight of 0 means "not this one".
+        known = [(weight, code) for weight, code in wanted if weight > 0 and code in self._by_code]
+        return self._by_code[max(known, key=lambda pair: pair[0], default=(1.0, ENGLISH))[1]]
+
+
+@cache
+def _catalogue(path: Path) -> GNUTranslations:
+    """Compiled once for a process, which may have many applications: tests do."""
+    with path.open("rb") as file:
+        catalogue = read_po(file, locale=path.parent.name)
+    compiled = BytesIO()
+    write_mo(compiled, catalogue)
+    compiled.seek(0)
+    return GNUTranslations(compiled)

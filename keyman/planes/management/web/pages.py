@@ -1,0 +1,232 @@
+"""How a page is made: templates, the nonce and the policy of each answer, and a problem as a page.
+
+Every page is whole: without JavaScript it is what the browser shows, with it htmx takes a part of it (`hx-select`). So
+there is one answer for both, and no fragment that only one of them ever sees.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from litestar import Response
+from litestar.datastructures import Cookie
+from markupsafe import Markup, escape
+
+from keyman.config.settings import Settings
+from keyman.errors import InvalidRequest, Problem, Unauthenticated
+from keyman.http.edge import Exchange, exchange_of
+from keyman.http.guards import SESSION_COOKIE
+from keyman.http.problems import KINDS, Answer
+from keyman.http.requests import AnyRequest
+from keyman.identity.principals import Caller
+from keyman.planes.management.web.language import Language, Languages
+from keyman.planes.management.web.static import static_url
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+HOME = "/settings/api-keys"
+"""Where somebody lands who is signed in."""
+
+POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'; trusted-types htmx"
+)
+"""Of every page: only our own script runs, and only htmx may turn text into elements."""
+
+HEADERS = {
+    "content-type": "text/html; charset=utf-8",
+    # Not `no-referrer`: browsers then send `Origin: null` with our own forms, which the cross-site rule refuses.
+    "referrer-policy": "same-origin",
+    "permissions-policy": "camera=(), clipboard-write=(self), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+
+class Pages:
+    """The pages of one application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._languages = Languages()
+        self._environments = {language.code: _environment(language) for language in self._languages.all()}
+
+    def make(
+        self,
+        exchange: Exchange,
+        template: str,
+        *,
+        status: int = 200,
+        caller: Caller | None = None,
+        refused: Problem | None = None,
+        **context: Any,
+    ) -> Answer:
+        """A whole page. `context` is what the template asks for, and may hold no secret.
+
+        `refused` is why a form comes back: the page has its status, shows it beside the fields that it names (`faults`)
+        or above them (`banner`), and says when to try again.
+        """
+        language = self._languages.choose(exchange.headers.get("accept-language", ""))
+        nonce = secrets.token_urlsafe(16)
+        common = {
+            "banner": _banner(refused),
+            "person": caller,  # Jinja has a use of its own for `caller`
+            "faults": _faults(refused),
+            "nonce": nonce,
+            "partial": is_partial(exchange),
+            "path": exchange.target.partition("?")[0],
+            "signup_open": self._settings.signup_open,
+        }
+        body = self._environments[language.code].get_template(template).render({**common, **context})
+        headers = {
+            **HEADERS,
+            "content-language": language.code,
+            "content-security-policy": POLICY.format(nonce=nonce),
+        }
+        if refused is not None:
+            # 422, as the form itself was understood: 400 is for a client that did not speak properly.
+            status = 422 if isinstance(refused, InvalidRequest) else KINDS[refused.slug].status
+            headers |= {} if refused.retry_after is None else {"retry-after": str(refused.retry_after)}
+            headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+        return Answer(status, headers, body.encode())
+
+    def problem(self, problem: Problem, exchange: Exchange) -> Answer:
+        """A problem as a page; for somebody who is not signed in, the page to do so on, which leads back."""
+        if isinstance(problem, Unauthenticated):
+            had_session = f"{SESSION_COOKIE}=" in exchange.headers.get("cookie", "")
+            say_why = had_session and not is_partial(exchange)
+            return self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
+        answer = self.make(exchange, "problem.html", refused=problem, problem=problem, request_id=exchange.request_id)
+        return answer._replace(status=KINDS[problem.slug].status)
+
+    def sign_in(
+        self, exchange: Exchange, refused: Problem | None, *, back: str, email: str = "", say_why: bool = True
+    ) -> Answer:
+        """The page to sign in on; for htmx, a form that leaves whatever is on the page where it is."""
+        unsaid: dict[str, Any] = {} if say_why else {"banner": None}
+        return self.make(
+            exchange,
+            "sign_in.html",
+            refused=refused,
+            back=back,
+            email=email,
+            kept=exchange.method == "POST",
+            **unsaid,
+        )
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request for a page, and the answers that it can get."""
+
+    pages: Pages
+    exchange: Exchange
+    caller: Caller | None
+
+    @property
+    def done(self) -> str:
+        """What was done just now, as the address says after a form; nothing when another site's link says so."""
+        query = dict(parse_qsl(self.exchange.target.partition("?")[2]))
+        is_ours = self.exchange.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+        return query.get("done", "") if is_ours else ""
+
+    def show(self, template: str, **context: Any) -> Response[bytes]:
+        """A page for whoever asks; see `Pages.make`."""
+        return as_response(self.pages.make(self.exchange, template, caller=self.caller, **context))
+
+
+async def provide_visit(request: AnyRequest) -> Visit:
+    return Visit(request.app.state["pages"], exchange_of(request.scope), request.scope.get("user"))
+
+
+def as_response(answer: Answer) -> Response[bytes]:
+    return Response(
+        answer.body, status_code=answer.status, headers=answer.headers, media_type=answer.headers["content-type"]
+    )
+
+
+def see_other(url: str, cookies: Sequence[Cookie] = ()) -> Response[bytes]:
+    """After a change: the browser asks for `url`, and going back or reloading changes nothing again."""
+    return Response(b"", status_code=303, headers={"Location": url}, cookies=list(cookies))
+
+
+def is_partial(exchange: Exchange) -> bool:
+    """True when htmx asks, and takes a part of the page into another."""
+    return exchange.headers.get("hx-request") == "true"
+
+
+def is_one(kind: Any, raw: str | None) -> bool:
+    """True when `kind` can be parsed from what an address holds; what cannot is left out of a page's view."""
+    if not raw:
+        return False
+    try:
+        kind.parse(raw)
+    except ValueError:
+        return False
+    return True
+
+
+_OWN = re.compile(r"/settings((?!//|\\)[!-~])*")
+
+
+def own_page(url: str) -> str:
+    """`url` where it is a page of the settings, else HOME: nobody is led away from here by what a request says."""
+    return url if _OWN.fullmatch(url) else HOME
+
+
+def _whereabouts(exchange: Exchange) -> str:
+    """The page that somebody is on: what they asked for, or where they were when they sent a form."""
+    if exchange.method == "GET" and not is_partial(exchange):
+        return own_page(exchange.target)
+    referer = urlsplit(exchange.headers.get("referer", ""))
+    return own_page(urlunsplit(("", "", referer.path, referer.query, "")))
+
+
+def _banner(refused: Problem | None) -> str | None:
+    if refused is None or (isinstance(refused, InvalidRequest) and any(field for field, _ in refused.errors)):
+        return None
+    return refused.errors[0].message if refused.errors else refused.detail
+
+
+def _faults(refused: Problem | None) -> dict[str, str]:
+    """The first thing that is wrong with each field, by its name."""
+    faults: dict[str, str] = {}
+    for field, message in refused.errors if refused is not None else ():
+        faults.setdefault(field, message)
+    return faults
+
+
+def _marked_up(text: str) -> Markup:
+    """Escaped, with `code` between backticks."""
+    parts = escape(text).split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def _environment(language: Language) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+        extensions=["jinja2.ext.i18n"],
+    )
+    environment.install_gettext_translations(language.catalogue, newstyle=True)  # type: ignore[attr-defined]  # i18n's
+    environment.globals |= {"language": language.code, "static": static_url}
+    environment.filters |= {
+        "say": language.say,
+        "moment": language.moment,
+        "day": language.date,
+        "from_now": language.from_now,
+        "number": language.number,
+        "code": _marked_up,
+        "query_fields": parse_qsl,
+    }
+    return environment

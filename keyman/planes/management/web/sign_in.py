@@ -1,0 +1,117 @@
+"""`/`, `/sign-in`, `/sign-up`, `/sign-out`: the door."""
+
+from __future__ import annotations
+
+import json
+
+from litestar import Response, get, post
+
+from keyman import values
+from keyman.audit.entries import Origin
+from keyman.config.settings import Settings
+from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
+from keyman.http.guards import PUBLIC, SESSION_COOKIE, ended_session_cookie, identify, needs, session_cookie
+from keyman.http.requests import AnyRequest, Injected
+from keyman.identity import users
+from keyman.identity.passwords import Passwords
+from keyman.identity.principals import Caller
+from keyman.identity.users import LogIn, SignUp
+from keyman.planes.management.web.forms import Form
+from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, is_partial, own_page, see_other
+from keyman.storage.database import Database
+
+SIGNED_IN = "keyman:signed-in"
+"""The event that tells the page under a sign-in form that it can go on; `account` is whose session it is."""
+
+
+@get("/", opt=PUBLIC, include_in_schema=False)
+async def door(request: AnyRequest) -> Response[bytes]:
+    return see_other(HOME if await _is_signed_in(request) else "/sign-in")
+
+
+@get("/sign-in", opt=PUBLIC, include_in_schema=False)
+async def sign_in_page(request: AnyRequest, visit: Injected[Visit], pages: Injected[Pages]) -> Response[bytes]:
+    if await _is_signed_in(request):
+        return see_other(HOME)
+    return as_response(pages.sign_in(visit.exchange, None, back=HOME))
+
+
+@post("/sign-in", opt=PUBLIC, include_in_schema=False)
+async def sign_in(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    pages: Injected[Pages],
+    db: Injected[Database],
+    passwords: Injected[Passwords],
+    settings: Injected[Settings],
+    origin: Injected[Origin],
+) -> Response[bytes]:
+    form = await Form.read(request)
+    back = own_page(form.text("back"))
+    try:
+        given = values.decode(LogIn, form.given("email", "password"))
+        previous = request.cookies.get(SESSION_COOKIE)
+        signed_in = await users.log_in(db, passwords, given, origin, previous_cookie=previous)
+    except (InvalidRequest, Unauthenticated, RateLimited) as problem:
+        return as_response(pages.sign_in(visit.exchange, problem, back=back, email=form.text("email")))
+    cookie = session_cookie(signed_in.cookie, settings)
+    if is_partial(visit.exchange):
+        heard = json.dumps({SIGNED_IN: {"account": signed_in.account.id}})
+        return Response(b"", status_code=204, headers={"HX-Trigger": heard}, cookies=[cookie])
+    return see_other(back, [cookie])
+
+
+@get("/sign-up", opt=PUBLIC, include_in_schema=False)
+async def sign_up_page(request: AnyRequest, visit: Injected[Visit], settings: Injected[Settings]) -> Response[bytes]:
+    if await _is_signed_in(request):
+        return see_other(HOME)
+    _check_open(settings)
+    return visit.show("sign_up.html", email="")
+
+
+@post("/sign-up", opt=PUBLIC, include_in_schema=False)
+async def sign_up(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    passwords: Injected[Passwords],
+    settings: Injected[Settings],
+    origin: Injected[Origin],
+) -> Response[bytes]:
+    _check_open(settings)
+    form = await Form.read(request)
+    if not form.text("password"):
+        # From the button beside the one to sign in, with whatever was typed there so far.
+        return visit.show("sign_up.html", email=form.text("email"))
+    try:
+        new = values.decode(SignUp, form.given("email", "password"))
+        signed_in = await users.sign_up(
+            db,
+            passwords,
+            new,
+            origin,
+            is_open=settings.signup_open,
+            previous_cookie=request.cookies.get(SESSION_COOKIE),
+        )
+    except (InvalidRequest, Conflict, RateLimited) as problem:
+        return visit.show("sign_up.html", refused=problem, email=form.text("email"))
+    return see_other(HOME, [session_cookie(signed_in.cookie, settings)])
+
+
+@post("/sign-out", opt=needs(None), include_in_schema=False)
+async def sign_out(db: Injected[Database], caller: Injected[Caller], settings: Injected[Settings]) -> Response[bytes]:
+    await users.log_out(db, caller)
+    return see_other("/sign-in", [ended_session_cookie(settings)])
+
+
+async def _is_signed_in(request: AnyRequest) -> bool:
+    try:
+        await identify(request)
+    except Unauthenticated:
+        return False
+    return True
+
+
+def _check_open(settings: Settings) -> None:
+    if not settings.signup_open:
+        raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")

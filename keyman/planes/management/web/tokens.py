@@ -1,0 +1,111 @@
+"""Settings → Access tokens: the list, a new one shown once, and the end of one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from litestar import Response, get, post
+from litestar.params import FromPath
+
+from keyman import values
+from keyman.config.settings import Settings
+from keyman.errors import NotFound, Problem
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity import personal_tokens as personal
+from keyman.identity.personal_tokens import NewToken, TokenInfo
+from keyman.identity.principals import Caller
+from keyman.identity.tokens import DEFAULT_SCOPES, Scope
+from keyman.planes.management.web.forms import Form, LastDay
+from keyman.planes.management.web.pages import Visit, see_other
+from keyman.storage.database import Database, now
+
+TOKENS = "/settings/access-tokens"
+
+# What each scope allows, for whoever decides about it. Marked for translation where it is shown.
+MEANINGS = {
+    Scope.KEYS_READ: "List keys and see their masks, never their values.",
+    Scope.KEYS_WRITE: "Add, replace, change and delete keys.",
+    Scope.TOKENS_MANAGE: "Create, list and revoke access tokens.",
+    Scope.AUDIT_READ: "Read your activity.",
+}
+
+
+class TokenForm(NewToken):
+    """A new token as the form has it: with a last day instead of an instant."""
+
+    expires_at: LastDay | None = None
+
+
+@get(TOKENS, opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
+async def show_list(visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+    tokens = await personal.list_own(db, caller)
+    return visit.show("tokens.html", tokens=tokens, moment=now(), done=visit.done)
+
+
+@get(f"{TOKENS}/new", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
+async def new_form(visit: Injected[Visit]) -> Response[bytes]:
+    return _form(visit, name="", expires_at="", scopes=[scope.value for scope in DEFAULT_SCOPES])
+
+
+@post(TOKENS, opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
+async def create(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Caller],
+    settings: Injected[Settings],
+) -> Response[bytes]:
+    form = await Form.read(request)
+    given = {**form.given("name", "expires_at"), "scopes": form.all("scopes")}
+    try:
+        token = await personal.create(db, caller, values.decode(TokenForm, given))
+    except Problem as problem:
+        return _form(
+            visit,
+            refused=problem,
+            name=form.text("name"),
+            expires_at=form.text("expires_at"),
+            scopes=form.all("scopes"),
+        )
+    # The one page that holds a token. It is the answer to the form itself, so no address leads to it.
+    base = settings.public_url or str(request.base_url).rstrip("/")
+    return visit.show("token_made.html", token=token, base=base)
+
+
+@get(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
+async def revoke_form(
+    visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller], token_id: FromPath[RowId]
+) -> Response[bytes]:
+    return visit.show("token_revoke.html", token=await _own(db, caller, token_id))
+
+
+@post(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
+async def revoke(
+    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], token_id: FromPath[RowId]
+) -> Response[bytes]:
+    await Form.read(request)
+    with suppress(NotFound):  # it is dead already, which is what was wanted
+        await personal.revoke(db, caller, token_id)
+    return see_other(f"{TOKENS}?done=revoked")
+
+
+async def _own(db: Database, caller: Caller, token_id: int) -> TokenInfo:
+    for token in await personal.list_own(db, caller):
+        if token.id == token_id:
+            return token
+    raise NotFound("There is nothing with this id.")
+
+
+def _form(
+    visit: Visit, *, name: str, expires_at: str, scopes: list[str], refused: Problem | None = None
+) -> Response[bytes]:
+    return visit.show(
+        "token_form.html",
+        refused=refused,
+        name=name,
+        expires_at=expires_at,
+        scopes=scopes,
+        meanings={scope.value: meaning for scope, meaning in MEANINGS.items()},
+        today=f"{now():%Y-%m-%d}",
+    )

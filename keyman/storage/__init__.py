@@ -1,0 +1,1 @@
+"""The database: engine, transactions, faults, column types, pages and statements."""

@@ -1,0 +1,108 @@
+"""`keyman.audit.entries`: an entry and its change are committed together or not at all.
+
+What is told of what: tests/api/test_audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, update
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import IntegrityError
+
+from keyman.audit import entries as trail
+from keyman.audit import listing
+from keyman.audit.entries import OPERATOR, Action, Actor, Origin, audit_log
+from keyman.identity.tables import users
+from keyman.storage.database import MAX_ID, Database, now
+from keyman.storage.paging import Cursor, Slice
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def db(database: URL) -> AsyncIterator[Database]:
+    made = Database(database)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def owner(db: Database) -> int:
+    return await add(db, "ada@example.com")
+
+
+async def add(db: Database, email: str) -> int:
+    row = {"email": email, "email_key": email, "password_hash": "x", "created_at": now()}
+    async with db.write() as connection:
+        made: int = (await connection.execute(insert(users).values(row).returning(users.c.id))).scalar_one()
+        return made
+
+
+async def entries(db: Database) -> list[Any]:
+    async with db.read() as connection:
+        return list((await connection.execute(select(audit_log).order_by(audit_log.c.id))).all())
+
+
+async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owner: int) -> None:
+    origin = Origin(Actor.TOKEN, 3, "a" * 32, "2001:db8::1")
+    async with db.write() as connection:
+        await trail.record(connection, origin, owner, Action.KEY_CREATE, key_id=5, service="OPENAI")
+        assert await entries(db) == []
+    (entry,) = await entries(db)
+    assert (entry.user_id, entry.actor, entry.actor_id, entry.action) == (owner, "token", 3, "key.create")
+    assert (entry.key_id, entry.token_id, entry.service) == (5, None, "OPENAI")
+    assert (entry.request_id, entry.address) == ("a" * 32, "2001:db8::1")
+    assert entry.at.utcoffset().total_seconds() == 0
+
+
+async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: int) -> None:
+    async def change() -> None:
+        async with db.write() as connection:
+            await trail.record(connection, OPERATOR, owner, Action.DISABLE)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await change()
+    assert await entries(db) == []
+
+
+async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: int) -> None:
+    async def change() -> None:
+        async with db.write() as connection:
+            await connection.execute(update(users).values(disabled_at=now()))
+            await trail.record(connection, OPERATOR, owner + 1000, Action.DISABLE)
+
+    with pytest.raises(IntegrityError):
+        await change()
+    async with db.read() as connection:
+        assert (await connection.execute(select(users.c.disabled_at))).scalar_one() is None
+
+
+async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int) -> None:
+    told = [(action, actor) for action in Action for actor in Actor]
+    async with db.write() as connection:
+        for action, actor in told:
+            await trail.record(connection, Origin(actor, MAX_ID, "x" * 64, "x" * 64), owner, action, service="X" * 64)
+    page = await listing.list_own(db, owner, Slice(len(told)))
+    assert [(entry.action, entry.actor) for entry in page.items] == told[::-1]
+    assert {entry.actor_token_id for entry in page.items} == {MAX_ID}
+
+
+async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: Database, owner: int) -> None:
+    other = await add(db, "eve@example.com")
+    async with db.write() as connection:
+        for n in range(7):
+            await trail.record(connection, OPERATOR, owner if n % 2 else other, Action.LOGIN, key_id=n)
+    seen, cursor = [], None
+    while True:
+        page = await listing.list_own(db, owner, Slice(2, cursor))
+        seen += [entry.key_id for entry in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == [5, 3, 1]
+    assert (await listing.list_own(db, owner, Slice(2, Cursor(1)))).items == []

@@ -1,0 +1,336 @@
+"""Migrations, on a real SQLite and a real PostgreSQL: what they make, and what they leave behind when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from alembic import command, op
+from sqlalchemy import CheckConstraint, UniqueConstraint, func, insert, inspect, select, text
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman import migrations
+from keyman.audit import entries as trail
+from keyman.audit import verification
+from keyman.audit.entries import Action, Actor, Origin, audit_log
+from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError
+from keyman.keys.deployment import Deployment, deployment
+from keyman.migrations import ADVISORY_LOCK
+from keyman.storage import database as keyman_db
+from keyman.storage.database import SCHEMA_REVISION, Database, create_engine
+from tests.storage.exposure import shown, stands_alone
+from tests.storage.rows import add, add_owner, count, row
+from tests.support.postgres import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def connected(url: URL) -> AsyncIterator[AsyncConnection]:
+    """A connection that commits, around keyman's own rules."""
+    keyman_db.create_private_file(url)
+    engine = create_engine(url, statement_timeout=None)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def execute(url: URL, *statements: str) -> None:
+    async with connected(url) as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+
+async def asked(url: URL, question: Callable[[Connection], Any]) -> Any:
+    async with connected(url) as connection:
+        return await connection.run_sync(question)
+
+
+async def uuid_of(url: URL) -> object:
+    async with connected(url) as connection:
+        return (await connection.execute(select(deployment.c.uuid))).scalar_one()
+
+
+def table_names(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names())
+
+
+def test_the_code_names_the_newest_migration() -> None:
+    assert migrations.newest_revision() == SCHEMA_REVISION
+
+
+async def test_an_upgraded_database_is_what_the_code_describes(empty_database: URL) -> None:
+    assert await migrations.upgrade(empty_database) == (None, SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+
+    def described(connection: Connection) -> dict[str, set[Any]]:
+        """What Alembic's comparison leaves out."""
+        inspector, found = inspect(connection), {}
+        for name in migrations.tables().tables:
+            checks = {check["name"] for check in inspector.get_check_constraints(name)}
+            keys = {
+                (key["name"], *key["constrained_columns"], key["referred_table"], key["options"].get("ondelete"))
+                for key in inspector.get_foreign_keys(name)
+            }
+            indexes = {(index["name"], *index["column_names"]) for index in inspector.get_indexes(name)}
+            unique = {(one["name"], *one["column_names"]) for one in inspector.get_unique_constraints(name)}
+            primary = tuple(inspector.get_pk_constraint(name)["constrained_columns"])  # SQLite does not name it
+            # On PostgreSQL a unique constraint shows as an index too.
+            found[name] = checks | keys | unique | indexes | {primary}
+        return found
+
+    wanted = {}
+    for name, table in migrations.tables().tables.items():
+        checks = {str(one.name) for one in table.constraints if isinstance(one, CheckConstraint) and one.name}
+        keys = {
+            (str(one.name), *one.column_keys, one.referred_table.name, one.ondelete)
+            for one in table.foreign_key_constraints
+        }
+        indexes = {(index.name, *index.columns.keys()) for index in table.indexes}
+        unique = {
+            (str(one.name), *one.columns.keys()) for one in table.constraints if isinstance(one, UniqueConstraint)
+        }
+        wanted[name] = checks | keys | indexes | unique | {tuple(table.primary_key.columns.keys())}
+    assert await asked(empty_database, described) == wanted
+
+
+async def test_a_second_upgrade_changes_nothing(empty_database: URL) -> None:
+    await migrations.upgrade(empty_database)
+    uuid = await uuid_of(empty_database)
+    db = Database(empty_database)
+    await add_owner(db)
+    async with db.write() as connection:
+        await add(connection, "api_keys")
+    assert await migrations.upgrade(empty_database) == (SCHEMA_REVISION, SCHEMA_REVISION)
+    assert await count(db, "api_keys") == 1
+    assert await uuid_of(empty_database) == uuid
+    assert await migrations.differences(empty_database) == []
+    await db.close()
+
+
+async def test_each_deployment_has_a_uuid_of_its_own(
+    empty_database: URL, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = URL.create("sqlite+aiosqlite", database=str(tmp_path_factory.mktemp("other") / "keyman.db"))
+    await migrations.upgrade(empty_database)
+    await migrations.upgrade(other)
+    assert await uuid_of(empty_database) != await uuid_of(other)
+
+
+async def test_several_processes_that_upgrade_at_once_make_one_schema(empty_database: URL) -> None:
+    address = empty_database.render_as_string(hide_password=False)
+    program = "import asyncio, sys; from sqlalchemy.engine import make_url; from keyman import migrations; "
+    program += "sys.stdin.readline(); print(asyncio.run(migrations.upgrade(make_url(sys.argv[1]))))"
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            program,
+            address,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    said = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert sorted(out.decode().strip() for out, _ in said) == [
+        str((SCHEMA_REVISION, SCHEMA_REVISION)),
+        str((SCHEMA_REVISION, SCHEMA_REVISION)),
+        str((None, SCHEMA_REVISION)),
+    ]
+    assert await migrations.differences(empty_database) == []
+
+
+async def test_several_upgrades_in_one_process_make_one_schema(empty_database: URL) -> None:
+    results = await asyncio.gather(*(migrations.upgrade(empty_database) for _ in range(4)))
+    assert sorted(results, key=str)[:3] == [(SCHEMA_REVISION, SCHEMA_REVISION)] * 3
+    assert await migrations.differences(empty_database) == []
+
+
+async def test_a_migration_that_the_database_refuses_leaves_nothing_behind(empty_database: URL) -> None:
+    # One of the last things that the migration makes is there already, and is somebody else's.
+    await execute(empty_database, "CREATE TABLE sessions (canary integer)", "INSERT INTO sessions VALUES (7)")
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await migrations.upgrade(empty_database)
+    assert stands_alone(caught.value)
+    assert "could not be upgraded" in caught.value.detail
+    assert "refused a statement" in caught.value.detail
+    assert await asked(empty_database, table_names) == {"sessions"}
+    await execute(empty_database, "DROP TABLE sessions")
+    assert await migrations.upgrade(empty_database) == (None, SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
+async def test_a_migration_that_is_interrupted_leaves_nothing_behind(
+    empty_database: URL, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    create_index = op.create_index
+
+    def interrupted(name: str, *arguments: Any, **options: Any) -> None:
+        if name == "ix_sessions_user_id":
+            raise fault
+        create_index(name, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(fault):  # noqa: PT012  # the patch ends with the call
+        patch.setattr(op, "create_index", interrupted)
+        await migrations.upgrade(empty_database)
+    assert await asked(empty_database, table_names) == set()
+    assert await migrations.upgrade(empty_database) == (None, SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+
+
+async def test_an_upgrade_may_wait_for_another_one_longer_than_a_statement_may_take(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"waits_{uuid4().hex}"
+    url = make_url(postgres.create_database(name))
+    holder = create_engine(url, statement_timeout=None)
+    monkeypatch.setattr(keyman_db, "STATEMENT_TIMEOUT", 0.2)  # the driver's own limit is a second more
+    async with holder.connect() as connection:
+        await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
+        upgrade = asyncio.create_task(migrations.upgrade(url))
+        await asyncio.wait([upgrade], timeout=2.5)
+        await connection.execute(text(f"SELECT pg_advisory_unlock({ADVISORY_LOCK})"))
+    await holder.dispose()
+    assert await upgrade == (None, SCHEMA_REVISION)
+    postgres.drop_database(name)
+
+
+async def test_what_a_database_lacks_is_said(empty_database: URL) -> None:
+    await execute(empty_database, "SELECT 1")
+    assert await migrations.differences(empty_database) == ["the database is empty"]
+    await migrations.upgrade(empty_database)
+    await execute(empty_database, "DROP INDEX ix_api_keys_owner", "ALTER TABLE api_tokens DROP COLUMN hint")
+    said = await migrations.differences(empty_database)
+    assert len(said) == 2
+    assert any("ix_api_keys_owner" in line for line in said)
+    assert any("hint" in line for line in said)
+
+
+async def test_another_revision_is_said(database: URL) -> None:
+    await execute(database, "UPDATE alembic_version SET version_num = '0000'")
+    assert await migrations.differences(database) == [
+        f"the schema is at revision 0000, the newest is {SCHEMA_REVISION}"
+    ]
+
+
+async def test_an_upgrade_refuses_a_schema_that_a_newer_keyman_made(database: URL) -> None:
+    await execute(database, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(KeymanError) as caught:
+        await migrations.upgrade(database)
+    assert stands_alone(caught.value)
+
+
+async def test_asking_for_differences_changes_nothing(database: URL) -> None:
+    before = await asked(database, table_names)
+    for _ in range(2):
+        assert await migrations.differences(database) == []
+    assert await asked(database, table_names) == before
+
+
+async def test_a_missing_database_is_said_without_its_credentials(postgres: PostgresServer) -> None:
+    url = make_url(postgres.create_database("there")).set(database="not_there")
+    for doing in (migrations.upgrade, migrations.differences):
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await doing(url)
+        assert stands_alone(caught.value)
+        assert url.password
+        assert url.password not in shown(caught.value)
+        assert "not_there" not in caught.value.detail
+    postgres.drop_database("there")
+
+
+async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.1)
+    with closing(sqlite3.connect(tmp_path / "keyman.db", isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("BEGIN IMMEDIATE")
+        upgrade = asyncio.create_task(migrations.upgrade(url))
+        done, _ = await asyncio.wait([upgrade], timeout=0.5)
+        assert not done
+        writer.execute("COMMIT")
+    assert await upgrade == (None, SCHEMA_REVISION)
+
+
+async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_stored(empty_database: URL) -> None:
+    async with connected(empty_database) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
+        tables = migrations.tables().tables
+        values = [uuid4() for _ in range(3)]
+        await connection.execute(insert(tables["users"]).values(row("users")))
+        for value in values:
+            await connection.execute(insert(tables["api_keys"]).values(row("api_keys", value_uuid=value)))
+    columns = "at, user_id, actor, action, key_id, service, purpose, address"
+    actions = ["create"] * 3 + ["replace", "change", "replace", "delete"]
+    for n, (action, key) in enumerate(zip(actions, (1, 2, 3, 1, 2, 1, 9), strict=True)):
+        at, purpose = f"2026-11-24 10:00:00.00000{n if n != 3 else 0}", "na\u00efve \U0001f511"
+        told = f"'{at}', 1, 'session', 'key.{action}', {key}, 'OPENAI', '{purpose}', NULL"
+        await execute(empty_database, f"INSERT INTO audit_log ({columns}) VALUES ({told})")  # noqa: S608  # the test's own words
+    assert await migrations.upgrade(empty_database) == ("0003", SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+
+    db = Database(empty_database)
+    found = await verification.verify(db, (await Deployment.load(db)).uuid)
+    assert (found.entries, found.breaks) == (7, [])
+    async with db.read() as connection:
+        current = [(await connection.execute(select(trail.current_value(key)))).scalar_one() for key in (1, 2, 3, 9)]
+    assert current == [*values, trail.NO_VALUE]
+    async with db.write() as connection:
+        await trail.record(connection, trail.OPERATOR, 1, Action.DISABLE)
+    assert (await verification.verify(db, (await Deployment.load(db)).uuid)).breaks == []
+    await db.close()
+
+
+async def test_a_trail_from_before_that_cannot_be_read_is_said_and_left_as_it_was(tmp_path: Path) -> None:
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
+    async with connected(url) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
+    await execute(url, "INSERT INTO audit_log (at, actor, action) VALUES ('c4n4ry', 'operator', 'account.disable')")
+    with pytest.raises(ConfigurationError, match="changed by hand") as caught:
+        await migrations.upgrade(url)
+    assert stands_alone(caught.value)
+    assert "c4n4ry" not in shown(caught.value)
+    assert await migrations.differences(url) == [f"the schema is at revision 0003, the newest is {SCHEMA_REVISION}"]
+
+
+async def test_the_trail_from_before_applications_is_kept_and_takes_their_entries(empty_database: URL) -> None:
+    async with connected(empty_database) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0002"))
+    columns = "at, user_id, actor, action, key_id, address"
+    row = "'2026-11-24 10:00:00.000001', NULL, 'operator', 'account.disable', 7, '2001:db8::1'"
+    await execute(
+        empty_database,
+        *[f"INSERT INTO audit_log ({columns}) VALUES ({row})"] * 3,  # noqa: S608  # the test's own words
+        "DELETE FROM audit_log WHERE id = 1",
+    )
+    assert await migrations.upgrade(empty_database) == ("0002", SCHEMA_REVISION)
+    assert await migrations.differences(empty_database) == []
+    async with connected(empty_database) as connection:
+        told = (await connection.execute(select(audit_log).order_by(audit_log.c.id))).all()
+        assert [(entry.id, entry.key_id, entry.application) for entry in told] == [(2, 7, None), (3, 7, None)]
+        assert {entry.at for entry in told} == {datetime(2026, 11, 24, 10, 0, 0, 1, UTC)}
+    db = Database(empty_database)
+    async with db.write() as connection:
+        origin = Origin(Actor.APPLICATION, 1)
+        await trail.record(connection, origin, None, Action.KEY_RESOLVE, purpose="x" * 200)
+    async with db.read() as connection:
+        assert (await connection.execute(select(func.max(audit_log.c.id)))).scalar_one() == 4
+    await db.close()
+    with pytest.raises(IntegrityError):
+        await execute(empty_database, "UPDATE audit_log SET actor = 'nobody'")

@@ -1,0 +1,72 @@
+"""What `keyman db upgrade` refuses to grant. That rights suffice, and are not too many: faults/test_compromise.py."""
+
+from __future__ import annotations
+
+from secrets import token_hex
+
+import pytest
+from sqlalchemy.engine import URL, make_url
+
+from keyman import migrations
+from keyman.errors import ConfigurationError
+from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess
+from keyman.storage.database import SCHEMA_REVISION, Database
+from tests.cli.transcript import keyman
+from tests.support.live import environment
+from tests.support.postgres import PostgresServer
+
+
+def test_every_table_is_some_planes_and_no_plane_has_more_than_there_are() -> None:
+    assert {*MANAGEMENT, *RESOLVER} == {*migrations.tables().tables, "alembic_version"}
+    assert not {"applications", "application_tokens"} & MANAGEMENT.keys()
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_granted_is_said_and_nothing_is_upgraded(empty_database: URL) -> None:
+    owner = str(empty_database.username)
+    is_sqlite = empty_database.get_backend_name() == "sqlite"
+    for planes, said in (
+        (Planes("keyman_a", "keyman_a"), "a database user each"),
+        (Planes("keyman_a", owner), "neither may be the one that upgrades"),
+        (Planes("keyman_a", 'keyman"; DROP TABLE users; --'), "has no user of the name"),
+    ):
+        with pytest.raises(ConfigurationError, match="SQLite has no users" if is_sqlite else said):
+            await migrations.upgrade(empty_database, planes)
+    assert await migrations.upgrade(empty_database) == (None, SCHEMA_REVISION)
+
+
+@pytest.mark.anyio
+async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_granted(
+    postgres: PostgresServer, migrated_postgresql: URL
+) -> None:
+    name = f"excess_{token_hex(6)}"
+    owner = make_url(postgres.create_database(name, str(migrated_postgresql.database)))
+    user, word = f"{name}_user", token_hex(16)
+    postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{word}'")
+    as_owner, as_user = Database(owner), Database(owner.set(username=user, password=word))
+    try:
+        for right in (None, *NOBODYS, ("UPDATE (detail)", "audit_log"), ("UPDATE (services)", "applications")):
+            for whom in (user, "PUBLIC"):
+                async with as_owner.write() as connection:
+                    if right is not None:
+                        await connection.exec_driver_sql(f"GRANT {right[0]} ON {right[1]} TO {whom}")
+                async with as_user.read() as connection:
+                    found = await connection.run_sync(excess)
+                expected = [] if right is None else [" on ".join(right)]
+                assert found == [one.replace(" (detail)", "").replace(" (services)", "") for one in expected]
+                async with as_owner.write() as connection:
+                    if right is not None:
+                        await connection.exec_driver_sql(f"REVOKE {right[0]} ON {right[1]} FROM {whom}")
+    finally:
+        await as_owner.close()
+        await as_user.close()
+        postgres.drop_database(name)
+        postgres.execute(f"DROP ROLE {user}")
+
+
+def test_one_plane_alone_is_wrong_usage(empty_database: URL) -> None:
+    env = environment(KEYMAN_DATABASE_URL=empty_database.render_as_string(hide_password=False))
+    for one in ("--management", "--resolver"):
+        done = keyman("db", "upgrade", one, "somebody", env=env)
+        assert done.code == 2
+        assert "Give both --management and --resolver" in done.err

@@ -1,0 +1,95 @@
+"""The management plane behind its real HTTP server, in a process of its own, as `keyman serve` runs it.
+
+Only Argon2id's parameters are others: hundreds of sign-ins would take minutes with those of production.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from argon2 import PasswordHasher
+from granian import Granian
+from granian.constants import Interfaces, Loops
+from granian.log import LogLevels
+from sqlalchemy.engine import URL
+
+from keyman.config.settings import VaultSettings, load
+from keyman.http.edge import Edge
+from keyman.identity.passwords import Passwords
+from keyman.planes.management.app import create_app
+from keyman.processes import die_with_parent
+from keyman.telemetry import configure_logging
+from tests.support.live import NO_TLS, PATIENCE, environment, free_port
+
+
+def application() -> Edge:
+    """What the server's worker process runs."""
+    die_with_parent(os.getppid(), signal.SIGKILL)
+    settings = load(os.environ)
+    configure_logging("json", "warning")
+    return create_app(settings, passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)))
+
+
+@contextmanager
+def served(database: URL, vault: VaultSettings, log: Path) -> Iterator[str]:
+    """Run a plane over a migrated database; yields its URL. `log` gets what it says."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    assert vault.role_id is not None
+    assert vault.secret_id is not None
+    variables = environment(
+        KEYMAN_DATABASE_URL=database.render_as_string(hide_password=False),
+        KEYMAN_VAULT_ADDR=vault.address,
+        KEYMAN_VAULT_ROLE_ID=vault.role_id,
+        KEYMAN_VAULT_SECRET_ID=vault.secret_id.reveal(),
+        KEYMAN_PUBLIC_URL=url,
+        KEYMAN_SIGNUP="open",
+    )
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.planes.management.api.served", str(port), str(os.getpid())],
+            env=variables,
+            cwd=Path(__file__).parents[4],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not _is_ready(url):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=PATIENCE, verify=NO_TLS).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]), signal.SIGTERM)
+    Granian(
+        "tests.planes.management.api.served:application",
+        factory=True,
+        address="127.0.0.1",
+        port=int(sys.argv[1]),
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        websockets=False,
+        log_level=LogLevels.warning,
+    ).serve()

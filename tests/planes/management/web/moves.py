@@ -1,0 +1,207 @@
+"""What people do on the pages, in their words: the moves that the tests of the pages are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from playwright.sync_api import Locator, Page, Route
+from sqlalchemy import create_engine, func, insert, select
+
+from keyman.audit.entries import Action, audit_log
+from keyman.identity.tables import users
+from keyman.keys.tables import api_keys
+from keyman.providers.catalogue import Catalogue
+from keyman.storage.database import now
+from tests.planes.management.web.conftest import Person
+from tests.support.planes import PASSWORD
+from tests.support.trail import entry
+
+KEYS = "/settings/api-keys"
+TOKENS = "/settings/access-tokens"
+ACTIVITY = "/settings/activity"
+ACCOUNT = "/settings/account"
+SETTINGS = (KEYS, TOKENS, ACTIVITY, ACCOUNT)
+
+OPENAI_KEY = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
+OPENAI_MASK = "sk-...1234"
+ANTHROPIC_KEY = "sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd5678"
+ANTHROPIC_MASK = "sk-ant-...5678"
+
+REFUSED = "Failed to load resource"
+"""What Chromium says on its console of each answer of 400 and more."""
+
+
+def join(person: Person) -> Person:
+    """Sign up by the API, with the cookie in the browser: for tests that are not about the form."""
+    body = {"email": person.email, "password": PASSWORD}
+    answer = person.context.request.post(f"{person.origin}/api/auth/signup", data=body)
+    assert answer.status == 201, answer.text()
+    return person
+
+
+def sign_in(page: Page, email: str, password: str = PASSWORD) -> None:
+    """Fill in whatever form asks for it, and send it."""
+    page.get_by_label("Email").fill(email)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def keys_of(person: Person) -> list[dict[str, Any]]:
+    """What the API lists."""
+    answer = person.context.request.get(f"{person.origin}/api/keys?limit=200")
+    assert answer.status == 200, answer.text()
+    keys: list[dict[str, Any]] = answer.json()
+    return keys
+
+
+def rows(page: Page) -> Locator:
+    """The rows of the list without its head."""
+    return page.locator("#content tbody").get_by_role("row")
+
+
+def dialog(page: Page) -> Locator:
+    """The dialog on top."""
+    return page.get_by_role("dialog").last
+
+
+def press(page: Page, name: str, row: Locator | None = None) -> Locator:
+    """Press a button that opens a dialog, and wait until it is open."""
+    (row or page.get_by_role("main")).get_by_role("button", name=name, exact=True).click()
+    opened = dialog(page)
+    opened.get_by_role("heading").wait_for()
+    return opened
+
+
+def fill(
+    page: Page, service: str | None = None, key: str | None = None, label: str | None = None, expires: str | None = None
+) -> None:
+    """Type into the form for a key, found by the names that people read."""
+    if service is not None:
+        page.get_by_label("Service", exact=True).select_option(label=service)
+    if key is not None:
+        page.get_by_label("API key", exact=True).fill(key)
+    if label is not None:
+        page.get_by_label("Label", exact=True).fill(label)
+    if expires is not None:
+        page.get_by_label("Expires", exact=True).fill(expires)
+
+
+def save(page: Page) -> None:
+    """Press Save, and wait for what comes of it."""
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.locator(".htmx-request").wait_for(state="detached")
+
+
+def labels(page: Page) -> list[str]:
+    """What the rows of the list are labelled with."""
+    return rows(page).locator(".label").all_inner_texts()
+
+
+def texts(page: Page) -> list[list[str]]:
+    """What stands in each cell of each row."""
+    return [row.get_by_role("cell").all_inner_texts() for row in rows(page).all()]
+
+
+def in_days(days: int) -> str:
+    """A date as a date field takes it."""
+    return f"{now() + timedelta(days=days):%Y-%m-%d}"
+
+
+def settled(page: Page) -> None:
+    """Return once nothing on the page moves or is under way."""
+    page.wait_for_function("!document.querySelector('.htmx-request') && document.fonts.status === 'loaded'")
+    page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished.catch(() => null)))")
+
+
+def narrow_places(page: Page) -> list[str]:
+    """What is wider than its place: the page itself, a dialog, a cell, a field."""
+    found: list[str] = page.evaluate(
+        """() => {
+          const root = document.documentElement;
+          const wide = root.scrollWidth > root.clientWidth ? [`page ${root.scrollWidth} > ${root.clientWidth}`] : [];
+          for (const each of document.querySelectorAll("td, th, dialog[open], .panel, .field, .heading, .facts dd")) {
+            if (each.closest("thead")?.offsetWidth === 1) continue; // there to be heard only
+            if (each.clientWidth && each.scrollWidth > each.clientWidth + 1)
+              wide.push(`${each.tagName}.${each.className} ${each.scrollWidth} > ${each.clientWidth}`);
+            const box = each.getBoundingClientRect();
+            if (box.right > root.clientWidth + 1 || box.left < -1)
+              wide.push(`${each.tagName}.${each.className} sticks out`);
+          }
+          return wide;
+        }"""
+    )
+    return found
+
+
+@contextmanager
+def held(page: Page, method: str = "POST") -> Iterator[list[Route]]:
+    """Keep requests of this method on their way until the block ends."""
+    waiting: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.method == method:
+            waiting.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/*", hold)
+    yield waiting
+    for route in waiting:
+        route.continue_()
+    page.unroute("**/*")
+
+
+def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
+    """Rows of keys straight into the database, in the order that they came in: what no form can make, or too slowly.
+
+    Their ciphertexts are none. The page must not care, as it opens none of them.
+    """
+    catalogue, moment = Catalogue(), now()
+    engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})
+    with engine.begin() as connection:
+        user_id = connection.scalar(select(users.c.id).where(users.c.email == person.email))
+        filled = [
+            {
+                "user_id": user_id,
+                "service": "OPENAI",
+                "name": None,
+                "encrypted_key": "vault:v1:none",
+                "key_version": 1,
+                "value_uuid": uuid4(),
+                "last_4_chars": catalogue.mask(key.get("service", "OPENAI"), OPENAI_KEY),
+                "disabled": False,
+                "undecryptable": False,
+                "created_at": moment,
+                "expires_at": None,
+                "last_used_at": None,
+                "last_used_by": None,
+                **key,
+            }
+            for key in keys
+        ]
+        for each in filled:
+            each["name_folded"] = each["name"].casefold() if each["name"] else None
+            each["updated_at"] = each["created_at"]
+        connection.execute(insert(api_keys), filled)
+    engine.dispose()
+
+
+def plant_uses(home: Path, person: Person, *uses: dict[str, Any]) -> None:
+    """Entries of applications straight into the trail, in the order that they came in: of the newest key of a service,
+    granted unless they say otherwise.
+    """
+    engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})
+    with engine.begin() as connection:
+        user_id = connection.scalar(select(users.c.id).where(users.c.email == person.email))
+        for use in uses:
+            newest = select(func.max(api_keys.c.id)).where(
+                api_keys.c.user_id == user_id, api_keys.c.service == use["service"]
+            )
+            about = {"user_id": user_id, "key_id": connection.scalar(newest), "address": "198.51.100.7"}
+            connection.execute(insert(audit_log).values({**entry(Action.KEY_RESOLVE), **about, **use}))
+    engine.dispose()

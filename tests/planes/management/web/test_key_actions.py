@@ -1,0 +1,176 @@
+"""Settings → API Keys: pausing, resuming and deleting, as bytes; in a browser: test_story."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+from sqlalchemy import insert, update
+
+from keyman.audit.entries import Action, audit_log
+from keyman.keys.tables import api_keys
+from keyman.planes.management.web.key_actions import NAMED_USES
+from keyman.planes.management.web.pages import HOME
+from keyman.storage.database import now
+from tests.planes.management.api.harness import ApiPlane, store
+from tests.planes.management.web.test_activity import id_of, person
+from tests.support.trail import entry
+
+pytestmark = pytest.mark.anyio
+
+NOT_USED = "No application has used it in the last 30 days."
+
+
+def hidden(page: httpx.Response) -> dict[str, str]:
+    """The fields of the form that the question is, as a browser sends them."""
+    form = re.search(r'<form method="post" action="/settings/api-keys/.*?</form>', page.text, re.DOTALL)
+    assert form, page.text
+    fields = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[0])
+    return {name: html.unescape(value) for name, value in fields}
+
+
+async def post(client: httpx.AsyncClient, path: str, fields: dict[str, str]) -> httpx.Response:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    return await client.post(path, content=urlencode(fields), headers=form)
+
+
+async def status(client: httpx.AsyncClient, key_id: int) -> str:
+    return str((await client.get(f"/api/keys/{key_id}")).json()["status"])
+
+
+def row(page: httpx.Response, key_id: int) -> str:
+    found = re.search(rf'<tr role="row" id="key-{key_id}".*?</tr>', page.text, re.DOTALL)
+    assert found
+    return found[0]
+
+
+async def test_a_key_is_paused_and_resumed_and_each_is_said_once(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada, name="chat"))["id"]
+    path = f"{HOME}/{key_id}/pause"
+    for button, question, done, after, badge in (
+        ("Pause", "Pause this key?", "paused", "disabled", "Paused"),
+        ("Resume", "Resume this key?", "resumed", "active", "Active"),
+    ):
+        assert f'<button class="link" aria-describedby="key-{key_id}-name key-{key_id}-mask">{button}</button>' in row(
+            await ada.get(HOME), key_id
+        )
+        page = await ada.get(path)
+        assert question in page.text
+        assert "sk-...1234" in page.text
+        answer = await post(ada, path, hidden(page))
+        assert answer.headers["location"] == f"{HOME}?saved={key_id}&done={done}"
+        assert await status(ada, key_id) == after
+        page = await ada.get(answer.headers["location"])
+        assert f"The key is {done}." in page.text
+        assert f">{badge}</span>" in row(page, key_id)
+    told = [entry["action"] for entry in (await ada.get("/api/audit")).json()]
+    assert told[:2] == ["key.resume", "key.pause"]
+
+
+async def test_a_key_that_has_changed_meanwhile_is_asked_about_anew(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada))["id"]
+    path = f"{HOME}/{key_id}/pause"
+    form = hidden(await ada.get(path))
+    await ada.patch(f"/api/keys/{key_id}", json={"name": "renamed"})
+    refused = await post(ada, path, form)
+    assert (refused.status_code, 'role="alert"' in refused.text, "renamed" in refused.text) == (412, True, True)
+    assert await status(ada, key_id) == "active"
+    assert (await post(ada, path, hidden(refused))).status_code == 303
+    assert await status(ada, key_id) == "disabled"
+
+
+async def test_what_another_window_has_done_already_is_done(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada))["id"]
+    path = f"{HOME}/{key_id}/pause"
+    form = hidden(await ada.get(path))
+    for _ in range(2):
+        answer = await post(ada, path, form)
+        assert answer.headers["location"] == f"{HOME}?saved={key_id}&done=paused"
+    assert [entry["action"] for entry in (await ada.get("/api/audit")).json()].count("key.pause") == 1
+    # The form says what is wanted, so that an old one does not turn it round.
+    await post(ada, path, hidden(await ada.get(path)))
+    assert (await post(ada, path, form)).status_code == 412
+    assert await status(ada, key_id) == "active"
+
+
+async def test_a_form_that_does_not_say_what_is_wanted_changes_nothing(shared: ApiPlane) -> None:
+    ada, eve = await person(shared), await person(shared)
+    key_id = (await store(ada))["id"]
+    path = f"{HOME}/{key_id}/pause"
+    for fields in ({}, {"paused": ""}, {"paused": "yes"}, {"paused": "TRUE"}):
+        answer = await post(ada, path, fields)
+        assert (answer.status_code, "The form is not well-formed." in answer.text) == (422, True)
+    for answer in (await eve.get(path), await post(eve, path, {"paused": "true"})):
+        assert answer.status_code == 404
+    reader = await shared.token(ada, "keys:read")
+    assert (await reader.get(path)).status_code == 403
+    assert await status(ada, key_id) == "active"
+    # Without an ETag the last one wins, as over REST.
+    assert (await post(ada, path, {"paused": "true", "view": "service=OPENAI"})).headers["location"] == (
+        f"{HOME}?service=OPENAI&saved={key_id}&done=paused"
+    )
+
+
+@pytest.mark.parametrize(
+    "state", [{"undecryptable": True}, {"expires_at": now() - timedelta(days=1), "disabled": True}]
+)
+async def test_a_key_that_nobody_gets_anyway_has_no_button_to_pause_it(shared: ApiPlane, state: dict[str, Any]) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada))["id"]
+    async with shared.database.write() as connection:
+        await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(state))
+    shown = row(await ada.get(HOME), key_id)
+    assert "/pause" not in shown
+    assert f"{HOME}/{key_id}/delete" in shown
+
+
+async def test_the_question_before_a_deletion_names_who_has_used_the_key(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    owner, key_id = await id_of(ada), (await store(ada))["id"]
+    path, moment = f"{HOME}/{key_id}/delete", now()
+
+    async def use(name: str, **ago: float) -> None:
+        at = moment - timedelta(**ago)
+        row = entry(Action.KEY_RESOLVE, at=at, user_id=owner, key_id=key_id, application=name)
+        async with shared.database.write() as connection:
+            await connection.execute(insert(audit_log).values(row))
+            used = {"last_used_at": at, "last_used_by": name}
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(used))
+
+    def named(page: httpx.Response) -> list[str]:
+        return re.findall(r"<li><strong>([^<]*)</strong>", page.text)
+
+    prefix = f"app-{owner}-"
+    page = await ada.get(path)
+    assert (NOT_USED in page.text, "It was last used" in page.text, named(page)) == (True, False, [])
+    await use(f"{prefix}0", days=40)
+    page = await ada.get(path)
+    assert (NOT_USED in page.text, f"It was last used by {prefix}0." in page.text, named(page)) == (True, True, [])
+    for number in range(1, NAMED_USES + 1):
+        await use(f"{prefix}{number}", days=20 - number)
+    page = await ada.get(path)
+    assert (NOT_USED in page.text, " more</li>" in page.text) == (False, False)
+    assert named(page) == [f"{prefix}{number}" for number in range(NAMED_USES, 0, -1)]
+    for number in (NAMED_USES + 1, NAMED_USES + 2):
+        await use(f"{prefix}{number}", minutes=1)
+    page = await ada.get(path)
+    assert "and 2 more" in page.text
+    assert len(named(page)) == NAMED_USES
+
+
+async def test_a_use_that_the_trail_does_not_tell_of_any_more_is_not_denied(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada))["id"]
+    async with shared.database.write() as connection:
+        used = {"last_used_at": now() - timedelta(days=2), "last_used_by": "chat-backend"}
+        await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(used))
+    page = await ada.get(f"{HOME}/{key_id}/delete")
+    assert (NOT_USED in page.text, "It was last used by chat-backend." in page.text) == (False, True)

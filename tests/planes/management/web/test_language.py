@@ -1,0 +1,739 @@
+"""`keyman.planes.management.web.language` and its catalogues: which language is chosen, and that German is whole.
+
+What is to be translated is found, not listed: the sentences of the templates as Babel extracts them, those of the code
+by reading its syntax. What the code puts together before anybody can translate it is listed here with its reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import httpx
+import pytest
+from babel import Locale
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract
+from babel.messages.pofile import read_po
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import insert, select, update
+
+import keyman
+from keyman.audit.entries import Action, audit_log
+from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
+from keyman.http.problems import KINDS
+from keyman.identity.throttle import TOO_MANY_SIGNUPS
+from keyman.keys.tables import api_keys
+from keyman.planes.management.web.activity import ACTIONS, ACTORS, KIND_NAMES, PERIOD_NAMES, REASONS
+from keyman.planes.management.web.key_actions import NAMED_USES
+from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
+from keyman.planes.management.web.pages import TEMPLATES
+from keyman.planes.management.web.tokens import MEANINGS
+from keyman.providers.catalogue import SHIPPED
+from keyman.storage.database import now
+from keyman.storage.paging import Cursor
+from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
+from tests.support.planes import PASSWORD
+from tests.support.trail import entry
+
+pytestmark = pytest.mark.anyio
+
+PACKAGE = Path(keyman.__file__).parent
+PROBLEMS = {kind.problem.__name__ for kind in KINDS.values()}
+
+LANGUAGES = Languages()
+GERMAN = LANGUAGES.choose("de")
+
+NEVER_ON_A_PAGE = {
+    "api": "answers to programs: JSON, in English",
+    "cli": "for an operator at a command line",
+    "client": "for the programs that use it, in English",
+    "config.py": "for an operator at the start",
+    "deployment.py": "for an operator at the start",
+    "dev.py": "for an operator at the start",
+    "home.py": "for an operator at the start",
+    "migrations": "for an operator at a command line",
+    "resolver": "answers to programs: JSON, in English",
+    "vault": "whatever fails there is said with VAULT_DETAILS",
+}
+"""Files and directories of the package whose sentences nobody reads on a page."""
+
+FOR_OPERATORS = {
+    *(("keys/services.py", name) for name in ("load", "read_services", "_entry", "_service")),
+    *(("accounts/applications.py", name) for name in ("create", "rotate", "_by_name", "by_token")),
+}
+"""Functions that read a file of settings and speak at the start, or at a command line; and to an application."""
+
+PUT_TOGETHER = {
+    ("accounts/callers.py", "require", "JoinedStr"): "a script that asks for a page with a token that cannot have it",
+    ("accounts/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
+    ("paging.py", "parse", "JoinedStr"): "no page takes a limit",
+    ("requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
+    ("values.py", "decode", "Call"): "what `_field` or a value type said, which is found there",
+    ("values.py", "decode", "JoinedStr"): "the forms pass on no unknown field",
+    ("values.py", "_field", "Call"): "what a value type said, which is found there",
+}
+"""Where the code says what is no sentence of the source: by file, function and kind of expression."""
+
+NOT_FOR_PEOPLE = {
+    "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
+    "must be a cursor that a Link header has given": "a page takes any other cursor for none",
+    "must be an action as an entry names it, such as key.resolve": "a page asks for kinds of actions, which it names",
+}
+
+THE_SAME = {"Name", "Status", "Token"}
+"""Words that German has from English."""
+
+
+# --- what there is to translate
+
+
+class Said(NamedTuple):
+    """Something that the code says to somebody; `text` is None where it is no sentence of the source."""
+
+    file: str
+    function: str
+    kind: str
+    text: str | None
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE)
+        if file.parts[0] not in NEVER_ON_A_PAGE:
+            yield file.as_posix(), ast.parse(path.read_text())
+
+
+@cache
+def constants() -> dict[str, ast.expr]:
+    """What the modules give a name to."""
+    return {
+        ast.unparse(node.targets[0]): node.value
+        for _, tree in sources()
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+
+
+def spoken(call: ast.Call, problem: str | None) -> ast.expr | None:
+    """The words of a call that says something; `problem` is the class of problems that it stands in."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    own = problem is not None and ast.unparse(call.func) in ("cls", "super().__init__")
+    if name in {"ValueError", "Sentence", *PROBLEMS} - {"VaultUnavailable"} or own:
+        return call.args[0] if call.args else None
+    if name == "FieldError":
+        return call.args[1]
+    return call.args[0] if name == "say" and isinstance(call.args[0], ast.Constant) else None
+
+
+def texts(words: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, str | None]]:
+    """What an expression can be, by kind; a variable is whatever its function sets it to."""
+    match words:
+        case ast.Constant(value=str(text)):
+            yield "Constant", text
+        case ast.IfExp(body=one, orelse=other):
+            yield from texts(one, function)
+            yield from texts(other, function)
+        case ast.Call(func=ast.Name(id="Sentence")):
+            return  # a call of its own
+        case ast.Name(id=name):
+            arguments = [argument.arg for argument in function.args.args]
+            defaults = dict(zip(arguments[::-1], function.args.defaults[::-1], strict=False))
+            assigned = (node for node in ast.walk(function) if isinstance(node, ast.Assign))
+            values = [node.value for node in assigned if ast.unparse(node.targets[0]) == name]
+            values += [defaults[name]] if name in defaults else []
+            values += [constants()[name]] if name in constants() else []
+            for value in values:
+                yield from texts(value, function)
+            if not values:
+                yield "Name", None
+        case _:
+            yield type(words).__name__, None
+
+
+@cache
+def said() -> frozenset[Said]:
+    found: set[Said] = set()
+
+    def look(node: ast.AST, file: str, problem: str | None, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        for below in ast.iter_child_nodes(node):
+            inside = below.name if isinstance(below, ast.ClassDef) and below.name in PROBLEMS else problem
+            within = below if isinstance(below, ast.FunctionDef | ast.AsyncFunctionDef) else function
+            is_for_people = (file, within.name) not in FOR_OPERATORS
+            if is_for_people and isinstance(below, ast.Call) and (words := spoken(below, inside)) is not None:
+                found.update(Said(file, within.name, *text) for text in texts(words, within))
+            look(below, file, inside, within)
+
+    (nowhere,) = ast.parse("def module(): ...").body
+    assert isinstance(nowhere, ast.FunctionDef)
+    for file, tree in sources():
+        look(tree, file, None, nowhere)
+    return frozenset(found)
+
+
+@cache
+def of_the_templates() -> frozenset[str]:
+    found = set()
+    for path in TEMPLATES.glob("*.html"):
+        with path.open("rb") as file:
+            for _, message, _, _ in extract("jinja2", file, options={"silent": "false"}):
+                assert isinstance(message, str), f"{path.name}: no page counts in words"
+                found.add(message)
+    return frozenset(found)
+
+
+@cache
+def of_the_code() -> frozenset[str]:
+    tables = (VAULT_DETAILS, ACTIONS, ACTORS, MEANINGS, REASONS, KIND_NAMES, PERIOD_NAMES)
+    return frozenset(
+        {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
+        | {text for table in tables for text in table.values()}
+        | {TOO_MANY_SIGNUPS}
+        | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
+    )
+
+
+@cache
+def catalogue() -> Catalog:
+    with (LOCALES / "de" / "keyman.po").open("rb") as file:
+        return read_po(file, locale="de", abort_invalid=True)
+
+
+@cache
+def german() -> dict[str, str]:
+    """The catalogue, by sentence."""
+    return {str(message.id): str(message.string) for message in catalogue() if message.id}
+
+
+def placeholders(text: str) -> set[str]:
+    return set(re.findall(r"%\(\w+\)s|\{\w+\}", text))
+
+
+# --- the catalogue
+
+
+def test_the_sentences_of_code_and_templates_are_found() -> None:
+    """Each way of saying something has an example here, so that no search comes back empty unnoticed."""
+    assert {"Skip to the content", "key %(id)s", "Choose {service}"} <= of_the_templates()
+    assert {
+        "must be 8 to 512 characters long",
+        "is not your current password",
+        "{count} things are not as they must be; each is listed in errors.",
+        "One field is not as it must be.",
+        "The database cannot be used at the moment. Nothing was stored.",
+        "This idempotency key was used for another request",
+        "This key is not there any more. Perhaps it was deleted in another window.",
+        "Vault cannot be reached.",
+        "just now",
+    } <= of_the_code()
+
+
+def test_whatever_is_excepted_is_still_there() -> None:
+    assert {one[:3] for one in said() if one.text is None} == PUT_TOGETHER.keys()
+    assert {one.text for one in said()} >= NOT_FOR_PEOPLE.keys()
+    assert all((PACKAGE / name).exists() for name in NEVER_ON_A_PAGE)
+
+
+def test_every_sentence_has_a_translation_and_every_translation_a_sentence() -> None:
+    wanted = of_the_templates() | of_the_code()
+    assert wanted - german().keys() == set()
+    assert german().keys() - wanted == set()
+    assert [source for source, translation in german().items() if not translation] == []
+    assert not catalogue().obsolete
+    assert not [message.id for message in catalogue() if message.id and (message.fuzzy or message.context)]
+    lines = (LOCALES / "de" / "keyman.po").read_text().splitlines()
+    assert sum(line.startswith("msgid ") for line in lines) == len(german()) + 1  # none twice; one is the header
+
+
+def test_the_catalogue_fits_the_placeholders_the_code_and_the_punctuation_of_its_source() -> None:
+    assert not list(catalogue().check())
+    for source, translation in german().items():
+        assert placeholders(translation) == placeholders(source), source
+        assert not re.search(r"[%{}]", re.sub(r"%\(\w+\)s|\{\w+\}", "", translation)), source
+        assert re.findall("`[^`]*`", translation) == re.findall("`[^`]*`", source), source
+        assert translation[-1:] in ".?" if source[-1] in ".?" else translation[-1] not in ".?!", source
+        assert translation == " ".join(translation.split()), source
+        assert not re.search(r"[<>&\"]", translation), source
+
+
+def test_german_is_german_and_says_sie() -> None:
+    assert {source for source, translation in german().items() if source == translation} == THE_SAME
+    for translation in german().values():
+        assert not re.search(r"\b(du|dir|dich|deine?[mnrs]?|the|your?|not)\b", translation, re.IGNORECASE), translation
+
+
+def test_english_is_what_the_source_says() -> None:
+    english = LANGUAGES.choose("en")
+    assert all(english.say(text) == text for text in german())
+
+
+# --- sentences
+
+
+@given(st.text(), st.integers())
+def test_a_sentence_is_the_text_that_its_values_make(word: str, number: int) -> None:
+    sentence = Sentence("{word} and {number}", word=word, number=number)
+    assert isinstance(sentence, str)
+    assert sentence == f"{word} and {number}"
+    assert hash(sentence) == hash(f"{word} and {number}")
+    assert json.loads(json.dumps(sentence)) == str(sentence) == f"{sentence}"
+    assert LANGUAGES.choose("en").say(sentence) == sentence
+    assert GERMAN.say(sentence) == f"{german().get(word, word)} and {number}"
+
+
+def test_a_sentence_is_said_again_with_its_values() -> None:
+    problem = InvalidRequest.at(FieldError("a", "is missing"), FieldError("b", "is missing"))
+    assert problem.detail == "2 things are not as they must be; each is listed in errors."
+    assert GERMAN.say(problem.detail).startswith("2 Angaben sind nicht so, ")
+    assert GERMAN.say(InvalidRequest.at(FieldError("a", "is missing")).detail).startswith("Ein Feld ")
+
+
+@pytest.mark.parametrize("reason", list(VaultReason))
+def test_a_sentence_within_a_sentence_is_said_too(reason: VaultReason) -> None:
+    detail = VaultUnavailable(reason).detail
+    assert detail == f"{VAULT_DETAILS[reason]} Nothing was stored."
+    assert GERMAN.say(detail) == f"{german()[VAULT_DETAILS[reason]]} Es wurde nichts gespeichert."
+
+
+@given(st.text().filter(lambda text: text not in german()))
+def test_what_has_no_translation_is_itself(text: str) -> None:
+    assert GERMAN.say(text) == text
+
+
+def test_dates_and_numbers_are_german() -> None:
+    moment = datetime(2026, 11, 24, 10, 11, 12, tzinfo=UTC)
+    assert GERMAN.moment(moment) == "24. November 2026, 10:11:12 UTC"
+    assert GERMAN.date(moment) == "24.11.2026"
+    assert GERMAN.number(12_345) == "12.345"
+    distances = {
+        timedelta(days=-3): "vor 3 Tagen",
+        timedelta(hours=-1): "vor 1 Stunde",
+        timedelta(seconds=-59): "gerade eben",
+        timedelta(seconds=59): "gerade eben",
+        timedelta(days=14): "in 14 Tagen",
+    }
+    assert {distance: GERMAN.from_now(now() + distance) for distance in distances} == distances
+
+
+# --- which language
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ("de", "de"),
+        ("de-AT", "de"),
+        ("DE-at", "de"),
+        ("de-DE,de;q=0.9,en-US;q=0.8,en;q=0.7", "de"),
+        ("en-GB,en;q=0.9,de;q=0.8", "en"),
+        ("en;q=0.5,de;q=0.8", "de"),
+        ("en,de", "en"),
+        ("de,en", "de"),
+        ("fr,de;q=0.1", "de"),
+        (" fr , de ", "de"),
+        ("", "en"),
+        ("*", "en"),
+        ("fr-CH, fr;q=0.9", "en"),
+        ("deu", "en"),
+        ("de;q=garbage", "en"),
+        ("de;level=1", "en"),
+        (";q=1", "en"),
+        (",,,;;;===", "en"),
+        ("en\0de", "en"),
+    ],
+)
+def test_the_best_of_the_languages_that_a_browser_asks_for_is_taken(header: str, code: str) -> None:
+    assert LANGUAGES.choose(header).code == code
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ("de; q=0.8", "de"),  # RFC 9110, 12.4.2: white space after the `;`
+        ("en;q=0.1,de;Q=0.8", "de"),  # RFC 5234, 2.3: `q` has no case
+        ("de;q=0", "en"),  # RFC 9110, 12.4.2: 0 is `not acceptable`
+    ],
+)
+def test_weights_are_read_as_the_standard_has_them(header: str, code: str) -> None:
+    assert LANGUAGES.choose(header).code == code
+
+
+TAGS = st.sampled_from(["de", "de-AT", "DE", "en", "en-US", "fr", "pt-BR", "*"])
+WEIGHTS = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
+
+
+@given(st.lists(st.tuples(TAGS, WEIGHTS), max_size=MAX_TAGS), st.sampled_from([",", ", ", " ,  "]))
+def test_no_language_that_is_here_weighs_more_than_the_one_taken(wanted: list[tuple[str, float]], comma: str) -> None:
+    header = comma.join(tag if weight == 1 else f"{tag};q={weight:.3f}" for tag, weight in wanted)
+    here = [(tag[:2].lower(), weight) for tag, weight in wanted if tag[:2].lower() in ("de", "en")]
+    best = max((weight for _, weight in here), default=0)
+    first = next((code for code, weight in here if weight == best), ENGLISH)
+    assert LANGUAGES.choose(header).code == first
+
+
+@given(st.text(st.characters(max_codepoint=255) | st.sampled_from("de,;q=0.1-*")) | st.text())
+def test_whatever_a_header_holds_a_language_is_taken(header: str) -> None:
+    assert LANGUAGES.choose(header) in LANGUAGES.all()
+
+
+def test_a_header_without_end_is_looked_at_only_so_far() -> None:
+    assert LANGUAGES.choose("de," * 33_000).code == "de"
+    assert LANGUAGES.choose("fr," * (MAX_TAGS - 1) + "de").code == "de"
+    for header in ("fr," * 33_000 + "de", "x" * 100_000, "de;q=" + "x" * 100_000, ";q=" * 33_000, "-" * 100_000):
+        assert LANGUAGES.choose(header).code == "en"
+
+
+# --- pages
+
+
+class Words(HTMLParser):
+    """What a page says: its texts, and the attributes that are read out or shown. Times stand apart."""
+
+    APART = frozenset({"script", "style", "svg", "code", "textarea"})
+    SAID = frozenset({"alt", "aria-label", "data-label", "data-reading", "data-status", "data-words", "placeholder"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.times: list[str] = []
+        self.moments: list[str] = []
+        self.language: str | None = None
+        self._within: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.texts += [attributes[name] or "" for name in self.SAID & attributes.keys()]
+        if tag == "html":
+            self.language = attributes.get("lang")
+        if tag == "time":
+            self.moments.append(attributes["title"] or "")
+        elif "title" in attributes:
+            self.texts.append(attributes["title"] or "")
+        if tag in self.APART or tag == "time":
+            self._within.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._within and self._within[-1] == tag:
+            self._within.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self._within:
+            self.texts.append(" ".join(data.split()))
+        elif self._within == ["time"]:
+            self.times.append(data)
+
+
+EMAIL = f"{uuid4().hex}@example.com"
+
+DATA = (
+    EMAIL,
+    "zz-label",
+    *(f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)),
+    "zz-purpose",
+    "zz-token",
+    "ZZ_SERVICE",
+    "Firefox · Ubuntu",
+    *(service.name for service in SHIPPED),
+)
+"""What pages show that is in nobody's language."""
+
+
+@cache
+def phrases() -> tuple[re.Pattern[str], ...]:
+    """Whatever German there is, the longest first; around `code` in pieces."""
+    pieces = {piece.strip() for text in german().values() for piece in re.split("`[^`]*`", text)} | {"keyman"}
+    escaped = (re.escape(piece) for piece in sorted(pieces - {""}, key=len, reverse=True))
+    value = r"(?:§|\\d+|[0-9a-f]{32}|\\{\\w+\\})"  # a number, a request id, or what the page's script fills in
+    filled = (re.sub(r"%\\\(\w+\\\)s|\\\{\w+\\\}", value, piece) for piece in escaped)
+    return tuple(re.compile(rf"(?<![\w-]){piece}(?![\w-])") for piece in filled)
+
+
+def unexplained(text: str) -> str:
+    """What is left of a text without the data and the sentences of the catalogue."""
+    for value in sorted(DATA, key=len, reverse=True):
+        text = text.replace(value, "§")
+    for phrase in phrases():
+        text = phrase.sub("", text)
+    return text if re.search(r"[^\W\d_]", text) else ""
+
+
+BROWSER = {
+    "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+    "Accept-Language": "de-AT,de;q=0.9,en;q=0.5",
+    "User-Agent": "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+}
+KEYS, TOKENS, ACTIVITY, ACCOUNT = (f"/settings/{name}" for name in ("api-keys", "access-tokens", "activity", "account"))
+
+
+@dataclass
+class Walk:
+    """Somebody with a German browser, and every page that was seen on the way, by what was asked for."""
+
+    plane: ApiPlane
+    client: httpx.AsyncClient
+    seen: list[tuple[str, httpx.Response]] = field(default_factory=list)
+
+    async def get(self, path: str, status: int = 200, **headers: str) -> None:
+        answer = await self.client.get(path, headers=headers)
+        assert answer.status_code == status, path
+        self.seen.append((f"GET {path} {headers}", answer))
+
+    async def post(self, path: str, status: int, **form: str | list[str]) -> httpx.Response:
+        content = urlencode(form, doseq=True)
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = await self.client.post(path, content=content, headers=headers)
+        assert answer.status_code == status, f"{path} {content}"
+        if status != 303:
+            self.seen.append((f"POST {path} {content[:200]}", answer))
+        return answer
+
+
+async def see_the_door(walk: Walk) -> None:
+    """What is there before anybody is signed in; ends with somebody who is."""
+    for path in ("/sign-in", "/sign-up", "/problems", *(f"/problems/{slug}" for slug in KINDS)):
+        await walk.get(path)
+    await walk.get("/nowhere", 404)
+    await walk.get("/problems/nothing", 404)
+    await walk.get(KEYS, 401, **{"HX-Request": "true"})
+    await walk.get(KEYS, 401, Cookie="keyman_session=ended")
+    for authorization in ("Basic eA==", "Bearer km_nothing"):
+        await walk.get(KEYS, 401, Authorization=authorization)
+    await walk.post("/sign-in", 422)
+    await walk.post("/sign-in", 401, email=EMAIL, password="wrong")
+    await walk.post("/sign-in", 422, email="nothing", password="x" * 257)
+    await walk.post("/sign-in", 400, **{f"field{number}": "" for number in range(50)})
+    await walk.post("/sign-in", 413, password="x" * 70_000)
+    await walk.post("/sign-up", 200, email=EMAIL)
+    await walk.post("/sign-up", 422, email=f"{'x' * 60}@{'x' * 200}.example", password="short")
+    in_a_dialog = {"HX-Request": "true"}
+    for method, path, headers in (
+        ("POST", "/sign-in", {"Sec-Fetch-Site": "cross-site"}),
+        ("POST", "/sign-in", {}),
+        ("DELETE", "/sign-in", {}),
+        ("POST", KEYS, in_a_dialog),
+    ):
+        answer = await walk.client.request(method, path, headers=headers, json={})
+        assert answer.status_code in (401, 403, 405, 415)
+        walk.seen.append((f"{method} {path} {headers}", answer))
+    await walk.post("/sign-up", 303, email=EMAIL, password=PASSWORD)
+    another = Walk(walk.plane, walk.plane.client(headers=BROWSER), walk.seen)
+    await another.post("/sign-up", 409, email=EMAIL, password=PASSWORD)
+
+
+async def see_the_keys(walk: Walk) -> None:
+    await walk.get(KEYS)
+    ids = [(await store(walk.client, name="zz-label"))["id"] for _ in range(5)]
+    await let_time_pass(walk.plane, ids)
+    for query in ("", "?service=OPENAI&q=zz", "?q=nothing", f"?cursor={Cursor(ids[-1])}"):
+        await walk.get(f"{KEYS}{query}")
+    for done in ("created", "changed", "paused", "resumed", "deleted"):
+        await walk.get(f"{KEYS}?done={done}&saved={ids[0]}")
+    await walk.get(f"{KEYS}/new")
+    await walk.post(KEYS, 422)
+    await walk.post(KEYS, 422, service="GROQ", api_key="sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd")
+    await walk.post(KEYS, 422, service="OPENAI", api_key="sk-...1234")
+    await walk.post(KEYS, 422, service="OPENAI", api_key="sk-1234 5678", name="\u202e")
+    await walk.post(KEYS, 422, service="NOBODY", api_key="short", expires_at="2001-01-01")
+    await walk.post(KEYS, 422, service="nobody", api_key="x" * 600, name="x" * 101, expires_at="soon")
+    for key_id in ids:
+        await walk.get(f"{KEYS}/{key_id}/edit")
+        await walk.get(f"{KEYS}/{key_id}/pause")
+        await walk.get(f"{KEYS}/{key_id}/delete")
+    await let_applications_use(walk.plane, ids[3])
+    await walk.get(f"{KEYS}/{ids[3]}/delete")
+    await walk.post(f"{KEYS}/{ids[3]}/pause", 422)
+    await walk.post(f"{KEYS}/{ids[3]}/pause", 412, paused="true", etag='"another"')
+    await walk.post(f"{KEYS}/{ids[0]}/edit", 412, etag='"another"', name="zz-label")
+    await walk.post(f"{KEYS}/{ids[0]}/edit", 422, api_key=f"sk-...{OPENAI_KEY[-4:]}")
+    await walk.get(f"{KEYS}/{ids[-1] + 999_999}/edit", 404)
+
+
+async def let_time_pass(plane: ApiPlane, ids: list[int]) -> None:
+    """One key of each status, one used and one that ends soon; and more than one page of them."""
+    moment = now()
+    long_ago = moment - timedelta(days=3, minutes=5)
+    states: tuple[dict[str, object], ...] = (
+        {"expires_at": long_ago},
+        {"disabled": True, "last_used_at": long_ago, "last_used_by": "zz-app"},
+        {"undecryptable": True, "last_used_at": moment},
+        {"expires_at": moment + timedelta(days=3)},
+        {"expires_at": moment + timedelta(days=365), "service": "ZZ_SERVICE"},
+    )
+    async with plane.database.write() as connection:
+        for key_id, state in zip(ids, states, strict=True):
+            changed = {"created_at": long_ago, "updated_at": long_ago, **state}
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(changed))
+        row = (await connection.execute(select(api_keys).where(api_keys.c.id == ids[0]))).one()._asdict()
+        del row["id"]
+        await connection.execute(insert(api_keys), [{**row, "value_uuid": uuid4()} for _ in range(50)])
+
+
+async def let_applications_use(plane: ApiPlane, key_id: int) -> None:
+    """More of them than are named got the key, and then got none, for every reason that there is."""
+    names = [f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)]
+    asked: list[tuple[str, Action, str | None]] = [(name, Action.KEY_RESOLVE, None) for name in names]
+    asked += [(names[0], Action.KEY_RESOLVE_REFUSED, reason) for reason in REASONS]
+    async with plane.database.write() as connection:
+        theirs = await connection.execute(select(api_keys.c.user_id).where(api_keys.c.id == key_id))
+        owner = theirs.scalar_one()
+        about = {"user_id": owner, "key_id": key_id, "service": "OPENAI", "purpose": "zz-purpose"}
+        for name, action, reason in asked:
+            row = entry(action, application=name, reason=reason, **about)
+            await connection.execute(insert(audit_log).values(row))
+
+
+async def see_the_tokens(walk: Walk) -> None:
+    await walk.get(TOKENS)
+    await walk.get(f"{TOKENS}/new")
+    await walk.post(TOKENS, 422, scopes="keys:read")
+    await walk.post(TOKENS, 422, name="zz-token", scopes="keys:read", expires_at="2001-01-01")
+    page = await walk.post(TOKENS, 200, name="zz-token", scopes="keys:write", expires_at="2999-01-01")
+    found = re.search(r"km_\w{36}", page.text)
+    assert found
+    await store(walk.plane.bearer(found[0]))
+    (made,) = (await walk.client.get("/api/tokens")).json()
+    for path in (TOKENS, f"{TOKENS}?done=revoked", f"{TOKENS}/{made['id']}/revoke"):
+        await walk.get(path)
+    await walk.get(f"{TOKENS}/{made['id'] + 999_999}/revoke", 404)
+
+
+async def see_the_account(walk: Walk) -> None:
+    for query in ("", "?kind=keys-used&period=week", "?kind=sign-ins&period=day"):  # the last one finds nothing
+        await walk.get(f"{ACTIVITY}{query}")
+    await log_in(walk.plane, EMAIL)  # a session of a device that nobody knows
+    for query in ("", "?done=password", "?done=session", "?done=sessions"):
+        await walk.get(f"{ACCOUNT}{query}")
+    await walk.post(f"{ACCOUNT}", 422)
+    await walk.post(f"{ACCOUNT}", 422, current_password=PASSWORD, new_password="short")
+    await walk.post(f"{ACCOUNT}", 422, current_password="wrong", new_password=PASSWORD)
+
+
+@pytest.fixture(scope="module")
+async def walk(sqlite_plane: ApiPlane) -> Walk:
+    walked = Walk(sqlite_plane, sqlite_plane.client(headers=BROWSER))
+    await see_the_door(walked)
+    await see_the_keys(walked)
+    await see_the_tokens(walked)
+    await see_the_account(walked)
+    return walked
+
+
+async def test_every_page_says_that_it_is_german(walk: Walk) -> None:
+    assert len(walk.seen) > 60
+    for name, page in walk.seen:
+        assert page.headers["content-type"] == "text/html; charset=utf-8", name
+        assert page.headers["content-language"] == "de", name
+        assert Words(page.text).language == "de", name
+
+
+async def test_no_page_holds_a_word_that_the_catalogue_does_not_have(walk: Walk) -> None:
+    """Neither a sentence that is not translated nor one that stands in a template, a script or the code by itself."""
+    left = {(text, name) for name, page in walk.seen for text in Words(page.text).texts if unexplained(text)}
+    assert left == set()
+
+
+async def test_no_sentence_of_the_source_is_left_on_a_page(walk: Walk) -> None:
+    english = {source for source in german() if source not in THE_SAME}
+    for name, page in walk.seen:
+        words = Words(page.text)
+        assert english & set(words.texts) == set(), name
+        text = " ".join(words.texts)
+        assert [source for source in english if " " in source and source in text] == [], name
+
+
+async def test_the_walk_meets_every_sentence_of_the_templates(walk: Walk) -> None:
+    """So that a new page, or a new part of one, is looked at too; sentences with values are matched above."""
+    met = " ".join(html.unescape(page.text) for _, page in walk.seen)
+    unmet = {text for text in of_the_templates() if not placeholders(text) and german()[text] not in met}
+    assert unmet == set()
+
+
+async def test_what_is_wrong_with_a_field_makes_a_sentence_with_its_label(walk: Walk) -> None:
+    assert {
+        "API-Schlüssel fehlt.",
+        "API-Schlüssel muss 8 bis 512 Zeichen lang sein.",
+        "API-Schlüssel sieht nach einem Schlüssel von Anthropic aus, nicht von Groq: Wählen Sie stattdessen Anthropic "
+        "als Dienst.",
+        "Ablaufdatum muss ein Datum sein, etwa 2030-01-31.",
+        "Ablaufdatum muss in der Zukunft liegen.",
+        "Aktuelles Passwort stimmt nicht.",
+        "Bezeichnung darf höchstens 100 Zeichen lang sein.",
+        "Dienst steht nicht im Katalog; GET /api/services führt alle Dienste auf.",
+        "E-Mail-Adresse muss eine gültige Adresse sein, etwa ada@example.com.",
+        "Neues Passwort muss 10 bis 256 Zeichen lang sein.",
+    } <= {text for _, page in walk.seen for text in Words(page.text).texts}
+
+
+async def test_times_on_pages_are_german(walk: Walk) -> None:
+    words = [Words(page.text) for _, page in walk.seen]
+    times = {time for each in words for time in each.times}
+    assert {"vor 3 Tagen", "in 3 Tagen", "gerade eben"} <= times
+    unit = "Sekunde|Minute|Stunde|Tag|Woche|Monat|Jahr"
+    assert [time for time in times if not re.fullmatch(rf"gerade eben|(vor|in) [\d.]+ ({unit})(n|en)?", time)] == []
+    moments = {moment for each in words for moment in each.moments}
+    month = "|".join(Locale("de").months["format"]["wide"].values())
+    assert moments
+    assert [moment for moment in moments if not re.fullmatch(rf"\d+\. ({month}) \d{{4}}, [\d:]+ UTC", moment)] == []
+
+
+async def test_a_token_without_scopes_is_refused_in_german(walk: Walk) -> None:
+    form = {"name": "zz-token", "scopes": []}
+    page = await walk.client.post(TOKENS, data=form)
+    assert page.status_code == 422
+    assert [text for text in Words(page.text).texts if unexplained(text)] == []
+
+
+async def test_a_header_of_100_kilobytes_is_answered(sqlite_plane: ApiPlane) -> None:
+    for header, code in ((b"de," * 33_000, b"de"), (b"\xff" * 100_000, b"en"), (b"", b"en")):
+        headers = [(b"accept", b"text/html"), (b"accept-language", header)]
+        answer = await sqlite_plane.wire("GET", b"/sign-in", headers)
+        assert answer.status_code == 200
+        assert answer.headers["content-language"].encode() == code
+
+
+async def test_english_is_for_whoever_asks_for_nothing(sqlite_plane: ApiPlane) -> None:
+    visitor = sqlite_plane.client(headers={"Accept": "text/html"})
+    for headers in ({}, {"Accept-Language": "fr"}, {"Accept-Language": "en-GB,de;q=0.9"}):
+        page = await visitor.get("/sign-in", headers=headers)
+        assert page.headers["content-language"] == Words(page.text).language == "en"
+        assert "Sign in" in Words(page.text).texts
+        assert {"Sign in", "Password", "New here?"} <= {text for text in Words(page.text).texts if unexplained(text)}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "accept"),
+    [
+        ("GET", "/api/keys", "text/html"),
+        ("GET", "/api/nothing", "text/html"),
+        ("POST", "/api/auth/login", "text/html"),
+        ("POST", "/api/auth/signup", "application/json"),
+        ("DELETE", "/api/keys", "*/*"),
+        ("GET", "/nothing", "*/*"),
+        ("POST", "/sign-in", "application/json"),
+        ("GET", KEYS, "*/*"),
+    ],
+)
+async def test_json_is_english_whatever_is_asked_for(
+    sqlite_plane: ApiPlane, method: str, path: str, accept: str
+) -> None:
+    client = sqlite_plane.client(headers={"Accept": accept})
+    plain = await client.request(method, path, json={})
+    asked = await client.request(method, path, json={}, headers={"Accept-Language": "de"})
+    assert plain.status_code >= 400
+    assert plain.headers["content-type"] == "application/problem+json"
+    assert "content-language" not in plain.headers
+    assert same_but_for_the_request_id(plain, asked)
+    assert not {plain.json()["title"], plain.json()["detail"]} & set(german().values())

@@ -1,0 +1,165 @@
+"""The list of keys when there are many: filter, search, pages; and what a row says."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from playwright.sync_api import expect
+
+from keyman.storage.database import now
+from tests.planes.management.web.conftest import Arrive, Stack
+from tests.planes.management.web.moves import KEYS, OPENAI_KEY, join, labels, plant, press, rows, save, texts
+
+MANY = [{"service": ("OPENAI", "ANTHROPIC")[number % 2], "name": f"key {number:04}"} for number in range(1000)]
+SOME = MANY[:120]
+
+
+def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(arrive: Arrive, stack: Stack) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(stack.home, ada, *MANY[:10])
+    ada.open(KEYS)
+    expect(rows(page)).to_have_count(10)
+    expect(page.get_by_role("search")).to_have_count(0)
+    press(page, "Add New Key")
+    page.get_by_label("Service", exact=True).select_option("GROQ")
+    page.get_by_label("API key", exact=True).fill("gsk_hq2v9mXbT0c7eUKwN4Rd")
+    save(page)
+    expect(page.get_by_role("search")).to_be_visible()
+
+    # Only the rows change, and the address follows.
+    page.evaluate("window.stays = 'the same page'")
+    page.get_by_label("Show service").select_option(label="Anthropic")
+    expect(rows(page)).to_have_count(5)
+    expect(page).to_have_url(re.compile(r"\?service=ANTHROPIC&q=$"))
+    page.get_by_label("Search labels").press_sequentially("KEY 0003")
+    expect(rows(page)).to_have_count(1)
+    expect(page).to_have_url(re.compile(r"service=ANTHROPIC&q=KEY(\+|%20)0003$"))
+    expect(page.get_by_label("Search labels")).to_be_focused()
+    page.get_by_label("Search labels").fill("nothing like it")
+    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    assert page.evaluate("window.stays") == "the same page"
+    # What was searched for is searched for after a reload, too.
+    page.get_by_label("Search labels").fill("key 0003")
+    expect(rows(page)).to_have_count(1)
+    page.reload()
+    expect(rows(page)).to_have_count(1)
+    expect(page.get_by_label("Show service")).to_have_value("ANTHROPIC")
+    expect(page.get_by_label("Search labels")).to_have_value("key 0003")
+    # A change leads back to where it was made from.
+    press(page, "Edit", rows(page))
+    page.get_by_label("Label", exact=True).fill("key 0003, changed")
+    save(page)
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("key 0003, changed")
+    expect(page.get_by_label("Search labels")).to_have_value("key 0003")
+    opened = press(page, "Delete", rows(page))
+    opened.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("link", name="Show all keys").click()
+    expect(rows(page)).to_have_count(10)
+    assert ada.complaints == []
+
+
+def test_without_javascript_the_list_is_searched_by_a_plain_form(arrive: Arrive, stack: Stack) -> None:
+    ada = join(arrive(signed_up=False, java_script_enabled=False))
+    page = ada.page
+    plant(stack.home, ada, *MANY[:12])
+    ada.open(KEYS)
+    page.get_by_label("Show service").select_option(label="OpenAI")
+    page.get_by_label("Search labels").fill("0004")
+    page.get_by_role("button", name="Search").click()
+    assert labels(page) == ["key 0004"]
+    expect(page).to_have_url(re.compile(r"service=OPENAI&q=0004$"))
+    rows(page).get_by_role("button", name="Edit").click()
+    page.get_by_label("Label", exact=True).fill("0004 changed")
+    save(page)
+    assert labels(page) == ["0004 changed"]
+    expect(rows(page)).to_have_class("fresh")
+
+
+def test_hundreds_of_keys_are_read_page_by_page(arrive: Arrive, stack: Stack) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(stack.home, ada, *SOME)
+    ada.open(KEYS)
+    seen = labels(page)
+    expect(page.get_by_role("link", name="Newest")).to_have_count(0)
+    while page.get_by_role("link", name="Older").count():
+        page.get_by_role("link", name="Older").click()
+        page.wait_for_load_state()
+        expect(page.get_by_role("link", name="Newest")).to_be_visible()
+        seen += labels(page)
+    assert seen == [key["name"] for key in reversed(SOME)]
+    page.get_by_role("link", name="Newest").click()
+    expect(rows(page).first).to_contain_text("key 0119")
+    # Pages within what is searched for.
+    page.get_by_label("Show service").select_option(label="OpenAI")
+    expect(rows(page).first).to_contain_text("key 0118")
+    page.get_by_role("link", name="Older").click()
+    expect(rows(page)).to_have_count(10)
+    expect(page.get_by_label("Show service")).to_have_value("OPENAI")
+    # And with a thousand it is the same list.
+    plant(stack.home, ada, *MANY[120:])
+    ada.open(KEYS)
+    expect(rows(page)).to_have_count(50)
+    expect(rows(page).first).to_contain_text("key 0999")
+    page.get_by_label("Search labels").fill("key 0000")
+    expect(rows(page)).to_have_count(1)
+    assert ada.complaints == []
+
+
+def test_an_address_that_makes_no_sense_shows_the_list(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    ada.store({"service": "OPENAI", "api_key": OPENAI_KEY})
+    for each in ("?cursor=nonsense", "?service=nonsense", "?q=%00", "?saved=x&done=x"):
+        ada.open(f"{KEYS}{each}")
+        expect(rows(ada.page)).to_have_count(1)
+
+
+def test_a_row_says_what_became_of_its_key(arrive: Arrive, stack: Stack) -> None:
+    ada = join(arrive(signed_up=False))
+    page, moment = ada.page, now()
+    plant(
+        stack.home,
+        ada,
+        {"name": "plain", "created_at": moment - timedelta(days=3)},
+        {"name": "used", "last_used_at": moment - timedelta(hours=5), "last_used_by": "chat-backend"},
+        {"name": "ends soon", "expires_at": moment + timedelta(days=5, hours=2)},
+        {"name": "ends late", "expires_at": moment + timedelta(days=200)},
+        {"name": "ended", "expires_at": moment - timedelta(days=2), "created_at": moment - timedelta(days=9)},
+        {"name": "paused", "disabled": True},
+        {"name": "unreadable", "undecryptable": True},
+        {"name": None},
+        {"service": "OF_AN_OPERATOR", "name": "service gone"},
+    )
+    ada.open(KEYS)
+
+    by_label = {cells[1]: cells for cells in texts(page)}
+    assert by_label["plain"][3:6] == ["Active Pause", "3 days ago", "never"]
+    assert " ".join(by_label["used"][5].split()) == "5 hours ago by chat-backend"
+    assert " ".join(by_label["ends soon"][3].split()) == "Active Pause expires in 5 days"
+    assert by_label["ended"][3] == "Expired"
+    assert by_label["paused"][3] == "Paused Resume"
+    assert by_label["unreadable"][3] == "Unreadable"
+    assert by_label["service gone"][0].split()[-1] == "OF_AN_OPERATOR"
+    soon = rows(page).filter(has_text="ends soon").locator(".expiry")
+    late = rows(page).filter(has_text="ends late").locator(".expiry")
+    expect(soon.locator("svg")).to_have_count(1)
+    expect(late.locator("svg")).to_have_count(0)
+    # The exact time on hover, in the zone of whoever reads it.
+    expect(rows(page).filter(has_text="plain").locator("time")).to_have_attribute("title", re.compile(r"20\d\d at .*:"))
+    # A key of a service that is no more can still be edited and deleted.
+    opened = press(page, "Edit", rows(page).filter(has_text="service gone"))
+    expect(page.get_by_label("Service", exact=True).locator("option:checked")).to_have_text("OF_AN_OPERATOR")
+    page.get_by_label("Label", exact=True).fill("service gone, kept")
+    save(page)
+    expect(opened).to_be_hidden()
+    expect(page.get_by_text("service gone, kept")).to_be_visible()
+    # An expired one keeps its day when only its label changes.
+    press(page, "Edit", rows(page).filter(has_text="ended"))
+    expect(page.get_by_label("Expires", exact=True)).to_have_value(f"{moment - timedelta(days=2):%Y-%m-%d}")
+    page.get_by_label("Label", exact=True).fill("ended, noted")
+    save(page)
+    expect(rows(page).filter(has_text="ended, noted")).to_contain_text("Expired")
+    assert ada.complaints == []

@@ -1,0 +1,531 @@
+"""How the pages look: at every width, to axe-core in both colour schemes, on the wire; and pictures for the docs."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import CDPSession, Page, expect
+
+from keyman.audit.entries import Action
+from keyman.errors import VaultReason
+from keyman.keys.schemas import Status
+from keyman.storage.database import now
+from tests.planes.management.web.conftest import DESKTOP, PHONE, Arrive, Person, Stack
+from tests.planes.management.web.moves import (
+    ACCOUNT,
+    ACTIVITY,
+    ANTHROPIC_KEY,
+    KEYS,
+    OPENAI_KEY,
+    SETTINGS,
+    TOKENS,
+    dialog,
+    fill,
+    in_days,
+    join,
+    narrow_places,
+    plant,
+    plant_uses,
+    press,
+    rows,
+    save,
+    settled,
+    sign_in,
+)
+from tests.support.planes import PASSWORD
+
+WIDTHS = (320, 390, 768, 1080, 1280, 1920)
+"""Pixels: the narrowest that WCAG 1.4.10 asks for, a phone, a tablet, and what desks have."""
+
+FIRST_LOAD = 150_000
+"""Bytes over the wire, all told."""
+
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
+"""What a reader of the docs has, rather than a browser without a head."""
+
+PICTURES = Path(__file__).parents[4] / "docs" / "images"
+WRITES_PICTURES = bool(os.environ.get("KEYMAN_TEST_SCREENSHOTS"))
+
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
+
+State = Callable[[Person], object]
+
+
+def _crowd(person: Person, stack: Stack) -> None:
+    """Keys of every kind, with labels and names as long as they may be, and enough of them for a filter and a page."""
+    moment = now()
+    plant(
+        stack.home,
+        person,
+        *({"name": f"key {number}"} for number in range(5)),
+        {"service": "OF_AN_OPERATOR_WITH_A_LONG_NAME_OF_SIXTY_FOUR_CHARACTERS_IN_ALL_", "name": "x" * 100},
+        {"service": "HUGGINGFACE", "name": "word " * 20},
+        {"service": "AZURE_OPENAI", "name": "W" * 100, "expires_at": moment + timedelta(days=9)},
+        {"service": "GOOGLE", "expires_at": moment - timedelta(days=2), "created_at": moment - timedelta(days=900)},
+        {"service": "MISTRAL", "disabled": True, "last_used_at": moment, "last_used_by": "a" * 100},
+        {"service": "REPLICATE", "undecryptable": True, "name": "9" * 10, "last_4_chars": "..."},
+        {"service": "TOGETHER", "name": "漢字" * 50, "last_4_chars": "tgp_v1_...9999"},
+    )
+    plant_uses(
+        stack.home,
+        person,
+        *(
+            {"service": service, "application": name, "at": moment, "purpose": purpose, **refusal}
+            for service in ("TOGETHER", "OF_AN_OPERATOR_WITH_A_LONG_NAME_OF_SIXTY_FOUR_CHARACTERS_IN_ALL_")
+            for name, purpose in (("chat-backend", None), ("a" * 64, "p" * 200), ("0-9._-", "word " * 40))
+            for refusal in (
+                {},
+                {
+                    "action": Action.KEY_RESOLVE_REFUSED,
+                    "reason": "not-granted",
+                    "address": "2001:db8:" + "ffff:" * 5 + "f",
+                },
+                {"action": Action.KEY_RESOLVE_FAILED, "reason": VaultReason.WRONG_KEY},
+            )
+        ),
+    )
+    for name in ("n" * 100, "CI pipeline"):
+        body = {"name": name, "scopes": ["keys:read", "keys:write", "tokens:manage", "audit:read"]}
+        body["expires_at"] = f"{in_days(300)}T00:00:00Z"
+        assert person.context.request.post(f"{person.origin}/api/tokens", data=body).status == 201
+    login = {"email": person.email, "password": PASSWORD}
+    assert person.context.request.post(f"{person.origin}/api/auth/login", data=login).status == 200
+
+
+def _refused(person: Person) -> None:
+    person.open(KEYS)
+    press(person.page, "Add New Key")
+    fill(person.page, "OpenAI", ANTHROPIC_KEY, "W" * 100)
+    save(person.page)
+    expect(person.page.locator("[aria-invalid]")).to_be_visible()
+    fill(person.page, key=ANTHROPIC_KEY)
+
+
+def _session_over(person: Person) -> None:
+    person.open(KEYS)
+    press(person.page, "Add New Key")
+    fill(person.page, "OpenAI", OPENAI_KEY)
+    cookies = person.context.cookies()
+    person.context.clear_cookies()
+    save(person.page)
+    expect(dialog(person.page)).to_have_accessible_name("Sign in again")
+    person.context.add_cookies(cookies)  # type: ignore[arg-type]  # what one gives is what the other takes
+
+
+def _token_made(person: Person) -> None:
+    person.open(TOKENS)
+    press(person.page, "New Token")
+    person.page.get_by_label("Name", exact=True).fill("m" * 100)
+    person.page.get_by_role("button", name="Create Token").click()
+    expect(person.page.get_by_label("Try it")).to_be_visible()
+
+
+def _token_refused(person: Person) -> None:
+    person.open(TOKENS)
+    press(person.page, "New Token")
+    person.page.get_by_label("Name", exact=True).fill(" ")
+    for box in person.page.get_by_role("checkbox").all():
+        box.uncheck()
+    person.page.get_by_role("button", name="Create Token").click()
+    expect(person.page.locator("[aria-invalid]")).to_be_visible()
+
+
+def _password_refused(person: Person) -> None:
+    person.open(ACCOUNT)
+    person.page.get_by_label("Current password").fill("not the password")
+    person.page.get_by_label("New password").fill("not the password")
+    person.page.get_by_role("button", name="Change password").click()
+    expect(person.page.locator("[aria-invalid]")).to_be_visible()
+
+
+def _sign_in_refused(person: Person) -> None:
+    person.open("/sign-in")
+    sign_in(person.page, person.email, "not the password")
+    expect(person.page.get_by_role("alert")).to_be_visible()
+
+
+def _sign_up_refused(person: Person) -> None:
+    person.open("/sign-up")
+    person.page.locator("form").first.evaluate("form => form.noValidate = true")
+    person.page.get_by_label("Email").fill(f"{'e' * 64}@{'d' * 300}")
+    person.page.get_by_label("Password").fill("short")
+    person.page.get_by_role("button", name="Sign up").click()
+    expect(person.page.locator("[aria-invalid]").first).to_be_visible()
+
+
+def _pressed(path: str, button: str) -> State:
+    def show(person: Person) -> None:
+        person.open(path)
+        press(person.page, button, None if "New" in button else rows(person.page).first)
+
+    return show
+
+
+def _at(path: str) -> State:
+    return lambda person: person.open(path)
+
+
+INSIDE: dict[str, State] = {
+    "the list": _at(KEYS),
+    "a later page": lambda person: person.open(f"{KEYS}?cursor={_newest(person)}"),
+    "a key that is new": lambda person: person.open(f"{KEYS}?done=created&saved={_newest(person)}"),
+    "nothing found": _at(f"{KEYS}?q={'nothing' * 14}"),
+    "adding": _pressed(KEYS, "Add New Key"),
+    "adding, refused": _refused,
+    "adding, session over": _session_over,
+    "editing": _pressed(KEYS, "Edit"),
+    "deleting": _pressed(KEYS, "Delete"),
+    "pausing": _pressed(KEYS, "Pause"),
+    "a form as a page": _at(f"{KEYS}/new"),
+    "tokens": _at(TOKENS),
+    "a new token": _pressed(TOKENS, "New Token"),
+    "a new token, refused": _token_refused,
+    "a token, made": _token_made,
+    "revoking": _pressed(TOKENS, "Revoke"),
+    "activity": _at(ACTIVITY),
+    "account": _at(ACCOUNT),
+    "account, refused": _password_refused,
+    "not found": _at("/settings/nothing"),
+}
+
+OUTSIDE: dict[str, State] = {
+    "signing in": _at("/sign-in"),
+    "signing in, refused": _sign_in_refused,
+    "signing up": _at("/sign-up"),
+    "signing up, refused": _sign_up_refused,
+    "problems": _at("/problems"),
+    "a problem": _at("/problems/idempotency-mismatch"),
+}
+
+
+def _newest(person: Person) -> int:
+    answer = person.context.request.get(f"{person.origin}/api/keys?limit=1")
+    number: int = answer.json()[0]["id"]
+    return number
+
+
+def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, stack: Stack) -> None:
+    ada = arrive(signed_up=False, reduced_motion="reduce")
+    ada.email = f"{'e' * 64}@{'.'.join(['d' * 56] * 3)}.example"
+    found: dict[str, list[str]] = {}
+    join(ada)
+    _crowd(ada, stack)
+    for name, show in {**INSIDE, **OUTSIDE}.items():
+        if name == "signing in":
+            ada.context.clear_cookies()
+        ada.page.set_viewport_size({"width": 1280, "height": 800})
+        show(ada)
+        if name == "activity":
+            # As it will be after some years.
+            ada.page.evaluate(
+                "document.querySelector('tbody td:nth-child(2)').textContent = 'Azure OpenAI · key 9999999999'"
+            )
+        for width in WIDTHS:
+            ada.page.set_viewport_size({"width": width, "height": 800})
+            if narrow := narrow_places(ada.page):
+                found[f"{name}, {width}"] = narrow
+    assert found == {}
+
+
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+AXE_OPTIONS = {
+    "light": {"resultTypes": ["violations"]},
+    # What axe finds by colours; structure, names and roles are the same in the dark.
+    "dark": {"resultTypes": ["violations"], "runOnly": ["color-contrast", "link-in-text-block"]},
+}
+
+
+def _violations(page: Page, scheme: str) -> list[str]:
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE)
+    result: dict[str, Any] = page.evaluate("(options) => axe.run(document, options)", AXE_OPTIONS[scheme])
+    return [
+        f"{page.url} {each['id']}: {node['html'][:120]} {node['failureSummary']}"
+        for each in result["violations"]
+        for node in each["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, stack: Stack, size: str) -> None:
+    viewport = PHONE if size == "phone" else DESKTOP
+    ada = arrive(signed_up=False, reduced_motion="reduce", viewport=viewport, bypass_csp=True)
+    found: list[str] = []
+
+    def look(name: str, show: State) -> None:
+        show(ada)
+        for scheme in SCHEMES:
+            ada.page.emulate_media(color_scheme=scheme)
+            found.extend(f"{name}, {scheme}: {each}" for each in _violations(ada.page, scheme))
+
+    join(ada)
+    for path in (KEYS, TOKENS, f"{ACTIVITY}?kind=keys-used"):
+        look(f"empty {path}", _at(path))
+    _crowd(ada, stack)
+    states = {**INSIDE, **OUTSIDE}
+    if size == "phone":
+        # Other boxes than at a desk: lists are cards, and the navigation is on top.
+        states = {name: states[name] for name in ("the list", "adding", "tokens", "activity", "account")}
+    for name, show in states.items():
+        if name == "signing in":
+            ada.context.clear_cookies()
+        look(name, show)
+    assert found == []
+
+
+# --- on the wire
+
+
+class Wire:
+    """What a page costs: bytes over the wire, by address; what the browser had kept costs none."""
+
+    def __init__(self, person: Person) -> None:
+        self.bytes: dict[str, int] = {}
+        self._urls: dict[str, str] = {}
+        self.protocol: CDPSession = person.context.new_cdp_session(person.page)
+        self.protocol.on("Network.requestWillBeSent", self._sent)
+        self.protocol.on("Network.loadingFinished", self._finished)
+        self.protocol.send("Network.enable")
+
+    def _sent(self, event: dict[str, Any]) -> None:
+        self._urls[event["requestId"]] = event["request"]["url"]
+
+    def _finished(self, event: dict[str, Any]) -> None:
+        url = self._urls[event["requestId"]]
+        self.bytes[url] = self.bytes.get(url, 0) + int(event["encodedDataLength"])
+
+    def take(self) -> dict[str, int]:
+        taken, self.bytes = self.bytes, {}
+        return taken
+
+
+SHIFT = """() => new Promise((resolve) => {
+  let sum = 0;
+  new PerformanceObserver((list) => { for (const each of list.getEntries()) sum += each.value; })
+    .observe({type: "layout-shift", buffered: true});
+  requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => resolve(sum))));
+})"""
+
+
+def test_a_first_visit_is_light_a_second_one_lighter_and_nothing_jumps(arrive: Arrive, stack: Stack) -> None:
+    ada = join(arrive(signed_up=False))
+    plant(stack.home, ada, *({"name": f"key {number}"} for number in range(50)))
+    wire = Wire(ada)
+    page = ada.page
+    for path in (KEYS, *SETTINGS):
+        ada.open(path)
+        page.wait_for_load_state("networkidle")
+        taken = wire.take()
+        static = {url: size for url, size in taken.items() if "/static/" in url}
+        if path == KEYS and not any(static.values()):
+            assert static  # the second visit asks for them, and gets them from the browser itself
+        assert sum(taken.values()) < FIRST_LOAD, taken
+        assert page.evaluate(SHIFT) < 0.02, path  # a fifth of what Web Vitals call good, for a busy machine
+        if static and path != KEYS:
+            assert sum(static.values()) == 0, static
+    ada.open(KEYS)
+    page.wait_for_load_state("networkidle")
+    assert sum(size for url, size in wire.take().items() if "/static/" in url) == 0
+
+
+# --- pictures
+
+
+@pytest.fixture
+def model(arrive: Arrive) -> Person:
+    """Somebody with keys worth a picture."""
+    person = arrive(signed_up=False, reduced_motion="reduce", timezone_id="UTC", user_agent=FIREFOX)
+    person.email = "ada@lovelace.example"
+    return person
+
+
+def test_pictures_of_every_page(model: Person, stack: Stack, tmp_path: Path) -> None:
+    directory = PICTURES if WRITES_PICTURES else tmp_path
+    page = model.page
+    taken: list[Path] = []
+
+    def take(name: str) -> None:
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme)
+            settled(page)
+            path = directory / f"{name}-{scheme}.png"
+            shot = page.screenshot()
+            path.write_bytes(_smaller(model, shot) if WRITES_PICTURES else shot)
+            taken.append(path)
+
+    model.open("/sign-in")
+    take("sign-in")
+    join(model)
+    model.open(KEYS)
+    take("empty")
+    plant(stack.home, model, *_portfolio(now()))
+    plant_uses(stack.home, model, *_uses(now()))
+    model.open(KEYS)
+    take("api-keys")
+    press(page, "Add New Key")
+    fill(page, "Anthropic", ANTHROPIC_KEY, expires=in_days(365))
+    fill(page, label="Support assistant")
+    take("add-key")
+    page.keyboard.press("Escape")
+    press(page, "Edit", rows(page).nth(1))
+    take("edit-key")
+    page.keyboard.press("Escape")
+    press(page, "Delete", rows(page).nth(3))
+    take("delete-key")
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 390, "height": 844})
+    take("api-keys-phone")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    for name, scopes in {
+        "CI pipeline": ["keys:read", "keys:write"],
+        "Nightly report": ["keys:read", "audit:read"],
+    }.items():
+        body = {"name": name, "scopes": scopes, "expires_at": f"{in_days(90)}T23:59:59Z"}
+        assert model.context.request.post(f"{model.origin}/api/tokens", data=body).status == 201
+    model.store(
+        {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "Playground"},
+        {"service": "GROQ", "api_key": "gsk_hq2v9mXbT0c7eUKw", "name": "Voice"},
+    )
+    model.open(TOKENS)
+    take("access-tokens")
+    press(page, "New Token")
+    page.get_by_label("Name", exact=True).fill("Terraform")
+    page.get_by_role("button", name="Create Token").click()
+    expect(page.get_by_label("Try it")).to_be_visible()
+    take("new-token")
+    page.get_by_role("button", name="Done").click()
+    expect(rows(page)).to_have_count(3)
+    model.open(ACTIVITY)
+    take("activity")
+    model.open(ACCOUNT)
+    take("account")
+    model.open("/settings/nothing-here")
+    take("error")
+    assert len(taken) == 12 * len(SCHEMES)
+    for path in taken:
+        assert path.stat().st_size > 10_000, path  # not blank
+    if WRITES_PICTURES:
+        assert max(path.stat().st_size for path in taken) < 120_000  # no burden on the repository
+
+
+PIXELS = """async (png) => {
+  const bytes = Uint8Array.from(atob(png), (each) => each.charCodeAt(0));
+  const image = await createImageBitmap(new Blob([bytes], {type: "image/png"}));
+  const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
+  canvas.drawImage(image, 0, 0);
+  const {data} = canvas.getImageData(0, 0, image.width, image.height);
+  let text = "";
+  for (let at = 0; at < data.length; at += 32768) text += String.fromCharCode(...data.subarray(at, at + 32768));
+  return [image.width, image.height, btoa(text)];
+}"""
+
+
+def _smaller(person: Person, png: bytes) -> bytes:
+    """The same picture without the filters that browsers put before compression, which flat colours do not need."""
+    page = person.context.new_page()
+    width, height, text = page.evaluate(PIXELS, b64encode(png).decode())
+    page.close()
+    rgba = b64decode(text)
+    rgb = bytearray(width * height * 3)
+    for channel in range(3):
+        rgb[channel::3] = rgba[channel::4]
+    lines = b"".join(b"\0" + rgb[row * width * 3 : (row + 1) * width * 3] for row in range(height))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = {b"IHDR": head, b"IDAT": zlib.compress(lines, 9), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    )
+
+
+def _uses(moment: datetime) -> list[dict[str, Any]]:
+    paused = {"action": Action.KEY_RESOLVE_REFUSED, "reason": Status.DISABLED}
+    told: list[tuple[str, str, str | None, dict[str, float], dict[str, Any]]] = [
+        ("MISTRAL", "nightly-report", "Summary of the day", {"hours": 19}, {}),
+        ("DEEPSEEK", "translator", None, {"hours": 9}, paused),
+        ("MISTRAL", "review-bot", "Comment on a change", {"hours": 3}, {}),
+        ("ANTHROPIC", "chat-backend", "Answer to a chat", {"minutes": 5}, {}),
+        ("OPENAI", "chat-backend", "Answer to a chat", {"minutes": 2}, {}),
+    ]
+    return [
+        {"service": service, "application": name, "purpose": purpose, "at": moment - timedelta(**ago), **more}
+        for service, name, purpose, ago, more in told
+    ]
+
+
+def _portfolio(moment: datetime) -> list[dict[str, Any]]:
+    def ago(**distance: float) -> datetime:
+        return moment - timedelta(**distance)
+
+    return [
+        {
+            "service": "PERPLEXITY",
+            "name": "Research spike",
+            "last_4_chars": "pplx-...a81f",
+            "created_at": ago(days=140),
+            "expires_at": ago(days=3),
+            "last_used_at": ago(days=4),
+            "last_used_by": "research-bot",
+        },
+        {
+            "service": "DEEPSEEK",
+            "name": "Batch translation",
+            "last_4_chars": "sk-...70c2",
+            "created_at": ago(days=90),
+            "disabled": True,
+            "last_used_at": ago(days=20),
+            "last_used_by": "translator",
+        },
+        {
+            "service": "HUGGINGFACE",
+            "name": "Embeddings",
+            "last_4_chars": "hf_...QmTz",
+            "created_at": ago(days=75),
+            "last_used_at": ago(minutes=4),
+            "last_used_by": "search-index",
+        },
+        {"service": "AZURE_OPENAI", "name": "Europe fallback", "last_4_chars": "...9be4", "created_at": ago(days=44)},
+        {
+            "service": "MISTRAL",
+            "name": "Code review",
+            "last_4_chars": "...Vw3K",
+            "created_at": ago(days=30),
+            "expires_at": moment + timedelta(days=6, hours=3),
+            "last_used_at": ago(hours=3),
+            "last_used_by": "review-bot",
+        },
+        {
+            "service": "GOOGLE",
+            "name": "Document extraction",
+            "last_4_chars": "AIza...x0Rg",
+            "created_at": ago(days=16),
+            "last_used_at": ago(hours=22),
+            "last_used_by": "intake",
+        },
+        {
+            "service": "ANTHROPIC",
+            "name": "Production chat",
+            "last_4_chars": "sk-ant-...5678",
+            "created_at": ago(days=12),
+            "expires_at": moment + timedelta(days=180),
+            "last_used_at": ago(minutes=2),
+            "last_used_by": "chat-backend",
+        },
+        {
+            "service": "OPENAI",
+            "name": "Production chat",
+            "last_4_chars": "sk-proj-...1234",
+            "created_at": ago(days=3),
+            "last_used_at": ago(minutes=2),
+            "last_used_by": "chat-backend",
+        },
+    ]

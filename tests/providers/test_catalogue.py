@@ -1,0 +1,208 @@
+"""`keyman.providers.catalogue`: masks that show no more than they should, and files that are right or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyman.errors import ConfigurationError
+from keyman.providers.catalogue import SHIPPED, Catalogue, Service
+
+CATALOGUE = Catalogue()
+SERVICES = st.sampled_from([service.service for service in SHIPPED])
+PRINTABLE = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
+PREFIXES = [service.prefix or "" for service in SHIPPED] + [p for service in SHIPPED for p in service.exclusive]
+VALUES = st.tuples(st.sampled_from(PREFIXES), st.text(PRINTABLE, min_size=8, max_size=60)).map("".join)
+
+
+def prefix_of(service: str) -> str:
+    return next(known.prefix or "" for known in SHIPPED if known.service == service)
+
+
+@given(service=SERVICES, value=VALUES)
+def test_a_mask_is_the_prefix_three_dots_and_four_characters(service: str, value: str) -> None:
+    mask = CATALOGUE.mask(service, value)
+    if len(value) < 12:
+        assert mask == "..."
+        return
+    prefix = prefix_of(service)
+    assert mask in (f"{prefix}...{value[-4:]}", f"...{value[-4:]}")
+    assert mask.startswith(prefix) is value.startswith(prefix) or not prefix
+    assert value not in mask
+    assert len(mask) <= 64
+
+
+@given(service=SERVICES, value=VALUES, other=SERVICES)
+def test_no_mask_is_taken_for_a_key(service: str, value: str, other: str) -> None:
+    (fault,) = CATALOGUE.check_value(other, CATALOGUE.mask(service, value))
+    assert fault.field == "api_key"
+    assert "mask" in fault.message
+
+
+@given(service=SERVICES, value=st.text(PRINTABLE, min_size=8, max_size=60))
+def test_a_value_is_refused_for_its_prefix_only_when_that_is_certain(service: str, value: str) -> None:
+    faults = list(CATALOGUE.check_value(service, value))
+    claims = {known.service for known in SHIPPED for prefix in known.exclusive if value.startswith(prefix)}
+    if faults and "mask" not in faults[0].message:
+        assert claims
+        assert service not in claims
+        assert value not in faults[0].message
+    if not claims and "..." not in value:
+        assert faults == []
+
+
+def test_every_exclusive_prefix_is_its_services_alone() -> None:
+    owners = {prefix: service.service for service in SHIPPED for prefix in service.exclusive}
+    assert sum(len(service.exclusive) for service in SHIPPED) == len(owners)
+    for prefix, owner in owners.items():
+        for service in SHIPPED:
+            faults = list(CATALOGUE.check_value(service.service, f"{prefix}Zq7Rk2Lw9Xc4Vb6Nm1"))
+            assert bool(faults) is (service.service != owner), (prefix, service.service)
+
+
+def test_a_long_prefix_and_a_tail_do_not_add_up_to_the_value() -> None:
+    catalogue = Catalogue([Service("ACME", "Acme", "acme-live-key-v1")])
+    assert catalogue.mask("ACME", "acme-live-key-v1abcd") == "...abcd"
+    assert catalogue.mask("ACME", "acme-live-key-v1abcde") == "acme-live-key-v1...bcde"
+
+
+def test_a_service_like_another_may_share_its_prefix() -> None:
+    """An operator's own gateway to a provider takes keys that look like the provider's."""
+    catalogue = Catalogue([Service("CLAUDE_EU", "Anthropic, EU", "sk-ant-")])
+    assert not list(catalogue.check_value("CLAUDE_EU", "sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1"))
+    assert not list(catalogue.check_value("ANTHROPIC", "sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1"))
+    assert list(catalogue.check_value("OPENAI", "sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1"))
+
+
+def test_an_unknown_service_of_a_stored_key_shows_no_prefix() -> None:
+    assert CATALOGUE.mask("GONE", "sk-Zq7Rk2Lw9Xc4Vb6Nm1") == "...6Nm1"
+
+
+GOOD = {"service": "ACME", "name": "Acme", "prefix": "acme-", "exclusive": ["acme-"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        [GOOD],
+        {"services": [GOOD]},
+        [{"service": "A", "name": "A"}],
+        [GOOD, {**GOOD, "service": "ACME_2", "exclusive": []}],
+    ],
+)
+def test_a_right_file_adds_its_services_after_the_shipped_ones(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "services.json"
+    path.write_text(json.dumps(content))
+    names = [info.service for info in Catalogue.load(path).infos()]
+    assert names[: len(SHIPPED)] == [service.service for service in SHIPPED]
+    entries = content["services"] if isinstance(content, dict) else content
+    assert isinstance(entries, list)
+    assert names[len(SHIPPED) :] == [entry["service"] for entry in entries]
+
+
+CANARY = "kNrYcAnArY"
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ({"name": "Acme"}, "service"),
+        ({"service": "ACME"}, "name"),
+        ({**GOOD, "service": "acme"}, "service"),
+        ({**GOOD, "service": f"1{CANARY}"}, "service"),
+        ({**GOOD, "service": "A" * 65}, "service"),
+        ({**GOOD, "service": ""}, "service"),
+        ({**GOOD, "service": "A|B"}, "service"),
+        ({**GOOD, "service": 7}, "service"),
+        ({**GOOD, "name": ""}, "name"),
+        ({**GOOD, "name": "x" * 101}, "name"),
+        ({**GOOD, "name": None}, "name"),
+        ({**GOOD, "prefix": "x"}, "prefix"),
+        ({**GOOD, "prefix": f"{CANARY}{CANARY}"}, "prefix"),
+        ({**GOOD, "prefix": "a b"}, "prefix"),
+        ({**GOOD, "prefix": "é-"}, "prefix"),
+        ({**GOOD, "exclusive": "acme-"}, "exclusive"),
+        ({**GOOD, "exclusive": ["x"]}, "prefix"),
+        ({**GOOD, "exclusive": [7]}, "exclusive"),
+        ({**GOOD, "prefx": "acme-"}, "known are service, name, prefix, exclusive"),
+        ({**GOOD, CANARY: CANARY}, "known"),
+        ("ACME", ""),
+        (None, ""),
+        ([], ""),
+    ],
+)
+def test_a_wrong_entry_stops_the_start_and_is_named_by_its_number(tmp_path: Path, entry: object, word: str) -> None:
+    path = tmp_path / "services.json"
+    path.write_text(json.dumps([GOOD, entry]))
+    with pytest.raises(ConfigurationError) as refused:
+        Catalogue.load(path)
+    message = str(refused.value)
+    assert message.startswith("KEYMAN_SERVICES_FILE is wrong at entry 2: ")
+    assert word in message
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("services.json", b""),
+        ("services.json", b"{"),
+        ("services.json", b"\xff\xfe"),
+        ("services.json", b"[" * 100_000),
+        ("services.json", b'[[services]]\nservice = "X"'),
+        ("services.json", b"7"),
+        ("services.json", b'{"service": "X"}'),
+        ("services.json", b'{"services": {}}'),
+        ("services.toml", b"[]"),
+        ("services.toml", b"services = 7"),
+        ("services.toml", b'[services]\nX = "y"'),
+        ("services.toml", b""),
+        ("services.toml", b"\xff"),
+        ("services", b"service: X"),
+        ("services.yaml", b"- service: X"),
+    ],
+)
+def test_a_file_of_another_form_stops_the_start(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="KEYMAN_SERVICES_FILE"):
+        Catalogue.load(path)
+
+
+def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.json", tmp_path):
+        with pytest.raises(ConfigurationError, match="KEYMAN_SERVICES_FILE"):
+            Catalogue.load(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.sampled_from(["ACME", "acme-"]),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(st.sampled_from(["service", "name", "prefix", "exclusive", "services"]), children)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200)
+@given(content=st.lists(JSON, max_size=3) | JSON)
+def test_any_json_is_a_catalogue_or_a_sentence(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "services.json"
+    path.write_text(json.dumps(content))
+    assert loaded(path) >= len(SHIPPED)
+
+
+def loaded(path: Path) -> int:
+    """How many services there are, the shipped ones for a file that is refused."""
+    try:
+        return len(Catalogue.load(path).infos())
+    except ConfigurationError as refused:
+        if not str(refused).startswith("KEYMAN_SERVICES_FILE"):
+            raise
+        return len(SHIPPED)
