@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor, Origin
 from keyman.audit.listing import Filter
+from keyman.clock import now
 from keyman.errors import KeymanError
 from keyman.identity import personal_tokens as personal
 from keyman.identity import principals as callers
@@ -30,8 +31,8 @@ from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change
 from keyman.planes.management import housekeeping
-from keyman.storage.database import Database, now
 from keyman.storage.paging import Cursor, Slice
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, RequiredLabel
 
 HEAVY, SPARSE, EMPTY = 1, 2, 3

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from bench import plans
 from bench.plans import Captured
 from keyman import migrations
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from tests.support.postgres import postgres_server
 
 PAGE = Path(__file__).parent.parent / "docs" / "query-plans.md"

@@ -31,14 +31,14 @@ from sqlalchemy.engine import URL, make_url
 from keyman import migrations
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity import applications
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.values import ApplicationName
 from keyman.vault import provision

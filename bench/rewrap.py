@@ -25,13 +25,13 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import IN_FLIGHT, Rewrap
 from keyman.keys.tables import api_keys
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault import provision
 from keyman.vault.cipher import Context

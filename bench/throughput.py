@@ -25,7 +25,7 @@ import httpx
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity import personal_tokens as personal
@@ -33,7 +33,7 @@ from keyman.identity import users
 from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.secret import Secret
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
 from keyman.vault import provision
 from tests.support.live import environment, serve

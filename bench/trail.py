@@ -31,7 +31,9 @@ from keyman import migrations
 from keyman.audit import entries as trail
 from keyman.audit.chain import digest
 from keyman.audit.entries import Action, Actor, Origin, audit_chains, audit_log
-from keyman.storage.database import POOL_SIZE, Database, now
+from keyman.clock import now
+from keyman.storage.engine import POOL_SIZE
+from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
 from tests.storage.rows import add_owner
 from tests.support.live import environment

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import msgspec
 
+from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest
+from keyman.ids import MAX_ID
 from keyman.secret import Secret
-from keyman.storage.database import MAX_ID, now
 
 S = TypeVar("S", bound=msgspec.Struct)
 

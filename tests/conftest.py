@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
 from tests.support.planes import PASSWORD, Plane, Vault, plane_at
 

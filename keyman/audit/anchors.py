@@ -15,8 +15,9 @@ from uuid import UUID
 import msgspec
 
 from keyman.audit.verification import Head
+from keyman.clock import now
 from keyman.errors import ConfigurationError, raise_alone
-from keyman.storage.database import MAX_ID, now
+from keyman.ids import MAX_ID
 
 MAX_SIZE = 1_000_000
 """Bytes of a file that is read as an anchor."""

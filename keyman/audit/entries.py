@@ -41,8 +41,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.chain import digest
+from keyman.clock import now
 from keyman.errors import RefusedStatement
-from keyman.storage.database import AnyRow, Id, UtcTime, metadata, now
+from keyman.storage.types import AnyRow, Id, UtcTime, metadata
 
 
 class Action(StrEnum):

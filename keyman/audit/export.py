@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from keyman.audit.chain import line
 from keyman.audit.entries import audit_chains, audit_log
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 
 PAGE = 2000
 """Entries that are read at once."""

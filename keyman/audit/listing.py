@@ -14,9 +14,10 @@ import msgspec
 from sqlalchemy import ColumnElement, Select, func, select, union_all
 
 from keyman.audit.entries import Action, Actor, audit_log
+from keyman.ids import MAX_ID
 from keyman.storage import paging
-from keyman.storage.database import MAX_ID, Database
 from keyman.storage.paging import Page, Slice
+from keyman.storage.transactions import Database
 
 CLOCKS_APART = timedelta(minutes=10)
 """How far the clocks of two replicas may differ, with the time that a transaction takes, before a filter by time could

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action, audit_chains, audit_log
 from keyman.audit.verification import Head, Report
-from keyman.storage.database import AnyRow, Database
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 
 BATCH = 1000
 """Entries that go in one transaction, and are told by one entry: on SQLite all who write wait for it, and to say all

@@ -22,7 +22,8 @@ from keyman.audit import shapes
 from keyman.audit.chain import digest, genesis
 from keyman.audit.entries import Action, audit_chains, audit_log
 from keyman.errors import RefusedStatement
-from keyman.storage.database import AnyRow, Database
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 
 PAGE = 2000
 """Entries that are read at once: less than a MB."""

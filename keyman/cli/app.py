@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from keyman.cli.common import Duration, environment, home_option, json_option, parsed, print_rows, run
+from keyman.clock import now
 from keyman.config.settings import load_services_file
 from keyman.identity import applications
 from keyman.identity.applications import Registered
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.database import now
 from keyman.values import ApplicationName
 
 MAX_OVERLAP = timedelta(days=30)

@@ -22,10 +22,11 @@ from keyman.audit.verification import Head, Verified
 from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
 from keyman.cli.logins import admin_settings, as_admin
 from keyman.cli.progress import progress
+from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
 from keyman.identity import users
 from keyman.keys.deployment import Deployment
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer
 

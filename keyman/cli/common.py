@@ -15,11 +15,11 @@ import click
 import msgspec
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import load_database_url
+from keyman.config.database import load_database_url
 from keyman.dev.home import Home
 from keyman.errors import ConfigurationError
 from keyman.keys.deployment import Deployment
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
 from keyman.values import NewPassword
 

@@ -17,7 +17,7 @@ from keyman.doctor import configuration, database, vault
 from keyman.doctor.findings import Finding, State, failed, ok, skipped
 from keyman.errors import ConfigurationError
 from keyman.providers.catalogue import read_services
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.login import VaultClient
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from keyman.cli.common import environment
-from keyman.config.settings import Settings, VaultSettings, load, load_vault
+from keyman.config.settings import Settings, load
+from keyman.config.vault import VaultSettings, load_vault
 from keyman.dev import embedded
 from keyman.dev.home import Home
 from keyman.errors import ConfigurationError, VaultReason

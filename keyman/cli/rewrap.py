@@ -18,7 +18,7 @@ from keyman.config.settings import Settings
 from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, tell_rotation
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient

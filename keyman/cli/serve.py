@@ -17,7 +17,9 @@ from granian.log import LogLevels
 
 from keyman.cli import imported
 from keyman.cli.common import run
-from keyman.config.settings import SECRET_ID, WRAPPED_SECRET_ID, Settings, VaultSettings, is_loopback, load
+from keyman.config.settings import Settings, load
+from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
+from keyman.loopback import is_loopback
 from keyman.processes import PARENT, check_port
 from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log

@@ -10,7 +10,7 @@ import click
 from keyman.cli.common import home_option, json_option, new_password, parsed, print_rows, run
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress
 
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import aiohttp
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev.home import write_private
 from keyman.errors import ConfigurationError, raise_alone
 from keyman.processes import spawn, stop

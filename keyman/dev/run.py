@@ -19,7 +19,7 @@ import aiohttp
 import click
 
 from keyman import migrations
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.dev.home import Home, without_own

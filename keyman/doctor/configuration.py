@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from keyman.config.settings import Settings, is_loopback
+from keyman.config.settings import Settings
 from keyman.doctor.findings import Finding, failed, ok, warning
+from keyman.loopback import is_loopback
 
 
 def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...] = ()) -> Iterator[Finding]:

@@ -9,7 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
 from keyman.audit import entries as trail
-from keyman.config.settings import Settings, VaultSettings
+from keyman.clock import now
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
 from keyman.doctor.findings import Finding, failed, ok, skipped, warning
 from keyman.doctor.vault import clock
 from keyman.errors import (
@@ -20,11 +22,12 @@ from keyman.errors import (
     VaultReason,
     VaultUnavailable,
 )
-from keyman.keys.deployment import Deployment
+from keyman.keys.deployment import SCHEMA_REVISION, Deployment
 from keyman.keys.rewrap import behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.migrations.rights import excess
-from keyman.storage.database import SCHEMA_REVISION, AnyRow, Database, now
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient

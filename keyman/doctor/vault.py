@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
-from keyman.config.settings import VaultSettings
+from keyman.clock import now
+from keyman.config.vault import VaultSettings
 from keyman.doctor.findings import Finding, failed, ok, skipped, warning
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason, VaultUnavailable
-from keyman.storage.database import now
 from keyman.vault import inspection, wrapping
 from keyman.vault.adapter import VaultFault
 from keyman.vault.guard import KEY_PROPERTIES

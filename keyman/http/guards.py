@@ -24,7 +24,7 @@ from keyman.identity.principals import SESSION_LIFETIME, Caller
 from keyman.identity.sessions import device_name
 from keyman.identity.tokens import Scope
 from keyman.secret import Secret
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 
 SESSION_COOKIE = "keyman_session"
 

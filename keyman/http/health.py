@@ -15,7 +15,7 @@ from keyman.http.guards import PUBLIC
 from keyman.http.openapi import may_answer
 from keyman.http.requests import Injected
 from keyman.keys.deployment import deployment
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics
 from keyman.vault.guard import Guard
 

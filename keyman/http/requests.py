@@ -17,7 +17,7 @@ from litestar.utils import normalize_path
 from keyman import errors
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.http.edge import exchange_of
-from keyman.storage.database import MAX_ID
+from keyman.ids import MAX_ID
 from keyman.telemetry import frames, log
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]

@@ -18,11 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action, Actor, Origin
+from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity.principals import LAST_USE_PRECISION, note_use
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
-from keyman.storage.database import AnyRow, Database, UtcTime, now
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow, UtcTime
 from keyman.values import ApplicationName
 
 

@@ -11,12 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action, Origin
+from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence
 from keyman.identity.principals import Caller
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
 from keyman.identity.users import id_by_email
-from keyman.storage.database import MAX_ID, AnyRow, Database, now
+from keyman.ids import MAX_ID
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 MAX_TOKENS = 200

@@ -14,11 +14,13 @@ from sqlalchemy import ColumnElement, Table, and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Actor, Origin
+from keyman.clock import now
 from keyman.errors import Forbidden, Unauthenticated
 from keyman.identity.tables import api_tokens, sessions, users
 from keyman.identity.tokens import ALL_SCOPES, Scope, Token, parse_scopes
 from keyman.secret import Secret
-from keyman.storage.database import AnyRow, Database, now
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 
 SESSION_LIFETIME = timedelta(days=14)
 """A session ends then whatever happens: a stolen cookie does not work for ever."""

@@ -10,10 +10,12 @@ from sqlalchemy import ColumnElement, delete, select
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action
+from keyman.clock import now
 from keyman.errors import NotFound
 from keyman.identity.principals import SESSION_IDLE, Caller
 from keyman.identity.tables import sessions
-from keyman.storage.database import MAX_ID, Database, now
+from keyman.ids import MAX_ID
+from keyman.storage.transactions import Database
 
 MAX_USER_AGENT = 512
 """Characters of a User-Agent that are looked at: a browser's has some 120, and looking takes time with the length."""

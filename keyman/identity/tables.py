@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String, Table, Text
 
-from keyman.storage.database import Id, UtcTime, metadata
+from keyman.storage.types import Id, UtcTime, metadata
 
 users = Table(
     "users",

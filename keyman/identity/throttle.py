@@ -16,9 +16,10 @@ from sqlalchemy import Update, case, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.clock import now
 from keyman.errors import RateLimited
 from keyman.identity.tables import throttle
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 
 WINDOW = timedelta(minutes=15)
 """How long failures are remembered from the first one on."""

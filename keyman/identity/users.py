@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action, Actor, Origin
+from keyman.clock import now
 from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
 from keyman.identity import principals as callers
 from keyman.identity import throttle
@@ -19,7 +20,8 @@ from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Caller
 from keyman.identity.tables import sessions, users
 from keyman.secret import Secret
-from keyman.storage.database import AnyRow, Database, now
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from keyman.values import EmailAddress, GivenPassword, NewPassword
 
 

@@ -27,7 +27,11 @@ from sqlalchemy.engine import Connection
 
 from keyman.errors import ConfigurationError
 from keyman.keys.tables import api_keys
-from keyman.storage.database import SCHEMA_REVISION, Database, UtcTime, metadata
+from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime, metadata
+
+SCHEMA_REVISION = "0004"
+"""The migration that this code was written for; a test holds it against the newest file in `migrations/`."""
 
 deployment = Table(
     "deployment",

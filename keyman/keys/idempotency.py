@@ -15,10 +15,11 @@ import msgspec
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.clock import now
 from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 
 LIFETIME = timedelta(hours=24)
 

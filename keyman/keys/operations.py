@@ -19,16 +19,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action
+from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
 from keyman.identity.principals import Caller
+from keyman.ids import MAX_ID
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
 from keyman.keys.sealing import Sealer
 from keyman.keys.tables import api_keys
 from keyman.storage import paging
-from keyman.storage.database import MAX_ID, AnyRow, Database, now
 from keyman.storage.paging import Page, Slice
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 
 
 class Created(NamedTuple):

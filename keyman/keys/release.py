@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action
+from keyman.clock import now
 from keyman.errors import DatabaseUnavailable, FieldError, InvalidRequest, NotFound, Undecryptable, VaultUnavailable
 from keyman.identity.applications import Application
 from keyman.identity.tables import users
@@ -27,7 +28,8 @@ from keyman.keys.schemas import Status, status_of
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import ServiceSlug
 from keyman.secret import Secret
-from keyman.storage.database import AnyRow, Database, UtcTime, now
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow, UtcTime
 from keyman.values import Purpose, RowNumber
 from keyman.vault.cipher import Context
 

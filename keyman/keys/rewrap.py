@@ -18,7 +18,8 @@ from keyman.audit import entries as trail
 from keyman.audit.entries import Action
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.keys.tables import api_keys
-from keyman.storage.database import AnyRow, Database
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation

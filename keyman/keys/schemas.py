@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from keyman.providers.catalogue import ServiceSlug
-from keyman.storage.database import AnyRow
+from keyman.storage.types import AnyRow
 from keyman.values import FutureTime, Label, ProviderKey
 
 

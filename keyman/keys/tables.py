@@ -16,7 +16,7 @@ from sqlalchemy import (
     Uuid,
 )
 
-from keyman.storage.database import Id, UtcTime, metadata
+from keyman.storage.types import Id, UtcTime, metadata
 
 api_keys = Table(
     "api_keys",

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from sqlalchemy import select
 
 from keyman.audit.entries import Action, audit_log
+from keyman.clock import now
 from keyman.identity.principals import Caller
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 
 OF_LATE = timedelta(days=30)
 """What counts when a key is about to be deleted: a job that runs once a month still shows."""

@@ -26,16 +26,10 @@ from keyman.identity import tables as accounts_tables
 from keyman.keys import tables as keys_tables
 from keyman.keys.deployment import deployment
 from keyman.migrations.rights import Planes, grant
-from keyman.storage.database import (
-    STATEMENT_TIMEOUT,
-    Database,
-    create_engine,
-    create_private_file,
-    is_outage,
-    kind,
-    metadata,
-    transactional,
-)
+from keyman.storage.engine import STATEMENT_TIMEOUT, create_engine, create_private_file, transactional
+from keyman.storage.faults import is_outage, kind
+from keyman.storage.transactions import Database
+from keyman.storage.types import metadata
 
 ADVISORY_LOCK = 0x6B65796D616E
 """PostgreSQL's lock for migrations ("keyman" in ASCII), so that two replicas that start at once do not both migrate."""

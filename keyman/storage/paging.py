@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 from sqlalchemy import ColumnElement, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.storage.database import AnyRow
+from keyman.storage.types import AnyRow
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 from hvac.adapters import Adapter
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import VAULT_DETAILS, VaultReason, raise_alone
 from keyman.telemetry import Metrics, current_request_id, log
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable, raise_alone
 from keyman.secret import Secret
 from keyman.telemetry import Metrics, frames, log

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import log
 from keyman.vault.adapter import VaultFault, taken

@@ -9,7 +9,7 @@ from typing import Any
 from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter, none_if_missing, taken
 from keyman.vault.login import VaultClient

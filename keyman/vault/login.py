@@ -22,7 +22,7 @@ from hvac.api.auth_methods.jwt import JWT
 from hvac.api.auth_methods.kubernetes import Kubernetes
 from hvac.api.auth_methods.token import Token
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import Metrics, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, taken

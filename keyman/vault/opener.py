@@ -13,7 +13,7 @@ import hmac
 
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import Undecryptable, VaultReason, VaultUnavailable, raise_alone
 from keyman.secret import Secret
 from keyman.telemetry import log

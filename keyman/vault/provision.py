@@ -19,7 +19,7 @@ from hvac.api.auth_methods.approle import AppRole
 from hvac.api.secrets_engines.transit import Transit
 from hvac.api.system_backend import Auth, Mount, Policies
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError
 from keyman.secret import Secret
 from keyman.vault.adapter import REQUEST_ID_HEADER, AsyncAdapter, VaultFault, none_if_missing, taken

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.vault.adapter import taken
 from keyman.vault.cipher import Batch, Sealed, batch_answer
 from keyman.vault.login import VaultClient

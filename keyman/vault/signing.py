@@ -6,7 +6,7 @@ import base64
 
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError
 from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing, taken
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from keyman.config.settings import WRAPPED_SECRET_ID, VaultSettings
+from keyman.config.vault import WRAPPED_SECRET_ID, VaultSettings
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
 from keyman.secret import Secret
 from keyman.telemetry import Metrics

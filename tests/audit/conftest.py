@@ -17,7 +17,8 @@ from keyman.audit.chain import digest
 from keyman.audit.entries import OPERATOR, Action, audit_chains, audit_log
 from keyman.audit.verification import Head, Verified
 from keyman.keys.deployment import Deployment
-from keyman.storage.database import AnyRow, Database
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 
 
 @dataclass

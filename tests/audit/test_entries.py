@@ -16,9 +16,11 @@ from sqlalchemy.exc import IntegrityError
 from keyman.audit import entries as trail
 from keyman.audit import listing
 from keyman.audit.entries import OPERATOR, Action, Actor, Origin, audit_log
+from keyman.clock import now
 from keyman.identity.tables import users
-from keyman.storage.database import MAX_ID, Database, now
+from keyman.ids import MAX_ID
 from keyman.storage.paging import Cursor, Slice
+from keyman.storage.transactions import Database
 
 pytestmark = pytest.mark.anyio
 

@@ -17,8 +17,9 @@ from sqlalchemy.engine import URL
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor, audit_log
 from keyman.audit.listing import CLOCKS_APART, ActionName, Filter
-from keyman.storage.database import Database, now
+from keyman.clock import now
 from keyman.storage.paging import Slice
+from keyman.storage.transactions import Database
 from tests.audit.test_entries import add
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,10 @@ from sqlalchemy.engine import URL
 from keyman.audit import entries as trail
 from keyman.audit import retention
 from keyman.audit.entries import NO_VALUE, OPERATOR, Action, audit_log
+from keyman.clock import now
 from keyman.keys.tables import api_keys
-from keyman.storage.database import AnyRow, Database, now
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from tests.audit.conftest import Trail
 from tests.storage.rows import add, add_owner
 

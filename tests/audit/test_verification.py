@@ -16,7 +16,7 @@ from keyman.audit import export, verification
 from keyman.audit.chain import digest, genesis, line
 from keyman.audit.entries import OPERATOR, Action, Actor, Origin, audit_chains, audit_log
 from keyman.audit.verification import Head
-from keyman.storage.database import now
+from keyman.clock import now
 from tests.audit.conftest import Trail
 from tests.storage.rows import add_owner
 

@@ -14,11 +14,11 @@ from sqlalchemy.engine import make_url
 
 from keyman.audit import entries as trail
 from keyman.audit.entries import Action
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from keyman.cli import cli
 from keyman.dev.home import Home
-from keyman.storage.database import SCHEMA_REVISION
+from keyman.keys.deployment import SCHEMA_REVISION
 from tests.cli.transcript import keyman
 from tests.support import live
 from tests.support.live import KEYMAN, PATIENCE, Finished, environment, free_port, without_privilege

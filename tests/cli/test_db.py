@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from keyman.storage.database import SCHEMA_REVISION
+from keyman.keys.deployment import SCHEMA_REVISION
 from tests.cli.transcript import keyman
 from tests.support.live import Finished, environment
 

@@ -18,11 +18,11 @@ from sqlalchemy import text, update
 from sqlalchemy.engine import URL
 
 from keyman import migrations
-from keyman.config.settings import VaultSettings
+from keyman.clock import now
+from keyman.config.vault import VaultSettings
 from keyman.dev.home import Home
 from keyman.keys.deployment import deployment
 from keyman.keys.tables import api_keys
-from keyman.storage.database import now
 from keyman.vault.provision import policy
 from tests.cli.conftest import execute, store
 from tests.cli.transcript import keyman

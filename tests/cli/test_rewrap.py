@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import delete, update
 from sqlalchemy.engine import make_url
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.keys.deployment import deployment
 from keyman.keys.tables import api_keys
 from tests.cli.conftest import execute, store

@@ -13,18 +13,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from keyman.config.settings import (
-    DRIVERS,
-    KUBERNETES_JWT_FILE,
-    LOG_LEVELS,
-    MAX_FILE_BYTES,
-    Settings,
-    VaultSettings,
-    is_loopback,
-    load,
-    load_database_url,
-)
+from keyman.config.database import DRIVERS, load_database_url
+from keyman.config.reader import MAX_FILE_BYTES
+from keyman.config.settings import LOG_LEVELS, Settings, load
+from keyman.config.vault import KUBERNETES_JWT_FILE, VaultSettings
 from keyman.errors import ConfigurationError
+from keyman.loopback import is_loopback
 from keyman.providers.catalogue import read_services
 from keyman.secret import Secret
 
@@ -86,7 +80,7 @@ def faults(environ: dict[str, str]) -> dict[str, str]:
     with pytest.raises(ConfigurationError) as raised:
         load(environ, read_services)
     lines = str(raised.value).splitlines()
-    assert lines[0] == "The settings are not right:"
+    assert lines[0] == "Invalid configuration:"
     named = [re.fullmatch(r"  (\w+) (.+)", line) for line in lines[1:]]
     said = {match[1]: match[2] for match in named if match}
     assert len(said) == len(lines) - 1, "a variable is named once"

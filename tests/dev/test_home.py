@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyman.config.settings import load_database_url
+from keyman.config.database import load_database_url
 from keyman.dev.home import Home, without_own, write_private
 from keyman.errors import ConfigurationError
 

@@ -19,10 +19,10 @@ from sqlalchemy.pool import NullPool
 
 from keyman import migrations
 from keyman.audit.entries import Action, audit_log
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys, idempotency
-from keyman.storage import database as db
+from keyman.storage import engine
 from tests.support.databases import copied
 from tests.support.live import Victim, victim_at
 from tests.support.needs import require
@@ -77,8 +77,8 @@ def postgresql(victim_postgres: PostgresServer, victim_template: str) -> Iterato
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits for a database, shortened: what happens at their end is what is tested."""
-    monkeypatch.setattr(db, "BUSY_TIMEOUT", 1.0)
-    monkeypatch.setattr(db, "STATEMENT_TIMEOUT", 1.5)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", 1.0)
+    monkeypatch.setattr(engine, "STATEMENT_TIMEOUT", 1.5)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from keyman.identity.tokens import Token
 from keyman.keys.deployment import Deployment
 from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes, excess
 from keyman.planes.management import housekeeping
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, NewPassword
 from keyman.vault.cipher import Context
 from tests.cli.transcript import keyman

@@ -18,7 +18,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
-from keyman.storage import database as db
+from keyman.storage import engine
 from tests.faults.conftest import checks, counts, plane_of, unavailable
 from tests.support.live import becomes, children, serve, sign_up, variables
 from tests.support.planes import Vault
@@ -121,7 +121,7 @@ async def test_a_token_is_good_for_reading_while_its_row_is_held(
 
 async def _reads_at_once(scripts: list[httpx.AsyncClient]) -> None:
     """One after the other and all together, in much less than it takes to wait for a lock even once."""
-    async with asyncio.timeout(db.BUSY_TIMEOUT / 2):
+    async with asyncio.timeout(engine.BUSY_TIMEOUT / 2):
         for script in scripts:
             assert (await script.get("/api/keys")).json() == []
         answers = await asyncio.gather(*(script.get("/api/keys") for script in scripts * 4))

@@ -33,7 +33,7 @@ from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import DEFAULT_SCOPES
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
 from tests.support.live import NO_TLS, PATIENCE, Root, Service, becomes, serve, stored_keys, variables
 from tests.support.planes import PASSWORD, Vault

@@ -16,7 +16,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from tests.faults.conftest import checks
 from tests.faults.test_vault import LOOKUP_ONLY, Fault, delete_key, frozen, killed, over_quota, sealed
 from tests.planes.management.api.harness import OPENAI_KEY, problem

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from tests.cli.transcript import keyman
 from tests.support.live import NO_TLS, Victim, serve, sign_up, stored_keys, until, variables, victim_at
 

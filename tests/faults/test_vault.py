@@ -13,7 +13,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from tests.faults.conftest import Counts, checks, counts, plane_of, unavailable
 from tests.support.live import PATIENCE, Victim, becomes, slow_road, stored_keys
 from tests.support.planes import PASSWORD, Plane

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
-from keyman.config.settings import Settings, VaultSettings
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
 from keyman.errors import NotFound, RateLimited
 from keyman.http import edge as keyman_edge
 from keyman.http.edge import (

@@ -12,12 +12,13 @@ from sqlalchemy import select
 from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Actor, audit_log
+from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity import applications
 from keyman.identity.applications import Application
 from keyman.identity.tables import application_tokens
 from keyman.identity.tokens import Token
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 from keyman.values import ApplicationName
 
 pytestmark = pytest.mark.anyio

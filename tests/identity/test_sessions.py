@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Actor, Origin
+from keyman.clock import now
 from keyman.errors import Forbidden, NotFound
 from keyman.identity import principals as callers
 from keyman.identity import sessions
@@ -18,7 +19,7 @@ from keyman.identity.sessions import device_name
 from keyman.identity.tables import sessions as table
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.identity.users import id_by_email
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 from keyman.values import EmailAddress
 from tests.support.planes import Plane
 

@@ -14,13 +14,13 @@ import pytest
 from sqlalchemy import insert
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev.embedded import EmbeddedVault
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.cipher import Context

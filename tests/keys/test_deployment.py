@@ -12,9 +12,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import IntegrityError
 
 from keyman.errors import ConfigurationError, DatabaseUnavailable
-from keyman.keys.deployment import Deployment, deployment
+from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.keys.tables import api_keys
-from keyman.storage.database import SCHEMA_REVISION, Database, create_private_file
+from keyman.storage.engine import create_private_file
+from keyman.storage.transactions import Database
 from tests.storage.exposure import stands_alone
 from tests.storage.rows import add, add_owner, row
 from tests.support.postgres import PostgresServer

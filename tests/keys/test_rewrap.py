@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.deployment import Deployment, deployment
 from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version

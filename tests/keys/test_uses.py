@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import insert
 
 from keyman.audit.entries import Action, Actor, Origin, audit_log
+from keyman.clock import now
 from keyman.identity.principals import Caller
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 from tests.audit.test_entries import add, db
 from tests.support.trail import entry
 

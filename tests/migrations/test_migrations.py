@@ -24,10 +24,11 @@ from keyman.audit import entries as trail
 from keyman.audit import verification
 from keyman.audit.entries import Action, Actor, Origin, audit_log
 from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError
-from keyman.keys.deployment import Deployment, deployment
+from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.migrations import ADVISORY_LOCK
-from keyman.storage import database as keyman_db
-from keyman.storage.database import SCHEMA_REVISION, Database, create_engine
+from keyman.storage import engine
+from keyman.storage.engine import create_engine, create_private_file
+from keyman.storage.transactions import Database
 from tests.storage.exposure import shown, stands_alone
 from tests.storage.rows import add, add_owner, count, row
 from tests.support.postgres import PostgresServer
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[AsyncConnection]:
     """A connection that commits, around keyman's own rules."""
-    keyman_db.create_private_file(url)
+    create_private_file(url)
     engine = create_engine(url, statement_timeout=None)
     try:
         async with engine.begin() as connection:
@@ -200,7 +201,7 @@ async def test_an_upgrade_may_wait_for_another_one_longer_than_a_statement_may_t
     name = f"waits_{uuid4().hex}"
     url = make_url(postgres.create_database(name))
     holder = create_engine(url, statement_timeout=None)
-    monkeypatch.setattr(keyman_db, "STATEMENT_TIMEOUT", 0.2)  # the driver's own limit is a second more
+    monkeypatch.setattr(engine, "STATEMENT_TIMEOUT", 0.2)  # the driver's own limit is a second more
     async with holder.connect() as connection:
         await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
         upgrade = asyncio.create_task(migrations.upgrade(url))
@@ -257,7 +258,7 @@ async def test_a_missing_database_is_said_without_its_credentials(postgres: Post
 
 async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.1)
     with closing(sqlite3.connect(tmp_path / "keyman.db", isolation_level=None)) as writer:
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("BEGIN IMMEDIATE")

@@ -9,8 +9,9 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from keyman.errors import ConfigurationError
+from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess
-from keyman.storage.database import SCHEMA_REVISION, Database
+from keyman.storage.transactions import Database
 from tests.cli.transcript import keyman
 from tests.support.live import environment
 from tests.support.postgres import PostgresServer

@@ -10,7 +10,8 @@ from sqlalchemy import ForeignKeyConstraint, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
-from keyman.storage.database import Database, now
+from keyman.clock import now
+from keyman.storage.transactions import Database
 
 _numbers = itertools.count(1)
 

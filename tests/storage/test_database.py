@@ -27,10 +27,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
+from keyman.clock import now
 from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.identity.tables import sessions, throttle, users
-from keyman.storage import database as keyman_db
-from keyman.storage.database import MAX_ID, POOL_SIZE, Database, kind, now
+from keyman.ids import MAX_ID
+from keyman.storage import engine, transactions
+from keyman.storage.engine import POOL_SIZE
+from keyman.storage.faults import kind
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from tests.storage.exposure import shown, stands_alone
 from tests.storage.rows import add, add_owner, count, foreign_keys, row, table
@@ -380,7 +384,7 @@ async def test_a_sqlite_file_and_what_lies_beside_it_is_its_owners_alone(tmp_pat
     before = os.umask(0)
     try:
         if first == "file":
-            keyman_db.create_private_file(url)
+            engine.create_private_file(url)
         await migrations.upgrade(url)
         db = Database(url)
         await write_one(db)
@@ -477,7 +481,7 @@ async def test_a_block_that_raises_leaves_nothing(db: Database, metrics: Metrics
 async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_free(
     db: Database, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", PATIENCE)
     acknowledged = set()
 
     def pair(number: int) -> bytes:
@@ -534,7 +538,7 @@ async def test_the_gauge_counts_what_is_taken(db: Database, metrics: Metrics) ->
 
 
 async def test_many_writers_at_once_are_all_served_on_sqlite(sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", PATIENCE)
     processes = [Database(sqlite), Database(sqlite)]  # each with a writer's turn of its own, as two processes have
 
     async def read_then_write(number: int) -> None:
@@ -728,7 +732,7 @@ async def test_a_connection_that_is_lost_in_a_block_stores_nothing(postgresql: U
 
 
 async def test_a_statement_that_takes_too_long_is_ended(postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyman_db, "STATEMENT_TIMEOUT", 0.2)
+    monkeypatch.setattr(engine, "STATEMENT_TIMEOUT", 0.2)
     db = Database(postgresql)
 
     async def dawdle(connection: AsyncConnection) -> None:
@@ -751,7 +755,7 @@ async def test_a_statement_that_takes_too_long_is_ended(postgresql: URL, monkeyp
 
 
 async def test_a_row_that_another_holds_too_long_is_given_up(postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.3)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.3)
     db = Database(postgresql)
     await add_owner(db)
 
@@ -769,7 +773,7 @@ async def test_a_row_that_another_holds_too_long_is_given_up(postgresql: URL, mo
 async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alone(
     sqlite: URL, monkeypatch: pytest.MonkeyPatch, log: StringIO
 ) -> None:
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.3)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.3)
     db = Database(sqlite)
     assert sqlite.database
     with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
@@ -785,18 +789,18 @@ async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alo
 async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_was(
     sqlite: URL, monkeypatch: pytest.MonkeyPatch, log: StringIO
 ) -> None:
-    monkeypatch.setattr(keyman_db, "NOTE_PAUSE", 0)
+    monkeypatch.setattr(transactions, "NOTE_PAUSE", 0)
     db = Database(sqlite)
     await add_owner(db)
     note = update(users).values(email="noted@example.com")
     assert sqlite.database
     with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        async with asyncio.timeout(keyman_db.BUSY_TIMEOUT / 2):
+        async with asyncio.timeout(engine.BUSY_TIMEOUT / 2):
             for _ in range(5):
                 await db.note(note)
         writer = asyncio.create_task(write_one(db))
-        await asyncio.sleep(5 * keyman_db.NOTE_PATIENCE)
+        await asyncio.sleep(5 * transactions.NOTE_PATIENCE)
         assert not writer.done()
         other.execute("ROLLBACK")
         await writer
@@ -837,7 +841,7 @@ async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None
 async def test_a_pool_that_is_used_up_is_unavailable_until_one_comes_back(
     database: URL, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.2)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.2)
     db = Database(database, metrics)
     async with AsyncExitStack() as stack:
         for _ in range(POOL_SIZE):
@@ -854,7 +858,7 @@ async def test_a_pool_that_is_used_up_is_unavailable_until_one_comes_back(
 async def test_a_writer_that_holds_its_turn_too_long_lets_others_give_up(
     sqlite: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyman_db, "BUSY_TIMEOUT", 0.2)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.2)
     db = Database(sqlite)
     async with db.write():
         for _ in range(3):

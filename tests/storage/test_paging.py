@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keyman.storage.database import MAX_ID
+from keyman.ids import MAX_ID
 from keyman.storage.paging import DEFAULT_LIMIT, MAX_LIMIT, UNSAID, Cursor, Limit
 
 

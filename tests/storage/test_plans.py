@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from bench import plans
 from bench.plans import Captured
 from keyman import migrations
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio

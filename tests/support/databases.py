@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from keyman.storage.database import create_private_file
+from keyman.storage.engine import create_private_file
 
 
 def sqlite_at(file: Path) -> URL:

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import Settings, VaultSettings
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
 from keyman.dev.embedded import EmbeddedVault
 from keyman.http.edge import Edge, Message
 from keyman.identity.passwords import Passwords

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from keyman.audit.entries import Action, Actor
-from keyman.storage.database import now
+from keyman.clock import now
 
 _CHAIN = 9_000
 """Far from those that a migration makes."""

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from hvac.api.secrets_engines.transit import Transit
 from prometheus_client import generate_latest
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.errors import VaultReason, VaultUnavailable

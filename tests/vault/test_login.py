@@ -16,7 +16,7 @@ import pytest
 from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hvac.api.auth_methods.token import Token
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing

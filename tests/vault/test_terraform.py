@@ -15,7 +15,7 @@ import hcl2
 import pytest
 from hcl2.utils import SerializationOptions
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.vault.guard import KEY_PROPERTIES
 from keyman.vault.provision import POLICIES, ROLE_SETTINGS, ROLES, ROTATOR_SETTINGS, policy
 from tests.support.needs import require

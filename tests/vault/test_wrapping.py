@@ -6,7 +6,7 @@ from secrets import token_hex
 
 import pytest
 
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics

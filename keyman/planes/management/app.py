@@ -36,7 +36,7 @@ from keyman.planes.management.document import openapi_document
 from keyman.planes.management.web.pages import Pages
 from keyman.processes import PARENT, die_with_parent
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard

@@ -7,12 +7,13 @@ import random
 
 from sqlalchemy import delete, or_, select
 
+from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
 from keyman.identity.principals import SESSION_IDLE
 from keyman.identity.tables import sessions, throttle
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 from keyman.telemetry import frames, log
 
 BATCH = 1000

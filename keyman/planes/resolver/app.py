@@ -29,7 +29,7 @@ from keyman.identity.applications import Application
 from keyman.keys.deployment import Deployment
 from keyman.planes.resolver.routes import authenticate, explain_problem, resolve
 from keyman.processes import PARENT, die_with_parent
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.login import VaultClient
 from keyman.vault.opener import TransitOpener

@@ -23,7 +23,7 @@ from keyman.identity import applications
 from keyman.identity.applications import Application
 from keyman.keys import release as operations
 from keyman.keys.release import Opener, Request, Resolved
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 
 
 async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

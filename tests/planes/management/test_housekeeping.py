@@ -19,7 +19,7 @@ from keyman.identity.tables import sessions, throttle
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
 from keyman.planes.management import housekeeping
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from tests.storage.rows import add, add_owner, count, row, table
 
 pytestmark = pytest.mark.anyio

@@ -14,12 +14,14 @@ from sqlalchemy import select, update
 from sqlalchemy.engine import URL
 
 from keyman.audit.entries import audit_log
-from keyman.config.settings import Settings, VaultSettings
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
 from keyman.identity import applications
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys
 from keyman.planes.resolver.app import create_resolver
-from keyman.storage.database import AnyRow, Database
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Json, api_plane_at, store
 from tests.support.planes import lifespan

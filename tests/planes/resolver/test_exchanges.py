@@ -22,7 +22,7 @@ from keyman.errors import Undecryptable
 from keyman.identity import applications
 from keyman.keys import release as operations
 from keyman.keys.tables import api_keys
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from keyman.vault.cipher import Context
 from tests.planes.management.api.harness import problem, state_of
 from tests.planes.resolver.pair import App, Owner, Pair

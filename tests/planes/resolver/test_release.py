@@ -9,9 +9,10 @@ import pytest
 import time_machine
 from sqlalchemy import update
 
+from keyman.clock import now
 from keyman.identity import users
 from keyman.identity.tables import users as users_table
-from keyman.storage.database import MAX_ID, now
+from keyman.ids import MAX_ID
 from keyman.values import EmailAddress
 from tests.planes.management.api.harness import OPENAI_KEY, TIMESTAMP, email_of, problem, same_but_for_the_request_id
 from tests.planes.resolver.pair import SHOWN, Pair

@@ -13,9 +13,10 @@ import time_machine
 from structlog.testing import capture_logs
 
 from keyman.audit.entries import audit_log
+from keyman.clock import now
 from keyman.identity import applications
 from keyman.identity.tokens import Token
-from keyman.storage.database import MAX_ID, now
+from keyman.ids import MAX_ID
 from keyman.values import ApplicationName
 from tests.planes.management.api.bodies import CANARY
 from tests.planes.management.api.harness import OPENAI_KEY, STATUSES, problem

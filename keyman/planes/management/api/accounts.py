@@ -19,7 +19,7 @@ from keyman.identity.personal_tokens import CreatedToken, NewToken, TokenInfo
 from keyman.identity.principals import Caller
 from keyman.identity.tokens import Scope
 from keyman.identity.users import Account, ChangePassword, LogIn, SignedIn, SignUp
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 
 
 class AuthController(Controller):

@@ -15,8 +15,8 @@ from keyman.http.openapi import CALLER_PROBLEMS, LINK, SECURITY, linked, may_ans
 from keyman.http.requests import Injected
 from keyman.identity.principals import Caller
 from keyman.identity.tokens import Scope
-from keyman.storage.database import Database
 from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
+from keyman.storage.transactions import Database
 from keyman.values import Instant
 
 

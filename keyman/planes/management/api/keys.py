@@ -30,8 +30,8 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
-from keyman.storage.database import Database
 from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
+from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
 IfMatchHeader = Annotated[

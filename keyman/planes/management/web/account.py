@@ -17,7 +17,7 @@ from keyman.identity.principals import Caller
 from keyman.identity.users import ChangePassword
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.pages import Visit, see_other
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 
 ACCOUNT = "/settings/account"
 

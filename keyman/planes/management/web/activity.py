@@ -11,6 +11,7 @@ from litestar import Response, get
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor
 from keyman.audit.listing import Filter
+from keyman.clock import now
 from keyman.errors import VAULT_DETAILS
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
@@ -19,8 +20,8 @@ from keyman.identity.tokens import Scope
 from keyman.keys.schemas import Status
 from keyman.planes.management.web.pages import Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.database import Database, now
 from keyman.storage.paging import Cursor, Slice
+from keyman.storage.transactions import Database
 
 ACTIVITY = "/settings/activity"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from litestar import Response, get, post
 from litestar.params import FromPath
 
+from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest, PreconditionFailed, Problem
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
@@ -18,7 +19,7 @@ from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.keys import View, own_key, view_behind
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 
 NAMED_USES = 10
 """How many applications the question before a deletion names; of more it says how many, so that it can be read."""

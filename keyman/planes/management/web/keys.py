@@ -14,6 +14,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath
 
 from keyman import values
+from keyman.clock import now
 from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
@@ -27,8 +28,8 @@ from keyman.keys.sealing import Sealer
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue, ServiceSlug
-from keyman.storage.database import Database, now
 from keyman.storage.paging import Cursor, Slice
+from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
 FILTER_FROM = 10

@@ -21,8 +21,8 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import format_decimal
 
+from keyman.clock import now
 from keyman.errors import Sentence
-from keyman.storage.database import now
 
 LOCALES = Path(__file__).parent / "locales"
 

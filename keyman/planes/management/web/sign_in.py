@@ -18,7 +18,7 @@ from keyman.identity.principals import Caller
 from keyman.identity.users import LogIn, SignUp
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, is_partial, own_page, see_other
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 
 SIGNED_IN = "keyman:signed-in"
 """The event that tells the page under a sign-in form that it can go on; `account` is whose session it is."""

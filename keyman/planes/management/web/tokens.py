@@ -8,6 +8,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath
 
 from keyman import values
+from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.errors import NotFound, Problem
 from keyman.http.guards import needs
@@ -18,7 +19,7 @@ from keyman.identity.principals import Caller
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import Visit, see_other
-from keyman.storage.database import Database, now
+from keyman.storage.transactions import Database
 
 TOKENS = "/settings/access-tokens"
 

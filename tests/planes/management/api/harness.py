@@ -24,10 +24,11 @@ from sqlalchemy import Table, event, func, select
 from sqlalchemy.engine import URL
 
 from keyman import migrations
-from keyman.config.settings import VaultSettings
+from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.web.static import KEEP
-from keyman.storage.database import AnyRow, Database
+from keyman.storage.transactions import Database
+from keyman.storage.types import AnyRow
 from tests.support.planes import ORIGIN, PASSWORD, Plane, plane_at
 
 Json = dict[str, Any]

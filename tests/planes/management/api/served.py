@@ -21,7 +21,8 @@ from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 from sqlalchemy.engine import URL
 
-from keyman.config.settings import VaultSettings, load
+from keyman.config.settings import load
+from keyman.config.vault import VaultSettings
 from keyman.http.edge import Edge
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.app import create_app

@@ -25,7 +25,7 @@ from keyman import migrations
 from keyman.identity import principals as callers
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import ALL_SCOPES, Token, scopes_text
-from keyman.storage.database import Database
+from keyman.storage.transactions import Database
 from tests.planes.management.api.served import served
 from tests.support.live import NO_TLS, PATIENCE
 from tests.support.planes import PASSWORD, Vault

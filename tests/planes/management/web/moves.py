@@ -13,10 +13,10 @@ from playwright.sync_api import Locator, Page, Route
 from sqlalchemy import create_engine, func, insert, select
 
 from keyman.audit.entries import Action, audit_log
+from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.database import now
 from tests.planes.management.web.conftest import Person
 from tests.support.planes import PASSWORD
 from tests.support.trail import entry

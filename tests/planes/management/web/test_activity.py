@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import insert
 
 from keyman.audit.entries import Action, Actor, audit_log
+from keyman.clock import now
 from keyman.keys import release as resolver
 from keyman.keys.schemas import Status
 from keyman.planes.management.web.activity import (
@@ -25,7 +26,6 @@ from keyman.planes.management.web.activity import (
     REASONS,
     View,
 )
-from keyman.storage.database import now
 from tests.planes.management.api.harness import ApiPlane, store
 from tests.support.trail import entry
 

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import insert, update
 
 from keyman.audit.entries import Action, audit_log
+from keyman.clock import now
 from keyman.keys.tables import api_keys
 from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.pages import HOME
-from keyman.storage.database import now
 from tests.planes.management.api.harness import ApiPlane, store
 from tests.planes.management.web.test_activity import id_of, person
 from tests.support.trail import entry

@@ -32,6 +32,7 @@ from sqlalchemy import insert, select, update
 
 import keyman
 from keyman.audit.entries import Action, audit_log
+from keyman.clock import now
 from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
 from keyman.http.problems import KINDS
 from keyman.identity.throttle import TOO_MANY_SIGNUPS
@@ -42,7 +43,6 @@ from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, La
 from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.tokens import MEANINGS
 from keyman.providers.catalogue import SHIPPED
-from keyman.storage.database import now
 from keyman.storage.paging import Cursor
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
 from tests.support.planes import PASSWORD

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from playwright.sync_api import expect
 
-from keyman.storage.database import now
+from keyman.clock import now
 from tests.planes.management.web.conftest import Arrive, Stack
 from tests.planes.management.web.moves import KEYS, OPENAI_KEY, join, labels, plant, press, rows, save, texts
 

@@ -16,9 +16,9 @@ import pytest
 from playwright.sync_api import CDPSession, Page, expect
 
 from keyman.audit.entries import Action
+from keyman.clock import now
 from keyman.errors import VaultReason
 from keyman.keys.schemas import Status
-from keyman.storage.database import now
 from tests.planes.management.web.conftest import DESKTOP, PHONE, Arrive, Person, Stack
 from tests.planes.management.web.moves import (
     ACCOUNT,

@@ -1,0 +1,129 @@
+"""Reads variables one by one and collects what is wrong with each.
+
+A parser takes the text of a variable and returns its value, or raises ValueError with the end of a sentence that begins
+with the variable's name, such as "must be between 0.1 and 60 seconds". No message repeats a value: a mistyped secret is
+still a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from keyman.errors import ConfigurationError
+from keyman.secret import Secret
+
+T = TypeVar("T")
+
+MAX_FILE_BYTES = 64 * 1024
+"""A file named by a `…_FILE` variable holds one secret; a larger one is a mistake, such as a device or a log."""
+
+
+class Reader:
+    """The variables of one start. `finish` raises one error that names every variable at fault."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._faults: list[str] = []
+
+    def has(self, name: str) -> bool:
+        """Return True when the variable is set. An empty one counts as not set, as in compose files and shells."""
+        return bool(self._environ.get(name))
+
+    def has_secret(self, name: str) -> bool:
+        """Return True when the variable or its `…_FILE` is set."""
+        return self.has(name) or self.has(f"{name}_FILE")
+
+    def exclude(self, name: str, *, by: str) -> None:
+        """Record a fault when `name` is set as well as `by`, which replaces it."""
+        if self.has_secret(name):
+            self._faults.append(f"{name} and {by} are both set; keep one")
+
+    def required(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
+        """Return the parsed value; None, and a fault, when the variable is not set or is invalid."""
+        if not (self.has_secret(name) if secret else self.has(name)):
+            self._faults.append(f"{name} is not set" + (f" (nor {name}_FILE)" if secret else ""))
+            return None
+        return self.optional(name, parse, secret=secret)
+
+    def optional(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
+        """Return the parsed value; None when the variable is not set, and None with a fault when it is invalid."""
+        try:
+            text = self._text(name, secret=secret)
+            return None if text is None else parse(text)
+        except ValueError as fault:
+            self._faults.append(f"{name} {fault}")
+            return None
+
+    def finish(self) -> None:
+        """Raise ConfigurationError when any variable was at fault."""
+        if self._faults:
+            lines = "".join(f"\n  {fault}" for fault in self._faults)
+            raise ConfigurationError(f"Invalid configuration:{lines}")
+
+    def _text(self, name: str, *, secret: bool) -> str | None:
+        if not (secret and self.has(f"{name}_FILE")):
+            return self._environ.get(name) or None
+        if self.has(name):
+            raise ValueError(f"and {name}_FILE are both set; keep one")
+        try:
+            with Path(self._environ[f"{name}_FILE"]).open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                raise ValueError("_FILE names a file that is too large to be one secret")
+            text = content.decode().strip()
+        except (OSError, UnicodeDecodeError):
+            # `from None`: the error's own text would repeat the path, or bytes of the file.
+            raise ValueError("_FILE names a file that cannot be read as text") from None
+        if not text:
+            raise ValueError("_FILE names an empty file")
+        return text
+
+
+def text(raw: str) -> str:
+    """Take the text as it is."""
+    return raw
+
+
+def secret(raw: str) -> Secret:
+    """Take the text without the white space around it, as a Secret."""
+    return Secret(raw.strip())
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a parser that takes one of these words in any case."""
+
+    def parse(raw: str) -> str:
+        if raw.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return raw.lower()
+
+    return parse
+
+
+def number(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """Return a parser of a number from `low` to `high`; `unit` is for the message, such as "seconds"."""
+
+    def parse(raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            raise ValueError(f"must be a number of {unit}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low:g} and {high:.0f} {unit}")
+        return value
+
+    return parse
+
+
+def existing_file(raw: str) -> Path:
+    """Return the path of a file that is there."""
+    path = Path(raw)
+    try:
+        is_file = path.is_file()
+    except OSError:  # the name is too long, or a directory on the way may not be entered
+        raise ValueError("names a file that cannot be reached") from None
+    if not is_file:
+        raise ValueError("names a file that does not exist")
+    return path

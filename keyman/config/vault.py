@@ -1,0 +1,128 @@
+"""The group `KEYMAN_VAULT_…`: where Vault is, how to log in to it, and which Transit key to use."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from keyman.config import reader as parsers
+from keyman.config.network import address
+from keyman.config.reader import Reader
+from keyman.secret import Secret
+
+VaultAuth = Literal["approle", "kubernetes", "jwt", "token", "agent"]
+
+SECRET_ID = "KEYMAN_VAULT_SECRET_ID"  # noqa: S105  # a variable's name
+WRAPPED_SECRET_ID = "KEYMAN_VAULT_WRAPPED_SECRET_ID"  # noqa: S105  # likewise
+"""A start exchanges the second for the first, which its workers use."""
+
+KUBERNETES_JWT_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+"""Where Kubernetes puts a pod's own service account token."""
+
+
+@dataclass(frozen=True)
+class VaultSettings:
+    """How to reach Vault and log in to it. `timeout` is in seconds, for one whole operation with its retries.
+
+    An AppRole has a secret ID or a wrapped one, which `vault.wrapping.unwrap` exchanges once for a secret ID.
+    """
+
+    address: str
+    auth: VaultAuth = "approle"
+    namespace: str | None = None
+    ca_certificate: Path | None = None
+    role_id: str | None = None
+    secret_id: Secret | None = None
+    wrapped_secret_id: Secret | None = None
+    role: str | None = None
+    jwt_file: Path | None = None
+    token: Secret | None = None
+    mount: str = "transit"
+    key: str = "keyman"
+    timeout: float = 5.0
+
+
+def load_vault(environ: Mapping[str, str], auth: VaultAuth | None = None) -> VaultSettings:
+    """Read only Vault's variables, for an operator's commands. `auth` overrides `KEYMAN_VAULT_AUTH`.
+
+    Raises ConfigurationError.
+    """
+    reader = Reader(environ)
+    vault = read_vault(reader, auth)
+    reader.finish()
+    assert vault is not None
+    return vault
+
+
+def read_vault(reader: Reader, auth: VaultAuth | None = None) -> VaultSettings | None:
+    """Read Vault's variables; None when its address is at fault."""
+    fallback = "VAULT_ADDR" if reader.has("VAULT_ADDR") and not reader.has("KEYMAN_VAULT_ADDR") else None
+    where = reader.required(fallback or "KEYMAN_VAULT_ADDR", address)
+    method = auth or _method(reader.optional("KEYMAN_VAULT_AUTH", parsers.one_of(*get_args(VaultAuth))))
+    read: dict[str, object] = {
+        "auth": method,
+        "namespace": reader.optional("KEYMAN_VAULT_NAMESPACE", _path),
+        "ca_certificate": reader.optional("KEYMAN_VAULT_CACERT", _certificate_file),
+        "mount": reader.optional("KEYMAN_VAULT_MOUNT", _path),
+        "key": reader.optional("KEYMAN_VAULT_KEY", _path),
+        "timeout": reader.optional("KEYMAN_VAULT_TIMEOUT", parsers.number(0.1, 60, "seconds")),
+        **_credentials(reader, method),
+    }
+    if where is None:
+        return None
+    # What is not set keeps the default of VaultSettings.
+    given = {name: value for name, value in read.items() if value is not None}
+    return VaultSettings(where, **given)  # type: ignore[arg-type]  # each value was parsed for its field
+
+
+def _method(name: str | None) -> VaultAuth:
+    known: dict[str | None, VaultAuth] = {method: method for method in get_args(VaultAuth)}
+    return known.get(name, VaultSettings.auth)
+
+
+def _credentials(reader: Reader, method: VaultAuth) -> dict[str, object]:
+    """Read what this way of logging in needs."""
+    if method == "approle":
+        return {
+            "role_id": reader.required("KEYMAN_VAULT_ROLE_ID", parsers.text, secret=True),
+            **_secret_id(reader),
+        }
+    if method == "token":
+        return {"token": reader.required("KEYMAN_VAULT_TOKEN", parsers.secret, secret=True)}
+    if method in ("kubernetes", "jwt"):
+        role = reader.required("KEYMAN_VAULT_ROLE", _path)
+        if method == "kubernetes" and not reader.has("KEYMAN_VAULT_JWT_FILE"):
+            return {"role": role, "jwt_file": KUBERNETES_JWT_FILE}
+        return {"role": role, "jwt_file": reader.required("KEYMAN_VAULT_JWT_FILE", parsers.existing_file)}
+    return {}
+
+
+def _secret_id(reader: Reader) -> dict[str, object]:
+    if not reader.has_secret(WRAPPED_SECRET_ID):
+        return {"secret_id": reader.required(SECRET_ID, parsers.secret, secret=True)}
+    reader.exclude(SECRET_ID, by=WRAPPED_SECRET_ID)
+    return {
+        "wrapped_secret_id": reader.required(WRAPPED_SECRET_ID, parsers.secret, secret=True),
+        "role": reader.optional("KEYMAN_VAULT_ROLE", _path),
+    }
+
+
+def _path(raw: str) -> str:
+    # hvac puts these into URLs as they are, `..` included.
+    parts = raw.strip("/").split("/")
+    if not all(part and part.strip(".") and all(c.isalnum() or c in "-_." for c in part) for part in parts):
+        raise ValueError("may hold only letters, digits, '-', '_', '.' and '/'")
+    return "/".join(parts)
+
+
+def _certificate_file(raw: str) -> Path:
+    path = parsers.existing_file(raw)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except OSError:  # OpenSSL's own errors are of this class
+        raise ValueError("names a file that cannot be read as certificates in PEM") from None
+    return path

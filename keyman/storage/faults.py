@@ -1,0 +1,66 @@
+"""What a driver raises, and whether it is an outage or a mistake."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from keyman.telemetry import log
+
+INSUFFICIENT_PRIVILEGE = "(42501)"
+"""PostgreSQL's SQLSTATE, as `kind` shows it, of a statement that its user may not execute."""
+
+FAULTS = (
+    SQLAlchemyError,
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+    # sqlite3 raises these two as they are, the first one with the value in it.
+    UnicodeError,
+    OverflowError,
+)
+
+
+def is_outage(fault: BaseException) -> bool:
+    """True when the database is away, busy, full or read-only, and the same statement may succeed later."""
+    if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
+        return True
+    if isinstance(fault, DBAPIError):
+        if fault.connection_invalidated:
+            return True
+        origin = getattr(fault.orig, "driver_exception", None) or fault.orig or fault
+        return is_outage(origin.__cause__ or origin) if origin is not fault else False
+    if isinstance(fault, asyncpg.PostgresError):
+        # Classes of SQLSTATE: connection, resources, operator intervention, system error; lock timeout; read-only;
+        # the last two of the list: database or role that is not there (yet).
+        state = str(getattr(fault, "sqlstate", "") or "")
+        return state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state == "55P03"
+    if isinstance(fault, sqlite3.OperationalError):
+        code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
+        return code in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_LOCKED,
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_READONLY,
+        )
+    return isinstance(fault, sqlite3.DatabaseError) and not isinstance(fault, sqlite3.ProgrammingError)
+
+
+def kind(fault: BaseException) -> str:
+    """A fault by its class and code: enough to look it up, and nothing of the statement."""
+    origin = getattr(fault, "orig", None) or fault
+    # Of a bound that ran out the cause is only how asyncio ends what waits.
+    cause = origin if isinstance(origin, TimeoutError) else origin.__cause__ or origin
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
+    return f"{type(cause).__name__}{f' ({code})' if code else ''}"
+
+
+def report(fault: BaseException) -> None:
+    log.warning("database unavailable", fault=kind(fault))

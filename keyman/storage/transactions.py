@@ -1,0 +1,158 @@
+"""Transactions that fail closed.
+
+`Database.write()` and `Database.read()` are the only ways in. Both turn a fault of the driver into
+DatabaseUnavailable without chaining it: a driver's message can hold the parameters of the statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import monotonic
+
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import UpdateBase
+
+from keyman.errors import DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
+from keyman.storage import engine
+from keyman.storage.faults import FAULTS, INSUFFICIENT_PRIVILEGE, is_outage, kind, report
+from keyman.telemetry import Metrics, log
+
+NOTE_PATIENCE = 0.05
+"""Seconds that a note waits for a lock before it is left out: no reader would notice them."""
+
+NOTE_PAUSE = 1.0
+"""Seconds without another note after one that was left out: of many requests one waits, not each."""
+
+
+class Database:
+    """One engine. `metrics`, where given, counts the connections in use; `read_only` is for who only looks."""
+
+    def __init__(self, url: URL, metrics: Metrics | None = None, *, read_only: bool = False) -> None:
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._file = Path(url.database) if self.is_sqlite and url.database else None
+        self._identity: tuple[int, int] | None = None
+        self._used = (metrics or Metrics()).database_connections
+        self._engine = engine.create_engine(
+            url,
+            statement_timeout=engine.STATEMENT_TIMEOUT,
+            read_only=read_only,
+            pool_size=engine.POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=engine.BUSY_TIMEOUT,
+        )
+        # A SELECT needs no BEGIN and COMMIT around it: two round trips less, and on SQLite no lock.
+        self._reader = self._engine.execution_options(keyman_reads=True)
+        self._engine = engine.transactional(self._engine)
+        # SQLite has one writer at a time. Waiting here is first come, first served; inside SQLite it is a lottery.
+        self._writer = asyncio.Lock() if self.is_sqlite else None
+        self._next_note = 0.0  # by the monotonic clock
+
+    @property
+    def exists(self) -> bool:
+        """False for a SQLite database whose file is not there; a server is asked by connecting."""
+        return self._file is None or self._file.exists()
+
+    @asynccontextmanager
+    async def write(self, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """One transaction, committed when the block ends and rolled back when it raises.
+
+        `patience` is how many seconds it waits for others' locks, instead of BUSY_TIMEOUT. Raises
+        DatabaseUnavailable. An IntegrityError of the block passes: the caller knows what it means.
+        """
+        async with _faults_translated(is_expected=patience is not None), self._turn(patience):
+            self._check_file()
+            async with self._engine.connect() as connection:
+                with self._used.track_inprogress():
+                    await connection.execution_options(keyman_patience=patience)
+                    transaction = await connection.begin()
+                    try:
+                        if patience is not None and not self.is_sqlite:
+                            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
+                        yield connection
+                    except BaseException:
+                        await transaction.rollback()
+                        raise
+                    try:
+                        await transaction.commit()
+                    except (DBAPIError, OSError, TimeoutError) as fault:
+                        report(fault)
+                        # It may still hold the transaction, and on SQLite the lock.
+                        with contextlib.suppress(SQLAlchemyError, sqlite3.Error, OSError):
+                            await connection.invalidate()
+                        raise_alone(
+                            DatabaseUnavailable(
+                                "The database was lost while it was confirming the change, which may or may not be "
+                                "stored: look before you send it again."
+                            )
+                        )
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for SELECTs, each its own snapshot. Raises DatabaseUnavailable."""
+        async with _faults_translated():
+            self._check_file()
+            async with self._reader.connect() as connection:
+                with self._used.track_inprogress():
+                    yield connection
+
+    async def note(self, statement: UpdateBase) -> None:
+        """Execute a statement that may be left out, in a transaction of its own: one that cannot be had at once is."""
+        if monotonic() < self._next_note:
+            return
+        try:
+            # The patience ends waiting for a lock; the bound around it everything else, such as a connection.
+            async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(patience=NOTE_PATIENCE) as connection:
+                await connection.execute(statement)
+        except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
+            log.info("note left out", fault=getattr(fault, "kind", type(fault).__name__))
+            self._next_note = monotonic() + NOTE_PAUSE
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _turn(self, patience: float | None) -> AsyncIterator[None]:
+        if self._writer is None:
+            yield
+            return
+        async with asyncio.timeout(engine.BUSY_TIMEOUT if patience is None else patience):
+            await self._writer.acquire()
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _check_file(self) -> None:
+        """An open SQLite connection goes on writing to a file that was removed or replaced, where nobody will find
+        it. Raises OSError then; putting the file back mends it.
+        """
+        if self._file is None:
+            return
+        found = self._file.stat()
+        identity = (found.st_dev, found.st_ino)
+        self._identity = self._identity or identity
+        if identity != self._identity:
+            raise OSError("the database file was replaced")
+
+
+@asynccontextmanager
+async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except FAULTS as fault:
+        if not is_outage(fault):
+            # A statement that the database does not accept is our mistake; say so without its parameters.
+            refusal = MissingRight if INSUFFICIENT_PRIVILEGE in kind(fault) else RefusedStatement
+            raise_alone(refusal(f"the database refused a statement: {kind(fault)}"))
+        if not is_expected:  # of who does not wait, one that was busy is no news
+            report(fault)
+        raise_alone(DatabaseUnavailable(kind=kind(fault)))
