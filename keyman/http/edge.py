@@ -223,6 +223,8 @@ def _in_time(receive: Receive) -> Receive:
                 message = await receive()
         except TimeoutError:
             raise InvalidRequest.at(FieldError("", "The body did not arrive in time.")) from None
+        if message["type"] == "http.disconnect":  # before its length, or in the middle of a chunk
+            raise InvalidRequest.at(FieldError("", "The body ended before it was complete."))
         is_whole = not message.get("more_body", False)
         return message
 

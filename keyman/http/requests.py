@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 from litestar import Request, Response, Router
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.exceptions import HTTPException, InternalServerException, ValidationException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.params import SkipValidation
 from litestar.types import ExceptionHandlersMap
 from litestar.utils import normalize_path
@@ -111,9 +111,6 @@ def _translated(fault: HTTPException) -> Problem:
     """Litestar's own exceptions, without its messages: they can repeat what was sent."""
     if isinstance(fault, ValidationException):
         return InvalidRequest.at(*_field_errors(fault))
-    if isinstance(fault, InternalServerException) and "disconnected" in str(fault.detail):
-        # Litestar's word for a body that ends before its length, or in the middle of a chunk.
-        return InvalidRequest.at(FieldError("", "The body ended before it was complete."))
     known = {
         400: InvalidRequest("The request is not well-formed."),
         404: errors.NotFound("There is nothing at this address."),

@@ -27,7 +27,7 @@ from keyman.keys import tables as keys_tables
 from keyman.keys.deployment import deployment
 from keyman.migrations.rights import Planes, grant
 from keyman.storage.engine import STATEMENT_TIMEOUT, create_engine, create_private_file, transactional
-from keyman.storage.faults import is_outage, kind
+from keyman.storage.faults import DriverFault, is_outage, kind
 from keyman.storage.transactions import Database
 from keyman.storage.types import metadata
 
@@ -96,7 +96,7 @@ def _faults_said(what: str) -> Iterator[None]:
                 "Restore a backup."
             )
         )
-    except (SQLAlchemyError, OSError, TimeoutError) as fault:
+    except (SQLAlchemyError, DriverFault, OSError, TimeoutError) as fault:
         away = "It cannot be reached, or is busy." if is_outage(fault) else "It refused a statement."
         raise_alone(DatabaseUnavailable(f"The database {what}. {away} ({kind(fault)})"))
 

@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 from keyman.errors import ConfigurationError, raise_alone
+from keyman.storage.faults import wrap_bare_faults
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a write waits for another one on SQLite, or for a pooled connection, before it gives up: as long as a
@@ -58,6 +59,7 @@ def create_engine(
         prepare = _leave_sqlite if read_only else partial(_prepare_sqlite, patience)
         event.listen(engine.sync_engine, "connect", prepare)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
         return engine.execution_options(keyman_reads=True) if read_only else engine
     arguments = {
         "timeout": BUSY_TIMEOUT,
@@ -72,9 +74,11 @@ def create_engine(
         },
     }
     # In autocommit the ping before each use is one round trip instead of three; `write` asks for a transaction.
-    return create_async_engine(
+    engine = create_async_engine(
         url, hide_parameters=True, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options
     )
+    event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
+    return engine
 
 
 def transactional(engine: AsyncEngine) -> AsyncEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import asyncpg
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -13,21 +14,38 @@ from keyman.telemetry import log
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE, as `kind` shows it, of a statement that its user may not execute."""
 
-FAULTS = (
-    SQLAlchemyError,
-    sqlite3.Error,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    OSError,
-    TimeoutError,
-    # sqlite3 raises these two as they are, the first one with the value in it.
-    UnicodeError,
-    OverflowError,
-)
+
+class DriverFault(Exception):
+    """An OSError, TimeoutError, UnicodeError or OverflowError that a driver raised while it executed a statement.
+
+    Drivers raise these as they are. Wrapped, they cannot be taken for the same exceptions of code that runs inside a
+    transaction and has nothing to do with the database. `orig` is what was raised; the text repeats nothing of it,
+    because sqlite3 puts values into its own.
+    """
+
+    def __init__(self, orig: BaseException) -> None:
+        super().__init__(type(orig).__name__)
+        self.orig = orig
+
+
+_BARE = (OSError, TimeoutError, UnicodeError, OverflowError)
+
+DRIVER_FAULTS = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, DriverFault)
+"""What comes only from the database, wherever it is caught."""
+
+FAULTS = (*DRIVER_FAULTS, *_BARE)
+"""What opening, executing and committing can raise."""
+
+
+def wrap_bare_faults(context: ExceptionContext) -> BaseException | None:
+    """Replace a driver's bare exception by a DriverFault; for SQLAlchemy's event `handle_error`."""
+    fault = context.original_exception
+    return DriverFault(fault) if isinstance(fault, _BARE) else None
 
 
 def is_outage(fault: BaseException) -> bool:
     """True when the database is away, busy, full or read-only, and the same statement may succeed later."""
+    fault = fault.orig if isinstance(fault, DriverFault) else fault
     if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
         return True
     if isinstance(fault, DBAPIError):

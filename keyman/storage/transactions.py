@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -21,7 +21,15 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from keyman.errors import DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
 from keyman.storage import engine
-from keyman.storage.faults import FAULTS, INSUFFICIENT_PRIVILEGE, is_outage, kind, report
+from keyman.storage.faults import (
+    DRIVER_FAULTS,
+    FAULTS,
+    INSUFFICIENT_PRIVILEGE,
+    DriverFault,
+    is_outage,
+    kind,
+    report,
+)
 from keyman.telemetry import Metrics, log
 
 NOTE_PATIENCE = 0.05
@@ -66,7 +74,7 @@ class Database:
         `patience` is how many seconds it waits for others' locks, instead of BUSY_TIMEOUT. Raises
         DatabaseUnavailable. An IntegrityError of the block passes: the caller knows what it means.
         """
-        async with _faults_translated(is_expected=patience is not None), self._turn(patience):
+        async with _faults_translated(is_expected=patience is not None) as own, self._turn(patience):
             self._check_file()
             async with self._engine.connect() as connection:
                 with self._used.track_inprogress():
@@ -75,16 +83,17 @@ class Database:
                     try:
                         if patience is not None and not self.is_sqlite:
                             await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
-                        yield connection
+                        with _remembered(own):
+                            yield connection
                     except BaseException:
                         await transaction.rollback()
                         raise
                     try:
                         await transaction.commit()
-                    except (DBAPIError, OSError, TimeoutError) as fault:
+                    except (DBAPIError, DriverFault, OSError, TimeoutError) as fault:
                         report(fault)
                         # It may still hold the transaction, and on SQLite the lock.
-                        with contextlib.suppress(SQLAlchemyError, sqlite3.Error, OSError):
+                        with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
                             await connection.invalidate()
                         raise_alone(
                             DatabaseUnavailable(
@@ -96,10 +105,10 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for SELECTs, each its own snapshot. Raises DatabaseUnavailable."""
-        async with _faults_translated():
+        async with _faults_translated() as own:
             self._check_file()
             async with self._reader.connect() as connection:
-                with self._used.track_inprogress():
+                with self._used.track_inprogress(), _remembered(own):
                     yield connection
 
     async def note(self, statement: UpdateBase) -> None:
@@ -142,17 +151,33 @@ class Database:
             raise OSError("the database file was replaced")
 
 
-@asynccontextmanager
-async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[None]:
+@contextmanager
+def _remembered(own: list[BaseException]) -> Iterator[None]:
+    """Add what the caller's block raises to `own`."""
     try:
         yield
+    except BaseException as fault:
+        own.append(fault)
+        raise
+
+
+@asynccontextmanager
+async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[list[BaseException]]:
+    """Translate faults of the database. The list takes what the caller's block raises: an OSError or a TimeoutError
+    of the caller's own, such as that of a file or of Vault, passes as it is.
+    """
+    own: list[BaseException] = []
+    try:
+        yield own
     except IntegrityError:
         raise
     except FAULTS as fault:
+        if any(fault is one for one in own) and not isinstance(fault, DRIVER_FAULTS):
+            raise
         if not is_outage(fault):
-            # A statement that the database does not accept is our mistake; say so without its parameters.
+            # keyman made a mistake when the database does not accept a statement. Say so without its parameters.
             refusal = MissingRight if INSUFFICIENT_PRIVILEGE in kind(fault) else RefusedStatement
             raise_alone(refusal(f"the database refused a statement: {kind(fault)}"))
-        if not is_expected:  # of who does not wait, one that was busy is no news
+        if not is_expected:  # a caller that does not wait expects that the database can be busy
             report(fault)
         raise_alone(DatabaseUnavailable(kind=kind(fault)))

@@ -200,6 +200,23 @@ async def test_a_body_has_so_long_to_arrive_however_many_pieces_it_comes_in(monk
         assert error == {"field": "", "message": "The body did not arrive in time."}
 
 
+async def test_a_client_that_leaves_before_its_body_is_whole_sent_a_bad_request() -> None:
+    inbox: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Message:
+        return inbox.pop()
+
+    async def read_it_all(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await hello(scope, receive, send)
+
+    answer, _ = await ask(read_it_all, "POST", receive=receive)
+    [error] = json.loads(answer.body)["errors"]
+    assert answer.status == 400
+    assert error == {"field": "", "message": "The body ended before it was complete."}
+
+
 async def test_after_a_whole_body_the_client_may_stay_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyman_edge, "BODY_TIMEOUT", 0.05)
     left = asyncio.Event()

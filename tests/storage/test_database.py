@@ -21,14 +21,26 @@ import pytest
 import structlog
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import CheckConstraint, UniqueConstraint, delete, false, func, insert, select, text, true, update
+from sqlalchemy import (
+    CheckConstraint,
+    UniqueConstraint,
+    delete,
+    false,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
 from keyman.clock import now
-from keyman.errors import ConfigurationError, DatabaseUnavailable
+from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement
 from keyman.identity.tables import sessions, throttle, users
 from keyman.ids import MAX_ID
 from keyman.storage import engine, transactions
@@ -944,3 +956,22 @@ async def test_a_wait_that_ran_out_is_named_as_one() -> None:
         async with asyncio.timeout(0):
             await asyncio.sleep(1)
     assert kind(caught.value) == "TimeoutError"
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+@pytest.mark.parametrize("fault", [FileNotFoundError("a file"), TimeoutError("a service"), UnicodeError("a text")])
+async def test_a_fault_of_the_callers_own_code_is_not_called_the_databases(
+    db: Database, way: str, fault: Exception
+) -> None:
+    with pytest.raises(type(fault)) as caught:
+        async with getattr(db, way)():
+            raise fault
+    assert caught.value is fault
+
+
+async def test_what_a_driver_raises_inside_a_block_is_still_the_databases(db: Database) -> None:
+    # sqlite3 raises this as it is, with the value in its text; asyncpg raises an error of its own.
+    with pytest.raises(RefusedStatement) as caught:
+        async with db.read() as connection:
+            await connection.execute(select(literal("\ud800CANARY")))
+    assert "CANARY" not in shown(caught.value)
