@@ -1,7 +1,7 @@
 """A guard on every route of the API and the pages: who calls, and is that enough. It runs before the body is read.
 
 A route says in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route that says
-nothing answers nobody.
+nothing stops the start.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from litestar import Request
+from litestar import Litestar, Request
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 from litestar.enums import HttpMethod
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.routes import HTTPRoute
 
 from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
-from keyman.errors import Unauthenticated
+from keyman.errors import ConfigurationError, Unauthenticated
 from keyman.http.edge import exchange_of
 from keyman.identity import principals as callers
 from keyman.identity.principals import SESSION_LIFETIME, Caller
@@ -53,9 +54,21 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
 
 def is_public(handler: BaseRouteHandler) -> bool:
     """True for a route that answers everybody, as Litestar's own answer to OPTIONS does: the methods of a path."""
-    if isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}:
-        return True
-    return handler.opt[_NEEDS] is None  # a KeyError is an answer of 500: a route without a rule is our mistake
+    return _only_lists_methods(handler) or handler.opt[_NEEDS] is None
+
+
+def require_rules(app: Litestar) -> None:
+    """Stop the start when a route says nothing about who may call it. Raises ConfigurationError."""
+    for route in app.routes:
+        handlers = route.route_handlers if isinstance(route, HTTPRoute) else [route.route_handler]
+        if not all(_NEEDS in handler.opt or _only_lists_methods(handler) for handler in handlers):
+            raise ConfigurationError(
+                f"The route {route.path} does not say who may call it: give it `needs` or `PUBLIC`."
+            )
+
+
+def _only_lists_methods(handler: BaseRouteHandler) -> bool:
+    return isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}
 
 
 def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:

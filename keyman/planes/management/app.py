@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import cache, partial
 from typing import cast
 
@@ -16,31 +13,27 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
-from keyman.config.settings import Settings, load
-from keyman.errors import Problem
+from keyman.config.settings import Settings
 from keyman.http import health
 from keyman.http.body import CHECKS, MAX_BYTES, ValueSchemas
 from keyman.http.edge import ASGIApp, Edge
-from keyman.http.guards import authenticate, provide_caller, provide_origin
+from keyman.http.guards import authenticate, provide_caller, provide_origin, require_rules
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.identity.passwords import Passwords
-from keyman.keys.deployment import Deployment
 from keyman.keys.schemas import NewKey, Replacement
 from keyman.keys.sealing import Sealer
+from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
 from keyman.planes.management.api.accounts import AuthController, TokenController
 from keyman.planes.management.api.audit import list_audit
 from keyman.planes.management.api.keys import KeyController, list_services
 from keyman.planes.management.document import openapi_document
 from keyman.planes.management.web.pages import Pages
-from keyman.processes import PARENT, die_with_parent
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics, configure_logging
+from keyman.telemetry import Metrics
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
-from keyman.vault.login import VaultClient
 
 
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
@@ -74,42 +67,29 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         ),
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
+    require_rules(litestar)
     return Edge(cast("ASGIApp", litestar), settings, metrics, pages.problem)
 
 
 def from_environment() -> Edge:
-    """What a worker process of `keyman serve` runs; its parent has checked the settings."""
-    # A worker whose parent was killed, also while the worker started, would go on answering, and hold the port.
-    die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
-    settings = load(os.environ)
-    configure_logging(settings.log_format, settings.log_level)
-    return create_app(settings)
+    """Make the application of a worker of `keyman serve`."""
+    return assembly.from_environment(create_app)
 
 
 @asynccontextmanager
 async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    async with AsyncExitStack() as stack:
-        db = Database(settings.database_url, metrics)
-        stack.push_async_callback(db.close)
-        stack.callback(app.state.passwords.close)
-        deployment = await Deployment.load(db)
-        client = VaultClient(settings.vault, metrics)
-        stack.push_async_callback(client.close)
-        guard = KeyGuard(client, settings.vault, deployment)
-        cipher = TransitCipher(client, settings.vault, guard, metrics)
-        app.state.update({"db": db, "guard": guard, "sealer": Sealer(cipher, deployment.uuid, app.state.catalogue)})
-        sweeper = asyncio.create_task(housekeeping.run(db))
-        stack.callback(sweeper.cancel)
-        await _first_look(guard)
+    async with assembly.opened(settings, metrics) as parts:
+        parts.closing.callback(app.state.passwords.close)
+        guard = KeyGuard(parts.client, settings.vault, parts.deployment)
+        cipher = TransitCipher(parts.client, settings.vault, guard, metrics)
+        sealer = Sealer(cipher, parts.deployment.uuid, app.state.catalogue)
+        app.state.update({"db": parts.db, "guard": guard, "sealer": sealer})
+        sweeper = asyncio.create_task(housekeeping.run(parts.db))
+        parts.closing.callback(sweeper.cancel)
+        await assembly.check_vault(guard)
         yield
-
-
-async def _first_look(guard: KeyGuard) -> None:
-    """Log in and check the key before the first request; what is wrong is in the log, and in /readyz."""
-    with contextlib.suppress(Problem):
-        await guard.verify()
 
 
 def _described_routes() -> list[ControllerRouterHandler]:

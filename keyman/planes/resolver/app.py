@@ -6,32 +6,26 @@ of the management plane leads to a call that decrypts.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from litestar import Litestar, Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
-from keyman.config.settings import Settings, load
-from keyman.errors import Problem
+from keyman.config.settings import Settings
 from keyman.http import health
 from keyman.http.body import CHECKS, MAX_BYTES
 from keyman.http.edge import ASGIApp, Edge
+from keyman.http.guards import require_rules
 from keyman.http.limit import RateLimit
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.identity.applications import Application
-from keyman.keys.deployment import Deployment
+from keyman.planes import assembly
 from keyman.planes.resolver.routes import authenticate, explain_problem, resolve
-from keyman.processes import PARENT, die_with_parent
-from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics, configure_logging
-from keyman.vault.login import VaultClient
+from keyman.telemetry import Metrics
 from keyman.vault.opener import TransitOpener
 
 
@@ -56,31 +50,22 @@ def create_resolver(settings: Settings) -> Edge:
         request_max_body_size=MAX_BYTES,
         state=State({"limit": RateLimit(settings.resolve_rate), "metrics": metrics, "settings": settings, CHECKS: {}}),
     )
+    require_rules(litestar)
     return Edge(cast("ASGIApp", litestar), settings, metrics)
 
 
 def from_environment() -> Edge:
-    """What a worker process of `keyman serve --plane resolver` runs; its parent has checked the settings."""
-    die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
-    settings = load(os.environ)
-    configure_logging(settings.log_format, settings.log_level)
-    return create_resolver(settings)
+    """Make the application of a worker of `keyman serve --plane resolver`."""
+    return assembly.from_environment(create_resolver)
 
 
 @asynccontextmanager
 async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    metrics: Metrics = app.state.metrics
-    async with AsyncExitStack() as stack:
-        db = Database(settings.database_url, metrics)
-        stack.push_async_callback(db.close)
-        deployment = await Deployment.load(db)
-        client = VaultClient(settings.vault, metrics)
-        stack.push_async_callback(client.close)
-        opener = TransitOpener(client, settings.vault, deployment)
-        app.state.update({"db": db, "deployment": deployment.uuid, "guard": opener, "opener": opener})
-        with contextlib.suppress(Problem):  # what is wrong is in the log, and in /readyz
-            await opener.verify()
+    async with assembly.opened(settings, app.state.metrics) as parts:
+        opener = TransitOpener(parts.client, settings.vault, parts.deployment)
+        app.state.update({"db": parts.db, "deployment": parts.deployment.uuid, "guard": opener, "opener": opener})
+        await assembly.check_vault(opener)
         yield
 
 

@@ -1,0 +1,60 @@
+"""One way to open the parts that every plane stands on, and one way to close them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from keyman.config.settings import Settings, load
+from keyman.errors import Problem
+from keyman.http.edge import Edge
+from keyman.keys.deployment import Deployment
+from keyman.processes import PARENT, die_with_parent
+from keyman.storage.transactions import Database
+from keyman.telemetry import Metrics, configure_logging
+from keyman.vault.guard import Guard
+from keyman.vault.login import VaultClient
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a running plane has. `closing` closes what is put on it before the client and the database."""
+
+    db: Database
+    deployment: Deployment
+    client: VaultClient
+    closing: AsyncExitStack
+
+
+@asynccontextmanager
+async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Parts]:
+    """Open the database and a client of Vault; close both, and what was added, in reverse order.
+
+    Raises ConfigurationError for a database that is not migrated. Vault is not needed to start.
+    """
+    async with AsyncExitStack() as stack:
+        db = Database(settings.database_url, metrics)
+        stack.push_async_callback(db.close)
+        deployment = await Deployment.load(db)
+        client = VaultClient(settings.vault, metrics)
+        stack.push_async_callback(client.close)
+        yield Parts(db, deployment, client, stack)
+
+
+async def check_vault(guard: Guard) -> None:
+    """Log in and check the encryption key before the first request. A fault is in the log and in `/readyz`."""
+    with contextlib.suppress(Problem):
+        await guard.verify()
+
+
+def from_environment(create: Callable[[Settings], Edge]) -> Edge:
+    """Make the plane of a worker process of `keyman serve`; its parent has checked the settings."""
+    # A worker whose parent was killed, also while the worker started, would go on answering, and hold the port.
+    die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
+    settings = load(os.environ)
+    configure_logging(settings.log_format, settings.log_level)
+    return create(settings)
