@@ -1,4 +1,4 @@
-"""How both databases answer keyman's statements on a million keys: writes docs/query-plans.md.
+"""How both databases answer keyman's statements on a million keys: writes docs/reference/query-plans.md.
 
 .venv/bin/python -m bench.query_plans [--keys 1000000] [--check]
 """
@@ -19,7 +19,7 @@ from keyman import migrations
 from keyman.storage.transactions import Database
 from tests.support.postgres import postgres_server
 
-PAGE = Path(__file__).parent.parent / "docs" / "query-plans.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "query-plans.md"
 
 HEAD = """\
 # Query plans
@@ -57,7 +57,7 @@ do not depend on the machine, as times would. SQLite has no figures to show, onl
 @click.option("--keys", default=1_000_000, show_default=True, help="Rows in api_keys.")
 @click.option("--output", type=click.Path(path_type=Path), default=PAGE, help="The page to write.")
 def main(keys: int, output: Path) -> None:
-    """Write docs/query-plans.md."""
+    """Write docs/reference/query-plans.md."""
     with tempfile.TemporaryDirectory() as directory, postgres_server(log_statements=False) as server:
         urls = [make_url(f"sqlite+aiosqlite:///{directory}/keyman.db"), make_url(server.create_database("plans"))]
         output.write_text(asyncio.run(_page(urls, keys)))

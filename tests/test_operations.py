@@ -1,4 +1,4 @@
-"""docs/operations.md says what is there: each check, each cause, and no metric that does not exist."""
+"""docs/guide/operator.md says what is there: each check, each cause, and no metric that does not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keyman.errors import VAULT_DETAILS, VaultReason
 from keyman.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "operations.md").read_text()
+TEXT = (ROOT / "docs" / "guide" / "operator.md").read_text()
 
 
 def first_cells(heading: str) -> list[str]:
@@ -48,4 +48,4 @@ def _names(name: str, kind: str) -> set[str]:
 def test_relative_links_lead_somewhere() -> None:
     for link in re.findall(r"\]\(([^)#h][^)#]*)", TEXT):
         if link != "deployment.md":
-            assert (ROOT / "docs" / link).resolve().exists(), link
+            assert (ROOT / "docs" / "guide" / link).resolve().exists(), link

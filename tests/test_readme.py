@@ -80,7 +80,7 @@ def test_an_application_gets_a_key_back_as_printed(running: tuple[Path, int]) ->
     assert json.loads(stored)["last_4_chars"] == "sk-...1234"
     answer = json.loads(resolved)
     assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", VALUE)
-    (described,) = shell_blocks((ROOT / "docs" / "resolver.md").read_text())
+    (described,) = shell_blocks((ROOT / "docs" / "reference" / "resolver.md").read_text())
     assert json.loads(run(described, home, port)) == answer
 
 
@@ -178,7 +178,7 @@ GOT_ONE = ("GET /v1/models", f"Bearer {VALUE}")
 
 
 def test_a_back_end_resolves_a_key_in_six_lines_as_printed(story: Setting) -> None:
-    for document in (ROOT / "README.md", ROOT / "docs" / "resolver.md"):
+    for document in (ROOT / "README.md", ROOT / "docs" / "reference" / "resolver.md"):
         (program,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
         assert len([line for line in program.splitlines() if line]) == 6, document.name
         program = program.replace(":8001", f":{story.port + 1}").replace(
@@ -215,13 +215,13 @@ def test_the_example_of_a_script_manages_a_key(story: Setting) -> None:
 
 
 def test_every_example_is_run_here_and_named_in_the_documents() -> None:
-    named = set(re.findall(r"examples/(\w+\.py)", (ROOT / "docs" / "client.md").read_text()))
+    named = set(re.findall(r"examples/(\w+\.py)", (ROOT / "docs" / "reference" / "client.md").read_text()))
     run = set(re.findall(r'EXAMPLES / "(\w+\.py)"', Path(__file__).read_text()))
     assert {path.name for path in EXAMPLES.iterdir()} == named == run
 
 
 def test_every_document_that_is_linked_is_there() -> None:
-    for document in (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for document in (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

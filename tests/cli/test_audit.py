@@ -19,7 +19,7 @@ from keyman.errors import ConfigurationError
 from tests.cli.transcript import keyman
 from tests.support.live import Finished, Victim
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "audit.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "audit-log.md"
 LINE = re.compile(r'\{"action":"[a-z.-]+",.*,"hash":"[0-9a-f]{64}"\}')
 
 

@@ -1,4 +1,4 @@
-"""The restore drill of docs/operations.md: database without Vault, Vault without database, both of different days."""
+"""The restore drill of the operator's guide: database without Vault, Vault without database, each of another day."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Each statement is answered from the index that is there for it, on both databases, whatever the planner knows.
 
-The statements are caught while keyman's operations run: see `bench/plans.py`, which docs/query-plans.md comes from too.
+`bench/plans.py` catches the statements while keyman's operations run, and writes docs/reference/query-plans.md as well.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ async def test_a_plan_that_postgresql_keeps_for_all_owners_reads_no_table_of_key
 
 
 def test_the_page_of_plans_holds_every_statement() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "query-plans.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "query-plans.md").read_text()
     for label in INDEXES:
         assert f"## {label[0].upper()}{label[1:]}\n" in page
     assert "keyman.db" not in page
