@@ -55,12 +55,12 @@ $(VENV)/bin/python:
 
 # requirements/test.txt holds the versions of requirements/dev.txt and more: one never undoes the other, and who installs
 # it has both.
-$(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/dev.stamp: requirements/dev.txt pyproject.toml keyman/version.py | $(VENV)/bin/python
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
-$(VENV)/test.stamp: requirements/test.txt requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/test.stamp: requirements/test.txt requirements/dev.txt pyproject.toml keyman/version.py | $(VENV)/bin/python
 	$(PIP) install --require-hashes -r requirements/test.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	@touch $(VENV)/dev.stamp $@

@@ -1,3 +1,5 @@
 """keyman: users' API keys for LLM services, sealed by Vault."""
 
-__version__ = "0.1.0"
+from keyman.version import __version__
+
+__all__ = ["__version__"]

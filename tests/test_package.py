@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from keyman.version import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +43,10 @@ def test_the_licence_of_keyman_and_of_what_it_carries_is_in_the_wheel(wheel: zip
     names = wheel.namelist()
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "keyman/planes/management/web/static/elements/LICENSE" in names
+
+
+def test_the_metadata_has_the_version_of_the_tree_and_its_authors(wheel: zipfile.ZipFile) -> None:
+    metadata = Parser().parsestr(wheel.read(f"keyman-{__version__}.dist-info/METADATA").decode())
+    assert (metadata["Name"], metadata["Version"]) == ("keyman", __version__)
+    assert metadata["Author"] == "The keyman developers"
+    assert metadata["Author-email"] is None

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import click
 
-from keyman import __version__
 from keyman.errors import DatabaseUnavailable, KeymanError, MissingRight, RefusedStatement
+from keyman.version import __version__
 
 COMMANDS = {
     "app": "keyman.cli.app:group",

@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 
-from keyman import __version__
 from keyman.client.exchange import Call
 from keyman.secret import Secret
+from keyman.version import __version__
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds for a whole call, retries included. The server gives Vault 5 (KEYMAN_VAULT_TIMEOUT): one slow attempt fits

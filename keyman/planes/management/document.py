@@ -12,10 +12,10 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
 
-from keyman import __version__
 from keyman.http.body import ValueSchemas
 from keyman.http.guards import SESSION_COOKIE
 from keyman.http.problems import MEDIA_TYPE
+from keyman.version import __version__
 
 DESCRIPTION = """\
 Users leave their API keys for LLM services here. A value goes in once and is sealed by Vault; no answer of this API

@@ -15,6 +15,7 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
+from keyman.version import __version__
 from tests.planes.management.api.bodies import BODIES, accepted_types, wrong_values
 from tests.planes.management.api.harness import STATUSES, ApiPlane, Document, Json
 
@@ -72,6 +73,7 @@ def schemas_of(node: Any) -> Iterator[Json]:
 
 async def test_it_is_openapi_3_1_and_valid(document: Document) -> None:
     assert document.document["openapi"].startswith("3.1")
+    assert document.document["info"]["version"] == __version__
     schemathesis.openapi.from_dict(document.document).validate()
     for schema in schemas_of(document.document):
         document.validator(schema)
