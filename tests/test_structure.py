@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,34 +60,72 @@ def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
     assert not [name for name in imports("keyman.errors") if below(name, "keyman", "litestar", "http")]
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        "keyman.keys",
-        "keyman.identity",
-        "keyman.vault",
-        "keyman.audit",
-        "keyman.storage",
-        "keyman.keys.release",
-    ],
+LAYERS = (
+    ("errors", "secret", "clock", "ids", "loopback", "version", "processes", "telemetry"),
+    ("values",),
+    ("config",),
+    ("storage",),
+    ("vault",),
+    ("audit",),
+    ("providers",),
+    ("identity",),
+    ("keys",),
+    ("http",),
+    ("planes.assembly",),
+    ("planes.management", "planes.resolver"),
+    ("client",),
+    ("migrations",),
+    ("doctor",),
+    ("dev",),
+    ("cli",),
 )
-def test_what_is_done_does_not_know_who_asks(package: str) -> None:
-    above = (
-        "keyman.planes.management.api",
-        "keyman.planes.management.app",
-        "keyman.http.guards",
-        "keyman.cli",
-        "keyman.http.edge",
-        "keyman.http.problems",
-        "keyman.http.requests",
-        "keyman.planes.resolver.routes",
-        "keyman.planes.management.web",
-        "litestar",
-        "granian",
-        "click",
-    )
-    found = {module for module in importers(*above) if below(module, package)}
-    assert not found
+"""From the bottom up. What is in a layer imports only what is below it; on the ground floor, also its neighbours."""
+
+GROUND_FLOOR = LAYERS[0]
+
+
+def unit_of(module: str) -> str:
+    """The name in LAYERS that a module belongs to."""
+    named = [name for layer in LAYERS for name in layer if below(module, f"keyman.{name}")]
+    assert len(named) == 1, f"{module} belongs to no layer"
+    return named[0]
+
+
+def floor_of(unit: str) -> int:
+    (floor,) = [number for number, layer in enumerate(LAYERS) if unit in layer]
+    return floor
+
+
+OUTSIDE = {"keyman", "keyman.__main__", "keyman.planes"}
+"""A package's face, the way in, and a package that only holds others."""
+
+
+def test_every_module_imports_only_from_below() -> None:
+    wrong = []
+    for module in MODULES.keys() - OUTSIDE:
+        here = unit_of(module)
+        for name in (imports(module) & MODULES.keys()) - OUTSIDE:
+            there = unit_of(name)
+            same = here == there or (here in GROUND_FLOOR and there in GROUND_FLOOR)
+            if not same and floor_of(there) >= floor_of(here):
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_every_name_of_the_layers_is_there() -> None:
+    assert all(f"keyman.{name}" in MODULES for layer in LAYERS for name in layer)
+
+
+def test_the_architecture_document_shows_the_layers() -> None:
+    document = (PACKAGE.parent / "docs" / "dev" / "architecture.md").read_text()
+    (block,) = re.findall(r"```layers\n(.*?)```", document, re.DOTALL)
+    shown = [tuple(line.partition("#")[0].split()) for line in reversed(block.splitlines())]
+    assert shown == list(LAYERS)
+
+
+def test_nothing_below_http_knows_of_requests_or_of_a_terminal() -> None:
+    found = {module for module in importers("litestar", "granian", "click") - OUTSIDE if below(module, "keyman")}
+    assert {unit_of(module) for module in found} == {"http", "planes.management", "planes.resolver", "dev", "cli"}
 
 
 def test_routes_ask_operations_and_never_the_database() -> None:
@@ -101,20 +140,10 @@ def test_the_command_line_asks_operations_too() -> None:
     assert not {module for module in importers(*drivers) if below(module, "keyman.cli")}
 
 
-def test_only_the_application_knows_all_parts() -> None:
-    def parts(module: str) -> set[str]:
-        known = (
-            "keyman.planes.management.api",
-            "keyman.keys",
-            "keyman.identity",
-            "keyman.vault",
-            "keyman.storage",
-        )
-        return {part for part in known for name in imports(module) if below(name, part)}
-
-    assert [module for module in MODULES if len(parts(module)) == 5] == ["keyman.planes.management.app"]
-    assert importers("keyman.planes.management.app") == set()  # found by name, by whoever serves it
-    assert len(parts("keyman.planes.resolver.app")) == 4  # as much as the other plane needs
+def test_nothing_imports_the_application_of_a_plane() -> None:
+    """`keyman serve` finds each by name, in a process that loads only that one."""
+    assert PLANES == {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
+    assert importers(*PLANES.values()) == set()
 
 
 def test_the_client_stands_alone() -> None:

@@ -55,7 +55,7 @@ def command(role: str, home: Path | None, as_json: bool) -> None:
                 environ = {**environ, **kept.resolver_settings()}
         settings = load(environ, read_services)
     except ConfigurationError as fault:
-        findings = [failed("configuration", str(fault), "set them as docs/configuration.md says")]
+        findings = [failed("configuration", str(fault), "set them as docs/reference/configuration.md says")]
     else:
         findings = asyncio.run(_examine(settings, environ, files, ROLES[role]))
     if as_json:

@@ -294,7 +294,7 @@ async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -
             f"{len(refused)} of {len(rows)} do not open, such as key {refused[0]}",
             "after a restore: Vault and database are of different days, or rows were changed by hand; keyman rewrap "
             "marks all that do not open. If none open: another key of the same name; see Backup and restore in "
-            "docs/operations.md",
+            "docs/guide/operator.md",
         )
     return ok("sample", f"all of {len(rows)} tried open")
 

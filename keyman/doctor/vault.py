@@ -172,13 +172,13 @@ async def _wrapping(settings: VaultSettings, role: Role) -> Finding:
     try:
         await wrapping.check(settings, role.name)
     except ConfigurationError as fault:
-        return failed("vault-login", str(fault), 'see "A wrapped secret ID" in docs/configuration.md')
+        return failed("vault-login", str(fault), 'see "A wrapped secret ID" in docs/reference/configuration.md')
     return ok("vault-login", f"the wrapped secret ID is one of {settings.role or role.name}, and still good")
 
 
 def _login_remedy(settings: VaultSettings, reason: VaultReason) -> str:
     if reason is not VaultReason.LOGIN:
-        return "see docs/operations.md for this cause"
+        return "see docs/guide/operator.md for this cause"
     if settings.auth == "approle":
         return "issue a new secret ID: keyman vault secret-id ROLE; and see that the role ID is the role's own"
     if settings.auth == "token":
