@@ -29,8 +29,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action
+from keyman.audit.entries import OPERATOR, Action, Entry
+from keyman.audit.log import record
 from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
@@ -208,7 +208,7 @@ async def _store(db: Database, client: VaultClient, deployment: Deployment, user
             statement = insert(api_keys).values(values_of).returning(api_keys.c.id)
             key_id = (await connection.execute(statement)).scalar_one()
             told = {"key_id": key_id, "service": "OPENAI", "value_uuid": value, "chain": chain}
-            chain = await trail.record(connection, trail.OPERATOR, user_id, Action.KEY_CREATE, **told)
+            chain = await record(connection, Entry(Action.KEY_CREATE, OPERATOR, user_id, **told))
     return [json.dumps({"ciphertext": one, "context": of}) for one, of in zip(sealed, contexts, strict=True)]
 
 

@@ -28,9 +28,10 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
-from keyman.audit import entries as trail
 from keyman.audit.chain import digest
-from keyman.audit.entries import Action, Actor, Origin, audit_chains, audit_log
+from keyman.audit.entries import Action, Actor, Entry, Origin
+from keyman.audit.log import record
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.transactions import Database
@@ -135,7 +136,7 @@ async def _touch(db: Database) -> None:
 def _chained(db: Database) -> Write:
     async def write() -> None:
         async with db.write() as connection:
-            await trail.record(connection, ORIGIN, 1, Action.KEY_RESOLVE, **TOLD)
+            await record(connection, Entry(Action.KEY_RESOLVE, ORIGIN, 1, **TOLD))
 
     return write
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from keyman.audit.chain import line
-from keyman.audit.entries import audit_chains, audit_log
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.storage.transactions import Database
 
 PAGE = 2000

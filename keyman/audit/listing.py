@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import msgspec
 from sqlalchemy import ColumnElement, Select, func, select, union_all
 
-from keyman.audit.entries import Action, Actor, audit_log
+from keyman.audit.entries import Action, Actor
+from keyman.audit.tables import audit_log
 from keyman.ids import MAX_ID
 from keyman.storage import paging
 from keyman.storage.paging import Page, Slice

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action, audit_chains, audit_log
+from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Entry
+from keyman.audit.log import current_value, hold, record
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head, Report
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
@@ -87,7 +88,7 @@ async def prune(db: Database, cuts: Sequence[Cut], report: Report = lambda _coun
 
 async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
     """How many entries went, and how many were said again."""
-    await trail.hold(connection, cut.chain)
+    await hold(connection, cut.chain)
     oldest = select(audit_log).where(audit_log.c.chain == cut.chain, audit_log.c.sequence <= cut.sequence)
     going = (await connection.execute(oldest.order_by(audit_log.c.sequence).limit(BATCH))).all()
     if not going:
@@ -101,26 +102,25 @@ async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
         .where(audit_chains.c.chain == cut.chain)
         .values(base_sequence=last.sequence, base_hash=last.hash)
     )
-    again = [row for row in current if row.value_uuid != trail.NO_VALUE or await _has_a_value(connection, row.key_id)]
+    again = [row for row in current if row.value_uuid != NO_VALUE or await _has_a_value(connection, row.key_id)]
     for row in again:
-        await trail.record(
+        await record(
             connection,
-            trail.OPERATOR,
-            row.user_id,
-            Action.TRAIL_CARRY,
-            key_id=row.key_id,
-            service=row.service,
-            value_uuid=row.value_uuid,
-            as_of=row.as_of,
-            vault_request_id=row.vault_request_id,
+            Entry(
+                Action.TRAIL_CARRY,
+                OPERATOR,
+                row.user_id,
+                key_id=row.key_id,
+                service=row.service,
+                value_uuid=row.value_uuid,
+                as_of=row.as_of,
+                vault_request_id=row.vault_request_id,
+            ),
             chain=cut.chain,
         )
-    await trail.record(
+    await record(
         connection,
-        trail.OPERATOR,
-        None,
-        Action.TRAIL_PRUNE,
-        detail=f"up to {last.sequence} {last.hash.hex()}",
+        Entry(Action.TRAIL_PRUNE, OPERATOR, detail=f"up to {last.sequence} {last.hash.hex()}"),
         chain=cut.chain,
     )
     return len(going), len(again)
@@ -146,4 +146,4 @@ async def _current(connection: AsyncConnection, rows: Sequence[AnyRow]) -> list[
 
 async def _has_a_value(connection: AsyncConnection, key_id: int) -> bool:
     """Whether an entry still says that a deleted key holds something: an older one, of a chain that goes later."""
-    return (await connection.execute(select(trail.current_value(key_id)))).scalar_one() is not None
+    return (await connection.execute(select(current_value(key_id)))).scalar_one() is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, ColumnElement, Integer, LargeBinary, Uuid, and_, func, literal_column, or_
 
-from keyman.audit.entries import audit_log
+from keyman.audit.tables import audit_log
 from keyman.storage.types import UtcTime
 
 TIME = "-".join(("[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2)) + " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6

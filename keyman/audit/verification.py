@@ -20,7 +20,8 @@ from sqlalchemy import ColumnElement, and_, case, func, select
 
 from keyman.audit import shapes
 from keyman.audit.chain import digest, genesis
-from keyman.audit.entries import Action, audit_chains, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.errors import RefusedStatement
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow

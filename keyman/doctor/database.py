@@ -8,7 +8,7 @@ from sqlalchemy import false, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
-from keyman.audit import entries as trail
+from keyman.audit.log import current_value
 from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
@@ -172,7 +172,7 @@ async def _rights(connection: AsyncConnection) -> Finding:
 
 async def _values(db: Database) -> Finding:
     """Whether each row holds the value that the trail says: the resolver opens no other."""
-    is_current = func.coalesce(trail.current_value(api_keys.c.id) == api_keys.c.value_uuid, false())
+    is_current = func.coalesce(current_value(api_keys.c.id) == api_keys.c.value_uuid, false())
     known = ~api_keys.c.undecryptable  # those that are marked have a check of their own
     statement = select(api_keys.c.id, is_current.label("is_current")).where(known).order_by(api_keys.c.id).limit(PAGE)
     count, after, wrong = 0, 0, list[int]()

@@ -16,8 +16,8 @@ from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action, Actor, Origin
+from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
+from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity.principals import LAST_USE_PRECISION, note_use
@@ -132,7 +132,7 @@ async def revoke(db: Database, name: ApplicationName) -> None:
             .where(applications.c.id == row.id)
             .values(disabled_at=func.coalesce(applications.c.disabled_at, now()))
         )
-        await trail.record(connection, trail.OPERATOR, None, Action.APPLICATION_REVOKE, application=row.name)
+        await record(connection, Entry(Action.APPLICATION_REVOKE, OPERATOR, application=row.name))
 
 
 async def list_all(db: Database) -> list[ApplicationInfo]:
@@ -176,5 +176,5 @@ async def _add_token(connection: AsyncConnection, application_id: int, name: App
     }
     statement = insert(application_tokens).values(values).returning(application_tokens.c.id)
     token_id = (await connection.execute(statement)).scalar_one()
-    await trail.record(connection, trail.OPERATOR, None, action, token_id=token_id, application=str(name))
+    await record(connection, Entry(action, OPERATOR, token_id=token_id, application=str(name)))
     return token

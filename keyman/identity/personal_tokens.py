@@ -9,8 +9,8 @@ import msgspec
 from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action, Origin
+from keyman.audit.entries import OPERATOR, Action, Entry, Origin
+from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence
 from keyman.identity.principals import Caller
@@ -84,7 +84,7 @@ async def create_for(
     """Make a token for an account as an operator. Raises NotFound, Conflict at MAX_TOKENS."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
-        return await _insert(connection, trail.OPERATOR, user_id, str(name), scopes, expires_at)
+        return await _insert(connection, OPERATOR, user_id, str(name), scopes, expires_at)
 
 
 async def list_own(db: Database, caller: Caller) -> list[TokenInfo]:
@@ -112,7 +112,7 @@ async def revoke(db: Database, caller: Caller, token_id: int) -> None:
 
 async def revoke_any(db: Database, token_id: int) -> None:
     """Delete anybody's token, as an operator. Raises NotFound."""
-    await _delete(db, trail.OPERATOR, token_id)
+    await _delete(db, OPERATOR, token_id)
 
 
 _SHOWN = (
@@ -157,7 +157,7 @@ async def _insert(
     }
     statement = insert(api_tokens).values(user_id=user_id, token_hash=token.digest(), **values).returning(*_SHOWN)
     row = (await connection.execute(statement)).one()
-    await trail.record(connection, origin, user_id, Action.TOKEN_CREATE, token_id=row.id)
+    await record(connection, Entry(Action.TOKEN_CREATE, origin, user_id, token_id=row.id))
     return CreatedToken(*_shown(row), token.reveal())
 
 
@@ -169,4 +169,4 @@ async def _delete(db: Database, origin: Origin, token_id: int, *conditions: Colu
         user_id = (await connection.execute(statement)).scalar_one_or_none()
         if user_id is None:
             raise NotFound("There is nothing with this id.")
-        await trail.record(connection, origin, user_id, Action.TOKEN_REVOKE, token_id=token_id)
+        await record(connection, Entry(Action.TOKEN_REVOKE, origin, user_id, token_id=token_id))

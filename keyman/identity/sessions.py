@@ -8,8 +8,8 @@ import msgspec
 import ua_parser
 from sqlalchemy import ColumnElement, delete, select
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action
+from keyman.audit.entries import Action, Entry
+from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import NotFound
 from keyman.identity.principals import SESSION_IDLE, Caller
@@ -77,5 +77,5 @@ async def _delete(db: Database, caller: Caller, which: ColumnElement[bool]) -> i
         statement = delete(sessions).where(sessions.c.user_id == caller.user_id, which)
         ended = (await connection.execute(statement)).rowcount
         if ended:
-            await trail.record(connection, caller.origin, caller.user_id, Action.SESSION_END)
+            await record(connection, Entry(Action.SESSION_END, caller.origin, caller.user_id))
     return ended

@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action, Actor, Origin
+from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
+from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
 from keyman.identity import principals as callers
@@ -88,7 +88,7 @@ async def sign_up(
             account = await _insert(connection, new.email, password_hash)
             await _end_session(connection, previous_cookie)
             cookie = await callers.open_session(connection, account.id, origin.device)
-            await trail.record(connection, origin, account.id, Action.SIGNUP)
+            await record(connection, Entry(Action.SIGNUP, origin, account.id))
     except IntegrityError:
         raise Conflict("There is an account with this address already. Sign in instead.") from None
     return SignedIn(account, cookie)
@@ -114,11 +114,11 @@ async def log_in(
             await _end_session(connection, previous_cookie)
             cookie = await callers.open_session(connection, row.id, origin.device)
             await throttle.forgive(connection, buckets)
-            await trail.record(connection, origin._replace(actor=Actor.SESSION), row.id, Action.LOGIN)
+            await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
     except WrongPassword:
         # For an unknown address too: a missing write would be heard in the time that the answer takes.
         async with db.write() as connection:
-            await trail.record(connection, origin, row.id if row is not None else None, Action.LOGIN_FAILED)
+            await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
         raise Unauthenticated("E-mail or password is wrong.") from None
     except RateLimited:
         await throttle.take_back(db, buckets)
@@ -131,7 +131,7 @@ async def log_out(db: Database, caller: Caller) -> None:
     session_id = caller.require_session()
     async with db.write() as connection:
         await connection.execute(delete(sessions).where(sessions.c.id == session_id))
-        await trail.record(connection, caller.origin, caller.user_id, Action.LOGOUT)
+        await record(connection, Entry(Action.LOGOUT, caller.origin, caller.user_id))
 
 
 async def change_password(db: Database, passwords: Passwords, caller: Caller, change: ChangePassword) -> None:
@@ -149,7 +149,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
         new_hash = await passwords.hash(change.new_password)
     except WrongPassword:
         async with db.write() as connection:
-            await trail.record(connection, caller.origin, row.id, Action.PASSWORD_FAILED)
+            await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, row.id))
         raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
     except RateLimited:
         await throttle.take_back(db, buckets)
@@ -159,7 +159,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
             await _hold(connection, row, new_hash)
             await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
             await throttle.forgive(connection, buckets)
-            await trail.record(connection, caller.origin, row.id, Action.PASSWORD)
+            await record(connection, Entry(Action.PASSWORD, caller.origin, row.id))
     except WrongPassword:
         raise Conflict("The account was changed elsewhere at the same moment.") from None
 
@@ -170,7 +170,7 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
     try:
         async with db.write() as connection:
             account = await _insert(connection, email, password_hash)
-            await trail.record(connection, trail.OPERATOR, account.id, Action.SIGNUP)
+            await record(connection, Entry(Action.SIGNUP, OPERATOR, account.id))
     except IntegrityError:
         raise Conflict("There is an account with this address already.") from None
     return account
@@ -192,7 +192,7 @@ async def disable(db: Database, email: EmailAddress) -> None:
             update(users).where(users.c.id == user_id).values(disabled_at=func.coalesce(users.c.disabled_at, now()))
         )
         await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
-        await trail.record(connection, trail.OPERATOR, user_id, Action.DISABLE)
+        await record(connection, Entry(Action.DISABLE, OPERATOR, user_id))
 
 
 async def enable(db: Database, email: EmailAddress) -> None:
@@ -200,7 +200,7 @@ async def enable(db: Database, email: EmailAddress) -> None:
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         await connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
-        await trail.record(connection, trail.OPERATOR, user_id, Action.ENABLE)
+        await record(connection, Entry(Action.ENABLE, OPERATOR, user_id))
 
 
 async def set_password(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> None:
@@ -210,7 +210,7 @@ async def set_password(db: Database, passwords: Passwords, email: EmailAddress, 
         user_id = await id_by_email(connection, email)
         await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=new_hash))
         await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
-        await trail.record(connection, trail.OPERATOR, user_id, Action.PASSWORD)
+        await record(connection, Entry(Action.PASSWORD, OPERATOR, user_id))
 
 
 async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> int:

@@ -17,8 +17,8 @@ from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action
+from keyman.audit.entries import NO_VALUE, Action, Entry
+from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
 from keyman.identity.principals import Caller
@@ -83,15 +83,17 @@ async def create(
             key = _shown(row, moment)
             if retry is not None:
                 await idempotency.keep(connection, retry, key)
-            await trail.record(
+            await record(
                 connection,
-                caller.origin,
-                caller.user_id,
-                Action.KEY_CREATE,
-                key_id=key.id,
-                service=key.service,
-                value_uuid=stored.value_uuid,
-                vault_request_id=vault_request_id,
+                Entry(
+                    Action.KEY_CREATE,
+                    caller.origin,
+                    caller.user_id,
+                    key_id=key.id,
+                    service=key.service,
+                    value_uuid=stored.value_uuid,
+                    vault_request_id=vault_request_id,
+                ),
             )
     except IntegrityError:
         # The same request, sent twice at once: the other one was first.
@@ -163,14 +165,16 @@ async def remove(db: Database, caller: Caller, key_id: int, condition: IfMatch) 
         key = _shown(await _one(connection, caller, key_id, lock=True), now())
         condition.check(key)
         await connection.execute(delete(api_keys).where(api_keys.c.id == key.id))
-        await trail.record(
+        await record(
             connection,
-            caller.origin,
-            caller.user_id,
-            Action.KEY_DELETE,
-            key_id=key.id,
-            service=key.service,
-            value_uuid=trail.NO_VALUE,
+            Entry(
+                Action.KEY_DELETE,
+                caller.origin,
+                caller.user_id,
+                key_id=key.id,
+                service=key.service,
+                value_uuid=NO_VALUE,
+            ),
         )
 
 
@@ -222,24 +226,24 @@ async def _update(
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
         statement = update(api_keys).where(api_keys.c.id == key_id).values(**values, updated_at=moment)
         key = _shown((await connection.execute(statement.returning(*_SHOWN))).one(), moment)
-        chain = None
-        for told in _told(row, values, action):
-            chain = await trail.record(
-                connection,
+        entries = [
+            Entry(
+                recorded,
                 caller.origin,
                 caller.user_id,
-                told,
                 key_id=key.id,
                 service=key.service,
                 value_uuid=value_uuid,
                 vault_request_id=vault_request_id,
-                chain=chain,
             )
+            for recorded in _recorded_actions(row, values, action)
+        ]
+        await record(connection, *entries)
     return key
 
 
-def _told(before: AnyRow, values: dict[str, object], action: Action) -> Iterator[Action]:
-    """What the trail says of an update: `action`, and pausing and resuming by names of their own."""
+def _recorded_actions(before: AnyRow, values: dict[str, object], action: Action) -> Iterator[Action]:
+    """What the audit log records of an update: `action`; pausing and resuming have their own."""
     is_switched = values.get("disabled", before.disabled) != before.disabled
     if not is_switched or values.keys() != {"disabled"}:
         yield action

@@ -18,10 +18,18 @@ import msgspec
 from sqlalchemy import FromClause, Select, and_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action
+from keyman.audit.entries import Action, Entry, Reason
+from keyman.audit.log import current_value, record
 from keyman.clock import now
-from keyman.errors import DatabaseUnavailable, FieldError, InvalidRequest, NotFound, Undecryptable, VaultUnavailable
+from keyman.errors import (
+    DatabaseUnavailable,
+    FieldError,
+    InvalidRequest,
+    NotFound,
+    Undecryptable,
+    VaultReason,
+    VaultUnavailable,
+)
 from keyman.identity.applications import Application
 from keyman.identity.tables import users
 from keyman.keys.schemas import Status, status_of
@@ -37,10 +45,6 @@ T = TypeVar("T")
 
 LAST_USE_PRECISION = timedelta(minutes=1)
 """How old a key's stored last use may be before it is written again: one write a minute, not one a request."""
-
-
-NOT_CURRENT = "not-current"
-"""Why a key is not given out whose row holds another value than the trail says."""
 
 
 class Opener(Protocol):
@@ -92,13 +96,13 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: A
         try:
             value = await _open(opener, deployment, row)
         except Undecryptable:
-            if await _tell_failure(db, application, asked, row, Status.UNDECRYPTABLE):
+            if await _record_failure(db, application, asked, row, Reason.UNDECRYPTABLE):
                 raise
             # The row is another one by now: replaced by its owner, or rewrapped while Vault gave up an old version.
             row = await _released(db, application, asked)
             value = await _open(opener, deployment, row)
     except VaultUnavailable as fault:
-        await _tell_failure(db, application, asked, row, fault.reason)
+        await _record_failure(db, application, asked, row, fault.reason)
         raise VaultUnavailable(
             fault.reason, "{why} No key was given out.", retry_after=fault.retry_after or 5
         ) from None
@@ -125,63 +129,69 @@ async def _released(db: Database, application: Application, asked: Request) -> A
         found = row is not None and row.key_id is not None
         service = row.service if row is not None and found else _given(asked.service)
         reason = _refusal(row, service, application, moment)
-        if row is not None and reason == NOT_CURRENT:
+        if row is not None and reason is Reason.NOT_CURRENT:
             await _mark(connection, row)
-        await trail.record(
+        await record(
             connection,
-            application.origin,
-            None if row is None else row.user_id,
-            Action.KEY_RESOLVE if reason is None else Action.KEY_RESOLVE_REFUSED,
-            key_id=row.key_id if row is not None and found else _given(asked.key_id),
-            service=service,
-            application=application.name,
-            purpose=asked.purpose,
-            reason=reason,
+            Entry(
+                Action.KEY_RESOLVE if reason is None else Action.KEY_RESOLVE_REFUSED,
+                application.origin,
+                None if row is None else row.user_id,
+                key_id=row.key_id if row is not None and found else _given(asked.key_id),
+                service=service,
+                application=application.name,
+                purpose=asked.purpose,
+                reason=reason,
+            ),
         )
-    if reason == Status.UNDECRYPTABLE:
+    if reason is Reason.UNDECRYPTABLE:
         raise Undecryptable("Vault does not open this key any more. Its owner must store it again.")
-    if reason == NOT_CURRENT:
+    if reason is Reason.NOT_CURRENT:
         raise Undecryptable("What is stored is not this key's current value. Its owner must store it again.")
     if row is None or reason is not None:
         raise NotFound("There is no such key for this application.")
     return row
 
 
-def _refusal(row: AnyRow | None, service: str | None, application: Application, moment: datetime) -> str | None:
+def _refusal(row: AnyRow | None, service: str | None, application: Application, moment: datetime) -> Reason | None:
     """Why this application does not get this key; None when it does."""
     if service is not None and service not in application.services:
-        return "not-granted"
+        return Reason.NOT_GRANTED
     if row is None or row.key_id is None:
-        return "unknown"
+        return Reason.UNKNOWN
     if row.user_disabled_at is not None:
-        return "account-disabled"
+        return Reason.ACCOUNT_DISABLED
     status = status_of(row, moment)
     if status is not Status.ACTIVE:
-        return status
-    return None if row.value_uuid == row.current_value else NOT_CURRENT
+        return Reason(status)
+    return None if row.value_uuid == row.current_value else Reason.NOT_CURRENT
 
 
 async def _open(opener: Opener, deployment: UUID, row: AnyRow) -> Secret:
     return await opener.open(row.encrypted_key, Context(deployment, row.user_id, row.service, row.value_uuid))
 
 
-async def _tell_failure(db: Database, application: Application, asked: Request, row: AnyRow, reason: str) -> bool:
+async def _record_failure(
+    db: Database, application: Application, asked: Request, row: AnyRow, reason: Reason | VaultReason
+) -> bool:
     """The second entry; and the mark on a row that does not open. False when the row has changed since it was read."""
     is_as_it_was = True
     with contextlib.suppress(DatabaseUnavailable):  # logged where it was seen, and no key leaves
         async with db.write() as connection:
-            if reason == Status.UNDECRYPTABLE:
+            if reason is Reason.UNDECRYPTABLE:
                 is_as_it_was = await _mark(connection, row)
-            await trail.record(
+            await record(
                 connection,
-                application.origin,
-                row.user_id,
-                Action.KEY_RESOLVE_FAILED,
-                key_id=row.key_id,
-                service=row.service,
-                application=application.name,
-                purpose=asked.purpose,
-                reason=reason,
+                Entry(
+                    Action.KEY_RESOLVE_FAILED,
+                    application.origin,
+                    row.user_id,
+                    key_id=row.key_id,
+                    service=row.service,
+                    application=application.name,
+                    purpose=asked.purpose,
+                    reason=reason,
+                ),
             )
     return is_as_it_was
 
@@ -216,7 +226,7 @@ _FOUND = select(
     api_keys.c.undecryptable,
     api_keys.c.expires_at,
     api_keys.c.last_used_at,
-    trail.current_value(api_keys.c.id).label("current_value"),
+    current_value(api_keys.c.id).label("current_value"),
 )
 _THEIRS = and_(api_keys.c.user_id == users.c.id, api_keys.c.service == bindparam("service"))
 _IS_ACTIVE = and_(

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action
+from keyman.audit.entries import OPERATOR, Action, Entry
+from keyman.audit.log import record
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
@@ -183,7 +183,7 @@ async def tell_rotation(db: Database, version: int) -> None:
 
 async def _tell(db: Database, action: Action, detail: str) -> None:
     async with db.write() as connection:
-        await trail.record(connection, trail.OPERATOR, None, action, detail=detail)
+        await record(connection, Entry(action, OPERATOR, detail=detail))
 
 
 async def behind(db: Database, latest: int) -> Mapping[int, int]:

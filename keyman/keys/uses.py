@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from keyman.audit.entries import Action, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.identity.principals import Caller
 from keyman.storage.transactions import Database

@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from keyman.audit.entries import audit_chains, audit_log
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.identity import tables as accounts_tables
 from keyman.keys import tables as keys_tables

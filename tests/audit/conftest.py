@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.engine import URL
 
-from keyman.audit import entries as trail
 from keyman.audit import verification
 from keyman.audit.chain import digest
-from keyman.audit.entries import OPERATOR, Action, audit_chains, audit_log
+from keyman.audit.entries import OPERATOR, Action, Entry
+from keyman.audit.log import record
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head, Verified
 from keyman.keys.deployment import Deployment
 from keyman.storage.transactions import Database
@@ -32,7 +33,7 @@ class Trail:
         """Entries, each in a transaction of its own."""
         for n in range(count):
             async with self.db.write() as connection:
-                await trail.record(connection, OPERATOR, None, Action.DISABLE, **{"key_id": n + 1, **values})
+                await record(connection, Entry(Action.DISABLE, OPERATOR, **{"key_id": n + 1, **values}))
 
     async def rows(self, *conditions: ColumnElement[bool]) -> Sequence[AnyRow]:
         async with self.db.read() as connection:

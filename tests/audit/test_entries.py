@@ -13,9 +13,10 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 
-from keyman.audit import entries as trail
 from keyman.audit import listing
-from keyman.audit.entries import OPERATOR, Action, Actor, Origin, audit_log
+from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
+from keyman.audit.log import record
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.ids import MAX_ID
@@ -52,7 +53,7 @@ async def entries(db: Database) -> list[Any]:
 async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owner: int) -> None:
     origin = Origin(Actor.TOKEN, 3, "a" * 32, "2001:db8::1")
     async with db.write() as connection:
-        await trail.record(connection, origin, owner, Action.KEY_CREATE, key_id=5, service="OPENAI")
+        await record(connection, Entry(Action.KEY_CREATE, origin, owner, key_id=5, service="OPENAI"))
         assert await entries(db) == []
     (entry,) = await entries(db)
     assert (entry.user_id, entry.actor, entry.actor_id, entry.action) == (owner, "token", 3, "key.create")
@@ -64,7 +65,7 @@ async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owne
 async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: int) -> None:
     async def change() -> None:
         async with db.write() as connection:
-            await trail.record(connection, OPERATOR, owner, Action.DISABLE)
+            await record(connection, Entry(Action.DISABLE, OPERATOR, owner))
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -76,7 +77,7 @@ async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: int) ->
     async def change() -> None:
         async with db.write() as connection:
             await connection.execute(update(users).values(disabled_at=now()))
-            await trail.record(connection, OPERATOR, owner + 1000, Action.DISABLE)
+            await record(connection, Entry(Action.DISABLE, OPERATOR, owner + 1000))
 
     with pytest.raises(IntegrityError):
         await change()
@@ -88,7 +89,7 @@ async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int)
     told = [(action, actor) for action in Action for actor in Actor]
     async with db.write() as connection:
         for action, actor in told:
-            await trail.record(connection, Origin(actor, MAX_ID, "x" * 64, "x" * 64), owner, action, service="X" * 64)
+            await record(connection, Entry(action, Origin(actor, MAX_ID, "x" * 64, "x" * 64), owner, service="X" * 64))
     page = await listing.list_own(db, owner, Slice(len(told)))
     assert [(entry.action, entry.actor) for entry in page.items] == told[::-1]
     assert {entry.actor_token_id for entry in page.items} == {MAX_ID}
@@ -98,7 +99,7 @@ async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: D
     other = await add(db, "eve@example.com")
     async with db.write() as connection:
         for n in range(7):
-            await trail.record(connection, OPERATOR, owner if n % 2 else other, Action.LOGIN, key_id=n)
+            await record(connection, Entry(Action.LOGIN, OPERATOR, owner if n % 2 else other, key_id=n))
     seen, cursor = [], None
     while True:
         page = await listing.list_own(db, owner, Slice(2, cursor))

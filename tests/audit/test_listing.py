@@ -15,8 +15,9 @@ from sqlalchemy import insert
 from sqlalchemy.engine import URL
 
 from keyman.audit import listing
-from keyman.audit.entries import Action, Actor, audit_log
+from keyman.audit.entries import Action, Actor
 from keyman.audit.listing import CLOCKS_APART, ActionName, Filter
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.storage.paging import Slice
 from keyman.storage.transactions import Database

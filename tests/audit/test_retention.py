@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlalchemy.engine import URL
 
-from keyman.audit import entries as trail
 from keyman.audit import retention
-from keyman.audit.entries import NO_VALUE, OPERATOR, Action, audit_log
+from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Entry
+from keyman.audit.log import current_value, record
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
@@ -35,12 +36,12 @@ async def prune(kept: Trail, **age: Any) -> retention.Pruned:
 
 async def tell(kept: Trail, key_id: int, value: UUID, action: Action = Action.KEY_REPLACE) -> None:
     async with kept.db.write() as connection:
-        await trail.record(connection, OPERATOR, None, action, key_id=key_id, service="OPENAI", value_uuid=value)
+        await record(connection, Entry(action, OPERATOR, key_id=key_id, service="OPENAI", value_uuid=value))
 
 
 async def current(kept: Trail, key_id: int) -> UUID | None:
     async with kept.db.read() as connection:
-        return (await connection.execute(select(trail.current_value(key_id)))).scalar_one()
+        return (await connection.execute(select(current_value(key_id)))).scalar_one()
 
 
 async def test_what_is_old_and_anchored_goes_and_the_rest_verifies(bent: Trail) -> None:
@@ -107,7 +108,7 @@ async def test_who_writes_to_sqlite_meanwhile_does_not_wait_until_all_is_pruned(
     await holds.wait()
     service = Database(database)  # a process of its own: it waits in SQLite
     async with service.write() as connection:
-        await trail.record(connection, OPERATOR, None, Action.ENABLE)
+        await record(connection, Entry(Action.ENABLE, OPERATOR))
     assert not pruning.done()
     await pruning
     await service.close()
@@ -152,7 +153,7 @@ async def test_what_is_said_again_does_not_overrule_what_came_after(kept: Trail)
     assert await current(kept, 1) == value
     # As when a key is replaced while its older entry goes: that one is said again though it is not current any more.
     async with kept.db.write() as connection:
-        await trail.record(connection, OPERATOR, None, Action.TRAIL_CARRY, key_id=1, value_uuid=old, as_of=1)
+        await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=1, value_uuid=old, as_of=1))
     assert await current(kept, 1) == value
 
 
@@ -184,11 +185,11 @@ async def test_replacing_deleting_and_pruning_at_once_leave_the_trail_right(
             value = uuid4()
             async with kept.db.write() as connection:
                 await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(value_uuid=value))
-                await trail.record(connection, OPERATOR, 1, Action.KEY_REPLACE, key_id=key_id, value_uuid=value)
+                await record(connection, Entry(Action.KEY_REPLACE, OPERATOR, 1, key_id=key_id, value_uuid=value))
         if key_id == ids[-1]:
             async with kept.db.write() as connection:
                 await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
-                await trail.record(connection, OPERATOR, 1, Action.KEY_DELETE, key_id=key_id, value_uuid=NO_VALUE)
+                await record(connection, Entry(Action.KEY_DELETE, OPERATOR, 1, key_id=key_id, value_uuid=NO_VALUE))
         writing -= 1
 
     gone: list[int] = []

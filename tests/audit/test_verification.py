@@ -11,10 +11,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import delete, func, select, text
 
-from keyman.audit import entries as trail
 from keyman.audit import export, verification
 from keyman.audit.chain import digest, genesis, line
-from keyman.audit.entries import OPERATOR, Action, Actor, Origin, audit_chains, audit_log
+from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
+from keyman.audit.log import record
+from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head
 from keyman.clock import now
 from tests.audit.conftest import Trail
@@ -65,15 +66,17 @@ async def test_the_hash_is_of_what_is_told_and_of_the_hash_before(kept: Trail) -
     value = uuid4()
     origin = Origin(Actor.APPLICATION, 7, "f" * 32, "2001:db8::1")
     async with kept.db.write() as connection:
-        await trail.record(
+        await record(
             connection,
-            origin,
-            1,
-            Action.KEY_CREATE,
-            key_id=5,
-            service="OPENAI",
-            purpose="naïve \u201ctest\u201d \U0001f511 \\ / \x7f",
-            value_uuid=value,
+            Entry(
+                Action.KEY_CREATE,
+                origin,
+                1,
+                key_id=5,
+                service="OPENAI",
+                purpose="naïve \u201ctest\u201d \U0001f511 \\ / \x7f",
+                value_uuid=value,
+            ),
         )
     (row,) = await kept.rows()
     told = {
@@ -177,7 +180,7 @@ async def test_what_was_pruned_and_put_back_is_found(bent: Trail, monkeypatch: p
     rows = await bent.longest()
     async with bent.db.write() as connection:
         detail = f"up to 5 {rows[4].hash.hex()}"
-        await trail.record(connection, OPERATOR, None, Action.TRAIL_PRUNE, detail=detail, chain=rows[0].chain)
+        await record(connection, Entry(Action.TRAIL_PRUNE, OPERATOR, detail=detail), chain=rows[0].chain)
     await bent.end(rows[0].chain, base_sequence=5, base_hash=rows[4].hash)
     assert await bent.broken() == [(n + 1, rows[n].id, "it stands before the beginning") for n in range(5)]
 
@@ -199,7 +202,7 @@ async def test_an_anchor_says_what_was_pruned_after_it_though_the_trail_says_it_
     await bent.end(rows[0].chain, base_sequence=4, base_hash=rows[3].hash)
     async with bent.db.write() as connection:
         detail = f"up to 4 {rows[3].hash.hex()}"
-        await trail.record(connection, OPERATOR, None, Action.TRAIL_PRUNE, detail=detail, chain=rows[0].chain)
+        await record(connection, Entry(Action.TRAIL_PRUNE, OPERATOR, detail=detail), chain=rows[0].chain)
     found = await bent.verified(heads)
     assert (found.breaks, found.pruned_since) == ([], 4)
     later = found.heads
@@ -294,7 +297,7 @@ async def test_an_entry_that_was_added_behind_the_end_is_found(bent: Trail) -> N
 
 async def test_an_entry_that_would_overrule_all_that_come_is_found_though_it_was_chained(bent: Trail) -> None:
     async with bent.db.write() as connection:
-        await trail.record(connection, OPERATOR, None, Action.TRAIL_CARRY, key_id=1, value_uuid=uuid4(), as_of=10_000)
+        await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=1, value_uuid=uuid4(), as_of=10_000))
     (last,) = await bent.rows(audit_log.c.as_of == 10_000)
     assert await bent.broken() == [(last.sequence, last.id, "it claims to be newer than it is")]
 
@@ -366,9 +369,8 @@ async def test_a_trail_longer_than_a_page_verifies_and_breaks_on_its_seams(
 async def test_writers_at_once_leave_one_chain_of_each(kept: Trail) -> None:
     async def write() -> None:
         async with kept.db.write() as connection:
-            chain = await trail.record(connection, OPERATOR, None, Action.DISABLE)
-            await asyncio.sleep(0.01)
-            await trail.record(connection, OPERATOR, None, Action.ENABLE, chain=chain)
+            await record(connection, Entry(Action.DISABLE, OPERATOR), Entry(Action.ENABLE, OPERATOR))
+            await asyncio.sleep(0.01)  # while it holds the end of its chain
 
     await asyncio.gather(*(write() for _ in range(40)))
     found = await kept.verified()
@@ -392,7 +394,7 @@ async def test_it_verifies_while_others_write(bent: Trail) -> None:
 async def test_a_transaction_that_fails_leaves_its_chain_as_it_was(bent: Trail) -> None:
     async def fail() -> None:
         async with bent.db.write() as connection:
-            await trail.record(connection, OPERATOR, None, Action.DISABLE)
+            await record(connection, Entry(Action.DISABLE, OPERATOR))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

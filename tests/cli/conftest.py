@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
 
-from keyman.audit import entries as trail
-from keyman.audit.entries import Action
+from keyman.audit.entries import OPERATOR, Action, Entry
+from keyman.audit.log import record
 from keyman.config.vault import VaultSettings
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
@@ -89,10 +89,9 @@ async def store(env: dict[str, str], settings: VaultSettings, count: int) -> Non
     ]
     async with db.write() as connection:
         await connection.execute(insert(api_keys), rows)
-        chain = None
-        for stored in (await connection.execute(select(api_keys.c.id, api_keys.c.value_uuid))).all():
-            told = {"key_id": stored.id, "value_uuid": stored.value_uuid, "chain": chain}
-            chain = await trail.record(connection, trail.OPERATOR, 1, Action.KEY_CREATE, **told)
+        stored = (await connection.execute(select(api_keys.c.id, api_keys.c.value_uuid))).all()
+        entries = (Entry(Action.KEY_CREATE, OPERATOR, 1, key_id=one.id, value_uuid=one.value_uuid) for one in stored)
+        await record(connection, *entries)
     await client.close()
     await db.close()
 

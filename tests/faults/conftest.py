@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from keyman import migrations
-from keyman.audit.entries import Action, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_log
 from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys, idempotency

@@ -26,7 +26,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from keyman import migrations
-from keyman.audit.entries import Action, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_log
 from keyman.identity import personal_tokens as personal
 from keyman.identity import users
 from keyman.identity.passwords import Passwords

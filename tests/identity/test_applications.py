@@ -11,7 +11,8 @@ import time_machine
 from sqlalchemy import select
 from sqlalchemy.engine import URL
 
-from keyman.audit.entries import Actor, audit_log
+from keyman.audit.entries import Actor
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity import applications

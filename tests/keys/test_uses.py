@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import insert
 
-from keyman.audit.entries import Action, Actor, Origin, audit_log
+from keyman.audit.entries import Action, Actor, Origin
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.identity.principals import Caller
 from keyman.identity.tokens import ALL_SCOPES

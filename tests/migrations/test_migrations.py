@@ -20,9 +20,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
-from keyman.audit import entries as trail
 from keyman.audit import verification
-from keyman.audit.entries import Action, Actor, Origin, audit_log
+from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Actor, Entry, Origin
+from keyman.audit.log import current_value, record
+from keyman.audit.tables import audit_log
 from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError
 from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.migrations import ADVISORY_LOCK
@@ -290,10 +291,10 @@ async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_st
     found = await verification.verify(db, (await Deployment.load(db)).uuid)
     assert (found.entries, found.breaks) == (7, [])
     async with db.read() as connection:
-        current = [(await connection.execute(select(trail.current_value(key)))).scalar_one() for key in (1, 2, 3, 9)]
-    assert current == [*values, trail.NO_VALUE]
+        current = [(await connection.execute(select(current_value(key)))).scalar_one() for key in (1, 2, 3, 9)]
+    assert current == [*values, NO_VALUE]
     async with db.write() as connection:
-        await trail.record(connection, trail.OPERATOR, 1, Action.DISABLE)
+        await record(connection, Entry(Action.DISABLE, OPERATOR, 1))
     assert (await verification.verify(db, (await Deployment.load(db)).uuid)).breaks == []
     await db.close()
 
@@ -329,7 +330,7 @@ async def test_the_trail_from_before_applications_is_kept_and_takes_their_entrie
     db = Database(empty_database)
     async with db.write() as connection:
         origin = Origin(Actor.APPLICATION, 1)
-        await trail.record(connection, origin, None, Action.KEY_RESOLVE, purpose="x" * 200)
+        await record(connection, Entry(Action.KEY_RESOLVE, origin, purpose="x" * 200))
     async with db.read() as connection:
         assert (await connection.execute(select(func.max(audit_log.c.id)))).scalar_one() == 4
     await db.close()

@@ -13,7 +13,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import select, update
 from sqlalchemy.engine import URL
 
-from keyman.audit.entries import audit_log
+from keyman.audit.tables import audit_log
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.identity import applications

@@ -12,7 +12,7 @@ import pytest
 import time_machine
 from structlog.testing import capture_logs
 
-from keyman.audit.entries import audit_log
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.identity import applications
 from keyman.identity.tokens import Token

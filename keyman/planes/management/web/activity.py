@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from litestar import Response, get
 
 from keyman.audit import listing
-from keyman.audit.entries import Action, Actor
+from keyman.audit.entries import Action, Actor, Reason
 from keyman.audit.listing import Filter
 from keyman.clock import now
 from keyman.errors import VAULT_DETAILS
@@ -17,7 +17,6 @@ from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Caller
 from keyman.identity.tokens import Scope
-from keyman.keys.schemas import Status
 from keyman.planes.management.web.pages import Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.storage.paging import Cursor, Slice
@@ -66,13 +65,13 @@ ACTORS = {
 
 # Why an application got no key.
 REASONS: dict[str, str] = {
-    "not-granted": "The application is not registered for this service.",
-    "unknown": "There was no such key.",
-    "account-disabled": "The account was disabled.",
-    Status.DISABLED: "The key was paused.",
-    Status.EXPIRED: "The key had expired.",
-    Status.UNDECRYPTABLE: "Vault does not open this key any more: store it again.",
-    "not-current": "Its row holds another value than the trail says: store it again.",
+    Reason.NOT_GRANTED: "The application is not registered for this service.",
+    Reason.UNKNOWN: "There was no such key.",
+    Reason.ACCOUNT_DISABLED: "The account was disabled.",
+    Reason.DISABLED: "The key was paused.",
+    Reason.EXPIRED: "The key had expired.",
+    Reason.UNDECRYPTABLE: "Vault does not open this key any more: store it again.",
+    Reason.NOT_CURRENT: "Its row holds another value than the trail says: store it again.",
     **{reason.value: words for reason, words in VAULT_DETAILS.items()},
 }
 

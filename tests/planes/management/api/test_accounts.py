@@ -12,7 +12,8 @@ from argon2 import PasswordHasher
 from httpx import AsyncClient
 from sqlalchemy.engine import URL
 
-from keyman.audit.entries import Action, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_log
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
 from keyman.identity.tables import sessions, throttle

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from keyman.audit.entries import audit_log
+from keyman.audit.tables import audit_log
 from keyman.identity import users
 from keyman.values import EmailAddress
 from tests.planes.management.api.harness import (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
-from keyman.audit.entries import audit_log
+from keyman.audit.tables import audit_log
 from keyman.identity.tables import api_tokens, sessions, users
 from keyman.keys.tables import api_keys, idempotency
 from tests.planes.management.api.bodies import (

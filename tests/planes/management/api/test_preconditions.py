@@ -12,7 +12,7 @@ import pytest
 import time_machine
 from sqlalchemy import select, update
 
-from keyman.audit.entries import audit_log
+from keyman.audit.tables import audit_log
 from keyman.keys.tables import api_keys
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, problem, store
 

@@ -12,7 +12,8 @@ from uuid import uuid4
 from playwright.sync_api import Locator, Page, Route
 from sqlalchemy import create_engine, func, insert, select
 
-from keyman.audit.entries import Action, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.keys.tables import api_keys

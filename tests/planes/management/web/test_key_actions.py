@@ -12,7 +12,8 @@ import httpx
 import pytest
 from sqlalchemy import insert, update
 
-from keyman.audit.entries import Action, audit_log
+from keyman.audit.entries import Action
+from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.keys.tables import api_keys
 from keyman.planes.management.web.key_actions import NAMED_USES
