@@ -151,6 +151,7 @@ def test_the_client_stands_alone() -> None:
     own = {name for module in MODULES if below(module, "keyman.client") for name in imports(module) & MODULES.keys()}
     assert {name for name in own if not below(name, "keyman.client")} == {
         "keyman.errors",
+        "keyman.loopback",
         "keyman.secret",
         "keyman.version",
     }

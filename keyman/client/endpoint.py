@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 
 from keyman.client.exchange import Call
+from keyman.loopback import is_loopback
 from keyman.secret import Secret
 from keyman.version import __version__
 
@@ -102,16 +102,9 @@ def _checked_url(url: str, *, allow_http: bool) -> str:
         raise ValueError("the URL must be like https://keyman.example.com")
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ValueError("the URL must hold no user, no query and no fragment")
-    if parsed.scheme == "http" and not allow_http and not _is_loopback(parsed.host):
+    if parsed.scheme == "http" and not allow_http and not is_loopback(parsed.host):
         raise ValueError("plain http would show token and keys to the network: use https, or say allow_http=True")
     return str(parsed).rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _checked_token(token: Secret) -> Secret:

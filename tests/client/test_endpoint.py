@@ -18,7 +18,14 @@ CLIENTS = (Resolver, AsyncResolver, Keyman, AsyncKeyman)
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize(
-    "url", ["http://keyman.example.com", "http://10.0.0.1:8001", "http://localhost.example.com", "http://[2001:db8::1]"]
+    "url",
+    [
+        "http://keyman.example.com",
+        "http://10.0.0.1:8001",
+        "http://localhost.example.com",
+        "http://notlocalhost",
+        "http://[2001:db8::1]",
+    ],
 )
 def test_plain_http_is_for_loopback_alone(client: type[Resolver], url: str) -> None:
     with pytest.raises(ValueError, match="plain http") as caught:
@@ -28,7 +35,15 @@ def test_plain_http_is_for_loopback_alone(client: type[Resolver], url: str) -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8001", "http://[::1]:8001", "http://localhost", "https://10.0.0.1/x/"]
+    "url",
+    [
+        "http://127.0.0.1:8001",
+        "http://[::1]:8001",
+        "http://localhost",
+        "http://keyman.localhost",
+        "http://KEYMAN.localhost:8001",
+        "https://10.0.0.1/x/",
+    ],
 )
 def test_loopback_and_https_are_taken(url: str) -> None:
     assert not repr(Resolver(url, TOKEN)).endswith("/>")
