@@ -61,7 +61,7 @@ def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
 
 
 LAYERS = (
-    ("errors", "secret", "clock", "ids", "loopback", "version", "processes", "telemetry"),
+    ("errors", "secret", "clock", "ids", "loopback", "retry", "version", "processes", "telemetry"),
     ("values",),
     ("config",),
     ("storage",),
@@ -152,10 +152,15 @@ def test_the_client_stands_alone() -> None:
     assert {name for name in own if not below(name, "keyman.client")} == {
         "keyman.errors",
         "keyman.loopback",
+        "keyman.retry",
         "keyman.secret",
         "keyman.version",
     }
     assert importers("keyman.client") <= {module for module in MODULES if below(module, "keyman.client")}
+
+
+def test_the_retries_need_only_the_standard_library() -> None:
+    assert {name.split(".")[0] for name in imports("keyman.retry")} <= sys.stdlib_module_names
 
 
 def test_an_application_that_loads_the_client_loads_nothing_of_the_server() -> None:

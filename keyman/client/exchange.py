@@ -5,30 +5,23 @@ Both kinds of client do their calls by this, so they cannot differ in what they 
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from keyman.client.errors import BadAnswer, ClientError, DeadlineExceeded, Unreachable, kind_of
 from keyman.errors import FieldError, raise_alone
+from keyman.retry import parse_retry_after, pause_after
 from keyman.secret import Secret
 
 T = TypeVar("T")
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read: a page of 200 keys or entries has a tenth of it."""
-
-ATTEMPTS = 4
-"""At most, inside the deadline: what is still failing is an outage that the caller should hear of."""
-
-FIRST_PAUSE = 0.1
-"""Seconds before the second attempt, doubled for each further one, with jitter; `Retry-After` can make it longer."""
 
 UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)
 """What reading an answer raises where the answer is not what it should be."""
@@ -65,8 +58,7 @@ class Answer:
 
     @property
     def retry_after(self) -> int | None:
-        text = self.headers.get("retry-after", "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None
+        return parse_retry_after(self.headers.get("retry-after"))
 
 
 class Lost(Enum):
@@ -93,15 +85,17 @@ class Attempts:
     def pause(self, outcome: Outcome) -> float | None:
         """Seconds until the next attempt; None when this outcome stands."""
         self._made += 1
-        if self._made == ATTEMPTS or not self._may_recover(outcome):
+        if not self._may_recover(outcome):
             return None
-        pause = FIRST_PAUSE * 2 ** (self._made - 1) * random.uniform(0.5, 1.5)  # noqa: S311  # spreads load only
-        if isinstance(outcome, Answer):
-            pause = max(pause, outcome.retry_after or 0)
-        # Waiting past the deadline would turn a clear reason into "did not answer in time".
-        return pause if monotonic() + pause < self._deadline else None
+        retry_after = outcome.retry_after if isinstance(outcome, Answer) else None
+        return pause_after(self._made, deadline=self._deadline, retry_after=retry_after)
 
     def _may_recover(self, outcome: Outcome) -> bool:
+        """Return whether a retry can help and does no harm.
+
+        This is stricter than the Vault adapter, which sends every lost call again: a change of a key must not be made
+        twice, so after an answer that leaves that open, only a repeatable call is sent again.
+        """
         if isinstance(outcome, Lost):
             return outcome is Lost.UNSENT or (outcome is Lost.BROKEN and self._repeatable)
         if outcome.status == 429 or (outcome.status == 503 and _problem(outcome).slug == "vault-unavailable"):

@@ -12,7 +12,6 @@ hvac's API classes hand their requests to an adapter and return what it returns.
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from hvac.adapters import Adapter
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VAULT_DETAILS, VaultReason, raise_alone
+from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
 from keyman.telemetry import Metrics, current_request_id, log
 
 T = TypeVar("T")
@@ -33,13 +33,10 @@ MAX_CONNECTIONS = 32
 """Connections to Vault per process. Batches make more useless: 8 already carry 98,000 values a second."""
 
 RETRIED_STATUSES = frozenset({412, 429, 502, 503, 504})
-"""412: a standby has not caught up; 429: quota; the others: a standby, a proxy or a leader on its way."""
+"""412: a standby has not caught up; 429: quota; the others: a standby, a proxy or a leader on its way.
 
-ATTEMPTS = 4
-"""At most: a leader election is over by then, and what is still failing is an outage that the client should hear of."""
-
-FIRST_PAUSE = 0.1
-"""Seconds before the second attempt, doubled for each further one, with jitter; 0.7 s in all."""
+They differ from what keyman's own client sends again: for keyman, a 412 is a precondition that failed, and it stands.
+"""
 
 
 UNKNOWN_CA = "no CA that is known has signed it; KEYMAN_VAULT_CACERT names the file of a private one"
@@ -142,20 +139,17 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
 
     async def _retried(self, method: str, url: str, arguments: Mapping[str, Any], attempts: int) -> Any:
         deadline = monotonic() + self.timeout
-        pause = FIRST_PAUSE
         for attempt in range(1, attempts + 1):
             try:
                 return await self._once(method, url, arguments)
             except VaultFault as fault:
                 is_lost = fault.status is None and fault.reason is VaultReason.UNREACHABLE
                 may_recover = is_lost or fault.status in RETRIED_STATUSES
-                wait = max(pause * random.uniform(0.5, 1.5), fault.retry_after or 0)  # noqa: S311  # spreads load only
-                # Waiting past the deadline would turn a clear reason into "timeout".
-                if not may_recover or attempt == attempts or monotonic() + wait >= deadline:
+                pause = pause_after(attempt, deadline=deadline, retry_after=fault.retry_after, attempts=attempts)
+                if not may_recover or pause is None:
                     raise
             self._metrics.vault_retries.inc()
-            await asyncio.sleep(wait)
-            pause *= 2
+            await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
     async def _once(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
@@ -187,7 +181,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
                     raise VaultFault(VaultReason.UNREACHABLE)
                 if response.status != 200:
                     reason = _reason(response.status, content)
-                    raise VaultFault(reason, response.status, _seconds(response.headers.get("Retry-After")))
+                    raise VaultFault(reason, response.status, parse_retry_after(response.headers.get("Retry-After")))
         try:
             return msgspec.json.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -245,7 +239,3 @@ def _reason(status: int, content: bytes) -> VaultReason:
         # A proxy without a Vault behind it, or an address that is not Vault's own.
         return VaultReason.UNREACHABLE
     return VaultReason.ERROR
-
-
-def _seconds(header: str | None) -> int | None:
-    return int(header) if header and header.isascii() and header.isdigit() and len(header) < 6 else None

@@ -30,7 +30,10 @@ from keyman.vault.adapter import AsyncAdapter, VaultFault, taken
 T = TypeVar("T")
 
 RENEWAL_SHARE = 2 / 3
-"""Of a lease: late enough to be rare, early enough to try again several times before it ends."""
+"""Of a lease: late enough to be rare, early enough to try again several times before it ends.
+
+A renewal that fails is not paced by `keyman.retry`: its pauses follow the lease, which lasts minutes or days.
+"""
 
 REFUSED_PAUSE = 1.0
 """Seconds without a new attempt after Vault refused a login, or a call with a token that was just obtained, so that

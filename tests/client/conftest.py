@@ -36,4 +36,4 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses as in production would only be waited for."""
-    monkeypatch.setattr("keyman.client.exchange.FIRST_PAUSE", 0.005)
+    monkeypatch.setattr("keyman.retry.FIRST_PAUSE", 0.005)

@@ -14,9 +14,10 @@ from keyman.audit import listing
 from keyman.client import calls
 from keyman.client.cache import Wanted
 from keyman.client.errors import ClientError
-from keyman.client.exchange import ATTEMPTS, Answer, Attempts, Call, Lost, result
+from keyman.client.exchange import Answer, Attempts, Call, Lost, result
 from keyman.client.shapes import AuditEntry, Key, Resolved
 from keyman.keys.schemas import KeyInfo
+from keyman.retry import ATTEMPTS
 from keyman.secret import Secret
 from tests.client.asking import TOKEN, VALUE
 

@@ -24,7 +24,8 @@ from keyman.client import (
     Unavailable,
     Unreachable,
 )
-from keyman.client.exchange import ATTEMPTS, MAX_ANSWER, MAX_TEXT
+from keyman.client.exchange import MAX_ANSWER, MAX_TEXT
+from keyman.retry import ATTEMPTS
 from tests.client.asking import TOKEN, VALUE, Kind, given, keyman, problem, resolver
 from tests.support.live import PATIENCE, free_port
 from tests.vault.fake import HANG_UP, RESET, SILENCE, Reply, answer, fake

@@ -18,10 +18,9 @@ from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason
+from keyman.retry import ATTEMPTS
 from keyman.telemetry import Metrics
-from keyman.vault import adapter as module
 from keyman.vault.adapter import (
-    ATTEMPTS,
     MAX_CONNECTIONS,
     OTHER_HOST,
     UNKNOWN_CA,
@@ -68,7 +67,7 @@ async def fault_of(adapter: AsyncAdapter, path: str = "/v1/transit/encrypt/keyma
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses between attempts: how many there are does not depend on them."""
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("keyman.retry.FIRST_PAUSE", 0.001)
 
 
 # --- What goes out
