@@ -357,3 +357,26 @@ def test_print_and_sys_stdout_are_the_command_lines_alone() -> None:
         or (isinstance(node, ast.Attribute) and node.attr == "stdout" and isinstance(node.value, ast.Name))
     }
     assert not {module for module in found if not below(module, "keyman.cli")}
+
+
+def early_returns(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[int]:
+    """The lines at which a function returns nothing before its end; functions inside it are left out."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Return):
+            yield node.lineno
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def test_no_test_returns_early_and_counts_as_passed() -> None:
+    """A test that has nothing to do for some parameters is not given them, or skips with a reason."""
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{line}"
+        for path in sorted(Path(__file__).parent.rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        for line in early_returns(node)
+    ]
+    assert not found

@@ -90,11 +90,10 @@ async def test_it_is_pruned_again_and_again(bent: Trail, monkeypatch: pytest.Mon
     assert (await bent.verified(old)).pruned != []
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL's writers go to another chain
 async def test_who_writes_to_sqlite_meanwhile_does_not_wait_until_all_is_pruned(
     bent: Trail, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not bent.db.is_sqlite:
-        return  # PostgreSQL's writers go to another chain
     monkeypatch.setattr(retention, "BATCH", 3)
     find, holds = retention._current, asyncio.Event()
 

@@ -119,11 +119,10 @@ async def test_a_changed_entry_is_named_whatever_was_changed(bent: Trail) -> Non
     assert await bent.broken() == []
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL refuses such values
 async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verified(
     bent: Trail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not bent.db.is_sqlite:
-        return  # PostgreSQL refuses it
     monkeypatch.setattr(verification, "PAGE", 4)
     harms = (
         *("at = 'c4n4ry'", "value_uuid = 'c4n4ry'", "key_id = 'c4n4ry'", "as_of = 'c4n4ry'"),
@@ -144,9 +143,8 @@ async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verif
         assert await bent.broken() == [(0, None, "its ends hold what no end can hold")]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL refuses such values
 async def test_what_hashes_alike_and_is_another_thing_in_sqlite_is_found(bent: Trail) -> None:
-    if not bent.db.is_sqlite:
-        return  # PostgreSQL refuses it
     await bent.write(1, service="OPEN", value_uuid=uuid4())
     row = (await bent.longest())[-1]
     harms = (

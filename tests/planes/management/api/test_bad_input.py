@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 from structlog.testing import capture_logs
@@ -402,13 +402,13 @@ async def test_any_text_in_any_field_is_taken_as_it_is_or_refused_by_its_name(
         assert name in ("name", "email", "password", "api_key")
         if name == "name":
             assert answer.json()["name"] == text
-        return
-    assert answer.status_code in (400, 409, 429)
-    if answer.status_code == 400:
-        errors = problem(answer, "invalid-request")["errors"]
-        assert {error["field"] for error in errors} <= {name, "", *wrong}
-    if answer.status_code != 429 and not wrong:  # the trail tells of a wrong password
-        assert await desk.state() == before
+    else:
+        assert answer.status_code in (400, 409, 429)
+        if answer.status_code == 400:
+            errors = problem(answer, "invalid-request")["errors"]
+            assert {error["field"] for error in errors} <= {name, "", *wrong}
+        if answer.status_code != 429 and not wrong:  # the audit log has an entry of a wrong password
+            assert await desk.state() == before
 
 
 @settings(max_examples=100)
@@ -470,12 +470,8 @@ async def test_what_is_no_id_is_like_an_id_that_does_not_exist(desk: Desk, metho
 )
 async def test_random_ids_are_like_an_id_that_does_not_exist(desk: Desk, key_id: str, route: Any) -> None:
     method, path, body = route
-    if re.fullmatch("[1-9][0-9]{0,5}", key_id):
-        return
-    try:
-        key_id.encode()
-    except UnicodeEncodeError:
-        return
+    assume(not re.fullmatch("[1-9][0-9]{0,5}", key_id))
+    assume(not re.search("[\ud800-\udfff]", key_id))  # a lone surrogate is in no URL
     assert await ask_for(desk, method, path, key_id, body) == await ask_for(desk, method, path, "999999999", body)
 
 

@@ -48,7 +48,7 @@ async def test_the_current_etag_lets_a_change_through(shared: ApiPlane, change: 
         answer = await change(ada, path, {"If-Match": condition.format(etag)})
         assert answer.status_code in (200, 204), condition
         if answer.status_code == 204:
-            return
+            break  # the key is deleted
         etag = answer.headers["etag"]
 
 
