@@ -9,16 +9,19 @@ WORKERS ?= 3
 DIST := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint types format lock clean
+.PHONY: help dev test test-fast lint types format lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 dev: $(VENV)/dev.stamp ## set everything up, then run keyman on this machine (make dev ARGS="--port 9000")
 	@$(VENV)/bin/keyman dev $(ARGS)
 
 test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (make test ARGS="-k masks")
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
+
+test-fast: $(VENV)/test.stamp ## the part of it that takes a minute and a half: SQLite, no browser, no Docker
+	@KEYMAN_TEST_FAST=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
 lint: $(VENV)/test.stamp ## ruff: rules and formatting
 	@$(VENV)/bin/ruff check .

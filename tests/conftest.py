@@ -20,8 +20,9 @@ from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords
 from keyman.vault import provision
-from tests.support import needs, scratch
+from tests.support import fast, needs, scratch
 from tests.support.databases import copied, sqlite_at
+from tests.support.interrupts import take_interrupts
 from tests.support.needs import pytest_terminal_summary, require
 from tests.support.planes import Plane, Vault, plane_at
 from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
@@ -52,12 +53,14 @@ FIRST = (
 
 
 def pytest_configure() -> None:
+    take_interrupts()
     needs.pytest_configure()
     scratch.use()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put them first: a long file that is begun last would be waited for by every worker but one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the long files first: every worker but one would wait for a long file that begins last."""
+    fast.narrow(config, items)
     items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
 

@@ -13,6 +13,8 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.support import fast
+
 KNOWN = frozenset({"docker", "chromium", "postgres", "terraform"})
 VARIABLE = "KEYMAN_TEST_REQUIRE"
 
@@ -57,6 +59,10 @@ def pytest_terminal_summary(
     reporter.section("not exercised", sep="-", bold=True)
     for reason, count in sorted(skipped.items()):
         reporter.line(f"{count} skipped: {reason}", yellow=True)
+    if os.environ.get(fast.VARIABLE):
+        left_out = len(reporter.stats.get("deselected", []))
+        reporter.line(f"{left_out} left out by `make test-fast`: {fast.LEFT_OUT}", yellow=True)
+        return
     if skipped:
         return
     if exitstatus == pytest.ExitCode.OK and not _narrowed(config):
