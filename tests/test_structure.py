@@ -74,6 +74,7 @@ LAYERS = (
     ("planes.assembly",),
     ("planes.management", "planes.resolver"),
     ("client",),
+    ("testing",),
     ("migrations",),
     ("doctor",),
     ("dev",),
@@ -156,17 +157,27 @@ def test_the_client_stands_alone() -> None:
         "keyman.secret",
         "keyman.version",
     }
-    assert importers("keyman.client") <= {module for module in MODULES if below(module, "keyman.client")}
+    assert importers("keyman.client") <= {
+        module for module in MODULES if below(module, "keyman.client", "keyman.testing")
+    }
+
+
+def test_the_fakes_need_only_the_clients_errors_and_shapes() -> None:
+    own = {name for module in MODULES if below(module, "keyman.testing") for name in imports(module) & MODULES.keys()}
+    others = {name for name in own if not below(name, "keyman.testing")}
+    assert others <= {"keyman.client.errors", "keyman.client.shapes", "keyman.errors", "keyman.secret"}
+    assert all(below(module, "keyman.testing") for module in importers("keyman.testing"))
 
 
 def test_the_retries_need_only_the_standard_library() -> None:
     assert {name.split(".")[0] for name in imports("keyman.retry")} <= sys.stdlib_module_names
 
 
-def test_an_application_that_loads_the_client_loads_nothing_of_the_server() -> None:
-    program = "import sys, keyman.client; print(*sys.modules)"
+@pytest.mark.parametrize("package", ["keyman.client", "keyman.testing"])
+def test_an_application_that_loads_the_client_loads_nothing_of_the_server(package: str) -> None:
+    program = f"import sys, {package}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert {name for name in loaded if below(name, "keyman")} == reached("keyman.client")
+    assert {name for name in loaded if below(name, "keyman")} == reached(package)
     server = (
         "litestar",
         "sqlalchemy",

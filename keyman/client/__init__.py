@@ -1,6 +1,6 @@
 """The client for applications: `from keyman.client import Resolver`.
 
-The one package of keyman whose names are meant to be imported from its top; and the one that loads none of the server.
+You import its names from the top of this package, as those of `keyman.testing`. Both load nothing of the server.
 """
 
 from keyman.client.errors import (
