@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 
 from keyman.audit.chain import line
 from keyman.audit.tables import audit_chains, audit_log
+from keyman.storage.rows import UnreadableRow, decoded
 from keyman.storage.transactions import Database
 
 PAGE = 2000
@@ -41,8 +42,10 @@ async def lines(db: Database, since: datetime | None) -> AsyncIterator[bytes]:
             if since is not None:
                 statement = statement.where(audit_log.c.at >= since)
             async with db.read() as connection:
-                rows = (await connection.execute(statement)).all()
+                rows = decoded(await connection.execute(statement))
             for row in rows:
+                if not (isinstance(row.previous, bytes) and isinstance(row.hash, bytes)):
+                    raise UnreadableRow("an entry of the audit log has a hash that is none")
                 entry = dict(zip(names, row, strict=False))
                 yield _with_hash(line(row.previous, entry), row.hash)
             if len(rows) < PAGE:

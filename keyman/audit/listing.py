@@ -18,6 +18,7 @@ from keyman.audit.tables import audit_log
 from keyman.ids import MAX_ID
 from keyman.storage import paging
 from keyman.storage.paging import Page, Slice
+from keyman.storage.rows import decoded
 from keyman.storage.transactions import Database
 
 CLOCKS_APART = timedelta(minutes=10)
@@ -134,7 +135,7 @@ async def list_all(db: Database, user_id: int | None, limit: int, wanted: Filter
     if wanted.actions:
         statement = statement.where(audit_log.c.action.in_(wanted.actions))
     async with db.read() as connection:
-        rows = (await connection.execute(statement.order_by(audit_log.c.id.desc()).limit(limit))).all()
+        rows = decoded(await connection.execute(statement.order_by(audit_log.c.id.desc()).limit(limit)))
     return [OperatorEntry(*row) for row in reversed(rows)]
 
 

@@ -23,6 +23,7 @@ from keyman.audit.chain import digest, genesis
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.errors import RefusedStatement
+from keyman.storage.rows import decoded
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
 
@@ -34,8 +35,8 @@ MOST = 1000
 
 STRANGE = "it holds what no entry can hold"
 
-UNREADABLE = (ValueError, TypeError, RefusedStatement)
-"""What comes of a value that is none of its column's type, which SQLite takes."""
+UNREADABLE = RefusedStatement
+"""Raised for a value that its column's type cannot hold, which SQLite takes: by the driver, or as an UnreadableRow."""
 
 PRUNED = re.compile(r"up to ([0-9]{1,18}) ([0-9a-f]{64})")
 """The detail of an entry that says up to where its chain was pruned: the sequence of the last that went, its hash."""
@@ -183,7 +184,7 @@ class _Chain:
             .limit(limit)
         )
         async with self._db.read() as connection:
-            rows = (await connection.execute(statement)).all()
+            rows = decoded(await connection.execute(statement))
         self._report(sum(row.id is not None for row in rows))
         return rows
 

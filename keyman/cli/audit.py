@@ -26,6 +26,7 @@ from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
 from keyman.identity import users
 from keyman.keys.deployment import Deployment
+from keyman.storage.rows import UnreadableRow
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer
@@ -207,7 +208,7 @@ def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: b
 def _unreadable_said() -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, AttributeError):  # which may hold what was read
+    except UnreadableRow:
         raise_alone(KeymanError("An entry holds what no entry can hold: `keyman audit verify` says which."))
 
 

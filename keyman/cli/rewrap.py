@@ -86,6 +86,8 @@ async def _rewrap(parts: _Parts) -> Summary:
             raise KeymanError(f"{_said(fault)} {STOPPED}") from None
     for key in summary.refused:
         click.echo(f"key {key.id} of user {key.user_id} ({key.service}): Vault does not open it")
+    for key_id in sorted(summary.damaged):
+        click.echo(f"key {key_id}: its row is damaged")
     click.echo(f"Rewrapped {summary.rewrapped:,} to version {summary.latest}.", err=True)
     await _advise(parts, summary)
     return summary
@@ -121,6 +123,12 @@ def _finish(summary: Summary) -> None:
             "replace or delete them. If Vault was restored from a backup, a newer one may open them.",
             err=True,
         )
+    if summary.damaged:
+        click.echo(
+            f"{len(summary.damaged):,} rows are damaged and were left as they are: restore them from a backup.",
+            err=True,
+        )
+    if summary.refused or summary.damaged:
         sys.exit(1)
 
 

@@ -140,6 +140,8 @@ async def _insert(
     scopes: frozenset[Scope],
     expires_at: datetime | None,
 ) -> CreatedToken:
+    # Locked, so that requests at once are counted one after the other.
+    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update())
     held = select(func.count()).select_from(api_tokens).where(api_tokens.c.user_id == user_id)
     if (await connection.execute(held)).scalar_one() >= MAX_TOKENS:
         raise Conflict(

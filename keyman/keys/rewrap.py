@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 
@@ -18,6 +19,7 @@ from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.keys.tables import api_keys
+from keyman.storage.rows import UnreadableRow, decoded
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
 from keyman.vault.cipher import Context
@@ -50,11 +52,14 @@ class RefusedKey(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a run did: how many rows were brought to `latest`, and which ones Vault refused."""
+    """What a run did: how many rows were brought to `latest`, which ones Vault refused, and the ids of damaged rows,
+    which hold what no row can hold and are left as they are.
+    """
 
     latest: int
     rewrapped: int = 0
     refused: list[RefusedKey] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
 
 
 class Rewrap:
@@ -106,8 +111,8 @@ class Rewrap:
         before = summary.rewrapped + len(summary.refused)
 
         async def work() -> None:
-            while rows := await self._next(summary.latest):
-                if fresh := [row for row in rows if row.id not in skipped]:
+            while rows := await self._next(summary):
+                if fresh := [row for row in rows if row.id not in skipped and _is_sound(row, summary)]:
                     await self._chunk(fresh, summary)
 
         try:
@@ -118,27 +123,31 @@ class Rewrap:
             raise faults.exceptions[0] from None
         return summary.rewrapped + len(summary.refused) > before
 
-    async def _next(self, latest: int) -> Sequence[AnyRow]:
-        """The next rows that are behind, in the order of their ids; each goes to one worker."""
-        columns = (
-            api_keys.c.id,
-            api_keys.c.user_id,
-            api_keys.c.service,
-            api_keys.c.value_uuid,
-            api_keys.c.encrypted_key,
-        )
+    async def _next(self, summary: Summary) -> Sequence[AnyRow]:
+        """The next rows that are behind, in the order of their ids; each goes to one worker.
+
+        A row that cannot be read is added to the damaged ones and passed over.
+        """
+        limit = MAX_BATCH
         async with self._paging:
-            statement = (
-                select(*columns)
-                .where(api_keys.c.id > self._after, _is_behind(latest))
-                .order_by(api_keys.c.id)
-                .limit(MAX_BATCH)
-            )
-            async with self._db.read() as connection:
-                rows = (await connection.execute(statement)).all()
-            if rows:
-                self._after = rows[-1].id
-            return rows
+            while True:
+                behind = select(*_READ).where(api_keys.c.id > self._after, _is_behind(summary.latest))
+                try:
+                    async with self._db.read() as connection:
+                        rows = decoded(await connection.execute(behind.order_by(api_keys.c.id).limit(limit)))
+                except UnreadableRow:
+                    if limit > 1:
+                        limit //= 2  # closer to the one that it is
+                        continue
+                    first = behind.with_only_columns(func.min(api_keys.c.id))
+                    async with self._db.read() as connection:
+                        self._after = (await connection.execute(first)).scalar_one()
+                    summary.damaged.add(self._after)
+                    limit = MAX_BATCH
+                    continue
+                if rows:
+                    self._after = rows[-1].id
+                return rows
 
     async def _chunk(self, rows: Sequence[AnyRow], summary: Summary) -> None:
         items = [
@@ -209,6 +218,23 @@ async def oldest_version(db: Database) -> int | None:
 def _is_behind(latest: int) -> ColumnElement[bool]:
     """What is marked is tried again whatever its version: the right Vault may be back."""
     return or_(api_keys.c.key_version < latest, api_keys.c.undecryptable)
+
+
+_READ = (
+    api_keys.c.id,
+    api_keys.c.user_id,
+    api_keys.c.service,
+    api_keys.c.value_uuid,
+    api_keys.c.encrypted_key,
+)
+
+
+def _is_sound(row: AnyRow, summary: Summary) -> bool:
+    """Return False for a row whose values are of other types than keyman writes, and add it to the damaged ones."""
+    sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, str, UUID, str), strict=True))
+    if not sound:
+        summary.damaged.add(row.id)
+    return sound
 
 
 _AS_READ = (

@@ -421,3 +421,14 @@ async def test_an_export_since_a_time_begins_there(bent: Trail, monkeypatch: pyt
     later = [json.loads(text)["id"] async for text in export.lines(bent.db, moment)]
     assert sorted(later) == [row.id for row in await bent.rows(audit_log.c.at >= moment)]
     assert len(later) == 7
+
+
+@pytest.mark.parametrize("fault", [TypeError, AttributeError, ValueError])
+async def test_a_mistake_of_keymans_own_code_is_not_called_tampering(
+    bent: Trail, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    def mistaken(_count: int) -> None:
+        raise fault
+
+    with pytest.raises(fault):
+        await verification.verify(bent.db, bent.deployment, (), mistaken)

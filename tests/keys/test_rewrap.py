@@ -282,3 +282,17 @@ async def test_what_was_sealed_with_a_retired_version_is_marked_until_it_is_allo
     await stock.admin.post(f"{stock.path('keys')}/config", json={"min_decryption_version": 1})
     assert (await stock.rewrap().run()).rewrapped == 1
     assert await stock.opened() == {key: stock.plaintexts[key] for key in (old, late)}
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL refuses such values
+@pytest.mark.parametrize("harm", ["value_uuid = 'c4n4ry'", "value_uuid = x'00'", "service = x'4f'"])
+async def test_a_row_that_cannot_be_read_is_named_and_the_others_are_rewrapped(stock: Stock, harm: str) -> None:
+    await stock.store(5)
+    await stock.rotate()
+    async with stock.db.write() as connection:
+        damaged = (
+            await connection.execute(select(api_keys.c.id).order_by(api_keys.c.id).offset(2).limit(1))
+        ).scalar_one()
+        await connection.exec_driver_sql(f"UPDATE api_keys SET {harm} WHERE id = {damaged}")  # noqa: S608  # both are of this test
+    summary = await stock.rewrap().run()
+    assert (summary.rewrapped, summary.refused, summary.damaged) == (4, [], {damaged})
