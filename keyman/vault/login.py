@@ -24,7 +24,7 @@ from hvac.api.auth_methods.token import Token
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
-from keyman.telemetry import Metrics, log
+from keyman.telemetry import Metrics, frames, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, taken
 
 T = TypeVar("T")
@@ -208,7 +208,12 @@ class VaultClient:
                 async with asyncio.timeout(delay):
                     await self._lease_changed.wait()
             except TimeoutError:
-                await self._renew()
+                try:
+                    await self._renew()
+                except Exception as fault:
+                    # A renewal that ends here would end for good, and nobody would notice before the token dies.
+                    log.error("vault token not renewed: unexpected failure", **frames(fault))
+                    self._renew_at = monotonic() + max(self._lease / 10, 1.0)
 
     async def _renew(self) -> None:
         used, lease = self.adapter.token, self._lease

@@ -712,6 +712,32 @@ async def test_a_renewal_that_fails_is_tried_again_and_the_service_goes_on(bench
     assert client.adapter.token == first
 
 
+@pytest.mark.usefixtures("early_renewals")
+async def test_an_unexpected_failure_of_a_renewal_is_logged_without_its_message_and_the_renewals_go_on(
+    bench: Bench, logged: StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.change_role(token_ttl=5, token_max_ttl=600)
+    seen, relay = await bench.behind_a_relay()
+    client = seen.client()
+    renew, failures = client._token_api.renew_self, [RuntimeError("c4n4ry")]
+
+    def failing_once() -> Awaitable[Any]:
+        if failures:
+            raise failures.pop()
+        again: Awaitable[Any] = renew()
+        return again
+
+    monkeypatch.setattr(client._token_api, "renew_self", failing_once)
+    await read_key(client, seen)
+    await relay.answered(RENEWAL, 1)
+    assert failures == []
+    lines = [json.loads(line) for line in logged.getvalue().splitlines()]
+    [line] = [line for line in lines if "unexpected" in line["event"]]
+    assert line["fault"] == "builtins.RuntimeError"
+    assert any("failing_once" in place for place in line["frames"])
+    assert "c4n4ry" not in logged.getvalue()
+
+
 async def test_one_deadline_bounds_login_and_operation_together() -> None:
     async with clients([Reply(503, delay=0.3)], timeout=0.5) as (server, client), asyncio.timeout(30):
         reason = await refusal(client.call("nothing", _nothing))
