@@ -210,7 +210,7 @@ class VaultClient:
             except TimeoutError:
                 try:
                     await self._renew()
-                except Exception as fault:
+                except Exception as fault:  # noqa: BLE001  # whatever it is, the renewal goes on
                     # A renewal that ends here would end for good, and nobody would notice before the token dies.
                     log.error("vault token not renewed: unexpected failure", **frames(fault))
                     self._renew_at = monotonic() + max(self._lease / 10, 1.0)
