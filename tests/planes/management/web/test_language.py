@@ -66,6 +66,7 @@ NEVER_ON_A_PAGE = {
     "dev": "for an operator at the start",
     "migrations": "for an operator at a command line",
     "planes/resolver": "answers to programs: JSON, in English",
+    "testing": "for the programs that use it, in English",
     "keys/release.py": "answers to programs: JSON, in English",
     "http/body.py": "answers to programs: JSON, in English",
     "http/openapi.py": "answers to programs: JSON, in English",
