@@ -89,7 +89,8 @@ async def _rewrap(parts: _Parts) -> Summary:
     for key_id in sorted(summary.damaged):
         click.echo(f"key {key_id}: its row is damaged")
     click.echo(f"Rewrapped {summary.rewrapped:,} to version {summary.latest}.", err=True)
-    await _advise(parts, summary)
+    if not summary.damaged:  # nobody knows which version a damaged row needs
+        await _advise(parts, summary)
     return summary
 
 

@@ -140,8 +140,9 @@ async def _insert(
     scopes: frozenset[Scope],
     expires_at: datetime | None,
 ) -> CreatedToken:
-    # Locked, so that requests at once are counted one after the other.
-    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update())
+    # Locked, so that requests at once are counted one after the other. Not so strongly that the foreign key of an audit
+    # entry waits for it: that writer holds the end of a chain, for which this transaction may wait.
+    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
     held = select(func.count()).select_from(api_tokens).where(api_tokens.c.user_id == user_id)
     if (await connection.execute(held)).scalar_one() >= MAX_TOKENS:
         raise Conflict(

@@ -19,7 +19,7 @@ from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.keys.tables import api_keys
-from keyman.storage.rows import UnreadableRow, decoded
+from keyman.storage.rows import decoded
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
 from keyman.vault.cipher import Context
@@ -131,11 +131,14 @@ class Rewrap:
         limit = MAX_BATCH
         async with self._paging:
             while True:
-                behind = select(*_READ).where(api_keys.c.id > self._after, _is_behind(summary.latest))
+                wanted = _is_behind(summary.latest)
+                if self._db.is_sqlite:  # which takes a text for a number, and sorts it above all numbers
+                    wanted = or_(wanted, func.typeof(api_keys.c.key_version) != "integer")
+                behind = select(*_READ).where(api_keys.c.id > self._after, wanted)
                 try:
                     async with self._db.read() as connection:
                         rows = decoded(await connection.execute(behind.order_by(api_keys.c.id).limit(limit)))
-                except UnreadableRow:
+                except RefusedStatement:  # by the driver, for text that is not UTF-8, or by the column types
                     if limit > 1:
                         limit //= 2  # closer to the one that it is
                         continue
@@ -226,12 +229,13 @@ _READ = (
     api_keys.c.service,
     api_keys.c.value_uuid,
     api_keys.c.encrypted_key,
+    api_keys.c.key_version,
 )
 
 
 def _is_sound(row: AnyRow, summary: Summary) -> bool:
     """Return False for a row whose values are of other types than keyman writes, and add it to the damaged ones."""
-    sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, str, UUID, str), strict=True))
+    sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, str, UUID, str, int), strict=True))
     if not sound:
         summary.damaged.add(row.id)
     return sound

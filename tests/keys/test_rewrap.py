@@ -285,7 +285,17 @@ async def test_what_was_sealed_with_a_retired_version_is_marked_until_it_is_allo
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL refuses such values
-@pytest.mark.parametrize("harm", ["value_uuid = 'c4n4ry'", "value_uuid = x'00'", "service = x'4f'"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "value_uuid = 'c4n4ry'",
+        "value_uuid = x'00'",
+        "service = x'4f'",
+        "service = CAST(x'ff' AS TEXT)",
+        "key_version = 'c4n4ry'",
+        "key_version = x'01'",
+    ],
+)
 async def test_a_row_that_cannot_be_read_is_named_and_the_others_are_rewrapped(stock: Stock, harm: str) -> None:
     await stock.store(5)
     await stock.rotate()
