@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 from abc import ABC, abstractmethod
 from time import monotonic
 from typing import Protocol
@@ -57,7 +58,7 @@ class Guard(ABC):
     """Checks the key, at most once in `max_age` seconds however many ask, and all who wait share one check."""
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
+        self._checking: asyncio.Task[None] | None = None
         self._checked_at = float("-inf")
         self._verdict: VaultUnavailable | None = None
 
@@ -67,18 +68,37 @@ class Guard(ABC):
         Raises VaultUnavailable otherwise, DatabaseUnavailable when the sentinel cannot be read.
         """
         asked = monotonic()
-        async with self._lock:
-            # Counted from the asking: who has waited for a check that took long shares its outcome.
-            if asked - self._checked_at > max_age:
-                started = monotonic()
-                self._verdict = await self._check()
-                self._checked_at = started if self._verdict is None else monotonic()
+        # Counted from the asking: who has waited for a check that took long shares its outcome.
+        while asked - self._checked_at > max_age:
+            is_starter, check = self._checking is None, self._checking
+            if check is None:
+                # In no request's context: others may share it, and Vault's log must not call it all the first one's.
+                check = self._checking = asyncio.create_task(self._check_once(), context=contextvars.Context())
+                check.add_done_callback(_retrieve)
+            # Not `await check`: a caller that gives up does not cancel the check of the others.
+            await asyncio.wait({check})
+            if is_starter:
+                check.result()  # an exception is the starter's; the others check for themselves
         if self._verdict is not None:
             raise VaultUnavailable(self._verdict.reason, retry_after=self._verdict.retry_after or 5)
+
+    async def _check_once(self) -> None:
+        started = monotonic()
+        try:
+            self._verdict = await self._check()
+            self._checked_at = started if self._verdict is None else monotonic()
+        finally:
+            self._checking = None
 
     @abstractmethod
     async def _check(self) -> VaultUnavailable | None:
         """What is wrong with the key. Raises DatabaseUnavailable when the sentinel cannot be read."""
+
+
+def _retrieve(check: asyncio.Task[None]) -> None:
+    """Take a check's exception, so that asyncio does not complain when the caller that started it has given up."""
+    if not check.cancelled():
+        check.exception()
 
 
 class KeyGuard(Guard):

@@ -121,9 +121,13 @@ class VaultClient:
         async with self._lock:
             if self.adapter.token is not None and self.adapter.token != used:
                 return
-            if used is not None and (monotonic() < self._forbidden_until or await self._is_alive()):
-                raise VaultFault(VaultReason.FORBIDDEN, 403)
-            await self._log_in()
+            # In no request's context: the token is for all, and Vault's log must not call the login this caller's.
+            await asyncio.create_task(self._look_and_log_in(used), context=contextvars.Context())
+
+    async def _look_and_log_in(self, used: str | None) -> None:
+        if used is not None and (monotonic() < self._forbidden_until or await self._is_alive()):
+            raise VaultFault(VaultReason.FORBIDDEN, 403)
+        await self._log_in()
 
     async def _is_alive(self) -> bool:
         try:

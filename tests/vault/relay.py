@@ -28,6 +28,7 @@ class Call:
     namespace: str | None
     body: bytes
     status: int | None = None
+    request_id: str | None = None
 
     @property
     def json(self) -> Any:
@@ -99,6 +100,7 @@ class Relay:
         body = await request.read()
         headers = request.headers
         call = Call(request.method, request.path, headers.get("X-Vault-Token"), headers.get("X-Vault-Namespace"), body)
+        call.request_id = headers.get("X-Request-ID")
         self.calls.append(call)
         await self._tell()
         for part, gate in list(self._gates.items()):

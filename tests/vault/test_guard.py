@@ -6,11 +6,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import structlog
 
 from keyman.dev import embedded
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
 from keyman.vault.cipher import Context
-from keyman.vault.guard import SENTINEL_PLAINTEXT, sentinel_context
+from keyman.vault.guard import SENTINEL_PLAINTEXT, KeyGuard, sentinel_context
 from keyman.vault.provision import policy
 from tests.vault.bench import ROLE, Bench, Shelf, Victim, a_context, as_running, bench_at, kill, refusal
 from tests.vault.relay import Call
@@ -281,6 +282,37 @@ async def test_a_caller_that_gives_up_takes_nobody_along(bench: Bench) -> None:
         await asyncio.gather(impatient, return_exceptions=True)
     await asyncio.gather(*patient)
     assert impatient.cancelled()
+
+
+async def test_a_caller_that_gives_up_does_not_cancel_the_check_of_the_others(bench: Bench) -> None:
+    seen, relay = await bench.behind_a_relay()
+    guard = seen.guard()
+    with relay.holding("/keys/"):
+        impatient = asyncio.create_task(guard.verify())
+        await asyncio.sleep(0)
+        patient = [asyncio.create_task(guard.verify(max_age=60)) for _ in range(10)]
+        await relay.arrived("/keys/", 1)
+        impatient.cancel()
+        await asyncio.gather(impatient, return_exceptions=True)
+    await asyncio.gather(*patient)
+    await guard.verify(max_age=60)
+    assert len(relay.to("/keys/")) == 2  # one check of a first start, which asks before it seals and after it
+
+
+async def test_a_check_that_others_may_share_carries_no_callers_request_id(bench: Bench) -> None:
+    seen, relay = await bench.behind_a_relay()
+    guard = seen.guard()
+    with structlog.contextvars.bound_contextvars(request_id="first-callers"):
+        await asyncio.gather(*(guard.verify() for _ in range(3)))
+        await guard._client.call("read", lambda: key_of(seen, guard))
+    checks = [call for call in relay.calls[:-1] if "/auth/" not in call.path]
+    assert checks
+    assert {call.request_id for call in checks} == {None}
+    assert relay.calls[-1].request_id == "first-callers"  # a call for one caller only has its id
+
+
+async def key_of(bench: Bench, guard: KeyGuard) -> None:
+    await guard._transit.read_key(bench.settings.key, mount_point=bench.settings.mount)
 
 
 async def test_each_caller_gets_an_exception_of_its_own(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, Literal
 
 import pytest
+import structlog
 from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 
@@ -101,6 +102,22 @@ def early_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_second_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause after a refused login lasts longer than the test."""
     monkeypatch.setattr(module, "REFUSED_PAUSE", 600.0)
+
+
+# --- For all callers
+
+
+async def test_a_login_and_the_question_whether_a_token_lives_carry_no_callers_request_id(bench: Bench) -> None:
+    seen, relay = await bench.behind_a_relay()
+    client = seen.client()
+    with structlog.contextvars.bound_contextvars(request_id="first-callers"):
+        await asyncio.gather(*(read_key(client, seen) for _ in range(3)))
+        await bench.revoke(client.adapter.token)
+        await read_key(client, seen)
+    assert len(relay.to(LOGIN)) == 2
+    assert len(relay.to(LOOKUP)) == 1
+    assert {call.request_id for call in [*relay.to(LOGIN), *relay.to(LOOKUP)]} == {None}
+    assert relay.calls[-1].request_id == "first-callers"
 
 
 # --- AppRole
