@@ -45,7 +45,7 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     ],
     "a session by its hash": [("uq_sessions_id_hash", "sqlite_autoindex_sessions_1")],
     "tokens: an owner's": [("ix_api_tokens_user_id", "ix_api_tokens_user_id")],
-    "tokens: a new one": [("ix_api_tokens_user_id", "ix_api_tokens_user_id")],
+    "tokens: a new one": [("pk_users", ROWID), ("ix_api_tokens_user_id", "ix_api_tokens_user_id")],
     "an account by its address": [
         ("uq_users_email_key", "sqlite_autoindex_users_1"),
         ("pk_users", ROWID),
