@@ -30,6 +30,7 @@ from keyman.migrations import ADVISORY_LOCK
 from keyman.storage import engine
 from keyman.storage.engine import create_engine, create_private_file
 from keyman.storage.transactions import Database
+from tests.fixtures.revision_0004.restore import restore_sqlite
 from tests.storage.exposure import shown, stands_alone
 from tests.storage.rows import add, add_owner, count, row
 from tests.support.postgres import PostgresServer
@@ -268,6 +269,16 @@ async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, mon
         assert not done
         writer.execute("COMMIT")
     assert await upgrade == (None, SCHEMA_REVISION)
+
+
+async def test_an_upgrade_of_sqlite_leaves_no_reference_to_a_row_that_is_gone(tmp_path: Path) -> None:
+    # A migration that copies a table with foreign keys switched off can lose the rows that others refer to.
+    file = tmp_path / "keyman.db"
+    restore_sqlite(file)
+    await migrations.upgrade(URL.create("sqlite+aiosqlite", database=str(file)))
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT count(*) FROM api_keys").fetchone()[0] > 0
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_stored(empty_database: URL) -> None:
