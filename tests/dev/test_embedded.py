@@ -139,8 +139,8 @@ async def test_what_it_keeps_is_for_its_owner_alone(
 
 
 @pytest.mark.anyio
-async def test_the_service_s_token_is_not_the_administrator_s(shared_server: EmbeddedVault) -> None:
-    first, second = shared_server.admin(), shared_server.admin()
+async def test_the_service_s_token_is_not_the_administrator_s(embedded_server: EmbeddedVault) -> None:
+    first, second = embedded_server.admin(), embedded_server.admin()
     try:
         assert first is not second
         assert (await first.get("/v1/auth/token/lookup-self"))["data"]["policies"] == ["root"]
@@ -150,10 +150,12 @@ async def test_the_service_s_token_is_not_the_administrator_s(shared_server: Emb
 
 
 @pytest.mark.anyio
-async def test_two_servers_run_side_by_side(shared_server: EmbeddedVault, victim_server: EmbeddedVault) -> None:
-    assert shared_server.address != victim_server.address
-    admin = shared_server.admin()
-    admin.token = victim_server.root_token.reveal()
+@pytest.mark.usefixtures("servers")
+async def test_two_servers_run_side_by_side(embedded_server: EmbeddedVault, home: Path) -> None:
+    other = await embedded.start(home)
+    assert embedded_server.address != other.address
+    admin = embedded_server.admin()
+    admin.token = other.root_token.reveal()
     try:
         with pytest.raises(VaultFault):
             await admin.get("/v1/auth/token/lookup-self")
@@ -238,7 +240,7 @@ def run_python(program: str, *arguments: object) -> "subprocess.Popen[bytes]":
 
 DIES_BEFORE_KEEPING_THE_KEYS = """
 import asyncio, os, pathlib, signal, sys
-from keyman.vault import embedded
+from keyman.dev import embedded
 embedded.write_private = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(embedded.start(pathlib.Path(sys.argv[1])))
 """
@@ -258,7 +260,7 @@ async def test_killed_between_initialising_and_keeping_the_keys_it_begins_anew(h
 
 STARTS_AND_WAITS = """
 import asyncio, pathlib, sys, time
-from keyman.vault import embedded
+from keyman.dev import embedded
 server = asyncio.run(embedded.start(pathlib.Path(sys.argv[1])))
 print(server.process.pid, server.address, flush=True)
 time.sleep(600)
