@@ -23,17 +23,18 @@ test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (ma
 test-fast: $(VENV)/test.stamp ## the part of it that takes a minute and a half: SQLite, no browser, no Docker
 	@KEYMAN_TEST_FAST=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
-# What is in the repository, or would be with the next `git add --all`. The last step fails where git does.
+# What is in the repository, or would be with the next `git add --all`. The last two steps fail where git does.
 FILES = git ls-files --cached --others --exclude-standard --deduplicate
 
-lint: $(VENV)/test.stamp ## ruff (rules and formatting), spelling
+lint: $(VENV)/test.stamp ## ruff (rules and formatting), spelling, secrets
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@files=$$($(FILES)) && $(VENV)/bin/codespell $$files
+	@files=$$($(FILES)) && $(VENV)/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline $$files
 
 types: $(VENV)/test.stamp ## mypy, strict
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/mypy docs/examples/*.py
+	@$(VENV)/bin/mypy docs/examples/*.py .ci/*.py
 
 format: $(VENV)/test.stamp ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix .
