@@ -1,8 +1,9 @@
-"""The secrets check of `make lint`."""
+"""What runs before a commit: the secrets check, and the hooks of pre-commit."""
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import string
 import subprocess
@@ -10,11 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
 from keyman.identity.tokens import Token
 from keyman.providers.catalogue import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
 
 
 def random(length: int) -> str:
@@ -76,3 +81,57 @@ def test_what_only_looks_like_a_secret_is_not_found(tmp_path: Path) -> None:
         "template.py": 'URL = f"postgresql://{user}:{word}@database/keyman"\n',
     }
     assert found(tmp_path, texts) == {}
+
+
+def test_no_hook_downloads_anything() -> None:
+    assert {repository["repo"] for repository in HOOKS["repos"]} == {"local"}
+    for hook in hooks().values():
+        assert hook["language"] in {"unsupported", "pygrep"}, hook["id"]
+        if hook["language"] == "unsupported":
+            folder, _, program = hook["entry"].split()[0].rpartition("/")
+            assert folder == ".venv/bin"
+            assert (PROGRAMS / program).exists(), f"{program} is not in requirements/test.txt"
+
+
+def hooks() -> dict[str, dict[str, Any]]:
+    return {hook["id"]: hook for repository in HOOKS["repos"] for hook in repository["hooks"]}
+
+
+def accepts(message: str) -> bool:
+    """Whether the hook lets a commit message pass. pygrep fails where it finds its pattern."""
+    return re.search(hooks()["subject"]["entry"], message, re.MULTILINE | re.DOTALL) is None
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "vault: do not propagate X-Request-ID to batches and renewals",
+        "tests, docs: move the test map",
+        "planes/resolver: answer 404 for a key of another service",
+        f"docs: {'x' * 66}",
+        "Merge branch 'main'",
+        'Revert "docs: say what a mask is"',
+        "fixup! docs: say what a mask is",
+    ],
+)
+def test_a_good_subject_passes(subject: str) -> None:
+    assert accepts(f"{subject}\n")
+    assert accepts(f"{subject}\n\nThe reason. It may be long, and End as it likes.\n")
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "Do not propagate X-Request-ID",
+        "Vault: do not propagate X-Request-ID",
+        "vault: Do not propagate X-Request-ID",
+        "vault: do not propagate X-Request-ID.",
+        "vault:do not propagate X-Request-ID",
+        "vault: ",
+        f"docs: {'x' * 67}",
+        "",
+    ],
+)
+def test_a_bad_subject_does_not_pass(subject: str) -> None:
+    assert not accepts(f"{subject}\n")
+    assert not accepts(f"{subject}\n\nvault: the body does not count\n")
