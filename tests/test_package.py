@@ -50,3 +50,9 @@ def test_the_metadata_has_the_version_of_the_tree_and_its_authors(wheel: zipfile
     assert (metadata["Name"], metadata["Version"]) == ("keyman", __version__)
     assert metadata["Author"] == "The keyman developers"
     assert metadata["Author-email"] is None
+
+
+def test_a_package_index_refuses_the_wheel(wheel: zipfile.ZipFile) -> None:
+    """The name `keyman` belongs to another program there; an upload by mistake must fail."""
+    metadata = Parser().parsestr(wheel.read(f"keyman-{__version__}.dist-info/METADATA").decode())
+    assert "Private :: Do Not Upload" in metadata.get_all("Classifier", [])
