@@ -20,7 +20,7 @@ dev: $(VENV)/dev.stamp ## set everything up, then run keyman on this machine (ma
 test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (make test ARGS="-k masks")
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
-test-fast: $(VENV)/test.stamp ## the part of it that takes a minute and a half: SQLite, no browser, no Docker
+test-fast: $(VENV)/test.stamp ## the shorter part of it, some 3 minutes: SQLite, no browser, no Docker
 	@KEYMAN_TEST_FAST=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
 # What is in the repository, or would be with the next `git add --all`. The last two steps fail where git does.
