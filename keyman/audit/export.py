@@ -45,7 +45,7 @@ async def lines(db: Database, since: datetime | None) -> AsyncIterator[bytes]:
                 rows = decoded(await connection.execute(statement))
             for row in rows:
                 if not (isinstance(row.previous, bytes) and isinstance(row.hash, bytes)):
-                    raise UnreadableRow("an entry of the audit log has a hash that is none")
+                    raise UnreadableRow("an entry of the audit log has a damaged hash")
                 entry = dict(zip(names, row, strict=False))
                 yield _with_hash(line(row.previous, entry), row.hash)
             if len(rows) < PAGE:

@@ -144,8 +144,10 @@ class Rewrap:
                         continue
                     first = behind.with_only_columns(func.min(api_keys.c.id))
                     async with self._db.read() as connection:
-                        self._after = (await connection.execute(first)).scalar_one()
-                    summary.damaged.add(self._after)
+                        damaged = (await connection.execute(first)).scalar_one()
+                    if damaged is not None:  # else somebody has deleted it since
+                        summary.damaged.add(damaged)
+                        self._after = damaged
                     limit = MAX_BATCH
                     continue
                 if rows:

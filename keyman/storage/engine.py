@@ -42,7 +42,7 @@ def create_engine(
 ) -> AsyncEngine:
     """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
 
-    `statement_timeout` is in seconds, None for no bound; SQLite has none, for nothing there waits but for a lock.
+    `statement_timeout` is in seconds; None means no bound. SQLite needs none, because only a lock makes it wait.
     `busy_timeout`, in seconds, is how long SQLite waits for that, BUSY_TIMEOUT unless said. With `read_only` a SQLite
     file is left as it is, its journal mode included.
     """

@@ -11,7 +11,7 @@ from keyman.storage.types import AnyRow
 
 
 class UnreadableRow(RefusedStatement):
-    """A stored value is none that its column's type can hold. SQLite takes one; PostgreSQL refuses it."""
+    """A stored value is not of its column's type. SQLite stores such a value; PostgreSQL refuses it."""
 
 
 def decoded(result: Result[*tuple[object, ...]]) -> Sequence[AnyRow]:

@@ -112,7 +112,7 @@ class Database:
                     yield connection
 
     async def note(self, statement: UpdateBase) -> None:
-        """Execute a statement that may be left out, in a transaction of its own: one that cannot be had at once is."""
+        """Execute a statement in its own transaction. It is left out when it cannot be executed at once."""
         if monotonic() < self._next_note:
             return
         try:
@@ -140,7 +140,7 @@ class Database:
 
     def _check_file(self) -> None:
         """An open SQLite connection goes on writing to a file that was removed or replaced, where nobody will find
-        it. Raises OSError then; putting the file back mends it.
+        it. Raises OSError then, until the file is put back.
         """
         if self._file is None:
             return

@@ -1,1 +1,1 @@
-"""The JSON routes of the management plane: thin skins over the operations of accounts and keys."""
+"""The JSON routes of the management plane: each calls an operation of `identity` or `keys`."""
