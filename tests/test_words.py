@@ -1,0 +1,110 @@
+"""Words that keyman's texts do not use, with what to write instead. See "Plain English" in CONTRIBUTING.md.
+
+To check another kind of text, make (file, text) pairs of it and give them to `banned`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+INSTEAD = {
+    "whoever": "anyone who",
+    "anew": "again",
+    "mend": "fix",
+    "mends": "fixes",
+    "mended": "fixed",
+    "mending": "fixing",
+    "told": "say who knows or does what",
+    "story": "example, steps",
+    "stories": "examples",
+    "alone": "only",
+    "trail": "audit log",
+    "trails": "audit logs",
+}
+WORD = re.compile(rf"\b(?:{'|'.join(INSTEAD)})\b", re.IGNORECASE)
+
+ALLOWED = {
+    r"\btrail\.(?:prune|carry)\b": "names of actions that are stored: the hashes of the audit log cover them",
+    r"\bleav(?:e|es|ing)(?:\s+\S+){1,3}\s+alone\b": "an idiom, which does not mean only",
+}
+"""Phrases in which a word of INSTEAD may stand, with the reason."""
+
+
+def banned(texts: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns `file:line: word (what to write)` for each use in (file, text) pairs of a word that is not allowed."""
+    return [f"{file}:{line}: {word} (write: {INSTEAD[word.lower()]})" for file, line, word in _uses(texts)]
+
+
+def _uses(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, int, str]]:
+    for file, text in texts:
+        allowed = [found.span() for phrase in ALLOWED for found in re.finditer(phrase, text, re.IGNORECASE)]
+        for found in WORD.finditer(text):
+            if not any(start <= found.start() and found.end() <= end for start, end in allowed):
+                yield file, text.count("\n", 0, found.start()) + 1, found[0]
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    """Every document, and every example that a document links to. CHANGELOG.md is left out: it speaks of the past."""
+    paths = [path for pattern in ("*.md", "docs/**/*.md", "docs/**/*.py") for path in ROOT.glob(pattern)]
+    paths += [ROOT / "tests" / "README.md", ROOT / "vault-policies" / "README.md"]
+    for path in sorted(paths):
+        if path.name != "CHANGELOG.md":
+            yield str(path.relative_to(ROOT)), path.read_text()
+
+
+PENDING = {
+    "README.md",
+    "SECURITY.md",
+    "docs/dev/architecture.md",
+    "docs/dev/decisions.md",
+    "docs/dev/pages.md",
+    "docs/examples/httpx_auth.py",
+    "docs/guide/deployment.md",
+    "docs/guide/operator.md",
+    "docs/reference/api.md",
+    "docs/reference/audit-log.md",
+    "docs/reference/client.md",
+    "docs/reference/configuration.md",
+    "docs/reference/performance.md",
+    "docs/reference/query-plans.md",
+    "docs/reference/resolver.md",
+    "vault-policies/README.md",
+}
+"""Documents that are not rewritten yet. A document leaves this set when it passes."""
+
+
+def test_no_document_uses_a_banned_word() -> None:
+    found = dict(documents())
+    assert len(found) > 20
+    assert banned((file, text) for file, text in found.items() if file not in PENDING) == []
+
+
+def test_no_document_is_pending_that_passes() -> None:
+    pending = {file: text for file, text in documents() if file in PENDING}
+    assert pending.keys() == PENDING
+    assert [file for file, text in pending.items() if not banned([(file, text)])] == []
+
+
+@pytest.mark.parametrize("word", INSTEAD)
+def test_a_banned_word_is_found_with_its_line_and_what_to_write(word: str) -> None:
+    text = f"The first line.\nThe second one has {word.upper()}, and so on."
+    assert banned([("a.md", text)]) == [f"a.md:2: {word.upper()} (write: {INSTEAD[word]})"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The action `trail.prune` says up to where.",
+        "A use by an application leaves the ETag\nalone.",
+        "trailing white space, recommend, storyboard, standalone, toldya",
+        "asks_anew = the_trail_of(tests)",
+    ],
+)
+def test_what_is_allowed_is_not_found(text: str) -> None:
+    assert banned([("a.md", text)]) == []
