@@ -8,60 +8,52 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from litestar.dto import AbstractDTO
-from litestar.openapi.spec import Reference, Schema
+from litestar.openapi.spec import Schema
 from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
 
 from keyman import values
 from keyman.errors import FieldError, InvalidRequest, UnsupportedMediaType
+from keyman.http.requests import AnyRequest
+from keyman.values import Check
 
-T = TypeVar("T", bound=msgspec.Struct)
+S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_BYTES = 64 * 1024
 """Of a body: the contract's number, a hundred times the longest key."""
 
-CHECKS = "body_checks"
-"""Where the application's state keeps what is checked beyond the fields themselves: a mapping from model to Check."""
+TAKES = "keyman_takes"
+"""Where a route's `opt` keeps the model of its body."""
 
 
-class JsonBody(AbstractDTO[T]):
-    """`dto=JsonBody[Model]` on a handler whose `data` is a Model."""
+def takes(model: type[msgspec.Struct]) -> dict[str, object]:
+    """For a route's `opt`: the body that its handler reads, so that the OpenAPI document can describe it."""
+    return {TAKES: model}
 
-    @classmethod
-    def create_for_field_definition(cls, *args: Any, **kwargs: Any) -> None:
-        """Litestar's own decoding is not used: it stops at the first fault, and repeats values in its messages."""
 
-    @classmethod
-    def generate_field_definitions(cls, model_type: type[Any]) -> Any:
-        raise NotImplementedError
+async def read_json(request: AnyRequest, model: type[S], check: Check | None = None) -> S:
+    """The body of a request. `check` looks at what goes beyond the fields themselves.
 
-    @classmethod
-    def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
-        return False
+    Litestar would decode it for a handler that takes `data`, but it stops at the first fault and repeats values in its
+    messages. Nothing is read before a handler calls this, so that the guards are through by then; the application's
+    `request_max_body_size` bounds what is read.
 
-    @classmethod
-    def create_openapi_schema(
-        cls, field_definition: FieldDefinition, handler_id: str, schema_creator: Any
-    ) -> Reference | Schema:
-        schema: Reference | Schema = schema_creator.for_field_definition(
-            FieldDefinition.from_annotation(cls.model_type, name="data")
-        )
-        return schema
-
-    def decode_bytes(self, value: bytes) -> T:
-        """Raises UnsupportedMediaType, and InvalidRequest with everything that is at fault."""
-        check_media_type(self.asgi_connection.headers)
-        model: type[T] = self.model_type
-        try:
-            raw = msgspec.json.decode(value)
-        except RecursionError:
-            raise InvalidRequest.at(FieldError("", "The body is nested too deeply.")) from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            # msgspec's own message says where, and may quote what is there.
-            faults = _half_characters(model, value) or [FieldError("", "The body is not well-formed JSON in UTF-8.")]
-            raise InvalidRequest.at(*faults) from None
-        return values.decode(model, raw, self.asgi_connection.app.state[CHECKS].get(model))
+    Raises InvalidRequest with everything that is at fault, UnsupportedMediaType, and Litestar's
+    RequestEntityTooLarge, which becomes PayloadTooLarge.
+    """
+    body = await request.body()
+    if not body:
+        raise InvalidRequest.at(FieldError("", "A JSON body is required."))
+    check_media_type(request.headers)
+    try:
+        raw = msgspec.json.decode(body)
+    except RecursionError:
+        raise InvalidRequest.at(FieldError("", "The body is nested too deeply.")) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # msgspec's own message says where, and may quote what is there.
+        faults = _half_characters(model, body) or [FieldError("", "The body is not well-formed JSON in UTF-8.")]
+        raise InvalidRequest.at(*faults) from None
+    return values.decode(model, raw, check)
 
 
 def check_media_type(headers: Mapping[str, str]) -> None:

@@ -124,11 +124,8 @@ def _translated(fault: HTTPException) -> Problem:
 
 
 def _field_errors(fault: ValidationException) -> list[FieldError]:
-    # Parameters are of keyman's own value types, whose messages repeat nothing; `data` is missing when the body is.
+    # Parameters are of keyman's own value types, whose messages repeat nothing.
     entries = fault.extra if isinstance(fault.extra, list) else []
-    return [
-        FieldError("", "A JSON body is required.")
-        if entry.get("key") in ("data", None)
-        else FieldError(entry["key"], entry["message"].partition(" - at ")[0])
-        for entry in entries
-    ] or [FieldError("", "A JSON body is required.")]
+    return [FieldError(entry.get("key", ""), entry["message"].partition(" - at ")[0]) for entry in entries] or [
+        FieldError("", "The request is not well-formed.")
+    ]

@@ -15,13 +15,12 @@ from litestar.types import ControllerRouterHandler
 
 from keyman.config.settings import Settings
 from keyman.http import health
-from keyman.http.body import CHECKS, MAX_BYTES, ValueSchemas
+from keyman.http.body import MAX_BYTES, ValueSchemas
 from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import authenticate, provide_caller, provide_origin, require_rules
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.identity.passwords import Passwords
-from keyman.keys.schemas import NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
@@ -62,7 +61,6 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
                 "pages": pages,
                 "passwords": passwords or Passwords(),
                 "settings": settings,
-                CHECKS: {NewKey: catalogue.check_new_key, Replacement: catalogue.check_label},
             }
         ),
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
-from litestar import Litestar
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.openapi.spec import SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
 
-from keyman.http.body import ValueSchemas
+from keyman.http.document import Words, describe
 from keyman.http.guards import SESSION_COOKIE
-from keyman.http.problems import MEDIA_TYPE
-from keyman.version import __version__
 
 DESCRIPTION = """\
 Users leave their API keys for LLM services here. A value goes in once and is sealed by Vault; no answer of this API
@@ -56,7 +51,7 @@ _TOKEN = {
     "expires_at": "2030-01-31T00:00:00Z",
     "last_used_at": None,
 }
-EXAMPLES: dict[str, Any] = {
+EXAMPLES: Mapping[str, object] = {
     "Account": {"id": 7, "email": "ada@example.com", "created_at": "2023-10-27T10:00:00Z"},
     "AuditEntry": {
         "id": 12,
@@ -86,65 +81,32 @@ EXAMPLES: dict[str, Any] = {
 """A value of each shape, as it would be on the wire."""
 
 
+WORDS = Words(
+    title="keyman",
+    description=DESCRIPTION,
+    tags=TAGS,
+    security={
+        "token": SecurityScheme(
+            type="http",
+            scheme="bearer",
+            bearer_format="km_…",
+            description="A personal access token, `km_` and 36 base62 characters.",
+        ),
+        "session": SecurityScheme(
+            type="apiKey",
+            security_scheme_in="cookie",
+            name=SESSION_COOKIE,
+            description="Set by sign-up and sign-in.",
+        ),
+    },
+    examples=EXAMPLES,
+)
+
+
 def openapi_document(
     routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], services: Sequence[str]
 ) -> bytes:
-    """The OpenAPI 3.1 document of these routes and this catalogue, as JSON.
-
-    Made by an application of its own that serves nobody: Litestar adds pages to one that has a document, and they load
-    scripts from other hosts.
-    """
-    config = OpenAPIConfig(
-        title="keyman",
-        version=__version__,
-        description=DESCRIPTION,
-        tags=list(TAGS),
-        components=Components(
-            security_schemes={
-                "token": SecurityScheme(
-                    type="http",
-                    scheme="bearer",
-                    bearer_format="km_…",
-                    description="A personal access token, `km_` and 36 base62 characters.",
-                ),
-                "session": SecurityScheme(
-                    type="apiKey",
-                    security_scheme_in="cookie",
-                    name=SESSION_COOKIE,
-                    description="Set by sign-up and sign-in.",
-                ),
-            }
-        ),
-    )
-    described = Litestar(
-        list(routes),
-        dependencies=dict(dependencies),
-        openapi_config=config,
-        plugins=[ValueSchemas()],
-        logging_config=None,
-    )
-    schema: dict[str, Any] = described.openapi_schema.to_schema()
-    _refine(schema)
-    schema["components"]["schemas"]["NewKey"]["properties"]["service"]["enum"] = list(services)
-    return msgspec.json.encode(schema)
-
-
-def _refine(document: dict[str, Any]) -> None:
-    """Say what Litestar cannot know: that unknown fields are refused, and what the shapes look like with values."""
-    schemas = document["components"]["schemas"]
-    for name, example in EXAMPLES.items():
-        schemas[name]["examples"] = [example]
-    for operation in (operation for path in document["paths"].values() for operation in path.values()):
-        for content in operation.get("requestBody", {}).get("content", {}).values():
-            schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
-        for answer in operation["responses"].values():
-            for header in answer.get("headers", {}).values():
-                header["schema"] = {"type": "string"}
-            for content in answer.get("content", {}).values():
-                for example in content.get("examples", {}).values():
-                    del example["id"]  # Litestar's own name for it, which OpenAPI does not know
-        operation["responses"].get("204", {}).pop("content", None)
-        # Litestar adds an answer of its own shape to whatever takes a parameter; keyman never gives it.
-        answer = operation["responses"].get("400")
-        if answer is not None and MEDIA_TYPE not in answer["content"]:
-            del operation["responses"]["400"]
+    """The OpenAPI 3.1 document of these routes and this catalogue, as JSON."""
+    document = describe(routes, dependencies, WORDS)
+    document["components"]["schemas"]["NewKey"]["properties"]["service"]["enum"] = list(services)
+    return msgspec.json.encode(document)

@@ -16,7 +16,7 @@ from litestar.di import Provide
 
 from keyman.config.settings import Settings
 from keyman.http import health
-from keyman.http.body import CHECKS, MAX_BYTES
+from keyman.http.body import MAX_BYTES
 from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import require_rules
 from keyman.http.limit import RateLimit
@@ -48,7 +48,7 @@ def create_resolver(settings: Settings) -> Edge:
         logging_config=None,
         openapi_config=None,
         request_max_body_size=MAX_BYTES,
-        state=State({"limit": RateLimit(settings.resolve_rate), "metrics": metrics, "settings": settings, CHECKS: {}}),
+        state=State({"limit": RateLimit(settings.resolve_rate), "metrics": metrics, "settings": settings}),
     )
     require_rules(litestar)
     return Edge(cast("ASGIApp", litestar), settings, metrics)

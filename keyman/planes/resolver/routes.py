@@ -10,15 +10,15 @@ from litestar import MediaType, Response, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath
 
 from keyman.errors import NotFound, Unauthenticated
-from keyman.http.body import JsonBody
+from keyman.http.body import read_json, takes
 from keyman.http.edge import exchange_of
 from keyman.http.guards import PUBLIC, bearer_token, is_public, needs
 from keyman.http.limit import RateLimit
 from keyman.http.problems import KINDS
-from keyman.http.requests import Injected
+from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import applications
 from keyman.identity.applications import Application
 from keyman.keys import release as operations
@@ -45,16 +45,17 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
     connection.scope["user"] = application
 
 
-@post("/v1/resolve", opt=needs(None), dto=JsonBody[Request], return_dto=None, status_code=200)
+@post("/v1/resolve", opt=needs(None) | takes(Request), status_code=200)
 async def resolve(
-    data: JSONBody[Request],
+    request: AnyRequest,
     db: Injected[Database],
     opener: Injected[Opener],
     deployment: Injected[UUID],
     application: Injected[Application],
 ) -> Response[bytes]:
-    data.check()
-    resolved = await operations.resolve(db, opener, deployment, application, data)
+    asked = await read_json(request, Request)
+    asked.check()
+    resolved = await operations.resolve(db, opener, deployment, application, asked)
     after = None
     if not resolved.is_noted:
         # After the answer has left: it does not wait for a note.

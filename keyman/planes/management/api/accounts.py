@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from litestar import Controller, Response, delete, get, post, put
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath
 
 from keyman import errors
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
-from keyman.http.body import JsonBody
+from keyman.http.body import read_json, takes
 from keyman.http.guards import PUBLIC, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
 from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.http.requests import AnyRequest, Injected, RowId
@@ -28,9 +28,7 @@ class AuthController(Controller):
 
     @post(
         "/signup",
-        opt=PUBLIC,
-        dto=JsonBody[SignUp],
-        return_dto=None,
+        opt=PUBLIC | takes(SignUp),
         status_code=201,
         operation_id="signUp",
         response_description="The account; the session is in the cookie.",
@@ -41,24 +39,22 @@ class AuthController(Controller):
     )
     async def sign_up(
         self,
-        data: JSONBody[SignUp],
         request: AnyRequest,
         db: Injected[Database],
         passwords: Injected[Passwords],
         settings: Injected[Settings],
         origin: Injected[Origin],
     ) -> Response[Account]:
+        wanted = await read_json(request, SignUp)
         previous = request.cookies.get(SESSION_COOKIE)
         signed_in = await users.sign_up(
-            db, passwords, data, origin, is_open=settings.signup_open, previous_cookie=previous
+            db, passwords, wanted, origin, is_open=settings.signup_open, previous_cookie=previous
         )
         return _signed_in(signed_in, settings, 201)
 
     @post(
         "/login",
-        opt=PUBLIC,
-        dto=JsonBody[LogIn],
-        return_dto=None,
+        opt=PUBLIC | takes(LogIn),
         status_code=200,
         operation_id="logIn",
         response_description="The account; the session is in the cookie.",
@@ -69,15 +65,15 @@ class AuthController(Controller):
     )
     async def log_in(
         self,
-        data: JSONBody[LogIn],
         request: AnyRequest,
         db: Injected[Database],
         passwords: Injected[Passwords],
         settings: Injected[Settings],
         origin: Injected[Origin],
     ) -> Response[Account]:
+        proof = await read_json(request, LogIn)
         previous = request.cookies.get(SESSION_COOKIE)
-        return _signed_in(await users.log_in(db, passwords, data, origin, previous_cookie=previous), settings, 200)
+        return _signed_in(await users.log_in(db, passwords, proof, origin, previous_cookie=previous), settings, 200)
 
     @post(
         "/logout",
@@ -112,10 +108,8 @@ class AuthController(Controller):
 
     @put(
         "/password",
-        opt=needs(None),
+        opt=needs(None) | takes(ChangePassword),
         security=SECURITY,
-        dto=JsonBody[ChangePassword],
-        return_dto=None,
         status_code=204,
         operation_id="changePassword",
         response_description="The password is changed.",
@@ -125,12 +119,12 @@ class AuthController(Controller):
     )
     async def change_password(
         self,
-        data: JSONBody[ChangePassword],
+        request: AnyRequest,
         db: Injected[Database],
         passwords: Injected[Passwords],
         caller: Injected[Caller],
     ) -> None:
-        await users.change_password(db, passwords, caller, data)
+        await users.change_password(db, passwords, caller, await read_json(request, ChangePassword))
 
 
 class TokenController(Controller):
@@ -138,10 +132,8 @@ class TokenController(Controller):
     tags = ("Access tokens",)
 
     @post(
-        opt=needs(Scope.TOKENS_MANAGE),
+        opt=needs(Scope.TOKENS_MANAGE) | takes(NewToken),
         security=SECURITY,
-        dto=JsonBody[NewToken],
-        return_dto=None,
         status_code=201,
         operation_id="createToken",
         response_description="The token, once.",
@@ -152,8 +144,8 @@ class TokenController(Controller):
         ),
         responses=may_answer(errors.Conflict, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
-    async def create(self, data: JSONBody[NewToken], db: Injected[Database], caller: Injected[Caller]) -> CreatedToken:
-        return await personal.create(db, caller, data)
+    async def create(self, request: AnyRequest, db: Injected[Database], caller: Injected[Caller]) -> CreatedToken:
+        return await personal.create(db, caller, await read_json(request, NewToken))
 
     @get(
         opt=needs(Scope.TOKENS_MANAGE),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from litestar import Controller, Response, delete, get, patch, post, put
-from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
+from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from keyman import errors
-from keyman.http.body import JsonBody, check_media_type
+from keyman.http.body import check_media_type, read_json, takes
 from keyman.http.guards import needs
 from keyman.http.openapi import (
     BODY_PROBLEMS,
@@ -85,11 +85,9 @@ class KeyController(Controller):
     tags = ("Keys",)
 
     @post(
-        opt=needs(Scope.KEYS_WRITE),
+        opt=needs(Scope.KEYS_WRITE) | takes(NewKey),
         security=SECURITY,
         before_request=replay,
-        dto=JsonBody[NewKey],
-        return_dto=None,
         status_code=201,
         operation_id="createKey",
         response_description="The key as it is stored.",
@@ -100,14 +98,15 @@ class KeyController(Controller):
     )
     async def create(
         self,
-        data: JSONBody[NewKey],
         request: AnyRequest,
         db: Injected[Database],
         sealer: Injected[Sealer],
+        catalogue: Injected[Catalogue],
         caller: Injected[Caller],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
-        key, replayed = await operations.create(db, sealer, caller, data, await _retry_of(request))
+        new = await read_json(request, NewKey, catalogue.check_new_key)
+        key, replayed = await operations.create(db, sealer, caller, new, await _retry_of(request))
         return _created(key, replayed=replayed)
 
     @get(
@@ -149,10 +148,8 @@ class KeyController(Controller):
 
     @put(
         "/{key_id:str}",
-        opt=needs(Scope.KEYS_WRITE),
+        opt=needs(Scope.KEYS_WRITE) | takes(Replacement),
         security=SECURITY,
-        dto=JsonBody[Replacement],
-        return_dto=None,
         operation_id="replaceKey",
         response_description="The key with its new mask.",
         summary="Replace a key's value",
@@ -165,20 +162,20 @@ class KeyController(Controller):
     async def replace(
         self,
         key_id: FromPath[RowId],
-        data: JSONBody[Replacement],
+        request: AnyRequest,
         db: Injected[Database],
         sealer: Injected[Sealer],
+        catalogue: Injected[Catalogue],
         caller: Injected[Caller],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        return _with_etag(await operations.replace(db, sealer, caller, key_id, data, IfMatch.parse(if_match)))
+        replacement = await read_json(request, Replacement, catalogue.check_label)
+        return _with_etag(await operations.replace(db, sealer, caller, key_id, replacement, IfMatch.parse(if_match)))
 
     @patch(
         "/{key_id:str}",
-        opt=needs(Scope.KEYS_WRITE),
+        opt=needs(Scope.KEYS_WRITE) | takes(Change),
         security=SECURITY,
-        dto=JsonBody[Change],
-        return_dto=None,
         operation_id="changeKey",
         response_description="The key as it is now.",
         summary="Rename, pause or limit a key",
@@ -189,12 +186,13 @@ class KeyController(Controller):
     async def change(
         self,
         key_id: FromPath[RowId],
-        data: JSONBody[Change],
+        request: AnyRequest,
         db: Injected[Database],
         caller: Injected[Caller],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        return _with_etag(await operations.change(db, caller, key_id, data, IfMatch.parse(if_match)))
+        change = await read_json(request, Change)
+        return _with_etag(await operations.change(db, caller, key_id, change, IfMatch.parse(if_match)))
 
     @delete(
         "/{key_id:str}",

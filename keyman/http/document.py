@@ -1,0 +1,115 @@
+"""An OpenAPI document of routes, made by Litestar and completed with what Litestar cannot know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import Litestar, post
+from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.params import JSONBody
+from litestar.types import ControllerRouterHandler
+
+from keyman.http.body import TAKES, ValueSchemas
+from keyman.http.problems import MEDIA_TYPE
+from keyman.version import __version__
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a plane's document says beside its routes. `examples` holds a value of each shape, as it is on the wire."""
+
+    title: str
+    description: str
+    tags: Sequence[Tag]
+    security: Mapping[str, SecurityScheme]
+    examples: Mapping[str, object]
+
+
+def describe(
+    routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], words: Words
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these routes.
+
+    Made by an application of its own that serves nobody: Litestar adds pages to one that has a document, and they load
+    scripts from other hosts.
+    """
+    described = _described(routes, dependencies, words)
+    document = described.openapi_schema.to_schema()
+    _add_bodies(document, _models(described))
+    _refine(document, words.examples)
+    return document
+
+
+def _described(
+    routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], words: Words
+) -> Litestar:
+    config = OpenAPIConfig(
+        title=words.title,
+        version=__version__,
+        description=words.description,
+        tags=list(words.tags),
+        components=Components(security_schemes=dict(words.security)),
+    )
+    return Litestar(
+        list(routes),
+        dependencies=dict(dependencies),
+        openapi_config=config,
+        plugins=[ValueSchemas()],
+        logging_config=None,
+    )
+
+
+def _models(app: Litestar) -> dict[str, type[msgspec.Struct]]:
+    """The models of the bodies that handlers read themselves, by operation id."""
+    handlers = [handler for route in app.routes for handler in getattr(route, "route_handlers", [])]
+    return {handler.operation_id: handler.opt[TAKES] for handler in handlers if TAKES in handler.opt}
+
+
+def _add_bodies(document: dict[str, Any], models: Mapping[str, type[msgspec.Struct]]) -> None:
+    """Describe the bodies. Litestar describes one only where it decodes it, so it is given handlers that have it do so,
+    and what it says of those is taken over.
+    """
+    words = Words(document["info"]["title"], "", (), {}, {})
+    bodies = _described([_decoded(name, model) for name, model in models.items()], {}, words).openapi_schema.to_schema()
+    document["components"]["schemas"] |= bodies["components"].get("schemas", {})
+    for operation in _operations(document):
+        if operation["operationId"] in models:
+            operation["requestBody"] = bodies["paths"][f"/{operation['operationId']}"]["post"]["requestBody"]
+
+
+def _decoded(name: str, model: type[msgspec.Struct]) -> HTTPRouteHandler:
+    async def decoded(data: object) -> None: ...
+
+    decoded.__annotations__["data"] = JSONBody[model]  # type: ignore[misc, valid-type]  # known when this runs, not when it is checked
+    return post(f"/{name}")(decoded)
+
+
+def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def _refine(document: dict[str, Any], examples: Mapping[str, object]) -> None:
+    """Say what Litestar cannot know: that unknown fields are refused, and what the shapes look like with values."""
+    schemas = document["components"]["schemas"]
+    for name, example in examples.items():
+        schemas[name]["examples"] = [example]
+    for operation in _operations(document):
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
+        for answer in operation["responses"].values():
+            for header in answer.get("headers", {}).values():
+                header["schema"] = {"type": "string"}
+            for content in answer.get("content", {}).values():
+                for example in content.get("examples", {}).values():
+                    del example["id"]  # Litestar's own name for it, which OpenAPI does not know
+        operation["responses"].get("204", {}).pop("content", None)
+        # Litestar adds an answer of its own shape to whatever takes a parameter; keyman never gives it.
+        answer = operation["responses"].get("400")
+        if answer is not None and MEDIA_TYPE not in answer["content"]:
+            del operation["responses"]["400"]
