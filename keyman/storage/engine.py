@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -54,6 +55,7 @@ def create_engine(
             "timeout": patience,
             "isolation_level": None,
             "async_creator_fn": _open_sqlite,
+            "factory": _Connection,
         }
         engine = create_async_engine(address, hide_parameters=True, connect_args=arguments, **options)
         prepare = _leave_sqlite if read_only else partial(_prepare_sqlite, patience)
@@ -97,6 +99,20 @@ def create_private_file(url: URL) -> None:
         os.close(os.open(url.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError:
         raise_alone(ConfigurationError("The database file cannot be created or written to at the path of its URL."))
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that ends its transaction when it is closed.
+
+    SQLite keeps a closed connection alive, with its transaction and its locks, until its last statement is finalized.
+    A task that is cancelled before it has fetched the rows of a statement leaves such a statement, and nobody could
+    write until the garbage collector found it.
+    """
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # it was closed before, or has lost its file
+            self.rollback()
+        super().close()
 
 
 async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:

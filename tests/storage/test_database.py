@@ -541,6 +541,21 @@ async def test_cancelled_reads_leave_every_connection_free(db: Database, metrics
     gc.collect()
 
 
+async def test_a_connection_that_is_closed_before_its_rows_are_read_holds_no_lock_on_sqlite(sqlite: URL) -> None:
+    # A note that is cancelled between a PRAGMA and its row closes its connection in this state.
+    pool = engine.create_engine(sqlite, statement_timeout=None)
+    async with pool.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute("BEGIN IMMEDIATE")
+        unread = await driver.execute("PRAGMA busy_timeout")
+        await connection.invalidate()
+    with closing(sqlite3.connect(str(sqlite.database), timeout=0, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+    del unread  # until here it kept the closed connection alive
+    await pool.dispose()
+
+
 async def test_the_gauge_counts_what_is_taken(db: Database, metrics: Metrics) -> None:
     async with AsyncExitStack() as stack:
         for number in range(1, 6):
