@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide" / "application-developer.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,11 @@ def run(block: str, home: Path, port: int) -> str:
     return done.stdout.decode()
 
 
-def test_the_story_in_curl_works_as_printed(running: tuple[Path, int]) -> None:
+def test_the_lines_of_curl_work_as_printed(running: tuple[Path, int]) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not on the PATH")
-    story = next(block for block in shell_blocks() if "/auth/signup" in block)
-    answers = [line for line in run(story, *running).splitlines() if line]
+    lines = next(block for block in shell_blocks() if "/auth/signup" in block)
+    answers = [line for line in run(lines, *running).splitlines() if line]
     account, created, listed, replaced = (json.loads(line) for line in answers)
     assert account["email"] == "ada@example.com"
     assert created["last_4_chars"] == "sk-...1234"
@@ -65,7 +66,7 @@ def test_the_story_in_curl_works_as_printed(running: tuple[Path, int]) -> None:
     assert replaced["last_4_chars"] == "sk-...9876"
     shown = {name: created[name] for name in ("id", "service", "name", "last_4_chars", "status")}
     assert json.dumps(shown).rstrip("}") in README.replace("…}", ""), "the README shows what is answered"
-    # Deleted, as the last line of the story says; and the token of the next block sees that.
+    # The last line has deleted the key, and the token of the next block sees that.
     script = next(block for block in shell_blocks() if "token create" in block)
     assert json.loads(run(script, *running)) == []
 
@@ -80,12 +81,16 @@ def test_an_application_gets_a_key_back_as_printed(running: tuple[Path, int]) ->
     assert json.loads(stored)["last_4_chars"] == "sk-...1234"
     answer = json.loads(resolved)
     assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", VALUE)
-    (described,) = shell_blocks((ROOT / "docs" / "reference" / "resolver.md").read_text())
+    (described,) = (block for block in shell_blocks(GUIDE) if "app create" in block)
     assert json.loads(run(described, home, port)) == answer
+    for text in (README, GUIDE):
+        blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        (shown,) = (json.loads(block) for block in blocks if "api_key" in block)
+        assert shown == {**answer, "key_id": shown["key_id"]}, "the document shows what is answered"
 
 
 def ada_is_there(home: Path) -> None:
-    """The story makes her, where it was told before."""
+    """Make the account that the first lines of curl make, if they have not run."""
     if keyman("user", "list", "--home", home).out.count("\n") < 2:
         keyman("user", "add", "ada@example.com", "--home", home, stdin=f"{PASSWORD}\n")
 
@@ -166,7 +171,7 @@ def setting(running: tuple[Path, int]) -> Iterator[Setting]:
 
 
 @pytest.fixture
-def story(setting: Setting) -> Setting:
+def example(setting: Setting) -> Setting:
     """The setting with ada's key as her newest, and a provider that was not asked yet."""
     with script(f"http://127.0.0.1:{setting.port}", setting.ada) as ada:
         ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).raise_for_status()
@@ -177,56 +182,45 @@ def story(setting: Setting) -> Setting:
 GOT_ONE = ("GET /v1/models", f"Bearer {VALUE}")
 
 
-def test_a_back_end_resolves_a_key_in_six_lines_as_printed(story: Setting) -> None:
-    for document in (ROOT / "README.md", ROOT / "docs" / "reference" / "resolver.md"):
-        (program,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
-        assert len([line for line in program.splitlines() if line]) == 6, document.name
-        program = program.replace(":8001", f":{story.port + 1}").replace(
-            "https://api.openai.com/v1", story.provider.url
+def test_a_back_end_resolves_a_key_in_six_lines_as_printed(example: Setting) -> None:
+    for text in (README, GUIDE):
+        programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        (program,) = (program for program in programs if "httpx.get" in program)
+        assert len([line for line in program.splitlines() if line]) == 6
+        program = program.replace(":8001", f":{example.port + 1}").replace(
+            "https://api.openai.com/v1", example.provider.url
         )
-        story.run(program)
-    assert story.provider.asked == [GOT_ONE] * 2
+        example.run(program)
+    assert example.provider.asked == [GOT_ONE] * 2
 
 
-def test_the_example_of_one_call_works(story: Setting) -> None:
-    assert story.run(EXAMPLES / "resolve.py") == ["*** 200"]
-    assert story.provider.asked == [GOT_ONE]
+def test_the_example_of_one_call_works(example: Setting) -> None:
+    assert example.run(EXAMPLES / "resolve.py") == ["*** 200"]
+    assert example.provider.asked == [GOT_ONE]
 
 
-def test_the_example_of_an_sdk_asks_for_a_key_with_each_request(story: Setting) -> None:
-    assert story.run(EXAMPLES / "openai_style.py") == ["Hello yourself"] * 2
-    assert story.provider.asked == [("POST /v1/chat/completions", f"Bearer {VALUE}")] * 2
+def test_the_example_of_an_sdk_asks_for_a_key_with_each_request(example: Setting) -> None:
+    assert example.run(EXAMPLES / "openai_style.py") == ["Hello yourself"] * 2
+    assert example.provider.asked == [("POST /v1/chat/completions", f"Bearer {VALUE}")] * 2
 
 
-def test_the_example_with_a_cache_asks_anew_when_the_provider_refuses(story: Setting) -> None:
-    assert story.run(EXAMPLES / "httpx_auth.py") == ["200"] * 3
-    assert story.provider.asked == [GOT_ONE] * 3
-    story.provider.asked.clear()
-    story.provider.known.clear()
+def test_the_example_with_a_cache_asks_again_when_the_provider_refuses(example: Setting) -> None:
+    assert example.run(EXAMPLES / "httpx_auth.py") == ["200"] * 3
+    assert example.provider.asked == [GOT_ONE] * 3
+    example.provider.asked.clear()
+    example.provider.known.clear()
     try:
-        assert story.run(EXAMPLES / "httpx_auth.py") == ["401"] * 3
+        assert example.run(EXAMPLES / "httpx_auth.py") == ["401"] * 3
     finally:
-        story.provider.known.add(VALUE)
-    assert story.provider.asked == [GOT_ONE] * 6
+        example.provider.known.add(VALUE)
+    assert example.provider.asked == [GOT_ONE] * 6
 
 
-def test_the_example_of_a_script_manages_a_key(story: Setting) -> None:
-    assert story.run(EXAMPLES / "manage.py", stdin=f"{VALUE}\n") == ["stored sk-...1234", "now disabled", "left 0"]
+def test_the_example_of_a_script_manages_a_key(example: Setting) -> None:
+    assert example.run(EXAMPLES / "manage.py", stdin=f"{VALUE}\n") == ["stored sk-...1234", "now disabled", "left 0"]
 
 
 def test_every_example_is_run_here_and_named_in_the_documents() -> None:
     named = set(re.findall(r"examples/(\w+\.py)", (ROOT / "docs" / "reference" / "client.md").read_text()))
     run = set(re.findall(r'EXAMPLES / "(\w+\.py)"', Path(__file__).read_text()))
     assert {path.name for path in EXAMPLES.iterdir()} == named == run
-
-
-def test_every_document_that_is_linked_is_there() -> None:
-    for document in (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
-
-
-def test_the_commands_of_the_readme_are_those_that_there_are(running: tuple[Path, int]) -> None:
-    help_text = subprocess.run([KEYMAN, "--help"], capture_output=True, check=True, timeout=60).stdout.decode()
-    for name in set(re.findall(r"`keyman (\w+)", README)):
-        assert re.search(rf"^  {name}\b", help_text, re.MULTILINE), name

@@ -59,21 +59,12 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 PENDING = {
-    "README.md",
     "SECURITY.md",
     "docs/dev/architecture.md",
     "docs/dev/decisions.md",
     "docs/dev/pages.md",
-    "docs/examples/httpx_auth.py",
-    "docs/guide/deployment.md",
-    "docs/guide/operator.md",
-    "docs/reference/api.md",
-    "docs/reference/audit-log.md",
-    "docs/reference/client.md",
-    "docs/reference/configuration.md",
     "docs/reference/performance.md",
     "docs/reference/query-plans.md",
-    "docs/reference/resolver.md",
     "vault-policies/README.md",
 }
 """Documents that are not rewritten yet. A document leaves this set when it passes."""

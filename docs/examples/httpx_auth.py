@@ -1,7 +1,7 @@
-"""The same without asyncio, as an `auth` of httpx, for whatever takes an httpx client; and with a cache.
+"""An `auth` of httpx that signs each request with a user's key, without asyncio and with a cache.
 
-A key that its owner has replaced may still be in the cache. So when the provider refuses it, it is forgotten, asked for
-anew, and the request sent once more.
+Use it with everything that takes an httpx client. A key that its owner has replaced may still be in the cache. So if
+the provider refuses a key, the example drops it from the cache, resolves it again and sends the request once more.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A user's own keys from a script. KEYMAN_URL and KEYMAN_TOKEN say where and as whom; the value comes on stdin."""
+"""Manage your own keys from a script. Set KEYMAN_URL and KEYMAN_TOKEN; the value comes from standard input."""
 
 import sys
 
@@ -12,7 +12,7 @@ with Keyman() as keyman:
     print("now", paused.status)
 
     try:
-        keyman.delete(key)  # as it was before the pause
+        keyman.delete(key)  # refused: `key` is as it was before the pause
     except PreconditionFailed:
         keyman.delete(paused)
 

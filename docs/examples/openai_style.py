@@ -1,11 +1,10 @@
-"""An SDK that asks for its key: each request is made with the one of the user it is for.
+"""An SDK that asks for its key before each request, with asyncio.
 
 `openai.AsyncOpenAI` takes a coroutine function as `api_key` and awaits it before each request (`openai.OpenAI` takes a
-function; both since openai 1.106). `Chat` below stands in for it, so that this runs without it: put
+function; both since openai 1.106). `Chat` below takes the place of the SDK, so that this example runs without it. In
+your application, write instead:
 
     sdk = openai.AsyncOpenAI(api_key=key_of(resolver, user_id))
-
-in its place.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ PROVIDER = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
 
 
 def key_of(resolver: AsyncResolver, user_id: int) -> Callable[[], Awaitable[str]]:
-    """What the SDK calls. The value is revealed there and then, and kept by nobody here."""
+    """Return the function that the SDK calls before each request. It reveals the value and keeps nothing."""
 
     async def api_key() -> str:
         resolved = await resolver.resolve(user_id=user_id, service="OPENAI", purpose="Answer to a chat")

@@ -1,4 +1,4 @@
-"""A user's key for one call to their provider. KEYMAN_RESOLVER_URL and KEYMAN_APP_TOKEN say where from and who asks."""
+"""Make one call to a provider with a user's key. Set KEYMAN_RESOLVER_URL and KEYMAN_APP_TOKEN."""
 
 import os
 

@@ -1,0 +1,212 @@
+"""The documents name only what exists: links, headings, files, modules, `make` targets, commands and options."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from keyman.cli import COMMANDS, cli
+
+ROOT = Path(__file__).parents[1]
+
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md", "tests/README.md", "vault-policies/README.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+PRESENT = {name: text for name, text in DOCUMENTS.items() if name != "CHANGELOG.md"}
+"""Without the changelog, which may name what is no longer there."""
+
+FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)\s#]*)(?:#([^)\s]+))?\)|(?:src|srcset)=\"([^\"]+)\"")
+
+
+def prose(text: str) -> str:
+    return FENCED.sub("", text)
+
+
+def code(text: str) -> Iterator[str]:
+    """The blocks of code, without the lines around them and without comments, and what stands between backticks."""
+    for block in FENCED.findall(text):
+        yield re.sub(r"(?:^|\s)# .*", "", block.split("\n", 1)[1].rsplit("\n", 1)[0])
+    yield from re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that the headings of a document get, as GitHub makes them."""
+    seen = Counter[str]()
+    found = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", prose(text), re.MULTILINE):
+        words = re.sub(r"\]\([^)]*\)", "", heading).replace("[", "").lower()
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+def test_an_anchor_is_what_a_browser_gets() -> None:
+    headings = "# Keys\n\n## `POST /v1/resolve`\n\n```sh\n# no heading\n```\n\n## A wrapped secret ID\n\n## Keys\n"
+    assert anchors(headings) == {"keys", "post-v1resolve", "a-wrapped-secret-id", "keys-1"}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_to_a_file_and_to_a_heading_in_it(name: str) -> None:
+    here = (ROOT / name).parent
+    missing = []
+    for target, anchor, image in LINK.findall(prose(DOCUMENTS[name])):
+        path = (here / (target or image)).resolve() if target or image else ROOT / name
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text())):
+            missing.append(f"{target or image}#{anchor}")
+    assert missing == []
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    reached, ahead = set[str](), ["README.md"]
+    while ahead:
+        name = ahead.pop()
+        if name in reached or name not in DOCUMENTS:
+            continue
+        reached.add(name)
+        for target, _, _ in LINK.findall(DOCUMENTS[name]):
+            ahead.append(str(((ROOT / name).parent / target).resolve().relative_to(ROOT)) if target else name)
+    assert {name for name in DOCUMENTS if not name.startswith(".github/")} <= reached
+
+
+ROOTED = re.compile(r"(?:keyman|tests|docs|docker|bench|vault-policies|requirements|\.ci|\.github)/[\w./-]+")
+"""A path from the root of the repository."""
+
+ELSEWHERE = {
+    "dist/": "a build makes it",
+    "docker/.env": "an operator makes it",
+    "keyman/vault/policies/": "the place of vault-policies/ in a wheel",
+}
+
+MODULE = re.compile(r"(?:\w+/)*\w+\.py|[a-z_]+/")
+"""A module or a package, from the root, below `keyman/` or, as `tables.py`, in several packages."""
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_path_that_a_document_names_exists(name: str) -> None:
+    named = {
+        path.rstrip(".") for text in code(PRESENT[name]) for path in re.findall(rf"(?<![\w/.:-]){ROOTED.pattern}", text)
+    }
+    modules = {text for text in code(PRESENT[name]) if MODULE.fullmatch(text)}
+    beside = ROOT / name
+    assert [path for path in named - ELSEWHERE.keys() if not (ROOT / path).exists()] == []
+    assert [module for module in modules - named - ELSEWHERE.keys() if not _is_there(module, beside.parent)] == []
+
+
+def _is_there(module: str, beside: Path) -> bool:
+    places = (ROOT, ROOT / "keyman", ROOT / "keyman" / "planes" / "management", beside)
+    return (
+        any((place / module).exists() for place in places)
+        or any((ROOT / "keyman").rglob(module))
+        or any(beside.rglob(module))
+    )
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_make_target_that_a_document_names_exists(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        target
+        for text in code(PRESENT[name])
+        for target in re.findall(r"(?:^|&& |; )make ([a-z][a-z-]*)\b(?!/)", text, re.MULTILINE)
+    }
+    assert named <= targets
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_script_that_a_document_runs_exists(name: str) -> None:
+    for module in re.findall(r"-m (bench\.\w+)", DOCUMENTS[name]):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_every_document_that_a_message_names_exists_with_its_heading() -> None:
+    """Messages of keyman send an operator to a document."""
+    named = set[str]()
+    for path in (ROOT / "keyman").rglob("*.py"):
+        text = path.read_text()
+        named |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", text))
+        for heading, document in re.findall(r'see \\?"([^"\\]+)\\?" in (docs/[\w/-]+\.md)', text):
+            assert re.search(rf"^#+ {re.escape(heading)}$", DOCUMENTS[document], re.MULTILINE), heading
+    assert {"docs/guide/operator.md", "docs/reference/configuration.md"} <= named <= DOCUMENTS.keys()
+
+
+# --- commands
+
+
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something, by its words, such as `keyman app create`."""
+    context = click.Context(cli)
+    found = dict[str, click.Command]()
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found |= {f"keyman {name} {one}": leaf for one, leaf in command.commands.items()}
+        else:
+            found[f"keyman {name}"] = command
+    return found
+
+
+LEAVES = leaves()
+GROUPS = {words.rpartition(" ")[0] for words in LEAVES if words.count(" ") == 2}
+CLI = DOCUMENTS["docs/reference/cli.md"]
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands below each heading of a command in docs/reference/cli.md."""
+    parts = re.split(r"^#{2,3} +(.+?) *$", text, flags=re.MULTILINE)[1:]
+    return {
+        heading.strip("`"): body
+        for heading, body in zip(parts[::2], parts[1::2], strict=True)
+        if heading.startswith("`")
+    }
+
+
+def test_the_reference_has_a_section_for_every_command_and_no_other() -> None:
+    assert sections(CLI).keys() == LEAVES.keys()
+
+
+@pytest.mark.parametrize("words", LEAVES)
+def test_the_reference_has_every_option_of_a_command_and_an_example(words: str) -> None:
+    section = sections(CLI)[words]
+    options = {option for param in LEAVES[words].params if isinstance(param, click.Option) for option in param.opts}
+    described = set(re.findall(r"--[a-z][a-z-]*", prose(section)))
+    assert described == options, "as keyman says"
+    assert any(words in block for block in FENCED.findall(section)), "an example"
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_command_that_a_document_names_exists(name: str) -> None:
+    wrong = []
+    for text in code(PRESENT[name]):
+        for words in re.findall(
+            r"(?:^|[ (/])keyman ((?:[a-z]+(?:-[a-z]+)?)(?: [a-z]+(?:-[a-z]+)?)?)\b(?!\.)", text, re.MULTILINE
+        ):
+            first, _, _ = words.partition(" ")
+            known = {f"keyman {first}", f"keyman {words}"} & {*LEAVES, *GROUPS}
+            if not known or (" " in words and f"keyman {first}" in GROUPS and f"keyman {words}" not in LEAVES):
+                wrong.append(words)
+    assert wrong == []
+
+
+# --- code for tests of applications
+
+
+@pytest.mark.parametrize("name", ["docs/guide/application-developer.md", "docs/reference/client.md"])
+def test_the_code_with_fakes_runs_as_printed(name: str) -> None:
+    (block,) = re.findall(r"```python\n([^`]*keyman\.testing[^`]*)```", DOCUMENTS[name])
+    names = dict[str, object]()
+    exec(compile(block, name, "exec"), names)  # noqa: S102  # it is our own document
+    tests = [value for key, value in names.items() if key.startswith("test_")]
+    for test in tests:
+        assert callable(test)
+        test()
+    assert len(tests) == ("def test_" in block)
