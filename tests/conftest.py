@@ -48,6 +48,7 @@ FIRST = (
     "tests/test_support.py",
     "tests/planes/management/api/test_schemathesis.py",
     "tests/planes/management/api/test_canary.py",
+    "tests/planes/resolver/test_schemathesis.py",
 )
 """Where the files are that take longest, mostly because they start processes."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from litestar import Litestar, post
+from litestar import Litestar, Response, get, post
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
@@ -16,8 +16,16 @@ from litestar.params import JSONBody
 from litestar.types import ControllerRouterHandler
 
 from keyman.http.body import TAKES, ValueSchemas
+from keyman.http.guards import PUBLIC
 from keyman.http.problems import MEDIA_TYPE
+from keyman.http.requests import Injected
 from keyman.version import __version__
+
+
+@get("/docs/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=True)
+def openapi_document(openapi: Injected[Callable[[], bytes]]) -> Response[bytes]:
+    """The document of a plane, which its state has under `openapi`."""
+    return Response(openapi(), media_type="application/json")
 
 
 @dataclass(frozen=True)

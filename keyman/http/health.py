@@ -66,8 +66,8 @@ async def livez() -> Liveness:
     tags=("Health",),
     operation_id="readyz",
     response_description="Everything works.",
-    summary="Can keys be stored",
-    description="Reads from the database, and proves Vault by using its key: the sentinel is rewrapped.",
+    summary="Does everything work",
+    description="Reads from the database, and proves Vault by using its key.",
     responses={
         **may_answer(),
         503: ResponseSpec(data_container=Readiness, description="Something does not work", generate_examples=False),

@@ -62,16 +62,21 @@ async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: B
 _REQUEST_ID = "9f3c1d0e5b7a4c2f8e6d0b1a2c3d4e5f"
 
 
-def may_answer(*kinds: type[Problem]) -> dict[int, ResponseSpec]:
-    """The problems of an operation for the OpenAPI document, with those that every operation can give."""
+_FAULT = FieldError("api_key", "must be 8 to 512 characters long")
+
+
+def may_answer(*kinds: type[Problem], fault: FieldError = _FAULT) -> dict[int, ResponseSpec]:
+    """The problems of an operation for the OpenAPI document, with those that every operation can give. `fault` is the
+    example of a field that is refused.
+    """
     by_status: dict[int, list[type[Problem]]] = {}
     everywhere: tuple[type[Problem], ...] = (errors.DatabaseUnavailable, Internal)
     for kind in dict.fromkeys((*kinds, *everywhere)):
         by_status.setdefault(KINDS[kind.slug].status, []).append(kind)
-    return {status: _documented(status, kinds) for status, kinds in sorted(by_status.items())}
+    return {status: _documented(status, kinds, fault) for status, kinds in sorted(by_status.items())}
 
 
-def _documented(status: int, kinds: list[type[Problem]]) -> ResponseSpec:
+def _documented(status: int, kinds: list[type[Problem]], fault: FieldError) -> ResponseSpec:
     return ResponseSpec(
         data_container=ProblemBody,
         media_type=problems.MEDIA_TYPE,
@@ -87,11 +92,7 @@ def _documented(status: int, kinds: list[type[Problem]]) -> ResponseSpec:
                     "status": status,
                     "detail": "One field is not as it must be." if kind is InvalidRequest else kind.title + ".",
                     "request_id": _REQUEST_ID,
-                    **(
-                        {"errors": [{"field": "api_key", "message": "must be 8 to 512 characters long"}]}
-                        if kind is InvalidRequest
-                        else {}
-                    ),
+                    **({"errors": [fault._asdict()]} if kind is InvalidRequest else {}),
                 },
             )
             for kind in kinds

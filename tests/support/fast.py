@@ -34,6 +34,7 @@ SLOW = (
     "tests/planes/management/web/test_story.py",
     "tests/planes/management/web/test_trouble.py",
     "tests/planes/resolver/test_exchanges.py",
+    "tests/planes/resolver/test_schemathesis.py",
     "tests/storage/test_plans.py",
     "tests/test_package.py",
     "tests/test_processes.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, cast
 
 from litestar import Litestar, Request
@@ -15,15 +16,15 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from keyman.config.settings import Settings
-from keyman.http import health
+from keyman.http import document, health
 from keyman.http.body import MAX_BYTES
 from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import require_rules
 from keyman.http.limit import RateLimit
-from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.identity.applications import Application
 from keyman.planes import assembly
+from keyman.planes.resolver.document import openapi_document
 from keyman.planes.resolver.routes import authenticate, explain_problem, resolve
 from keyman.telemetry import Metrics
 from keyman.vault.opener import TransitOpener
@@ -36,19 +37,23 @@ def create_resolver(settings: Settings) -> Edge:
     """
     metrics = Metrics()
     litestar = Litestar(
-        route_handlers=[resolve, explain_problem, health.livez, health.readyz, health.metrics],
-        guards=[authenticate, check_query],
-        dependencies={
-            **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "opener")},
-            "application": Provide(_application),
-        },
+        route_handlers=[*_DESCRIBED_ROUTES, document.openapi_document],
+        guards=[authenticate],
+        dependencies=_DEPENDENCIES,
         before_request=answer_options,
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[_lifespan],
         logging_config=None,
         openapi_config=None,
         request_max_body_size=MAX_BYTES,
-        state=State({"limit": RateLimit(settings.resolve_rate), "metrics": metrics, "settings": settings}),
+        state=State(
+            {
+                "limit": RateLimit(settings.resolve_rate),
+                "metrics": metrics,
+                "openapi": _document,
+                "settings": settings,
+            }
+        ),
     )
     require_rules(litestar)
     return Edge(cast("ASGIApp", litestar), settings, metrics)
@@ -72,3 +77,17 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
 async def _application(request: Request[Any, Any, Any]) -> Application:
     application: Application = request.user
     return application
+
+
+@cache
+def _document() -> bytes:
+    """The OpenAPI document, made when it is first asked for."""
+    return openapi_document(_DESCRIBED_ROUTES, _DEPENDENCIES)
+
+
+_DESCRIBED_ROUTES = [resolve, explain_problem, health.livez, health.readyz, health.metrics]
+
+_DEPENDENCIES = {
+    **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "openapi", "opener")},
+    "application": Provide(_application),
+}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -10,13 +11,17 @@ from litestar import MediaType, Response, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
-from litestar.params import FromPath
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.params import PathParameter
 
-from keyman.errors import NotFound, Unauthenticated
+from keyman import errors
+from keyman.errors import FieldError, NotFound, Unauthenticated
 from keyman.http.body import read_json, takes
 from keyman.http.edge import exchange_of
 from keyman.http.guards import PUBLIC, bearer_token, is_public, needs
 from keyman.http.limit import RateLimit
+from keyman.http.openapi import BODY_PROBLEMS, check_query, may_answer
 from keyman.http.problems import KINDS
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import applications
@@ -45,7 +50,42 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
     connection.scope["user"] = application
 
 
-@post("/v1/resolve", opt=needs(None) | takes(Request), status_code=200)
+class ResolvedKey(msgspec.Struct):
+    """The shape of the answer, for the OpenAPI document. No value is ever put into one: it would be shown by `repr`."""
+
+    key_id: int
+    user_id: int
+    service: str
+    api_key: str
+    expires_at: datetime | None
+
+
+@post(
+    "/v1/resolve",
+    opt=needs(None) | takes(Request),
+    guards=[check_query],
+    status_code=200,
+    tags=("Keys",),
+    security=[{"token": []}],
+    operation_id="resolveKey",
+    summary="Get a key",
+    description="Opens one value: the key with this id, or the newest active one of a user for a service. An entry in "
+    "the audit log is committed before the value leaves. A key that the application may not have gets the same 404 as "
+    "one that does not exist.",
+    responses={
+        200: ResponseSpec(ResolvedKey, description="The key, with its value.", generate_examples=False),
+        **may_answer(
+            errors.Unauthenticated,
+            errors.Forbidden,
+            errors.NotFound,
+            errors.Undecryptable,
+            errors.RateLimited,
+            errors.VaultUnavailable,
+            *BODY_PROBLEMS,
+            fault=FieldError("key_id", "must be an id: a whole number from 1 on"),
+        ),
+    },
+)
 async def resolve(
     request: AnyRequest,
     db: Injected[Database],
@@ -76,8 +116,21 @@ def _told(resolved: Resolved) -> bytes:
     )
 
 
-@get("/problems/{slug:str}", opt=PUBLIC, media_type=MediaType.TEXT)
-async def explain_problem(slug: FromPath[str]) -> str:
+@get(
+    "/problems/{slug:str}",
+    opt=PUBLIC,
+    guards=[check_query],
+    media_type=MediaType.TEXT,
+    tags=("Problems",),
+    operation_id="explainProblem",
+    response_description="The explanation.",
+    summary="Explain a problem",
+    description="What the `type` of a problem leads to: its title, its status and what to do, in plain text.",
+    responses=may_answer(errors.InvalidRequest, errors.NotFound),
+)
+async def explain_problem(
+    slug: Annotated[str, PathParameter(description="The last part of `type`.", examples=[Example(value="not-found")])],
+) -> str:
     """What the `type` of a problem leads to. This plane has no pages."""
     kind = KINDS.get(slug)
     if kind is None:

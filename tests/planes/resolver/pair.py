@@ -23,7 +23,7 @@ from keyman.planes.resolver.app import create_resolver
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
 from keyman.values import ApplicationName
-from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Json, api_plane_at, store
+from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Document, Json, api_plane_at, store
 from tests.support.planes import lifespan
 
 _NUMBERS = itertools.count()
@@ -120,6 +120,7 @@ async def resolver_at(database: URL, vault: VaultSettings, **settings: Any) -> A
     plane = ApiPlane(app, given)
     async with lifespan(app):
         try:
+            plane.document = Document((await plane.client().get("/docs/openapi.json")).json())
             yield plane
         finally:
             await plane.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from litestar.di import Provide
 
+from keyman.http.document import openapi_document
 from keyman.http.guards import authenticate, provide_caller, provide_origin
 from keyman.http.requests import Routes
 from keyman.planes.management.web import account, activity, key_actions, keys, reference, sign_in, static, tokens
@@ -44,7 +45,7 @@ def router() -> Routes:
             reference.problem_index,
             reference.problem_page,
             reference.reference,
-            reference.openapi_document,
+            openapi_document,
             static.static_file,
         ],
         guards=[authenticate],

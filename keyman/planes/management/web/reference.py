@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from litestar import Response, get
 from litestar.params import FromPath
 
@@ -38,8 +36,3 @@ async def reference(visit: Injected[Visit]) -> Response[bytes]:
     page = visit.show("reference.html")
     page.headers |= {"content-security-policy": DOCS_POLICY, "content-language": "en"}
     return page
-
-
-@get("/docs/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=True)
-def openapi_document(openapi: Injected[Callable[[], bytes]]) -> Response[bytes]:
-    return Response(openapi(), media_type="application/json")

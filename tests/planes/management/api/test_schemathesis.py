@@ -161,7 +161,7 @@ def test_every_operation_does_what_the_document_says(
         for event in from_schema(schema).execute():
             if isinstance(event, events.ScenarioFinished):
                 _count(event, requests, answers)
-                failures += _failures(event)
+                failures += failures_of(event)
             elif isinstance(event, events.NonFatalError):
                 errors.append(f"{event.label}: {event.value}")
             elif isinstance(event, events.FatalError):
@@ -193,7 +193,7 @@ def _count(event: events.ScenarioFinished, requests: Counter[str], answers: Coun
             answers[event.recorder.label or asked.method, interaction.response.status_code] += 1
 
 
-def _failures(event: events.ScenarioFinished) -> list[str]:
+def failures_of(event: events.ScenarioFinished) -> list[str]:
     found = []
     for case_id, checks in event.recorder.checks.items():
         response = event.recorder.interactions[case_id].response if case_id in event.recorder.interactions else None

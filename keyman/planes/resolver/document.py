@@ -1,0 +1,60 @@
+"""The OpenAPI document of the resolver plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from litestar.di import Provide
+from litestar.openapi.spec import SecurityScheme, Tag
+from litestar.types import ControllerRouterHandler
+
+from keyman.http.document import Words, describe
+
+WORDS = Words(
+    title="keyman resolver",
+    description="""\
+Applications get the API keys of their users here, one value a request. For applications inside your network only.
+
+Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a text about it. Every answer carries
+`X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body may be 64 KiB
+long. A request that another site's page made a browser send is refused with 403.
+""",
+    tags=(
+        Tag("Keys", "What users have left with keyman, for the applications that work with it."),
+        Tag("Problems", "What the errors mean."),
+        Tag("Health", "For the platform that runs keyman."),
+    ),
+    security={
+        "token": SecurityScheme(
+            type="http",
+            scheme="bearer",
+            bearer_format="km_…",
+            description="The token of an application, `km_` and 36 base62 characters, from `keyman app create`.",
+        )
+    },
+    examples={
+        "Readiness": {"status": "ok", "checks": {"database": "ok", "vault": "ok"}},
+        "Request": {"user_id": 7, "service": "OPENAI", "purpose": "Answer to a chat"},
+        "ResolvedKey": {
+            "key_id": 1,
+            "user_id": 7,
+            "service": "OPENAI",
+            "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd1234",
+            "expires_at": None,
+        },
+    },
+)
+
+ONE_OF_TWO_WAYS = [
+    {"required": ["key_id"], "properties": {"user_id": False, "service": False}},
+    {"required": ["user_id", "service"], "properties": {"key_id": False}},
+]
+"""How a request names a key, as `Request.check` has it."""
+
+
+def openapi_document(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]) -> bytes:
+    """The OpenAPI 3.1 document of these routes, as JSON."""
+    document = describe(routes, dependencies, WORDS)
+    document["components"]["schemas"]["Request"]["oneOf"] = ONE_OF_TWO_WAYS
+    return msgspec.json.encode(document)
