@@ -24,32 +24,39 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "query-plans.md"
 HEAD = """\
 # Query plans
 
-What both databases do with the statements that keyman sends, on {keys:,} keys of {owners:,} owners, one of them with
-{heavy:,}; {entries:,} entries in the trail, and the other tables in proportion. Nothing here is written by hand but
-these words: `bench/plans.py` runs keyman's own operations, catches the statements on their way to the driver, and has
-the database explain them. `.venv/bin/python -m bench.query_plans` writes this page anew, in some minutes; at 20,000
-keys `tests/storage/test_plans.py` holds it against the intended indexes, on SQLite with and without `ANALYZE`.
+This page shows what both databases do with the statements of keyman. There are {keys:,} keys of {owners:,}
+owners, one of whom has {heavy:,}; {entries:,} entries in the audit log; and rows in the other tables in
+proportion.
 
-Versions: {versions}. PostgreSQL's figures are rows, and pages of 8 KiB in memory or read: these
-do not depend on the machine, as times would. SQLite has no figures to show, only its way.
+Only these words are written by hand. `bench/plans.py` runs keyman's own operations, catches the statements on
+their way to the driver, and lets the database explain them. `.venv/bin/python -m bench.query_plans` writes this
+page again, in some minutes. With 20,000 keys, `tests/storage/test_plans.py` compares it with the intended
+indexes, on SQLite with and without `ANALYZE`.
+
+Versions: {versions}. PostgreSQL's figures are rows, and pages of 8 KiB that are in memory or read. They do not
+depend on the machine, as times would. SQLite shows no figures, only which way it takes.
 
 ## What they show
 
-- A page of a listing is read from the index `(user_id, id)` backwards, 51 rows and as many pages, on the first page and
-  in the middle alike; of one service from `(user_id, service, id)`. Nothing is sorted and nothing skipped.
-- An owner with few or no keys is answered from the same index in a few pages. PostgreSQL does not walk the primary key
-  backwards in the hope of meeting that owner's rows, the usual trap of `ORDER BY id DESC LIMIT`.
-- A search by name reads the owner's keys, newest first, until the page is full; where PostgreSQL expects that few
-  fit, it reads them all and sorts what fits. The cost is bounded by what one owner has, 10,000 rows here. An index over
-  parts of names would have to serve all owners to spare that one; there is none.
-- A page of the trail is read from `(user_id, id)`, of one action from `(user_id, action, id)`; of several, as much as a
-  page of each, merged. A time becomes an id first, by one descent of the index on it, so what lies outside is not read;
-  where PostgreSQL expects little between two times, it reads that from the same index and sorts it.
-- Who has used a key is asked for application by application, the last use of each, by one descent of
+- keyman reads a page of a listing backwards from the index `(user_id, id)`: 51 rows and as many pages, on the
+  first page and in the middle alike. For one service it reads from `(user_id, service, id)`. Nothing is sorted
+  and nothing skipped.
+- An owner with few or no keys is answered from the same index in a few pages. PostgreSQL does not walk the
+  primary key backwards in the hope of meeting the rows of that owner, which is the usual trap of
+  `ORDER BY id DESC LIMIT`.
+- A search by name reads the keys of the owner, newest first, until the page is full. If PostgreSQL expects that
+  few match, it reads them all and sorts those that do. What one owner has limits the cost: 10,000 rows here. An
+  index over parts of names would have to serve all owners to help that one, so there is none.
+- A page of the audit log is read from `(user_id, id)`, and for one action from `(user_id, action, id)`. For
+  several actions, a page of each is read and merged. A time first becomes an id, by one descent of the index on
+  it, so nothing outside is read. If PostgreSQL expects little between two times, it reads that from the same
+  index and sorts it.
+- "Who has used this key" is asked application by application: the last use of each, by one descent of
   `(key_id, action, application, at)`, however many uses there were.
-- A token, a session, an idempotency key and a throttle bucket are found by their hash in one descent of a unique index.
-- What housekeeping removes is found by indexed times; a batch touches what it removes.
-- SQLite goes the same ways with and without `ANALYZE`{same}.
+- A token, a session, an idempotency key and a throttle bucket are found by their hash, in one descent of a
+  unique index.
+- Indexed times find what housekeeping removes. A batch touches only what it removes.
+- SQLite takes the same ways with and without `ANALYZE`{same}.
 """
 
 
