@@ -21,6 +21,7 @@ from keyman.client.errors import (
     Unreachable,
 )
 from keyman.client.management import AsyncKeyman, Keyman
+from keyman.client.protocols import AsyncResolverProtocol, ResolverProtocol
 from keyman.client.resolver import AsyncResolver, Resolver
 from keyman.client.shapes import AuditEntry, Key, Resolved, Service
 from keyman.secret import Secret
@@ -28,6 +29,7 @@ from keyman.secret import Secret
 __all__ = [
     "AsyncKeyman",
     "AsyncResolver",
+    "AsyncResolverProtocol",
     "AuditEntry",
     "BadAnswer",
     "ClientError",
@@ -43,6 +45,7 @@ __all__ = [
     "RateLimited",
     "Resolved",
     "Resolver",
+    "ResolverProtocol",
     "Secret",
     "ServerFailed",
     "Service",

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from keyman.client import AsyncResolver, NotFound, Resolved, Resolver, Undecryptable
+from keyman.client import (
+    AsyncResolver,
+    AsyncResolverProtocol,
+    NotFound,
+    Resolved,
+    Resolver,
+    ResolverProtocol,
+    Undecryptable,
+)
 from keyman.testing import AsyncFakeResolver, FakeResolver, ResolveCall
 from keyman.testing import resolver as module
 from tests.client.asking import HERS, TOKEN, VALUE
@@ -37,6 +45,38 @@ def test_a_fake_has_every_method_of_its_client(client: type, stand_in: type) -> 
         real, faked = getattr(client, name), getattr(stand_in, name)
         assert inspect.signature(faked) == inspect.signature(real), name
         assert inspect.iscoroutinefunction(faked) == inspect.iscoroutinefunction(real), name
+
+
+def test_a_client_and_its_fake_are_what_the_protocol_asks_for() -> None:
+    """The type checker compares the methods; here they run."""
+    with Resolver("https://resolver.example.com", TOKEN) as client, FakeResolver() as fake:
+        resolvers: list[ResolverProtocol] = [client, fake]
+        for resolver in resolvers:
+            resolver.forget(**HERS)
+            resolver.close()
+
+    async def close() -> None:
+        async with AsyncResolver("https://resolver.example.com", TOKEN) as client, AsyncFakeResolver() as fake:
+            resolvers: list[AsyncResolverProtocol] = [client, fake]
+            for resolver in resolvers:
+                resolver.forget(**HERS)
+                await resolver.aclose()
+
+    asyncio.run(close())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kinds"),
+    [(ResolverProtocol, (Resolver, FakeResolver)), (AsyncResolverProtocol, (AsyncResolver, AsyncFakeResolver))],
+)
+def test_a_protocol_has_every_method_of_the_client(protocol: type, kinds: tuple[type, ...]) -> None:
+    methods = {name for name, _ in inspect.getmembers(kinds[0], inspect.isfunction) if not name.startswith("_")}
+    assert methods == {
+        name for name in vars(protocol) if inspect.isfunction(getattr(protocol, name)) and name[0] != "_"
+    }
+    for name in methods - {"resolve"}:  # whose signature at run time is that of its last overload
+        for kind in kinds:
+            assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(protocol, name)), name
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
