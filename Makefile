@@ -46,8 +46,10 @@ lock: ## pin the newest allowed versions, with hashes (needs uv on the PATH)
 	uv pip compile pyproject.toml --extra dev --group build --group test --group lint --group stack \
 	  -c requirements/dev.txt \
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/test.txt
-	uv pip compile pyproject.toml -c requirements/test.txt \
+	uv pip compile pyproject.toml --extra server -c requirements/test.txt \
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/image.txt
+	uv pip compile pyproject.toml -c requirements/test.txt \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/client.txt
 	uv pip compile --group stack -c requirements/test.txt \
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/stack.txt
 	uv pip compile --group build -c requirements/test.txt \

@@ -1,5 +1,32 @@
-"""`python -m keyman` is the command `keyman`."""
+"""The command `keyman`, which is also `python -m keyman`.
 
-from keyman.cli import main
+A plain install has this command but not its libraries, so this module imports none of them. It is the one place that
+says which extra a command lacks; everything else is in `keyman.cli`.
+"""
 
-main()
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from keyman.extras import missing
+
+EXTRAS = {"": "cli", "dev": "dev"}
+"""The extra that each command needs; those that are not listed need [server]. "" is `keyman` without a command."""
+
+
+def main() -> None:
+    try:
+        import_module("keyman.cli").main()
+    except ModuleNotFoundError as fault:
+        library = (fault.name or "").partition(".")[0]
+        if library == "keyman":  # a mistake of ours, and no library
+            raise
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        extra = EXTRAS.get(command, "server")
+        sys.stderr.write(f"keyman: {missing(extra, library)}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 KeymanError
 ├── ConfigurationError      a setting, a file or a schema is not as it must be; stops the start
+├── MissingExtra            keyman is installed without the extra that this part needs; also a ModuleNotFoundError
 └── Problem                 answers a request; `slug` and `title` are constant per class
     ├── InvalidRequest      `errors` names every field at fault
     ├── Unauthenticated
@@ -34,6 +35,13 @@ class KeymanError(Exception):
 
 class ConfigurationError(KeymanError):
     """The process cannot start as it is set up; the message says what to change."""
+
+
+class MissingExtra(KeymanError, ModuleNotFoundError):
+    """keyman is installed without an extra; the message says which one and how to install it.
+
+    It is also a ModuleNotFoundError, because that is what the import of a module whose libraries are missing raises.
+    """
 
 
 class Sentence(str):

@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from keyman.errors import ConfigurationError
+from keyman.extras import require_server
+
+require_server()
 
 PR_SET_PDEATHSIG = 1
 """`prctl(2)`: the signal that the kernel sends to this process when its parent dies. Linux alone has it."""

@@ -220,9 +220,9 @@ def test_the_example_of_a_script_manages_a_key(example: Setting) -> None:
     assert example.run(EXAMPLES / "manage.py", stdin=f"{VALUE}\n") == ["stored sk-...1234", "now disabled", "left 0"]
 
 
-def test_the_example_of_tests_with_a_fake_passes(story: Setting) -> None:
-    assert [line.split()[0] for line in story.run(EXAMPLES / "fake.py")] == ["passed"] * 3
-    assert story.provider.asked == []
+def test_the_example_of_tests_with_a_fake_passes(example: Setting) -> None:
+    assert [line.split()[0] for line in example.run(EXAMPLES / "fake.py")] == ["passed"] * 3
+    assert example.provider.asked == []
 
 
 def test_every_example_is_run_here_and_named_in_the_documents() -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from keyman.errors import DatabaseUnavailable, KeymanError, MissingRight, RefusedStatement
+from keyman.errors import DatabaseUnavailable, KeymanError, MissingExtra, MissingRight, RefusedStatement
 from keyman.version import __version__
 
 COMMANDS = {
@@ -42,8 +42,23 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name].partition(":")
-        command: click.Command = getattr(imported(module), attribute)
+        try:
+            command: click.Command = getattr(imported(module), attribute)
+        except ModuleNotFoundError as fault:
+            return _without_its_libraries(name, fault)
         return command
+
+
+def _without_its_libraries(name: str, fault: ModuleNotFoundError) -> click.Command:
+    """Return a command that raises `fault` whatever its arguments are; `keyman --help` lists it beside the others."""
+
+    def refuse() -> NoReturn:
+        raise fault
+
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(
+        name, callback=refuse, short_help="(not installed)", context_settings=anything, add_help_option=False
+    )
 
 
 def imported(module: str) -> ModuleType:
@@ -67,6 +82,8 @@ def cli() -> None:
 def main() -> None:
     try:
         cli(prog_name="keyman")
+    except MissingExtra:
+        raise  # `keyman.__main__` says which one the command lacks
     except KeymanError as fault:
         # What went wrong and what to do, in words made for it; never a traceback.
         kind = f" ({fault.kind})" if isinstance(fault, DatabaseUnavailable) and fault.kind else ""

