@@ -325,6 +325,7 @@ def test_whoever_asks_it_to_stop_leaves_nothing_behind_but_all_data(
         assert "Traceback" not in ended.err
         assert not processes(travelled.home)
         assert is_free(travelled.port)
+        assert not list(running.directory.glob("keyman-metrics-*"))
 
 
 @pytest.mark.parametrize("part", ["supervisor", "vault", "service", "resolver"])

@@ -178,6 +178,7 @@ class Live:
 
     def __init__(self, arguments: list[str | Path], env: Mapping[str, str], directory: Path, **options: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         number = sum(1 for _ in directory.glob("*.err"))
         self._out, self._err = directory / f"{number}.out", directory / f"{number}.err"
         # When the test process is killed, this ends as well.
@@ -185,7 +186,7 @@ class Live:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [KEYMAN, *arguments],
-                env=dict(env),
+                env={"TMPDIR": str(directory), **env},  # what a killed command leaves goes with the test's directory
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
