@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -21,6 +22,9 @@ DOCUMENTS = {
 }
 PRESENT = {name: text for name, text in DOCUMENTS.items() if name != "CHANGELOG.md"}
 """Without the changelog, which may name what is no longer there."""
+
+VARIABLE = re.compile(r"\bKEYMAN_[A-Z_]+[A-Z]\b")
+SOURCES = [*(ROOT / "keyman").rglob("*.py"), ROOT / "docker" / "compose.yaml", *(ROOT / "tests").rglob("*.py")]
 
 FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)\s#]*)(?:#([^)\s]+))?\)|(?:src|srcset)=\"([^\"]+)\"")
@@ -125,6 +129,18 @@ def test_every_make_target_that_a_document_names_exists(name: str) -> None:
 def test_every_script_that_a_document_runs_exists(name: str) -> None:
     for module in re.findall(r"-m (bench\.\w+)", DOCUMENTS[name]):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+@cache
+def variables_read() -> frozenset[str]:
+    found = (variable for path in SOURCES for variable in VARIABLE.findall(path.read_text()))
+    return frozenset(variable.removesuffix("_FILE") for variable in found)
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_variable_that_a_document_names_is_read_somewhere(name: str) -> None:
+    assert len(variables_read()) > 20
+    assert {variable.removesuffix("_FILE") for variable in VARIABLE.findall(DOCUMENTS[name])} <= variables_read()
 
 
 def test_every_document_that_a_message_names_exists_with_its_heading() -> None:
