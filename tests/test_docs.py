@@ -226,3 +226,9 @@ def test_the_code_with_fakes_runs_as_printed(name: str) -> None:
         assert callable(test)
         test()
     assert len(tests) == ("def test_" in block)
+
+
+def test_the_glossary_is_short_and_in_order() -> None:
+    terms = re.findall(r"^\| ([^|]+?) \|", DOCUMENTS["docs/glossary.md"], re.MULTILINE)[1:]
+    assert 30 < len(terms) <= 40
+    assert terms == sorted(terms, key=str.lower)
