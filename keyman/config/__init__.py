@@ -1,4 +1,4 @@
-"""Settings: read once from the environment, each group of variables in a module."""
+"""Settings, read once from the environment. Each module reads one group of variables."""
 
 from keyman.extras import require_server
 

@@ -12,20 +12,21 @@ from keyman.config.reader import Reader
 DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
 
 POSTGRESQL_PARAMETERS = frozenset({"host", "port", "ssl", "passfile", "target_session_attrs", "krbsrvname"})
-"""What may follow the `?` of a PostgreSQL URL: the text parameters of asyncpg. It fails on any other at each
-connection, long after the start.
+"""The parameters that may follow the `?` of a PostgreSQL URL: those of asyncpg that are text.
+
+With any other parameter asyncpg fails at each connection, long after the start.
 """
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 def read_database_url(reader: Reader) -> URL | None:
-    """Read `KEYMAN_DATABASE_URL`; None when it is at fault."""
+    """Read `KEYMAN_DATABASE_URL`. Returns None, and records a fault, when it is missing or invalid."""
     return reader.required("KEYMAN_DATABASE_URL", _database_url, secret=True)
 
 
 def load_database_url(environ: Mapping[str, str]) -> URL:
-    """Read only the database's URL, for commands that never ask Vault. Raises ConfigurationError."""
+    """Read only the database's URL, for commands that do not use Vault. Raises ConfigurationError."""
     reader = Reader(environ)
     url = read_database_url(reader)
     reader.finish()
@@ -41,7 +42,7 @@ def _database_url(raw: str) -> URL:
     if url.drivername not in DRIVERS:
         raise ValueError(f"must start with {' or '.join(DRIVERS)}")
     if not url.database or url.database == ":memory:":
-        raise ValueError("must name a database; one in memory would lose every key")
+        raise ValueError("must name a database; a database in memory would lose every key")
     _check_parameters(url)
     return url
 
@@ -49,12 +50,12 @@ def _database_url(raw: str) -> URL:
 def _check_parameters(url: URL) -> None:
     if url.get_backend_name() == "sqlite":
         if url.query:
-            raise ValueError("takes nothing after a '?' for SQLite")
+            raise ValueError("must not have a '?' and parameters for SQLite")
         return
     if "sslmode" in url.query:
-        raise ValueError("says sslmode, which asyncpg spells ssl: ?ssl=require")
+        raise ValueError("has the parameter sslmode, which asyncpg calls ssl; write ?ssl=require")
     if not url.query.keys() <= POSTGRESQL_PARAMETERS:
         known = ", ".join(sorted(POSTGRESQL_PARAMETERS))
-        raise ValueError(f"has an unknown parameter after the '?'; known are {known}")
+        raise ValueError(f"has an unknown parameter after the '?'; the known ones are {known}")
     if url.query.get("ssl", "require") not in SSL_MODES:
-        raise ValueError(f"says ssl, which must be one of {', '.join(SSL_MODES)}")
+        raise ValueError(f"has an invalid parameter ssl; it must be one of {', '.join(SSL_MODES)}")

@@ -1,4 +1,4 @@
-"""The groups of variables about addresses: what browsers see, and which proxies stand in front."""
+"""Parsers for the variables about addresses: the URL that browsers use, and the proxies in front of keyman."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def address(raw: str) -> str:
-    """Parse an http or https URL with a host. The scheme and the host, which have no case, come back in lower case."""
+    """Parse an http or https URL with a host. Returns it with scheme and host in lower case, as they have no case."""
     try:
         parts = _split(raw.strip())
     except ValueError:
@@ -37,5 +37,5 @@ def networks(raw: str) -> tuple[Network, ...]:
 
 def _split(raw: str) -> SplitResult:
     parts = urlsplit(raw)
-    _ = parts.port  # raises ValueError when it is not a number
+    _ = parts.port  # raises ValueError when the port is not a number
     return parts

@@ -1,4 +1,4 @@
-"""Reads variables one by one and collects what is wrong with each.
+"""Reads variables one by one and collects the faults.
 
 A parser takes the text of a variable and returns its value, or raises ValueError with the end of a sentence that begins
 with the variable's name, such as "must be between 0.1 and 60 seconds". No message repeats a value: a mistyped secret is
@@ -36,19 +36,22 @@ class Reader:
         return self.has(name) or self.has(f"{name}_FILE")
 
     def exclude(self, name: str, *, by: str) -> None:
-        """Record a fault when `name` is set as well as `by`, which replaces it."""
+        """Record a fault when both `name` and `by`, which replaces it, are set."""
         if self.has_secret(name):
             self._faults.append(f"{name} and {by} are both set; keep one")
 
     def required(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
-        """Return the parsed value; None, and a fault, when the variable is not set or is invalid."""
+        """Return the parsed value. Returns None, and records a fault, when the variable is not set or invalid."""
         if not (self.has_secret(name) if secret else self.has(name)):
             self._faults.append(f"{name} is not set" + (f" (nor {name}_FILE)" if secret else ""))
             return None
         return self.optional(name, parse, secret=secret)
 
     def optional(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
-        """Return the parsed value; None when the variable is not set, and None with a fault when it is invalid."""
+        """Return the parsed value, or None when the variable is not set.
+
+        Returns None, and records a fault, when the variable is invalid.
+        """
         try:
             text = self._text(name, secret=secret)
             return None if text is None else parse(text)
@@ -57,7 +60,7 @@ class Reader:
             return None
 
     def finish(self) -> None:
-        """Raise ConfigurationError when any variable was at fault."""
+        """Raise ConfigurationError when any fault was recorded."""
         if self._faults:
             lines = "".join(f"\n  {fault}" for fault in self._faults)
             raise ConfigurationError(f"Invalid configuration:{lines}")
@@ -74,7 +77,7 @@ class Reader:
                 raise ValueError("_FILE names a file that is too large to be one secret")
             text = content.decode().strip()
         except (OSError, UnicodeDecodeError):
-            # `from None`: the error's own text would repeat the path, or bytes of the file.
+            # `from None`: the text of the original error would repeat the path or bytes of the file.
             raise ValueError("_FILE names a file that cannot be read as text") from None
         if not text:
             raise ValueError("_FILE names an empty file")
@@ -82,17 +85,17 @@ class Reader:
 
 
 def text(raw: str) -> str:
-    """Take the text as it is."""
+    """Return the text unchanged."""
     return raw
 
 
 def secret(raw: str) -> Secret:
-    """Take the text without the white space around it, as a Secret."""
+    """Return the text as a Secret, without the white space around it."""
     return Secret(raw.strip())
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Return a parser that takes one of these words in any case."""
+    """Return a parser that accepts one of these words, in upper or lower case."""
 
     def parse(raw: str) -> str:
         if raw.lower() not in words:
@@ -103,7 +106,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def number(low: float, high: float, unit: str) -> Callable[[str], float]:
-    """Return a parser of a number from `low` to `high`; `unit` is for the message, such as "seconds"."""
+    """Return a parser of a number from `low` to `high`. The error message uses `unit`, such as "seconds"."""
 
     def parse(raw: str) -> float:
         try:
@@ -118,11 +121,11 @@ def number(low: float, high: float, unit: str) -> Callable[[str], float]:
 
 
 def existing_file(raw: str) -> Path:
-    """Return the path of a file that is there."""
+    """Return the path of a file that exists."""
     path = Path(raw)
     try:
         is_file = path.is_file()
-    except OSError:  # the name is too long, or a directory on the way may not be entered
+    except OSError:  # the name is too long, or a directory in the path is not accessible
         raise ValueError("names a file that cannot be reached") from None
     if not is_file:
         raise ValueError("names a file that does not exist")

@@ -1,6 +1,6 @@
-"""Settings: read once from the environment into a frozen value; one error names every bad variable.
+"""Settings: read once from the environment into a frozen value. One error names every invalid variable.
 
-Each default is stated once, in the class that holds the setting.
+Each default stands in one place: the class that holds the setting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a plane. `resolve_rate` is requests a second of one application, for one resolver process."""
+    """Every setting of a plane.
+
+    `resolve_rate` is in requests per second: the limit of one application in one resolver process.
+    """
 
     database_url: URL
     vault: VaultSettings
@@ -39,7 +42,7 @@ class Settings:
 
     @property
     def cookies_are_secure(self) -> bool:
-        """False only where browsers reach keyman by plain http on a loopback address."""
+        """False only when browsers reach keyman over plain http on a loopback address."""
         if self.public_url is None:
             return True
         parts = urlsplit(self.public_url)
@@ -47,15 +50,15 @@ class Settings:
 
     @property
     def is_https(self) -> bool:
-        """True where browsers reach keyman by https."""
+        """True when browsers reach keyman over https."""
         return self.public_url is not None and urlsplit(self.public_url).scheme == "https"
 
 
 def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | None = None) -> Settings:
-    """Read every setting of a plane. Raises ConfigurationError, which names every variable at fault.
+    """Read every setting of a plane. Raises ConfigurationError, which names every invalid variable.
 
-    `read_services` checks the services file and raises ValueError when it is invalid: what is in one, settings do not
-    know.
+    `read_services` checks the services file and raises ValueError when it is invalid. It is a parameter because this
+    package does not know what a services file contains.
     """
     reader = Reader(environ)
     database_url = read_database_url(reader)
@@ -73,7 +76,7 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
     reader.finish()
     assert database_url is not None
     assert vault is not None
-    # What is not set keeps the default of Settings.
+    # A variable that is not set keeps the default of Settings.
     given = {name: value for name, value in read.items() if value is not None}
     return Settings(database_url, vault, **given)  # type: ignore[arg-type]  # each value was parsed for its field
 

@@ -1,4 +1,4 @@
-"""The group `KEYMAN_VAULT_…`: where Vault is, how to log in to it, and which Transit key to use."""
+"""The group `KEYMAN_VAULT_…`: Vault's address, how to log in to it, and which encryption key to use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VaultAuth = Literal["approle", "kubernetes", "jwt", "token", "agent"]
 
 SECRET_ID = "KEYMAN_VAULT_SECRET_ID"  # noqa: S105  # a variable's name
 WRAPPED_SECRET_ID = "KEYMAN_VAULT_WRAPPED_SECRET_ID"  # noqa: S105  # likewise
-"""A start exchanges the second for the first, which its workers use."""
+"""At start, keyman exchanges the wrapped secret ID for a secret ID, which its workers use."""
 
 KUBERNETES_JWT_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 """Where Kubernetes puts a pod's own service account token."""
@@ -25,7 +25,7 @@ KUBERNETES_JWT_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 @dataclass(frozen=True)
 class VaultSettings:
-    """How to reach Vault and log in to it. `timeout` is in seconds, for one whole operation with its retries.
+    """How to reach Vault and log in to it. `timeout` is in seconds, for one whole operation including retries.
 
     An AppRole has a secret ID or a wrapped one, which `vault.wrapping.unwrap` exchanges once for a secret ID.
     """
@@ -58,7 +58,7 @@ def load_vault(environ: Mapping[str, str], auth: VaultAuth | None = None) -> Vau
 
 
 def read_vault(reader: Reader, auth: VaultAuth | None = None) -> VaultSettings | None:
-    """Read Vault's variables; None when its address is at fault."""
+    """Read Vault's variables. Returns None, and records a fault, when its address is missing or invalid."""
     fallback = "VAULT_ADDR" if reader.has("VAULT_ADDR") and not reader.has("KEYMAN_VAULT_ADDR") else None
     where = reader.required(fallback or "KEYMAN_VAULT_ADDR", address)
     method = auth or _method(reader.optional("KEYMAN_VAULT_AUTH", parsers.one_of(*get_args(VaultAuth))))
@@ -73,7 +73,7 @@ def read_vault(reader: Reader, auth: VaultAuth | None = None) -> VaultSettings |
     }
     if where is None:
         return None
-    # What is not set keeps the default of VaultSettings.
+    # A variable that is not set keeps the default of VaultSettings.
     given = {name: value for name, value in read.items() if value is not None}
     return VaultSettings(where, **given)  # type: ignore[arg-type]  # each value was parsed for its field
 
@@ -84,7 +84,7 @@ def _method(name: str | None) -> VaultAuth:
 
 
 def _credentials(reader: Reader, method: VaultAuth) -> dict[str, object]:
-    """Read what this way of logging in needs."""
+    """Read the variables that this auth method needs."""
     if method == "approle":
         return {
             "role_id": reader.required("KEYMAN_VAULT_ROLE_ID", parsers.text, secret=True),
@@ -111,10 +111,10 @@ def _secret_id(reader: Reader) -> dict[str, object]:
 
 
 def _path(raw: str) -> str:
-    # hvac puts these into URLs as they are, `..` included.
+    # hvac inserts these into URLs unchanged, including `..`.
     parts = raw.strip("/").split("/")
     if not all(part and part.strip(".") and all(c.isalnum() or c in "-_." for c in part) for part in parts):
-        raise ValueError("may hold only letters, digits, '-', '_', '.' and '/'")
+        raise ValueError("may contain only letters, digits, '-', '_', '.' and '/'")
     return "/".join(parts)
 
 
@@ -123,6 +123,6 @@ def _certificate_file(raw: str) -> Path:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(path)
-    except OSError:  # OpenSSL's own errors are of this class
-        raise ValueError("names a file that cannot be read as certificates in PEM") from None
+    except OSError:  # errors of OpenSSL are of this class too
+        raise ValueError("names a file that cannot be read as PEM certificates") from None
     return path
