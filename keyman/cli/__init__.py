@@ -1,7 +1,7 @@
 """The command `keyman`. Results go to standard output, messages to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. A command's module is imported when it is called: Litestar alone takes
-half a second.
+Exit codes: 0 done, 1 failed, 2 wrong usage. The module of a command is imported only when you call the command,
+because importing Litestar takes half a second.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Lazy(click.Group):
             return None
         module, _, attribute = COMMANDS[name].partition(":")
         try:
-            command: click.Command = getattr(imported(module), attribute)
+            command: click.Command = getattr(import_late(module), attribute)
         except ModuleNotFoundError as fault:
             return _without_its_libraries(name, fault)
         return command
@@ -61,9 +61,11 @@ def _without_its_libraries(name: str, fault: ModuleNotFoundError) -> click.Comma
     )
 
 
-def imported(module: str) -> ModuleType:
-    """A module that is imported late. What an import makes stays: for the collector to look through it takes a tenth of
-    the import's own time, and a pause later whenever it looks through everything.
+def import_late(module: str) -> ModuleType:
+    """Import a module without garbage collection, and exclude its objects from later collections.
+
+    These objects live as long as the process. Collecting them takes a tenth of the import's time, and causes a pause
+    at each later full collection.
     """
     gc.disable()
     try:
@@ -85,32 +87,35 @@ def main() -> None:
     except MissingExtra:
         raise  # `keyman.__main__` says which one the command lacks
     except KeymanError as fault:
-        # What went wrong and what to do, in words made for it; never a traceback.
+        # A KeymanError says what is wrong and what to do, so a traceback would add nothing.
         kind = f" ({fault.kind})" if isinstance(fault, DatabaseUnavailable) and fault.kind else ""
         click.echo(f"keyman: {fault}{kind}", err=True)
         for error in getattr(fault, "errors", ()):
             click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
         sys.exit(1)
     except MissingRight:
-        click.echo("keyman: The database's user may not do this. Run it as the user that owns the tables.", err=True)
+        click.echo(
+            "keyman: The database's user has no right to do this. Run the command as the user that owns the tables.",
+            err=True,
+        )
         sys.exit(1)
     except RefusedStatement as fault:
-        click.echo(f"keyman: {fault}. The database is damaged, or not keyman's.", err=True)
+        click.echo(f"keyman: {fault}. The database is damaged, or is not a database of keyman.", err=True)
         sys.exit(1)
     except SystemExit:
         _flush()
         raise
     except OSError as fault:
         _flush()
-        if fault.errno == errno.ENOSPC:  # without a buffer (PYTHONUNBUFFERED) there is nothing left to flush
+        if fault.errno == errno.ENOSPC:  # without a buffer (PYTHONUNBUFFERED) _flush has nothing to write
             _not_written()
         raise
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell counts it; click's own "Aborted!" says no more
+        sys.exit(130)  # the exit code of SIGINT in a shell; click's own message, "Aborted!", adds nothing
 
 
 def _flush() -> None:
-    """A result that could not be written is a failure; Python itself would say so with a traceback, too late."""
+    """Flush standard output, and fail when that fails. Python would report it with a traceback, after the exit code."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`keyman audit`: the trail read, verified, anchored, exported, pruned."""
+"""`keyman audit`: list, export, verify, anchor and prune the audit log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 LONGEST = timedelta(days=36500)
 
 SHOWN = 50
-"""Breaks that are printed; a trail that was exchanged as a whole is broken at every entry."""
+"""Breaks that are printed. An audit log that was replaced as a whole is broken at every entry."""
 
 
 class _KeyName(click.ParamType[str]):
@@ -45,26 +45,33 @@ class _KeyName(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if re.fullmatch(r"\w([\w.-]{0,126}\w)?", str(value), re.ASCII) is None:
-            self.fail("must be a name as Vault's keys have it: letters, digits, '_', '.' and '-'", param, ctx)
+            self.fail("must be the name of a key in Vault: letters, digits, '_', '.' and '-'", param, ctx)
         return str(value)
 
 
 def _signing_key_option(command: C) -> C:
     return click.option(
-        "--signing-key", type=_KeyName(), metavar="KEY", help="The key of Vault that must have signed each anchor."
+        "--signing-key", type=_KeyName(), metavar="KEY", help="The key in Vault that must have signed each anchor."
     )(command)
 
 
 @click.group("audit")
 def group() -> None:
-    """The trail: every change, and every time that an application asked for a key."""
+    """The audit log: every change, and every time that an application asked for a key."""
 
 
 @group.command("list")
-@click.option("--user", "email", metavar="EMAIL", help="This account's alone.")
-@click.option("--action", type=click.Choice([action.value for action in Action]), metavar="ACTION", help="This alone.")
-@click.option("--since", metavar="TIME", help="Not before this, such as 2030-01-31T00:00:00Z.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10000), help="The newest so many.")
+@click.option("--user", "email", metavar="EMAIL", help="Only entries of this account.")
+@click.option(
+    "--action",
+    type=click.Choice([action.value for action in Action]),
+    metavar="ACTION",
+    help="Only entries with this action.",
+)
+@click.option("--since", metavar="TIME", help="Only entries from this time on, such as 2030-01-31T00:00:00Z.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 10000), help="How many entries to list."
+)
 @home_option
 @json_option
 def list_all(
@@ -83,16 +90,16 @@ def list_all(
         return await listing.list_all(db, user_id, limit, wanted)
 
     columns = ("id", "at", "user_id", "actor", "action", "key_id", "service", "application", "reason", "request_id")
-    with _unreadable_said():
+    with _report_unreadable():
         rows = run(work, home)
     print_rows(rows, columns, as_json=as_json)
 
 
 @group.command("export")
-@click.option("--since", metavar="TIME", help="Not before this, such as 2030-01-31T00:00:00Z.")
+@click.option("--since", metavar="TIME", help="Only entries from this time on, such as 2030-01-31T00:00:00Z.")
 @home_option
 def print_all(since: str | None, home: Path | None) -> None:
-    """Print every entry as a line of JSON, with its hash and the one before it, chain by chain."""
+    """Print every entry as a line of JSON, chain by chain, with its hash and the hash of the entry before it."""
     moment = None if since is None else parsed(Instant, since, "--since")
 
     async def work(db: Database) -> int:
@@ -102,9 +109,9 @@ def print_all(since: str | None, home: Path | None) -> None:
             count += 1
         return count
 
-    with _unreadable_said():
+    with _report_unreadable():
         count = run(work, home)
-    click.echo(f"Exported {count:,}.", err=True)
+    click.echo(f"Exported {count:,} entries.", err=True)
 
 
 @group.command("verify")
@@ -113,20 +120,20 @@ def print_all(since: str | None, home: Path | None) -> None:
     "files",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="What `keyman audit anchor` has printed; may be given several times. Each entry that it names must still be "
-    "there, and the same.",
+    help="A file with the output of `keyman audit anchor`. Can be repeated. Each entry that the anchor names must "
+    "still exist, unchanged.",
 )
 @_signing_key_option
 @home_option
 @json_option
 def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, as_json: bool) -> None:
-    """Recompute the hash chain, and say which entry is broken and how. The service goes on meanwhile.
+    """Recompute the hash chain and report every broken entry. The planes keep running meanwhile.
 
-    Without an anchor it finds what was changed by somebody who did not recompute what follows; with one, everything
-    that was bent from before the anchor was taken.
+    Without an anchor, this finds changes by somebody who did not recompute the hashes of the entries that follow. With
+    an anchor, it finds every change to entries from before the anchor.
     """
     if signing_key is not None and not files:
-        raise click.UsageError("--signing-key says who must have signed the anchors: give --anchor, too")
+        raise click.UsageError("--signing-key checks the signatures of anchors: give --anchor, too")
     found, anchored = run(lambda db: _verify(db, files), home)
     if signing_key is not None:
         _check_signatures(anchored, files, signing_key, home)
@@ -135,7 +142,7 @@ def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, 
     _conclude(found, files, as_json=as_json)
     unchecked = [anchor for anchor in anchored if anchor.signature is not None and signing_key is None]
     if unchecked:
-        click.echo("The signature of the anchor was not checked: name its key with --signing-key.", err=True)
+        click.echo("The anchor's signature was not checked. To check it, give its key with --signing-key.", err=True)
 
 
 @group.command("anchor")
@@ -144,11 +151,14 @@ def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, 
     "signing_key",
     type=_KeyName(),
     metavar="KEY",
-    help="Sign it with this key of Vault; it is made if need be.",
+    help="Sign the anchor with this key in Vault. The key is created if it does not exist.",
 )
 @home_option
 def anchor(signing_key: str | None, home: Path | None) -> None:
-    """Verify the chain and print where it ends: to be kept where whoever can write to the database cannot."""
+    """Verify the chain and print where it ends.
+
+    Keep the output where nobody who can write to the database can change it.
+    """
 
     async def work(db: Database) -> Anchor:
         deployment = (await Deployment.load(db)).uuid
@@ -163,28 +173,28 @@ def anchor(signing_key: str | None, home: Path | None) -> None:
 
 
 @group.command("prune")
-@click.option("--older-than", required=True, type=Duration(LONGEST), help="How old an entry has to be, such as 400d.")
+@click.option("--older-than", required=True, type=Duration(LONGEST), help="The minimum age of an entry, such as 400d.")
 @click.option(
     "--anchor",
     "file",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="What `keyman audit anchor` has printed: nothing after it is removed.",
+    help="A file with the output of `keyman audit anchor`. Entries after the anchor are not removed.",
 )
 @_signing_key_option
-@click.option("--dry-run", is_flag=True, help="Count what would be removed, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Count the entries that would be removed, and change nothing.")
 @home_option
 def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: bool, home: Path | None) -> None:
-    """Remove entries that are old enough and anchored. What remains still verifies.
+    """Remove entries that are old enough and anchored. The remaining entries still verify.
 
-    They are gone for good: export them before. A trail that does not verify is left alone.
+    The entries are removed permanently, so export them first. An audit log that does not verify is not changed.
     """
 
-    async def given(db: Database) -> Anchor:
+    async def load_anchor(db: Database) -> Anchor:
         return anchors.load(file, (await Deployment.load(db)).uuid)
 
     if signing_key is not None:
-        _check_signatures([run(given, home)], [file], signing_key, home)
+        _check_signatures([run(load_anchor, home)], [file], signing_key, home)
 
     async def work(db: Database) -> retention.Pruned:
         found, [anchored] = await _verify(db, [file])
@@ -198,18 +208,18 @@ def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: b
 
     pruned = run(work, home)
     if dry_run:
-        click.echo(f"{pruned.entries:,} would be removed.", err=True)
+        click.echo(f"{pruned.entries:,} entries would be removed.", err=True)
         return
-    again = f" What {pruned.carried:,} keys hold was said again." if pruned.carried else ""
-    click.echo(f"Removed {pruned.entries:,}.{again}", err=True)
+    again = f" The current values of {pruned.carried:,} keys were recorded again." if pruned.carried else ""
+    click.echo(f"Removed {pruned.entries:,} entries.{again}", err=True)
 
 
 @contextmanager
-def _unreadable_said() -> Iterator[None]:
+def _report_unreadable() -> Iterator[None]:
     try:
         yield
     except UnreadableRow:
-        raise_alone(KeymanError("An entry holds what no entry can hold: `keyman audit verify` says which."))
+        raise_alone(KeymanError("An entry is invalid. Run `keyman audit verify` to see which one."))
 
 
 async def _verify(db: Database, files: Sequence[Path]) -> tuple[Verified, list[Anchor]]:
@@ -226,41 +236,46 @@ async def _verified(db: Database, deployment: UUID, anchored: Sequence[Head] = (
 
 def _refuse(found: Verified) -> None:
     if found.breaks:
-        raise KeymanError("The trail does not verify, and is evidence: see `keyman audit verify`. Nothing was done.")
+        raise KeymanError(
+            "The audit log does not verify. It is evidence, so nothing was changed. See `keyman audit verify`."
+        )
 
 
 def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
-    """What was found, on standard error where the breaks are on the other as JSON; exit code 1 when any is."""
+    """Print the breaks, unless they were printed as JSON, and the result. Exits with 1 when there is a break."""
     for one in found.breaks[:SHOWN] if not as_json else ():
         which = f"entry {one.entry_id}" if one.entry_id is not None else "no entry"
         click.echo(f"chain {one.chain}, place {one.sequence} ({which}): {one.what}")
     if len(found.breaks) > SHOWN and not as_json:
-        click.echo(f"… and {len(found.breaks) - SHOWN:,} more; --json prints all of them")
+        click.echo(f"… and {len(found.breaks) - SHOWN:,} more. --json prints all of them.")
     if found.pruned:
         click.echo(
-            f"{len(found.pruned)} of the anchored entries were pruned since: a newer anchor covers more.", err=True
+            f"{len(found.pruned)} of the anchored entries were pruned since. A newer anchor covers more.", err=True
         )
     if found.pruned_since:
         click.echo(
-            f"{found.pruned_since:,} entries from before the anchor were pruned after it was taken, the trail says. If "
-            "that was none of you, somebody has removed them.",
+            f"The audit log says that {found.pruned_since:,} entries from before the anchor were pruned after it was "
+            "taken. If no operator did that, somebody has removed them.",
             err=True,
         )
     if found.breaks:
+        count = "1 break" if len(found.breaks) == 1 else f"{len(found.breaks):,} breaks"
         click.echo(
-            f"The trail is broken: {len(found.breaks):,} found in {found.entries:,} entries. Keep the database as "
-            "it is, and compare it with an export or a backup.",
+            f"The audit log is broken: {count} in {found.entries:,} entries. Do not change the "
+            "database, and compare it with an export or a backup.",
             err=True,
         )
         sys.exit(1)
     if unheld := found.unheld():
         raise KeymanError(
-            f"Nothing that was anchored of {len(unheld)} chains is left: what they hold may be anything. Give an "
-            "anchor that was taken since they were pruned."
+            f"The anchored entries of {len(unheld)} chains no longer exist, so the anchor proves nothing about these "
+            "chains. Give an anchor that was taken after they were pruned."
         )
-    held = ", and what was anchored is there" if found.held else ", and the anchor names none" if files else ""
+    held = ""
+    if files:
+        held = " All anchored entries exist, unchanged." if found.held else " The anchor names no entries."
     chains = f" in {len(found.heads)} chains" if len(found.heads) > 1 else ""
-    click.echo(f"{found.entries:,} entries{chains}: each follows from the one before{held}.", err=True)
+    click.echo(f"Verified {found.entries:,} entries{chains}: every hash is correct.{held}", err=True)
 
 
 def _print_json(found: Verified) -> None:
@@ -285,12 +300,12 @@ def _check_signatures(anchored: Sequence[Anchor], files: Sequence[Path], signing
 
     wrong = [file for file, good in zip(files, _with_signer(home, signing_key, work), strict=True) if not good]
     if wrong:
-        raise KeymanError(f"Not signed by {signing_key}: {', '.join(map(str, wrong))}. Do not rely on it.")
+        raise KeymanError(f"Not signed by {signing_key}: {', '.join(map(str, wrong))}. Do not rely on these anchors.")
 
 
 async def _sign(signer: Signer, made: Anchor, signing_key: str) -> str:
     if await signer.create_key():
-        click.echo(f"Made the key {signing_key}: ed25519, not exportable.", err=True)
+        click.echo(f"Created the key {signing_key}: ed25519, not exportable.", err=True)
     return await signer.sign(made.signed_part())
 
 

@@ -1,4 +1,4 @@
-"""What commands share: where their settings come from, how they print, how they run."""
+"""The common part of the commands: reading settings, printing results, running with the database."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def home_option(command: C) -> C:
     return click.option(
         "--home",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Work on what `keyman dev` keeps in this directory.",
+        help="Use the settings, database and Vault that `keyman dev` keeps in this directory.",
     )(command)
 
 
@@ -40,7 +40,7 @@ def json_option(command: C) -> C:
 
 
 class Duration(click.ParamType[timedelta]):
-    """A number and a unit, up to `longest`."""
+    """A parameter type for a number and a unit, such as 24h, up to `longest`."""
 
     name = "duration"
 
@@ -53,7 +53,7 @@ class Duration(click.ParamType[timedelta]):
             self.fail("must be a number and a unit, such as 90s, 30m, 24h or 7d", param, ctx)
         duration = timedelta(**{_UNITS[shape[2]]: int(shape[1])})
         if duration > self._longest:
-            self.fail(f"must be {self._longest.days}d at most", param, ctx)
+            self.fail(f"must be at most {self._longest.days}d", param, ctx)
         return duration
 
 
@@ -61,7 +61,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def environment(home: Path | None) -> Mapping[str, str]:
-    """This process's variables, or with `home` those that `keyman dev` keeps there. Raises ConfigurationError."""
+    """Return the variables of this process, or those that `keyman dev` keeps in `home`. Raises ConfigurationError."""
     return os.environ if home is None else Home(home).environment()
 
 
@@ -70,7 +70,7 @@ def database_url(home: Path | None) -> URL:
 
 
 def run(work: Callable[[Database], Awaitable[T]], home: Path | None) -> T:
-    """Do `work` with the database, which must be migrated. Raises ConfigurationError, DatabaseUnavailable."""
+    """Run `work` with the database, which must be migrated. Raises ConfigurationError and DatabaseUnavailable."""
 
     async def do() -> T:
         db = Database(database_url(home))
@@ -85,8 +85,10 @@ def run(work: Callable[[Database], Awaitable[T]], home: Path | None) -> T:
 
 
 def new_password() -> NewPassword:
-    """From a prompt, asked twice, or from the first line of standard input; never from an argument, which every user
-    of the machine could read.
+    """Read a password from a prompt, twice, or from the first line of standard input.
+
+    It is never an argument, because every user of the machine can read the arguments of a process. Raises
+    ConfigurationError.
     """
     if sys.stdin is None:
         raise ConfigurationError("There is no standard input to read the password from.")
@@ -96,7 +98,7 @@ def new_password() -> NewPassword:
         else:
             text = sys.stdin.readline().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise ConfigurationError("The password must be text in UTF-8.") from None
+        raise ConfigurationError("The password must be UTF-8 text.") from None
     try:
         return NewPassword.parse(text)
     except ValueError as fault:
@@ -104,7 +106,7 @@ def new_password() -> NewPassword:
 
 
 def parsed(kind: Any, text: str, name: str) -> Any:
-    """A value of `keyman.values` from an argument; a wrong one is wrong usage."""
+    """Parse an argument as a type of `keyman.values`. Raises click.BadParameter (exit code 2) when it is invalid."""
     try:
         return kind.parse(text)
     except ValueError as fault:
@@ -112,7 +114,7 @@ def parsed(kind: Any, text: str, name: str) -> Any:
 
 
 def print_rows(rows: Sequence[msgspec.Struct], columns: Sequence[str], *, as_json: bool) -> None:
-    """A list on standard output: aligned columns for a person, or JSON with every field."""
+    """Print a list on standard output: aligned columns, or JSON with every field."""
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
@@ -130,4 +132,5 @@ def _cell(value: object) -> str:
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     if isinstance(value, list):
         return " ".join(str(part) for part in value)
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(value))  # a terminal obeys the others
+    # Escape the other characters, because a terminal would obey them.
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(value))

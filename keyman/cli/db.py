@@ -19,15 +19,15 @@ def group() -> None:
 
 
 @group.command("upgrade")
-@click.option("--management", metavar="USER", help="PostgreSQL's user of the management plane.")
-@click.option("--resolver", metavar="USER", help="PostgreSQL's user of the resolver plane.")
+@click.option("--management", metavar="USER", help="The PostgreSQL user of the management plane.")
+@click.option("--resolver", metavar="USER", help="The PostgreSQL user of the resolver plane.")
 @home_option
 def upgrade(management: str | None, resolver: str | None, home: Path | None) -> None:
-    """Bring the schema to what this keyman needs; may be run again and again.
+    """Upgrade the schema to the version that this keyman needs. You can run this any number of times.
 
-    With --management and --resolver, these two users get the rights that their planes need, and lose all others: the
-    management plane can then register no application, and neither can change the trail. Run it so as the user that
-    owns the tables, each time.
+    With --management and --resolver, these two users get exactly the rights that their planes need. The management
+    plane can then not register applications, and neither plane can change the audit log. Give both options at every
+    upgrade, and run it as the user that owns the tables.
     """
     if (management is None) != (resolver is None):
         raise click.UsageError("Give both --management and --resolver, or neither.")
@@ -36,17 +36,17 @@ def upgrade(management: str | None, resolver: str | None, home: Path | None) -> 
     message = f"Already at {after}." if before == after else f"Upgraded from {before or 'empty'} to {after}."
     click.echo(message, err=True)
     if planes is not None:
-        click.echo(f"{planes.management} and {planes.resolver} have the rights of their planes.", err=True)
+        click.echo(f"{planes.management} and {planes.resolver} now have the rights of their planes.", err=True)
 
 
 @group.command("check")
 @home_option
 def check(home: Path | None) -> None:
-    """Compare the schema with what this keyman needs; exit 1 when they differ."""
+    """Compare the schema with the one that this keyman needs. The exit code is 1 when they differ."""
     differences = asyncio.run(migrations.differences(database_url(home)))
     for difference in differences:
         click.echo(difference)
     if differences:
-        click.echo("The schema is not as it must be. Run: keyman db upgrade", err=True)
+        click.echo("The schema is not up to date. Run: keyman db upgrade", err=True)
         sys.exit(1)
-    click.echo("The schema is as it must be.", err=True)
+    click.echo("The schema is up to date.", err=True)

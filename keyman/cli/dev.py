@@ -17,8 +17,8 @@ from keyman.dev.run import run
     default=Path(".keyman"),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where data is kept; made on the first start.",
+    help="The directory for all data. It is created at the first start.",
 )
 def command(port: int, home: Path) -> None:
-    """Run all of keyman on this machine: a real Vault, a database and the service. For development."""
+    """Run all of keyman on this machine: a real Vault, a database and both planes. For development only."""
     run(Home(home), port)

@@ -32,18 +32,17 @@ COLORS = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "red", State
     type=click.Choice(list(ROLES)),
     default="management",
     show_default=True,
-    help="Whose login the variables hold, and whose policy it is compared with.",
+    help="The role whose login the variables contain, and whose policy doctor compares it with.",
 )
 @home_option
 @json_option
 def command(role: str, home: Path | None, as_json: bool) -> None:
-    """Check Vault, its key, the policies, the database, the clocks and the settings; a line each.
+    """Check Vault, the encryption key, the policies, the database, the clocks and the settings. Prints a line for each.
 
-    Changes nothing, and is safe to run against production. The exit code is 1 when a check failed; a warning fails
-    nothing.
+    This changes nothing and is safe in production. The exit code is 1 when a check failed. Warnings do not change it.
     """
     if home is not None and role == "rotator":
-        raise click.UsageError("A home keeps the logins of the planes alone: --role rotator does not go with --home.")
+        raise click.UsageError("A home has only the logins of the planes: do not use --role rotator with --home.")
     configure_logging("console", "critical")
     files = tuple[Path, ...]()
     try:
@@ -55,7 +54,7 @@ def command(role: str, home: Path | None, as_json: bool) -> None:
                 environ = {**environ, **kept.resolver_settings()}
         settings = load(environ, read_services)
     except ConfigurationError as fault:
-        findings = [failed("configuration", str(fault), "set them as docs/reference/configuration.md says")]
+        findings = [failed("configuration", str(fault), "set the variables as docs/reference/configuration.md says")]
     else:
         findings = asyncio.run(_examine(settings, environ, files, ROLES[role]))
     if as_json:
@@ -80,7 +79,7 @@ async def _examine(
             findings += [finding async for finding in database.examine_key(settings.vault, db, client)]
         else:
             findings += [
-                skipped(check, f"{role.name} may not rewrap; its plane's /readyz opens the sentinel")
+                skipped(check, f"{role.name} may not rewrap; the /readyz of its plane opens the sentinel")
                 for check in database.OF_THE_KEY
             ]
     finally:

@@ -1,4 +1,7 @@
-"""How the commands that work on Vault log in to it. Apart from `common.py`, for the others need none of this."""
+"""The logins of the commands that use Vault.
+
+This is not in `common.py`, because other commands do not need these imports.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ T = TypeVar("T")
 
 
 def admin_settings(home: Path | None) -> VaultSettings:
-    """Vault with an administrator's token: KEYMAN_VAULT_TOKEN, or that of the Vault which `keyman dev` keeps.
+    """Return Vault's settings with an administrator's token: KEYMAN_VAULT_TOKEN, or the token of `keyman dev`'s Vault.
 
     Raises ConfigurationError.
     """
@@ -33,8 +36,9 @@ def admin_settings(home: Path | None) -> VaultSettings:
 
 
 def rotator_settings(home: Path | None) -> Settings:
-    """The database, and Vault with a login that may rotate and rewrap: as the variables say, or as the rotator of the
-    Vault which `keyman dev` keeps. Raises ConfigurationError.
+    """Return settings whose login to Vault may rotate and rewrap.
+
+    The login is that of the variables, or the rotator of the Vault that `keyman dev` keeps. Raises ConfigurationError.
     """
     settings = load(environment(home))
     if home is None:
@@ -42,17 +46,18 @@ def rotator_settings(home: Path | None) -> Settings:
     try:
         issued = as_admin(admin_settings(home), lambda admin: issue_credentials(admin, "keyman-rotator"))
     except ConfigurationError as fault:
-        raise ConfigurationError(f"{fault} Does keyman dev run with this home?") from None
+        raise ConfigurationError(f"{fault} Is keyman dev running with this home?") from None
     vault = replace(settings.vault, auth="approle", role_id=issued.role_id, secret_id=issued.secret_id)
     return replace(settings, vault=vault)
 
 
-ADMIN_NEEDS = "what the policy vault-policies/keyman-admin.hcl allows"
+ADMIN_NEEDS = "the rights of the policy vault-policies/keyman-admin.hcl"
 
 
 def as_admin(settings: VaultSettings, work: Callable[[AsyncAdapter], Awaitable[T]], needs: str = ADMIN_NEEDS) -> T:
-    """Do `work` with the administrator's token. Raises ConfigurationError, also for what Vault refuses: it says then
-    what the token `needs`.
+    """Run `work` with the administrator's token.
+
+    Raises ConfigurationError. When Vault refuses the token, the error says what the token `needs`.
     """
 
     async def do() -> T:
@@ -64,7 +69,7 @@ def as_admin(settings: VaultSettings, work: Callable[[AsyncAdapter], Awaitable[T
         finally:
             await admin.close()
 
-    configure_logging("console", "critical")  # what is wrong is said once, by the error
+    configure_logging("console", "critical")  # the error reports the fault; the log would repeat it
     try:
         return asyncio.run(do())
     except VaultFault as fault:
@@ -73,5 +78,5 @@ def as_admin(settings: VaultSettings, work: Callable[[AsyncAdapter], Awaitable[T
 
 def _explained(fault: VaultFault, needs: str) -> str:
     if fault.reason is VaultReason.FORBIDDEN:
-        return f"Vault refuses KEYMAN_VAULT_TOKEN: it has expired, or may not do this. It needs {needs}."
+        return f"Vault refuses KEYMAN_VAULT_TOKEN: it has expired, or has too few rights. It needs {needs}."
     return fault.explained()

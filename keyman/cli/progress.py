@@ -1,4 +1,4 @@
-"""How far a long command is: a bar with rate and time left on a terminal, a line for each tenth elsewhere."""
+"""The progress of a long command: on a terminal a bar with rate and time left, elsewhere a line for each tenth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.text import Text
 
 
 class Advance(Protocol):
-    """Told how many more are done."""
+    """Reports that `count` more items are done."""
 
     def __call__(self, count: int, /) -> None: ...
 
@@ -35,7 +35,10 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show on standard error how many of `total` are done, which may turn out to be more. Nothing is shown of none."""
+    """Show on standard error how many of `total` items are done. There can be more than `total`.
+
+    When `total` is 0, nothing is shown.
+    """
     if total == 0:
         yield lambda _count: None
     elif sys.stderr.isatty():
@@ -69,4 +72,4 @@ def _lines(what: str, total: int) -> Advance:
 
 
 def _rate(speed: float | None) -> str:
-    return "" if speed is None else f"{speed:,.0f} a second"
+    return "" if speed is None else f"{speed:,.0f} per second"

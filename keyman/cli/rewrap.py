@@ -1,4 +1,4 @@
-"""`keyman rotate` and `keyman rewrap`: the versions of Vault's key."""
+"""`keyman rotate` and `keyman rewrap`: the versions of the encryption key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from keyman.vault.wrapping import unwrap
 
 T = TypeVar("T")
 
-STOPPED = "What was rewrapped until then is stored; run `keyman rewrap` to go on."
+STOPPED = "The keys that were rewrapped until then are stored. Run `keyman rewrap` to continue."
 
 
 class _Parts(NamedTuple):
@@ -41,12 +41,12 @@ class _Parts(NamedTuple):
 @click.command("rotate")
 @home_option
 def rotate(home: Path | None) -> None:
-    """Make a new version of Vault's key, then bring every stored key to it. The service goes on meanwhile."""
+    """Create a new version of the encryption key, then rewrap every stored key. The planes keep running meanwhile."""
 
     async def work(parts: _Parts) -> Summary:
         await parts.guard.verify(0)
         versions = await parts.rotation.rotate()
-        click.echo(f"From now on everything is sealed with version {versions.latest} of the key.", err=True)
+        click.echo(f"New values are now sealed with version {versions.latest} of the encryption key.", err=True)
         await tell_rotation(parts.db, versions.latest)
         return await _rewrap(parts)
 
@@ -54,13 +54,13 @@ def rotate(home: Path | None) -> None:
 
 
 @click.command("rewrap")
-@click.option("--dry-run", is_flag=True, help="Count what is behind, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Count the stored keys with an old key version, and change nothing.")
 @home_option
 def rewrap(dry_run: bool, home: Path | None) -> None:
-    """Bring every stored key to the newest version of Vault's key. The service goes on meanwhile.
+    """Rewrap every stored key with the newest version of the encryption key. The planes keep running meanwhile.
 
-    May be stopped and started again, and run twice at once. A key that Vault does not open is marked undecryptable and
-    listed on standard output; the exit code is 1 then. Nobody sees a value.
+    You can stop this and start it again, and it can run twice at the same time. A key that Vault does not open is
+    marked undecryptable and listed on standard output, and the exit code is 1. Nobody sees a value.
     """
     if dry_run:
         _run(_count, home)
@@ -73,7 +73,7 @@ async def _count(parts: _Parts) -> None:
     counted = await behind(parts.db, latest)
     for version, count in counted.items():
         click.echo(f"{count:,} at version {version}" + (", marked undecryptable" if version == latest else ""))
-    click.echo(f"{sum(counted.values()):,} to be rewrapped; the newest version is {latest}.", err=True)
+    click.echo(f"{sum(counted.values()):,} keys to rewrap. The newest version is {latest}.", err=True)
 
 
 async def _rewrap(parts: _Parts) -> Summary:
@@ -83,36 +83,38 @@ async def _rewrap(parts: _Parts) -> Summary:
         try:
             summary = await Rewrap(parts.db, parts.deployment, parts.guard, parts.rotation, advance).run()
         except (VaultUnavailable, DatabaseUnavailable) as fault:
-            raise KeymanError(f"{_said(fault)} {STOPPED}") from None
+            raise KeymanError(f"{_describe(fault)} {STOPPED}") from None
     for key in summary.refused:
         click.echo(f"key {key.id} of user {key.user_id} ({key.service}): Vault does not open it")
     for key_id in sorted(summary.damaged):
         click.echo(f"key {key_id}: its row is damaged")
-    click.echo(f"Rewrapped {summary.rewrapped:,} to version {summary.latest}.", err=True)
-    if not summary.damaged:  # nobody knows which version a damaged row needs
+    click.echo(f"Rewrapped {summary.rewrapped:,} keys to version {summary.latest}.", err=True)
+    if not summary.damaged:  # the version that a damaged row needs is not known
         await _advise(parts, summary)
     return summary
 
 
 async def _advise(parts: _Parts, summary: Summary) -> None:
-    """Which old versions nothing needs any more, and what retiring them means."""
+    """Print which old key versions can be retired, and what that means for backups."""
     oldest, allowed = await oldest_version(parts.db), (await parts.rotation.versions()).min_decryption
     needed = summary.latest if oldest is None else oldest
     vault = parts.settings.vault
     config = f"vault write {vault.mount}/keys/{vault.key}/config min_decryption_version"
     if summary.refused and needed < allowed:
         click.echo(
-            f"Vault opens nothing below version {allowed}, and keys are stored that were sealed with {needed}. Let it, "
-            f"run `keyman rewrap` again, and raise it to {summary.latest} afterwards:\n    {config}={needed}",
+            f"Vault opens nothing below version {allowed}, but some stored keys were sealed with version {needed}. Run "
+            f"the command below, run `keyman rewrap` again, and then raise the number to {summary.latest}:\n"
+            f"    {config}={needed}",
             err=True,
         )
     if needed <= allowed:
         return
     click.echo(
-        f"No stored key needs a version below {needed}; Vault still opens those from {allowed} on. To retire them, "
-        "once `keyman rewrap --dry-run` counts nothing:\n"
+        f"No stored key needs a version below {needed}. Vault still opens versions from {allowed} on. To retire the "
+        "old versions, wait until `keyman rewrap --dry-run` counts 0 keys, then run:\n"
         f"    {config}={needed}\n"
-        "Backups of the database from before this run do not open then, unless it is lowered again.",
+        "After that, Vault does not open backups of the database from before this run, unless you lower the number "
+        "again.",
         err=True,
     )
 
@@ -120,13 +122,13 @@ async def _advise(parts: _Parts, summary: Summary) -> None:
 def _finish(summary: Summary) -> None:
     if summary.refused:
         click.echo(
-            f"{len(summary.refused):,} could not be opened and are marked undecryptable: their owners see it, and can "
-            "replace or delete them. If Vault was restored from a backup, a newer one may open them.",
+            f"Vault did not open {len(summary.refused):,} keys. They are marked undecryptable, and their owners can "
+            "replace or delete them. If you restored Vault from a backup, a newer backup may open them.",
             err=True,
         )
     if summary.damaged:
         click.echo(
-            f"{len(summary.damaged):,} rows are damaged and were left as they are: restore them from a backup.",
+            f"{len(summary.damaged):,} rows are damaged and were not changed. Restore them from a backup.",
             err=True,
         )
     if summary.refused or summary.damaged:
@@ -134,22 +136,22 @@ def _finish(summary: Summary) -> None:
 
 
 def _run(work: Callable[[_Parts], Awaitable[T]], home: Path | None) -> T:
-    configure_logging("console", "critical")  # what is wrong is said once, by the error
+    configure_logging("console", "critical")  # the error reports the fault; the log would repeat it
     try:
         return asyncio.run(_with_parts(work, rotator_settings(home)))
     except (VaultUnavailable, DatabaseUnavailable) as fault:
-        raise KeymanError(_said(fault)) from None
+        raise KeymanError(_describe(fault)) from None
     except KeyboardInterrupt:
         click.echo(f"Stopped. {STOPPED}", err=True)
-        sys.exit(130)  # as a shell counts it
+        sys.exit(130)  # the exit code of SIGINT in a shell
 
 
-def _said(fault: VaultUnavailable | DatabaseUnavailable) -> str:
-    """Their own words speak of a request that stored nothing."""
+def _describe(fault: VaultUnavailable | DatabaseUnavailable) -> str:
+    """Return the text for an operator. The error's own text is for the sender of a request."""
     if isinstance(fault, VaultUnavailable):
-        needed = " It takes the login of keyman-rotator." if fault.reason is VaultReason.FORBIDDEN else ""
+        needed = " This command needs the login of keyman-rotator." if fault.reason is VaultReason.FORBIDDEN else ""
         return f"{VAULT_DETAILS[fault.reason]}{needed}"
-    return f"The database cannot be used ({fault.kind or 'it did not confirm'})."
+    return f"The database cannot be used ({fault.kind or 'it did not confirm the commit'})."
 
 
 async def _with_parts(work: Callable[[_Parts], Awaitable[T]], settings: Settings) -> T:

@@ -15,7 +15,7 @@ from granian import Granian
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 
-from keyman.cli import imported
+from keyman.cli import import_late
 from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
@@ -25,11 +25,11 @@ from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
 
 DRAIN_SECONDS = 12
-"""How long a worker may finish the requests it has: longer than the longest, which waits for Vault and the database."""
+"""Seconds in which a worker may finish its requests. The longest request waits for Vault and the database, for less."""
 
 
 PLANES = {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
-"""Where each plane is put together. A process imports one of them: the management plane has no code that decrypts."""
+"""The module that builds each plane. A process imports only one, so the management plane has no code that decrypts."""
 
 
 @click.command("serve")
@@ -38,16 +38,16 @@ PLANES = {"management": "keyman.planes.management.app", "resolver": "keyman.plan
     type=click.Choice(list(PLANES)),
     default="management",
     show_default=True,
-    help="Which half of keyman this process is.",
+    help="The plane that this process runs.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that answer.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="The number of processes.")
 def command(plane: str, host: str, port: int, workers: int) -> None:
-    """Run one plane of keyman, set up by KEYMAN_… variables."""
+    """Run one plane of keyman. KEYMAN_… variables configure it."""
     settings = load(os.environ, read_services)
     check_port(host, port)
-    run(_nothing, None)  # that the database is there and migrated
+    run(_nothing, None)  # check that the database exists and is migrated
     configure_logging(settings.log_format, settings.log_level)
     _warn(settings, plane, host)
     _unwrap(settings, f"keyman-{plane}")
@@ -55,7 +55,7 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
         os.environ[PARENT] = str(os.getpid())
-        # A worker that starts afresh sees these variables in time; a forked one would share what this process has open.
+        # A spawned worker reads these variables at its start. A forked one would share this process's open connections.
         multiprocessing.set_start_method("spawn", force=True)
         Granian(
             "keyman",
@@ -73,20 +73,20 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
 
 
 def load_application(module: str) -> Any:
-    """What a worker answers with. Given to granian as a function, because its own loader looks for modules in the
-    current directory first; imported here, because the parent has no need of it.
+    """Return the application that a worker serves.
+
+    Granian calls this function, because its own loader looks for modules in the current directory first. The import is
+    here because the parent process does not need the module.
     """
-    return imported(module).from_environment()
+    return import_late(module).from_environment()
 
 
 def _unwrap(settings: Settings, role: str) -> None:
-    """Take a wrapped secret ID, which can be done once, for every worker that is to come: each finds it where it would
-    be had it been given unwrapped.
-    """
+    """Unwrap a wrapped secret ID, which works only once, and pass it to the workers in KEYMAN_VAULT_SECRET_ID."""
     if settings.vault.wrapped_secret_id is None:
         return
-    # What speaks to Vault takes as long to import as the rest; the workers do it, and this process for this alone.
-    unwrapped: VaultSettings = asyncio.run(imported("keyman.vault.wrapping").unwrap(settings.vault, role))
+    # The Vault client takes as long to import as everything else, and this process needs it only here.
+    unwrapped: VaultSettings = asyncio.run(import_late("keyman.vault.wrapping").unwrap(settings.vault, role))
     assert unwrapped.secret_id is not None
     for name in (WRAPPED_SECRET_ID, f"{WRAPPED_SECRET_ID}_FILE"):
         os.environ.pop(name, None)
@@ -96,15 +96,13 @@ def _unwrap(settings: Settings, role: str) -> None:
 def _warn(settings: Settings, plane: str, host: str) -> None:
     vault = urlsplit(settings.vault.address)
     if vault.scheme == "http" and not is_loopback(vault.hostname or ""):
-        log.warning("Vault is reached without TLS: whoever can read the network reads every key that passes")
+        log.warning("KEYMAN_VAULT_ADDR is plain http: anyone who can read the network can read every key")
     if plane == "resolver":
         if not is_loopback(host):
-            log.warning(
-                "The resolver answers with keys: let applications alone reach it, and by TLS or a private network"
-            )
+            log.warning("The resolver returns keys: let only applications reach it, over TLS or a private network")
         return
     if settings.public_url is None:
-        log.warning("KEYMAN_PUBLIC_URL is not set: browsers keep the session cookie on https only")
+        log.warning("KEYMAN_PUBLIC_URL is not set: browsers accept the session cookie only over https")
 
 
 async def _nothing(_db: object) -> None:

@@ -18,34 +18,36 @@ def group() -> None:
 
 
 @group.command("create")
-@click.option("--user", "email", required=True, metavar="EMAIL", help="Whose token it is.")
-@click.option("--name", required=True, help="What it is for.")
+@click.option("--user", "email", required=True, metavar="EMAIL", help="The account that the token is for.")
+@click.option("--name", required=True, help="A name, such as the purpose of the token.")
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     type=click.Choice([scope.value for scope in Scope]),
-    help="What it may do; may be given several times.  [default: keys:read and keys:write]",
+    help="What the token may do. Can be repeated.  [default: keys:read and keys:write]",
 )
-@click.option("--expires-at", metavar="TIME", help="When it ends, such as 2030-01-31T00:00:00Z.  [default: never]")
+@click.option(
+    "--expires-at", metavar="TIME", help="When the token expires, such as 2030-01-31T00:00:00Z.  [default: never]"
+)
 @home_option
 def create(email: str, name: str, scopes: tuple[str, ...], expires_at: str | None, home: Path | None) -> None:
-    """Make a token and print it, alone, on standard output. It is not shown again."""
+    """Create a token and print only the token on standard output. It is not shown again."""
     address = parsed(EmailAddress, email, "--user")
     label = parsed(RequiredLabel, name, "--name")
     until = None if expires_at is None else parsed(FutureTime, expires_at, "--expires-at")
     wanted = frozenset(Scope(scope) for scope in scopes) or DEFAULT_SCOPES
     created = run(lambda db: personal.create_for(db, address, label, wanted, until), home)
     click.echo(created.token)
-    click.echo(f"Made token {created.id} for {address}: {' '.join(created.scopes)}.", err=True)
+    click.echo(f"Created token {created.id} for {address}: {' '.join(created.scopes)}.", err=True)
 
 
 @group.command("list")
-@click.option("--user", "email", metavar="EMAIL", help="This account's alone.")
+@click.option("--user", "email", metavar="EMAIL", help="Only tokens of this account.")
 @home_option
 @json_option
 def list_all(email: str | None, home: Path | None, as_json: bool) -> None:
-    """List tokens, newest first, without the tokens themselves."""
+    """List the tokens, newest first. Shows their hints, not the tokens themselves."""
     address = None if email is None else parsed(EmailAddress, email, "--user")
     rows = run(lambda db: personal.list_all(db, address), home)
     columns = ("id", "email", "name", "hint", "scopes", "created_at", "expires_at", "last_used_at")
@@ -56,6 +58,6 @@ def list_all(email: str | None, home: Path | None, as_json: bool) -> None:
 @click.argument("token_id", type=click.IntRange(min=1), metavar="ID")
 @home_option
 def revoke(token_id: int, home: Path | None) -> None:
-    """Revoke a token; it is dead at once."""
+    """Revoke a token. It stops working at once."""
     run(lambda db: personal.revoke_any(db, token_id), home)
     click.echo(f"Revoked token {token_id}.", err=True)

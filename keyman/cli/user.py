@@ -16,14 +16,14 @@ from keyman.values import EmailAddress
 
 @click.group("user")
 def group() -> None:
-    """The accounts of those who leave keys here."""
+    """The accounts of users."""
 
 
 @group.command("add")
 @click.argument("email")
 @home_option
 def add(email: str, home: Path | None) -> None:
-    """Make an account; the password comes from a prompt or the first line of standard input."""
+    """Create an account. The password comes from a prompt or the first line of standard input."""
     address = parsed(EmailAddress, email, "EMAIL")
     password = new_password()
     account = run(lambda db: users.add(db, Passwords(), address, password), home)
@@ -42,7 +42,7 @@ def list_all(home: Path | None, as_json: bool) -> None:
 @click.argument("email")
 @home_option
 def disable(email: str, home: Path | None) -> None:
-    """Shut an account out at once: sessions end, sign-in and tokens are refused. Its keys stay."""
+    """Disable an account at once: its sessions end, and sign-in and tokens are refused. Its keys stay."""
     _change(users.disable, email, home, "Disabled")
 
 
@@ -50,7 +50,7 @@ def disable(email: str, home: Path | None) -> None:
 @click.argument("email")
 @home_option
 def enable(email: str, home: Path | None) -> None:
-    """Let a disabled account in again."""
+    """Enable a disabled account again."""
     _change(users.enable, email, home, "Enabled")
 
 
@@ -58,7 +58,7 @@ def enable(email: str, home: Path | None) -> None:
 @click.argument("email")
 @home_option
 def passwd(email: str, home: Path | None) -> None:
-    """Set a password, from a prompt or the first line of standard input; all sessions end."""
+    """Set a password, from a prompt or the first line of standard input. All sessions of the account end."""
     address = parsed(EmailAddress, email, "EMAIL")
     password = new_password()
     run(lambda db: users.set_password(db, Passwords(), address, password), home)

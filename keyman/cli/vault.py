@@ -27,7 +27,7 @@ from keyman.vault.provision import (
 T = TypeVar("T")
 
 WRAP_TTL = 300
-"""Seconds in which a wrapped secret ID has to be taken: long enough to start a process, too short to lie about."""
+"""Seconds in which a wrapped secret ID must be unwrapped: enough to start a process, too few to be stolen later."""
 
 
 class _Networks(click.ParamType[Networks]):
@@ -35,68 +35,68 @@ class _Networks(click.ParamType[Networks]):
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> Networks:
         role, separator, cidrs = value.partition("=")
-        # Without a '=' nothing was said of networks, which is not the same as from everywhere.
+        # ROLE without a '=' is refused: it could be a mistake, and ROLE= allows logins from everywhere.
         if role not in ROLES or not separator:
-            self.fail(f"it takes ROLE=CIDR,…, and the role is one of {', '.join(ROLES)}")
+            self.fail(f"must be ROLE=CIDR,…, where the role is one of {', '.join(ROLES)}")
         try:
             return Networks(role, tuple(str(ip_network(cidr.strip())) for cidr in cidrs.split(",") if cidr.strip()))
         except ValueError:
-            self.fail("after the '=' stand networks in CIDR notation, such as 10.1.2.0/24,10.1.3.7/32")
+            self.fail("must have networks in CIDR notation after the '=', such as 10.1.2.0/24,10.1.3.7/32")
 
 
 @click.group("vault")
 def group() -> None:
-    """Vault: set up for keyman, and the credentials that it gives out.
+    """Set up Vault for keyman, and issue credentials.
 
-    These commands log in with KEYMAN_VAULT_TOKEN, an administrator's token, which no process of keyman needs.
+    These commands log in with KEYMAN_VAULT_TOKEN, an administrator's token. The planes do not need it.
     """
 
 
 @group.command("setup")
-@click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the changes that would be made, and change nothing.")
 @click.option(
     "--cidr",
     "networks",
     multiple=True,
     type=_Networks(),
     metavar="ROLE=CIDR,…",
-    help="From where a role may log in and its token be used; nothing after the '=' is from everywhere. Roles that "
-    "are not named keep what they have.",
+    help="The networks from which a role may log in and use its token. ROLE= with nothing after it allows all "
+    "networks. Other roles keep their networks.",
 )
 @home_option
 def setup(dry_run: bool, networks: tuple[Networks, ...], home: Path | None) -> None:
-    """Make or repair the Transit mount, the key, the policies and the AppRoles. May be run again and again.
+    """Create or repair the Transit mount, the key, the policies and the AppRoles. You can run this any number of times.
 
-    Each change is a line on standard output. A key that is not as keyman needs it is not touched.
+    Prints each change as a line on standard output. It never changes a key whose settings are wrong for keyman.
     """
     if len({one.role for one in networks}) < len(networks):
-        raise click.BadParameter("name each role once, with all its networks: ROLE=CIDR,CIDR", param_hint="'--cidr'")
+        raise click.BadParameter("give each role once, with all its networks: ROLE=CIDR,CIDR", param_hint="'--cidr'")
     settings = admin_settings(home)
 
     async def work(admin: AsyncAdapter) -> int:
         changes = await plan(admin, settings, networks)
         if dry_run:
-            click.echo("Dry run; without --dry-run this would be:", err=True)
+            click.echo("Dry run. Without --dry-run, these changes would be made:", err=True)
         for change in changes:
             if not dry_run:
                 await _apply(change)
-            click.echo(change.said)
+            click.echo(change.description)
             for line in change.difference:
                 click.echo(f"    {line}")
         return len(changes)
 
     count = as_admin(settings, work)
     if count == 0:
-        click.echo("Nothing: Vault is as keyman needs it." if dry_run else "Vault is as keyman needs it.", err=True)
+        click.echo("No changes: Vault is set up for keyman.", err=True)
     elif not dry_run:
-        click.echo("Hand a process its secret ID with: keyman vault secret-id ROLE", err=True)
+        click.echo("To give a process its secret ID, run: keyman vault secret-id ROLE", err=True)
 
 
 async def _apply(change: Change) -> None:
     try:
         await change.apply()
     except VaultFault:
-        click.echo(f"Not done, nor what would have followed: {change.said}", err=True)
+        click.echo(f"This change failed, and no later one was made: {change.description}", err=True)
         raise
 
 
@@ -113,20 +113,20 @@ class _Issued(msgspec.Struct):
     default=WRAP_TTL,
     show_default=True,
     type=click.IntRange(10, 86400),
-    help="Seconds in which the wrapped secret ID has to be taken.",
+    help="Seconds in which the wrapped secret ID must be unwrapped.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write role_id and secret_id there, as files that their owner alone can read, and print nothing.",
+    help="Write role_id and secret_id to this directory, as files that only their owner can read, and print nothing.",
 )
 @home_option
 @json_option
 def secret_id(role: str, wrap_ttl: int, directory: Path | None, home: Path | None, as_json: bool) -> None:
     """Issue a secret ID for a role: keyman-management, keyman-resolver or keyman-rotator.
 
-    It is printed response-wrapped, as the variables of the process that takes it: whoever reads it on the way can take
-    it once, and the process finds out that somebody did. Earlier secret IDs stay valid.
+    It is printed response-wrapped, as the variables of the process that will use it. It can be unwrapped only once: if
+    somebody intercepts and unwraps it, the process fails to start and says so. Earlier secret IDs stay valid.
     """
     settings = admin_settings(home)
     if directory is not None:
@@ -141,7 +141,7 @@ def secret_id(role: str, wrap_ttl: int, directory: Path | None, home: Path | Non
     else:
         click.echo(f"KEYMAN_VAULT_ROLE_ID={issued.role_id}")
         click.echo(f"KEYMAN_VAULT_WRAPPED_SECRET_ID={issued.secret_id.reveal()}")
-    click.echo(f"To be taken once, within {wrap_ttl} s.", err=True)
+    click.echo(f"It can be unwrapped once, within {wrap_ttl} s.", err=True)
 
 
 def _write(directory: Path, issued: AppRoleCredentials) -> None:
@@ -150,4 +150,4 @@ def _write(directory: Path, issued: AppRoleCredentials) -> None:
         write_private(directory / "role_id", issued.role_id + "\n")
         write_private(directory / "secret_id", issued.secret_id.reveal() + "\n")
     except OSError:
-        raise ConfigurationError(f"{directory} cannot be written to: name another with --directory") from None
+        raise ConfigurationError(f"{directory} cannot be written to: give another directory with --directory") from None

@@ -1,6 +1,7 @@
 """The client for applications: `from keyman.client import Resolver`.
 
-You import its names from the top of this package, as those of `keyman.testing`. Both load nothing of the server.
+Import its names from this package, not from its modules. The same is true of `keyman.testing`. Neither package imports
+anything of the server.
 """
 
 from keyman.client.errors import (

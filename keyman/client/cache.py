@@ -1,8 +1,8 @@
-"""Values kept for a while in the memory of an application: off unless asked for, and bounded in time and number.
+"""A cache of values in the memory of an application. It is off by default, and limited in time and in number.
 
-What it costs: a key that its owner pauses, replaces or deletes lives on here for as long as the TTL, and the owner's
-trail shows one use where there were many. What it must not cost: a value that outlives its expiry, the token it came
-by, or an answer that said it is gone.
+The cost: an application can use a key for up to the TTL after its owner paused, replaced or deleted it, and the owner's
+audit log shows one use where there were many. The limit: the cache never returns a value after its expiry, after the
+server refused the token, or after an answer that said that the key is gone.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from keyman.client.errors import ClientError
 from keyman.client.shapes import Resolved
 
 MAX_TTL = 300.0
-"""Seconds: nobody who pauses a leaked key waits longer than this for each application to stop."""
+"""Seconds. An owner who pauses a leaked key waits at most this long until every application stops using it."""
 
 MAX_ENTRIES = 100_000
 
 
 class Wanted(NamedTuple):
-    """Which key is asked for: one key, or the newest active one of a user for a service."""
+    """The key that a call asks for: one key by its id, or the newest active key of a user for a service."""
 
     key_id: int | None
     user_id: int | None
@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """When a value was asked for: the moment, and how often everything had been forgotten by then."""
+    """When a value was requested: the moment, and how often the cache had been cleared by then."""
 
     moment: float
     forgotten: int
@@ -47,11 +47,11 @@ class _Entry(NamedTuple):
 
 
 class Cache:
-    """Least recently used first out. Not for several threads at once: whoever has some holds a lock around it."""
+    """Evicts the least recently used entry first. It is not thread-safe: callers with threads need a lock around it."""
 
     def __init__(self, ttl: float, entries: int) -> None:
         if not 0 < ttl <= MAX_TTL:
-            raise ValueError(f"cache_ttl must be at most {MAX_TTL:g} seconds; 0 is none")
+            raise ValueError(f"cache_ttl must be from 0 to {MAX_TTL:g} seconds; 0 turns the cache off")
         if not 0 < entries <= MAX_ENTRIES:
             raise ValueError(f"cache_entries must be from 1 to {MAX_ENTRIES}")
         self._ttl = ttl
@@ -79,8 +79,9 @@ class Cache:
         return entry.resolved
 
     def keep(self, wanted: Wanted, resolved: Resolved, asked: Epoch) -> None:
-        """Its time runs from when it was asked for: what happened to the key since then may not be in the answer.
-        What was asked for before everything was forgotten is not kept.
+        """Store a value. Its TTL runs from the request, because the answer may miss what happened to the key since.
+
+        A value that was requested before the cache was cleared is not stored.
         """
         if asked.forgotten != self._forgotten or _has_expired(resolved):
             return
@@ -90,14 +91,17 @@ class Cache:
             self._entries.popitem(last=False)
 
     def learn(self, wanted: Wanted, refused: ClientError) -> None:
-        """After a 401 nothing is kept: the token may have been taken away. After a 404 or a 409 that key is not."""
+        """Drop what a refusal makes invalid.
+
+        A 401 drops everything, because the token may have been revoked. A 404 or a 409 drops this key.
+        """
         if refused.status == 401:
             self.forget_all()
         elif refused.status in (404, 409):
             self.forget(wanted)
 
     def forget(self, wanted: Wanted) -> None:
-        """The entry, and others that hold the same key."""
+        """Drop the entry, and every other entry that holds the same key."""
         held = self._entries.pop(wanted, None)
         key_id = held.resolved.key_id if held is not None else wanted.key_id
         for other in [other for other, entry in self._entries.items() if entry.resolved.key_id == key_id]:
@@ -109,5 +113,5 @@ class Cache:
 
 
 def _has_expired(resolved: Resolved) -> bool:
-    """By the clock on the wall: the monotonic one stands still while a machine sleeps."""
+    """Return whether the key has expired by wall-clock time. The monotonic clock stops while a machine sleeps."""
     return resolved.expires_at is not None and resolved.expires_at <= datetime.now(UTC)

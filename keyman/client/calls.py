@@ -1,4 +1,4 @@
-"""The operations of both planes as calls: what each sends and how its answer is read."""
+"""The operations of both planes as calls: what each one sends, and how its answer is read."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from keyman.secret import Secret
 T = TypeVar("T")
 
 PAGE = 200
-"""Items a page: the most that the server gives at once."""
+"""Items per page: the maximum that the server returns."""
 
 
 class Page(NamedTuple, Generic[T]):
-    """Some of a listing; `cursor` asks for what follows, None at the end."""
+    """One page of a listing. `cursor` asks for the next page; it is None on the last one."""
 
     items: list[T]
     cursor: str | None
 
 
 def resolve(wanted: Wanted, purpose: str | None) -> Call[Resolved]:
-    """Repeatable: each attempt that arrives has an entry in the trail, and changes nothing else."""
+    """Resolve a key. The call is repeatable: each attempt that arrives only adds an entry to the audit log."""
     named = {**wanted._asdict(), "purpose": purpose}
     return Call(
         "POST",
@@ -51,7 +51,7 @@ class _Given(msgspec.Struct):
 
 
 def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
-    """Raises ValueError for another key than the one that is wanted, and for a value that no header could carry."""
+    """Raises ValueError for a key that was not asked for, and for a value that a header cannot carry."""
     given = msgspec.json.decode(answer.content, type=_Given)
     resolved = Resolved(given.api_key, given.key_id, given.user_id, given.service, given.expires_at)
     if not wanted.is_answered_by(resolved) or not re.fullmatch("[!-~]{8,512}", given.api_key):
@@ -62,7 +62,7 @@ def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
 
 
 def add_key(service: str, api_key: Secret, name: str | None, expires_at: datetime | None) -> Call[Key]:
-    """Repeatable by its Idempotency-Key: however often it is sent, one key is stored."""
+    """Store a key. The Idempotency-Key makes the call repeatable: however often it is sent, one key is stored."""
     fields = {"service": service, "api_key": _ascii(api_key), "name": name, "expires_at": expires_at}
     return Call(
         "POST",
@@ -109,7 +109,7 @@ def change_key(
 
 
 def delete_key(key: Key | int) -> Call[None]:
-    """Not repeatable: the second answer would be that there is no such key."""
+    """Delete a key. The call is not repeatable: the second answer would be 404."""
     return Call("DELETE", _path(key), _nothing, headers=_if_match(key), repeatable=False)
 
 
@@ -130,19 +130,19 @@ def list_audit(
 
 
 def _path(key: Key | int) -> str:
-    """Raises TypeError for an id that is no whole number: it would lead to another path."""
+    """Raises TypeError for an id that is not an integer, because it could lead to another path."""
     return f"/api/keys/{key.id if isinstance(key, Key) else operator.index(key)}"
 
 
 def _if_match(key: Key | int) -> dict[str, str]:
-    """With the ETag, a change that was made once is refused (412) when it is sent again: so it is not repeatable."""
+    """Return the header for a key with an ETag. Such a change is not repeatable: the second attempt gets a 412."""
     return {"If-Match": key.etag} if isinstance(key, Key) and key.etag is not None else {}
 
 
 def _ascii(api_key: Secret) -> str:
-    """Raises ValueError for a character that no key has; the encoder's own error would hold the whole of it."""
+    """Raises ValueError for a character that is not ASCII. The encoder's own error would contain the whole value."""
     if not api_key.reveal().isascii():
-        raise ValueError("api_key must hold ASCII characters alone")
+        raise ValueError("api_key must contain only ASCII characters")
     return api_key.reveal()
 
 
@@ -167,15 +167,19 @@ def _key(answer: Answer) -> Key:
 
 
 def _page(answer: Answer, kind: type[T], before: str | None) -> Page[T]:
-    items = msgspec.json.decode(answer.content, type=list[kind])  # type: ignore[valid-type]  # known at run time alone
+    items = msgspec.json.decode(answer.content, type=list[kind])  # type: ignore[valid-type]  # only known at run time
     cursor = _cursor(answer.headers)
     if cursor is not None and cursor == before:
-        raise ValueError  # it would never end
+        raise ValueError  # the listing would never end
     return Page(items, cursor)
 
 
 def _cursor(headers: Mapping[str, str]) -> str | None:
-    """Of the next page. The cursor alone is taken out of the link: the address stays ours, and so does the token."""
+    """Return the cursor of the next page.
+
+    Only the cursor is taken from the link. The next request goes to the configured address, so that a link cannot send
+    the token somewhere else.
+    """
     link = re.search('<([^>]{1,4000})> *; *rel="?next"?', headers.get("link", ""))
     if link is None:
         return None

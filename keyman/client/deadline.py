@@ -1,8 +1,9 @@
-"""Connections of the synchronous client, under a deadline that really is one.
+"""Connections of the synchronous client, with a deadline for the whole call.
 
-A timeout of httpx bounds each read. A server that sends a byte a second, of its headers or its body, would hold a
-thread for ever. Here the timeouts that httpcore passes through are moments of `time.monotonic`, and each read, write
-and handshake gets what is left until then. The lookup of a name is the system's, and cannot be interrupted.
+A timeout of httpx limits each single read. A server that sends its headers or its body one byte per second would block
+a thread forever. In this module, the timeouts that httpcore passes on are moments of `time.monotonic`, and each read,
+write and handshake gets the time that is left until then. Only the DNS lookup cannot be interrupted: the operating
+system does it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import httpcore
 import httpx
 
 CONNECT = 3.0
-"""Seconds for one address to accept a connection: time is left then to try another one."""
+"""Seconds for one address to accept a connection. This leaves time to try another address."""
 
 
 class DeadlineTransport(httpx.BaseTransport):
-    """HTTP/1.1. A request carries its moment as the extension `deadline`."""
+    """A transport for HTTP/1.1. A request carries its deadline as the extension `deadline`."""
 
     def __init__(self, tls: ssl.SSLContext, max_connections: int, idle: float) -> None:
         self._pool = httpcore.ConnectionPool(
@@ -39,7 +40,7 @@ class DeadlineTransport(httpx.BaseTransport):
                 headers=request.headers.raw,
                 content=request.read(),
                 extensions={
-                    # The pool's own is a span.
+                    # Unlike the others, the pool takes a number of seconds.
                     "timeout": {"connect": moment, "read": moment, "write": moment, "pool": moment - monotonic()}
                 },
             )
@@ -82,7 +83,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         fault: httpcore.ConnectError | httpcore.ConnectTimeout = httpcore.ConnectError()
-        # One by one: the system's own way through them gives each the whole time.
+        # One by one: socket.create_connection would give each address the whole time.
         for address in _addresses(host, port):
             try:
                 stream = self._system.connect_tcp(

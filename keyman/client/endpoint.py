@@ -1,4 +1,4 @@
-"""Where a plane is and who asks it: an address, a token, a bound of time. Checked once, when a client is made."""
+"""An endpoint: the address of a plane, a token and a timeout. They are checked once, when a client is created."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from keyman.secret import Secret
 from keyman.version import __version__
 
 DEFAULT_TIMEOUT = 10.0
-"""Seconds for a whole call, retries included. The server gives Vault 5 (KEYMAN_VAULT_TIMEOUT): one slow attempt fits
-in, and another one.
+"""Seconds for a whole call, including retries. The server gives Vault 5 seconds (KEYMAN_VAULT_TIMEOUT), so two slow
+attempts fit in.
 """
 
 MAX_TIMEOUT = 300.0
 
 MAX_CONNECTIONS = 64
-"""At most, of one client; what is more waits for one of them, inside its deadline."""
+"""Connections of one client. Further calls wait for a free one, within their deadlines."""
 
 IDLE = 5.0
-"""Seconds that a connection is kept without use: shorter than servers and balancers keep theirs."""
+"""Seconds until an unused connection is closed. Servers and load balancers keep theirs open for longer."""
 
 
 class Endpoint:
-    """One plane of one keyman, as one holder of a token sees it.
+    """The address of one plane, with the token and the timeout of its calls.
 
-    Raises ValueError, which repeats nothing that it was given, for an address, a token or a timeout that is none.
+    Raises ValueError for an invalid address, token or timeout. The error repeats none of them.
     """
 
     def __init__(self, url: str, token: Secret, timeout: float, *, allow_http: bool) -> None:
@@ -46,7 +46,7 @@ class Endpoint:
     def request(self, call: Call[Any], extensions: Mapping[str, Any]) -> httpx.Request:
         headers = {
             "Accept": "application/json",
-            "Accept-Encoding": "identity",  # nothing is unpacked, so nothing small can become large
+            "Accept-Encoding": "identity",  # without compression a small answer cannot unpack to a large one
             "Authorization": f"Bearer {self.token.reveal()}",
             "User-Agent": f"keyman-client/{__version__}",
             **({} if call.body is None else {"Content-Type": "application/json"}),
@@ -56,35 +56,39 @@ class Endpoint:
         return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=dict(extensions))
 
 
-def url_given(value: str | None, variable: str) -> str:
-    """An argument, or else what a variable of the environment holds. Raises ValueError where neither is."""
+def find_url(value: str | None, variable: str) -> str:
+    """Return the argument, or else the value of the environment variable. Raises ValueError when both are missing."""
     found = value or os.environ.get(variable)
     if not found:
-        raise ValueError(f"no URL: give it as an argument, or set {variable}")
+        raise ValueError(f"no URL: pass it as an argument, or set {variable}")
     return found
 
 
-def token_given(value: str | Secret | None, variable: str) -> Secret:
-    """The same for a token, which can also be in the file that `…_FILE` names."""
+def find_token(value: str | Secret | None, variable: str) -> Secret:
+    """Do the same for a token, which can also be in the file that `…_FILE` names."""
     found = value or os.environ.get(variable)
     path = os.environ.get(f"{variable}_FILE")
     if not found and path:
         found = Path(path).read_text(encoding="utf-8").strip()
     if not found:
-        raise ValueError(f"no token: give it as an argument, or set {variable} or {variable}_FILE")
-    return masked(found)
+        raise ValueError(f"no token: pass it as an argument, or set {variable} or {variable}_FILE")
+    return as_secret(found)
 
 
-def masked(value: str | Secret) -> Secret:
-    """Callers put it back in the place of what they got: who reports an error with its frames shows their variables."""
+def as_secret(value: str | Secret) -> Secret:
+    """Return the value as a Secret.
+
+    Callers overwrite their own variable with it, because error reporters show the variables of each frame.
+    """
     return value if isinstance(value, Secret) else Secret(value)
 
 
 def tls_context(base: str, ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
-    """Verifies always: against the system's authorities, or those given. Over plain http, which needs none, it trusts
-    nobody: reading the system's takes some 20 ms.
+    """Return a context that verifies certificates: against `ca_file`, or else the system's authorities.
+
+    For plain http it loads no authorities, because http needs none and reading the system's takes about 20 ms.
     """
-    # Not ssl.create_default_context: it writes the keys of each connection to where SSLKEYLOGFILE says.
+    # Not ssl.create_default_context: it writes the keys of each connection to the file that SSLKEYLOGFILE names.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca_file is not None:
         context.load_verify_locations(cafile=os.fspath(ca_file))
@@ -99,15 +103,15 @@ def _checked_url(url: str, *, allow_http: bool) -> str:
     except (httpx.InvalidURL, TypeError):
         parsed = None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError("the URL must be like https://keyman.example.com")
+        raise ValueError("the URL must be an http or https URL, such as https://keyman.example.com")
     if parsed.userinfo or parsed.query or parsed.fragment:
-        raise ValueError("the URL must hold no user, no query and no fragment")
+        raise ValueError("the URL must not have a user, a query or a fragment")
     if parsed.scheme == "http" and not allow_http and not is_loopback(parsed.host):
-        raise ValueError("plain http would show token and keys to the network: use https, or say allow_http=True")
+        raise ValueError("plain http shows the token and the keys to the network: use https, or pass allow_http=True")
     return str(parsed).rstrip("/")
 
 
 def _checked_token(token: Secret) -> Secret:
     if not re.fullmatch("km_[0-9A-Za-z]{36}", token.reveal()):
-        raise ValueError("the token must be one of keyman's: km_ and 36 letters and digits")
+        raise ValueError("the token must be a token of keyman: km_ and 36 letters and digits")
     return token

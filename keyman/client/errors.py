@@ -1,23 +1,23 @@
-"""What the client raises.
+"""The errors that the client raises.
 
-ClientError                 `status`, `slug`, `request_id`, `retry_after`, `errors`: as answered, None where nothing was
-├── InvalidRequest          400, 413, 415; `errors` names each field at fault
-├── Unauthenticated         401: the token is wrong, has ended or was revoked
+ClientError                 `status`, `slug`, `request_id`, `retry_after`, `errors` of the answer, or None
+├── InvalidRequest          400, 413, 415: `errors` names each invalid field
+├── Unauthenticated         401: the token is wrong, expired or revoked
 ├── Forbidden               403
-├── NotFound                404: also whatever is not the caller's to have
+├── NotFound                404: no such key, or one that the caller may not have
 ├── Conflict                409
 ├── Undecryptable           409: the owner has to store the key again
 ├── PreconditionFailed      412: the key has changed since it was read
 ├── IdempotencyMismatch     422
 ├── RateLimited             429
-├── ServerFailed            500, and any other status that keyman has no meaning for
-├── Unavailable             502, 503, 504: later, it may work
-│   ├── Unreachable         no connection, or lost before the answer was there
-│   └── DeadlineExceeded    `timeout` was over before the answer was there
-└── BadAnswer               what answers there is not keyman, or not as this client knows it
+├── ServerFailed            500, and any other status that keyman does not use
+├── Unavailable             502, 503, 504: it may work later
+│   ├── Unreachable         no connection, or it was lost before the answer was complete
+│   └── DeadlineExceeded    `timeout` ended before the answer was complete
+└── BadAnswer               the answer is not from keyman, or not one that this client can read
 
-They are raised alone, never out of an exception of the HTTP library, which holds the request and with it the token.
-What a server says is shown without control characters, shortened, and without the secrets that were sent to it.
+They have no cause and no context: an exception of the HTTP library holds the request, and with it the token. Texts of
+the server are shortened, and control characters and the secrets that were sent are removed from them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from keyman.errors import FieldError, KeymanError
 
 
 class ClientError(KeymanError):
-    """A call that gave no result. `retry_after` is in seconds."""
+    """A call failed. `retry_after` is in seconds."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ BY_STATUS: dict[int, type[ClientError]] = {
     503: Unavailable,
     504: Unavailable,
 }
-"""By status and not by slug: a proxy on the way answers without one."""
+"""By status and not by slug, because the answer of a proxy has no slug."""
 
 
 def kind_of(status: int, slug: str | None) -> type[ClientError]:

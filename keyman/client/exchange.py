@@ -1,6 +1,6 @@
-"""A call and what comes of it, without a connection: what is sent, what an answer means, when it is tried again.
+"""The rules of a call, without a connection: what it sends, what an answer means, and when it is tried again.
 
-Both kinds of client do their calls by this, so they cannot differ in what they promise.
+The synchronous and the asyncio client both use this module, so that they behave in the same way.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from keyman.secret import Secret
 T = TypeVar("T")
 
 MAX_ANSWER = 1024 * 1024
-"""Bytes of an answer that are read: a page of 200 keys or entries has a tenth of it."""
+"""Bytes of an answer that are read. A page of 200 keys or entries has a tenth of that."""
 
 UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)
-"""What reading an answer raises where the answer is not what it should be."""
+"""The exceptions of reading an answer that is malformed."""
 
 MAX_TEXT = 300
-"""Characters of a server's words that an error repeats."""
+"""Characters of a server's text that an error repeats."""
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One operation. `read` makes its result of a 2xx, raising one of UNREADABLE where it cannot.
+    """One operation. `read` turns a 2xx answer into the result, or raises one of UNREADABLE.
 
-    `repeatable`: to carry it out twice is as good as once, so it is sent again when nobody knows whether it arrived.
-    `secrets` are what it sends that no error may repeat.
+    A `repeatable` call has the same effect when it is carried out twice. It is sent again when it is not known whether
+    it arrived. `secrets` are the values in the request that no error may repeat.
     """
 
     method: str
@@ -50,7 +50,7 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered: a whole body, within MAX_ANSWER. Header names are in lower case."""
+    """An answer of a server with its whole body, of at most MAX_ANSWER bytes. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -62,20 +62,20 @@ class Answer:
 
 
 class Lost(Enum):
-    """Why there is no answer; the value is a sentence for whoever reads the error."""
+    """Why there is no answer. The value is the text of the error."""
 
     UNSENT = "keyman cannot be reached: no connection could be made"
-    UNTRUSTED = "the server's certificate is not to be trusted; nothing was sent to it"
-    BROKEN = "the connection was lost before the answer was there, or what answers does not speak HTTP"
+    UNTRUSTED = "the server's certificate is not trusted; nothing was sent to the server"
+    BROKEN = "the connection was lost before the answer was complete, or the server does not speak HTTP"
     LATE = "keyman did not answer in time"
-    TOO_LARGE = "what answers is not keyman: the answer is too large"
+    TOO_LARGE = "the answer is too large to be from keyman"
 
 
 Outcome = Answer | Lost
 
 
 class Attempts:
-    """How often, and after which pause, one call is tried. Its deadline is a moment of `time.monotonic`."""
+    """Decides how often one call is tried, and after which pause. `deadline` is a moment of `time.monotonic`."""
 
     def __init__(self, call: Call[Any], deadline: float) -> None:
         self._repeatable = call.repeatable
@@ -83,7 +83,7 @@ class Attempts:
         self._made = 0
 
     def pause(self, outcome: Outcome) -> float | None:
-        """Seconds until the next attempt; None when this outcome stands."""
+        """Return the seconds until the next attempt, or None when this outcome is final."""
         self._made += 1
         if not self._may_recover(outcome):
             return None
@@ -93,8 +93,8 @@ class Attempts:
     def _may_recover(self, outcome: Outcome) -> bool:
         """Return whether a retry can help and does no harm.
 
-        This is stricter than the Vault adapter, which sends every lost call again: a change of a key must not be made
-        twice, so after an answer that leaves that open, only a repeatable call is sent again.
+        This is stricter than the Vault adapter, which sends every lost call again. A key must not be changed twice, so
+        when the call may have been carried out, it is only sent again if it is repeatable.
         """
         if isinstance(outcome, Lost):
             return outcome is Lost.UNSENT or (outcome is Lost.BROKEN and self._repeatable)
@@ -104,7 +104,7 @@ class Attempts:
 
 
 def result(call: Call[T], outcome: Outcome, *hidden: Secret) -> T:
-    """What the call is answered with. Raises ClientError, which repeats neither `hidden` nor the call's secrets."""
+    """Return the result of the call. Raises ClientError, which repeats neither `hidden` nor the call's secrets."""
     if isinstance(outcome, Lost):
         raise _LOST[outcome](f"{outcome.value}.")
     if not 200 <= outcome.status < 300:
@@ -112,8 +112,10 @@ def result(call: Call[T], outcome: Outcome, *hidden: Secret) -> T:
     try:
         return call.read(outcome)
     except UNREADABLE:
-        # Alone: the fault in hand may hold what was answered.
-        raise_alone(BadAnswer("what answers is not keyman, or not as this client knows it.", status=outcome.status))
+        # Without its context: the current exception may hold the answer.
+        raise_alone(
+            BadAnswer("the answer is not from keyman, or not one that this client can read.", status=outcome.status)
+        )
 
 
 _LOST: dict[Lost, type[ClientError]] = {
@@ -131,7 +133,7 @@ class _Fault(msgspec.Struct):
 
 
 class _Problem(msgspec.Struct):
-    """RFC 9457 as far as it is used."""
+    """The members of RFC 9457 that the client uses."""
 
     type: str = ""
     title: str = ""
@@ -146,7 +148,7 @@ class _Problem(msgspec.Struct):
 
 
 def _problem(answer: Answer) -> _Problem:
-    """Empty where the body is none: a proxy on the way has words of its own."""
+    """Return the problem in the body, or an empty one: the answer of a proxy has another form."""
     try:
         return msgspec.json.decode(answer.content, type=_Problem)
     except UNREADABLE:
@@ -156,10 +158,10 @@ def _problem(answer: Answer) -> _Problem:
 def _refusal(answer: Answer, hidden: tuple[Secret, ...]) -> ClientError:
     problem = _problem(answer)
     if 300 <= answer.status < 400:
-        detail = "it answers with a redirect, which is not followed: use the address where it ends"
+        detail = "the server answers with a redirect, which is not followed: use the final address"
     else:
-        detail = _shown(problem.detail or problem.title, hidden) or "it answers without saying why"
-    request_id = _shown(problem.request_id or answer.headers.get("x-request-id", ""), hidden) or None
+        detail = _sanitize(problem.detail or problem.title, hidden) or "the server gives no reason"
+    request_id = _sanitize(problem.request_id or answer.headers.get("x-request-id", ""), hidden) or None
     known = [str(answer.status), problem.slug, request_id and f"request {request_id}"]
     return kind_of(answer.status, problem.slug)(
         f"{detail} ({', '.join(word for word in known if word)})",
@@ -167,12 +169,12 @@ def _refusal(answer: Answer, hidden: tuple[Secret, ...]) -> ClientError:
         slug=problem.slug,
         request_id=request_id,
         retry_after=answer.retry_after,
-        errors=tuple(FieldError(_shown(f.field, hidden), _shown(f.message, hidden)) for f in problem.errors[:50]),
+        errors=tuple(FieldError(_sanitize(f.field, hidden), _sanitize(f.message, hidden)) for f in problem.errors[:50]),
     )
 
 
-def _shown(text: str, hidden: tuple[Secret, ...]) -> str:
-    """A server's words, fit for a log."""
+def _sanitize(text: str, hidden: tuple[Secret, ...]) -> str:
+    """Make a server's text safe for a log: replace secrets and control characters, and shorten it."""
     for secret in hidden:
         text = text.replace(secret.reveal() or "\0", str(secret))
     text = "".join(character if character.isprintable() else " " for character in text)

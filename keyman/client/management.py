@@ -1,4 +1,4 @@
-"""The management plane: a user's own keys and trail, for a script that has their personal access token."""
+"""The client of the management plane: a user's own keys and audit log, for a script with a personal access token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from keyman.client import calls
 from keyman.client.calls import Page
-from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, masked, token_given, url_given
+from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, as_secret, find_token, find_url
 from keyman.client.exchange import Call
 from keyman.client.shapes import AuditEntry, Key, Service
 from keyman.client.wire import AsyncWire, Wire
@@ -26,15 +26,16 @@ TOKEN = "KEYMAN_TOKEN"  # noqa: S105  # the variable's name
 
 
 class Keyman:
-    """For code without asyncio; threads may share one.
+    """The client for code without asyncio. Threads may share one.
 
-    `url` and `token` are KEYMAN_URL and KEYMAN_TOKEN (or KEYMAN_TOKEN_FILE) unless given. `timeout` is for a whole
-    call, in seconds, retries included; a listing is a call for each page. Raises ValueError for settings that are none.
+    `url` and `token` default to KEYMAN_URL and KEYMAN_TOKEN (or KEYMAN_TOKEN_FILE). `timeout` is in seconds, for a
+    whole call including retries; a listing makes one call per page. Raises ValueError for invalid settings.
 
-    Where a Key is given that carries its ETag, as `get`, `add`, `replace` and `change` return it, a change is made only
-    if the key is still as it was (PreconditionFailed); with an id, or a Key of a listing, the last write wins.
+    `get`, `add`, `replace` and `change` return a Key with its ETag. If you pass such a Key to a method, the change is
+    only made if nobody has changed the key since; otherwise the method raises PreconditionFailed. With an id, or a Key
+    of a listing, the last write wins.
 
-    Every method raises ClientError. After Unreachable or DeadlineExceeded, a change may have been made or not.
+    Every method raises ClientError. After Unreachable or DeadlineExceeded, it is not known whether a change was made.
     """
 
     def __init__(
@@ -47,15 +48,15 @@ class Keyman:
         allow_http: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        token = token_given(token, TOKEN)
-        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        token = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
         self._wire = Wire(endpoint, ca_file, transport)
 
     def __repr__(self) -> str:
         return f"<Keyman at {self._wire.endpoint.base}>"
 
     def keys(self, *, service: str | None = None, q: str | None = None) -> Iterator[Key]:
-        """Newest first; of one service, or whose name contains `q`. A page is fetched when it is come to."""
+        """List keys, newest first: those of one service, or whose name contains `q`. Pages are fetched as needed."""
         return self._all(lambda cursor: calls.list_keys(service, q, cursor))
 
     def get(self, key_id: int) -> Key:
@@ -64,8 +65,8 @@ class Keyman:
     def add(
         self, service: str, api_key: str | Secret, *, name: str | None = None, expires_at: datetime | None = None
     ) -> Key:
-        """Store a key; once, however often it had to be sent."""
-        api_key = masked(api_key)
+        """Store a key. Retries do not store it twice."""
+        api_key = as_secret(api_key)
         return self._wire.ask(calls.add_key(service, api_key, name, expires_at))
 
     def replace(
@@ -76,8 +77,8 @@ class Keyman:
         name: str | UnsetType | None = UNSET,
         expires_at: datetime | UnsetType | None = UNSET,
     ) -> Key:
-        """A new value; what is left out keeps what it holds, None clears it."""
-        api_key = masked(api_key)
+        """Replace the value. A name or expiry that you leave out stays; None clears it."""
+        api_key = as_secret(api_key)
         return self._wire.ask(calls.replace_key(key, api_key, name, expires_at))
 
     def change(
@@ -88,20 +89,23 @@ class Keyman:
         expires_at: datetime | UnsetType | None = UNSET,
         disabled: bool | UnsetType = UNSET,
     ) -> Key:
-        """What surrounds the value: None clears a name or an expiry, `disabled` pauses the key or takes it up again."""
+        """Change the name, expiry or state of a key. None clears a name or expiry; `disabled` pauses or resumes it."""
         return self._wire.ask(calls.change_key(key, name, expires_at, disabled))
 
     def delete(self, key: Key | int) -> None:
         self._wire.ask(calls.delete_key(key))
 
     def services(self) -> list[Service]:
-        """The catalogue."""
+        """List the services of the catalogue."""
         return self._wire.ask(calls.list_services())
 
     def audit(
         self, *, action: str | None = None, since: datetime | None = None, until: datetime | None = None
     ) -> Iterator[AuditEntry]:
-        """The own trail, newest first: of one action, from `since` on, before `until`. Needs the scope `audit:read`."""
+        """List your audit log, newest first: entries of one action, from `since` on, before `until`.
+
+        The token needs the scope `audit:read`.
+        """
         return self._all(lambda cursor: calls.list_audit(action, since, until, cursor))
 
     def _all(self, page_at: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
@@ -124,20 +128,20 @@ class Keyman:
 
 
 class AsyncKeyman:
-    """The same for asyncio, within one event loop."""
+    """The same client for asyncio, within one event loop."""
 
     def __init__(
         self,
         url: str | None = None,
         token: str | Secret | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT,  # kept by the client: of a whole call
+        timeout: float = DEFAULT_TIMEOUT,  # of a whole call, so that callers need no asyncio.timeout
         ca_file: str | os.PathLike[str] | None = None,
         allow_http: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        token = token_given(token, TOKEN)
-        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        token = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
         self._wire = AsyncWire(endpoint, ca_file, transport)
 
     def __repr__(self) -> str:
@@ -152,7 +156,7 @@ class AsyncKeyman:
     async def add(
         self, service: str, api_key: str | Secret, *, name: str | None = None, expires_at: datetime | None = None
     ) -> Key:
-        api_key = masked(api_key)
+        api_key = as_secret(api_key)
         return await self._wire.ask(calls.add_key(service, api_key, name, expires_at))
 
     async def replace(
@@ -163,7 +167,7 @@ class AsyncKeyman:
         name: str | UnsetType | None = UNSET,
         expires_at: datetime | UnsetType | None = UNSET,
     ) -> Key:
-        api_key = masked(api_key)
+        api_key = as_secret(api_key)
         return await self._wire.ask(calls.replace_key(key, api_key, name, expires_at))
 
     async def change(

@@ -1,4 +1,4 @@
-"""The resolver plane: a user's key, for an application that has a token."""
+"""The client of the resolver plane: gets users' keys, for an application with a token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 
 from keyman.client import calls
 from keyman.client.cache import Cache, Epoch, Wanted
-from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, token_given, url_given
+from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, find_token, find_url
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Call, Lost, Outcome, result
 from keyman.client.shapes import Resolved
@@ -29,19 +29,22 @@ DEFAULT_ENTRIES = 1000
 
 @dataclass
 class _Flight:
-    """One call that others wait for. No outcome when it is over: whoever made it was stopped."""
+    """One call that others wait for. `outcome` stays None when the thread or task that made the call was stopped."""
 
     done: threading.Event | asyncio.Event
     asked: Epoch
     outcome: Outcome | None = None
 
     def is_shared(self) -> bool:
-        """Whether those who waited can do with it. They began later, so the deadline that is over was not theirs."""
+        """Return whether the callers that waited can use the outcome.
+
+        They cannot use LATE: they began later, so their own deadlines are not over.
+        """
         return self.outcome not in (None, Lost.LATE)
 
 
 class _Asking:
-    """What both kinds have: an endpoint, and the cache if there is one."""
+    """The common part of both clients: an endpoint, and the cache if there is one."""
 
     def __init__(self, endpoint: Endpoint, cache_ttl: float, cache_entries: int) -> None:
         self._endpoint = endpoint
@@ -51,8 +54,8 @@ class _Asking:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._endpoint.base}>"
 
-    def _kept(self, cache: Cache, wanted: Wanted, call: Call[Resolved], flight: _Flight) -> Resolved:
-        """The result of a flight, once the cache knows of it. Raises ClientError."""
+    def _finish(self, cache: Cache, wanted: Wanted, call: Call[Resolved], flight: _Flight) -> Resolved:
+        """Return the result of a flight and update the cache with it. Raises ClientError."""
         assert flight.outcome is not None
         try:
             resolved = result(call, flight.outcome, self._endpoint.token)
@@ -64,11 +67,11 @@ class _Asking:
 
 
 class Resolver(_Asking):
-    """For code without asyncio; threads may share one.
+    """The client for code without asyncio. Threads may share one.
 
-    `url` and `token` are KEYMAN_RESOLVER_URL and KEYMAN_APP_TOKEN (or KEYMAN_APP_TOKEN_FILE) unless given. `timeout`
-    is for a whole call, in seconds, retries included. `cache_ttl`, in seconds, at most 300, is off at 0. Raises
-    ValueError for settings that are none.
+    `url` and `token` default to KEYMAN_RESOLVER_URL and KEYMAN_APP_TOKEN (or KEYMAN_APP_TOKEN_FILE). `timeout` is in
+    seconds, for a whole call including retries. `cache_ttl` is in seconds, at most 300; 0 turns the cache off. Raises
+    ValueError for invalid settings.
     """
 
     def __init__(
@@ -83,8 +86,8 @@ class Resolver(_Asking):
         allow_http: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        token = token_given(token, TOKEN)
-        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        token = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
         super().__init__(endpoint, cache_ttl, cache_entries)
         self._wire = Wire(endpoint, ca_file, transport)
         self._lock = threading.Lock()
@@ -103,16 +106,16 @@ class Resolver(_Asking):
         key_id: int | None = None,
         purpose: str | None = None,
     ) -> Resolved:
-        """One key, or the newest active one of a user for a service. `purpose` is read by the key's owner.
+        """Get one key, or the newest active key of a user for a service. The key's owner can read `purpose`.
 
-        Raises ClientError: NotFound for whatever the application may not have.
+        Raises ClientError. It is NotFound for a key that does not exist or that the application may not have.
         """
         wanted = _wanted(key_id, user_id, service)
         call = calls.resolve(wanted, purpose)
         return self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call)
 
     def _shared(self, cache: Cache, wanted: Wanted, call: Call[Resolved]) -> Resolved:
-        """Of those who ask for the same at once, one asks."""
+        """Make one call for all threads that ask for the same key at the same time."""
         deadline = monotonic() + self._endpoint.timeout
         while True:
             with self._lock:
@@ -127,19 +130,19 @@ class Resolver(_Asking):
                 return result(call, Lost.LATE)
             if flight.is_shared():
                 with self._lock:
-                    return self._kept(cache, wanted, call, flight)
+                    return self._finish(cache, wanted, call, flight)
         try:
             mine.outcome = self._wire.outcome(call, deadline)
             with self._lock:
-                return self._kept(cache, wanted, call, mine)
+                return self._finish(cache, wanted, call, mine)
         finally:
-            # After that: nobody may find neither the flight nor what it brought.
+            # Only now, with the result in the cache: otherwise a thread could find neither and ask again.
             with self._lock:
                 del self._flights[wanted]
             mine.done.set()
 
     def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
-        """Drop one key from the cache, after its provider has refused it; without arguments, all of them."""
+        """Remove one key from the cache, for example after its provider refused it. Without arguments, remove all."""
         if self._cache is not None:
             with self._lock:
                 _forget(self._cache, key_id, user_id, service)
@@ -159,22 +162,22 @@ class Resolver(_Asking):
 
 
 class AsyncResolver(_Asking):
-    """The same for asyncio, within one event loop."""
+    """The same client for asyncio, within one event loop."""
 
     def __init__(
         self,
         url: str | None = None,
         token: str | Secret | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT,  # kept by the client: of a whole call
+        timeout: float = DEFAULT_TIMEOUT,  # of a whole call, so that callers need no asyncio.timeout
         cache_ttl: float = 0,
         cache_entries: int = DEFAULT_ENTRIES,
         ca_file: str | os.PathLike[str] | None = None,
         allow_http: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        token = token_given(token, TOKEN)
-        endpoint = Endpoint(url_given(url, URL), token, timeout, allow_http=allow_http)
+        token = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
         super().__init__(endpoint, cache_ttl, cache_entries)
         self._wire = AsyncWire(endpoint, ca_file, transport)
 
@@ -192,7 +195,7 @@ class AsyncResolver(_Asking):
         key_id: int | None = None,
         purpose: str | None = None,
     ) -> Resolved:
-        """As Resolver.resolve."""
+        """See Resolver.resolve."""
         wanted = _wanted(key_id, user_id, service)
         call = calls.resolve(wanted, purpose)
         return await (self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call))
@@ -206,19 +209,19 @@ class AsyncResolver(_Asking):
             if flight is None:
                 break
             assert isinstance(flight.done, asyncio.Event)
-            await flight.done.wait()  # it has a deadline of its own, which is before this one's
+            await flight.done.wait()  # the flight has its own deadline, which is earlier than this one
             if flight.is_shared():
-                return self._kept(cache, wanted, call, flight)
+                return self._finish(cache, wanted, call, flight)
         mine = self._flights[wanted] = _Flight(asyncio.Event(), cache.epoch())
         try:
             mine.outcome = await self._wire.outcome(call, deadline)
-            return self._kept(cache, wanted, call, mine)
+            return self._finish(cache, wanted, call, mine)
         finally:
             del self._flights[wanted]
             mine.done.set()
 
     def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
-        """As Resolver.forget."""
+        """See Resolver.forget."""
         if self._cache is not None:
             _forget(self._cache, key_id, user_id, service)
 
@@ -236,7 +239,7 @@ class AsyncResolver(_Asking):
 
 
 def _wanted(key_id: int | None, user_id: int | None, service: str | None) -> Wanted:
-    """Raises TypeError unless a key is named in exactly one of the two ways."""
+    """Raises TypeError unless the arguments name a key in exactly one of the two ways."""
     by_user = (user_id is not None, service is not None)
     if any(by_user) if key_id is not None else not all(by_user):
         raise TypeError("resolve() takes either key_id, or user_id and service")

@@ -1,4 +1,4 @@
-"""What the client gives back. Fields that a newer server adds are passed over."""
+"""The values that the client returns. Fields that a newer server adds are ignored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keyman.secret import Secret
 
 
 class Resolved(Secret):
-    """A user's key: a Secret that says which one it is. `reveal()` gives the value, and nothing else does."""
+    """A user's key: a Secret with the key's metadata. Only `reveal()` returns the value."""
 
     __slots__ = ("expires_at", "key_id", "service", "user_id")
 
@@ -26,7 +26,7 @@ class Resolved(Secret):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored key, as its owner sees it. `etag` is there where one key was asked for, and None in a listing."""
+    """A stored key, as its owner sees it. `etag` is None in a listing."""
 
     id: int
     service: str
@@ -42,14 +42,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """One of the catalogue: what `service` can be, and the name to show for it."""
+    """A service of the catalogue: its identifier, and the name to show for it."""
 
     service: str
     name: str
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of the caller's own trail."""
+    """One entry of the caller's own audit log."""
 
     id: int
     at: datetime

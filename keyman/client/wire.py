@@ -1,7 +1,7 @@
 """Calls over connections, with and without asyncio.
 
-A transport of httpx, not its client: a transport has no cookies, follows no redirect, and reads no proxy, no netrc and
-no certificate out of the environment, where they would decide where a token goes.
+This uses a transport of httpx and not its client. A transport has no cookies and follows no redirect, and it reads no
+proxy, netrc or certificate settings from the environment, which could send a token somewhere else.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FAULTS = (
     httpcore.ConnectionNotAvailable,
     OSError,
 )
-"""What a transport raises where no answer came; the synchronous one raises httpcore's own."""
+"""The exceptions of a transport when there is no answer. The synchronous transport raises those of httpcore."""
 
 CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout, httpcore.ConnectError, httpcore.ConnectTimeout)
-"""Those of them after which nothing was sent."""
+"""The exceptions of FAULTS after which nothing was sent."""
 
 OVER = (
     TimeoutError,
@@ -44,7 +44,7 @@ OVER = (
     httpcore.WriteTimeout,
     httpcore.PoolTimeout,
 )
-"""Those of them that end with the deadline: they are given all that is left of it."""
+"""The exceptions of FAULTS that mean that the deadline is over: their timeouts are all the time that was left."""
 
 
 class _TooLarge(Exception):
@@ -52,23 +52,23 @@ class _TooLarge(Exception):
 
 
 class Wire:
-    """Threads may share one."""
+    """Sends calls without asyncio. Threads may share one."""
 
     def __init__(
         self, endpoint: Endpoint, ca_file: str | os.PathLike[str] | None, transport: httpx.BaseTransport | None
     ) -> None:
         self.endpoint = endpoint
-        self._transport = _alone(transport, ca_file) or DeadlineTransport(
+        self._transport = _given_transport(transport, ca_file) or DeadlineTransport(
             tls_context(endpoint.base, ca_file), MAX_CONNECTIONS, IDLE
         )
 
     def ask(self, call: Call[T]) -> T:
-        """The result of a call. Raises ClientError."""
+        """Return the result of a call. Raises ClientError."""
         outcome = self.outcome(call, monotonic() + self.endpoint.timeout)
         return result(call, outcome, self.endpoint.token)
 
     def outcome(self, call: Call[Any], deadline: float) -> Outcome:
-        """What came of it in the end, however often it was tried."""
+        """Return the outcome of the last attempt."""
         attempts = Attempts(call, deadline)
         while True:
             outcome = self._once(call, deadline)
@@ -85,7 +85,7 @@ class Wire:
                 content = bytearray()
                 for chunk in response.iter_raw():
                     _grow(content, chunk)
-                    if monotonic() >= deadline:  # a transport that was given may bound each read alone
+                    if monotonic() >= deadline:  # the caller's own transport may only limit each read
                         return Lost.LATE
             finally:
                 response.close()
@@ -100,13 +100,13 @@ class Wire:
 
 
 class AsyncWire:
-    """The same for one event loop of asyncio."""
+    """Sends calls with asyncio, within one event loop."""
 
     def __init__(
         self, endpoint: Endpoint, ca_file: str | os.PathLike[str] | None, transport: httpx.AsyncBaseTransport | None
     ) -> None:
         self.endpoint = endpoint
-        self._transport = _alone(transport, ca_file) or httpx.AsyncHTTPTransport(
+        self._transport = _given_transport(transport, ca_file) or httpx.AsyncHTTPTransport(
             verify=tls_context(endpoint.base, ca_file),
             trust_env=False,
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=IDLE),
@@ -146,15 +146,15 @@ class AsyncWire:
         await self._transport.aclose()
 
 
-def _alone(transport: T | None, ca_file: object) -> T | None:
-    """Raises ValueError for both: authorities that a transport does not know of would be trusted by nobody."""
+def _given_transport(transport: T | None, ca_file: object) -> T | None:
+    """Raises ValueError when both are set: the caller's transport would ignore `ca_file`."""
     if transport is not None and ca_file is not None:
-        raise ValueError("ca_file is for the client's own transport: give yours a context that trusts it")
+        raise ValueError("ca_file works only without transport: give your transport an SSL context that trusts it")
     return transport
 
 
 def _spans(deadline: float) -> dict[str, float]:
-    """Of one attempt, as httpx takes them."""
+    """Return the timeouts of one attempt, in the form that httpx takes."""
     left = max(0.0, deadline - monotonic())
     return {"connect": min(CONNECT, left), "read": left, "write": left, "pool": left}
 

@@ -74,7 +74,7 @@ def capabilities(name: str, settings: VaultSettings) -> dict[str, set[str]]:
 class Change(NamedTuple):
     """One thing that is not as it must be: what is done about it, how it differs now, and the doing."""
 
-    said: str
+    description: str
     difference: Sequence[str]
     apply: Callable[[], Awaitable[object]]
 
@@ -111,7 +111,7 @@ async def provision(admin: AsyncAdapter, settings: VaultSettings, networks: Sequ
     changes = await plan(admin, settings, networks)
     for change in changes:
         await change.apply()
-    return [change.said for change in changes]
+    return [change.description for change in changes]
 
 
 async def issue_credentials(admin: AsyncAdapter, role: str) -> AppRoleCredentials:

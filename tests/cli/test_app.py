@@ -21,7 +21,7 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
 
     rotated = keyman("app", "rotate", "chat-backend", "--overlap", "24h", env=env)
     assert rotated.code == 0
-    said = r"Made a new token for chat-backend; what it had ends at \d{4}-\d\d-\d\d \d\d:\d\dZ\.\n"
+    said = r"Created a new token for chat-backend. Its old tokens end at \d{4}-\d\d-\d\d \d\d:\d\dZ\.\n"
     assert re.fullmatch(said, rotated.err)
     second = Token.parse(rotated.out.removesuffix("\n"))
     assert first != second
@@ -47,7 +47,7 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
     assert failed(again) == "keyman: There is an application with this name already, or there was one.\n"
 
     at_once = keyman("app", "rotate", "chat-backend", "--overlap", "0s", env=env)
-    assert at_once.err == "Made a new token for chat-backend; what it had ends now.\n"
+    assert at_once.err == "Created a new token for chat-backend. Its old tokens end now.\n"
     third = Token.parse(at_once.out.removesuffix("\n"))
     assert json.loads(keyman("app", "list", "--json", env=env).out)[0]["tokens"] == [third.hint()]
 

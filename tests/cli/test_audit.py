@@ -67,7 +67,7 @@ def test_the_trail_is_listed_for_a_person_and_for_a_program(told: dict[str, str]
 
 def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[str, str], file: Path) -> None:
     exported = keyman("audit", "export", env=told)
-    assert (exported.code, exported.err) == (0, "Exported 3.\n")
+    assert (exported.code, exported.err) == (0, "Exported 3 entries.\n")
     assert all(LINE.fullmatch(line) for line in exported.out.splitlines())
 
     (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
@@ -79,17 +79,17 @@ def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[st
 
     whole = keyman("audit", "verify", env=told)
     assert (whole.code, whole.out) == (0, "")
-    assert whole.err.endswith("3 entries: each follows from the one before.\n")
+    assert whole.err.endswith("Verified 3 entries: every hash is correct.\n")
 
     bend(file, "UPDATE audit_log SET application = 'c4n4ry' WHERE id = 2")
     broken = keyman("audit", "verify", env=told)
     assert broken.code == 1
     assert broken.out == "chain 0, place 2 (entry 2): it was changed, or exchanged, or the one before it was\n"
-    assert "The trail is broken: 1 found in 3 entries." in broken.err
+    assert "The audit log is broken: 1 break in 3 entries." in broken.err
     assert "c4n4ry" not in broken.out + broken.err
     found = json.loads(keyman("audit", "verify", "--json", env=told).out)
     assert [(one["entry_id"], one["sequence"]) for one in found["breaks"]] == [(2, 2)]
-    refused(keyman("audit", "anchor", env=told), "does not verify, and is evidence")
+    refused(keyman("audit", "anchor", env=told), "does not verify. It is evidence")
 
     bend(file, "DELETE FROM audit_log WHERE id = 2")
     assert "1 before it are missing" in keyman("audit", "verify", env=told).out
@@ -107,8 +107,8 @@ def test_what_cannot_be_exported_is_said_in_words(told: dict[str, str], file: Pa
         bend(file, f"UPDATE audit_log SET {harm} WHERE id = 3")  # noqa: S608
         said = keyman("audit", "export", env=told)
         assert (said.code, "Traceback" in said.err) == (1, False)
-        assert "An entry holds what no entry can hold" in said.err
-    assert "holds what no entry can hold" in keyman("audit", "list", env=told).err
+        assert "An entry is invalid." in said.err
+    assert "An entry is invalid." in keyman("audit", "list", env=told).err
     assert "place 3 (no entry): it holds" in keyman("audit", "verify", env=told).out
 
 
@@ -125,17 +125,17 @@ def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
     assert keyman("app", "create", "four", "--service", "XAI", env=told).code == 0
     good = keyman("audit", "verify", "--anchor", str(anchor), env=told)
     assert good.code == 0
-    assert good.err.endswith("and what was anchored is there.\n")
+    assert good.err.endswith("All anchored entries exist, unchanged.\n")
 
     counted = keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), "--dry-run", env=told)
-    assert (counted.code, counted.err.splitlines()[-1]) == (0, "3 would be removed.")
+    assert (counted.code, counted.err.splitlines()[-1]) == (0, "3 entries would be removed.")
     young = keyman("audit", "prune", "--older-than", "400d", "--anchor", str(anchor), env=told)
-    assert young.err.splitlines()[-1] == "Removed 0."
+    assert young.err.splitlines()[-1] == "Removed 0 entries."
     pruned = keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), env=told)
-    assert pruned.err.splitlines()[-1] == "Removed 3."
+    assert pruned.err.splitlines()[-1] == "Removed 3 entries."
     since = keyman("audit", "verify", "--anchor", str(anchor), env=told)
     assert since.code == 0
-    assert "3 entries from before the anchor were pruned after it was taken, the trail says." in since.err
+    assert "The audit log says that 3 entries from before the anchor were pruned after it was taken." in since.err
     left = json.loads(keyman("audit", "list", "--json", env=told).out)
     assert [entry["action"] for entry in left] == ["application.create", "trail.prune"]
 
@@ -178,7 +178,9 @@ def test_an_anchor_of_which_nothing_is_left_proves_nothing_unless_a_newer_one_is
     assert keyman("app", "create", "four", "--service", "XAI", env=told).code == 0
     new.write_text(keyman("audit", "anchor", env=told).out)
     assert keyman("audit", "prune", "--older-than", "0s", "--anchor", str(new), env=told).code == 0
-    refused(keyman("audit", "verify", "--anchor", str(old), env=told), "Nothing that was anchored of 1 chains is left")
+    refused(
+        keyman("audit", "verify", "--anchor", str(old), env=told), "The anchored entries of 1 chains no longer exist"
+    )
     assert keyman("audit", "verify", "--anchor", str(old), "--anchor", str(new), env=told).code == 0
     shown = keyman("audit", "verify", "--anchor", str(old), "--json", env=told)
     assert shown.code == 1
@@ -215,17 +217,17 @@ def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(
     anchor = tmp_path / "anchor.json"
     signed = keyman("audit", "anchor", "--sign", "keyman-audit", env=env)
     assert signed.code == 0, signed.err
-    assert "Made the key keyman-audit: ed25519, not exportable." in signed.err
+    assert "Created the key keyman-audit: ed25519, not exportable." in signed.err
     assert json.loads(signed.out)["signature"].startswith("vault:v1:")
     anchor.write_text(signed.out)
     check = ("audit", "verify", "--anchor", str(anchor))
     assert keyman(*check, "--signing-key", "keyman-audit", env=env).code == 0
     unchecked = keyman(*check, env=env)
     assert unchecked.code == 0
-    assert "was not checked: name its key with --signing-key" in unchecked.err
+    assert "was not checked. To check it, give its key with --signing-key" in unchecked.err
 
     again = keyman("audit", "anchor", "--sign", "keyman-audit", env=env)
-    assert "Made the key" not in again.err
+    assert "Created the key" not in again.err
     forged = json.loads(signed.out) | {"at": "2026-01-01T00:00:00Z"}
     for bad in (forged, forged | {"signature": "vault:v1:AAAA"}, forged | {"signature": None}):
         anchor.write_text(json.dumps(bad))

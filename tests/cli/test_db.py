@@ -23,7 +23,7 @@ def test_a_database_is_made_brought_up_and_checked(empty_database: URL) -> None:
     done = Finished(0, "", f"Upgraded from empty to {SCHEMA_REVISION}.\n")
     assert keyman("db", "upgrade", env=env) == done
     assert keyman("db", "upgrade", env=env) == Finished(0, "", f"Already at {SCHEMA_REVISION}.\n")
-    assert keyman("db", "check", env=env) == Finished(0, "", "The schema is as it must be.\n")
+    assert keyman("db", "check", env=env) == Finished(0, "", "The schema is up to date.\n")
 
     if empty_database.database and empty_database.get_backend_name() == "sqlite":
         assert stat.S_IMODE(Path(empty_database.database).stat().st_mode) == 0o600

@@ -35,20 +35,20 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
     operator: dict[str, str], stored: int, victim: Victim
 ) -> None:
     mount = operator["KEYMAN_VAULT_MOUNT"]
-    nothing = Finished(0, "", "0 to be rewrapped; the newest version is 1.\n")
+    nothing = Finished(0, "", "0 keys to rewrap. The newest version is 1.\n")
     assert keyman("rewrap", "--dry-run", env=operator) == nothing
 
     done = keyman("rotate", env=operator)
     assert (done.code, done.out) == (0, "")
     first, *steps = done.err.splitlines()
-    assert first == "From now on everything is sealed with version 2 of the key."
-    assert f"Rewrapped {stored} to version 2." in steps
+    assert first == "New values are now sealed with version 2 of the encryption key."
+    assert f"Rewrapped {stored} keys to version 2." in steps
     assert f"    vault write {mount}/keys/keyman/config min_decryption_version=2" in steps
-    assert "Backups of the database from before this run do not open then" in done.err
+    assert "Vault does not open backups of the database from before this run" in done.err
     assert versions(operator) == ["v2"]
 
     victim.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
-    assert keyman("rewrap", env=operator) == Finished(0, "", "Rewrapped 0 to version 2.\n")
+    assert keyman("rewrap", env=operator) == Finished(0, "", "Rewrapped 0 keys to version 2.\n")
     told = json.loads(keyman("audit", "list", "--json", env=operator).out)
     assert [(entry["action"], entry["actor"], entry["detail"]) for entry in told if entry["key_id"] is None] == [
         ("vault.rotate", "operator", "version 2"),
@@ -59,7 +59,7 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
 
 def test_a_dry_run_counts_by_version_and_changes_nothing(operator: dict[str, str], stored: int, victim: Victim) -> None:
     victim.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
-    counted = Finished(0, f"{stored} at version 1\n", f"{stored} to be rewrapped; the newest version is 2.\n")
+    counted = Finished(0, f"{stored} at version 1\n", f"{stored} keys to rewrap. The newest version is 2.\n")
     assert keyman("rewrap", "--dry-run", env=operator) == counted
     assert keyman("rewrap", "--dry-run", env=operator) == counted
     assert versions(operator) == ["v1"]
@@ -69,7 +69,7 @@ def test_progress_is_a_line_for_each_tenth_where_there_is_no_terminal(operator: 
     steps = [line for line in keyman("rotate", env=operator).err.splitlines() if line.startswith("Rewrapping: ")]
     assert 1 <= len(steps) <= 10
     assert steps[-1].startswith(f"Rewrapping: {stored} of {stored}, ")
-    assert steps[-1].endswith(" a second, 0 s left")
+    assert steps[-1].endswith(" per second, 0 s left")
 
 
 def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[str, str], stored: int) -> None:
@@ -85,7 +85,7 @@ def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[
     text = shown.decode()
     assert "━" in text
     assert f"{stored}/{stored}" in text
-    assert " a second" in text
+    assert " per second" in text
     assert "0:00:00" in text
 
 
@@ -93,9 +93,9 @@ def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: d
     execute(operator, update(api_keys).where(api_keys.c.id == 7).values(value_uuid=uuid4()))
     done = keyman("rotate", env=operator)
     assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
-    assert f"Rewrapped {stored - 1} to version 2." in done.err
-    assert "1 could not be opened and are marked undecryptable" in done.err
-    assert "may be retired" not in done.err
+    assert f"Rewrapped {stored - 1} keys to version 2." in done.err
+    assert "Vault did not open 1 keys. They are marked undecryptable" in done.err
+    assert "To retire" not in done.err
     assert "min_decryption_version" not in done.err  # the old version is still needed
     assert keyman("rewrap", "--dry-run", env=operator).out == "1 at version 1\n"
     execute(operator, delete(api_keys).where(api_keys.c.id == 7))
@@ -107,11 +107,11 @@ def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
     operator: dict[str, str], stored: int, victim: Victim, tmp_path: Path, number: signal.Signals
 ) -> None:
     with live("rotate", env=operator | {"MARK": str(tmp_path)}, directory=tmp_path / "out", mark=tmp_path) as running:
-        running.says("From now on")
+        running.says("New values are now")
         ended = running.end(number)
     if number is signal.SIGINT and "Rewrapped" not in ended.err:  # else it had done its work when the signal came
         assert ended.code == 130
-        assert "run `keyman rewrap` to go on" in ended.err
+        assert "Run `keyman rewrap` to continue." in ended.err
     done = keyman("rewrap", env=operator)
     assert (done.code, done.out) == (0, "")
     assert versions(operator) == ["v2"]

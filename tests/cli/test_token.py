@@ -28,7 +28,7 @@ def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
     made = keyman("token", "create", "--user", "ADA@example.com", "--name", "CI pipeline", env=env)
     assert made.code == 0
     assert TOKEN.fullmatch(made.out)  # alone, for $(…)
-    assert made.err == "Made token 1 for ADA@example.com: keys:read keys:write.\n"
+    assert made.err == "Created token 1 for ADA@example.com: keys:read keys:write.\n"
     every = ("keys:read", "audit:read", "tokens:manage", "keys:write")
     scopes = [word for scope in every for word in ("--scope", scope)]
     other = keyman(
@@ -37,7 +37,7 @@ def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
         env=env,
     )
     assert other.code == 0
-    assert other.err == "Made token 2 for grace@example.com: keys:read keys:write tokens:manage audit:read.\n"
+    assert other.err == "Created token 2 for grace@example.com: keys:read keys:write tokens:manage audit:read.\n"
 
     listed = keyman("token", "list", "--json", env=env)
     assert (listed.code, listed.err) == (0, "")

@@ -69,11 +69,11 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     for _ in range(2):
         shown = keyman(*SETUP, "--dry-run", env=env)
         assert (shown.code, shown.out.splitlines()) == (0, everything)
-        assert shown.err == "Dry run; without --dry-run this would be:\n"
+        assert shown.err == "Dry run. Without --dry-run, these changes would be made:\n"
     done = keyman(*SETUP, env=env)
     assert (done.code, done.out.splitlines()) == (0, everything)
-    assert keyman(*SETUP, env=env) == Finished(0, "", "Vault is as keyman needs it.\n")
-    nothing = "Dry run; without --dry-run this would be:\nNothing: Vault is as keyman needs it.\n"
+    assert keyman(*SETUP, env=env) == Finished(0, "", "No changes: Vault is set up for keyman.\n")
+    nothing = "Dry run. Without --dry-run, these changes would be made:\nNo changes: Vault is set up for keyman.\n"
     assert keyman(*SETUP, "--dry-run", env=env) == Finished(0, "", nothing)
 
 
@@ -98,7 +98,7 @@ def test_a_role_is_bound_to_networks_once_and_keeps_them(admin: dict[str, str], 
     bound = keyman(*SETUP, "--cidr", "keyman-resolver=127.0.0.1/32,10.0.0.0/8", env=admin)
     assert bound.out.splitlines()[0] == "updated the AppRole keyman-resolver"
     for arguments in ((), ("--cidr", "keyman-resolver=10.0.0.0/8, 127.0.0.1/32")):
-        assert keyman(*SETUP, *arguments, env=admin) == Finished(0, "", "Vault is as keyman needs it.\n")
+        assert keyman(*SETUP, *arguments, env=admin) == Finished(0, "", "No changes: Vault is set up for keyman.\n")
     role = root.ask("GET", "auth/approle/role/keyman-resolver")
     for name in ("token_bound_cidrs", "secret_id_bound_cidrs"):
         assert {one.removesuffix("/32") for one in role[name]} == {"10.0.0.0/8", "127.0.0.1"}
@@ -133,13 +133,13 @@ def test_a_role_that_is_bound_twice_in_one_run_is_wrong_usage(admin: dict[str, s
     twice = ("--cidr", "keyman-resolver=10.0.0.0/8", "--cidr", "keyman-resolver=192.0.2.0/24")
     done = keyman(*SETUP, *twice, env=admin)
     assert done.code == 2
-    assert "name each role once" in done.err
+    assert "give each role once" in done.err
 
 
 def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str], root: Root) -> None:
     keyman(*SETUP, env=admin)
     issued = keyman("vault", "secret-id", "keyman-management", "--wrap-ttl", "60", env=admin)
-    assert (issued.code, issued.err) == (0, "To be taken once, within 60 s.\n")
+    assert (issued.code, issued.err) == (0, "It can be unwrapped once, within 60 s.\n")
     given = dict(line.split("=", 1) for line in issued.out.splitlines())
     assert list(given) == ["KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_WRAPPED_SECRET_ID"]
     wrapping = {"X-Vault-Token": given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]}
@@ -164,7 +164,7 @@ def test_a_secret_id_is_written_to_files_that_only_their_owner_reads(admin: dict
     taken = tmp_path / "file"
     taken.write_text("")
     refused = keyman("vault", "secret-id", "keyman-resolver", "--directory", taken / "below", env=admin)
-    assert "name another with --directory" in failed(refused)
+    assert "give another directory with --directory" in failed(refused)
 
 
 @pytest.mark.parametrize("command", [SETUP, (*SETUP, "--dry-run"), ("vault", "secret-id", "keyman-rotator")])
@@ -187,7 +187,7 @@ def test_a_set_up_that_stops_half_way_says_where_and_goes_on_the_next_time(admin
     done = keyman(*SETUP, env={**admin, "KEYMAN_VAULT_TOKEN": token})
     assert done.code == 1
     assert done.out == f"mounted the Transit engine at {admin['KEYMAN_VAULT_MOUNT']}/\n"
-    assert done.err.startswith("Not done, nor what would have followed: made the key keyman: ")
+    assert done.err.startswith("This change failed, and no later one was made: made the key keyman: ")
     assert "Vault refuses KEYMAN_VAULT_TOKEN" in done.err
     assert keyman(*SETUP, env=admin).out.startswith("made the key keyman: ")
 

@@ -380,7 +380,7 @@ def test_an_operator_registers_applications_as_the_owner_and_adds_people_as_eith
     asyncio.run(upgrade(urls))
     owner, management, _ = (environment(KEYMAN_DATABASE_URL=url.render_as_string(hide_password=False)) for url in urls)
     refused = keyman("app", "create", "chat-backend", "--service", "OPENAI", env=management)
-    said = "keyman: The database's user may not do this. Run it as the user that owns the tables.\n"
+    said = "keyman: The database's user has no right to do this. Run the command as the user that owns the tables.\n"
     assert refused == Finished(1, "", said)
     made = keyman("app", "create", "chat-backend", "--service", "OPENAI", env=owner)
     assert made.out.startswith("km_")
