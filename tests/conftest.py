@@ -145,17 +145,25 @@ def migrated_postgresql(postgres: PostgresServer) -> URL:
     return url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
-    """A migrated database of the test's own, once of each kind."""
-    if request.param == "sqlite":
-        yield copied(request.getfixturevalue("migrated_sqlite"), tmp_path / "keyman.db")
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    template: URL = request.getfixturevalue("migrated_postgresql")
+@pytest.fixture
+def sqlite(migrated_sqlite: Path, tmp_path: Path) -> URL:
+    """A migrated SQLite database of the test's own."""
+    return copied(migrated_sqlite, tmp_path / "keyman.db")
+
+
+@pytest.fixture
+def postgresql(postgres: PostgresServer, migrated_postgresql: URL) -> Iterator[URL]:
+    """A migrated PostgreSQL database of the test's own."""
     name = f"test_{uuid4().hex}"
-    yield make_url(server.create_database(name, str(template.database)))
-    server.drop_database(name)
+    yield make_url(postgres.create_database(name, str(migrated_postgresql.database)))
+    postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> URL:
+    """A migrated database of the test's own, once of each kind."""
+    url: URL = request.getfixturevalue(request.param)
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,7 @@ def test_postgresql_is_examined_too(empty_database: URL, plane: dict[str, str], 
     ("variables", "check", "state"),
     [
         ({"KEYMAN_PUBLIC_URL": "http://keys.example.com"}, "public-url", "failed"),
+        ({"KEYMAN_PUBLIC_URL": "HTTPS://keys.example.com"}, "public-url", "ok"),
         ({"KEYMAN_PUBLIC_URL": ""}, "public-url", "warning"),
         ({"KEYMAN_SIGNUP": "open"}, "sign-up", "warning"),
         ({"KEYMAN_TRUSTED_PROXIES": ""}, "proxies", "warning"),

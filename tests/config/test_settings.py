@@ -452,6 +452,8 @@ def test_settings_do_not_change_once_they_are_read(kind: type[Settings] | type[V
         (None, True),
         ("https://keys.example.com", True),
         ("https://localhost", True),
+        ("HTTPS://keys.example.com", True),
+        ("HTTP://127.0.0.1:8000", False),
         ("http://keys.example.com", True),
         ("http://127.0.0.1:8000", False),
         ("http://localhost:8000", False),
@@ -464,6 +466,12 @@ def test_settings_do_not_change_once_they_are_read(kind: type[Settings] | type[V
 )
 def test_cookies_need_https_but_on_this_machine(url: str | None, secure: bool) -> None:
     assert load({**COMPLETE, **({"KEYMAN_PUBLIC_URL": url} if url else {})}).cookies_are_secure is secure
+
+
+def test_a_public_url_in_upper_case_is_https() -> None:
+    settings = load({**COMPLETE, "KEYMAN_PUBLIC_URL": "HTTPS://Keys.Example.com"})
+    assert settings.public_url == "https://keys.example.com"
+    assert settings.is_https
 
 
 @pytest.mark.parametrize("host", ["", "localhosts", "example.com", "0.0.0.0", "::", "128.0.0.1", "127.1"])  # noqa: S104

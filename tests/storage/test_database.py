@@ -50,8 +50,7 @@ from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from tests.storage.exposure import shown, stands_alone
 from tests.storage.rows import add, add_owner, count, foreign_keys, row, table
-from tests.support.databases import copied
-from tests.support.postgres import PostgresServer, postgres_server
+from tests.support.postgres import postgres_server
 
 pytestmark = pytest.mark.anyio
 
@@ -97,20 +96,6 @@ async def db(database: URL, metrics: Metrics) -> AsyncIterator[Database]:
     made = Database(database, metrics)
     yield made
     await made.close()
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path, migrated_sqlite: Path) -> URL:
-    """A migrated SQLite, for what PostgreSQL has no counterpart of."""
-    return copied(migrated_sqlite, tmp_path / "only.db")
-
-
-@pytest.fixture
-def postgresql(postgres: PostgresServer, migrated_postgresql: URL) -> Iterator[URL]:
-    """A migrated PostgreSQL database, for what SQLite has no counterpart of."""
-    name = f"copy_{uuid4().hex}"
-    yield make_url(postgres.create_database(name, str(migrated_postgresql.database)))
-    postgres.drop_database(name)
 
 
 @pytest.fixture
@@ -902,7 +887,7 @@ async def test_a_sqlite_file_that_is_taken_away_is_missed_and_works_again_when_p
     away.mkdir()
     db = Database(sqlite)
     await write_one(db)
-    move(tmp_path, "only.db*", away)  # what is in the WAL belongs to it
+    move(tmp_path, "keyman.db*", away)  # what is in the WAL belongs to it
     if way == "replaced":
         await migrations.upgrade(sqlite)
     for _ in range(2):

@@ -10,6 +10,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
 
+from keyman.config import network
 from keyman.identity.passwords import Passwords
 from keyman.identity.principals import SESSION_IDLE, SESSION_LIFETIME, session_digest
 from keyman.identity.tables import sessions
@@ -138,6 +139,7 @@ async def test_housekeeping_removes_what_has_ended_and_nothing_else(plane: ApiPl
     [
         ("http://127.0.0.1:8000", False),
         ("https://keys.example.com", True),
+        (network.public_url("HTTPS://keys.example.com"), True),
         ("http://keys.example.com", True),
         (None, True),
     ],
