@@ -3,22 +3,47 @@
 KeymanError
 ├── ConfigurationError      a setting, a file or a schema is not as it must be; stops the start
 ├── MissingExtra            keyman is installed without the extra that this part needs; also a ModuleNotFoundError
-└── Problem                 answers a request; `slug` and `title` are constant per class
-    ├── InvalidRequest      `errors` names every field at fault
+├── Problem                 answers a request; `slug` and `title` are constant per class
+│   ├── InvalidRequest      `errors` names every field at fault
+│   ├── Unauthenticated
+│   ├── Forbidden
+│   ├── NotFound
+│   ├── MethodNotAllowed
+│   ├── Conflict
+│   ├── Undecryptable
+│   ├── PreconditionFailed
+│   ├── PayloadTooLarge
+│   ├── UnsupportedMediaType
+│   ├── IdempotencyMismatch
+│   ├── RateLimited         `retry_after` seconds
+│   ├── VaultUnavailable    `reason` is one of the words of `VaultReason`
+│   ├── DatabaseUnavailable
+│   └── Internal
+├── RefusedStatement        the database does not accept a statement, or a row is not readable
+│   ├── MissingRight
+│   └── UnreadableRow       storage/rows.py
+├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
+├── VaultFault              vault/adapter.py: becomes VaultUnavailable, or a sentence of a command
+├── WrongPassword           identity/passwords.py: becomes Unauthenticated or InvalidRequest
+├── _TooLarge               client/wire.py: becomes BadAnswer
+└── ClientError             client/errors.py: what the client raises
+    ├── InvalidRequest
     ├── Unauthenticated
     ├── Forbidden
     ├── NotFound
-    ├── MethodNotAllowed
     ├── Conflict
     ├── Undecryptable
     ├── PreconditionFailed
-    ├── PayloadTooLarge
-    ├── UnsupportedMediaType
     ├── IdempotencyMismatch
-    ├── RateLimited         `retry_after` seconds
-    ├── VaultUnavailable    `reason` is one of the words of `VaultReason`
-    ├── DatabaseUnavailable
-    └── Internal
+    ├── RateLimited
+    ├── ServerFailed
+    ├── Unavailable
+    │   ├── Unreachable
+    │   └── DeadlineExceeded
+    └── BadAnswer
+
+DriverFault, VaultFault, WrongPassword and _TooLarge are caught by the code that calls what raises them. The others
+reach the person who reads them.
 
 No message holds a value that a client sent: whoever raises one writes the words, and repeats nothing.
 """
@@ -66,7 +91,7 @@ class FieldError(NamedTuple):
     message: str
 
 
-class RefusedStatement(RuntimeError):
+class RefusedStatement(KeymanError):
     """The database does not accept a statement of keyman: our mistake, or a database that is damaged."""
 
 

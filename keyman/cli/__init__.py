@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from keyman.errors import DatabaseUnavailable, KeymanError, MissingExtra, MissingRight, RefusedStatement
+from keyman.errors import ConfigurationError, DatabaseUnavailable, MissingRight, Problem, RefusedStatement
 from keyman.version import __version__
 
 COMMANDS = {
@@ -84,10 +84,9 @@ def cli() -> None:
 def main() -> None:
     try:
         cli(prog_name="keyman")
-    except MissingExtra:
-        raise  # `keyman.__main__` says which one the command lacks
-    except KeymanError as fault:
-        # A KeymanError says what is wrong and what to do, so a traceback would add nothing.
+    except (ConfigurationError, Problem) as fault:
+        # Both say what is wrong and what to do, so a traceback would add nothing. A MissingExtra passes:
+        # `keyman.__main__` says which one the command lacks.
         kind = f" ({fault.kind})" if isinstance(fault, DatabaseUnavailable) and fault.kind else ""
         click.echo(f"keyman: {fault}{kind}", err=True)
         for error in getattr(fault, "errors", ()):

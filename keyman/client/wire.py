@@ -19,6 +19,7 @@ import httpx
 from keyman.client.deadline import CONNECT, DeadlineTransport
 from keyman.client.endpoint import IDLE, MAX_CONNECTIONS, Endpoint, tls_context
 from keyman.client.exchange import MAX_ANSWER, Answer, Attempts, Call, Lost, Outcome, result
+from keyman.errors import KeymanError
 
 T = TypeVar("T")
 
@@ -47,8 +48,8 @@ OVER = (
 """The exceptions of FAULTS that mean that the deadline is over: their timeouts are all the time that was left."""
 
 
-class _TooLarge(Exception):
-    pass
+class _TooLarge(KeymanError):
+    """An answer that no keyman gives; it becomes a BadAnswer."""
 
 
 class Wire:

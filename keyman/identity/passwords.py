@@ -14,7 +14,7 @@ from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatc
 from argon2.low_level import ARGON2_VERSION
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
-from keyman.errors import RateLimited
+from keyman.errors import KeymanError, RateLimited
 from keyman.secret import Secret
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ MAX_WAITING = 16 * THREADS
 """Who comes when this many wait is turned away: the queue would outlast the client's patience."""
 
 
-class WrongPassword(Exception):
+class WrongPassword(KeymanError):
     """The password is not the one that was hashed."""
 
 

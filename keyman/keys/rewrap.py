@@ -119,7 +119,7 @@ class Rewrap:
             async with asyncio.TaskGroup() as group:
                 for _ in range(IN_FLIGHT):
                     group.create_task(work())
-        except* (KeymanError, RefusedStatement) as faults:
+        except* KeymanError as faults:
             raise faults.exceptions[0] from None
         return summary.rewrapped + len(summary.refused) > before
 

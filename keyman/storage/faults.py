@@ -9,13 +9,14 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from keyman.errors import KeymanError
 from keyman.telemetry import log
 
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE, as `kind` shows it, of a statement that its user may not execute."""
 
 
-class DriverFault(Exception):
+class DriverFault(KeymanError):
     """An OSError, TimeoutError, UnicodeError or OverflowError that a driver raised while it executed a statement.
 
     Drivers raise these as they are. Wrapped, they cannot be taken for the same exceptions of code that runs inside a

@@ -23,7 +23,7 @@ import msgspec
 from hvac.adapters import Adapter
 
 from keyman.config.vault import VaultSettings
-from keyman.errors import VAULT_DETAILS, VaultReason, raise_alone
+from keyman.errors import VAULT_DETAILS, KeymanError, VaultReason, raise_alone
 from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
 from keyman.telemetry import Metrics, current_request_id, log
 
@@ -58,7 +58,7 @@ REQUEST_ID_HEADER = "X-Request-ID"
 """The request of keyman's that a call is made for, by the id that its answer, its log lines and the trail have."""
 
 
-class VaultFault(Exception):
+class VaultFault(KeymanError):
     """A call to Vault failed for good. Holds no byte of the answer.
 
     `status` is None when there was no HTTP answer, or none of Vault's own. `why` says of a certificate what is wrong

@@ -228,7 +228,7 @@ async def test_a_whole_second_is_ordered_among_its_microseconds(db: Database) ->
     ids=["without a zone", "after the last one in UTC", "before the first one in UTC"],
 )
 async def test_a_time_that_is_no_instant_is_refused_and_nothing_stored(db: Database, moment: datetime) -> None:
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RefusedStatement) as caught:
         await write(db, lambda c: add(c, "throttle"), lambda c: add(c, "throttle", ends_at=moment))
     assert stands_alone(caught.value)
     assert await count(db, "throttle") == 0
@@ -629,7 +629,7 @@ async def test_a_refused_statement_shows_nothing_of_its_parameters(
     db: Database, metrics: Metrics, log: StringIO
 ) -> None:
     for which, (statement, parameters) in BAD_STATEMENTS.items():
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(RefusedStatement) as caught:
             await write(db, lambda c: add(c, "throttle"), lambda c, s=statement, p=parameters: c.execute(s, p))
         assert stands_alone(caught.value), which
         assert CANARY not in shown(caught.value), which
@@ -645,7 +645,7 @@ async def test_a_refused_read_shows_nothing_of_its_parameters(db: Database, log:
             await connection.execute(text("SELECT * FROM users WHERE id = :x"), {"x": value})
 
     for value in (f"{CANARY}\ud800", 2**70):
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(RefusedStatement) as caught:
             await read(value)
         assert stands_alone(caught.value)
         assert CANARY not in shown(caught.value) + log.getvalue()
@@ -655,7 +655,7 @@ async def test_a_refused_read_shows_nothing_of_its_parameters(db: Database, log:
 async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresql: URL, log: StringIO) -> None:
     db = Database(postgresql)
     for value in (CANARY * 100, f"{CANARY}\0"):
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(RefusedStatement) as caught:
             await write(db, lambda c, v=value: add(c, "users", email=v))
         assert stands_alone(caught.value)
         assert CANARY not in shown(caught.value) + log.getvalue()
