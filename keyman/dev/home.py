@@ -1,4 +1,4 @@
-"""The home directory of `keyman dev`: what is kept there, and who may use it."""
+"""The home directory of `keyman dev`: its files, and the lock on it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from keyman.errors import ConfigurationError
 
 
 class Home:
-    """A directory that only its owner can look into: `settings.env`, `resolver.env`, `keyman.db`, `vault/`.
+    """A directory that only its owner can read: `settings.env`, `resolver.env`, `keyman.db`, `vault/`.
 
-    Each plane's settings are a file of their own: what the one logs in to Vault with is no business of the other.
+    Each plane has its own file of settings, so that no plane sees the other's login to Vault.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -30,25 +30,24 @@ class Home:
         return URL.create("sqlite+aiosqlite", database=str(self.directory / "keyman.db"))
 
     def settings(self) -> dict[str, str]:
-        """The variables that `keyman dev` wrote, empty before its first start; the management plane's, which operators'
-        commands use too. Raises ConfigurationError.
+        """Return the variables of the management plane and of operators' commands. Empty before the first start.
+
+        Raises ConfigurationError.
         """
         return _read(self.settings_file)
 
     def resolver_settings(self) -> dict[str, str]:
-        """The resolver plane's. Raises ConfigurationError."""
+        """Return the variables of the resolver plane. Raises ConfigurationError."""
         return _read(self.resolver_file)
 
     def environment(self) -> dict[str, str]:
-        """This process's variables with keyman's own replaced by those of this home.
+        """Return this process's variables, with those of keyman replaced by the ones of this home.
 
-        Raises ConfigurationError when `keyman dev` never ran here.
+        Raises ConfigurationError when `keyman dev` has not run here yet.
         """
         settings = self.settings()
         if not settings:
-            raise ConfigurationError(
-                f"There is no {self.settings_file}. Start keyman there first: keyman dev --home {self.directory}"
-            )
+            raise ConfigurationError(f"There is no {self.settings_file}. First run: keyman dev --home {self.directory}")
         return without_own(os.environ) | settings
 
     def write_settings(self, settings: Mapping[str, str]) -> None:
@@ -59,19 +58,24 @@ class Home:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the directory, private, and hold it for this process. Raises ConfigurationError when another has it."""
+        """Create the private directory and lock it for this process.
+
+        Raises ConfigurationError when another process holds the lock.
+        """
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
             lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
-            raise ConfigurationError(f"{self.directory} cannot be written to: name another with --home") from None
+            raise ConfigurationError(
+                f"{self.directory} cannot be written to: give another directory with --home"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             raise ConfigurationError(
-                f"keyman dev runs already with {self.directory}: stop that one, or name another with --home"
+                f"keyman dev already runs with {self.directory}: stop it, or give another directory with --home"
             ) from None
         try:
             yield
@@ -90,7 +94,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _write(path: Path, settings: Mapping[str, str]) -> None:
-    """Replace the settings, all of them or none; a `NAME=value` a line."""
+    """Replace the settings, all of them or none, as lines `NAME=value`."""
     lines = [
         "# Written by `keyman dev` at each start; for development.",
         *(f"{name}={value}" for name, value in settings.items()),
@@ -99,14 +103,14 @@ def _write(path: Path, settings: Mapping[str, str]) -> None:
 
 
 def without_own(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are not keyman's: what a shell has set for another keyman must not leak into this one."""
+    """Return the variables that are not keyman's. A shell may have set others for another keyman."""
     return {name: value for name, value in environ.items() if not name.startswith(("KEYMAN_", "VAULT_"))}
 
 
 def write_private(path: Path, content: str) -> None:
-    """Write a file that its owner alone can read, so that a crash leaves all of it or the one before."""
+    """Write a file that only its owner can read. A crash leaves either the whole new file or the old one."""
     temporary = path.with_suffix(".new")
-    # What a crash left there may be readable by others: a file keeps the mode that it was made with.
+    # A file keeps its mode when it is opened again, and others may be able to read one that a crash left.
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

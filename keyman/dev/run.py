@@ -1,7 +1,7 @@
-"""All of keyman on one machine: an embedded Vault, SQLite, and both planes, each logged in with an AppRole of its own.
+"""All of keyman on one machine: an embedded Vault, SQLite, and both planes, each with its own AppRole.
 
-One process keeps the others: whichever of them ends, and however this one ends, none is left behind. What they store
-stays in the home directory, and a second start goes on with it.
+This process is the parent of the others. When one of them ends, or this one ends in any way, all of them stop. Their
+data stays in the home directory, and the next start uses it again.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from keyman.vault import provision
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 
 READY_TIMEOUT = 30.0
-"""Seconds until the service answers; it takes one and a half on an idle machine."""
+"""Seconds until a plane is ready. It takes one and a half on an idle machine."""
 
 POLL = 0.03
-"""Seconds between two looks at the children."""
+"""Seconds between two checks of the child processes."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 BANNER = """
-  keyman for development, not for keys that matter: the unseal key and the root
-  token of its Vault lie in {home}
+  keyman for development. Do not store keys that matter: the unseal key and the
+  root token of its Vault lie in {home}
 
     pages        {url}
     API          {url}/api
@@ -48,14 +48,14 @@ BANNER = """
     resolver     {resolver}/v1/resolve
     Vault        {vault}
 
-  Ctrl-C stops it; what you store is there again at the next start.
+  Ctrl-C stops it. Stored keys are available again at the next start.
 """
 
 
 def run(home: Home, port: int) -> None:
-    """Start everything, print where it is, and keep it until a signal comes or one part ends.
+    """Start everything, print the addresses, and run until a signal arrives or one part ends.
 
-    Raises ConfigurationError when something does not start or ends by itself; everything is stopped then.
+    Raises ConfigurationError when a part does not start or ends by itself. Everything else is then stopped.
     """
     configure_logging("console", "warning")
     try:
@@ -65,7 +65,7 @@ def run(home: Home, port: int) -> None:
 
 
 async def _until_stopped(home: Home, port: int) -> None:
-    # A signal cancels this task at its next await, never in the middle of a statement; a second one finds it stopping.
+    # A signal cancels this task at its next await, never in the middle of a statement. A second one changes nothing.
     task = asyncio.current_task()
     assert task is not None
     for signal_number in SIGNALS:
@@ -78,19 +78,20 @@ async def _until_stopped(home: Home, port: int) -> None:
         vault = await _start_vault(home)
         stack.callback(vault.close)
         await _set_up(home, vault, url)
-        service = _serve(stack, "management", port, home.settings())
+        management = _serve(stack, "management", port, home.settings())
         resolver = _serve(stack, "resolver", port + 1, home.resolver_settings())
-        await _ready("The service", service, url)
-        await _ready("The resolver", resolver, resolver_url)
+        await _wait_until_ready("The management plane", management, url)
+        await _wait_until_ready("The resolver", resolver, resolver_url)
         click.echo(
             BANNER.format(home=home.directory, url=url, resolver=resolver_url, vault=vault.address),
             err=True,
         )
-        await _an_end({"The service": service, "The resolver": resolver, "The embedded Vault": vault.process})
+        parts = {"The management plane": management, "The resolver": resolver, "The embedded Vault": vault.process}
+        await _watch(parts)
 
 
 def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start one plane; it is stopped with the stack."""
+    """Start one plane. The stack stops it."""
     command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
     process = spawn(command, without_own(os.environ) | settings)
     stack.callback(stop, process)
@@ -100,14 +101,14 @@ def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) ->
 async def _start_vault(home: Home) -> EmbeddedVault:
     if home.settings() and not (home.vault / "keys.json").exists():
         raise ConfigurationError(
-            f"{home.vault / 'keys.json'} is gone, and with it whatever was sealed here. To begin anew, remove "
-            f"{home.directory}"
+            f"{home.vault / 'keys.json'} is missing, so nothing that was sealed here can be opened. To start again "
+            f"without data, remove {home.directory}"
         )
     return await embedded.start(home.vault)
 
 
 async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
-    """Provision Vault, migrate the database, and write down the settings of both planes."""
+    """Provision Vault, migrate the database, and write the settings of both planes."""
     settings = VaultSettings(address=vault.address)
     admin = vault.admin()
     try:
@@ -115,7 +116,7 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
         management = await _credentials(admin, "keyman-management", home.settings())
         resolver = await _credentials(admin, "keyman-resolver", home.resolver_settings())
     except VaultFault as fault:
-        raise ConfigurationError(f"The embedded Vault could not be set up ({fault}); see {vault.log}") from None
+        raise ConfigurationError(f"The embedded Vault could not be set up ({fault}). See {vault.log}") from None
     finally:
         await admin.close()
     await migrations.upgrade(home.database)
@@ -128,28 +129,26 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
     home.write_settings({**both, **management, "KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"})
 
 
-async def _credentials(admin: AsyncAdapter, role: str, kept: Mapping[str, str]) -> dict[str, str]:
-    """What a plane logs in with: what it had, or what is issued to it now. Raises VaultFault."""
+async def _credentials(admin: AsyncAdapter, role: str, stored: Mapping[str, str]) -> dict[str, str]:
+    """Return a plane's credentials for Vault: the stored ones, or new ones. Raises VaultFault."""
     names = ("KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_SECRET_ID")
-    if all(name in kept for name in names):
-        return {name: kept[name] for name in names}
+    if all(name in stored for name in names):
+        return {name: stored[name] for name in names}
     issued = await provision.issue_credentials(admin, role)
     return dict(zip(names, (issued.role_id, issued.secret_id.reveal()), strict=True))
 
 
-async def _ready(name: str, service: subprocess.Popen[bytes], url: str) -> None:
+async def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: str) -> None:
     try:
         async with asyncio.timeout(READY_TIMEOUT), aiohttp.ClientSession() as session:
             pause = POLL
             while not await _answers(session, f"{url}/readyz"):
-                if service.poll() is not None:
-                    raise ConfigurationError(f"{name} ended while it started; what it said stands above.")
+                if process.poll() is not None:
+                    raise ConfigurationError(f"{name} stopped during its start. Its output is above.")
                 await asyncio.sleep(pause)
-                pause = min(1.5 * pause, 6 * POLL)  # each is a line of the log before the one that is looked for
+                pause = min(1.5 * pause, 6 * POLL)  # each check adds a line to the log that the user sees
     except TimeoutError:
-        raise ConfigurationError(
-            f"{name} was not ready within {READY_TIMEOUT:.0f} s; what it said stands above."
-        ) from None
+        raise ConfigurationError(f"{name} was not ready within {READY_TIMEOUT:.0f} s. Its output is above.") from None
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
@@ -160,9 +159,11 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _an_end(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
+async def _watch(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
     while True:
         for name, process in parts.items():
             if process.poll() is not None:
-                raise ConfigurationError(f"{name} ended by itself (exit code {process.returncode}); all was stopped.")
+                raise ConfigurationError(
+                    f"{name} stopped by itself (exit code {process.returncode}), so everything was stopped."
+                )
         await asyncio.sleep(POLL)

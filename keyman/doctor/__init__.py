@@ -1,4 +1,4 @@
-"""Is everything as it must be? Each module looks at one part, changes nothing, says what it found and what to do."""
+"""Checks of a deployment. Each module checks one part, changes nothing, and reports what it found and what to do."""
 
 from keyman.extras import require_server
 

@@ -1,4 +1,4 @@
-"""The settings: what they let in, and who can read what they keep secret."""
+"""Checks of the settings: what they allow, and who can read the files with secrets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keyman.loopback import is_loopback
 
 
 def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...] = ()) -> Iterator[Finding]:
-    """`files` are private ones beside those that the variables name."""
+    """Check the settings. `files` are further private files, beside those that the variables name."""
     yield _vault_address(settings)
     yield _public_url(settings)
     yield _sign_up(settings)
@@ -30,8 +30,8 @@ def _vault_address(settings: Settings) -> Finding:
         return ok("vault-address", "no TLS, on a loopback address")
     return failed(
         "vault-address",
-        "Vault is reached without TLS: whoever can read the network reads every key that is stored",
-        "give Vault a certificate, and set KEYMAN_VAULT_ADDR to https://… and KEYMAN_VAULT_CACERT to its CA",
+        "Vault is reached without TLS: anyone who can read the network can read every key that is stored",
+        "give Vault a certificate, set KEYMAN_VAULT_ADDR to https://… and KEYMAN_VAULT_CACERT to its CA",
     )
 
 
@@ -39,8 +39,8 @@ def _public_url(settings: Settings) -> Finding:
     if settings.public_url is None:
         return warning(
             "public-url",
-            "not set: cookies are Secure, and redirects follow the host that was asked",
-            "set KEYMAN_PUBLIC_URL to what browsers see, such as https://keys.example.com",
+            "not set: cookies are Secure, and redirects use the Host header of the request",
+            "set KEYMAN_PUBLIC_URL to the address that browsers use, such as https://keys.example.com",
         )
     if settings.is_https:
         return ok("public-url", "https; cookies are Secure")
@@ -48,18 +48,20 @@ def _public_url(settings: Settings) -> Finding:
         return ok("public-url", "plain http on a loopback address; cookies are not Secure, for development")
     return failed(
         "public-url",
-        "plain http that is not loopback: browsers do not send the session cookie back, so nobody can sign in",
-        "put a proxy with TLS in front, and set KEYMAN_PUBLIC_URL to its https://… address",
+        "plain http and not loopback: browsers do not send the session cookie back, so nobody can sign in",
+        "put a proxy with TLS in front of keyman, and set KEYMAN_PUBLIC_URL to its https://… address",
     )
 
 
 def _sign_up(settings: Settings) -> Finding:
     if not settings.signup_open:
-        return ok("sign-up", "closed; accounts are made with `keyman user add`")
+        return ok("sign-up", "closed; create accounts with `keyman user add`")
     if settings.public_url is not None and not settings.cookies_are_secure:
         return ok("sign-up", "open, on a loopback address")
     return warning(
-        "sign-up", "open: whoever reaches the pages can make an account", "set KEYMAN_SIGNUP to closed, unless meant"
+        "sign-up",
+        "open: anyone who can reach the pages can create an account",
+        "set KEYMAN_SIGNUP to closed, unless you want this",
     )
 
 
@@ -67,20 +69,20 @@ def _proxies(settings: Settings) -> Finding:
     if settings.trusted_proxies:
         return ok("proxies", f"{len(settings.trusted_proxies)} trusted for the client's address")
     if not settings.is_https:
-        return ok("proxies", "none trusted; the client's address is the connection's")
+        return ok("proxies", "none trusted; the client's address is that of the connection")
     return warning(
         "proxies",
-        "none trusted behind an https address: sign-in limits and the trail see the proxy's address for everybody",
-        "set KEYMAN_TRUSTED_PROXIES to the networks of the proxies in front",
+        "none trusted behind an https address: sign-in limits and the audit log see the proxy's address for everybody",
+        "set KEYMAN_TRUSTED_PROXIES to the networks of the proxies in front of keyman",
     )
 
 
 def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...]) -> Finding:
-    """Names variables and files, never what they hold."""
+    """Check the modes of secret files. The finding names variables and files, never their contents."""
     named = {
         name: Path(path) for name, path in environ.items() if name.startswith("KEYMAN_") and name.endswith("_FILE")
     }
-    # What they hold is no secret.
+    # Their contents are not secret.
     for name in ("KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_ROLE_ID_FILE"):
         named.pop(name, None)
     private = named | {str(path): path for path in files}
@@ -89,11 +91,11 @@ def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[P
         private["the database"] = Path(database.database)
     open_to_others = [name for name, path in private.items() if path.exists() and _is_open(path)]
     if not open_to_others:
-        return ok("secret-files", f"{len(private)} checked, none open to everybody" if private else "none are used")
+        return ok("secret-files", f"{len(private)} checked, none open to others" if private else "none are used")
     return failed(
         "secret-files",
-        f"everybody on this machine can read, or a group can write: {', '.join(sorted(open_to_others))}",
-        "take those rights away: chmod o=,g-w FILE",
+        f"every user of this machine can read, or a group can write: {', '.join(sorted(open_to_others))}",
+        "remove these rights: chmod o=,g-w FILE",
     )
 
 

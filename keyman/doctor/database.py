@@ -1,4 +1,4 @@
-"""The database: its schema, its settings, and whether Vault's key is the one that sealed what is in it."""
+"""Checks of the database: its schema, its settings, and whether Vault has the encryption key that sealed its values."""
 
 from __future__ import annotations
 
@@ -34,52 +34,55 @@ from keyman.vault.login import VaultClient
 from keyman.vault.rotation import Bound, KeyRotation
 
 SAMPLE = 50
-"""Rows of the newest and of the oldest that are tried: enough to notice a database of another day than Vault."""
+"""How many of the newest and of the oldest rows are tried.
+
+This is enough to notice that the database and Vault were restored from backups of different days.
+"""
 
 OLDEST_POSTGRESQL = 130000
-"""As `server_version_num`: older ones get no fixes any more."""
+"""The oldest `server_version_num` that still gets fixes."""
 
 PAGE = 10_000
-"""Keys that are looked at in one statement."""
+"""Keys that one statement reads."""
 
 BY_ITSELF = ("database", "schema", "database-settings", "database-rights", "database-clock", "values")
 OF_THE_KEY = ("sentinel", "key-versions", "sample", "undecryptable")
 
 
 async def examine(settings: Settings, db: Database, *, is_plane: bool) -> AsyncIterator[Finding]:
-    """The database by itself. `is_plane`: it is looked at as the user of one, who must not have all rights."""
+    """Check the database without Vault. With `is_plane`, the user is that of a plane, who must not have all rights."""
     async for finding in _to_the_end(_by_itself(settings, db, is_plane), BY_ITSELF):
         yield finding
 
 
 async def examine_key(settings: VaultSettings, db: Database, client: VaultClient) -> AsyncIterator[Finding]:
-    """What Vault's key makes of what is stored. For a role that may rewrap."""
+    """Check the stored values with Vault's encryption key. The role must be allowed to rewrap."""
     async for finding in _to_the_end(_of_the_key(settings, db, client), OF_THE_KEY):
         yield finding
 
 
 async def _to_the_end(findings: AsyncIterator[Finding], checks: Sequence[str]) -> AsyncIterator[Finding]:
-    """A finding for each check, whatever happens: what ends the looking is said by the check that it ended."""
+    """Yield a finding for each check, in any case. An exception becomes the finding of the check that raised it."""
     left = list(checks)
     try:
         async for finding in findings:
             left.remove(finding.check)
             yield finding
         return
-    except ConfigurationError:  # of which `database` or `schema` has told
+    except ConfigurationError:  # the finding `database` or `schema` has reported it
         for check in left:
             yield skipped(check, "the database cannot be read")
         return
     except DatabaseUnavailable as fault:
-        found, remedy = f"the database cannot be used ({fault.kind or 'no answer'})", "look whether it runs"
+        found, remedy = f"the database cannot be used ({fault.kind or 'no answer'})", "check that it runs"
     except VaultUnavailable as fault:
-        found, remedy = VAULT_DETAILS[fault.reason], "see what the checks of Vault say"
-    except (RefusedStatement, ValueError):  # the second of a value in a row that is none of its column's type
-        found = "the database is damaged, was changed by hand, or is not keyman's"
-        remedy = "keyman db check; restore a backup"
+        found, remedy = VAULT_DETAILS[fault.reason], "see the results of the checks of Vault"
+    except (RefusedStatement, ValueError):  # ValueError: a value in a row does not fit the type of its column
+        found = "the database is damaged, was changed by hand, or is not a database of keyman"
+        remedy = "run keyman db check; restore a backup"
     yield failed(left[0], found, remedy)
     for check in left[1:]:
-        yield skipped(check, "what stands above ended the looking")
+        yield skipped(check, "the failure above ended the checks")
 
 
 async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncIterator[Finding]:
@@ -90,21 +93,21 @@ async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncI
         yield failed(
             "database",
             f"it cannot be used ({fault.kind or 'no answer'})",
-            "look whether it runs, whether KEYMAN_DATABASE_URL is right, and what lies between",
+            "check that it runs, that KEYMAN_DATABASE_URL is correct, and the network in between",
         )
         for check in BY_ITSELF[1:]:
-            yield skipped(check, "the database cannot be asked")
+            yield skipped(check, "the database cannot be used")
         return
     yield ok("database", "SQLite" if db.is_sqlite else "PostgreSQL")
     yield await _schema(settings)
     async with db.read() as connection:
         if db.is_sqlite:
             yield await _sqlite(connection)
-            yield ok("database-rights", "whoever opens the file has all")
+            yield ok("database-rights", "SQLite has none; the mode of the file decides")
             yield ok("database-clock", "this machine's")
         else:
             yield await _postgresql(connection)
-            yield await _rights(connection) if is_plane else ok("database-rights", "an operator's: not looked at")
+            yield await _rights(connection) if is_plane else ok("database-rights", "not checked for an operator")
             theirs = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
             yield clock("database-clock", (now() - theirs).total_seconds(), "its")
     yield await _values(db)
@@ -114,11 +117,11 @@ async def _schema(settings: Settings) -> Finding:
     try:
         differences = await migrations.differences(settings.database_url)
     except (DatabaseUnavailable, ConfigurationError) as fault:
-        return failed("schema", str(fault), "run the keyman that it belongs to, or restore a backup from before")
+        return failed("schema", str(fault), "run the version of keyman that it belongs to, or restore an older backup")
     if not differences:
-        return ok("schema", f"at {SCHEMA_REVISION}, as this keyman needs it")
+        return ok("schema", f"at {SCHEMA_REVISION}, which this keyman needs")
     more = f" (and {len(differences) - 1} more; keyman db check lists them)" if len(differences) > 1 else ""
-    return failed("schema", f"{differences[0]}{more}", "keyman db upgrade")
+    return failed("schema", f"{differences[0]}{more}", "run keyman db upgrade")
 
 
 async def _sqlite(connection: AsyncConnection) -> Finding:
@@ -127,30 +130,30 @@ async def _sqlite(connection: AsyncConnection) -> Finding:
     if mode != "wal":
         return warning(
             "database-settings",
-            f"journal mode {mode}: readers and the writer wait for each other",
-            "start keyman serve, which turns WAL on; if it stays so, put the file on a local disk, where WAL works",
+            f"journal mode {mode}: readers and the writer block each other",
+            "start keyman serve, which turns WAL on; if that does not help, move the file to a local disk",
         )
     return ok("database-settings", f"SQLite {version}, WAL, one machine only")
 
 
 async def _postgresql(connection: AsyncConnection) -> Finding:
-    async def shown(name: str) -> str:
+    async def setting(name: str) -> str:
         return str((await connection.execute(text(f"SHOW {name}"))).scalar_one())
 
     wrong = []
-    if int(await shown("server_version_num")) < OLDEST_POSTGRESQL:
-        wrong.append("its version gets no fixes any more")
-    if await shown("timezone") != "UTC":
+    if int(await setting("server_version_num")) < OLDEST_POSTGRESQL:
+        wrong.append("its version no longer gets fixes")
+    if await setting("timezone") != "UTC":
         wrong.append("the time zone of keyman's sessions is not UTC")
-    if await shown("server_encoding") != "UTF8":
+    if await setting("server_encoding") != "UTF8":
         wrong.append("its encoding is not UTF8")
-    if "off" in (await shown("fsync"), await shown("full_page_writes")):
-        wrong.append("fsync or full_page_writes is off: a power cut can destroy it")
-    if await shown("synchronous_commit") == "off":
-        wrong.append("synchronous_commit is off: a crash forgets keys that were acknowledged")
-    version = await shown("server_version")
+    if "off" in (await setting("fsync"), await setting("full_page_writes")):
+        wrong.append("fsync or full_page_writes is off: a power failure can destroy the database")
+    if await setting("synchronous_commit") == "off":
+        wrong.append("synchronous_commit is off: a crash can lose keys whose storing was confirmed")
+    version = await setting("server_version")
     if wrong:
-        return failed("database-settings", f"PostgreSQL {version}: {'; '.join(wrong)}", "set them in postgresql.conf")
+        return failed("database-settings", f"PostgreSQL {version}: {'; '.join(wrong)}", "change postgresql.conf")
     encrypted = (
         await connection.execute(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
     ).scalar_one_or_none()
@@ -159,21 +162,21 @@ async def _postgresql(connection: AsyncConnection) -> Finding:
 
 
 async def _rights(connection: AsyncConnection) -> Finding:
-    """That this process's user cannot register an application: whoever takes it over would have what that may have."""
+    """Check that this user cannot register an application: an attacker with its rights could then resolve keys."""
     too_much = await connection.run_sync(excess)
     if too_much:
         return warning(
             "database-rights",
-            f"this user may do what no plane has to: {', '.join(too_much)}",
-            "give each plane a user of its own, and run keyman db upgrade with --management and --resolver",
+            f"this user has rights that no plane needs: {', '.join(too_much)}",
+            "create a user for each plane, and run keyman db upgrade with --management and --resolver",
         )
-    return ok("database-rights", "this user can register no application and change no entry of the trail")
+    return ok("database-rights", "this user cannot register applications or change audit entries")
 
 
 async def _values(db: Database) -> Finding:
-    """Whether each row holds the value that the trail says: the resolver opens no other."""
+    """Check that each row holds the value that the audit log names. The resolver opens no other."""
     is_current = func.coalesce(current_value(api_keys.c.id) == api_keys.c.value_uuid, false())
-    known = ~api_keys.c.undecryptable  # those that are marked have a check of their own
+    known = ~api_keys.c.undecryptable  # keys that are marked have their own check
     statement = select(api_keys.c.id, is_current.label("is_current")).where(known).order_by(api_keys.c.id).limit(PAGE)
     count, after, wrong = 0, 0, list[int]()
     while True:
@@ -187,33 +190,35 @@ async def _values(db: Database) -> Finding:
     if wrong:
         return failed(
             "values",
-            f"{len(wrong):,} of {count:,} keys hold another value than the trail says, such as key {wrong[0]}",
-            "rows were put back or exchanged by hand, or the trail was bent: keyman audit verify; the resolver opens "
-            "none of them. Restore the rows, or have their owners store them again",
+            f"{len(wrong):,} of {count:,} keys hold another value than the audit log says, such as key {wrong[0]}",
+            "rows were restored or exchanged by hand, or the audit log was changed: run keyman audit verify. The "
+            "resolver opens none of these keys. Restore the rows, or ask their owners to store them again",
         )
-    return ok("values", f"all {count:,} keys hold what the trail says" if count else "no keys are stored")
+    return ok("values", f"all {count:,} keys hold the value that the audit log says" if count else "no keys are stored")
 
 
 async def _of_the_key(settings: VaultSettings, db: Database, client: VaultClient) -> AsyncIterator[Finding]:
     rotation = KeyRotation(client, settings)
     deployment = await Deployment.load(db)
-    oldest = await oldest_version(db)  # before the sentinel, which is stored before the first key
+    oldest = await oldest_version(db)  # read before the sentinel, which is stored before the first key
     if await deployment.sentinel() is None:
         yield _no_sentinel(is_new=oldest is None)
         for check in OF_THE_KEY[1:]:
-            yield skipped(check, "nothing says which key is the right one")
+            yield skipped(check, "without a sentinel it is not known which encryption key is the right one")
         return
     reason = await _refusal(KeyGuard(client, settings, deployment))
     if reason is None:
         yield ok("sentinel", "Vault's key opens it")
     elif reason is VaultReason.WRONG_KEY:
         yield failed(
-            "sentinel", "Vault's key does not open it", "find which of Vault and database is not of here, below"
+            "sentinel",
+            "Vault's key does not open it",
+            "Vault and database do not belong together: see the checks below for which one is wrong",
         )
     else:
-        yield failed("sentinel", VAULT_DETAILS[reason], "see what the checks of Vault say")
+        yield failed("sentinel", VAULT_DETAILS[reason], "see the results of the checks of Vault")
         for check in OF_THE_KEY[1:]:
-            yield skipped(check, "Vault cannot be asked")
+            yield skipped(check, "Vault cannot be used")
         return
     yield await _versions(db, rotation)
     yield await _sample(db, deployment, rotation)
@@ -222,11 +227,11 @@ async def _of_the_key(settings: VaultSettings, db: Database, client: VaultClient
 
 def _no_sentinel(*, is_new: bool) -> Finding:
     if is_new:
-        return warning("sentinel", "none yet", "start keyman serve once: it makes one when it first reaches Vault")
+        return warning("sentinel", "none yet", "run keyman serve once: it creates one when it first reaches Vault")
     return failed(
         "sentinel",
-        "there is none, and keys are stored: nothing says which key sealed them, and keyman stores no more",
-        "restore the database from a backup that has it: it was restored in part, or changed by hand",
+        "missing, but keys are stored: it is not known which key sealed them, and keyman stores no further keys",
+        "restore the database from a backup that has it: the database was restored in part, or changed by hand",
     )
 
 
@@ -247,27 +252,28 @@ async def _versions(db: Database, rotation: KeyRotation) -> Finding:
     if newest > versions.latest:
         return failed(
             "key-versions",
-            f"keys are sealed with version {newest}, and Vault knows none above {versions.latest}: it is the older one",
-            "restore Vault from a backup that was taken after its last rotation",
+            f"keys are sealed with version {newest}, but Vault's newest version is {versions.latest}: Vault is older "
+            "than the database",
+            "restore Vault from a backup that was made after its last rotation",
         )
     if oldest < versions.min_decryption:
         return failed(
             "key-versions",
-            f"keys are sealed with version {oldest}, and Vault opens none below {versions.min_decryption}",
-            f"set min_decryption_version to {oldest}, run keyman rewrap, and raise it again",
+            f"keys are sealed with version {oldest}, but Vault opens none below {versions.min_decryption}",
+            f"set min_decryption_version to {oldest}, run keyman rewrap, then raise it again",
         )
     late = sum((await behind(db, versions.latest)).values())
     if late:
         return warning(
             "key-versions",
-            f"Vault is at {versions.latest}, {late:,} keys are behind; the oldest at {oldest}",
-            "keyman rewrap",
+            f"Vault is at {versions.latest}; {late:,} keys have an older version, the oldest {oldest}",
+            "run keyman rewrap",
         )
     return ok("key-versions", f"all keys are at version {versions.latest}, the newest")
 
 
 async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -> Finding:
-    """Rewraps and throws away: what does not open is of another day, or was moved by hand."""
+    """Rewrap a sample and discard the results. A value that does not open was moved, or is from another backup."""
     columns = (
         api_keys.c.id,
         api_keys.c.user_id,
@@ -292,11 +298,11 @@ async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -
         return failed(
             "sample",
             f"{len(refused)} of {len(rows)} do not open, such as key {refused[0]}",
-            "after a restore: Vault and database are of different days, or rows were changed by hand; keyman rewrap "
-            "marks all that do not open. If none open: another key of the same name; see Backup and restore in "
-            "docs/guide/operator.md",
+            "after a restore, Vault and database are from different days; otherwise rows were changed by hand. keyman "
+            "rewrap marks all that do not open. If none open, Vault has another encryption key with the same name. "
+            "See Backup and restore in docs/guide/operator.md",
         )
-    return ok("sample", f"all of {len(rows)} tried open")
+    return ok("sample", f"all {len(rows)} that were tried open")
 
 
 async def _undecryptable(db: Database) -> Finding:
@@ -306,7 +312,7 @@ async def _undecryptable(db: Database) -> Finding:
     if count:
         return warning(
             "undecryptable",
-            f"{count:,} keys are marked: Vault did not open them",
-            "keyman rewrap tries them again and lists them; their owners can replace them",
+            f"{count:,} keys are marked, because Vault did not open them",
+            "run keyman rewrap to try them again and list them; their owners can replace them",
         )
     return ok("undecryptable", "none are marked")

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class State(StrEnum):
-    """`warning` deserves a look and fails nothing; `skipped` could not be looked at, for a reason that failed above."""
+    """The state of a check. `warning` does not fail the run; `skipped` was not possible, because of a failure above."""
 
     OK = "ok"
     WARNING = "warning"
@@ -17,9 +17,9 @@ class State(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line: which check, how it is, what was found, and what to do where something is to be done.
+    """One line of the report: the check, its state, what was found, and what to do about it.
 
-    Holds no secret and no value of a setting that may be one.
+    It contains no secret, and no value of a setting that may be one.
     """
 
     check: str

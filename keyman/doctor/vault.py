@@ -1,6 +1,6 @@
-"""Vault as one role of keyman meets it: is it there, what may its token do, and is the key the right one?
+"""Checks of Vault with the login of one role: whether it answers, what the token may do, and the encryption key.
 
-Only reads, and rewraps whose answers are thrown away; nothing is sealed, opened, stored or rotated.
+The checks only read, and rewrap without using the results. They seal, open, store and rotate nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from keyman.vault.login import VaultClient
 from keyman.vault.provision import capabilities
 
 OLDEST_VAULT = (1, 12)
-"""The first version of HashiCorp's with all that keyman uses; OpenBao began at 2.0."""
+"""The first version of HashiCorp's Vault that has everything keyman uses. OpenBao started at 2.0."""
 
 CLOCKS_MAY_DIFFER = 5
-"""Seconds, before it is worth a look: tokens' and keys' ends are compared with this machine's clock."""
+"""Seconds before a warning. The expiry of tokens and keys is compared with this machine's clock."""
 
 CLOCKS_MUST_NOT_DIFFER = 60
-"""Seconds: single-use wrapped secret IDs live for minutes."""
+"""Seconds before a failure. Wrapped secret IDs are only valid for minutes."""
 
 SOON = 300
-"""Seconds: a token that ends in less and cannot be renewed is about to be a fault."""
+"""Seconds. A token that expires sooner and cannot be renewed will soon be a fault."""
 
-NOT_TAKEN = "a wrapped secret ID can be taken once, and is left for the start that needs it"
+NOT_TAKEN = "a wrapped secret ID can be unwrapped only once, and is kept for the start that needs it"
 
 FORBIDDEN_PATHS: Mapping[str, str] = {
     "{mount}/decrypt/{key}": "decrypt",
@@ -42,12 +42,12 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "{mount}/export/encryption-key/{key}": "export the key",
     "{mount}/export/encryption-key/{key}/1": "export a version of the key",
     "{mount}/byok-export/keyman-doctor-probe/{key}": "export the key under another",
-    "{mount}/backup/{key}": "back the key up",
-    "{mount}/restore/{key}": "put another key in its place",
-    "{mount}/datakey/plaintext/{key}": "make plaintext data keys",
+    "{mount}/backup/{key}": "back up the key",
+    "{mount}/restore/{key}": "replace the key with another",
+    "{mount}/datakey/plaintext/{key}": "create plaintext data keys",
     "{mount}/encrypt/keyman-doctor-probe": "encrypt with other keys",
     "{mount}/decrypt/keyman-doctor-probe": "decrypt with other keys",
-    "{mount}/keys/keyman-doctor-probe": "make other keys",
+    "{mount}/keys/keyman-doctor-probe": "create other keys",
     "sys/policies/acl/keyman-doctor-probe": "write policies",
     "sys/policies/acl/keyman-management": "rewrite the management plane's policy",
     "sys/policies/acl/keyman-resolver": "rewrite the resolver's policy",
@@ -55,9 +55,9 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "sys/policy/keyman-management": "rewrite policies by their old path",
     "sys/mounts/keyman-doctor-probe": "mount engines",
     "sys/remount": "move engines",
-    "sys/namespaces/keyman-doctor-probe": "make namespaces",
-    "sys/audit/keyman-doctor-probe": "change what is audited",
-    "sys/auth/keyman-doctor-probe": "enable logins",
+    "sys/namespaces/keyman-doctor-probe": "create namespaces",
+    "sys/audit/keyman-doctor-probe": "change what Vault audits",
+    "sys/auth/keyman-doctor-probe": "enable auth methods",
     "sys/raw/core": "read Vault's storage",
     "sys/storage/raft/snapshot": "copy Vault's storage",
     "sys/seal": "seal Vault",
@@ -67,7 +67,7 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "auth/approle/role/keyman-management": "give the management plane other policies",
     "auth/approle/role/keyman-resolver": "give the resolver other policies",
     "auth/approle/role/keyman-rotator": "give the rotator other policies",
-    "auth/approle/role/keyman-doctor-probe": "make roles",
+    "auth/approle/role/keyman-doctor-probe": "create roles",
     "auth/token/create": "create tokens",
     "auth/token/create/keyman-doctor-probe": "create tokens of a role",
     "auth/token/create-orphan": "create tokens that outlive it",
@@ -75,13 +75,14 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "identity/group": "give policies to groups",
     "secret/data/keyman-doctor-probe": "use other secrets",
 }
-"""What a token is asked about beside what its policy grants, and what it could do with it. The probes name nothing that
-exists, and are never requested: Vault is only asked what the token may.
+"""Paths that a token must have no rights on, and what it could do there.
+
+Names with `probe` do not exist. No request is ever made to these paths: Vault is only asked for the token's rights.
 """
 
 
 class Role(NamedTuple):
-    """A role as it is examined: its policy's name, whether it may look at the key, and whether a plane has it."""
+    """A role to check: the name of its policy, whether it may read the key, and whether a plane uses it."""
 
     name: str
     reads_key: bool
@@ -94,12 +95,12 @@ ROTATOR = Role("keyman-rotator", reads_key=True, is_plane=False)
 
 
 async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> AsyncIterator[Finding]:
-    """Vault, its clock, the login, the token, its policy, the key's properties."""
+    """Check Vault, its clock, the login, the token, its policy and the properties of the key."""
     health = await _health(settings)
     if isinstance(health, Finding):
         yield health
         for check in ("vault-clock", "vault-login", "vault-token", "vault-policy", "vault-key"):
-            yield skipped(check, "Vault cannot be asked")
+            yield skipped(check, "Vault cannot be used")
         return
     yield _reachable(health)
     yield _clock(health)
@@ -122,8 +123,8 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
     except VaultUnavailable as fault:
         yield warning(
             "vault-policy",
-            f"the token cannot be asked what it may do: {VAULT_DETAILS[fault.reason]}",
-            "bring the policies up to date: keyman vault setup",
+            f"the token's rights cannot be read: {VAULT_DETAILS[fault.reason]}",
+            "update the policies: keyman vault setup",
         )
     yield await _key(client, settings, role)
 
@@ -135,12 +136,12 @@ async def _health(settings: VaultSettings) -> dict[str, Any] | Finding:
         return failed(
             "vault",
             fault.explained(),
-            "look whether it runs, whether KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT are right, and what lies between",
+            "check that it runs, that KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT are correct, and the network between",
         )
     if not health.get("initialized"):
-        return failed("vault", "not initialised", "initialise it: vault operator init; then keyman vault setup")
+        return failed("vault", "not initialised", "run vault operator init, then keyman vault setup")
     if health.get("sealed") is not False:
-        return failed("vault", "sealed: nothing can be stored or read", "unseal it: vault operator unseal")
+        return failed("vault", "sealed: nothing can be stored or read", "run vault operator unseal")
     return health
 
 
@@ -148,23 +149,23 @@ def _reachable(health: Mapping[str, Any]) -> Finding:
     version = str(health.get("version", "unknown"))
     known = tuple(int(part) for part in version.split("+", maxsplit=1)[0].split(".")[:2] if part.isdigit())
     if len(known) == 2 and known < OLDEST_VAULT:
-        return warning("vault", f"unsealed, version {version}", "upgrade it: keyman is tested with newer ones")
+        return warning("vault", f"unsealed, version {version}", "upgrade Vault: keyman is tested with newer versions")
     return ok("vault", f"unsealed, version {version}{', a standby' if health.get('standby') else ''}")
 
 
 def _clock(health: Mapping[str, Any]) -> Finding:
     theirs = health.get("server_time_utc")
     if not isinstance(theirs, int):
-        return skipped("vault-clock", "Vault does not say its time")
+        return skipped("vault-clock", "Vault does not report its time")
     return clock("vault-clock", now().timestamp() - theirs, "Vault's")
 
 
 def clock(check: str, difference: float, whose: str) -> Finding:
-    """`difference` is how many seconds this machine's clock is ahead."""
+    """Check a clock. `difference` is in seconds, and positive when this machine's clock is ahead."""
     if abs(difference) <= CLOCKS_MAY_DIFFER:
         return ok(check, f"agrees with {whose} within {CLOCKS_MAY_DIFFER} s")
     side = "ahead of" if difference > 0 else "behind"
-    found, remedy = f"{abs(difference):.0f} s {side} {whose}", "have all machines keep time by NTP"
+    found, remedy = f"{abs(difference):.0f} s {side} {whose}", "synchronise the clocks of all machines with NTP"
     return (failed if abs(difference) > CLOCKS_MUST_NOT_DIFFER else warning)(check, found, remedy)
 
 
@@ -173,35 +174,35 @@ async def _wrapping(settings: VaultSettings, role: Role) -> Finding:
         await wrapping.check(settings, role.name)
     except ConfigurationError as fault:
         return failed("vault-login", str(fault), 'see "A wrapped secret ID" in docs/reference/configuration.md')
-    return ok("vault-login", f"the wrapped secret ID is one of {settings.role or role.name}, and still good")
+    return ok("vault-login", f"the wrapped secret ID is for {settings.role or role.name}, and still valid")
 
 
 def _login_remedy(settings: VaultSettings, reason: VaultReason) -> str:
     if reason is not VaultReason.LOGIN:
         return "see docs/guide/operator.md for this cause"
     if settings.auth == "approle":
-        return "issue a new secret ID: keyman vault secret-id ROLE; and see that the role ID is the role's own"
+        return "issue a new secret ID with keyman vault secret-id ROLE, and check that the role ID is of the same role"
     if settings.auth == "token":
-        return "give it a living token with the policy of its role alone; a root token is refused"
-    return f"see that the role, and what {settings.auth} checks, are as Vault has them"
+        return "use a valid token that has only the policy of its role; a root token is refused"
+    return f"check that the role, and what {settings.auth} verifies, match Vault's configuration"
 
 
 def _token(token: Mapping[str, Any], settings: VaultSettings) -> Finding:
     seconds, is_renewable = token.get("ttl"), bool(token.get("renewable"))
     if not seconds:
-        return failed("vault-token", "it never ends", "give it an end: what is stolen should die by itself")
-    life = f"{seconds} s to live, {'renewable' if is_renewable else 'not renewable'}"
+        return failed("vault-token", "it never expires", "give it a TTL, so that a stolen token expires by itself")
+    life = f"expires in {seconds} s, {'renewable' if is_renewable else 'not renewable'}"
     if settings.auth == "token" and not is_renewable:
         return (failed if seconds < SOON else warning)(
-            "vault-token", f"{life}, and nothing logs in again", "use AppRole, Kubernetes or JWT, which do"
+            "vault-token", f"{life}, and keyman cannot log in again", "use AppRole, Kubernetes or JWT, which can"
         )
     if token.get("num_uses"):
-        return failed("vault-token", f"{life}, for a number of uses only", "set token_num_uses to 0 on the role")
+        return failed("vault-token", f"{life}, with a limited number of uses", "set token_num_uses to 0 on the role")
     return ok("vault-token", life)
 
 
 def _paths(settings: VaultSettings, role: Role) -> list[str]:
-    """All that the token should be allowed, and should not."""
+    """Return the paths where the token should have rights, and those where it should have none."""
     return [*capabilities(role.name, settings), *_probes(settings)]
 
 
@@ -210,9 +211,7 @@ def _probes(settings: VaultSettings) -> dict[str, str]:
 
 
 def _policy(held: Mapping[str, set[str]], token: Mapping[str, Any], settings: VaultSettings, role: Role) -> Finding:
-    """What the token may do at the paths that were asked about, and whose policies it carries: another one may allow
-    what nobody thought of asking.
-    """
+    """Check the token's rights, and its policies: another policy could allow something that is not in the probes."""
     wanted, probes = capabilities(role.name, settings), _probes(settings)
     missing = [f"{' '.join(sorted(lacks))} on {path}" for path in wanted if (lacks := wanted[path] - held[path])]
     excess = {path: more for path in held if (more := held[path] - wanted.get(path, set()))}
@@ -224,49 +223,48 @@ def _policy(held: Mapping[str, set[str]], token: Mapping[str, Any], settings: Va
         return failed(
             "vault-policy",
             f"too much: this token {', '.join(can)}",
-            f"give it the policy {role.name} alone, as in vault-policies/{role.name}.hcl: keyman vault setup",
+            f"give it only the policy {role.name}, as in vault-policies/{role.name}.hcl: keyman vault setup",
         )
     if missing:
         return failed(
             "vault-policy",
             f"too little: it lacks {', '.join(missing)}",
-            "bring the policies up to date: keyman vault setup; and see that KEYMAN_VAULT_MOUNT and _KEY are right",
+            "update the policies with keyman vault setup, and check KEYMAN_VAULT_MOUNT and KEYMAN_VAULT_KEY",
         )
     if others := sorted(inspection.policies(token) - {role.name}):
-        # `default` is Vault's own, and what most logins add by themselves.
+        # `default` is a policy of Vault itself, and most auth methods add it.
         return (warning if others == ["default"] else failed)(
             "vault-policy",
-            f"the token carries {', '.join(others)}: what is allowed there and was not asked about is not known",
-            f"give it the policy {role.name} alone: look at its role, and at the groups and the entity that it is of",
+            f"the token also has {', '.join(others)}: this may allow more than these checks can find",
+            f"give it only the policy {role.name}: check its role, and the groups and the entity that it belongs to",
         )
-    return ok("vault-policy", f"that of {role.name} alone")
+    return ok("vault-policy", f"only that of {role.name}")
 
 
 async def _key(client: VaultClient, settings: VaultSettings, role: Role) -> Finding:
     if not role.reads_key:
-        return skipped("vault-key", f"{role.name} may not look at it; the management plane's doctor does")
-
+        return skipped("vault-key", f"{role.name} may not read it; doctor checks it as the management plane")
     try:
         data = await inspection.key_properties(client, settings)
     except VaultUnavailable as fault:
-        return failed("vault-key", VAULT_DETAILS[fault.reason], "see what vault-policy says")
+        return failed("vault-key", VAULT_DETAILS[fault.reason], "see the result of vault-policy")
     if data is None:
         return failed(
             "vault-key",
-            "there is none: nothing that is stored opens any more",
-            "restore Vault from a backup; only a deployment that never stored a key may make one: keyman vault setup",
+            "missing: nothing that is stored can be opened",
+            "restore Vault from a backup. Only if no key was ever stored, create it: keyman vault setup",
         )
     wrong = [name for name, value in KEY_PROPERTIES.items() if data.get(name) != value]
     if wrong:
         return failed(
             "vault-key",
-            f"not as it must be: {', '.join(wrong)}",
-            "nothing can change its nature: restore the right one, or set up another and name it with KEYMAN_VAULT_KEY",
+            f"wrong properties: {', '.join(wrong)}",
+            "these cannot be changed: restore the right key, or set up another and name it in KEYMAN_VAULT_KEY",
         )
     if data.get("deletion_allowed"):
         return warning(
             "vault-key",
-            "it may be deleted, and every stored key with it",
+            "it can be deleted, and every stored value would be lost",
             f"vault write {settings.mount}/keys/{settings.key}/config deletion_allowed=false",
         )
     return ok("vault-key", "aes256-gcm96, derived, not exportable, no plaintext backup")

@@ -293,7 +293,7 @@ async def test_it_waits_for_a_server_before_it_that_has_not_ended_yet(
     before.send_signal(signal.SIGSTOP)
     with monkeypatch.context() as patch:
         patch.setattr(embedded, "RELEASE_TIMEOUT", 0.1)
-        with pytest.raises(ConfigurationError, match="Another Vault still holds"):
+        with pytest.raises(ConfigurationError, match="Another Vault still uses"):
             await embedded.start(home)
     starting = asyncio.create_task(embedded.start(home))
     await asyncio.sleep(2)  # twice as long as the server itself would wait
@@ -328,7 +328,7 @@ async def test_data_that_does_not_open_with_the_kept_key_stops_the_start_and_sta
     keys = json.loads(right)
     wrong = json.dumps({**keys, "unseal_key": "A" * 43 + "="})
     (home / "keys.json").write_text(wrong)
-    with pytest.raises(ConfigurationError, match="does not open its data") as caught:
+    with pytest.raises(ConfigurationError, match="cannot open its data") as caught:
         await embedded.start(home)
     assert not any(secret in str(caught.value) for secret in [*keys.values(), "A" * 43])
     assert servers[-1].poll() is not None

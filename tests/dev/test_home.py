@@ -127,9 +127,9 @@ def test_a_shells_own_settings_do_not_leak_into_a_home(tmp_path: Path, monkeypat
 def test_a_home_is_held_once_and_given_back(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with home.locked():
-        with pytest.raises(ConfigurationError, match="runs already"), Home(tmp_path).locked():
+        with pytest.raises(ConfigurationError, match="already runs"), Home(tmp_path).locked():
             pass
-        with pytest.raises(ConfigurationError, match="runs already"), Home(tmp_path / "." / "x" / "..").locked():
+        with pytest.raises(ConfigurationError, match="already runs"), Home(tmp_path / "." / "x" / "..").locked():
             pass
     with home.locked():
         pass

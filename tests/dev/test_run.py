@@ -230,7 +230,7 @@ def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
     second = keyman("dev", "--home", fresh.home, "--port", str(free_port()))
     assert (second.code, second.out) == (1, "")
     assert second.err.count("\n") == 1
-    assert "runs already" in second.err
+    assert "already runs" in second.err
     assert str(fresh.home) in second.err
     assert httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).status_code == 200  # the first one took no harm
 
@@ -338,7 +338,7 @@ def test_a_part_that_is_killed_takes_the_others_with_it_and_no_data(travelled: U
         travelled.is_at_rest()
         if part != "supervisor":
             assert ended.code == 1
-            names = {"vault": "The embedded Vault", "service": "The service", "resolver": "The resolver"}
+            names = {"vault": "The embedded Vault", "service": "The management plane", "resolver": "The resolver"}
             assert names[part] in ended.err.splitlines()[-1]
             assert "Traceback" not in ended.err
 
@@ -435,7 +435,7 @@ def test_lost_keys_of_the_vault_are_said_and_nothing_is_overwritten(used: Used) 
     before = (used.home / "keyman.db").read_bytes()
     refused = keyman("dev", "--home", used.home, "--port", str(used.port))
     assert (refused.code, refused.out) == (1, "")
-    assert "keys.json is gone" in refused.err
+    assert "keys.json is missing" in refused.err
     assert f"remove {used.home}" in refused.err
     assert refused.err.count("\n") == 1
     assert (used.home / "keyman.db").read_bytes() == before
