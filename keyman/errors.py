@@ -24,6 +24,8 @@ KeymanError
 │   └── UnreadableRow       storage/rows.py
 ├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
 ├── VaultFault              vault/adapter.py: becomes VaultUnavailable, or a sentence of a command
+├── BatchRefused            batching.py: the items of the batch are tried one by one
+├── BatcherClosed           batching.py: a mistake of the caller
 ├── WrongPassword           identity/passwords.py: becomes Unauthenticated or InvalidRequest
 ├── _TooLarge               client/wire.py: becomes BadAnswer
 └── ClientError             client/errors.py: what the client raises
@@ -42,8 +44,8 @@ KeymanError
     │   └── DeadlineExceeded
     └── BadAnswer
 
-DriverFault, VaultFault, WrongPassword and _TooLarge are caught by the code that calls what raises them. The others
-reach the person who reads them.
+DriverFault, VaultFault, BatchRefused, WrongPassword and _TooLarge are caught by the code that calls what raises them.
+The others reach the person who reads them.
 
 No message holds a value that a client sent: whoever raises one writes the words, and repeats nothing.
 """

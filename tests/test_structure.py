@@ -61,7 +61,19 @@ def test_errors_know_nothing_of_keyman_and_nothing_of_http() -> None:
 
 
 LAYERS = (
-    ("errors", "secret", "extras", "clock", "ids", "loopback", "retry", "version", "processes", "telemetry"),
+    (
+        "errors",
+        "secret",
+        "extras",
+        "clock",
+        "ids",
+        "loopback",
+        "retry",
+        "version",
+        "processes",
+        "telemetry",
+        "batching",
+    ),
     ("values",),
     ("config",),
     ("storage",),

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextvars
 import re
-from collections import deque
-from collections.abc import Awaitable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from hvac.api.secrets_engines.transit import Transit
 
+from keyman.batching import Batcher, BatchRefused
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable, raise_alone
 from keyman.secret import Secret
@@ -68,14 +66,8 @@ class Cipher(Protocol):
     async def encrypt(self, plaintext: Secret, context: Context) -> Sealed: ...
 
 
-@dataclass(eq=False)
-class _Waiting:
-    plaintext: str  # base64
-    context: str  # base64
-    result: asyncio.Future[Sealed]
-
-    def __repr__(self) -> str:
-        return "_Waiting(***)"
+Item: TypeAlias = dict[str, str]
+"""A plaintext and a context, both in base64, as Transit takes them."""
 
 
 class TransitCipher:
@@ -87,72 +79,50 @@ class TransitCipher:
         self._settings = settings
         self._guard = guard
         self._metrics = metrics
-        self._queue: deque[_Waiting] = deque()
-        self._sending = 0
-        self._senders: set[asyncio.Task[None]] = set()  # a task that nobody refers to may be collected
+        self._batcher = Batcher(self._encrypt, _failure, max_batch=MAX_BATCH, max_batches=MAX_BATCHES)
 
     async def encrypt(self, plaintext: Secret, context: Context) -> Sealed:
-        waiting = _Waiting(_encoded(plaintext), context.encoded(), asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
-        if self._sending < MAX_BATCHES:
-            self._sending += 1
-            # In no request's context: it sends for whoever waits, and Vault's log must not call it all the first one's.
-            sender = asyncio.create_task(self._send_queue(), context=contextvars.Context())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+        sealing = self._batcher.submit({"plaintext": _encoded(plaintext), "context": context.encoded()})
         try:
             async with asyncio.timeout(self._settings.timeout):
                 # Side by side: the check costs a single caller no time, and a value sealed by a key that turns out to
                 # be the wrong one is thrown away.
-                sealed, _ = await asyncio.gather(waiting.result, self._guard.verify())
+                sealed, _ = await asyncio.gather(sealing, self._guard.verify())
         except TimeoutError:
             raise VaultUnavailable(VaultReason.TIMEOUT) from None
         return sealed
 
-    async def _send_queue(self) -> None:
-        try:
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
-                batch = [waiting for waiting in batch if not waiting.result.done()]  # who gave up is not sealed
-                if batch:
-                    await self._send(batch)
-        finally:
-            # Here, not when the task is seen to be done: a value that comes in between would wait for nobody.
-            self._sending -= 1
+    async def close(self) -> None:
+        """Return once nothing is under way. Whatever is asked for after that raises BatcherClosed."""
+        await self._batcher.close()
 
-    async def _send(self, batch: list[_Waiting]) -> None:
-        """Seal a batch and give each waiting caller its own result or its own failure. Raises nothing."""
-        try:
-            items = await self._encrypt([{"plaintext": one.plaintext, "context": one.context} for one in batch])
-        except VaultUnavailable as fault:
-            for waiting in batch:
-                # An exception object a caller: each is raised, and gathers frames, in a task of its own.
-                _settle(waiting, VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5))
-        except BaseException as fault:
-            for waiting in batch:
-                _settle(waiting, VaultUnavailable(VaultReason.ERROR))
-            if not isinstance(fault, Exception):
-                raise
-            log.error("vault's answer to encrypt was not understood", **frames(fault))
-        else:
-            for waiting, item in zip(batch, items, strict=True):
-                _settle(waiting, item if item is not None else VaultUnavailable(VaultReason.ERROR))
-
-    async def _encrypt(self, items: list[dict[str, str]]) -> list[Sealed | None]:
-        """The sealed items in order, None for each that Vault refused. Raises VaultUnavailable when none was tried."""
+    async def _encrypt(self, items: Sequence[Item]) -> list[Sealed | Exception]:
+        """What became of each item, in order. Raises BatchRefused, and VaultUnavailable when none was tried."""
         self._metrics.vault_batch.observe(len(items))
 
         def request() -> Awaitable[Batch | None]:
-            answer = self._transit.encrypt_data(self._settings.key, batch_input=items, mount_point=self._settings.mount)
+            answer = self._transit.encrypt_data(
+                self._settings.key, batch_input=list(items), mount_point=self._settings.mount
+            )
             return batch_answer(answer, len(items))
 
-        batch = await self._client.call("encrypt", request)
+        try:
+            batch = await self._client.call("encrypt", request)
+        except VaultUnavailable:
+            raise
+        except Exception as fault:
+            log.error("vault's answer to encrypt was not understood", **frames(fault))
+            raise
         if batch is None:
-            # Vault refused the call as a whole, and does not say for which item.
-            if len(items) == 1:
-                return [None]
-            return [sealed for item in items for sealed in await self._encrypt([item])]
-        return batch.sealed()
+            raise BatchRefused("Vault refused the call, and does not say for which item.")
+        return [sealed or VaultUnavailable(VaultReason.ERROR) for sealed in batch.sealed()]
+
+
+def _failure(fault: BaseException) -> VaultUnavailable:
+    """What one caller of a batch that failed gets."""
+    if isinstance(fault, VaultUnavailable):
+        return VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5)
+    return VaultUnavailable(VaultReason.ERROR)
 
 
 def _encoded(plaintext: Secret) -> str:
@@ -204,12 +174,3 @@ def request_id(answer: Any) -> str | None:
     """Vault's own id of a call, a uuid, from its answer; None where there is none that looks like it."""
     found = answer.get("request_id") if isinstance(answer, dict) else None
     return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f-]{36}", found) else None
-
-
-def _settle(waiting: _Waiting, outcome: Sealed | VaultUnavailable) -> None:
-    if waiting.result.done():
-        return
-    if isinstance(outcome, Sealed):
-        waiting.result.set_result(outcome)
-    else:
-        waiting.result.set_exception(outcome)

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keyman.batching import _Waiting
 from keyman.dev import embedded
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.vault import cipher as module
 from keyman.vault.adapter import AsyncAdapter, VaultFault
-from keyman.vault.cipher import MAX_BATCH, MAX_BATCHES, Context, Sealed, TransitCipher, _Waiting
+from keyman.vault.cipher import MAX_BATCH, MAX_BATCHES, Context, Item, Sealed, TransitCipher
 from tests.vault.bench import Bench, Victim, a_context, as_running, bench_at, everything_in, kill, refusal
 from tests.vault.relay import Call, Relay
 
@@ -36,10 +37,11 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-async def put_in(cipher: TransitCipher, plaintext: str, context: str) -> _Waiting:
+async def put_in(cipher: TransitCipher, plaintext: str, context: str) -> _Waiting[Item, Sealed]:
     """A value in the queue as `encrypt` puts it there, but for what is given as base64. The next `encrypt` sends it."""
-    waiting = _Waiting(plaintext, context, asyncio.get_running_loop().create_future())
-    cipher._queue.append(waiting)
+    item, result = {"plaintext": plaintext, "context": context}, asyncio.get_running_loop().create_future()
+    waiting = _Waiting[Item, Sealed](item, result)
+    cipher._batcher._queue.append(waiting)
     return waiting
 
 
@@ -57,7 +59,7 @@ async def some(cipher: TransitCipher, count: int) -> list[tuple[str, Context, Se
 
 async def waiting_in(cipher: TransitCipher, count: int) -> None:
     async with asyncio.timeout(30):
-        while len(cipher._queue) < count:
+        while len(cipher._batcher._queue) < count:
             await asyncio.sleep(0)
 
 
@@ -244,7 +246,7 @@ async def test_a_value_that_is_refused_alone_is_not_asked_for_again(bench: Bench
     seen, relay = await bench.behind_a_relay()
     cipher = await seen.warm_cipher()
     broken = await put_in(cipher, encoded("value"), "")
-    await cipher._send_queue()
+    await cipher._batcher._work()
     assert await refusal(broken.result) == VaultReason.ERROR
     assert items_of(relay) == [1]
 
@@ -603,7 +605,7 @@ async def test_a_plaintext_is_in_no_error_log_or_metric(bench: Bench, logged: St
     with relay.holding(ENCRYPT):
         task = asyncio.create_task(caught_from(cipher, context))
         await relay.arrived(ENCRYPT, 1)
-        told += [repr(cipher._queue), repr(cipher._senders), repr(task)]
+        told += [repr(cipher._batcher._queue), repr(cipher._batcher._workers), repr(task)]
         told.append(everything_in(await task))
     await bench.write_policy('path "auth/token/lookup-self" { capabilities = ["read"] }')
     told.append(everything_in(await caught_from(cipher, context)))

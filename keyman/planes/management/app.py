@@ -82,6 +82,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         parts.closing.callback(app.state.passwords.close)
         guard = KeyGuard(parts.client, settings.vault, parts.deployment)
         cipher = TransitCipher(parts.client, settings.vault, guard, metrics)
+        parts.closing.push_async_callback(cipher.close)
         sealer = Sealer(cipher, parts.deployment.uuid, app.state.catalogue)
         app.state.update({"db": parts.db, "guard": guard, "sealer": sealer})
         sweeper = asyncio.create_task(housekeeping.run(parts.db))

@@ -59,6 +59,7 @@ GERMAN = LANGUAGES.choose("de")
 
 NEVER_ON_A_PAGE = {
     "planes/management/api": "answers to programs: JSON, in English",
+    "batching.py": "mistakes of keyman's own, for the log",
     "cli": "for an operator at a command line",
     "client": "for the programs that use it, in English",
     "config": "for an operator at the start",
