@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -152,6 +153,38 @@ def test_every_document_that_a_message_names_exists_with_its_heading() -> None:
         for heading, document in re.findall(r'see \\?"([^"\\]+)\\?" in (docs/[\w/-]+\.md)', text):
             assert re.search(rf"^#+ {re.escape(heading)}$", DOCUMENTS[document], re.MULTILINE), heading
     assert {"docs/guide/operator.md", "docs/reference/configuration.md"} <= named <= DOCUMENTS.keys()
+
+
+@cache
+def messages() -> str:
+    """Every text of keyman's code, a line each; `…` takes the place of a value."""
+    lines = []
+    for path in (ROOT / "keyman").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                lines.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                lines.append(node.value)
+    return "\n".join(lines)
+
+
+QUOTED = {
+    "docs/reference/configuration.md": r"^\| … ([^|…]+?)(?: …)? \|",
+    "docs/guide/operator.md": r"`(?:key-versions|vault-key)`: ([^|.…;]+?)(?: …| \||\.)",
+}
+"""What a document quotes of keyman's messages: the first group of an expression."""
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_message_that_a_document_quotes_is_one_of_keymans(name: str) -> None:
+    quoted = re.findall(QUOTED[name], DOCUMENTS[name], re.MULTILINE)
+    assert quoted
+    assert [text for text in quoted if text not in messages() and text not in PARAPHRASED] == []
+
+
+PARAPHRASED = {"behind"}
+"""Words of a table that stand for a whole line."""
 
 
 # --- commands
