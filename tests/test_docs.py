@@ -171,6 +171,7 @@ def messages() -> str:
 
 QUOTED = {
     "docs/reference/configuration.md": r"^\| … ([^|…]+?)(?: …)? \|",
+    "docs/reference/cli.md": r"^(?:warning  \S+ +| +-> )(.+)$",
     "docs/guide/operator.md": r"`(?:key-versions|vault-key)`: ([^|.…;]+?)(?: …| \||\.)",
 }
 """What a document quotes of keyman's messages: the first group of an expression."""
