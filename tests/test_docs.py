@@ -12,7 +12,15 @@ from pathlib import Path
 import click
 import pytest
 
+from keyman.audit.entries import Action, Reason
+from keyman.audit.tables import audit_log
 from keyman.cli import COMMANDS, cli
+from keyman.client import errors as client_errors
+from keyman.errors import VaultReason
+from keyman.http.problems import KINDS
+from keyman.identity.tokens import Scope
+from keyman.providers.catalogue import SHIPPED
+from keyman.storage.types import metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -245,6 +253,72 @@ def test_every_command_that_a_document_names_exists(name: str) -> None:
             if not known or (" " in words and f"keyman {first}" in GROUPS and f"keyman {words}" not in LEAVES):
                 wrong.append(words)
     assert wrong == []
+
+
+# --- tables
+
+
+def rows(name: str, heading: str) -> list[list[str]]:
+    """The cells of every table below a heading, without backticks."""
+    body = re.split(rf"^#+ {re.escape(heading)}$", DOCUMENTS[name], maxsplit=1, flags=re.MULTILINE)[1]
+    lines = re.split(r"^#", body, maxsplit=1, flags=re.MULTILINE)[0].splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| ")]
+    return cells[1:]
+
+
+def names(name: str, heading: str, column: int = 0) -> list[str]:
+    """What stands in backticks in one column."""
+    return [word for row in rows(name, heading) for word in re.findall(r"`([^`]+)`", row[column])]
+
+
+def test_the_table_of_services_is_the_catalogue() -> None:
+    shown = [
+        [re.findall(r"`([^`]+)`", cell) or [cell] for cell in row]
+        for row in rows("docs/reference/api.md", "The catalogue")
+    ]
+    assert shown == [[[one.service], [one.name], [one.prefix or ""], list(one.exclusive) or [""]] for one in SHIPPED]
+
+
+@pytest.mark.parametrize("name", ["docs/reference/api.md", "docs/guide/user.md"])
+def test_the_tables_of_scopes_have_every_scope(name: str) -> None:
+    heading = "Scopes" if "api" in name else "Access tokens for scripts"
+    assert names(name, heading) == [scope.value for scope in Scope]
+
+
+def test_the_table_of_problems_has_every_type_with_its_status() -> None:
+    shown = {row[0].strip("`"): row[1] for row in rows("docs/reference/api.md", "Errors")}
+    assert shown == {slug: str(kind.status) for slug, kind in KINDS.items()}
+
+
+def test_the_tables_of_the_audit_log_have_every_column_action_and_reason() -> None:
+    page = "docs/reference/audit-log.md"
+    assert sorted(names(page, "Columns")) == sorted(column.name for column in audit_log.columns)
+    assert sorted(names(page, "Actions")) == sorted(action.value for action in Action)
+    assert sorted(names(page, "Reasons")) == sorted({*Reason, *VaultReason})
+
+
+def test_the_table_of_the_clients_errors_has_every_error() -> None:
+    known = {
+        name
+        for name, kind in vars(client_errors).items()
+        if isinstance(kind, type) and issubclass(kind, client_errors.ClientError)
+    }
+    assert {"ClientError", *re.findall(r"`([A-Z]\w+)`", str(rows("docs/reference/client.md", "Errors")))} >= known
+
+
+def test_the_table_of_tables_has_every_table() -> None:
+    assert names("docs/dev/architecture.md", "Tables") == [
+        table for table in names("docs/dev/architecture.md", "Tables") if table in metadata.tables
+    ]
+    assert set(names("docs/dev/architecture.md", "Tables")) == set(metadata.tables)
+
+
+def test_every_setting_is_in_the_table_of_variables() -> None:
+    read = set[str]()
+    for path in (ROOT / "keyman" / "config").glob("*.py"):
+        read |= set(VARIABLE.findall(path.read_text()))
+    shown = [row[0] for row in rows("docs/reference/configuration.md", "Variables")]
+    assert read <= set(re.findall(r"`(\w+)`", " ".join(shown)))
 
 
 # --- code for tests of applications
