@@ -53,15 +53,20 @@ class Captured(NamedTuple):
     parameters: tuple[Any, ...]
 
 
+# Whose the n-th key is: one owner has a hundredth of all, another has three, one has none.
+_OWNER = "CASE WHEN n % 100 = 0 THEN 1 WHEN n <= 3 THEN 2 ELSE 4 + (n * 7919) % {owners} END"
+
 # One text for both databases; `{…}` is what they spell in their own way.
 _ROWS = """
+INSERT INTO owners (id, kind) SELECT n, 'user' FROM {users};
 INSERT INTO users (id, email, email_key, password_hash, created_at)
   SELECT n, 'u' || n || '@example.com', 'u' || n || '@example.com', '-', {past} FROM {users};
 INSERT INTO api_keys (id, user_id, service, name, name_folded, encrypted_key, key_version, value_uuid, last_4_chars,
-                      disabled, undecryptable, created_at, updated_at)
-  SELECT n, CASE WHEN n % 100 = 0 THEN 1 WHEN n <= 3 THEN 2 ELSE 4 + (n * 7919) % {owners} END,
+                      disabled, undecryptable, created_at, updated_at, owner_id)
+  SELECT n, {owner},
          CASE (n / 100) % 10 WHEN 0 THEN 'ANTHROPIC' WHEN 1 THEN 'MISTRAL' ELSE 'OPENAI' END,
-         'key ' || n, 'key ' || n, 'vault:v1:{ciphertext}', 1, {uuid}, 'sk-...1234', {false}, {false}, {past}, {past}
+         'key ' || n, 'key ' || n, 'vault:v1:{ciphertext}', 1, {uuid}, 'sk-...1234', {false}, {false}, {past}, {past},
+         {owner}
   FROM {keys};
 INSERT INTO api_tokens (user_id, token_hash, name, scopes, hint, created_at)
   SELECT 1 + n % {owners}, {digest}, 'token', 'keys:read', 'km_...abcd', {past} FROM {tokens};
@@ -121,7 +126,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
     }
     connection = await asyncpg.connect(_dsn(url))
     await connection.execute(_text(owners, numbers, spelling))
-    for table in ("users", "api_keys", "audit_log"):
+    for table in ("owners", "api_keys", "audit_log"):
         await connection.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
     await connection.close()
 
@@ -239,7 +244,7 @@ async def versions(url: URL) -> str:
 
 
 def _text(owners: int, numbers: dict[str, str], spelling: dict[str, str]) -> str:
-    return _ROWS.format(owners=owners, ciphertext="A" * 100, **numbers, **spelling)
+    return _ROWS.format(owners=owners, owner=_OWNER.format(owners=owners), ciphertext="A" * 100, **numbers, **spelling)
 
 
 def _caller(user_id: int) -> Caller:

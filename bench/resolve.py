@@ -45,7 +45,7 @@ from keyman.vault import provision
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
-from tests.storage.rows import row, table
+from tests.storage.rows import add, row, table
 from tests.support.live import serve, variables
 from tests.support.postgres import postgres_server
 
@@ -180,7 +180,8 @@ async def _fill(url: URL, management: VaultSettings, count: int) -> Stored:
     token = (await applications.create(db, ApplicationName("bench"), ["OPENAI"])).token.reveal()
     users = table("users")
     async with db.write() as connection:
-        await connection.execute(insert(users), [row("users") for _ in range(count)])
+        for _ in range(count):
+            await add(connection, "users")
     async with db.read() as connection:
         user_ids = list((await connection.execute(select(users.c.id).order_by(users.c.id))).scalars())
     opening = []
@@ -202,13 +203,15 @@ async def _store(db: Database, client: VaultClient, deployment: Deployment, user
     answer = await client.adapter.post("/v1/transit/encrypt/keyman", json={"batch_input": items})
     sealed = [item["ciphertext"] for item in answer["data"]["batch_results"]]
     async with db.write() as connection:
-        chain = None
+        entries = []
         for user_id, value, ciphertext in zip(user_ids, values, sealed, strict=True):
-            values_of = row("api_keys", user_id=user_id, encrypted_key=ciphertext, value_uuid=value)
+            values_of = row("api_keys", user_id=user_id, owner_id=user_id, encrypted_key=ciphertext, value_uuid=value)
             statement = insert(api_keys).values(values_of).returning(api_keys.c.id)
             key_id = (await connection.execute(statement)).scalar_one()
-            told = {"key_id": key_id, "service": "OPENAI", "value_uuid": value, "chain": chain}
-            chain = await record(connection, Entry(Action.KEY_CREATE, OPERATOR, user_id, **told))
+            entries.append(
+                Entry(Action.KEY_CREATE, OPERATOR, user_id, key_id=key_id, service="OPENAI", value_uuid=value)
+            )
+        await record(connection, *entries)
     return [json.dumps({"ciphertext": one, "context": of}) for one, of in zip(sealed, contexts, strict=True)]
 
 

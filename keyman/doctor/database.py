@@ -276,7 +276,7 @@ async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -
     """Rewrap a sample and discard the results. A value that does not open was moved, or is from another backup."""
     columns = (
         api_keys.c.id,
-        api_keys.c.user_id,
+        api_keys.c.owner_id,
         api_keys.c.service,
         api_keys.c.value_uuid,
         api_keys.c.encrypted_key,
@@ -290,7 +290,7 @@ async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -
     if not rows:
         return ok("sample", "no keys are stored")
     items = [
-        Bound(row.encrypted_key, Context(deployment.uuid, row.user_id, row.service, row.value_uuid).encoded())
+        Bound(row.encrypted_key, Context(deployment.uuid, row.owner_id, row.service, row.value_uuid).encoded())
         for row in rows
     ]
     refused = [row.id for row, sealed in zip(rows, await rotation.rewrap(items), strict=True) if sealed is None]

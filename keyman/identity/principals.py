@@ -44,6 +44,11 @@ class Caller:
     session_id: int | None = None
     token_expires_at: datetime | None = None
 
+    @property
+    def owner_id(self) -> int:
+        """The owner whose keys the caller works with: a user's number is that of their owner."""
+        return self.user_id
+
     def require(self, scope: Scope) -> None:
         if scope not in self.scopes:
             raise Forbidden(f"This access token lacks the scope {scope}.")

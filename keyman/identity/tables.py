@@ -6,17 +6,26 @@ from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary
 
 from keyman.storage.types import Id, UtcTime, metadata
 
+# What keys belong to. It hands out the ids: a user's is that of their owner.
+owners = Table(
+    "owners",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("kind", String(16), nullable=False),  # `user`: so far there is no other
+    CheckConstraint("length(kind) > 0", name="kind_present"),
+    sqlite_autoincrement=True,
+)
+
 users = Table(
     "users",
     metadata,
-    Column("id", Id, primary_key=True),
+    Column("id", Id, ForeignKey("owners.id"), primary_key=True, autoincrement=False),
     Column("email", String(254), nullable=False),  # as its owner spells it
     Column("email_key", String(762), nullable=False, unique=True),  # case-folded: one account an address
     Column("password_hash", String(255), nullable=False),  # Argon2id, PHC string
     Column("created_at", UtcTime, nullable=False),
     Column("disabled_at", UtcTime),
     CheckConstraint("length(email) > 2", name="email_present"),
-    sqlite_autoincrement=True,
 )
 
 sessions = Table(

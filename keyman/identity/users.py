@@ -18,11 +18,14 @@ from keyman.identity import principals as callers
 from keyman.identity import throttle
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Caller
-from keyman.identity.tables import sessions, users
+from keyman.identity.tables import owners, sessions, users
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
 from keyman.values import EmailAddress, GivenPassword, NewPassword
+
+OWNER_KIND = "user"
+"""The kind of an owner that is a user."""
 
 
 class SignUp(msgspec.Struct):
@@ -244,10 +247,13 @@ async def _hold(connection: AsyncConnection, proved: AnyRow, new_hash: str | Non
 
 async def _insert(connection: AsyncConnection, email: EmailAddress, password_hash: str) -> Account:
     created_at = now()
-    statement = insert(users).values(
-        email=email, email_key=email.key, password_hash=password_hash, created_at=created_at
+    owner = insert(owners).values(kind=OWNER_KIND).returning(owners.c.id)
+    user_id = (await connection.execute(owner)).scalar_one()
+    await connection.execute(
+        insert(users).values(
+            id=user_id, email=email, email_key=email.key, password_hash=password_hash, created_at=created_at
+        )
     )
-    user_id = (await connection.execute(statement.returning(users.c.id))).scalar_one()
     return Account(user_id, str(email), created_at)
 
 

@@ -30,7 +30,7 @@ from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime, metadata
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The migration that this code was written for; a test holds it against the newest file in `migrations/`."""
 
 deployment = Table(

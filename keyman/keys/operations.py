@@ -64,10 +64,11 @@ async def create(
 
     Raises InvalidRequest, IdempotencyMismatch, VaultUnavailable; nothing is stored then.
     """
-    stored, vault_request_id = await sealer.seal(caller.user_id, new.service, new.api_key)
+    stored, vault_request_id = await sealer.seal(caller.owner_id, new.service, new.api_key)
     moment = now()
     values = {
         "user_id": caller.user_id,
+        "owner_id": caller.owner_id,
         "service": str(new.service),
         **_label(new.name),
         **stored._asdict(),
@@ -133,7 +134,7 @@ async def replace(
     condition.check(before)
     if new.api_key.reveal() == before.last_4_chars:
         raise InvalidRequest.at(FieldError("api_key", "is the mask of the stored key, not a key"))
-    stored, vault_request_id = await sealer.seal(caller.user_id, before.service, new.api_key)
+    stored, vault_request_id = await sealer.seal(caller.owner_id, before.service, new.api_key)
     values = {**stored._asdict(), "undecryptable": False, **_surroundings(new)}
     return await _update(
         db,
@@ -194,7 +195,7 @@ _SHOWN = (
 
 
 def _owned(caller: Caller) -> Select[*tuple[Any, ...]]:
-    return select(*_SHOWN).where(api_keys.c.user_id == caller.user_id)
+    return select(*_SHOWN).where(api_keys.c.owner_id == caller.owner_id)
 
 
 async def _one(connection: AsyncConnection, caller: Caller, key_id: int, *, lock: bool = False) -> AnyRow:

@@ -168,7 +168,7 @@ def _refusal(row: AnyRow | None, service: str | None, application: Application, 
 
 
 async def _open(opener: Opener, deployment: UUID, row: AnyRow) -> Secret:
-    return await opener.open(row.encrypted_key, Context(deployment, row.user_id, row.service, row.value_uuid))
+    return await opener.open(row.encrypted_key, Context(deployment, row.owner_id, row.service, row.value_uuid))
 
 
 async def _record_failure(
@@ -219,6 +219,7 @@ _FOUND = select(
     users.c.id.label("user_id"),
     users.c.disabled_at.label("user_disabled_at"),
     api_keys.c.id.label("key_id"),
+    api_keys.c.owner_id,
     api_keys.c.service,
     api_keys.c.encrypted_key,
     api_keys.c.value_uuid,
@@ -228,7 +229,7 @@ _FOUND = select(
     api_keys.c.last_used_at,
     current_value(api_keys.c.id).label("current_value"),
 )
-_THEIRS = and_(api_keys.c.user_id == users.c.id, api_keys.c.service == bindparam("service"))
+_THEIRS = and_(api_keys.c.owner_id == users.c.id, api_keys.c.service == bindparam("service"))
 _IS_ACTIVE = and_(
     ~api_keys.c.disabled,
     ~api_keys.c.undecryptable,
@@ -241,7 +242,9 @@ def _newest(keys: FromClause) -> Select[*tuple[Any, ...]]:
     return whose.order_by(api_keys.c.id.desc()).limit(1)
 
 
-_BY_KEY = _FOUND.join_from(api_keys, users).where(api_keys.c.id == bindparam("key_id"))
+_BY_KEY = _FOUND.join_from(api_keys, users, api_keys.c.owner_id == users.c.id).where(
+    api_keys.c.id == bindparam("key_id")
+)
 _NEWEST_ACTIVE = _newest(users.join(api_keys, and_(_THEIRS, _IS_ACTIVE)))
 _NEWEST = _newest(users.outerjoin(api_keys, _THEIRS))
 

@@ -156,7 +156,7 @@ class Rewrap:
 
     async def _chunk(self, rows: Sequence[AnyRow], summary: Summary) -> None:
         items = [
-            Bound(row.encrypted_key, Context(self._store.uuid, row.user_id, row.service, row.value_uuid).encoded())
+            Bound(row.encrypted_key, Context(self._store.uuid, row.owner_id, row.service, row.value_uuid).encoded())
             for row in rows
         ]
         rewrapped: list[dict[str, object]] = []
@@ -227,6 +227,7 @@ def _is_behind(latest: int) -> ColumnElement[bool]:
 
 _READ = (
     api_keys.c.id,
+    api_keys.c.owner_id,
     api_keys.c.user_id,
     api_keys.c.service,
     api_keys.c.value_uuid,
@@ -237,7 +238,7 @@ _READ = (
 
 def _is_sound(row: AnyRow, summary: Summary) -> bool:
     """Return False for a row whose values are of other types than keyman writes, and add it to the damaged ones."""
-    sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, str, UUID, str, int), strict=True))
+    sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, int, str, UUID, str, int), strict=True))
     if not sound:
         summary.damaged.add(row.id)
     return sound

@@ -35,7 +35,7 @@ class Sealer:
         self._deployment = deployment
         self._catalogue = catalogue
 
-    async def seal(self, user_id: int, service: str, value: Secret) -> SealedValue:
+    async def seal(self, owner_id: int, service: str, value: Secret) -> SealedValue:
         """Seal a value under a new context. Raises VaultUnavailable, and InvalidRequest for another service's key."""
         faults = tuple(self._catalogue.check_value(service, value.reveal()))
         if faults:
@@ -43,7 +43,7 @@ class Sealer:
         # A new uuid with each value: an older ciphertext put back into the row does not open, and with its uuid it is
         # not the one that the trail names.
         value_uuid = uuid4()
-        sealed = await self._cipher.encrypt(value, Context(self._deployment, user_id, service, value_uuid))
+        sealed = await self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
         mask = self._catalogue.mask(service, value.reveal())
         stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, mask)
         return SealedValue(stored, sealed.request_id)

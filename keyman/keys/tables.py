@@ -22,7 +22,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),  # who left it here
     Column("service", String(64), nullable=False),  # never changes: the ciphertext is bound to it
     Column("name", String(100)),
     Column("name_folded", String(400)),  # what `?q=` is looked for in, the same on both databases
@@ -37,13 +37,15 @@ api_keys = Table(
     Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("last_used_by", String(100)),
+    # Whose it is. Part of the context, so it never changes; it is equal to `user_id` as long as only users own keys.
+    Column("owner_id", Id, ForeignKey("owners.id"), nullable=False),
     CheckConstraint("length(service) > 0", name="service_present"),
     CheckConstraint("encrypted_key LIKE 'vault:v%'", name="encrypted_key_is_sealed"),
     CheckConstraint("key_version > 0", name="key_version_positive"),
     CheckConstraint("updated_at >= created_at", name="updated_after_created"),
     # Newest first within one owner, and within one owner and service: the two ways of listing.
-    Index("ix_api_keys_owner", "user_id", "id"),
-    Index("ix_api_keys_owner_service", "user_id", "service", "id"),
+    Index("ix_api_keys_owner", "owner_id", "id"),
+    Index("ix_api_keys_owner_service", "owner_id", "service", "id"),
     sqlite_autoincrement=True,  # the id of a deleted key is not given to another
 )
 

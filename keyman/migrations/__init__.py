@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,9 @@ async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, s
     Raises ConfigurationError and DatabaseUnavailable; the database is as it was then.
     """
     create_private_file(url)
-    engine = transactional(create_engine(url, statement_timeout=None, busy_timeout=PATIENCE, poolclass=NullPool))
+    # SQLite ignores a change of this within a transaction, so it is set when the connection is opened.
+    bare = create_engine(url, statement_timeout=None, busy_timeout=PATIENCE, foreign_keys=False, poolclass=NullPool)
+    engine = transactional(bare)
     with _faults_said("could not be upgraded"):
         try:
             async with engine.begin() as connection:
@@ -120,10 +122,52 @@ def _upgrade(connection: Connection, planes: Planes | None) -> tuple[str | None,
         connection.execute(text(f"SET LOCAL lock_timeout = {int(PATIENCE * 1000)}"))
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
     before = MigrationContext.configure(connection).get_current_revision()
-    command.upgrade(_config(connection), "head")
+    if connection.dialect.name == "sqlite":
+        given = _sequences(connection)
+        command.upgrade(_config(connection), "head")
+        _keep_sequences(connection, given)
+        _check_foreign_keys(connection)
+    else:
+        command.upgrade(_config(connection), "head")
     if planes is not None:
         grant(connection, planes)
     return before, newest_revision()
+
+
+def _sequences(connection: Connection) -> dict[str, int]:
+    """Read the highest id that each table of SQLite has ever given, by the table's name."""
+    if not inspect(connection).has_table("sqlite_sequence"):
+        return {}
+    rows = connection.execute(text("SELECT name, seq FROM sqlite_sequence"))
+    return {str(name): int(number) for name, number in rows}
+
+
+def _keep_sequences(connection: Connection, given: Mapping[str, int]) -> None:
+    """Keep each table of SQLite from giving an id again that it gave before.
+
+    Copying a table starts its sequence at the highest row that is left, so the id of a deleted row would be given to
+    another one.
+    """
+    statement = text("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%'")
+    numbered = set(connection.execute(statement).scalars())
+    now = _sequences(connection)
+    for name in numbered & given.keys():
+        if now.get(name, 0) < given[name]:
+            connection.execute(text("DELETE FROM sqlite_sequence WHERE name = :name"), {"name": name})
+            connection.execute(
+                text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :seq)"),
+                {"name": name, "seq": given[name]},
+            )
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    """Check on SQLite what was not enforced during the upgrade. Raises ConfigurationError."""
+    tables = sorted({str(row[0]) for row in connection.execute(text("PRAGMA foreign_key_check"))})
+    if tables:
+        raise ConfigurationError(
+            f"The database could not be upgraded: {', '.join(tables)} would refer to rows that do not exist. Rows were "
+            "deleted by hand. Restore a backup."
+        )
 
 
 def _differences(connection: Connection) -> list[str]:

@@ -25,6 +25,7 @@ MANAGEMENT: Mapping[str, str] = {
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT, UPDATE (sentinel)",
     "idempotency": ROWS,
+    "owners": "SELECT, INSERT",
     "sessions": ROWS,
     "throttle": ROWS,
     "users": "SELECT, INSERT, UPDATE",
@@ -50,7 +51,7 @@ NOBODYS = (
 )
 """What neither plane may do: whoever may, makes an application of their own, or bends the trail."""
 
-UNNUMBERED = ("idempotency", "throttle")
+UNNUMBERED = ("idempotency", "throttle", "users")
 """Tables into which a plane inserts, and which number no rows."""
 
 OWNED = {

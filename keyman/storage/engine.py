@@ -39,13 +39,15 @@ def create_engine(
     statement_timeout: float | None,
     busy_timeout: float | None = None,
     read_only: bool = False,
+    foreign_keys: bool = True,
     **options: Any,
 ) -> AsyncEngine:
     """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
 
     `statement_timeout` is in seconds; None means no bound. SQLite needs none, because only a lock makes it wait.
     `busy_timeout`, in seconds, is how long SQLite waits for that, BUSY_TIMEOUT unless said. With `read_only` a SQLite
-    file is left as it is, its journal mode included.
+    file is left as it is, its journal mode included. Without `foreign_keys` SQLite does not enforce them. An upgrade
+    needs that, because it replaces tables: dropping the old one would delete the rows that refer to it.
     """
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
@@ -58,7 +60,7 @@ def create_engine(
             "factory": _Connection,
         }
         engine = create_async_engine(address, hide_parameters=True, connect_args=arguments, **options)
-        prepare = _leave_sqlite if read_only else partial(_prepare_sqlite, patience)
+        prepare = _leave_sqlite if read_only else partial(_prepare_sqlite, patience, foreign_keys)
         event.listen(engine.sync_engine, "connect", prepare)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
@@ -126,12 +128,12 @@ async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
         raise
 
 
-def _prepare_sqlite(patience: float, connection: Any, _entry: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(patience: float, foreign_keys: bool, connection: Any, _entry: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     _turn_wal_on(patience, cursor)  # readers and the writer do not wait for each other
     for pragma in (
         "synchronous = FULL",  # what was acknowledged survives a power cut, not only a crash
-        "foreign_keys = ON",
+        f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
         "secure_delete = ON",  # a deleted ciphertext is overwritten, not only unlinked
     ):
         cursor.execute(f"PRAGMA {pragma}")

@@ -35,13 +35,13 @@ class Context(NamedTuple):
     """What a ciphertext is bound to; none of it ever changes, and with any other it does not open."""
 
     deployment: UUID
-    user_id: int
+    owner_id: int
     service: str
     value: UUID
 
     def encoded(self) -> str:
-        """Base64 of the fixed layout `keyman|v1|<deployment>|<user id>|<service>|<value>`."""
-        text = f"keyman|v1|{self.deployment}|{self.user_id}|{self.service}|{self.value}"
+        """Base64 of the fixed layout `keyman|v1|<deployment>|<owner id>|<service>|<value>`."""
+        text = f"keyman|v1|{self.deployment}|{self.owner_id}|{self.service}|{self.value}"
         return base64.b64encode(text.encode()).decode()
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 
@@ -22,6 +22,7 @@ from keyman.identity.tables import users
 from keyman.ids import MAX_ID
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
+from tests.storage import rows
 
 pytestmark = pytest.mark.anyio
 
@@ -39,10 +40,10 @@ async def owner(db: Database) -> int:
 
 
 async def add(db: Database, email: str) -> int:
-    row = {"email": email, "email_key": email, "password_hash": "x", "created_at": now()}
     async with db.write() as connection:
-        made: int = (await connection.execute(insert(users).values(row).returning(users.c.id))).scalar_one()
-        return made
+        made = await rows.add(connection, "users", email=email, email_key=email)
+    assert made is not None
+    return made
 
 
 async def entries(db: Database) -> list[Any]:

@@ -15,6 +15,8 @@ from uuid import uuid4
 import pytest
 from alembic import command, op
 from sqlalchemy import CheckConstraint, UniqueConstraint, func, insert, inspect, select, text
+from sqlalchemy import column as lightweight_column
+from sqlalchemy import table as lightweight_table
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,7 +34,7 @@ from keyman.storage.engine import create_engine, create_private_file
 from keyman.storage.transactions import Database
 from tests.fixtures.revision_0004.restore import restore_sqlite
 from tests.storage.exposure import shown, stands_alone
-from tests.storage.rows import add, add_owner, count, row
+from tests.storage.rows import add, add_owner, count, row, table
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -95,17 +97,17 @@ async def test_an_upgraded_database_is_what_the_code_describes(empty_database: U
         return found
 
     wanted = {}
-    for name, table in migrations.tables().tables.items():
-        checks = {str(one.name) for one in table.constraints if isinstance(one, CheckConstraint) and one.name}
+    for name, one_table in migrations.tables().tables.items():
+        checks = {str(one.name) for one in one_table.constraints if isinstance(one, CheckConstraint) and one.name}
         keys = {
             (str(one.name), *one.column_keys, one.referred_table.name, one.ondelete)
-            for one in table.foreign_key_constraints
+            for one in one_table.foreign_key_constraints
         }
-        indexes = {(index.name, *index.columns.keys()) for index in table.indexes}
+        indexes = {(index.name, *index.columns.keys()) for index in one_table.indexes}
         unique = {
-            (str(one.name), *one.columns.keys()) for one in table.constraints if isinstance(one, UniqueConstraint)
+            (str(one.name), *one.columns.keys()) for one in one_table.constraints if isinstance(one, UniqueConstraint)
         }
-        wanted[name] = checks | keys | indexes | unique | {tuple(table.primary_key.columns.keys())}
+        wanted[name] = checks | keys | indexes | unique | {tuple(one_table.primary_key.columns.keys())}
     assert await asked(empty_database, described) == wanted
 
 
@@ -281,6 +283,71 @@ async def test_an_upgrade_of_sqlite_leaves_no_reference_to_a_row_that_is_gone(tm
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
+# What each table holds before an upgrade from each revision, and an id that was given and whose row is gone.
+_BEFORE = {
+    "users": "email, email_key, password_hash, created_at",
+    "sessions": "user_id, id_hash, created_at, last_seen_at, expires_at",
+    "api_tokens": "user_id, token_hash, name, scopes, hint, created_at",
+    "api_keys": "user_id, service, encrypted_key, key_version, value_uuid, last_4_chars, disabled, undecryptable, "
+    "created_at, updated_at",
+    "audit_log": "at, user_id, actor, action",
+    "idempotency": "user_id, key_hash, fingerprint, response, created_at",
+}
+
+
+async def fill_at(url: URL, revision: str) -> None:
+    """Make a database of this revision with three rows in each table, and delete the newest of those with a number."""
+    async with connected(url) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), revision))
+        for name, spelt in _BEFORE.items():
+            columns = spelt.split(", ")
+            if revision == "0004" and name == "audit_log":
+                columns += ["chain", "sequence", "hash"]
+            for _ in range(3):
+                values = {column: value for column, value in row(name).items() if column in columns}
+                then = lightweight_table(name, *(lightweight_column(one, table(name).c[one].type) for one in columns))
+                await connection.execute(insert(then).values(values))
+            if "id" in table(name).c:
+                await connection.execute(text(f"DELETE FROM {name} WHERE id = 3"))  # noqa: S608  # a table of keyman
+        if revision == "0004":
+            await connection.execute(text("DELETE FROM audit_log"))  # its rows are not chained
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
+async def test_an_upgrade_keeps_sessions_and_tokens_and_gives_no_id_again(empty_database: URL, revision: str) -> None:
+    await fill_at(empty_database, revision)
+    assert await migrations.upgrade(empty_database) == (revision, SCHEMA_REVISION)
+    db = Database(empty_database)
+    try:
+        kept = {name: await count(db, name) for name in _BEFORE}
+        assert kept == {name: 3 if name == "idempotency" else 2 for name in _BEFORE} | {
+            "audit_log": 0 if revision == "0004" else 2
+        }
+        async with db.write() as connection:
+            assert await add(connection, "users") == 4
+            for name in ("sessions", "api_tokens", "api_keys"):
+                assert await add(connection, name) == 4, name
+            await record(connection, Entry(Action.LOGIN, OPERATOR, 1))
+        async with db.read() as connection:
+            assert (await connection.execute(select(func.max(audit_log.c.id)))).scalar_one() == 4
+    finally:
+        await db.close()
+
+
+async def test_an_upgrade_of_sqlite_stops_where_a_row_refers_to_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "keyman.db"
+    restore_sqlite(file)
+    with closing(sqlite3.connect(file)) as connection:  # by hand, and without foreign keys
+        connection.execute("DELETE FROM users WHERE id = (SELECT min(user_id) FROM sessions)")
+        connection.commit()
+        before = list(connection.iterdump())
+    with pytest.raises(ConfigurationError) as caught:
+        await migrations.upgrade(URL.create("sqlite+aiosqlite", database=str(file)))
+    assert "sessions" in str(caught.value)
+    with closing(sqlite3.connect(file)) as connection:
+        assert list(connection.iterdump()) == before
+
+
 async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_stored(empty_database: URL) -> None:
     async with connected(empty_database) as connection:
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
@@ -288,7 +355,9 @@ async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_st
         values = [uuid4() for _ in range(3)]
         await connection.execute(insert(tables["users"]).values(row("users")))
         for value in values:
-            await connection.execute(insert(tables["api_keys"]).values(row("api_keys", value_uuid=value)))
+            stored = row("api_keys", value_uuid=value)
+            del stored["owner_id"]  # no key had one then
+            await connection.execute(insert(tables["api_keys"]).values(stored))
     columns = "at, user_id, actor, action, key_id, service, purpose, address"
     actions = ["create"] * 3 + ["replace", "change", "replace", "delete"]
     for n, (action, key) in enumerate(zip(actions, (1, 2, 3, 1, 2, 1, 9), strict=True)):

@@ -25,7 +25,9 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
     number, moment = next(_numbers), now()
     digest = number.to_bytes(32, "big")
     valid: dict[str, dict[str, Any]] = {
+        "owners": {"kind": "user"},
         "users": {
+            "id": 1,
             "email": f"u{number}@example.com",
             "email_key": f"u{number}@example.com",
             "password_hash": "-",
@@ -55,6 +57,7 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
         },
         "api_keys": {
             "user_id": 1,
+            "owner_id": 1,
             "service": "OPENAI",
             "encrypted_key": "vault:v1:AAAA",
             "key_version": 1,
@@ -96,7 +99,9 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
 
 
 async def add(connection: AsyncConnection, name: str, /, **values: Any) -> int | None:
-    """Insert one; its id, where the table has one."""
+    """Insert one; its id, where the table has one. A user gets an owner, and the owner's id, unless one is given."""
+    if name == "users" and "id" not in values:
+        values["id"] = await add(connection, "owners")
     statement = insert(table(name)).values(row(name, **values))
     if "id" not in table(name).c:
         await connection.execute(statement)

@@ -62,6 +62,7 @@ PATIENCE = 60.0
 
 TABLES = [each.name for each in migrations.tables().sorted_tables]
 CHECKS: dict[str, dict[str, Any]] = {
+    "ck_owners_kind_present": {"kind": ""},
     "ck_users_email_present": {"email": "x"},
     "ck_sessions_id_hash_is_sha256": {"id_hash": b"short"},
     "ck_api_tokens_token_hash_is_sha256": {"token_hash": b"x" * 33},
@@ -155,6 +156,14 @@ def make_room(name: str) -> Step:
     return lambda c: c.execute(delete(table(name)).where(true() if name == "deployment" else false()))
 
 
+async def new_row(db: Database, name: str) -> dict[str, Any]:
+    """A valid row; a user's has the number of a new owner."""
+    if name != "users":
+        return row(name)
+    async with db.write() as connection:
+        return row(name, id=await add(connection, "owners"))
+
+
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -244,7 +253,7 @@ async def test_a_row_as_it_must_be_is_stored(db: Database) -> None:
 
 
 async def test_every_foreign_key_refuses_a_row_without_its_parent(db: Database) -> None:
-    assert len(foreign_keys()) == 6
+    assert len(foreign_keys()) == 8
     for key in foreign_keys():
         orphan = row(key.table.name, **dict.fromkeys(key.column_keys, 4711))
         with pytest.raises(IntegrityError):
@@ -274,14 +283,14 @@ async def test_every_unique_column_refuses_a_second_of_the_same(db: Database) ->
     await add_owner(db)
     tried = []
     for name in TABLES:
-        one, first, second = table(name), row(name), row(name)
+        one, first, second = table(name), await new_row(db, name), await new_row(db, name)
         groups = [c.columns.keys() for c in table(name).constraints if isinstance(c, UniqueConstraint)]
         for columns in [*groups, table(name).primary_key.columns.keys()]:
             same = {column: first.get(column, 17) for column in columns}
             await write(db, make_room(name), lambda c, t=one, v={**first, **same}: c.execute(insert(t).values(v)))
             with pytest.raises(IntegrityError):
                 await write(db, lambda c, t=one, v={**second, **same}: c.execute(insert(t).values(v)))
-            others = table(name).c.id != 1 if name in ("users", "applications") else true()
+            others = table(name).c.id != 1 if name in ("owners", "users", "applications") else true()
             await write(db, lambda c, t=one, which=others: c.execute(delete(t).where(which)))
             tried.append((name, *columns))
     assert {("users", "email_key"), ("sessions", "id_hash"), ("api_tokens", "token_hash")} < set(tried)
@@ -317,7 +326,7 @@ async def test_every_column_that_must_be_said_refuses_null(db: Database) -> None
 async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, db: Database) -> None:
     await add_owner(db)
     numbered = [table(name) for name in TABLES if "id" in table(name).c and name != "deployment"]
-    assert len(numbered) == 7
+    assert len(numbered) == 8
     for each in numbered:
         async with db.write() as connection:
             ids = [await add(connection, each.name) for _ in range(3)]
@@ -334,7 +343,7 @@ async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, db
 
 async def test_the_largest_id_fits(db: Database) -> None:
     async with db.write() as connection:
-        await connection.execute(insert(users).values(row("users", id=MAX_ID)))
+        await add(connection, "users", id=await add(connection, "owners", id=MAX_ID))
     async with db.read() as connection:
         assert (await connection.execute(select(users.c.id))).scalar_one() == MAX_ID
 
@@ -665,6 +674,7 @@ async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresq
 async def test_a_broken_constraint_is_the_callers_to_understand(db: Database, metrics: Metrics) -> None:
     first = row("users")
     async with db.write() as connection:
+        await add(connection, "owners", id=first["id"])
         await connection.execute(insert(users).values(first))
     with pytest.raises(IntegrityError):
         await write(db, lambda c: add(c, "throttle"), lambda c: add(c, "users", email_key=first["email_key"]))

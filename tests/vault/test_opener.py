@@ -63,7 +63,7 @@ async def test_any_other_context_opens_nothing(opening: Opening) -> None:
     context = opening.context
     others = [
         context._replace(deployment=a_context().deployment),
-        context._replace(user_id=8),
+        context._replace(owner_id=8),
         context._replace(service="GROQ"),
         context._replace(value=a_context().value),
     ]
@@ -210,10 +210,10 @@ async def test_many_at_once_get_their_own(embedded_bench: Bench) -> None:
     opening = await opening_at(bench)
     cipher = bench.cipher()
     contexts = [a_context(user_id=n) for n in range(1, 51)]
-    sealed = await asyncio.gather(*(cipher.encrypt(Secret(f"{VALUE}-{c.user_id}"), c) for c in contexts))
+    sealed = await asyncio.gather(*(cipher.encrypt(Secret(f"{VALUE}-{c.owner_id}"), c) for c in contexts))
     before = len(relay.to("/decrypt/"))
     opened = await asyncio.gather(
         *(opening.opener.open(one.ciphertext, c) for one, c in zip(sealed, contexts, strict=True))
     )
-    assert [one.reveal() for one in opened] == [f"{VALUE}-{c.user_id}" for c in contexts]
+    assert [one.reveal() for one in opened] == [f"{VALUE}-{c.owner_id}" for c in contexts]
     assert len(relay.to("/decrypt/")) == before + 50  # one value a call

@@ -40,7 +40,7 @@ NOT_CURRENT: Told = [("key.resolve-refused", "not-current")]
 DOES_NOT_OPEN: Told = [("key.resolve", None), ("key.resolve-failed", "undecryptable")]
 
 VALUE = ("encrypted_key", "value_uuid", "key_version", "last_4_chars")
-BOUND = ("user_id", "service", "value_uuid", "encrypted_key")
+BOUND = ("owner_id", "service", "value_uuid", "encrypted_key")
 """The columns that say whose a value is, and which: if they are a row's own, so is what opens."""
 
 EXCHANGED: tuple[tuple[str, ...], ...] = (
@@ -50,13 +50,13 @@ EXCHANGED: tuple[tuple[str, ...], ...] = (
     ("encrypted_key", "value_uuid"),
     VALUE,
     (*VALUE, "service"),
-    (*VALUE, "user_id"),
-    (*VALUE, "user_id", "service"),
-    ("user_id",),
+    (*VALUE, "owner_id"),
+    (*VALUE, "owner_id", "service"),
+    ("owner_id",),
     ("service",),
-    ("user_id", "service"),
+    ("owner_id", "service"),
     ("id",),
-    ("id", "user_id"),
+    ("id", "owner_id"),
     ("id", "service"),
 )
 
@@ -184,7 +184,7 @@ async def test_a_deleted_key_that_is_put_back_does_not_open(held: Held) -> None:
     for again in (row, held.before[key_id]):
         await put(held.pair.resolver.database, [key_id], [again])
         await held.refuses(key_id, NOT_CURRENT)
-        answer = await held.app.ask(user_id=row["user_id"], service="OPENAI")
+        answer = await held.app.ask(user_id=row["owner_id"], service="OPENAI")
         assert given(answer) == held.truths[held.ids["ada's"]]
 
 
@@ -248,7 +248,7 @@ async def test_of_10_000_random_pairs_of_ciphertext_and_context_vault_opens_none
     wrong: set[tuple[str, str]] = set()
     while len(wrong) < TRIED_OF_VAULT:
         # Its parts too are exchanged one by one: the user's, the service's, the value's, the deployment's.
-        parts = [drawn.choice(rows)[column] for column in ("user_id", "service", "value_uuid")]
+        parts = [drawn.choice(rows)[column] for column in ("owner_id", "service", "value_uuid")]
         context = Context(deployment if drawn.random() < 0.9 else UUID(int=drawn.getrandbits(128)), *parts).encoded()
         ciphertext = drawn.choice(rows)["encrypted_key"]
         whole = own[drawn.choice(rows)["encrypted_key"]]
@@ -360,13 +360,13 @@ async def put(db: Database, current: Mapping[int, Stored] | Sequence[int], rows:
 
 
 def context_of(deployment: UUID, row: Stored) -> str:
-    return Context(deployment, row["user_id"], row["service"], row["value_uuid"]).encoded()
+    return Context(deployment, row["owner_id"], row["service"], row["value_uuid"]).encoded()
 
 
 async def opened(pair: Pair, row: Stored) -> str:
     """What Vault opens a row as, whatever the trail says."""
     state = state_of(pair.resolver)
-    context = Context(state.deployment, row["user_id"], row["service"], row["value_uuid"])
+    context = Context(state.deployment, row["owner_id"], row["service"], row["value_uuid"])
     value = await state.opener.open(row["encrypted_key"], context)
     return str(value.reveal())
 

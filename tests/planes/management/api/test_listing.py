@@ -41,6 +41,7 @@ async def fill(plane: ApiPlane, client: httpx.AsyncClient, count: int) -> list[J
     rows = [
         {
             "user_id": owner,
+            "owner_id": owner,
             "service": SERVICES[n % 3],
             "name": (name := None if n % 7 == 0 else f"{'Prod' if n % 2 else 'stage'} {n:04}"),
             "name_folded": name and name.casefold(),

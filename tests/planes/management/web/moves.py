@@ -169,6 +169,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
         filled = [
             {
                 "user_id": user_id,
+                "owner_id": user_id,
                 "service": "OPENAI",
                 "name": None,
                 "encrypted_key": "vault:v1:none",
