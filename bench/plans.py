@@ -21,11 +21,12 @@ from keyman.audit.listing import Filter
 from keyman.clock import now
 from keyman.errors import KeymanError
 from keyman.identity import personal_tokens as personal
-from keyman.identity import principals as callers
-from keyman.identity import throttle, users
-from keyman.identity.personal_tokens import NewToken
-from keyman.identity.principals import Caller
+from keyman.identity import sessions, throttle, users
+from keyman.identity.personal_tokens import NewToken, TokenProof
+from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.sessions import SessionProof
 from keyman.identity.tokens import ALL_SCOPES
+from keyman.ids import KeyId, UserId
 from keyman.keys import idempotency, operations, uses
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
@@ -35,10 +36,10 @@ from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, RequiredLabel
 
-HEAVY, SPARSE, EMPTY = 1, 2, 3
+HEAVY, SPARSE, EMPTY = UserId(1), UserId(2), UserId(3)
 """Owners: of one key in a hundred, of the three oldest keys, of none. All others share the rest."""
 
-ONE_KEY_OF_HEAVY = 500
+ONE_KEY_OF_HEAVY = KeyId(500)
 
 SIGN_INS = (Action.LOGIN,)
 USES = (Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED)
@@ -147,11 +148,12 @@ async def capture(db: Database) -> list[Captured]:
     """Run keyman's operations on a database that `build` filled, and return the statements that they sent."""
     made = await personal.create(db, _caller(HEAVY), NewToken(RequiredLabel("bench")))
     async with db.write() as connection:
-        cookie = await callers.open_session(connection, HEAVY)
+        cookie = await sessions.open_session(connection, HEAVY)
     middle = Cursor(await _key_in_the_middle(db))
     retry = IdempotencyKey.parse("bench", HEAVY, b"{}")
     buckets = throttle.login_buckets("u1@example.com", "192.0.2.1")
     heavy = _caller(HEAVY)
+    shown = Credentials(None, None, "-", None)
     steps: dict[str, Callable[[], Awaitable[object]]] = {
         "keys: the first page": lambda: operations.list_own(db, heavy, Slice()),
         "keys: a page in the middle": lambda: operations.list_own(db, heavy, Slice(before=middle)),
@@ -167,8 +169,8 @@ async def capture(db: Database) -> list[Captured]:
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: a change": lambda: operations.change(db, heavy, ONE_KEY_OF_HEAVY, Change(name=None), IfMatch()),
         "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
-        "a token by its hash": lambda: callers.by_token(db, made.token, "-", None),
-        "a session by its hash": lambda: callers.by_session(db, cookie.reveal(), "-", None),
+        "a token by its hash": lambda: TokenProof().verify(db, made.token, shown),
+        "a session by its hash": lambda: SessionProof().verify(db, cookie.reveal(), shown),
         "tokens: an owner's": lambda: personal.list_own(db, heavy),
         "tokens: a new one": lambda: personal.create(db, heavy, NewToken(RequiredLabel("bench"))),
         "an account by its address": lambda: users.disable(db, EmailAddress.parse("u50@example.com")),
@@ -247,8 +249,8 @@ def _text(owners: int, numbers: dict[str, str], spelling: dict[str, str]) -> str
     return _ROWS.format(owners=owners, owner=_OWNER.format(owners=owners), ciphertext="A" * 100, **numbers, **spelling)
 
 
-def _caller(user_id: int) -> Caller:
-    return Caller(user_id, f"u{user_id}@example.com", now(), ALL_SCOPES, Origin(Actor.SESSION))
+def _caller(user_id: UserId) -> Principal:
+    return Principal(Origin(Actor.SESSION), ALL_SCOPES, User(user_id, f"u{user_id}@example.com", now()))
 
 
 async def _key_in_the_middle(db: Database) -> int:

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NewType
+
 from keyman.extras import require_server
 
 require_server()
 
 MAX_ID = 2**63 - 1
 """The largest id that a column can hold; a larger one in a request is an id that does not exist."""
+
+OwnerId = NewType("OwnerId", int)
+UserId = NewType("UserId", int)
+"""The id of a user is that of their owner: see `owner_of`."""
+
+KeyId = NewType("KeyId", int)
+SessionId = NewType("SessionId", int)
+TokenId = NewType("TokenId", int)
+ApplicationId = NewType("ApplicationId", int)
+ApplicationTokenId = NewType("ApplicationTokenId", int)
+
+
+def owner_of(user_id: UserId) -> OwnerId:
+    """Return the owner that a user is."""
+    return OwnerId(user_id)

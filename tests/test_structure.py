@@ -210,6 +210,24 @@ def _functions(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef |
             yield node
 
 
+EXECUTES_ITSELF = {"keyman.keys.deployment"}
+"""Asks for the schema's revision before it is known that there are tables."""
+
+
+def test_statements_are_executed_in_one_place() -> None:
+    found = {
+        module
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("execute", "exec_driver_sql", "scalars", "stream")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "connection"
+    }
+    assert {module for module in found if not below(module, "keyman.storage", "keyman.migrations")} == EXECUTES_ITSELF
+
+
 def test_nothing_is_imported_inside_a_function() -> None:
     found = {
         (module, node.lineno)
@@ -334,7 +352,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "reveal"
     }
     assert found == {
-        "keyman.identity.principals",  # the session cookie is hashed
+        "keyman.identity.sessions",  # the session cookie is hashed
         "keyman.identity.passwords",  # to Argon2
         "keyman.identity.personal_tokens",  # the token is shown once
         "keyman.identity.tokens",  # and hashed

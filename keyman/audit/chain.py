@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -20,7 +19,7 @@ def genesis(deployment: UUID, chain: int) -> bytes:
     return hashlib.sha256(f"keyman audit|v1|{deployment}|{chain}".encode()).digest()
 
 
-def line(previous: bytes, entry: Mapping[str, Any]) -> bytes:
+def line(previous: bytes, entry: Mapping[str, object]) -> bytes:
     """What is hashed of an entry, given by its columns; `hash` is none of it."""
     told = {name: _plain(value) for name, value in entry.items() if value is not None and name != "hash"}
     return msgspec.json.encode({**told, "previous": previous.hex()}, order="deterministic")
@@ -33,6 +32,6 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, int) else value
 
 
-def digest(previous: bytes, entry: Mapping[str, Any]) -> bytes:
+def digest(previous: bytes, entry: Mapping[str, object]) -> bytes:
     """The hash of an entry, 32 bytes."""
     return hashlib.sha256(line(previous, entry)).digest()

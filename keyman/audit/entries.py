@@ -10,6 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from keyman.errors import VaultReason
+from keyman.ids import KeyId, TokenId, UserId
 
 
 class Action(StrEnum):
@@ -93,9 +94,9 @@ class Entry(NamedTuple):
 
     action: Action
     origin: Origin
-    user_id: int | None = None
-    token_id: int | None = None
-    key_id: int | None = None
+    user_id: UserId | None = None
+    token_id: TokenId | None = None
+    key_id: KeyId | None = None
     service: str | None = None
     application: str | None = None
     purpose: str | None = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import BigInteger, bindparam, func, select
 
 from keyman.audit.chain import line
-from keyman.audit.tables import audit_chains, audit_log
-from keyman.storage.rows import UnreadableRow, decoded
+from keyman.audit.tables import AuditRow, audit_chains, audit_log
+from keyman.storage.statements import Query, UnreadableRow, scalar
 from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime
 
 PAGE = 2000
 """Entries that are read at once."""
@@ -21,37 +23,53 @@ async def lines(db: Database, since: datetime | None) -> AsyncIterator[bytes]:
 
     A line holds `hash`; without it, it is just what was hashed (see chain.py).
     """
-    before = audit_log.alias()
-    previous = select(before.c.hash).where(
-        before.c.chain == audit_log.c.chain, before.c.sequence == audit_log.c.sequence - 1
-    )
-    columns = (*audit_log.c, func.coalesce(previous.scalar_subquery(), audit_chains.c.base_hash).label("previous"))
-    names = tuple(column.name for column in audit_log.c)
     async with db.read() as connection:
-        chains = (await connection.execute(select(audit_chains.c.chain).order_by(audit_chains.c.chain))).scalars().all()
+        chains = await _CHAINS.all(connection)
     for chain in chains:
-        at = 0
+        after = 0
         while True:
-            statement = (
-                select(*columns)
-                .join_from(audit_log, audit_chains, audit_log.c.chain == audit_chains.c.chain)
-                .where(audit_log.c.chain == chain, audit_log.c.sequence > at)
-                .order_by(audit_log.c.sequence)
-                .limit(PAGE)
-            )
-            if since is not None:
-                statement = statement.where(audit_log.c.at >= since)
             async with db.read() as connection:
-                rows = decoded(await connection.execute(statement))
-            for row in rows:
-                if not (isinstance(row.previous, bytes) and isinstance(row.hash, bytes)):
+                if since is None:
+                    rows = await _LINES.all(connection, chain=chain, after=after)
+                else:
+                    rows = await _LINES_SINCE.all(connection, chain=chain, after=after, since=since)
+            for entry, previous in rows:
+                if not (isinstance(previous, bytes) and isinstance(entry.hash, bytes)):
                     raise UnreadableRow("an entry of the audit log has a damaged hash")
-                entry = dict(zip(names, row, strict=False))
-                yield _with_hash(line(row.previous, entry), row.hash)
+                yield _with_hash(line(previous, entry._asdict()), entry.hash)
             if len(rows) < PAGE:
                 break
-            at = rows[-1].sequence
+            after = rows[-1].entry.sequence
 
 
 def _with_hash(hashed: bytes, value: bytes) -> bytes:
     return hashed[:-1] + b',"hash":"' + value.hex().encode() + b'"}'
+
+
+class _Line(NamedTuple):
+    """An entry, and the hash of the one before it; on SQLite a hash may be of any type."""
+
+    entry: AuditRow
+    previous: object
+
+
+def _line(*values: object) -> _Line:
+    return _Line(AuditRow._make(values[:-1]), values[-1])
+
+
+_before = audit_log.alias()
+_PREVIOUS = (
+    select(_before.c.hash)
+    .where(_before.c.chain == audit_log.c.chain, _before.c.sequence == audit_log.c.sequence - 1)
+    .scalar_subquery()
+)
+_OF_CHAIN = (
+    select(*audit_log.c, func.coalesce(_PREVIOUS, audit_chains.c.base_hash).label("previous"))
+    .join_from(audit_log, audit_chains, audit_log.c.chain == audit_chains.c.chain)
+    .where(audit_log.c.chain == bindparam("chain"), audit_log.c.sequence > bindparam("after", type_=BigInteger))
+    .order_by(audit_log.c.sequence)
+    .limit(PAGE)
+)
+_CHAINS = scalar(select(audit_chains.c.chain).order_by(audit_chains.c.chain), int)
+_LINES = Query(_OF_CHAIN, _line)
+_LINES_SINCE = Query(_OF_CHAIN.where(audit_log.c.at >= bindparam("since", type_=UtcTime)), _line)

@@ -11,14 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, func, select, union_all
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, union_all
 
 from keyman.audit.entries import Action, Actor
 from keyman.audit.tables import audit_log
-from keyman.ids import MAX_ID
-from keyman.storage import paging
-from keyman.storage.paging import Page, Slice
-from keyman.storage.rows import decoded
+from keyman.ids import MAX_ID, UserId
+from keyman.storage.paging import Listing, Page, Slice
+from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
 CLOCKS_APART = timedelta(minutes=10)
@@ -98,57 +97,68 @@ class Filter(NamedTuple):
 EVERYTHING = Filter()
 
 
-async def list_own(db: Database, user_id: int, part: Slice, wanted: Filter = EVERYTHING) -> Page[AuditEntry]:
-    """A user's own trail, newest first."""
-    columns = (
-        audit_log.c.id,
-        audit_log.c.at,
-        audit_log.c.action,
-        audit_log.c.actor,
-        audit_log.c.actor_id,
-        audit_log.c.token_id,
-        audit_log.c.key_id,
-        audit_log.c.service,
-        audit_log.c.request_id,
-        audit_log.c.address,
-        audit_log.c.application,
-        audit_log.c.purpose,
-        audit_log.c.reason,
-    )
-    statement = select(*columns).where(audit_log.c.user_id == user_id, *_within(wanted.since, wanted.until))
-    id_column: ColumnElement[int] = audit_log.c.id
-    if wanted.actions:
-        newest = union_all(*(select(_newest(statement, action, part).subquery()) for action in sorted(wanted.actions)))
-        rows = newest.subquery()
-        statement, id_column = select(rows), rows.c.id
+async def list_own(db: Database, user_id: UserId, part: Slice, wanted: Filter = EVERYTHING) -> Page[AuditEntry]:
+    """Return a user's own audit log, newest first."""
+    listing = _UNFILTERED if wanted == EVERYTHING else _filtered(wanted, part)
     async with db.read() as connection:
-        page = await paging.fetch(connection, statement, id_column, part)
+        page = await listing.page(connection, part, user_id=user_id)
     return Page([AuditEntry(*row) for row in page.items], page.cursor)
 
 
-async def list_all(db: Database, user_id: int | None, limit: int, wanted: Filter = EVERYTHING) -> list[OperatorEntry]:
-    """The newest entries that fit, oldest first."""
-    columns = (audit_log.c[name] for name in OperatorEntry.__struct_fields__)
-    statement = select(*columns).where(*_within(wanted.since, wanted.until))
+async def list_all(
+    db: Database, user_id: UserId | None, limit: int, wanted: Filter = EVERYTHING
+) -> list[OperatorEntry]:
+    """Return the newest entries that fit, oldest first."""
+    statement = select(*(audit_log.c[name] for name in OperatorEntry.__struct_fields__)).where(*_within(wanted))
     if user_id is not None:
         statement = statement.where(audit_log.c.user_id == user_id)
     if wanted.actions:
         statement = statement.where(audit_log.c.action.in_(wanted.actions))
+    newest = Query(statement.order_by(audit_log.c.id.desc()).limit(limit), OperatorEntry)
     async with db.read() as connection:
-        rows = decoded(await connection.execute(statement.order_by(audit_log.c.id.desc()).limit(limit)))
-    return [OperatorEntry(*row) for row in reversed(rows)]
+        return (await newest.all(connection))[::-1]
 
 
-def _newest(statement: Select[*tuple[Any, ...]], action: Action, part: Slice) -> Select[*tuple[Any, ...]]:
+class _Own(NamedTuple):
+    id: int
+    at: datetime
+    action: Action
+    actor: Actor
+    actor_id: int | None
+    token_id: int | None
+    key_id: int | None
+    service: str | None
+    request_id: str | None
+    address: str | None
+    application: str | None
+    purpose: str | None
+    reason: str | None
+
+
+_OF_USER = select(*(audit_log.c[name] for name in _Own._fields)).where(audit_log.c.user_id == bindparam("user_id"))
+_UNFILTERED = Listing(_OF_USER, audit_log.c.id, _Own)
+
+
+def _filtered(wanted: Filter, part: Slice) -> Listing[_Own]:
+    statement: Select[*tuple[object, ...]] = _OF_USER.where(*_within(wanted))
+    if not wanted.actions:
+        return Listing(statement, audit_log.c.id, _Own)
+    newest = union_all(*(select(_newest(statement, action, part).subquery()) for action in sorted(wanted.actions)))
+    rows = newest.subquery()
+    return Listing(select(rows), rows.c.id, _Own)
+
+
+def _newest(statement: Select[*tuple[object, ...]], action: Action, part: Slice) -> Select[*tuple[object, ...]]:
     """As many entries of one action as a page can hold of it, so that each action is read from an index, in order:
-    for several at once a database would read the whole trail, or sort it.
+    for several at once a database would read the whole audit log, or sort it.
     """
     if part.before is not None:
         statement = statement.where(audit_log.c.id < part.before)
     return statement.where(audit_log.c.action == action).order_by(audit_log.c.id.desc()).limit(part.limit + 1)
 
 
-def _within(since: datetime | None, until: datetime | None) -> Iterator[ColumnElement[bool]]:
+def _within(wanted: Filter) -> Iterator[ColumnElement[bool]]:
+    since, until = wanted.since, wanted.until
     near = audit_log.alias()
     if since is not None:
         earlier = select(near.c.id).where(near.c.at < max(since, EARLIEST) - CLOCKS_APART)

@@ -9,12 +9,11 @@ entry goes to any whose end nobody has locked. Write the entries last: that keep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
-    Executable,
     Integer,
     ScalarSelect,
     Select,
@@ -33,7 +32,7 @@ from keyman.audit.entries import Entry
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.errors import RefusedStatement
-from keyman.storage.types import AnyRow
+from keyman.storage.statements import Command, Query
 
 
 async def record(connection: AsyncConnection, *entries: Entry, chain: int | None = None) -> None:
@@ -48,8 +47,8 @@ async def record(connection: AsyncConnection, *entries: Entry, chain: int | None
 
 async def _write(connection: AsyncConnection, entry: Entry, chain: int | None) -> int:
     """Write one entry, and return its chain."""
-    end = await hold(connection, chain)
-    row = {
+    end = await lock_end(connection, chain)
+    row: dict[str, object] = {
         **entry._asdict(),
         "id": end.entry_id,
         "at": now(),
@@ -64,9 +63,9 @@ async def _write(connection: AsyncConnection, entry: Entry, chain: int | None) -
     del row["origin"]
     row["hash"] = digest(end.hash, row)
     values = {f"new_{name}": value for name, value in row.items()}
-    for statement in _WRITE[connection.dialect.name]:
-        await connection.execute(statement, values)
-    return int(end.chain)
+    for command in _WRITE[connection.dialect.name]:
+        await command.execute(connection, **values)
+    return end.chain
 
 
 def current_value(key_id: ColumnElement[int] | int) -> ScalarSelect[UUID | None]:
@@ -75,21 +74,32 @@ def current_value(key_id: ColumnElement[int] | int) -> ScalarSelect[UUID | None]
     return newest.order_by(audit_log.c.as_of.desc()).limit(1).scalar_subquery()
 
 
-async def hold(connection: AsyncConnection, chain: int | None = None) -> AnyRow:
-    """The end of a chain, held until the transaction is over, and the id for its next entry: of this chain, or of any.
+class End(NamedTuple):
+    """The end of a chain: its newest entry's sequence and hash; where it begins; the id for its next entry."""
 
-    One that nobody holds is taken, where there is one; else this waits, as for any lock.
+    chain: int
+    sequence: int
+    hash: bytes
+    base_sequence: int
+    base_hash: bytes
+    entry_id: int
+
+
+async def lock_end(connection: AsyncConnection, chain: int | None = None) -> End:
+    """Lock the end of this chain, or of any, until the transaction is over, and return it.
+
+    An end that nobody has locked is preferred; where there is none, this waits as for any lock. Raises RefusedStatement
+    where the chain is gone.
     """
     dialect = connection.dialect.name
-    statements = (_FREE[dialect], _ANY[dialect]) if chain is None else (_THIS[dialect],)
-    for statement in statements:
-        row = (await connection.execute(statement, {} if chain is None else {"this": chain})).one_or_none()
-        if row is not None:
-            return row
-    raise RefusedStatement("the database refused an entry of the audit log: its chain is gone")
+    if chain is None:
+        end = await _FREE[dialect].first(connection) or await _ANY[dialect].first(connection)
+    else:
+        end = await _THIS[dialect].first(connection, this=chain)
+    if end is None:
+        raise RefusedStatement("the database refused an entry of the audit log: its chain is gone")
+    return end
 
-
-# Made once, for each entry executes them: to put a statement together takes as long as to execute it.
 
 _NUMBERED = table("sqlite_sequence", column("name"), column("seq", Integer))
 _LAST = select(_NUMBERED.c.seq).where(_NUMBERED.c.name == "audit_log").scalar_subquery()
@@ -99,16 +109,16 @@ _NEXT_ID: Mapping[str, ColumnElement[int]] = {
 }
 
 
-def _held(wanted: Select[*tuple[Any, ...]]) -> Mapping[str, Select[*tuple[Any, ...]]]:
-    """By dialect: an end, and the id for the next entry, drawn once the end is held, so that ids rise along a chain."""
-    held = wanted.subquery()
-    return {dialect: select(held, next_id.label("entry_id")) for dialect, next_id in _NEXT_ID.items()}
+def _locking(wanted: Select[*tuple[object, ...]]) -> Mapping[str, Query[End]]:
+    """By dialect: an end, and the id for the next entry, drawn once the end is locked: ids rise along a chain."""
+    locked = wanted.subquery()
+    return {dialect: Query(select(locked, next_id.label("entry_id")), End) for dialect, next_id in _NEXT_ID.items()}
 
 
 _BY_CHANCE = select(audit_chains).order_by(func.random()).limit(1)
-_FREE = _held(_BY_CHANCE.with_for_update(skip_locked=True))
-_ANY = _held(_BY_CHANCE.with_for_update())
-_THIS = _held(select(audit_chains).where(audit_chains.c.chain == bindparam("this")).with_for_update())
+_FREE = _locking(_BY_CHANCE.with_for_update(skip_locked=True))
+_ANY = _locking(_BY_CHANCE.with_for_update())
+_THIS = _locking(select(audit_chains).where(audit_chains.c.chain == bindparam("this")).with_for_update())
 
 _ENTRY = insert(audit_log).values({one.name: bindparam(f"new_{one.name}", type_=one.type) for one in audit_log.c})
 _END = (
@@ -116,7 +126,7 @@ _END = (
     .where(audit_chains.c.chain == bindparam("new_chain"))
     .values(sequence=bindparam("new_sequence"), hash=bindparam("new_hash"))
 )
-_WRITE: Mapping[str, Sequence[Executable]] = {
-    "sqlite": (_ENTRY, _END),
-    "postgresql": (_ENTRY.add_cte(_END.cte("ended")),),  # one trip instead of two
+_WRITE: Mapping[str, Sequence[Command]] = {
+    "sqlite": (Command(_ENTRY), Command(_END)),
+    "postgresql": (Command(_ENTRY.add_cte(_END.cte("ended"))),),  # one trip instead of two
 }

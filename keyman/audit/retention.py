@@ -11,16 +11,19 @@ import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import BigInteger, and_, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Entry
-from keyman.audit.log import current_value, hold, record
+from keyman.audit.log import current_value, lock_end, record
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head, Report
+from keyman.ids import KeyId, UserId
+from keyman.storage.statements import Command, Query, optional, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
+from keyman.storage.types import Id, UtcTime
 
 BATCH = 1000
 """Entries that go in one transaction, and are told by one entry: on SQLite all who write wait for it, and to say all
@@ -55,12 +58,9 @@ async def prunable(db: Database, before: datetime, anchored: Sequence[Head]) -> 
     """Up to where each chain may be pruned: as far as the anchor goes, and short of the first entry that is newer."""
     found = []
     for head in anchored:
-        covered = and_(audit_log.c.chain == head.chain, audit_log.c.sequence <= head.sequence)
-        newer = select(audit_log.c.sequence).where(covered, audit_log.c.at >= before).order_by(audit_log.c.sequence)
-        base = select(audit_chains.c.base_sequence).where(audit_chains.c.chain == head.chain)
         async with db.read() as connection:
-            first = (await connection.execute(newer.limit(1))).scalar_one_or_none()
-            begins = (await connection.execute(base)).scalar_one()
+            first = await _FIRST_NEWER.first(connection, chain=head.chain, last=head.sequence, before=before)
+            begins = await _BASE.one(connection, chain=head.chain)
         last = head.sequence if first is None else first - 1
         if last > begins:
             found.append(Cut(head.chain, last, last - begins))
@@ -88,20 +88,14 @@ async def prune(db: Database, cuts: Sequence[Cut], report: Report = lambda _coun
 
 async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
     """How many entries went, and how many were said again."""
-    await hold(connection, cut.chain)
-    oldest = select(audit_log).where(audit_log.c.chain == cut.chain, audit_log.c.sequence <= cut.sequence)
-    going = (await connection.execute(oldest.order_by(audit_log.c.sequence).limit(BATCH))).all()
+    await lock_end(connection, cut.chain)
+    going = await _GOING.all(connection, chain=cut.chain, last=cut.sequence)
     if not going:
         return 0, 0
     last = going[-1]
     current = await _current(connection, going)
-    gone = and_(audit_log.c.chain == cut.chain, audit_log.c.sequence <= last.sequence)
-    await connection.execute(delete(audit_log).where(gone))
-    await connection.execute(
-        update(audit_chains)
-        .where(audit_chains.c.chain == cut.chain)
-        .values(base_sequence=last.sequence, base_hash=last.hash)
-    )
+    await _DELETE.execute(connection, chain=cut.chain, last=last.sequence)
+    await _MOVE_BASE.execute(connection, of_chain=cut.chain, sequence=last.sequence, hash=last.hash)
     again = [row for row in current if row.value_uuid != NO_VALUE or await _has_a_value(connection, row.key_id)]
     for row in again:
         await record(
@@ -126,24 +120,80 @@ async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
     return len(going), len(again)
 
 
-async def _current(connection: AsyncConnection, rows: Sequence[AnyRow]) -> list[AnyRow]:
-    """Those of the entries that say what a key holds now.
+async def _current(connection: AsyncConnection, rows: Sequence[_Going]) -> list[_Valued]:
+    """Return those of the entries that say what a key holds now.
 
-    Whoever replaces the key meanwhile writes one with a higher `as_of`, and is not overruled by what is said again.
+    A client that replaces the key meanwhile writes one with a higher `as_of`, and is not overruled by what is said
+    again.
     """
-    later = audit_log.alias()
-    newest = select(func.max(later.c.as_of)).where(
-        later.c.key_id == audit_log.c.key_id, later.c.value_uuid.is_not(None)
-    )
-    ids = [row.id for row in rows if row.value_uuid is not None]
+    named = [
+        _Valued(row.id, row.user_id, row.key_id, row.service, row.value_uuid, row.as_of, row.vault_request_id)
+        for row in rows
+        if row.value_uuid is not None and row.key_id is not None
+    ]
     found: set[int] = set()
-    for start in range(0, len(ids), PARAMETERS):
-        among = audit_log.c.id.in_(ids[start : start + PARAMETERS])
-        is_newest = audit_log.c.as_of == newest.scalar_subquery()
-        found |= set((await connection.execute(select(audit_log.c.id).where(among, is_newest))).scalars())
-    return [row for row in rows if row.id in found]
+    for start in range(0, len(named), PARAMETERS):
+        found |= set(await _NEWEST.all(connection, ids=[row.id for row in named[start : start + PARAMETERS]]))
+    return [row for row in named if row.id in found]
 
 
-async def _has_a_value(connection: AsyncConnection, key_id: int) -> bool:
+async def _has_a_value(connection: AsyncConnection, key_id: KeyId) -> bool:
     """Whether an entry still says that a deleted key holds something: an older one, of a chain that goes later."""
-    return (await connection.execute(select(current_value(key_id)))).scalar_one() is not None
+    return await _VALUE.one(connection, key_id=key_id) is not None
+
+
+class _Going(NamedTuple):
+    id: int
+    user_id: UserId | None
+    key_id: KeyId | None
+    service: str | None
+    value_uuid: UUID | None
+    as_of: int | None
+    vault_request_id: str | None
+    sequence: int
+    hash: bytes
+
+
+class _Valued(NamedTuple):
+    """An entry that names the value of a key."""
+
+    id: int
+    user_id: UserId | None
+    key_id: KeyId
+    service: str | None
+    value_uuid: UUID
+    as_of: int | None
+    vault_request_id: str | None
+
+
+_COVERED = and_(audit_log.c.chain == bindparam("chain"), audit_log.c.sequence <= bindparam("last", type_=BigInteger))
+_FIRST_NEWER = scalar(
+    select(audit_log.c.sequence)
+    .where(_COVERED, audit_log.c.at >= bindparam("before", type_=UtcTime))
+    .order_by(audit_log.c.sequence)
+    .limit(1),
+    int,
+)
+_BASE = scalar(select(audit_chains.c.base_sequence).where(audit_chains.c.chain == bindparam("chain")), int)
+_GOING = Query(
+    select(*(audit_log.c[name] for name in _Going._fields)).where(_COVERED).order_by(audit_log.c.sequence).limit(BATCH),
+    _Going,
+)
+_DELETE = Command(delete(audit_log).where(_COVERED))
+_MOVE_BASE = Command(
+    update(audit_chains)
+    .where(audit_chains.c.chain == bindparam("of_chain"))
+    .values(base_sequence=bindparam("sequence"), base_hash=bindparam("hash"))
+)
+_later = audit_log.alias()
+_NEWEST = scalar(
+    select(audit_log.c.id).where(
+        audit_log.c.id.in_(bindparam("ids", expanding=True)),
+        audit_log.c.as_of
+        == select(func.max(_later.c.as_of))
+        .where(_later.c.key_id == audit_log.c.key_id, _later.c.value_uuid.is_not(None))
+        .scalar_subquery(),
+    ),
+    int,
+)
+_VALUE = optional(select(current_value(bindparam("key_id", type_=Id))), UUID)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -16,6 +20,7 @@ from sqlalchemy import (
 )
 
 from keyman.audit.entries import Actor
+from keyman.ids import KeyId, UserId
 from keyman.storage.types import Id, UtcTime, metadata
 
 audit_log = Table(
@@ -78,3 +83,29 @@ audit_chains = Table(
     CheckConstraint("length(hash) = 32 AND length(base_hash) = 32", name="hashes_are_sha256"),
     postgresql_with={"fillfactor": 10},  # each commit updates a row in place, as long as its page has room
 )
+
+
+class AuditRow(NamedTuple):
+    """A whole row of `audit_log`, its columns in the table's order."""
+
+    id: int
+    at: datetime
+    user_id: UserId | None
+    actor: str
+    actor_id: int | None
+    action: str
+    token_id: int | None
+    key_id: KeyId | None
+    service: str | None
+    request_id: str | None
+    address: str | None
+    application: str | None
+    purpose: str | None
+    reason: str | None
+    value_uuid: UUID | None
+    as_of: int | None
+    vault_request_id: str | None
+    detail: str | None
+    chain: int
+    sequence: int
+    hash: bytes

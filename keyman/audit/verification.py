@@ -16,16 +16,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, func, select
+from sqlalchemy import BigInteger, ColumnElement, Integer, and_, bindparam, case, func, select
 
 from keyman.audit import shapes
 from keyman.audit.chain import digest, genesis
 from keyman.audit.entries import Action
-from keyman.audit.tables import audit_chains, audit_log
+from keyman.audit.tables import AuditRow, audit_chains, audit_log
 from keyman.errors import RefusedStatement
-from keyman.storage.rows import decoded
+from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
 
 PAGE = 2000
 """Entries that are read at once: less than a MB."""
@@ -86,9 +85,8 @@ class Verified:
 
 async def count(db: Database) -> int:
     """How many entries there are to verify, as the chains say."""
-    held = func.coalesce(func.sum(audit_chains.c.sequence - audit_chains.c.base_sequence), 0)
     async with db.read() as connection:
-        return int((await connection.execute(select(held))).scalar_one())
+        return int(await _COUNT.one(connection))  # PostgreSQL sums integers to a decimal
 
 
 async def verify(
@@ -97,9 +95,8 @@ async def verify(
     """Verify every chain, and that each anchored entry is still the same. Raises DatabaseUnavailable."""
     found = Verified()
     async with db.read() as connection:
-        chains = (await connection.execute(select(audit_chains.c.chain).order_by(audit_chains.c.chain))).scalars().all()
-        ends = select(func.min(audit_log.c.chain), func.max(audit_log.c.chain))
-        lowest, highest = (await connection.execute(ends)).one()
+        chains = await _CHAINS.all(connection)
+        lowest, highest = await _RANGE.one(connection)
     expected = {0, *itertools.islice(_gaps(chains), MOST), *(n for n in (lowest, highest) if isinstance(n, int))}
     expected |= {head.chain for head in anchored}
     for chain in sorted(expected - set(chains)):
@@ -120,11 +117,10 @@ def _gaps(chains: Sequence[int]) -> Iterator[int]:
 
 async def _find_strange(db: Database, found: Verified) -> None:
     """Find what the reading of the chains does not: what hashes alike, and what has no place in any."""
-    places = (case((shapes.is_whole(one), one), else_=0) for one in (audit_log.c.chain, audit_log.c.sequence))
     async with db.read() as connection:
-        rows = (await connection.execute(select(audit_log.c.id, *places).where(shapes.IS_STRANGE))).all()
+        rows = await _STRANGE.all(connection)
     known = {(one.chain, one.sequence) for one in found.breaks if one.what == STRANGE}
-    found.breaks += [Break(n, at, entry_id, STRANGE) for entry_id, n, at in rows if (n, at) not in known]
+    found.breaks += [Break(*row, STRANGE) for row in rows if (row.chain, row.sequence) not in known]
 
 
 class _Chain:
@@ -134,6 +130,7 @@ class _Chain:
         self, db: Database, deployment: UUID, chain: int, anchored: Sequence[Head], found: Verified, report: Report
     ) -> None:
         self._db = db
+        self._queries = _QUERIES["sqlite" if db.is_sqlite else "postgresql"]
         self._genesis = genesis(deployment, chain)
         self._chain = chain
         self._newest = max(anchored, key=lambda head: head.sequence, default=None)
@@ -160,53 +157,39 @@ class _Chain:
                 continue
             if not page:
                 return self._broken(0, None, "its ends are gone")
-            end = page[0]
-            if [type(value) for value in end[-len(_ENDS) :]] != [int, bytes, int, bytes]:
+            end = page[0].end
+            if [type(value) for value in end] != [int, bytes, int, bytes]:
                 return self._broken(0, None, "its ends hold what no end can hold")
             if end.base_sequence > self._at:  # at the beginning, or pruned in the meantime
                 self._at, self._hash = end.base_sequence, end.base_hash
-            for row in page:
+            for entry, _ in page:
                 # The end stands there without an entry, too; and what is before the beginning is found in the end.
-                if row.id is not None and row.sequence > end.base_sequence:
-                    self._take(row)
+                if entry is not None and entry.sequence > end.base_sequence:
+                    self._take(entry)
             if len(page) < limit:
                 await self._find_before(end.base_sequence)
                 return self._finish(end)
 
-    async def _page(self, limit: int) -> Sequence[AnyRow]:
+    async def _page(self, limit: int) -> list[_Row]:
         """The next entries, each with the ends of the chain."""
-        following = and_(audit_log.c.chain == audit_chains.c.chain, self._follows())
-        statement = (
-            select(*audit_log.c, *_ENDS)
-            .select_from(audit_chains.outerjoin(audit_log, following))
-            .where(audit_chains.c.chain == self._chain)
-            .order_by(audit_log.c.sequence)
-            .limit(limit)
-        )
         async with self._db.read() as connection:
-            rows = decoded(await connection.execute(statement))
-        self._report(sum(row.id is not None for row in rows))
+            rows = await self._queries.page.all(connection, chain=self._chain, after=self._at, limit=limit)
+        self._report(sum(row.entry is not None for row in rows))
         return rows
-
-    def _follows(self) -> ColumnElement[bool]:
-        """Whether an entry of the chain has not been read yet. One whose place is no number has none in the chain."""
-        later = audit_log.c.sequence > self._at
-        return and_(later, shapes.is_whole(audit_log.c.sequence)) if self._db.is_sqlite else later
 
     async def _skip(self) -> None:
         """Pass over an entry that cannot be read. What follows it may well be whole."""
-        following = and_(audit_log.c.chain == self._chain, self._follows())
         async with self._db.read() as connection:
-            sequence = (await connection.execute(select(func.min(audit_log.c.sequence)).where(following))).scalar_one()
+            sequence = await self._queries.next_place.one(connection, chain=self._chain, after=self._at)
         self._broken(sequence, None, STRANGE)
         self._at, self._hash = sequence, None
 
-    def _take(self, row: AnyRow) -> None:
+    def _take(self, row: AuditRow) -> None:
         self._found.entries += 1
         missing = row.sequence - self._at - 1
         if missing:
             self._broken(row.sequence, row.id, f"{missing:,} before it are missing")
-        elif self._hash is not None and digest(self._hash, dict(zip(_NAMES, row, strict=False))) != row.hash:
+        elif self._hash is not None and digest(self._hash, row._asdict()) != row.hash:
             self._broken(row.sequence, row.id, "it was changed, or exchanged, or the one before it was")
         if isinstance(row.as_of, int) and row.as_of > row.id:  # SQLite takes a text, which is found by its kind
             self._broken(row.sequence, row.id, "it claims to be newer than it is")
@@ -219,17 +202,17 @@ class _Chain:
             self._pruned.add((int(said[1]), bytes.fromhex(said[2])))
         self._at, self._hash = row.sequence, row.hash if isinstance(row.hash, bytes) else None
 
-    def _finish(self, end: AnyRow) -> None:
+    def _finish(self, end: _End) -> None:
         base = (end.base_sequence, end.base_hash)
         if end.base_sequence == 0 and end.base_hash != self._genesis:
             self._broken(0, None, "it does not begin where this deployment's begins")
         if end.base_sequence > 0 and base not in self._pruned:
             self._broken(1, None, f"{end.base_sequence:,} at its beginning are missing, and no entry says so")
-        if self._at < end.end_sequence:
-            self._broken(self._at + 1, None, f"{end.end_sequence - self._at:,} at its end are missing")
-        elif self._at > end.end_sequence:
-            self._broken(end.end_sequence + 1, None, f"{self._at - end.end_sequence:,} stand behind its end")
-        elif self._hash != end.end_hash:
+        if self._at < end.sequence:
+            self._broken(self._at + 1, None, f"{end.sequence - self._at:,} at its end are missing")
+        elif self._at > end.sequence:
+            self._broken(end.sequence + 1, None, f"{self._at - end.sequence:,} stand behind its end")
+        elif self._hash != end.hash:
             self._broken(self._at, None, "its end was changed")
         for head in itertools.chain.from_iterable(self._anchored.values()):
             if head.sequence == end.base_sequence and head.hash == end.base_hash:
@@ -243,24 +226,101 @@ class _Chain:
             self._found.pruned_since += max(0, gone)
             if end.base_sequence < self._newest.base:
                 self._broken(0, None, "it begins before the place where it began when it was anchored")
-        self._found.heads.append(Head(self._chain, self._at, self._hash or end.end_hash, end.base_sequence))
+        self._found.heads.append(Head(self._chain, self._at, self._hash or end.hash, end.base_sequence))
 
     async def _find_before(self, base: int) -> None:
         """Find what stands where nothing can: at or before what was pruned, or before the first place of all."""
-        places = (audit_log.c.sequence, audit_log.c.id)
-        before = select(*places).where(audit_log.c.chain == self._chain, audit_log.c.sequence <= base)
         async with self._db.read() as connection:
-            for sequence, entry_id in (await connection.execute(before)).all():
+            for sequence, entry_id in await _BEFORE.all(connection, chain=self._chain, base=base):
                 self._broken(sequence, entry_id, "it stands before the beginning")
 
     def _broken(self, sequence: int, entry_id: int | None, what: str) -> None:
         self._found.breaks.append(Break(self._chain, sequence, entry_id, what))
 
 
-_NAMES = tuple(column.name for column in audit_log.c)
-_ENDS = (
-    audit_chains.c.sequence.label("end_sequence"),
-    audit_chains.c.hash.label("end_hash"),
-    audit_chains.c.base_sequence,
-    audit_chains.c.base_hash,
+class _End(NamedTuple):
+    """The end of a chain, and its base."""
+
+    sequence: int
+    hash: bytes
+    base_sequence: int
+    base_hash: bytes
+
+
+class _Row(NamedTuple):
+    """An entry, None where a page has none, and the end of its chain in the same moment."""
+
+    entry: AuditRow | None
+    end: _End
+
+
+def _row(*values: object) -> _Row:
+    count = len(AuditRow._fields)
+    entry = None if values[0] is None else AuditRow._make(values[:count])
+    return _Row(entry, _End._make(values[count:]))
+
+
+class _Range(NamedTuple):
+    lowest: int | None
+    highest: int | None
+
+
+class _Place(NamedTuple):
+    chain: int
+    sequence: int
+    id: int
+
+
+class _PlaceInChain(NamedTuple):
+    sequence: int
+    id: int
+
+
+class _Queries(NamedTuple):
+    """What follows in a chain: a page of it, and the place of the next entry."""
+
+    page: Query[_Row]
+    next_place: Query[int]
+
+
+def _queries(follows: ColumnElement[bool]) -> _Queries:
+    chain = bindparam("chain", type_=Integer)
+    ends = audit_chains.c
+    page = (
+        select(*audit_log.c, *(ends[name].label(f"end_{name}") for name in _End._fields))
+        .select_from(audit_chains.outerjoin(audit_log, and_(audit_log.c.chain == ends.chain, follows)))
+        .where(ends.chain == chain)
+        .order_by(audit_log.c.sequence)
+        .limit(bindparam("limit", type_=Integer))
+    )
+    next_place = select(func.min(audit_log.c.sequence)).where(audit_log.c.chain == chain, follows)
+    return _Queries(Query(page, _row), scalar(next_place, int))
+
+
+_FOLLOWS = audit_log.c.sequence > bindparam("after", type_=BigInteger)
+_QUERIES = {
+    # An entry whose place is no number has no place in the chain.
+    "sqlite": _queries(and_(_FOLLOWS, shapes.is_whole(audit_log.c.sequence))),
+    "postgresql": _queries(_FOLLOWS),
+}
+_COUNT = scalar(select(func.coalesce(func.sum(audit_chains.c.sequence - audit_chains.c.base_sequence), 0)), int)
+_CHAINS = scalar(select(audit_chains.c.chain).order_by(audit_chains.c.chain), int)
+_RANGE = Query(
+    select(func.min(audit_log.c.chain).label("lowest"), func.max(audit_log.c.chain).label("highest")), _Range
+)
+_STRANGE = Query(
+    select(
+        *(
+            case((shapes.is_whole(one), one), else_=0).label(one.name)
+            for one in (audit_log.c.chain, audit_log.c.sequence)
+        ),
+        audit_log.c.id,
+    ).where(shapes.IS_STRANGE),
+    _Place,
+)
+_BEFORE = Query(
+    select(audit_log.c.sequence, audit_log.c.id).where(
+        audit_log.c.chain == bindparam("chain"), audit_log.c.sequence <= bindparam("base", type_=BigInteger)
+    ),
+    _PlaceInChain,
 )

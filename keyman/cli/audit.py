@@ -26,7 +26,7 @@ from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
 from keyman.identity import users
 from keyman.keys.deployment import Deployment
-from keyman.storage.rows import UnreadableRow
+from keyman.storage.statements import UnreadableRow
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer

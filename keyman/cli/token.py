@@ -9,6 +9,7 @@ import click
 from keyman.cli.common import home_option, json_option, parsed, print_rows, run
 from keyman.identity import personal_tokens as personal
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope
+from keyman.ids import TokenId
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 
@@ -59,5 +60,5 @@ def list_all(email: str | None, home: Path | None, as_json: bool) -> None:
 @home_option
 def revoke(token_id: int, home: Path | None) -> None:
     """Revoke a token. It stops working at once."""
-    run(lambda db: personal.revoke_any(db, token_id), home)
+    run(lambda db: personal.revoke_any(db, TokenId(token_id)), home)
     click.echo(f"Revoked token {token_id}.", err=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
 
-from sqlalchemy import false, func, select, text
+from sqlalchemy import bindparam, false, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
@@ -22,12 +25,14 @@ from keyman.errors import (
     VaultReason,
     VaultUnavailable,
 )
+from keyman.ids import KeyId, OwnerId
 from keyman.keys.deployment import SCHEMA_REVISION, Deployment
 from keyman.keys.rewrap import behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.migrations.rights import excess
+from keyman.storage.statements import Query, optional, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
+from keyman.storage.types import Id
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
@@ -88,7 +93,7 @@ async def _to_the_end(findings: AsyncIterator[Finding], checks: Sequence[str]) -
 async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncIterator[Finding]:
     try:
         async with db.read() as connection:
-            await connection.execute(text("SELECT 1"))
+            await _ANSWERS.one(connection)
     except DatabaseUnavailable as fault:
         yield failed(
             "database",
@@ -108,7 +113,7 @@ async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncI
         else:
             yield await _postgresql(connection)
             yield await _rights(connection) if is_plane else ok("database-rights", "not checked for an operator")
-            theirs = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+            theirs = await _CLOCK.one(connection)
             yield clock("database-clock", (now() - theirs).total_seconds(), "its")
     yield await _values(db)
 
@@ -125,8 +130,8 @@ async def _schema(settings: Settings) -> Finding:
 
 
 async def _sqlite(connection: AsyncConnection) -> Finding:
-    mode = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
-    version = (await connection.execute(text("SELECT sqlite_version()"))).scalar_one()
+    mode = await _JOURNAL_MODE.one(connection)
+    version = await _SQLITE_VERSION.one(connection)
     if mode != "wal":
         return warning(
             "database-settings",
@@ -138,7 +143,7 @@ async def _sqlite(connection: AsyncConnection) -> Finding:
 
 async def _postgresql(connection: AsyncConnection) -> Finding:
     async def setting(name: str) -> str:
-        return str((await connection.execute(text(f"SHOW {name}"))).scalar_one())
+        return await _SETTINGS[name].one(connection)
 
     wrong = []
     if int(await setting("server_version_num")) < OLDEST_POSTGRESQL:
@@ -154,9 +159,7 @@ async def _postgresql(connection: AsyncConnection) -> Finding:
     version = await setting("server_version")
     if wrong:
         return failed("database-settings", f"PostgreSQL {version}: {'; '.join(wrong)}", "change postgresql.conf")
-    encrypted = (
-        await connection.execute(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
-    ).scalar_one_or_none()
+    encrypted = await _USES_TLS.first(connection)
     how = "TLS" if encrypted else "no TLS"
     return ok("database-settings", f"PostgreSQL {version}, UTC, durable, {how}")
 
@@ -175,13 +178,10 @@ async def _rights(connection: AsyncConnection) -> Finding:
 
 async def _values(db: Database) -> Finding:
     """Check that each row holds the value that the audit log names. The resolver opens no other."""
-    is_current = func.coalesce(current_value(api_keys.c.id) == api_keys.c.value_uuid, false())
-    known = ~api_keys.c.undecryptable  # keys that are marked have their own check
-    statement = select(api_keys.c.id, is_current.label("is_current")).where(known).order_by(api_keys.c.id).limit(PAGE)
-    count, after, wrong = 0, 0, list[int]()
+    count, after, wrong = 0, KeyId(0), list[KeyId]()
     while True:
         async with db.read() as connection:
-            rows = (await connection.execute(statement.where(api_keys.c.id > after))).all()
+            rows = await _CURRENT.all(connection, after=after)
         count += len(rows)
         wrong += [row.id for row in rows if not row.is_current]
         if len(rows) < PAGE:
@@ -246,7 +246,7 @@ async def _refusal(guard: KeyGuard) -> VaultReason | None:
 async def _versions(db: Database, rotation: KeyRotation) -> Finding:
     versions, oldest = await rotation.versions(), await oldest_version(db)
     async with db.read() as connection:
-        newest: int | None = (await connection.execute(select(func.max(api_keys.c.key_version)))).scalar_one()
+        newest = await _NEWEST_VERSION.one(connection)
     if oldest is None or newest is None:
         return ok("key-versions", f"Vault is at {versions.latest}; no keys are stored")
     if newest > versions.latest:
@@ -274,19 +274,9 @@ async def _versions(db: Database, rotation: KeyRotation) -> Finding:
 
 async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -> Finding:
     """Rewrap a sample and discard the results. A value that does not open was moved, or is from another backup."""
-    columns = (
-        api_keys.c.id,
-        api_keys.c.owner_id,
-        api_keys.c.service,
-        api_keys.c.value_uuid,
-        api_keys.c.encrypted_key,
-    )
-    statement = select(*columns).where(~api_keys.c.undecryptable).limit(SAMPLE)
-    found: dict[int, AnyRow] = {}
     async with db.read() as connection:
-        for order in (api_keys.c.id, api_keys.c.id.desc()):
-            found |= {row.id: row for row in await connection.execute(statement.order_by(order))}
-    rows: Sequence[AnyRow] = list(found.values())
+        found = {row.id: row for query in (_OLDEST, _NEWEST) for row in await query.all(connection)}
+    rows = list(found.values())
     if not rows:
         return ok("sample", "no keys are stored")
     items = [
@@ -306,9 +296,8 @@ async def _sample(db: Database, deployment: Deployment, rotation: KeyRotation) -
 
 
 async def _undecryptable(db: Database) -> Finding:
-    statement = select(func.count()).select_from(api_keys).where(api_keys.c.undecryptable)
     async with db.read() as connection:
-        count: int = (await connection.execute(statement)).scalar_one()
+        count = await _COUNT_UNDECRYPTABLE.one(connection)
     if count:
         return warning(
             "undecryptable",
@@ -316,3 +305,53 @@ async def _undecryptable(db: Database) -> Finding:
             "run keyman rewrap to try them again and list them; their owners can replace them",
         )
     return ok("undecryptable", "none are marked")
+
+
+class _Current(NamedTuple):
+    id: KeyId
+    is_current: bool
+
+
+class _Sample(NamedTuple):
+    id: KeyId
+    owner_id: OwnerId
+    service: str
+    value_uuid: UUID
+    encrypted_key: str
+
+
+_IS_KNOWN = ~api_keys.c.undecryptable  # those that are marked have a check of their own
+_CURRENT = Query(
+    select(
+        api_keys.c.id,
+        func.coalesce(current_value(api_keys.c.id) == api_keys.c.value_uuid, false()).label("is_current"),
+    )
+    .where(_IS_KNOWN, api_keys.c.id > bindparam("after", type_=Id))
+    .order_by(api_keys.c.id)
+    .limit(PAGE),
+    _Current,
+)
+_SAMPLE = select(
+    api_keys.c.id, api_keys.c.owner_id, api_keys.c.service, api_keys.c.value_uuid, api_keys.c.encrypted_key
+).where(_IS_KNOWN)
+_OLDEST = Query(_SAMPLE.order_by(api_keys.c.id).limit(SAMPLE), _Sample)
+_NEWEST = Query(_SAMPLE.order_by(api_keys.c.id.desc()).limit(SAMPLE), _Sample)
+_NEWEST_VERSION = optional(select(func.max(api_keys.c.key_version)), int)
+_COUNT_UNDECRYPTABLE = scalar(select(func.count()).select_from(api_keys).where(api_keys.c.undecryptable), int)
+_CLOCK = scalar(select(func.clock_timestamp()), datetime)
+_ANSWERS = scalar(text("SELECT 1"), int)
+_JOURNAL_MODE = scalar(text("PRAGMA journal_mode"), str)
+_SQLITE_VERSION = scalar(text("SELECT sqlite_version()"), str)
+_USES_TLS = scalar(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"), bool)
+_SETTINGS = {
+    name: scalar(text(f"SHOW {name}"), str)
+    for name in (
+        "fsync",
+        "full_page_writes",
+        "server_encoding",
+        "server_version",
+        "server_version_num",
+        "synchronous_commit",
+        "timezone",
+    )
+}

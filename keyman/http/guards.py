@@ -7,6 +7,8 @@ nothing stops the start.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Litestar, Request
@@ -20,9 +22,9 @@ from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
 from keyman.errors import ConfigurationError, Unauthenticated
 from keyman.http.edge import exchange_of
-from keyman.identity import principals as callers
-from keyman.identity.principals import SESSION_LIFETIME, Caller
-from keyman.identity.sessions import device_name
+from keyman.identity import principals
+from keyman.identity.principals import Credentials, Principal, Proof
+from keyman.identity.sessions import SESSION_LIFETIME, device_name
 from keyman.identity.tokens import Scope
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
@@ -40,16 +42,30 @@ def needs(scope: Scope | None) -> dict[str, Any]:
     return {_NEEDS: _ANY_CALLER if scope is None else scope}
 
 
+@dataclass(frozen=True)
+class Authentication:
+    """How a plane finds out who calls: its proofs, in the order in which they are tried, and the detail of the answer
+    to a request that shows no credential. It is the `authentication` of the application's state.
+    """
+
+    proofs: Sequence[Proof]
+    advice: str
+
+
 async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Set the request's user to a Caller. Raises Unauthenticated or Forbidden."""
+    """Set the request's user to a Principal. Raises Unauthenticated or Forbidden."""
     if is_public(handler):
         return
     needed = handler.opt[_NEEDS]
-    caller = await identify(connection)
-    exchange_of(connection.scope).user_id = caller.user_id
+    principal = await identify(connection)
+    exchange = exchange_of(connection.scope)
+    if principal.user is not None:
+        exchange.user_id = principal.user.id
+    if principal.application is not None:
+        exchange.application_id = principal.application.id
     if needed != _ANY_CALLER:
-        caller.require(needed)
-    connection.scope["user"] = caller
+        principal.require(needed)
+    connection.scope["user"] = principal
 
 
 def is_public(handler: BaseRouteHandler) -> bool:
@@ -82,8 +98,9 @@ def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
     return token.strip()
 
 
-async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
-    caller: Caller = request.user
+async def provide_caller(request: Request[Any, Any, Any]) -> Principal:
+    """Return who calls, for a handler of a route that is not public."""
+    caller: Principal = request.user
     return caller
 
 
@@ -120,17 +137,15 @@ def ended_session_cookie(settings: Settings) -> Cookie:
     )
 
 
-async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
-    """Who calls: by the Authorization header where there is one, and by it alone; otherwise by the session cookie.
-
-    Raises Unauthenticated.
-    """
-    db: Database = connection.app.state.db
+async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
+    """Return who calls. Raises Unauthenticated."""
+    authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)
-    token = bearer_token(connection)
-    if token is not None:
-        return await callers.by_token(db, token, exchange.request_id, exchange.address)
-    cookie = connection.cookies.get(SESSION_COOKIE)
-    if cookie:
-        return await callers.by_session(db, cookie, exchange.request_id, exchange.address)
-    raise Unauthenticated("Send an access token (Authorization: Bearer km_…), or sign in.")
+    credentials = Credentials(
+        bearer_token(connection),
+        connection.cookies.get(SESSION_COOKIE) or None,
+        exchange.request_id,
+        exchange.address,
+    )
+    db: Database = connection.app.state.db
+    return await principals.identify(db, authentication.proofs, credentials, authentication.advice)

@@ -15,6 +15,7 @@ from keyman.http.guards import PUBLIC
 from keyman.http.openapi import may_answer
 from keyman.http.requests import Injected
 from keyman.keys.deployment import deployment
+from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics
 from keyman.vault.guard import Guard
@@ -94,10 +95,13 @@ async def metrics(metrics: Injected[Metrics]) -> Response[bytes]:
     return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
+_ANSWERS = scalar(select(deployment.c.id), int)
+
+
 async def _database(db: Database) -> Literal["ok", "unreachable"]:
     try:
         async with db.read() as connection:
-            await connection.execute(select(deployment.c.id))
+            await _ANSWERS.one(connection)
     except DatabaseUnavailable:
         return "unreachable"
     return "ok"

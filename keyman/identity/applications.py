@@ -7,12 +7,11 @@ Nothing is cached, so a revoked application is refused with its next request, on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,22 +19,15 @@ from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
-from keyman.identity.principals import LAST_USE_PRECISION, note_use
+from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
+from keyman.ids import ApplicationId, TokenId
+from keyman.storage import last_use
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow, UtcTime
+from keyman.storage.types import UtcTime
 from keyman.values import ApplicationName
-
-
-@dataclass(frozen=True)
-class Application:
-    """An authenticated application."""
-
-    id: int
-    name: str
-    services: frozenset[str]
-    origin: Origin
 
 
 class Registered(NamedTuple):
@@ -57,22 +49,53 @@ class ApplicationInfo(msgspec.Struct):
     disabled_at: datetime | None
 
 
-async def by_token(db: Database, text: str, request_id: str, address: str | None) -> Application:
-    """The application that a token was made for. Raises Unauthenticated, also for a personal access token."""
-    token = Token.parse(text)
-    moment = now()
-    async with db.read() as connection:
-        row = (await connection.execute(_BY_TOKEN, {"digest": token.digest(), "moment": moment})).one_or_none()
-    if row is None:
-        raise Unauthenticated("The token is no application's, has expired or was revoked.")
-    if row.last_used_at is None or moment - row.last_used_at >= LAST_USE_PRECISION:
-        await note_use(db, application_tokens, "last_used_at", row.token_id, moment)
-    origin = Origin(Actor.APPLICATION, row.token_id, request_id, address)
-    return Application(row.id, row.name, frozenset(row.services.split()), origin)
+class ApplicationProof:
+    """Proves an application by its token; a Proof."""
+
+    def find(self, credentials: Credentials) -> str | None:
+        return credentials.bearer
+
+    async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
+        """Return the application. Raises Unauthenticated, also for a personal access token."""
+        token = Token.parse(credential)
+        moment = now()
+        async with db.read() as connection:
+            row = await _BY_TOKEN.first(connection, token_hash=token.digest(), moment=moment)
+        if row is None:
+            raise Unauthenticated("The token is no application's, has expired or was revoked.")
+        if last_use.is_due(row.last_used_at, moment):
+            await db.note(_NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
+        return Principal(
+            origin=Origin(Actor.APPLICATION, row.token_id, credentials.request_id, credentials.address),
+            application=Application(row.id, row.name, frozenset(row.services.split())),
+        )
 
 
-# Made once: each request executes it.
-_BY_TOKEN = (
+class _Found(NamedTuple):
+    id: ApplicationId
+    name: str
+    services: str
+    token_id: TokenId
+    last_used_at: datetime | None
+
+
+class _Application(NamedTuple):
+    id: ApplicationId
+    name: str
+    services: str
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+class _Token(NamedTuple):
+    id: TokenId
+    application_id: ApplicationId
+    hint: str
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+_BY_TOKEN = Query(
     select(
         applications.c.id,
         applications.c.name,
@@ -82,24 +105,66 @@ _BY_TOKEN = (
     )
     .join_from(application_tokens, applications)
     .where(
-        application_tokens.c.token_hash == bindparam("digest"),
+        application_tokens.c.token_hash == bindparam("token_hash"),
         or_(
             application_tokens.c.expires_at.is_(None),
             application_tokens.c.expires_at > bindparam("moment", type_=UtcTime),
         ),
         applications.c.disabled_at.is_(None),
+    ),
+    _Found,
+)
+_NOTE_USE = Command(
+    update(application_tokens)
+    .where(application_tokens.c.id == bindparam("token_id"), last_use.is_stale(application_tokens.c.last_used_at))
+    .values(last_used_at=bindparam("moment"))
+)
+_APPLICATION = select(
+    applications.c.id,
+    applications.c.name,
+    applications.c.services,
+    applications.c.created_at,
+    applications.c.disabled_at,
+)
+_EVERY = Query(_APPLICATION.order_by(applications.c.name), _Application)
+_EVERY_TOKEN = Query(
+    select(
+        application_tokens.c.id,
+        application_tokens.c.application_id,
+        application_tokens.c.hint,
+        application_tokens.c.expires_at,
+        application_tokens.c.last_used_at,
+    ).order_by(application_tokens.c.id),
+    _Token,
+)
+# Locked until the transaction ends: two rotations at once would end each other's tokens.
+_LOCK_BY_NAME = Query(_APPLICATION.where(applications.c.name == bindparam("name")).with_for_update(), _Application)
+_INSERT = scalar(insert(applications).returning(applications.c.id), ApplicationId)
+_INSERT_TOKEN = scalar(insert(application_tokens).returning(application_tokens.c.id), TokenId)
+_END_TOKENS = Command(
+    update(application_tokens)
+    .where(
+        application_tokens.c.application_id == bindparam("of_id"),
+        or_(
+            application_tokens.c.expires_at.is_(None),
+            application_tokens.c.expires_at > bindparam("until", type_=UtcTime),
+        ),
     )
+    .values(expires_at=bindparam("until", type_=UtcTime))
+)
+_DISABLE = Command(
+    update(applications)
+    .where(applications.c.id == bindparam("of_id"))
+    .values(disabled_at=func.coalesce(applications.c.disabled_at, bindparam("moment", type_=UtcTime)))
 )
 
 
 async def create(db: Database, name: ApplicationName, services: Sequence[str]) -> Registered:
     """Register an application for these services and make its first token. Raises Conflict for a name that is taken."""
     wanted = tuple(dict.fromkeys(services))
-    values = {"name": str(name), "services": " ".join(wanted), "created_at": now()}
     try:
         async with db.write() as connection:
-            statement = insert(applications).values(values).returning(applications.c.id)
-            application_id = (await connection.execute(statement)).scalar_one()
+            application_id = await _INSERT.one(connection, name=str(name), services=" ".join(wanted), created_at=now())
             token = await _add_token(connection, application_id, name, Action.APPLICATION_CREATE)
     except IntegrityError:
         raise Conflict("There is an application with this name already, or there was one.") from None
@@ -111,14 +176,11 @@ async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Reg
 
     Raises NotFound, and Conflict for an application that was revoked.
     """
-    ends = application_tokens.c.expires_at
     async with db.write() as connection:
-        row = await _by_name(connection, name)
+        row = await _lock(connection, name)
         if row.disabled_at is not None:
             raise Conflict("This application was revoked. Register another one, under a name of its own.")
-        until = now() + overlap
-        longer = and_(application_tokens.c.application_id == row.id, or_(ends.is_(None), ends > until))
-        await connection.execute(update(application_tokens).where(longer).values(expires_at=until))
+        await _END_TOKENS.execute(connection, of_id=row.id, until=now() + overlap)
         token = await _add_token(connection, row.id, name, Action.APPLICATION_ROTATE)
     return Registered(token, tuple(row.services.split()))
 
@@ -126,12 +188,8 @@ async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Reg
 async def revoke(db: Database, name: ApplicationName) -> None:
     """Shut an application out at once, with all its tokens, for good. Raises NotFound."""
     async with db.write() as connection:
-        row = await _by_name(connection, name)
-        await connection.execute(
-            update(applications)
-            .where(applications.c.id == row.id)
-            .values(disabled_at=func.coalesce(applications.c.disabled_at, now()))
-        )
+        row = await _lock(connection, name)
+        await _DISABLE.execute(connection, of_id=row.id, moment=now())
         await record(connection, Entry(Action.APPLICATION_REVOKE, OPERATOR, application=row.name))
 
 
@@ -139,12 +197,12 @@ async def list_all(db: Database) -> list[ApplicationInfo]:
     """Every application, by name, with the hints of the tokens that it can use."""
     moment = now()
     async with db.read() as connection:
-        listed = (await connection.execute(select(applications).order_by(applications.c.name))).all()
-        tokens = (await connection.execute(select(application_tokens).order_by(application_tokens.c.id))).all()
+        listed = await _EVERY.all(connection)
+        tokens = await _EVERY_TOKEN.all(connection)
     return [_shown(row, [token for token in tokens if token.application_id == row.id], moment) for row in listed]
 
 
-def _shown(row: AnyRow, tokens: Sequence[AnyRow], moment: datetime) -> ApplicationInfo:
+def _shown(row: _Application, tokens: Sequence[_Token], moment: datetime) -> ApplicationInfo:
     usable = [token.hint for token in tokens if token.expires_at is None or token.expires_at > moment]
     return ApplicationInfo(
         id=row.id,
@@ -157,24 +215,24 @@ def _shown(row: AnyRow, tokens: Sequence[AnyRow], moment: datetime) -> Applicati
     )
 
 
-async def _by_name(connection: AsyncConnection, name: ApplicationName) -> AnyRow:
-    """The row, held until the transaction ends: two rotations at once end each other's tokens otherwise."""
-    statement = select(applications).where(applications.c.name == str(name)).with_for_update()
-    row = (await connection.execute(statement)).one_or_none()
+async def _lock(connection: AsyncConnection, name: ApplicationName) -> _Application:
+    """Return the application, locked until the transaction ends. Raises NotFound."""
+    row = await _LOCK_BY_NAME.first(connection, name=str(name))
     if row is None:
         raise NotFound("There is no application with this name.")
     return row
 
 
-async def _add_token(connection: AsyncConnection, application_id: int, name: ApplicationName, action: Action) -> Token:
+async def _add_token(
+    connection: AsyncConnection, application_id: ApplicationId, name: ApplicationName, action: Action
+) -> Token:
     token = Token.generate()
-    values = {
-        "application_id": application_id,
-        "token_hash": token.digest(),
-        "hint": token.hint(),
-        "created_at": now(),
-    }
-    statement = insert(application_tokens).values(values).returning(application_tokens.c.id)
-    token_id = (await connection.execute(statement)).scalar_one()
+    token_id = await _INSERT_TOKEN.one(
+        connection,
+        application_id=application_id,
+        token_hash=token.digest(),
+        hint=token.hint(),
+        created_at=now(),
+    )
     await record(connection, Entry(action, OPERATOR, token_id=token_id, application=str(name)))
     return token

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, delete, func, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit.entries import OPERATOR, Action, Entry, Origin
+from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
-from keyman.errors import Conflict, Forbidden, NotFound, Sentence
-from keyman.identity.principals import Caller
+from keyman.errors import Conflict, Forbidden, NotFound, Sentence, Unauthenticated
+from keyman.identity.principals import Credentials, Principal, User
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
 from keyman.identity.users import id_by_email
-from keyman.ids import MAX_ID
+from keyman.ids import MAX_ID, TokenId, UserId
+from keyman.storage import last_use
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 MAX_TOKENS = 200
@@ -61,7 +62,62 @@ class OwnedToken(TokenInfo):
     email: str
 
 
-async def create(db: Database, caller: Caller, new: NewToken) -> CreatedToken:
+class TokenProof:
+    """Proves a person by a personal access token; a Proof."""
+
+    def find(self, credentials: Credentials) -> str | None:
+        return credentials.bearer
+
+    async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
+        """Return the person with the token's scopes. Raises Unauthenticated, also for an application's token."""
+        token = Token.parse(credential)
+        moment = now()
+        async with db.read() as connection:
+            row = await _BY_HASH.first(connection, token_hash=token.digest())
+        if row is None or (row.expires_at is not None and row.expires_at <= moment):
+            raise Unauthenticated("The access token has expired or was revoked.")
+        if last_use.is_due(row.last_used_at, moment):
+            await db.note(_NOTE_USE, token_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+        return Principal(
+            origin=Origin(Actor.TOKEN, row.id, credentials.request_id, credentials.address),
+            scopes=parse_scopes(row.scopes),
+            user=User(row.user_id, row.email, row.user_created_at),
+            expires_at=row.expires_at,
+        )
+
+
+class _Found(NamedTuple):
+    id: TokenId
+    scopes: str
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    user_id: UserId
+    email: str
+    user_created_at: datetime
+
+
+_BY_HASH = Query(
+    select(
+        api_tokens.c.id,
+        api_tokens.c.scopes,
+        api_tokens.c.expires_at,
+        api_tokens.c.last_used_at,
+        users.c.id.label("user_id"),
+        users.c.email,
+        users.c.created_at.label("user_created_at"),
+    )
+    .join_from(api_tokens, users)
+    .where(api_tokens.c.token_hash == bindparam("token_hash"), users.c.disabled_at.is_(None)),
+    _Found,
+)
+_NOTE_USE = Command(
+    update(api_tokens)
+    .where(api_tokens.c.id == bindparam("token_id"), last_use.is_stale(api_tokens.c.last_used_at))
+    .values(last_used_at=bindparam("moment"))
+)
+
+
+async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken:
     """Make a token for the caller. A token makes none that may do more, or lives longer, than itself.
 
     Raises Forbidden for that, Conflict at MAX_TOKENS.
@@ -70,10 +126,10 @@ async def create(db: Database, caller: Caller, new: NewToken) -> CreatedToken:
     if not scopes <= caller.scopes:
         raise Forbidden("An access token cannot make one with scopes that it lacks itself.")
     expires_at: datetime | None = new.expires_at
-    if caller.token_expires_at is not None:
-        if expires_at is not None and expires_at > caller.token_expires_at:
+    if caller.expires_at is not None:
+        if expires_at is not None and expires_at > caller.expires_at:
             raise Forbidden("An access token cannot make one that outlives it.")
-        expires_at = expires_at or caller.token_expires_at
+        expires_at = expires_at or caller.expires_at
     async with db.write() as connection:
         return await _insert(connection, caller.origin, caller.user_id, str(new.name), scopes, expires_at)
 
@@ -87,32 +143,51 @@ async def create_for(
         return await _insert(connection, OPERATOR, user_id, str(name), scopes, expires_at)
 
 
-async def list_own(db: Database, caller: Caller) -> list[TokenInfo]:
+async def list_own(db: Database, caller: Principal) -> list[TokenInfo]:
     """The caller's tokens, newest first."""
     async with db.read() as connection:
-        rows = await connection.execute(
-            select(*_SHOWN).where(api_tokens.c.user_id == caller.user_id).order_by(api_tokens.c.id.desc())
-        )
-        return [TokenInfo(*_shown(row)) for row in rows]
+        return [TokenInfo(*_shown(row)) for row in await _OWN.all(connection, user_id=caller.user_id)]
 
 
 async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]:
     """Everybody's tokens, or one account's, newest first. Raises NotFound."""
-    statement = select(*_SHOWN, users.c.email).join_from(api_tokens, users).order_by(api_tokens.c.id.desc())
     async with db.read() as connection:
-        if email is not None:
-            statement = statement.where(users.c.id == await id_by_email(connection, email))
-        return [OwnedToken(*_shown(row), row.email) for row in await connection.execute(statement)]
+        if email is None:
+            rows = await _EVERY.all(connection)
+        else:
+            rows = await _OF_ACCOUNT.all(connection, user_id=await id_by_email(connection, email))
+    return [OwnedToken(*_shown(_Shown(*row[:-1])), row.email) for row in rows]
 
 
-async def revoke(db: Database, caller: Caller, token_id: int) -> None:
+async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
     """Delete one of the caller's tokens. Raises NotFound for any other."""
-    await _delete(db, caller.origin, token_id, api_tokens.c.user_id == caller.user_id)
+    await _delete(db, caller.origin, token_id, caller.user_id)
 
 
-async def revoke_any(db: Database, token_id: int) -> None:
+async def revoke_any(db: Database, token_id: TokenId) -> None:
     """Delete anybody's token, as an operator. Raises NotFound."""
     await _delete(db, OPERATOR, token_id)
+
+
+class _Shown(NamedTuple):
+    id: TokenId
+    name: str
+    scopes: str
+    hint: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+class _ShownWithEmail(NamedTuple):
+    id: TokenId
+    name: str
+    scopes: str
+    hint: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    email: str
 
 
 _SHOWN = (
@@ -124,9 +199,23 @@ _SHOWN = (
     api_tokens.c.expires_at,
     api_tokens.c.last_used_at,
 )
+_OF_USER = api_tokens.c.user_id == bindparam("user_id")
+_OWN = Query(select(*_SHOWN).where(_OF_USER).order_by(api_tokens.c.id.desc()), _Shown)
+_WITH_EMAIL = select(*_SHOWN, users.c.email).join_from(api_tokens, users).order_by(api_tokens.c.id.desc())
+_EVERY = Query(_WITH_EMAIL, _ShownWithEmail)
+_OF_ACCOUNT = Query(_WITH_EMAIL.where(_OF_USER), _ShownWithEmail)
+
+# Locked, so that requests at once are counted one after the other. Not so strongly that the foreign key of an audit
+# entry waits for it: that writer holds the end of a chain, for which this transaction may wait.
+_LOCK_USER = scalar(select(users.c.id).where(users.c.id == bindparam("user_id")).with_for_update(key_share=True), int)
+_COUNT = scalar(select(func.count()).select_from(api_tokens).where(_OF_USER), int)
+_INSERT = Query(insert(api_tokens).returning(*_SHOWN), _Shown)
+_DELETE = delete(api_tokens).where(api_tokens.c.id == bindparam("token_id")).returning(api_tokens.c.user_id)
+_DELETE_ANY = scalar(_DELETE, UserId)
+_DELETE_OWN = scalar(_DELETE.where(_OF_USER), UserId)
 
 
-def _shown(row: AnyRow) -> tuple[int, str, list[str], str, datetime, datetime | None, datetime | None]:
+def _shown(row: _Shown) -> tuple[int, str, list[str], str, datetime, datetime | None, datetime | None]:
     scopes = parse_scopes(row.scopes)
     in_order = [scope.value for scope in Scope if scope in scopes]
     return (row.id, row.name, in_order, row.hint, row.created_at, row.expires_at, row.last_used_at)
@@ -135,41 +224,42 @@ def _shown(row: AnyRow) -> tuple[int, str, list[str], str, datetime, datetime | 
 async def _insert(
     connection: AsyncConnection,
     origin: Origin,
-    user_id: int,
+    user_id: UserId,
     name: str,
     scopes: frozenset[Scope],
     expires_at: datetime | None,
 ) -> CreatedToken:
-    # Locked, so that requests at once are counted one after the other. Not so strongly that the foreign key of an audit
-    # entry waits for it: that writer holds the end of a chain, for which this transaction may wait.
-    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
-    held = select(func.count()).select_from(api_tokens).where(api_tokens.c.user_id == user_id)
-    if (await connection.execute(held)).scalar_one() >= MAX_TOKENS:
+    await _LOCK_USER.first(connection, user_id=user_id)
+    if await _COUNT.one(connection, user_id=user_id) >= MAX_TOKENS:
         raise Conflict(
             Sentence(
                 "An account holds at most {count} access tokens. Revoke one that is no longer used.", count=MAX_TOKENS
             )
         )
     token = Token.generate()
-    values = {
-        "name": name,
-        "scopes": scopes_text(scopes),
-        "hint": token.hint(),
-        "created_at": now(),
-        "expires_at": expires_at,
-    }
-    statement = insert(api_tokens).values(user_id=user_id, token_hash=token.digest(), **values).returning(*_SHOWN)
-    row = (await connection.execute(statement)).one()
+    row = await _INSERT.one(
+        connection,
+        user_id=user_id,
+        token_hash=token.digest(),
+        name=name,
+        scopes=scopes_text(scopes),
+        hint=token.hint(),
+        created_at=now(),
+        expires_at=expires_at,
+    )
     await record(connection, Entry(Action.TOKEN_CREATE, origin, user_id, token_id=row.id))
     return CreatedToken(*_shown(row), token.reveal())
 
 
-async def _delete(db: Database, origin: Origin, token_id: int, *conditions: ColumnElement[bool]) -> None:
+async def _delete(db: Database, origin: Origin, token_id: TokenId, owner: UserId | None = None) -> None:
+    """Delete a token; with `owner`, only one of theirs. Raises NotFound."""
     if not 0 < token_id <= MAX_ID:
         raise NotFound("There is nothing with this id.")
     async with db.write() as connection:
-        statement = delete(api_tokens).where(api_tokens.c.id == token_id, *conditions).returning(api_tokens.c.user_id)
-        user_id = (await connection.execute(statement)).scalar_one_or_none()
+        if owner is None:
+            user_id = await _DELETE_ANY.first(connection, token_id=token_id)
+        else:
+            user_id = await _DELETE_OWN.first(connection, token_id=token_id, user_id=owner)
         if user_id is None:
             raise NotFound("There is nothing with this id.")
         await record(connection, Entry(Action.TOKEN_REVOKE, origin, user_id, token_id=token_id))

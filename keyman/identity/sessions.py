@@ -1,28 +1,42 @@
-"""A person's own sessions: where they are signed in, and the end of it."""
+"""Sessions: opened by a sign-in, proved by a cookie, listed and ended by the person whose they are."""
 
 from __future__ import annotations
 
-from datetime import datetime
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 import ua_parser
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit.entries import Action, Entry
+from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
-from keyman.errors import NotFound
-from keyman.identity.principals import SESSION_IDLE, Caller
-from keyman.identity.tables import sessions
-from keyman.ids import MAX_ID
+from keyman.errors import NotFound, Unauthenticated
+from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.tables import sessions, users
+from keyman.identity.tokens import ALL_SCOPES
+from keyman.ids import MAX_ID, SessionId, UserId
+from keyman.secret import Secret
+from keyman.storage import last_use
+from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime
+
+SESSION_LIFETIME = timedelta(days=14)
+"""A session ends then whatever happens: a stolen cookie does not work for ever."""
+
+SESSION_IDLE = timedelta(days=3)
+"""A session that was not used for so long ends: a weekend away does not end it."""
 
 MAX_USER_AGENT = 512
 """Characters of a User-Agent that are looked at: a browser's has some 120, and looking takes time with the length."""
 
-
 MAX_SHOWN = 100
-"""Sessions in the list: more than anybody has devices, fewer than a script that signs in anew each minute makes."""
+"""Sessions in the list: more than anybody has devices, fewer than a script makes that signs in every minute."""
 
 
 class SessionInfo(msgspec.Struct):
@@ -35,47 +49,159 @@ class SessionInfo(msgspec.Struct):
     is_current: bool
 
 
+class SessionProof:
+    """Proves a signed-in person by the session cookie; a Proof."""
+
+    def find(self, credentials: Credentials) -> str | None:
+        return credentials.cookie
+
+    async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
+        """Return the person. Raises Unauthenticated for a session that is unknown, ended or idle for too long."""
+        moment = now()
+        async with db.read() as connection:
+            row = await _BY_COOKIE.first(connection, id_hash=session_digest(credential))
+        if row is None or row.expires_at <= moment or moment - row.last_seen_at >= SESSION_IDLE:
+            raise Unauthenticated("The session has ended. Sign in again.")
+        if last_use.is_due(row.last_seen_at, moment):
+            await db.note(_NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+        return Principal(
+            origin=Origin(Actor.SESSION, None, credentials.request_id, credentials.address),
+            scopes=ALL_SCOPES,
+            user=User(row.user_id, row.email, row.user_created_at),
+            session_id=row.id,
+        )
+
+
+class _Found(NamedTuple):
+    id: SessionId
+    last_seen_at: datetime
+    expires_at: datetime
+    user_id: UserId
+    email: str
+    user_created_at: datetime
+
+
+_BY_COOKIE = Query(
+    select(
+        sessions.c.id,
+        sessions.c.last_seen_at,
+        sessions.c.expires_at,
+        users.c.id.label("user_id"),
+        users.c.email,
+        users.c.created_at.label("user_created_at"),
+    )
+    .join_from(sessions, users)
+    .where(sessions.c.id_hash == bindparam("id_hash"), users.c.disabled_at.is_(None)),
+    _Found,
+)
+_NOTE_USE = Command(
+    update(sessions)
+    .where(sessions.c.id == bindparam("session_id"), last_use.is_stale(sessions.c.last_seen_at))
+    .values(last_seen_at=bindparam("moment"))
+)
+
+
+async def open_session(connection: AsyncConnection, user_id: UserId, device: str | None = None) -> Secret:
+    """Open a session under a new id, and return its cookie; the database gets only the cookie's hash."""
+    cookie = Secret(secrets.token_urlsafe(32))
+    moment = now()
+    await _INSERT.execute(
+        connection,
+        user_id=user_id,
+        id_hash=session_digest(cookie.reveal()),
+        created_at=moment,
+        last_seen_at=moment,
+        expires_at=moment + SESSION_LIFETIME,
+        device=device,
+    )
+    return cookie
+
+
+_INSERT = Command(insert(sessions))
+
+
+def session_digest(cookie: str) -> bytes:
+    """Return what is stored of a cookie: SHA-256, 32 bytes."""
+    return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).digest()
+
+
 def device_name(user_agent: str) -> str | None:
-    """Browser and system of a User-Agent header, such as `Firefox · Linux`; at most 100 characters."""
+    """Return browser and system of a User-Agent header, such as `Firefox · Linux`; at most 100 characters."""
     found = ua_parser.parse(user_agent[:MAX_USER_AGENT])
     names = [part.family for part in (found.user_agent, found.os) if part is not None]
     return " · ".join(name for name in names if name.isprintable())[:100] or None
 
 
-async def list_own(db: Database, caller: Caller) -> list[SessionInfo]:
-    """The caller's sessions that are still good, the one used last first. Raises Forbidden for a token."""
+async def list_own(db: Database, caller: Principal) -> list[SessionInfo]:
+    """Return the caller's sessions that still work, the one used last first. Raises Forbidden for a token."""
     current = caller.require_session()
     moment = now()
-    statement = (
-        select(sessions.c.id, sessions.c.device, sessions.c.created_at, sessions.c.last_seen_at)
-        .where(
-            sessions.c.user_id == caller.user_id,
-            sessions.c.expires_at > moment,
-            sessions.c.last_seen_at > moment - SESSION_IDLE,
-        )
-        .order_by(sessions.c.last_seen_at.desc(), sessions.c.id.desc())
-        .limit(MAX_SHOWN)
-    )
     async with db.read() as connection:
-        return [SessionInfo(*row, is_current=row.id == current) for row in await connection.execute(statement)]
+        rows = await _OWN.all(connection, user_id=caller.user_id, moment=moment, idle_since=moment - SESSION_IDLE)
+    return [SessionInfo(*row, is_current=row.id == current) for row in rows]
 
 
-async def end(db: Database, caller: Caller, session_id: int) -> None:
+class _Own(NamedTuple):
+    id: SessionId
+    device: str | None
+    created_at: datetime
+    last_seen_at: datetime
+
+
+_OWN = Query(
+    select(sessions.c.id, sessions.c.device, sessions.c.created_at, sessions.c.last_seen_at)
+    .where(
+        sessions.c.user_id == bindparam("user_id"),
+        sessions.c.expires_at > bindparam("moment", type_=UtcTime),
+        sessions.c.last_seen_at > bindparam("idle_since", type_=UtcTime),
+    )
+    .order_by(sessions.c.last_seen_at.desc(), sessions.c.id.desc())
+    .limit(MAX_SHOWN),
+    _Own,
+)
+
+
+async def end(db: Database, caller: Principal, session_id: SessionId) -> None:
     """End one of the caller's sessions. Raises NotFound for any other, Forbidden for a token."""
     caller.require_session()
-    if not 0 < session_id <= MAX_ID or not await _delete(db, caller, sessions.c.id == session_id):
+    if not 0 < session_id <= MAX_ID or not await _end(db, caller, _END_ONE, session_id):
         raise NotFound("There is nothing with this id.")
 
 
-async def end_others(db: Database, caller: Caller) -> None:
+async def end_others(db: Database, caller: Principal) -> None:
     """End all sessions of the caller but the one that asks. Raises Forbidden for a token."""
-    await _delete(db, caller, sessions.c.id != caller.require_session())
+    await _end(db, caller, _END_OTHERS, caller.require_session())
 
 
-async def _delete(db: Database, caller: Caller, which: ColumnElement[bool]) -> int:
+_OF_USER = delete(sessions).where(sessions.c.user_id == bindparam("user_id"))
+_END_ONE = Command(_OF_USER.where(sessions.c.id == bindparam("session_id")))
+_END_OTHERS = Command(_OF_USER.where(sessions.c.id != bindparam("session_id")))
+_END_ALL = Command(_OF_USER)
+_END_BY_COOKIE = Command(delete(sessions).where(sessions.c.id_hash == bindparam("id_hash")))
+
+
+async def _end(db: Database, caller: Principal, command: Command, session_id: SessionId) -> int:
     async with db.write() as connection:
-        statement = delete(sessions).where(sessions.c.user_id == caller.user_id, which)
-        ended = (await connection.execute(statement)).rowcount
+        ended = await command.execute(connection, user_id=caller.user_id, session_id=session_id)
         if ended:
             await record(connection, Entry(Action.SESSION_END, caller.origin, caller.user_id))
     return ended
+
+
+async def end_by_cookie(connection: AsyncConnection, cookie: str | None) -> None:
+    """End the session of this cookie in the caller's transaction, if there is one."""
+    if cookie is not None:
+        await _END_BY_COOKIE.execute(connection, id_hash=session_digest(cookie))
+
+
+async def end_all(connection: AsyncConnection, user_id: UserId, *, but: SessionId | None = None) -> None:
+    """End every session of a user in the caller's transaction, but this one."""
+    if but is None:
+        await _END_ALL.execute(connection, user_id=user_id)
+    else:
+        await _END_OTHERS.execute(connection, user_id=user_id, session_id=but)
+
+
+async def end_one(connection: AsyncConnection, user_id: UserId, session_id: SessionId) -> None:
+    """End this session in the caller's transaction."""
+    await _END_ONE.execute(connection, user_id=user_id, session_id=session_id)

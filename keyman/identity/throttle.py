@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from math import ceil
+from typing import NamedTuple
 
-from sqlalchemy import Update, case, delete, update
+from sqlalchemy import bindparam, case, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.clock import now
 from keyman.errors import RateLimited
 from keyman.identity.tables import throttle
+from keyman.ids import UserId
+from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime
 
 WINDOW = timedelta(minutes=15)
 """How long failures are remembered from the first one on."""
@@ -53,7 +57,7 @@ def login_buckets(email_key: str, address: str | None) -> tuple[Bucket, ...]:
     return (Bucket(f"login|account|{email_key}", MAX_PER_ACCOUNT), *_by_network("login", address, MAX_PER_NETWORK))
 
 
-def password_buckets(user_id: int, address: str | None) -> tuple[Bucket, ...]:
+def password_buckets(user_id: UserId, address: str | None) -> tuple[Bucket, ...]:
     """Apart from sign-ins: whoever knows the address can use those up, and the owner could not change a password."""
     return (Bucket(f"password|account|{user_id}", MAX_PER_ACCOUNT), *_by_network("password", address, MAX_PER_NETWORK))
 
@@ -69,23 +73,11 @@ async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MA
     if not buckets:
         return
     moment = now()
-    insert = sqlite.insert if db.is_sqlite else postgresql.insert
+    query = _COUNT["sqlite" if db.is_sqlite else "postgresql"]
     waits = []
     async with db.write() as connection:
         for bucket in _in_order(buckets):
-            statement = insert(throttle).values(bucket=bucket.digest, attempts=1, ends_at=moment + WINDOW)
-            is_over = throttle.c.ends_at <= moment
-            row = (
-                await connection.execute(
-                    statement.on_conflict_do_update(
-                        index_elements=[throttle.c.bucket],
-                        set_={
-                            "attempts": case((is_over, 1), else_=throttle.c.attempts + 1),
-                            "ends_at": case((is_over, statement.excluded.ends_at), else_=throttle.c.ends_at),
-                        },
-                    ).returning(throttle.c.attempts, throttle.c.ends_at)
-                )
-            ).one()
+            row = await query.one(connection, bucket=bucket.digest, moment=moment, new_end=moment + WINDOW)
             if row.attempts > bucket.limit:
                 waits.append((row.ends_at - moment).total_seconds())
     if waits:
@@ -99,8 +91,8 @@ async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> N
     """
     account = buckets[0]
     for bucket in _in_order(buckets):
-        forgotten = delete(throttle).where(throttle.c.bucket == bucket.digest)
-        await connection.execute(forgotten if bucket is account else _one_less(bucket))
+        command = _FORGET if bucket is account else _ONE_LESS
+        await command.execute(connection, of_bucket=bucket.digest)
 
 
 async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
@@ -109,7 +101,7 @@ async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
         return
     async with db.write() as connection:
         for bucket in _in_order(buckets):
-            await connection.execute(_one_less(bucket))
+            await _ONE_LESS.execute(connection, of_bucket=bucket.digest)
 
 
 def _in_order(buckets: tuple[Bucket, ...]) -> list[Bucket]:
@@ -117,9 +109,32 @@ def _in_order(buckets: tuple[Bucket, ...]) -> list[Bucket]:
     return sorted(buckets, key=lambda bucket: bucket.digest)
 
 
-def _one_less(bucket: Bucket) -> Update:
-    fewer = update(throttle).values(attempts=throttle.c.attempts - 1)
-    return fewer.where(throttle.c.bucket == bucket.digest, throttle.c.attempts > 0)
+class _Counted(NamedTuple):
+    attempts: int
+    ends_at: datetime
+
+
+def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert]) -> Query[_Counted]:
+    """Count an attempt in a bucket, in a new window where the last one has ended."""
+    new = insert(throttle).values(bucket=bindparam("bucket"), attempts=1, ends_at=bindparam("new_end", type_=UtcTime))
+    is_over = throttle.c.ends_at <= bindparam("moment", type_=UtcTime)
+    counted = new.on_conflict_do_update(
+        index_elements=[throttle.c.bucket],
+        set_={
+            "attempts": case((is_over, 1), else_=throttle.c.attempts + 1),
+            "ends_at": case((is_over, new.excluded.ends_at), else_=throttle.c.ends_at),
+        },
+    )
+    return Query(counted.returning(throttle.c.attempts, throttle.c.ends_at), _Counted)
+
+
+_COUNT = {"sqlite": _counting(sqlite.Insert), "postgresql": _counting(postgresql.Insert)}
+_FORGET = Command(delete(throttle).where(throttle.c.bucket == bindparam("of_bucket")))
+_ONE_LESS = Command(
+    update(throttle)
+    .where(throttle.c.bucket == bindparam("of_bucket"), throttle.c.attempts > 0)
+    .values(attempts=throttle.c.attempts - 1)
+)
 
 
 def _by_network(what: str, address: str | None, limit: int) -> tuple[Bucket, ...]:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,14 +14,15 @@ from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
-from keyman.identity import principals as callers
-from keyman.identity import throttle
+from keyman.identity import sessions, throttle
 from keyman.identity.passwords import Passwords, WrongPassword
-from keyman.identity.principals import Caller
-from keyman.identity.tables import owners, sessions, users
+from keyman.identity.principals import Principal
+from keyman.identity.tables import owners, users
+from keyman.ids import OwnerId, UserId
 from keyman.secret import Secret
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
+from keyman.storage.types import UtcTime
 from keyman.values import EmailAddress, GivenPassword, NewPassword
 
 OWNER_KIND = "user"
@@ -79,7 +80,7 @@ async def sign_up(
         raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")
     buckets = throttle.signup_buckets(origin.address)
     await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
-    if await _row(db, users.c.email_key == new.email.key) is not None:
+    if await _by_email(db, new.email) is not None:
         raise Conflict("There is an account with this address already. Sign in instead.")
     try:
         password_hash = await passwords.hash(new.password)
@@ -89,9 +90,9 @@ async def sign_up(
     try:
         async with db.write() as connection:
             account = await _insert(connection, new.email, password_hash)
-            await _end_session(connection, previous_cookie)
-            cookie = await callers.open_session(connection, account.id, origin.device)
-            await record(connection, Entry(Action.SIGNUP, origin, account.id))
+            await sessions.end_by_cookie(connection, previous_cookie)
+            cookie = await sessions.open_session(connection, UserId(account.id), origin.device)
+            await record(connection, Entry(Action.SIGNUP, origin, UserId(account.id)))
     except IntegrityError:
         raise Conflict("There is an account with this address already. Sign in instead.") from None
     return SignedIn(account, cookie)
@@ -105,17 +106,17 @@ async def log_in(
     """
     buckets = throttle.login_buckets(given.email.key, origin.address)
     await throttle.count(db, buckets)
-    row = await _row(db, users.c.email_key == given.email.key)
+    row = await _by_email(db, given.email)
     is_usable = row is not None and row.disabled_at is None
     try:
         new_hash = await passwords.verify(row.password_hash if row is not None else None, given.password)
         if row is None or not is_usable:
             raise WrongPassword
         async with db.write() as connection:
-            await _hold(connection, row, new_hash)
+            await _lock(connection, row, new_hash)
             # An id that was planted in the browser before must not be signed in by this.
-            await _end_session(connection, previous_cookie)
-            cookie = await callers.open_session(connection, row.id, origin.device)
+            await sessions.end_by_cookie(connection, previous_cookie)
+            cookie = await sessions.open_session(connection, row.id, origin.device)
             await throttle.forgive(connection, buckets)
             await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
     except WrongPassword:
@@ -129,20 +130,20 @@ async def log_in(
     return SignedIn(_account(row), cookie)
 
 
-async def log_out(db: Database, caller: Caller) -> None:
+async def log_out(db: Database, caller: Principal) -> None:
     """End the caller's session. Raises Forbidden for a token."""
     session_id = caller.require_session()
     async with db.write() as connection:
-        await connection.execute(delete(sessions).where(sessions.c.id == session_id))
+        await sessions.end_one(connection, caller.user_id, session_id)
         await record(connection, Entry(Action.LOGOUT, caller.origin, caller.user_id))
 
 
-async def change_password(db: Database, passwords: Passwords, caller: Caller, change: ChangePassword) -> None:
+async def change_password(db: Database, passwords: Passwords, caller: Principal, change: ChangePassword) -> None:
     """Set a new password and end all other sessions. Raises InvalidRequest when the current one is wrong, Conflict when
     it was changed meanwhile, RateLimited after repeated failures.
     """
     session_id = caller.require_session()
-    row = await _row(db, users.c.id == caller.user_id)
+    row = await _by_id(db, caller.user_id)
     if row is None:
         raise Unauthenticated("The session has ended. Sign in again.")
     buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
@@ -159,8 +160,8 @@ async def change_password(db: Database, passwords: Passwords, caller: Caller, ch
         raise
     try:
         async with db.write() as connection:
-            await _hold(connection, row, new_hash)
-            await connection.execute(delete(sessions).where(sessions.c.user_id == row.id, sessions.c.id != session_id))
+            await _lock(connection, row, new_hash)
+            await sessions.end_all(connection, row.id, but=session_id)
             await throttle.forgive(connection, buckets)
             await record(connection, Entry(Action.PASSWORD, caller.origin, row.id))
     except WrongPassword:
@@ -173,7 +174,7 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
     try:
         async with db.write() as connection:
             account = await _insert(connection, email, password_hash)
-            await record(connection, Entry(Action.SIGNUP, OPERATOR, account.id))
+            await record(connection, Entry(Action.SIGNUP, OPERATOR, UserId(account.id)))
     except IntegrityError:
         raise Conflict("There is an account with this address already.") from None
     return account
@@ -181,20 +182,16 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
 
 async def list_all(db: Database) -> list[AccountState]:
     """Every account, in the order in which they were made."""
-    columns = (users.c.id, users.c.email, users.c.created_at, users.c.disabled_at)
     async with db.read() as connection:
-        rows = await connection.execute(select(*columns).order_by(users.c.id))
-        return [AccountState(*row) for row in rows]
+        return [AccountState(*row) for row in await _EVERY.all(connection)]
 
 
 async def disable(db: Database, email: EmailAddress) -> None:
     """Shut an account out at once: sessions end, sign-in and tokens are refused; keys stay. Raises NotFound."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
-        await connection.execute(
-            update(users).where(users.c.id == user_id).values(disabled_at=func.coalesce(users.c.disabled_at, now()))
-        )
-        await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+        await _DISABLE.execute(connection, user_id=user_id, moment=now())
+        await sessions.end_all(connection, user_id)
         await record(connection, Entry(Action.DISABLE, OPERATOR, user_id))
 
 
@@ -202,7 +199,7 @@ async def enable(db: Database, email: EmailAddress) -> None:
     """Let a disabled account in again; its tokens work again. Raises NotFound."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
-        await connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
+        await _ENABLE.execute(connection, user_id=user_id)
         await record(connection, Entry(Action.ENABLE, OPERATOR, user_id))
 
 
@@ -211,56 +208,90 @@ async def set_password(db: Database, passwords: Passwords, email: EmailAddress, 
     new_hash = await passwords.hash(password)
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
-        await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=new_hash))
-        await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+        await _SET_PASSWORD.execute(connection, user_id=user_id, new_hash=new_hash)
+        await sessions.end_all(connection, user_id)
         await record(connection, Entry(Action.PASSWORD, OPERATOR, user_id))
 
 
-async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> int:
+async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> UserId:
     """Raises NotFound."""
-    user_id = (await connection.execute(select(users.c.id).where(users.c.email_key == email.key))).scalar_one_or_none()
+    user_id = await _ID_BY_EMAIL.first(connection, email_key=email.key)
     if user_id is None:
         raise NotFound("There is no account with this address.")
-    return int(user_id)
+    return user_id
 
 
-async def _row(db: Database, condition: ColumnElement[bool]) -> AnyRow | None:
+class _User(NamedTuple):
+    id: UserId
+    email: str
+    password_hash: str
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+class _Listed(NamedTuple):
+    id: UserId
+    email: str
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+_USER = select(users.c.id, users.c.email, users.c.password_hash, users.c.created_at, users.c.disabled_at)
+_BY_EMAIL = Query(_USER.where(users.c.email_key == bindparam("email_key")), _User)
+_BY_ID = Query(_USER.where(users.c.id == bindparam("user_id")), _User)
+_ID_BY_EMAIL = scalar(select(users.c.id).where(users.c.email_key == bindparam("email_key")), UserId)
+_EVERY = Query(select(users.c.id, users.c.email, users.c.created_at, users.c.disabled_at).order_by(users.c.id), _Listed)
+_INSERT_OWNER = scalar(insert(owners).values(kind=OWNER_KIND).returning(owners.c.id), OwnerId)
+_INSERT = Command(insert(users))
+_ONE = update(users).where(users.c.id == bindparam("user_id"))
+_DISABLE = Command(_ONE.values(disabled_at=func.coalesce(users.c.disabled_at, bindparam("moment", type_=UtcTime))))
+_ENABLE = Command(_ONE.values(disabled_at=None))
+_SET_PASSWORD = Command(_ONE.values(password_hash=bindparam("new_hash")))
+_LOCK_AS_PROVED = Command(
+    _ONE.where(users.c.password_hash == bindparam("proved_hash"), users.c.disabled_at.is_(None)).values(
+        password_hash=bindparam("new_hash")
+    )
+)
+
+
+async def _by_email(db: Database, email: EmailAddress) -> _User | None:
     async with db.read() as connection:
-        return (await connection.execute(select(users).where(condition))).one_or_none()
+        return await _BY_EMAIL.first(connection, email_key=email.key)
 
 
-async def _hold(connection: AsyncConnection, proved: AnyRow, new_hash: str | None = None) -> None:
-    """Hold an account as it was when its password was verified, until the transaction ends; `new_hash` replaces the
+async def _by_id(db: Database, user_id: UserId) -> _User | None:
+    async with db.read() as connection:
+        return await _BY_ID.first(connection, user_id=user_id)
+
+
+async def _lock(connection: AsyncConnection, proved: _User, new_hash: str | None = None) -> None:
+    """Lock an account as it was when its password was verified, until the transaction ends; `new_hash` replaces the
     one that was verified. Raises WrongPassword when the password has changed since, or the account was disabled.
 
     Verifying takes its time. Without this, an old password would open a session that outlives the change that was to
     end it.
     """
-    statement = (
-        update(users)
-        .where(users.c.id == proved.id, users.c.password_hash == proved.password_hash, users.c.disabled_at.is_(None))
-        .values(password_hash=new_hash or proved.password_hash)
+    proved_hash = proved.password_hash
+    is_same = await _LOCK_AS_PROVED.execute(
+        connection, user_id=proved.id, proved_hash=proved_hash, new_hash=new_hash or proved_hash
     )
-    if (await connection.execute(statement)).rowcount != 1:
+    if not is_same:
         raise WrongPassword
 
 
 async def _insert(connection: AsyncConnection, email: EmailAddress, password_hash: str) -> Account:
     created_at = now()
-    owner = insert(owners).values(kind=OWNER_KIND).returning(owners.c.id)
-    user_id = (await connection.execute(owner)).scalar_one()
-    await connection.execute(
-        insert(users).values(
-            id=user_id, email=email, email_key=email.key, password_hash=password_hash, created_at=created_at
-        )
+    owner_id = await _INSERT_OWNER.one(connection)
+    await _INSERT.execute(
+        connection,
+        id=owner_id,
+        email=str(email),
+        email_key=email.key,
+        password_hash=password_hash,
+        created_at=created_at,
     )
-    return Account(user_id, str(email), created_at)
+    return Account(owner_id, str(email), created_at)
 
 
-async def _end_session(connection: AsyncConnection, cookie: str | None) -> None:
-    if cookie is not None:
-        await connection.execute(delete(sessions).where(sessions.c.id_hash == callers.session_digest(cookie)))
-
-
-def _account(row: AnyRow) -> Account:
+def _account(row: _User) -> Account:
     return Account(row.id, row.email, row.created_at)

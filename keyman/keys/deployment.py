@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    bindparam,
     column,
     inspect,
     select,
@@ -27,6 +28,7 @@ from sqlalchemy.engine import Connection
 
 from keyman.errors import ConfigurationError
 from keyman.keys.tables import api_keys
+from keyman.storage.statements import Command, optional, scalar
 from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime, metadata
 
@@ -41,6 +43,18 @@ deployment = Table(
     Column("sentinel", Text),
     Column("created_at", UtcTime, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
+)
+
+
+_UUID = scalar(select(deployment.c.uuid), UUID)
+_SENTINEL = optional(select(deployment.c.sentinel), str)
+_KEEP = Command(
+    update(deployment)
+    .where(deployment.c.sentinel.is_(None), ~select(api_keys.c.id).exists())
+    .values(sentinel=bindparam("ciphertext"))
+)
+_REPLACE = Command(
+    update(deployment).where(deployment.c.sentinel == bindparam("before")).values(sentinel=bindparam("ciphertext"))
 )
 
 
@@ -66,14 +80,14 @@ class Deployment:
                     f"The database is at schema {revision}, this keyman works with {SCHEMA_REVISION}. Run: keyman db "
                     "upgrade (or, if a newer keyman has upgraded it, start that one)"
                 )
-            uuid = (await connection.execute(select(deployment.c.uuid))).scalar_one()
+            uuid = await _UUID.one(connection)
         return cls(db, uuid)
 
     async def sentinel(self, *, anew: bool = False) -> str | None:
         """The stored sentinel, read once unless it is to be read `anew`; None when none was stored yet."""
         if self._sentinel is None or anew:
             async with self._db.read() as connection:
-                self._sentinel = (await connection.execute(select(deployment.c.sentinel))).scalar_one()
+                self._sentinel = await _SENTINEL.one(connection)
         return self._sentinel
 
     async def keep_sentinel(self, ciphertext: str) -> str | None:
@@ -83,19 +97,13 @@ class Deployment:
         the key that Vault has now may not be the one that sealed them, and None is returned.
         """
         async with self._db.write() as connection:
-            await connection.execute(
-                update(deployment)
-                .where(deployment.c.sentinel.is_(None), ~select(api_keys.c.id).exists())
-                .values(sentinel=ciphertext)
-            )
+            await _KEEP.execute(connection, ciphertext=ciphertext)
         return await self.sentinel()
 
     async def replace_sentinel(self, before: str, ciphertext: str) -> None:
         """Store the same sentinel under another version of the key, unless somebody has done so since `before`."""
         async with self._db.write() as connection:
-            await connection.execute(
-                update(deployment).where(deployment.c.sentinel == before).values(sentinel=ciphertext)
-            )
+            await _REPLACE.execute(connection, before=before, ciphertext=ciphertext)
 
 
 def _stored_revision(connection: Connection) -> str | None:

@@ -10,16 +10,20 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.clock import now
 from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest
+from keyman.ids import UserId
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
+from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime
 
 LIFETIME = timedelta(hours=24)
 
@@ -28,12 +32,12 @@ LIFETIME = timedelta(hours=24)
 class IdempotencyKey:
     """One client's key with the request that came with it; holds hashes alone."""
 
-    user_id: int
+    user_id: UserId
     key_hash: bytes
     fingerprint: bytes
 
     @classmethod
-    def parse(cls, header: str, user_id: int, body: bytes) -> IdempotencyKey:
+    def parse(cls, header: str, user_id: UserId, body: bytes) -> IdempotencyKey:
         """Raises InvalidRequest for a key that is empty, too long or not printable ASCII."""
         if not 0 < len(header) <= 255 or not all(" " <= c <= "~" for c in header):
             raise InvalidRequest.at(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters"))
@@ -47,13 +51,8 @@ class IdempotencyKey:
 
 async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
     """The first answer, or None where there was none in the last 24 hours. Raises IdempotencyMismatch."""
-    statement = select(idempotency.c.fingerprint, idempotency.c.response).where(
-        idempotency.c.user_id == key.user_id,
-        idempotency.c.key_hash == key.key_hash,
-        idempotency.c.created_at > now() - LIFETIME,
-    )
     async with db.read() as connection:
-        row = (await connection.execute(statement)).one_or_none()
+        row = await _FIND.first(connection, user_id=key.user_id, key_hash=key.key_hash, ended_before=now() - LIFETIME)
     if row is None:
         return None
     if not hmac.compare_digest(row.fingerprint, key.fingerprint):
@@ -70,19 +69,35 @@ async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo
     `find` has the answer.
     """
     moment = now()
-    await connection.execute(
-        delete(idempotency).where(
-            idempotency.c.user_id == key.user_id,
-            idempotency.c.key_hash == key.key_hash,
-            idempotency.c.created_at <= moment - LIFETIME,
-        )
+    await _FORGET.execute(connection, of_user=key.user_id, of_hash=key.key_hash, ended_before=moment - LIFETIME)
+    await _KEEP.execute(
+        connection,
+        user_id=key.user_id,
+        key_hash=key.key_hash,
+        fingerprint=key.fingerprint,
+        response=msgspec.json.encode(answer).decode(),
+        created_at=moment,
     )
-    await connection.execute(
-        insert(idempotency).values(
-            user_id=key.user_id,
-            key_hash=key.key_hash,
-            fingerprint=key.fingerprint,
-            response=msgspec.json.encode(answer).decode(),
-            created_at=moment,
-        )
+
+
+class _Kept(NamedTuple):
+    fingerprint: bytes
+    response: str
+
+
+_FIND = Query(
+    select(idempotency.c.fingerprint, idempotency.c.response).where(
+        idempotency.c.user_id == bindparam("user_id"),
+        idempotency.c.key_hash == bindparam("key_hash"),
+        idempotency.c.created_at > bindparam("ended_before", type_=UtcTime),
+    ),
+    _Kept,
+)
+_FORGET = Command(
+    delete(idempotency).where(
+        idempotency.c.user_id == bindparam("of_user"),
+        idempotency.c.key_hash == bindparam("of_hash"),
+        idempotency.c.created_at <= bindparam("ended_before", type_=UtcTime),
     )
+)
+_KEEP = Command(insert(idempotency))

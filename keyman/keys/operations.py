@@ -1,4 +1,4 @@
-"""What can be done with keys. Every read starts from `_owned`, so that nobody sees another's.
+"""What can be done with keys. Every read starts from `_OWNED`, so that nobody sees another's.
 
 A value is sealed before its transaction begins: no connection is held while Vault is asked, and what fails to be
 sealed leaves nothing behind.
@@ -7,13 +7,13 @@ sealed leaves nothing behind.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,17 +21,16 @@ from keyman.audit.entries import NO_VALUE, Action, Entry
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
-from keyman.identity.principals import Caller
-from keyman.ids import MAX_ID
+from keyman.identity.principals import Principal
+from keyman.ids import MAX_ID, KeyId
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
 from keyman.keys.sealing import Sealer
 from keyman.keys.tables import api_keys
-from keyman.storage import paging
-from keyman.storage.paging import Page, Slice
+from keyman.storage.paging import Listing, Page, Slice
+from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
 
 
 class Created(NamedTuple):
@@ -57,7 +56,7 @@ class IfMatch(NamedTuple):
 
 
 async def create(
-    db: Database, sealer: Sealer, caller: Caller, new: NewKey, retry: IdempotencyKey | None = None
+    db: Database, sealer: Sealer, caller: Principal, new: NewKey, retry: IdempotencyKey | None = None
 ) -> Created:
     """Seal and store a key; with `retry`, once in 24 hours for the same request, for which `idempotency.find` was
     asked before.
@@ -66,7 +65,7 @@ async def create(
     """
     stored, vault_request_id = await sealer.seal(caller.owner_id, new.service, new.api_key)
     moment = now()
-    values = {
+    values: dict[str, object] = {
         "user_id": caller.user_id,
         "owner_id": caller.owner_id,
         "service": str(new.service),
@@ -80,8 +79,7 @@ async def create(
     }
     try:
         async with db.write() as connection:
-            row = (await connection.execute(insert(api_keys).values(values).returning(*_SHOWN))).one()
-            key = _shown(row, moment)
+            key = _shown(await _INSERT.one(connection, **values), moment)
             if retry is not None:
                 await idempotency.keep(connection, retry, key)
             await record(
@@ -106,28 +104,29 @@ async def create(
 
 
 async def list_own(
-    db: Database, caller: Caller, part: Slice, service: str | None = None, text: str | None = None
+    db: Database, caller: Principal, part: Slice, service: str | None = None, text: str | None = None
 ) -> Page[KeyInfo]:
     """The caller's keys, newest first; of one service, or with `text` in the label whatever its case."""
-    statement = _owned(caller)
+    listing = _LISTINGS[service is not None, bool(text)]  # a search for nothing: a key without a label fits it too
+    parameters: dict[str, object] = {"owner_id": caller.owner_id}
     if service is not None:
-        statement = statement.where(api_keys.c.service == service)
-    if text:  # a search for nothing: a key without a label fits it too
-        statement = statement.where(api_keys.c.name_folded.contains(_folded(text), autoescape=True))
+        parameters["service"] = service
+    if text:
+        parameters["pattern"] = _pattern(text)
     async with db.read() as connection:
-        page = await paging.fetch(connection, statement, api_keys.c.id, part)
+        page = await listing.page(connection, part, **parameters)
     moment = now()
     return Page([_shown(row, moment) for row in page.items], page.cursor)
 
 
-async def get(db: Database, caller: Caller, key_id: int) -> KeyInfo:
+async def get(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
     """Raises NotFound for a key that is not the caller's, as for one that does not exist."""
     async with db.read() as connection:
-        return _shown(await _one(connection, caller, key_id), now())
+        return _shown(await _one(connection, _ONE, caller, key_id), now())
 
 
 async def replace(
-    db: Database, sealer: Sealer, caller: Caller, key_id: int, new: Replacement, condition: IfMatch
+    db: Database, sealer: Sealer, caller: Principal, key_id: KeyId, new: Replacement, condition: IfMatch
 ) -> KeyInfo:
     """Seal a new value into a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable."""
     before = await get(db, caller, key_id)
@@ -148,7 +147,7 @@ async def replace(
     )
 
 
-async def change(db: Database, caller: Caller, key_id: int, new: Change, condition: IfMatch) -> KeyInfo:
+async def change(db: Database, caller: Principal, key_id: KeyId, new: Change, condition: IfMatch) -> KeyInfo:
     """Change what surrounds a key's value. Raises NotFound, PreconditionFailed."""
     values = _surroundings(new)
     if new.disabled is not msgspec.UNSET:
@@ -160,12 +159,12 @@ async def change(db: Database, caller: Caller, key_id: int, new: Change, conditi
     return await _update(db, caller, key_id, values, condition, Action.KEY_CHANGE)
 
 
-async def remove(db: Database, caller: Caller, key_id: int, condition: IfMatch) -> None:
+async def remove(db: Database, caller: Principal, key_id: KeyId, condition: IfMatch) -> None:
     """Delete a key with its ciphertext. Raises NotFound, PreconditionFailed."""
     async with db.write() as connection:
-        key = _shown(await _one(connection, caller, key_id, lock=True), now())
+        key = _shown(await _one(connection, _LOCK, caller, key_id), now())
         condition.check(key)
-        await connection.execute(delete(api_keys).where(api_keys.c.id == key.id))
+        await _DELETE.execute(connection, of_id=key.id)
         await record(
             connection,
             Entry(
@@ -177,6 +176,20 @@ async def remove(db: Database, caller: Caller, key_id: int, condition: IfMatch) 
                 value_uuid=NO_VALUE,
             ),
         )
+
+
+class _Shown(NamedTuple):
+    id: KeyId
+    service: str
+    name: str | None
+    last_4_chars: str
+    disabled: bool
+    undecryptable: bool
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    last_used_by: str | None
 
 
 _SHOWN = (
@@ -194,24 +207,38 @@ _SHOWN = (
 )
 
 
-def _owned(caller: Caller) -> Select[*tuple[Any, ...]]:
-    return select(*_SHOWN).where(api_keys.c.owner_id == caller.owner_id)
+# Every read starts here.
+_OWNED = select(*_SHOWN).where(api_keys.c.owner_id == bindparam("owner_id"))
+_OF_SERVICE = api_keys.c.service == bindparam("service")
+_IS_LIKE = api_keys.c.name_folded.like(bindparam("pattern"), escape="/")
+_LISTINGS: Mapping[tuple[bool, bool], Listing[_Shown]] = {
+    (False, False): Listing(_OWNED, api_keys.c.id, _Shown),
+    (True, False): Listing(_OWNED.where(_OF_SERVICE), api_keys.c.id, _Shown),
+    (False, True): Listing(_OWNED.where(_IS_LIKE), api_keys.c.id, _Shown),
+    (True, True): Listing(_OWNED.where(_OF_SERVICE, _IS_LIKE), api_keys.c.id, _Shown),
+}
+"""By whether they are of one service, and whether their label is searched."""
+
+_ONE = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")), _Shown)
+_LOCK = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")).with_for_update(), _Shown)
+_INSERT = Query(insert(api_keys).returning(*_SHOWN), _Shown)
+_UPDATE = Query(update(api_keys).where(api_keys.c.id == bindparam("of_id")).returning(*_SHOWN), _Shown)
+_DELETE = Command(delete(api_keys).where(api_keys.c.id == bindparam("of_id")))
 
 
-async def _one(connection: AsyncConnection, caller: Caller, key_id: int, *, lock: bool = False) -> AnyRow:
-    if not 0 < key_id <= MAX_ID:
-        raise NotFound("There is nothing with this id.")
-    statement = _owned(caller).where(api_keys.c.id == key_id)
-    row = (await connection.execute(statement.with_for_update() if lock else statement)).one_or_none()
-    if row is None:
-        raise NotFound("There is nothing with this id.")
-    return row
+async def _one(connection: AsyncConnection, query: Query[_Shown], caller: Principal, key_id: KeyId) -> _Shown:
+    """Return the caller's key, by `_ONE` or `_LOCK`. Raises NotFound."""
+    if 0 < key_id <= MAX_ID:
+        row = await query.first(connection, owner_id=caller.owner_id, of_id=key_id)
+        if row is not None:
+            return row
+    raise NotFound("There is nothing with this id.")
 
 
 async def _update(
     db: Database,
-    caller: Caller,
-    key_id: int,
+    caller: Principal,
+    key_id: KeyId,
     values: dict[str, object],
     condition: IfMatch,
     action: Action,
@@ -220,13 +247,12 @@ async def _update(
     vault_request_id: str | None = None,
 ) -> KeyInfo:
     async with db.write() as connection:
-        row = await _one(connection, caller, key_id, lock=True)
+        row = await _one(connection, _LOCK, caller, key_id)
         before = _shown(row, now())
         condition.check(before)
         # Always later than before, whatever the clock does, so that the ETag is always a new one.
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
-        statement = update(api_keys).where(api_keys.c.id == key_id).values(**values, updated_at=moment)
-        key = _shown((await connection.execute(statement.returning(*_SHOWN))).one(), moment)
+        key = _shown(await _UPDATE.one(connection, of_id=key_id, **values, updated_at=moment), moment)
         entries = [
             Entry(
                 recorded,
@@ -243,7 +269,7 @@ async def _update(
     return key
 
 
-def _recorded_actions(before: AnyRow, values: dict[str, object], action: Action) -> Iterator[Action]:
+def _recorded_actions(before: _Shown, values: dict[str, object], action: Action) -> Iterator[Action]:
     """What the audit log records of an update: `action`; pausing and resuming have their own."""
     is_switched = values.get("disabled", before.disabled) != before.disabled
     if not is_switched or values.keys() != {"disabled"}:
@@ -252,7 +278,7 @@ def _recorded_actions(before: AnyRow, values: dict[str, object], action: Action)
         yield Action.KEY_RESUME if before.disabled else Action.KEY_PAUSE
 
 
-def _shown(row: AnyRow, moment: datetime) -> KeyInfo:
+def _shown(row: _Shown, moment: datetime) -> KeyInfo:
     return KeyInfo(
         id=row.id,
         service=row.service,
@@ -283,3 +309,9 @@ def _label(name: str | None) -> dict[str, object]:
 def _folded(text: str) -> str:
     """What two spellings of a label have in common: no case, one composition."""
     return unicodedata.normalize("NFC", text.casefold())
+
+
+def _pattern(text: str) -> str:
+    """Return the pattern for LIKE of labels that contain this text, in which no character has a meaning of its own."""
+    escaped = _folded(text).replace("/", "//").replace("%", "/%").replace("_", "/_")
+    return f"%{escaped}%"

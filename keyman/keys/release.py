@@ -10,12 +10,12 @@ its row opens in Vault, for it belongs there; here it does not.
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeVar
+from datetime import datetime
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import FromClause, Select, and_, bindparam, or_, select, update
+from sqlalchemy import and_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Action, Entry, Reason
@@ -30,21 +30,21 @@ from keyman.errors import (
     VaultReason,
     VaultUnavailable,
 )
-from keyman.identity.applications import Application
+from keyman.identity.principals import Principal
 from keyman.identity.tables import users
+from keyman.ids import KeyId, OwnerId, UserId
 from keyman.keys.schemas import Status, status_of
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import ServiceSlug
 from keyman.secret import Secret
+from keyman.storage import last_use
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow, UtcTime
+from keyman.storage.types import UtcTime
 from keyman.values import Purpose, RowNumber
 from keyman.vault.cipher import Context
 
 T = TypeVar("T")
-
-LAST_USE_PRECISION = timedelta(minutes=1)
-"""How old a key's stored last use may be before it is written again: one write a minute, not one a request."""
 
 
 class Opener(Protocol):
@@ -77,15 +77,15 @@ class Request(msgspec.Struct):
 class Resolved(NamedTuple):
     """A key on its way to an application. `is_noted`: the row says already that it is used about now."""
 
-    key_id: int
-    user_id: int
+    key_id: KeyId
+    user_id: UserId
     service: str
     value: Secret
     expires_at: datetime | None
     is_noted: bool
 
 
-async def resolve(db: Database, opener: Opener, deployment: UUID, application: Application, asked: Request) -> Resolved:
+async def resolve(db: Database, opener: Opener, deployment: UUID, application: Principal, asked: Request) -> Resolved:
     """The value of one key, for an application that is registered for its service.
 
     Raises NotFound for whatever the application may not have, the same whether it exists or not; Undecryptable;
@@ -106,29 +106,33 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: A
         raise VaultUnavailable(
             fault.reason, "{why} No key was given out.", retry_after=fault.retry_after or 5
         ) from None
-    is_noted = row.last_used_at is not None and now() - row.last_used_at < LAST_USE_PRECISION
+    is_noted = not last_use.is_due(row.last_used_at, now())
     return Resolved(row.key_id, row.user_id, row.service, value, row.expires_at, is_noted)
 
 
-async def note_use(db: Database, application: Application, key_id: int) -> None:
+async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
     """Write the last use of a key, if that can be done at once. Raises nothing that a database can cause."""
     moment = now()
-    stale = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= moment - LAST_USE_PRECISION)
-    statement = update(api_keys).where(api_keys.c.id == key_id, stale)
-    await db.note(statement.values(last_used_at=moment, last_used_by=application.name))
+    await db.note(
+        _NOTE_USE,
+        of_id=key_id,
+        moment=moment,
+        stale_at=last_use.stale_at(moment),
+        used_by=application.require_application().name,
+    )
 
 
-async def _released(db: Database, application: Application, asked: Request) -> AnyRow:
+async def _released(db: Database, application: Principal, asked: Request) -> _Found:
     """The row of a key that the application may have, once the trail says that it gets it.
 
     Raises NotFound and Undecryptable, once the trail says that it was refused, and why.
     """
     moment = now()
+    known = application.require_application()
     async with db.write() as connection:
-        row = await _find(connection, asked, moment)
-        found = row is not None and row.key_id is not None
-        service = row.service if row is not None and found else _given(asked.service)
-        reason = _refusal(row, service, application, moment)
+        user_id, row = await _find(connection, asked, moment)
+        service = row.service if row is not None else _given(asked.service)
+        reason = _refusal(row, service, known.services, moment)
         if row is not None and reason is Reason.NOT_CURRENT:
             await _mark(connection, row)
         await record(
@@ -136,10 +140,10 @@ async def _released(db: Database, application: Application, asked: Request) -> A
             Entry(
                 Action.KEY_RESOLVE if reason is None else Action.KEY_RESOLVE_REFUSED,
                 application.origin,
-                None if row is None else row.user_id,
-                key_id=row.key_id if row is not None and found else _given(asked.key_id),
+                user_id,
+                key_id=row.key_id if row is not None else _key_id(asked),
                 service=service,
-                application=application.name,
+                application=known.name,
                 purpose=asked.purpose,
                 reason=reason,
             ),
@@ -153,11 +157,11 @@ async def _released(db: Database, application: Application, asked: Request) -> A
     return row
 
 
-def _refusal(row: AnyRow | None, service: str | None, application: Application, moment: datetime) -> Reason | None:
+def _refusal(row: _Found | None, service: str | None, services: frozenset[str], moment: datetime) -> Reason | None:
     """Why this application does not get this key; None when it does."""
-    if service is not None and service not in application.services:
+    if service is not None and service not in services:
         return Reason.NOT_GRANTED
-    if row is None or row.key_id is None:
+    if row is None:
         return Reason.UNKNOWN
     if row.user_disabled_at is not None:
         return Reason.ACCOUNT_DISABLED
@@ -167,12 +171,12 @@ def _refusal(row: AnyRow | None, service: str | None, application: Application, 
     return None if row.value_uuid == row.current_value else Reason.NOT_CURRENT
 
 
-async def _open(opener: Opener, deployment: UUID, row: AnyRow) -> Secret:
+async def _open(opener: Opener, deployment: UUID, row: _Found) -> Secret:
     return await opener.open(row.encrypted_key, Context(deployment, row.owner_id, row.service, row.value_uuid))
 
 
 async def _record_failure(
-    db: Database, application: Application, asked: Request, row: AnyRow, reason: Reason | VaultReason
+    db: Database, application: Principal, asked: Request, row: _Found, reason: Reason | VaultReason
 ) -> bool:
     """The second entry; and the mark on a row that does not open. False when the row has changed since it was read."""
     is_as_it_was = True
@@ -188,7 +192,7 @@ async def _record_failure(
                     row.user_id,
                     key_id=row.key_id,
                     service=row.service,
-                    application=application.name,
+                    application=application.require_application().name,
                     purpose=asked.purpose,
                     reason=reason,
                 ),
@@ -196,24 +200,41 @@ async def _record_failure(
     return is_as_it_was
 
 
-async def _mark(connection: AsyncConnection, row: AnyRow) -> bool:
+async def _mark(connection: AsyncConnection, row: _Found) -> bool:
     """Mark a row as one that does not open; False when it has changed since it was read."""
-    same = and_(api_keys.c.id == row.key_id, api_keys.c.encrypted_key == row.encrypted_key)
-    marked = await connection.execute(update(api_keys).where(same).values(undecryptable=True))
-    return marked.rowcount == 1
+    return await _MARK.execute(connection, of_id=row.key_id, of_ciphertext=row.encrypted_key) == 1
 
 
-async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -> AnyRow | None:
-    """The row that is asked for, whatever its state; with a user and no key when the user has none for the service."""
-    if asked.key_id is not msgspec.UNSET:
-        return (await connection.execute(_BY_KEY, {"key_id": asked.key_id})).one_or_none()
+async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -> tuple[UserId | None, _Found | None]:
+    """Return the row that is asked for, whatever its state, and whose it is.
+
+    There is a user and no row for a user who has no key for the service, and neither for a user who does not exist.
+    """
+    if not isinstance(asked.key_id, msgspec.UnsetType):
+        row = await _BY_KEY.first(connection, key_id=asked.key_id)
+        return (None, None) if row is None else (row.user_id, row)
     whose = {"user_id": asked.user_id, "service": asked.service}
-    row = (await connection.execute(_NEWEST_ACTIVE, {**whose, "moment": moment})).one_or_none()
     # Where none is active, the newest of any state says why.
-    return row if row is not None else (await connection.execute(_NEWEST, whose)).one_or_none()
+    row = await _NEWEST_ACTIVE.first(connection, **whose, moment=moment) or await _NEWEST.first(connection, **whose)
+    if row is not None:
+        return row.user_id, row
+    return await _USER.first(connection, user_id=asked.user_id), None
 
 
-# Made once, for each request executes them: to put a statement together takes as long as to execute it.
+class _Found(NamedTuple):
+    user_id: UserId
+    user_disabled_at: datetime | None
+    key_id: KeyId
+    owner_id: OwnerId
+    service: str
+    encrypted_key: str
+    value_uuid: UUID
+    disabled: bool
+    undecryptable: bool
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    current_value: UUID | None
+
 
 _FOUND = select(
     users.c.id.label("user_id"),
@@ -228,25 +249,36 @@ _FOUND = select(
     api_keys.c.expires_at,
     api_keys.c.last_used_at,
     current_value(api_keys.c.id).label("current_value"),
+).join_from(api_keys, users, api_keys.c.owner_id == users.c.id)
+_NEWEST_OF = (
+    _FOUND.where(api_keys.c.owner_id == bindparam("user_id"), api_keys.c.service == bindparam("service"))
+    .order_by(api_keys.c.id.desc())
+    .limit(1)
 )
-_THEIRS = and_(api_keys.c.owner_id == users.c.id, api_keys.c.service == bindparam("service"))
 _IS_ACTIVE = and_(
     ~api_keys.c.disabled,
     ~api_keys.c.undecryptable,
     or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > bindparam("moment", type_=UtcTime)),
 )
-
-
-def _newest(keys: FromClause) -> Select[*tuple[Any, ...]]:
-    whose = _FOUND.select_from(keys).where(users.c.id == bindparam("user_id"))
-    return whose.order_by(api_keys.c.id.desc()).limit(1)
-
-
-_BY_KEY = _FOUND.join_from(api_keys, users, api_keys.c.owner_id == users.c.id).where(
-    api_keys.c.id == bindparam("key_id")
+_BY_KEY = Query(_FOUND.where(api_keys.c.id == bindparam("key_id")), _Found)
+_NEWEST_ACTIVE = Query(_NEWEST_OF.where(_IS_ACTIVE), _Found)
+_NEWEST = Query(_NEWEST_OF, _Found)
+_USER = scalar(select(users.c.id).where(users.c.id == bindparam("user_id")), UserId)
+_MARK = Command(
+    update(api_keys)
+    .where(api_keys.c.id == bindparam("of_id"), api_keys.c.encrypted_key == bindparam("of_ciphertext"))
+    .values(undecryptable=True)
 )
-_NEWEST_ACTIVE = _newest(users.join(api_keys, and_(_THEIRS, _IS_ACTIVE)))
-_NEWEST = _newest(users.outerjoin(api_keys, _THEIRS))
+_NOTE_USE = Command(
+    update(api_keys)
+    .where(api_keys.c.id == bindparam("of_id"), last_use.is_stale(api_keys.c.last_used_at))
+    .values(last_used_at=bindparam("moment"), last_used_by=bindparam("used_by"))
+)
+
+
+def _key_id(asked: Request) -> KeyId | None:
+    """Return the id that is asked for, for the audit log."""
+    return None if isinstance(asked.key_id, msgspec.UnsetType) else KeyId(asked.key_id)
 
 
 def _given(value: T | msgspec.UnsetType) -> T | None:

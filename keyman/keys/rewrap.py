@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Integer, bindparam, func, or_, select, update
 
 from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.errors import KeymanError, RefusedStatement
+from keyman.ids import KeyId, OwnerId, UserId
 from keyman.keys.tables import api_keys
-from keyman.storage.rows import decoded
+from keyman.storage.statements import Command, Query, optional
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
+from keyman.storage.types import Id
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
@@ -45,8 +46,8 @@ class ReplaceableSentinel(SentinelStore, Protocol):
 class RefusedKey(NamedTuple):
     """A key whose ciphertext Vault does not open; it is marked `undecryptable`."""
 
-    id: int
-    user_id: int
+    id: KeyId
+    user_id: UserId
     service: str
 
 
@@ -123,28 +124,24 @@ class Rewrap:
             raise faults.exceptions[0] from None
         return summary.rewrapped + len(summary.refused) > before
 
-    async def _next(self, summary: Summary) -> Sequence[AnyRow]:
+    async def _next(self, summary: Summary) -> Sequence[_Row]:
         """The next rows that are behind, in the order of their ids; each goes to one worker.
 
         A row that cannot be read is added to the damaged ones and passed over.
         """
         limit = MAX_BATCH
+        behind = _BEHIND_ON_SQLITE if self._db.is_sqlite else _BEHIND
         async with self._paging:
             while True:
-                wanted = _is_behind(summary.latest)
-                if self._db.is_sqlite:  # which takes a text for a number, and sorts it above all numbers
-                    wanted = or_(wanted, func.typeof(api_keys.c.key_version) != "integer")
-                behind = select(*_READ).where(api_keys.c.id > self._after, wanted)
                 try:
                     async with self._db.read() as connection:
-                        rows = decoded(await connection.execute(behind.order_by(api_keys.c.id).limit(limit)))
+                        rows = await behind.rows.all(connection, after=self._after, latest=summary.latest, limit=limit)
                 except RefusedStatement:  # by the driver, for text that is not UTF-8, or by the column types
                     if limit > 1:
                         limit //= 2  # closer to the one that it is
                         continue
-                    first = behind.with_only_columns(func.min(api_keys.c.id))
                     async with self._db.read() as connection:
-                        damaged = (await connection.execute(first)).scalar_one()
+                        damaged = await behind.lowest.one(connection, after=self._after, latest=summary.latest)
                     if damaged is not None:  # else somebody has deleted it since
                         summary.damaged.add(damaged)
                         self._after = damaged
@@ -154,7 +151,7 @@ class Rewrap:
                     self._after = rows[-1].id
                 return rows
 
-    async def _chunk(self, rows: Sequence[AnyRow], summary: Summary) -> None:
+    async def _chunk(self, rows: Sequence[_Row], summary: Summary) -> None:
         items = [
             Bound(row.encrypted_key, Context(self._store.uuid, row.owner_id, row.service, row.value_uuid).encoded())
             for row in rows
@@ -172,9 +169,9 @@ class Rewrap:
         # Rows are locked in the order of their ids, so that two runs wait for each other and never crosswise.
         async with self._db.write() as connection:
             if rewrapped:
-                await connection.execute(_STORE, rewrapped)
+                await _STORE.execute_many(connection, rewrapped)
             if refused:
-                await connection.execute(_MARK, refused)
+                await _MARK.execute_many(connection, refused)
         summary.rewrapped += len(rewrapped)
         marked = {entry["of_id"] for entry in refused}
         summary.refused += [RefusedKey(row.id, row.user_id, row.service) for row in rows if row.id in marked]
@@ -202,27 +199,48 @@ async def _tell(db: Database, action: Action, detail: str) -> None:
 
 async def behind(db: Database, latest: int) -> Mapping[int, int]:
     """How many rows a run would try, by the version of the key that sealed them."""
-    statement = (
-        select(api_keys.c.key_version, func.count().label("total"))
-        .where(_is_behind(latest))
-        .group_by(api_keys.c.key_version)
-        .order_by(api_keys.c.key_version)
-    )
     async with db.read() as connection:
-        rows = (await connection.execute(statement)).all()
-        return {row.key_version: row.total for row in rows}
+        return {row.key_version: row.total for row in await _COUNT_BEHIND.all(connection, latest=latest)}
 
 
 async def oldest_version(db: Database) -> int | None:
     """Of all that are stored; None when nothing is."""
     async with db.read() as connection:
-        oldest: int | None = (await connection.execute(select(func.min(api_keys.c.key_version)))).scalar_one()
-        return oldest
+        return await _OLDEST.one(connection)
 
 
-def _is_behind(latest: int) -> ColumnElement[bool]:
-    """What is marked is tried again whatever its version: the right Vault may be back."""
-    return or_(api_keys.c.key_version < latest, api_keys.c.undecryptable)
+class _Row(NamedTuple):
+    id: KeyId
+    owner_id: OwnerId
+    user_id: UserId
+    service: str
+    value_uuid: UUID
+    encrypted_key: str
+    key_version: int
+
+
+class _Behind(NamedTuple):
+    """The next rows that are behind, and the lowest id among all of them; on SQLite other rows than on PostgreSQL."""
+
+    rows: Query[_Row]
+    lowest: Query[KeyId | None]
+
+
+class _Count(NamedTuple):
+    key_version: int
+    total: int
+
+
+# What is marked is tried again whatever its version: the right Vault may be back.
+_IS_BEHIND = or_(api_keys.c.key_version < bindparam("latest"), api_keys.c.undecryptable)
+
+
+def _behind(is_wanted: ColumnElement[bool]) -> _Behind:
+    following = select(*_READ).where(api_keys.c.id > bindparam("after", type_=Id), is_wanted)
+    return _Behind(
+        Query(following.order_by(api_keys.c.id).limit(bindparam("limit", type_=Integer)), _Row),
+        optional(following.with_only_columns(func.min(api_keys.c.id)), KeyId),
+    )
 
 
 _READ = (
@@ -236,7 +254,20 @@ _READ = (
 )
 
 
-def _is_sound(row: AnyRow, summary: Summary) -> bool:
+_BEHIND = _behind(_IS_BEHIND)
+# SQLite takes a text for a number, and sorts it above all numbers.
+_BEHIND_ON_SQLITE = _behind(or_(_IS_BEHIND, func.typeof(api_keys.c.key_version) != "integer"))
+_COUNT_BEHIND = Query(
+    select(api_keys.c.key_version, func.count().label("total"))
+    .where(_IS_BEHIND)
+    .group_by(api_keys.c.key_version)
+    .order_by(api_keys.c.key_version),
+    _Count,
+)
+_OLDEST = optional(select(func.min(api_keys.c.key_version)), int)
+
+
+def _is_sound(row: _Row, summary: Summary) -> bool:
     """Return False for a row whose values are of other types than keyman writes, and add it to the damaged ones."""
     sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, int, str, UUID, str, int), strict=True))
     if not sound:
@@ -249,9 +280,9 @@ _AS_READ = (
     api_keys.c.value_uuid == bindparam("of_value"),
     api_keys.c.encrypted_key == bindparam("of_ciphertext"),
 )
-_STORE = (
+_STORE = Command(
     update(api_keys)
     .where(*_AS_READ)
     .values(encrypted_key=bindparam("to"), key_version=bindparam("version"), undecryptable=False)
 )
-_MARK = update(api_keys).where(*_AS_READ).values(undecryptable=True)
+_MARK = Command(update(api_keys).where(*_AS_READ).values(undecryptable=True))

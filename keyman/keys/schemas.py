@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import msgspec
 
+from keyman.ids import KeyId
 from keyman.providers.catalogue import ServiceSlug
-from keyman.storage.types import AnyRow
 from keyman.values import FutureTime, Label, ProviderKey
 
 
@@ -46,7 +46,18 @@ class Status(StrEnum):
     UNDECRYPTABLE = "undecryptable"
 
 
-def status_of(row: AnyRow, moment: datetime) -> Status:
+class HasStatus(Protocol):
+    """What the status of a stored key depends on."""
+
+    @property
+    def disabled(self) -> bool: ...
+    @property
+    def undecryptable(self) -> bool: ...
+    @property
+    def expires_at(self) -> datetime | None: ...
+
+
+def status_of(row: HasStatus, moment: datetime) -> Status:
     """What a stored key is at this moment. The worst first: what does not open is no better for being paused."""
     if row.undecryptable:
         return Status.UNDECRYPTABLE
@@ -58,7 +69,7 @@ def status_of(row: AnyRow, moment: datetime) -> Status:
 class KeyInfo(msgspec.Struct):
     """A key as every answer shows it."""
 
-    id: int
+    id: KeyId
     service: str
     name: str | None
     last_4_chars: str

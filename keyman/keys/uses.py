@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
+from keyman.ids import KeyId
+from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
 OF_LATE = timedelta(days=30)
@@ -22,28 +24,32 @@ class Use(NamedTuple):
     last_at: datetime
 
 
-async def of_late(db: Database, caller: Caller, key_id: int) -> list[Use]:
+async def of_late(db: Database, caller: Principal, key_id: KeyId) -> list[Use]:
     """The applications that a key of the caller's was given to within OF_LATE, the last one first.
 
     One step for each application, of which there are few, in an index by application and time: the last use of the
     last one by name, then of the one before it. The uses themselves may be millions, and are not read.
     """
-    last = (
-        select(audit_log.c.application, audit_log.c.at)
-        .where(
-            audit_log.c.user_id == caller.user_id,
-            audit_log.c.key_id == key_id,
-            audit_log.c.action == Action.KEY_RESOLVE,
-            audit_log.c.application.is_not(None),
-        )
-        .order_by(audit_log.c.application.desc(), audit_log.c.at.desc())
-        .limit(1)
-    )
     uses: list[Use] = []
-    step = last
     async with db.read() as connection:
-        while (row := (await connection.execute(step)).one_or_none()) is not None:
-            uses.append(Use(*row))
-            step = last.where(audit_log.c.application < row.application)
+        row = await _LAST.first(connection, user_id=caller.user_id, key_id=key_id)
+        while row is not None:
+            uses.append(row)
+            row = await _BEFORE.first(connection, user_id=caller.user_id, key_id=key_id, application=row.application)
     recent = now() - OF_LATE
     return sorted((use for use in uses if use.last_at >= recent), key=lambda use: use.last_at, reverse=True)
+
+
+_OF_KEY = (
+    select(audit_log.c.application, audit_log.c.at.label("last_at"))
+    .where(
+        audit_log.c.user_id == bindparam("user_id"),
+        audit_log.c.key_id == bindparam("key_id"),
+        audit_log.c.action == Action.KEY_RESOLVE,
+        audit_log.c.application.is_not(None),
+    )
+    .order_by(audit_log.c.application.desc(), audit_log.c.at.desc())
+    .limit(1)
+)
+_LAST = Query(_OF_KEY, Use)
+_BEFORE = Query(_OF_KEY.where(audit_log.c.application < bindparam("application")), Use)

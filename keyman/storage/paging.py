@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement, Integer, Select, bindparam
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.storage.types import AnyRow
+from keyman.storage.statements import Query
+from keyman.storage.types import Id
 
 T = TypeVar("T")
 
@@ -70,12 +72,32 @@ class Slice(NamedTuple):
     before: Cursor | None = None
 
 
-async def fetch(
-    connection: AsyncConnection, statement: Select[*tuple[object, ...]], id_column: ColumnElement[int], part: Slice
-) -> Page[AnyRow]:
-    """The rows of `statement` in this part, newest first; one more is read, to know whether there are more."""
-    if part.before is not None:
-        statement = statement.where(id_column < part.before)
-    rows = (await connection.execute(statement.order_by(id_column.desc()).limit(part.limit + 1))).all()
-    shown = list(rows[: part.limit])
-    return Page(shown, Cursor(shown[-1].id) if len(rows) > part.limit else None)
+class HasId(Protocol):
+    """A row with an id, by which a listing is ordered."""
+
+    @property
+    def id(self) -> int: ...
+
+
+H = TypeVar("H", bound=HasId)
+
+
+class Listing(Generic[H]):
+    """A statement whose rows are read in pages, newest first. Its parameters are those of the statement."""
+
+    def __init__(
+        self, statement: Select[*tuple[object, ...]], id_column: ColumnElement[int], row: Callable[..., H]
+    ) -> None:
+        part = statement.order_by(id_column.desc()).limit(bindparam("limit", type_=Integer))
+        self._first = Query(part, row)
+        self._following = Query(part.where(id_column < bindparam("before", type_=Id)), row)
+
+    async def page(self, connection: AsyncConnection, part: Slice, **parameters: object) -> Page[H]:
+        """Return the rows of this part, newest first; one more is read, to know whether there are more."""
+        limit = part.limit + 1
+        if part.before is None:
+            rows = await self._first.all(connection, limit=limit, **parameters)
+        else:
+            rows = await self._following.all(connection, limit=limit, before=part.before, **parameters)
+        shown = rows[: part.limit]
+        return Page(shown, Cursor(shown[-1].id) if len(rows) > part.limit else None)

@@ -17,7 +17,6 @@ from time import monotonic
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.dml import UpdateBase
 
 from keyman.errors import DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
 from keyman.storage import engine
@@ -30,6 +29,7 @@ from keyman.storage.faults import (
     kind,
     report,
 )
+from keyman.storage.statements import Command
 from keyman.telemetry import Metrics, log
 
 NOTE_PATIENCE = 0.05
@@ -111,14 +111,14 @@ class Database:
                 with self._used.track_inprogress(), _remembered(own):
                     yield connection
 
-    async def note(self, statement: UpdateBase) -> None:
-        """Execute a statement in its own transaction. It is left out when it cannot be executed at once."""
+    async def note(self, command: Command, **parameters: object) -> None:
+        """Execute a command in its own transaction. It is left out when it cannot be executed at once."""
         if monotonic() < self._next_note:
             return
         try:
             # The patience ends waiting for a lock; the bound around it everything else, such as a connection.
             async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(patience=NOTE_PATIENCE) as connection:
-                await connection.execute(statement)
+                await command.execute(connection, **parameters)
         except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
             log.info("note left out", fault=getattr(fault, "kind", type(fault).__name__))
             self._next_note = monotonic() + NOTE_PAUSE

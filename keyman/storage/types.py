@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Row
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData
 from sqlalchemy.types import TypeDecorator
 
 # Names that migrations can refer to, the same on both databases.
@@ -21,10 +20,6 @@ metadata = MetaData(
 
 # SQLite numbers rows by itself only in a column that is spelt INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
-
-
-AnyRow = Row[*tuple[Any, ...]]
-"""A row of any columns: SQLAlchemy types them by position, keyman reads them by name."""
 
 
 class UtcTime(TypeDecorator[datetime]):

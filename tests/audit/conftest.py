@@ -19,7 +19,7 @@ from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head, Verified
 from keyman.keys.deployment import Deployment
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
+from tests.storage.rows import AnyRow
 
 
 @dataclass

@@ -19,7 +19,7 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.identity.tables import users
-from keyman.ids import MAX_ID
+from keyman.ids import MAX_ID, KeyId, UserId
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
 from tests.storage import rows
@@ -35,15 +35,15 @@ async def db(database: URL) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def owner(db: Database) -> int:
+async def owner(db: Database) -> UserId:
     return await add(db, "ada@example.com")
 
 
-async def add(db: Database, email: str) -> int:
+async def add(db: Database, email: str) -> UserId:
     async with db.write() as connection:
         made = await rows.add(connection, "users", email=email, email_key=email)
     assert made is not None
-    return made
+    return UserId(made)
 
 
 async def entries(db: Database) -> list[Any]:
@@ -51,10 +51,10 @@ async def entries(db: Database) -> list[Any]:
         return list((await connection.execute(select(audit_log).order_by(audit_log.c.id))).all())
 
 
-async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owner: int) -> None:
+async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owner: UserId) -> None:
     origin = Origin(Actor.TOKEN, 3, "a" * 32, "2001:db8::1")
     async with db.write() as connection:
-        await record(connection, Entry(Action.KEY_CREATE, origin, owner, key_id=5, service="OPENAI"))
+        await record(connection, Entry(Action.KEY_CREATE, origin, owner, key_id=KeyId(5), service="OPENAI"))
         assert await entries(db) == []
     (entry,) = await entries(db)
     assert (entry.user_id, entry.actor, entry.actor_id, entry.action) == (owner, "token", 3, "key.create")
@@ -63,7 +63,7 @@ async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owne
     assert entry.at.utcoffset().total_seconds() == 0
 
 
-async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: int) -> None:
+async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: UserId) -> None:
     async def change() -> None:
         async with db.write() as connection:
             await record(connection, Entry(Action.DISABLE, OPERATOR, owner))
@@ -74,11 +74,11 @@ async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: int) -> 
     assert await entries(db) == []
 
 
-async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: int) -> None:
+async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: UserId) -> None:
     async def change() -> None:
         async with db.write() as connection:
             await connection.execute(update(users).values(disabled_at=now()))
-            await record(connection, Entry(Action.DISABLE, OPERATOR, owner + 1000))
+            await record(connection, Entry(Action.DISABLE, OPERATOR, UserId(owner + 1000)))
 
     with pytest.raises(IntegrityError):
         await change()
@@ -86,7 +86,7 @@ async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: int) ->
         assert (await connection.execute(select(users.c.disabled_at))).scalar_one() is None
 
 
-async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int) -> None:
+async def test_every_action_of_every_actor_can_be_told(db: Database, owner: UserId) -> None:
     told = [(action, actor) for action in Action for actor in Actor]
     async with db.write() as connection:
         for action, actor in told:
@@ -96,11 +96,11 @@ async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int)
     assert {entry.actor_token_id for entry in page.items} == {MAX_ID}
 
 
-async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: Database, owner: int) -> None:
+async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: Database, owner: UserId) -> None:
     other = await add(db, "eve@example.com")
     async with db.write() as connection:
         for n in range(7):
-            await record(connection, Entry(Action.LOGIN, OPERATOR, owner if n % 2 else other, key_id=n))
+            await record(connection, Entry(Action.LOGIN, OPERATOR, owner if n % 2 else other, key_id=KeyId(n)))
     seen, cursor = [], None
     while True:
         page = await listing.list_own(db, owner, Slice(2, cursor))

@@ -19,6 +19,7 @@ from keyman.audit.entries import Action, Actor
 from keyman.audit.listing import CLOCKS_APART, ActionName, Filter
 from keyman.audit.tables import audit_log
 from keyman.clock import now
+from keyman.ids import UserId
 from keyman.storage.paging import Slice
 from keyman.storage.transactions import Database
 from tests.audit.test_entries import add
@@ -47,7 +48,7 @@ async def write(db: Database, *entries: tuple[int, datetime, Action]) -> list[tu
         for row in rows:
             await connection.execute(insert(audit_log).values(row))
     owners = {owner for owner, _, _ in entries}
-    found = [entry for owner in owners for entry in (await listing.list_own(db, owner, Slice(len(rows)))).items]
+    found = [entry for owner in owners for entry in (await listing.list_own(db, UserId(owner), Slice(len(rows)))).items]
     return [(entry.id, entry.at, entry.action) for entry in sorted(found, key=lambda entry: entry.id)]
 
 
@@ -55,7 +56,7 @@ async def listed(db: Database, owner: int, wanted: Filter, limit: int = 200) -> 
     """The ids of every page, newest first."""
     ids, cursor = list[int](), None
     while True:
-        page = await listing.list_own(db, owner, Slice(limit, cursor), wanted)
+        page = await listing.list_own(db, UserId(owner), Slice(limit, cursor), wanted)
         assert len(page.items) == limit or page.cursor is None
         ids += [entry.id for entry in page.items]
         cursor = page.cursor

@@ -16,9 +16,9 @@ from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Entry
 from keyman.audit.log import current_value, record
 from keyman.audit.tables import audit_log
 from keyman.clock import now
+from keyman.ids import KeyId, UserId
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
 from tests.audit.conftest import Trail
 from tests.storage.rows import add, add_owner
 
@@ -36,7 +36,7 @@ async def prune(kept: Trail, **age: Any) -> retention.Pruned:
 
 async def tell(kept: Trail, key_id: int, value: UUID, action: Action = Action.KEY_REPLACE) -> None:
     async with kept.db.write() as connection:
-        await record(connection, Entry(action, OPERATOR, key_id=key_id, service="OPENAI", value_uuid=value))
+        await record(connection, Entry(action, OPERATOR, key_id=KeyId(key_id), service="OPENAI", value_uuid=value))
 
 
 async def current(kept: Trail, key_id: int) -> UUID | None:
@@ -97,7 +97,7 @@ async def test_who_writes_to_sqlite_meanwhile_does_not_wait_until_all_is_pruned(
     monkeypatch.setattr(retention, "BATCH", 3)
     find, holds = retention._current, asyncio.Event()
 
-    async def slowly(*given: Any) -> list[AnyRow]:
+    async def slowly(*given: Any) -> object:
         holds.set()
         await asyncio.sleep(0.3)
         return await find(*given)
@@ -152,7 +152,7 @@ async def test_what_is_said_again_does_not_overrule_what_came_after(kept: Trail)
     assert await current(kept, 1) == value
     # As when a key is replaced while its older entry goes: that one is said again though it is not current any more.
     async with kept.db.write() as connection:
-        await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=1, value_uuid=old, as_of=1))
+        await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=KeyId(1), value_uuid=old, as_of=1))
     assert await current(kept, 1) == value
 
 
@@ -184,11 +184,15 @@ async def test_replacing_deleting_and_pruning_at_once_leave_the_trail_right(
             value = uuid4()
             async with kept.db.write() as connection:
                 await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(value_uuid=value))
-                await record(connection, Entry(Action.KEY_REPLACE, OPERATOR, 1, key_id=key_id, value_uuid=value))
+                await record(
+                    connection, Entry(Action.KEY_REPLACE, OPERATOR, UserId(1), key_id=KeyId(key_id), value_uuid=value)
+                )
         if key_id == ids[-1]:
             async with kept.db.write() as connection:
                 await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
-                await record(connection, Entry(Action.KEY_DELETE, OPERATOR, 1, key_id=key_id, value_uuid=NO_VALUE))
+                await record(
+                    connection, Entry(Action.KEY_DELETE, OPERATOR, UserId(1), key_id=KeyId(key_id), value_uuid=NO_VALUE)
+                )
         writing -= 1
 
     gone: list[int] = []

@@ -18,6 +18,7 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head
 from keyman.clock import now
+from keyman.ids import KeyId, UserId
 from tests.audit.conftest import Trail
 from tests.storage.rows import add_owner
 
@@ -71,8 +72,8 @@ async def test_the_hash_is_of_what_is_told_and_of_the_hash_before(kept: Trail) -
             Entry(
                 Action.KEY_CREATE,
                 origin,
-                1,
-                key_id=5,
+                UserId(1),
+                key_id=KeyId(5),
                 service="OPENAI",
                 purpose="naïve \u201ctest\u201d \U0001f511 \\ / \x7f",
                 value_uuid=value,
@@ -295,7 +296,7 @@ async def test_an_entry_that_was_added_behind_the_end_is_found(bent: Trail) -> N
 
 async def test_an_entry_that_would_overrule_all_that_come_is_found_though_it_was_chained(bent: Trail) -> None:
     async with bent.db.write() as connection:
-        await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=1, value_uuid=uuid4(), as_of=10_000))
+        await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=KeyId(1), value_uuid=uuid4(), as_of=10_000))
     (last,) = await bent.rows(audit_log.c.as_of == 10_000)
     assert await bent.broken() == [(last.sequence, last.id, "it claims to be newer than it is")]
 

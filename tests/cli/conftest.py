@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.config.vault import VaultSettings
+from keyman.ids import UserId
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
@@ -90,7 +91,9 @@ async def store(env: dict[str, str], settings: VaultSettings, count: int) -> Non
     async with db.write() as connection:
         await connection.execute(insert(api_keys), rows)
         stored = (await connection.execute(select(api_keys.c.id, api_keys.c.value_uuid))).all()
-        entries = (Entry(Action.KEY_CREATE, OPERATOR, 1, key_id=one.id, value_uuid=one.value_uuid) for one in stored)
+        entries = (
+            Entry(Action.KEY_CREATE, OPERATOR, UserId(1), key_id=one.id, value_uuid=one.value_uuid) for one in stored
+        )
         await record(connection, *entries)
     await client.close()
     await db.close()

@@ -16,7 +16,8 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity import applications
-from keyman.identity.applications import Application
+from keyman.identity.applications import ApplicationProof
+from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.tables import application_tokens
 from keyman.identity.tokens import Token
 from keyman.storage import transactions
@@ -35,9 +36,14 @@ async def db(database: URL) -> AsyncIterator[Database]:
     await made.close()
 
 
+async def verify(db: Database, token: str) -> Principal:
+    credentials = Credentials(token, None, "a" * 32, "2001:db8::1")
+    return await ApplicationProof().verify(db, token, credentials)
+
+
 async def shown(db: Database, token: Token) -> Application:
-    """Who shows this token."""
-    return await applications.by_token(db, token.reveal(), "a" * 32, "2001:db8::1")
+    """The application that shows this token."""
+    return (await verify(db, token.reveal())).require_application()
 
 
 async def test_a_token_is_its_applications_with_its_services(db: Database) -> None:
@@ -45,7 +51,7 @@ async def test_a_token_is_its_applications_with_its_services(db: Database) -> No
     assert made.services == ("OPENAI", "GROQ")
     application = await shown(db, made.token)
     assert (application.name, application.services) == ("chat-backend", frozenset({"OPENAI", "GROQ"}))
-    origin = application.origin
+    origin = (await verify(db, made.token.reveal())).origin
     assert (origin.actor, origin.request_id, origin.address) == (Actor.APPLICATION, "a" * 32, "2001:db8::1")
     async with db.read() as connection:
         stored = (await connection.execute(select(application_tokens))).one()
@@ -115,7 +121,7 @@ async def test_what_does_not_exist_is_said(db: Database) -> None:
         await applications.revoke(db, CHAT)
     for text in ("", "km_x", Token.generate().reveal()):
         with pytest.raises(Unauthenticated):
-            await applications.by_token(db, text, "", None)
+            await verify(db, text)
 
 
 async def test_the_list_says_what_is_usable_and_when_it_was_used(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

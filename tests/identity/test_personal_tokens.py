@@ -14,6 +14,7 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_chains
 from keyman.identity import personal_tokens as personal
 from keyman.identity.tokens import DEFAULT_SCOPES
+from keyman.ids import UserId
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, RequiredLabel
 from tests.storage.rows import add
@@ -30,11 +31,12 @@ async def test_a_new_token_and_an_audit_entry_of_its_owner_do_not_deadlock_on_po
     email = EmailAddress(f"{uuid4().hex}@example.com")
     async with db.write() as connection:
         owner = await add(connection, "users", email=str(email), email_key=str(email))
+        assert owner is not None
     async with db.write() as connection:
         await connection.execute(select(audit_chains).with_for_update())  # every chain
         creating = asyncio.create_task(personal.create_for(db, email, RequiredLabel("new"), DEFAULT_SCOPES))
         await _a_session_waits_for_a_lock(db)
-        await record(connection, Entry(Action.DISABLE, OPERATOR, owner))
+        await record(connection, Entry(Action.DISABLE, OPERATOR, UserId(owner)))
     created = await creating
     assert [token.id for token in await personal.list_all(db, email)] == [created.id]
     await db.close()

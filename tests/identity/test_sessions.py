@@ -12,13 +12,13 @@ from sqlalchemy.engine import URL
 from keyman.audit.entries import Actor, Origin
 from keyman.clock import now
 from keyman.errors import Forbidden, NotFound
-from keyman.identity import principals as callers
 from keyman.identity import sessions
-from keyman.identity.principals import SESSION_IDLE, Caller
-from keyman.identity.sessions import device_name
+from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.sessions import SESSION_IDLE, SessionProof, device_name
 from keyman.identity.tables import sessions as table
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.identity.users import id_by_email
+from keyman.ids import SessionId, UserId
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress
 from tests.support.planes import Plane
@@ -54,11 +54,11 @@ async def db(database: URL) -> AsyncIterator[Database]:
     await opened.close()
 
 
-async def caller_of(db: Database, email: str) -> Caller:
+async def caller_of(db: Database, email: str) -> Principal:
     async with db.write() as connection:
         user_id = await id_by_email(connection, EmailAddress(email))
-        cookie = await callers.open_session(connection, user_id, "Firefox · Linux")
-    return await callers.by_session(db, cookie.reveal(), "r", None)
+        cookie = await sessions.open_session(connection, user_id, "Firefox · Linux")
+    return await SessionProof().verify(db, cookie.reveal(), Credentials(None, cookie.reveal(), "r", None))
 
 
 @pytest.mark.anyio
@@ -77,7 +77,7 @@ async def test_somebody_sees_and_ends_their_own_living_sessions_and_no_others(pl
     assert eve.session_id is not None
     for foreign in (eve.session_id, 10**9, 0, -1, 2**63):
         with pytest.raises(NotFound):
-            await sessions.end(db, ada, foreign)
+            await sessions.end(db, ada, SessionId(foreign))
     await sessions.end_others(db, ada)
     assert [session.id for session in await sessions.list_own(db, ada)] == [ada.session_id]
     assert len(await sessions.list_own(db, eve)) == 2
@@ -85,7 +85,7 @@ async def test_somebody_sees_and_ends_their_own_living_sessions_and_no_others(pl
 
 @pytest.mark.anyio
 async def test_a_token_sees_and_ends_no_session(db: Database) -> None:
-    script = Caller(1, "ada@example.com", now(), ALL_SCOPES, Origin(Actor.TOKEN, 1))
-    for ask in (sessions.list_own(db, script), sessions.end(db, script, 1), sessions.end_others(db, script)):
+    script = Principal(Origin(Actor.TOKEN, 1), ALL_SCOPES, User(UserId(1), "ada@example.com", now()))
+    for ask in (sessions.list_own(db, script), sessions.end(db, script, SessionId(1)), sessions.end_others(db, script)):
         with pytest.raises(Forbidden):
             await ask

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from keyman.identity import throttle
 from keyman.identity.throttle import login_buckets, password_buckets, signup_buckets
+from keyman.ids import UserId
 
 
 def networks(address: str) -> set[bytes]:
@@ -32,7 +33,7 @@ def test_an_ipv6_client_is_a_64(one: ipaddress.IPv6Address, other: ipaddress.IPv
 def test_addresses_and_networks_are_counted_apart() -> None:
     account, network = login_buckets("ada@example.com", "192.0.2.1")
     assert (account.limit, network.limit) == (throttle.MAX_PER_ACCOUNT, throttle.MAX_PER_NETWORK)
-    changes = {bucket.digest for bucket in password_buckets(1, "192.0.2.1")}
+    changes = {bucket.digest for bucket in password_buckets(UserId(1), "192.0.2.1")}
     assert len({account.digest, network.digest, *changes, *networks("192.0.2.1")}) == 5
     assert login_buckets("ada@example.com", None) == (account,)
     assert signup_buckets(None) == ()

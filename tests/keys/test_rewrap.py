@@ -11,6 +11,7 @@ from sqlalchemy import delete, select, update
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import KeymanError, VaultReason, VaultUnavailable
+from keyman.ids import KeyId, UserId
 from keyman.keys.deployment import Deployment, deployment
 from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version
 from keyman.keys.tables import api_keys
@@ -92,7 +93,7 @@ async def test_what_vault_refuses_is_marked_and_listed_and_does_not_stop_the_res
     before = await rows_of(stock)
     await stock.rotate()
     summary = await stock.rewrap().run()
-    assert summary.refused == [RefusedKey(key, 1, "OPENAI") for key in (ids[0], ids[-1])]
+    assert summary.refused == [RefusedKey(KeyId(key), UserId(1), "OPENAI") for key in (ids[0], ids[-1])]
     assert summary.rewrapped == len(ids) - 2
     after = await rows_of(stock)
     assert {key for key, row in after.items() if row.undecryptable} == {ids[0], ids[-1]}

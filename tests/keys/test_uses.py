@@ -10,8 +10,9 @@ from sqlalchemy import insert
 from keyman.audit.entries import Action, Actor, Origin
 from keyman.audit.tables import audit_log
 from keyman.clock import now
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal, User
 from keyman.identity.tokens import ALL_SCOPES
+from keyman.ids import KeyId, UserId
 from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
 from keyman.storage.transactions import Database
@@ -22,11 +23,11 @@ __all__ = ["db"]  # found by pytest
 
 pytestmark = pytest.mark.anyio
 
-KEY, OTHER_KEY = 5, 6
+KEY, OTHER_KEY = KeyId(5), KeyId(6)
 
 
-def caller(user_id: int) -> Caller:
-    return Caller(user_id, "ada@example.com", now(), ALL_SCOPES, Origin(Actor.SESSION))
+def caller(user_id: UserId) -> Principal:
+    return Principal(Origin(Actor.SESSION), ALL_SCOPES, User(user_id, "ada@example.com", now()))
 
 
 async def test_an_application_that_got_the_key_of_late_is_named_once_with_the_last_time(db: Database) -> None:
@@ -56,4 +57,4 @@ async def test_an_application_that_got_the_key_of_late_is_named_once_with_the_la
         ("batch", moment - OF_LATE + soon),
     ]
     assert await uses.of_late(db, caller(eve), OTHER_KEY) == []
-    assert await uses.of_late(db, caller(ada), KEY + 100) == []
+    assert await uses.of_late(db, caller(ada), KeyId(KEY + 100)) == []

@@ -27,6 +27,7 @@ from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Actor, Entry, Origi
 from keyman.audit.log import current_value, record
 from keyman.audit.tables import audit_log
 from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError
+from keyman.ids import UserId
 from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.migrations import ADVISORY_LOCK
 from keyman.storage import engine
@@ -327,7 +328,7 @@ async def test_an_upgrade_keeps_sessions_and_tokens_and_gives_no_id_again(empty_
             assert await add(connection, "users") == 4
             for name in ("sessions", "api_tokens", "api_keys"):
                 assert await add(connection, name) == 4, name
-            await record(connection, Entry(Action.LOGIN, OPERATOR, 1))
+            await record(connection, Entry(Action.LOGIN, OPERATOR, UserId(1)))
         async with db.read() as connection:
             assert (await connection.execute(select(func.max(audit_log.c.id)))).scalar_one() == 4
     finally:
@@ -374,7 +375,7 @@ async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_st
         current = [(await connection.execute(select(current_value(key)))).scalar_one() for key in (1, 2, 3, 9)]
     assert current == [*values, NO_VALUE]
     async with db.write() as connection:
-        await record(connection, Entry(Action.DISABLE, OPERATOR, 1))
+        await record(connection, Entry(Action.DISABLE, OPERATOR, UserId(1)))
     assert (await verification.verify(db, (await Deployment.load(db)).uuid)).breaks == []
     await db.close()
 

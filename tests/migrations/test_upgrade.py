@@ -32,7 +32,6 @@ from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
 from keyman.telemetry import Metrics
 from keyman.values import EmailAddress
 from keyman.vault.cipher import Context
@@ -43,6 +42,7 @@ from keyman.vault.rotation import KeyRotation
 from tests.fixtures.revision_0004 import restore
 from tests.planes.management.api.harness import KEY_FIELDS, ApiPlane, Json, api_plane_at, problem
 from tests.planes.resolver.pair import resolver_at
+from tests.storage.rows import AnyRow
 from tests.support.databases import sqlite_at
 from tests.support.postgres import PostgresServer
 

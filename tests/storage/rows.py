@@ -6,12 +6,15 @@ import itertools
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ForeignKeyConstraint, Table, func, insert, select
+from sqlalchemy import ForeignKeyConstraint, Row, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
 from keyman.clock import now
 from keyman.storage.transactions import Database
+
+AnyRow = Row[*tuple[Any, ...]]
+"""A row of any columns, read by name."""
 
 _numbers = itertools.count(1)
 

@@ -46,6 +46,7 @@ from keyman.ids import MAX_ID
 from keyman.storage import engine, transactions
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
+from keyman.storage.statements import Command
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from tests.storage.exposure import shown, stands_alone
@@ -814,7 +815,7 @@ async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_w
     monkeypatch.setattr(transactions, "NOTE_PAUSE", 0)
     db = Database(sqlite)
     await add_owner(db)
-    note = update(users).values(email="noted@example.com")
+    note = Command(update(users).values(email="noted@example.com"))
     assert sqlite.database
     with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

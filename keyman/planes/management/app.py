@@ -17,10 +17,12 @@ from keyman.config.settings import Settings
 from keyman.http import health
 from keyman.http.body import MAX_BYTES, ValueSchemas
 from keyman.http.edge import ASGIApp, Edge
-from keyman.http.guards import authenticate, provide_caller, provide_origin, require_rules
+from keyman.http.guards import Authentication, authenticate, provide_caller, provide_origin, require_rules
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.identity.passwords import Passwords
+from keyman.identity.personal_tokens import TokenProof
+from keyman.identity.sessions import SessionProof
 from keyman.keys.sealing import Sealer
 from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
@@ -33,6 +35,12 @@ from keyman.providers.catalogue import Catalogue
 from keyman.telemetry import Metrics
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
+
+AUTHENTICATION = Authentication(
+    # Where a request shows a token, its cookie does not count.
+    [TokenProof(), SessionProof()],
+    "Send an access token (Authorization: Bearer km_…), or sign in.",
+)
 
 
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
@@ -55,6 +63,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         request_max_body_size=MAX_BYTES,
         state=State(
             {
+                "authentication": AUTHENTICATION,
                 "catalogue": catalogue,
                 "metrics": metrics,
                 "openapi": partial(_document, tuple(info.service for info in catalogue.infos())),

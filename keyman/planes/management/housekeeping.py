@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import ColumnElement, Table, bindparam, delete, or_, select
 
 from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
-from keyman.identity.principals import SESSION_IDLE
+from keyman.identity.sessions import SESSION_IDLE
 from keyman.identity.tables import sessions, throttle
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
+from keyman.storage.statements import Command
 from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime
 from keyman.telemetry import frames, log
 
 BATCH = 1000
@@ -41,18 +43,38 @@ async def run(db: Database) -> None:
 async def sweep(db: Database) -> None:
     """One round, in transactions of at most BATCH rows each. Raises DatabaseUnavailable."""
     moment = now()
-    idle_since = moment - SESSION_IDLE
-    for table, key, has_ended in (
-        (
-            sessions,
-            sessions.c.id,
-            or_(sessions.c.expires_at <= moment, sessions.c.last_seen_at <= idle_since),
-        ),
-        (throttle, throttle.c.bucket, throttle.c.ends_at <= moment),
-        (idempotency, idempotency.c.key_hash, idempotency.c.created_at <= moment - LIFETIME),
-    ):
-        some = select(key).where(has_ended).limit(BATCH)
+    ends = {"moment": moment, "idle_since": moment - SESSION_IDLE, "ended_before": moment - LIFETIME}
+    for command, parameters in _SWEEPS:
         removed = BATCH
         while removed >= BATCH:  # more, where several owners share a key's hash
             async with db.write() as connection:
-                removed = (await connection.execute(delete(table).where(key.in_(some), has_ended))).rowcount
+                removed = await command.execute(connection, **{name: ends[name] for name in parameters})
+
+
+def _sweep(
+    table: Table, key: ColumnElement[object], has_ended: ColumnElement[bool], *parameters: str
+) -> tuple[Command, tuple[str, ...]]:
+    """A command that removes at most BATCH rows that have ended, and the names of its parameters."""
+    some = select(key).where(has_ended).limit(BATCH)
+    return Command(delete(table).where(key.in_(some), has_ended)), parameters
+
+
+_SWEEPS = (
+    _sweep(
+        sessions,
+        sessions.c.id,
+        or_(
+            sessions.c.expires_at <= bindparam("moment", type_=UtcTime),
+            sessions.c.last_seen_at <= bindparam("idle_since", type_=UtcTime),
+        ),
+        "moment",
+        "idle_since",
+    ),
+    _sweep(throttle, throttle.c.bucket, throttle.c.ends_at <= bindparam("moment", type_=UtcTime), "moment"),
+    _sweep(
+        idempotency,
+        idempotency.c.key_hash,
+        idempotency.c.created_at <= bindparam("ended_before", type_=UtcTime),
+        "ended_before",
+    ),
+)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
-from litestar import Litestar, Request
+from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
@@ -19,13 +19,12 @@ from keyman.config.settings import Settings
 from keyman.http import document, health
 from keyman.http.body import MAX_BYTES
 from keyman.http.edge import ASGIApp, Edge
-from keyman.http.guards import require_rules
+from keyman.http.guards import authenticate, provide_caller, require_rules
 from keyman.http.limit import RateLimit
 from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
-from keyman.identity.applications import Application
 from keyman.planes import assembly
 from keyman.planes.resolver.document import openapi_document
-from keyman.planes.resolver.routes import authenticate, explain_problem, resolve
+from keyman.planes.resolver.routes import AUTHENTICATION, explain_problem, limit_rate, resolve
 from keyman.telemetry import Metrics
 from keyman.vault.opener import TransitOpener
 
@@ -38,7 +37,7 @@ def create_resolver(settings: Settings) -> Edge:
     metrics = Metrics()
     litestar = Litestar(
         route_handlers=[*_DESCRIBED_ROUTES, document.openapi_document],
-        guards=[authenticate],
+        guards=[authenticate, limit_rate],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
         exception_handlers=EXCEPTION_HANDLERS,
@@ -48,6 +47,7 @@ def create_resolver(settings: Settings) -> Edge:
         request_max_body_size=MAX_BYTES,
         state=State(
             {
+                "authentication": AUTHENTICATION,
                 "limit": RateLimit(settings.resolve_rate),
                 "metrics": metrics,
                 "openapi": _document,
@@ -74,11 +74,6 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         yield
 
 
-async def _application(request: Request[Any, Any, Any]) -> Application:
-    application: Application = request.user
-    return application
-
-
 @cache
 def _document() -> bytes:
     """The OpenAPI document, made when it is first asked for."""
@@ -89,5 +84,5 @@ _DESCRIBED_ROUTES = [resolve, explain_problem, health.livez, health.readyz, heal
 
 _DEPENDENCIES = {
     **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "openapi", "opener")},
-    "application": Provide(_application),
+    "caller": Provide(provide_caller),
 }

@@ -16,38 +16,29 @@ from litestar.openapi.spec import Example
 from litestar.params import PathParameter
 
 from keyman import errors
-from keyman.errors import FieldError, NotFound, Unauthenticated
+from keyman.errors import FieldError, NotFound
 from keyman.http.body import read_json, takes
-from keyman.http.edge import exchange_of
-from keyman.http.guards import PUBLIC, bearer_token, is_public, needs
+from keyman.http.guards import PUBLIC, Authentication, is_public, needs
 from keyman.http.limit import RateLimit
 from keyman.http.openapi import BODY_PROBLEMS, check_query, may_answer
 from keyman.http.problems import KINDS
 from keyman.http.requests import AnyRequest, Injected
-from keyman.identity import applications
-from keyman.identity.applications import Application
+from keyman.identity.applications import ApplicationProof
+from keyman.identity.principals import Principal
 from keyman.keys import release as operations
 from keyman.keys.release import Opener, Request, Resolved
 from keyman.storage.transactions import Database
 
+AUTHENTICATION = Authentication([ApplicationProof()], "Send the token of an application: Authorization: Bearer km_…")
 
-async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """A guard, before the body is read: set the request's user to an Application, and count its request.
 
-    Raises Unauthenticated, RateLimited.
-    """
+async def limit_rate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard, after `authenticate` and before the body is read: count the request. Raises RateLimited."""
     if is_public(handler):
         return
-    exchange = exchange_of(connection.scope)
-    token = bearer_token(connection)
-    if token is None:
-        raise Unauthenticated("Send the token of an application: Authorization: Bearer km_…")
-    db: Database = connection.app.state.db
-    application = await applications.by_token(db, token, exchange.request_id, exchange.address)
-    exchange.application_id = application.id
     limit: RateLimit = connection.app.state.limit
-    limit.take(application.id)
-    connection.scope["user"] = application
+    caller: Principal = connection.user
+    limit.take(caller.require_application().id)
 
 
 class ResolvedKey(msgspec.Struct):
@@ -91,15 +82,15 @@ async def resolve(
     db: Injected[Database],
     opener: Injected[Opener],
     deployment: Injected[UUID],
-    application: Injected[Application],
+    caller: Injected[Principal],
 ) -> Response[bytes]:
     asked = await read_json(request, Request)
     asked.check()
-    resolved = await operations.resolve(db, opener, deployment, application, asked)
+    resolved = await operations.resolve(db, opener, deployment, caller, asked)
     after = None
     if not resolved.is_noted:
         # After the answer has left: it does not wait for a note.
-        after = BackgroundTask(operations.note_use, db, application, resolved.key_id)
+        after = BackgroundTask(operations.note_use, db, caller, resolved.key_id)
     return Response(_told(resolved), media_type=MediaType.JSON, background=after)
 
 

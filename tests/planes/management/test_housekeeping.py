@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.engine import URL
 
 from keyman.errors import DatabaseUnavailable
-from keyman.identity.principals import SESSION_IDLE
+from keyman.identity.sessions import SESSION_IDLE
 from keyman.identity.tables import sessions, throttle
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency

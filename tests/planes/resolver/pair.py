@@ -21,9 +21,9 @@ from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys
 from keyman.planes.resolver.app import create_resolver
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Document, Json, api_plane_at, store
+from tests.storage.rows import AnyRow
 from tests.support.planes import lifespan
 
 _NUMBERS = itertools.count()

@@ -19,7 +19,8 @@ import pytest
 from sqlalchemy import delete, insert
 
 from keyman.errors import Undecryptable
-from keyman.identity import applications
+from keyman.identity.applications import ApplicationProof
+from keyman.identity.principals import Credentials
 from keyman.keys import release as operations
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
@@ -273,7 +274,7 @@ async def test_of_500_random_exchanges_the_resolver_opens_none(crowd: Crowd) -> 
     state = state_of(crowd.pair.resolver)
     db: Database = state.db
     app = await crowd.pair.app(*crowd.services)
-    application = await applications.by_token(db, app.token, "0" * 32, None)
+    application = await ApplicationProof().verify(db, app.token, Credentials(app.token, None, "0" * 32, None))
     drawn = random.Random(17)  # noqa: S311  # the same exchanges each time
     refused = unchanged = 0
     while refused < TRIED_OF_THE_RESOLVER:

@@ -16,9 +16,10 @@ from keyman.identity import personal_tokens as personal
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import CreatedToken, NewToken, TokenInfo
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.identity.users import Account, ChangePassword, LogIn, SignedIn, SignUp
+from keyman.ids import TokenId
 from keyman.storage.transactions import Database
 
 
@@ -88,7 +89,7 @@ class AuthController(Controller):
         responses=may_answer(*CALLER_PROBLEMS),
     )
     async def log_out(
-        self, db: Injected[Database], caller: Injected[Caller], settings: Injected[Settings]
+        self, db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
     ) -> Response[None]:
         await users.log_out(db, caller)
         return Response(None, status_code=204, cookies=[ended_session_cookie(settings)])
@@ -103,8 +104,9 @@ class AuthController(Controller):
         description="The account of the caller.",
         responses=may_answer(*CALLER_PROBLEMS),
     )
-    async def me(self, caller: Injected[Caller]) -> Account:
-        return Account(caller.user_id, caller.email, caller.created_at)
+    async def me(self, caller: Injected[Principal]) -> Account:
+        user = caller.require_user()
+        return Account(user.id, user.email, user.created_at)
 
     @put(
         "/password",
@@ -122,7 +124,7 @@ class AuthController(Controller):
         request: AnyRequest,
         db: Injected[Database],
         passwords: Injected[Passwords],
-        caller: Injected[Caller],
+        caller: Injected[Principal],
     ) -> None:
         await users.change_password(db, passwords, caller, await read_json(request, ChangePassword))
 
@@ -144,7 +146,7 @@ class TokenController(Controller):
         ),
         responses=may_answer(errors.Conflict, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
-    async def create(self, request: AnyRequest, db: Injected[Database], caller: Injected[Caller]) -> CreatedToken:
+    async def create(self, request: AnyRequest, db: Injected[Database], caller: Injected[Principal]) -> CreatedToken:
         return await personal.create(db, caller, await read_json(request, NewToken))
 
     @get(
@@ -156,7 +158,7 @@ class TokenController(Controller):
         description="Newest first, without the tokens themselves.",
         responses=may_answer(*CALLER_PROBLEMS),
     )
-    async def list_own(self, db: Injected[Database], caller: Injected[Caller]) -> list[TokenInfo]:
+    async def list_own(self, db: Injected[Database], caller: Injected[Principal]) -> list[TokenInfo]:
         return await personal.list_own(db, caller)
 
     @delete(
@@ -170,8 +172,8 @@ class TokenController(Controller):
         description="Effective at once on every replica.",
         responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),
     )
-    async def revoke(self, token_id: FromPath[RowId], db: Injected[Database], caller: Injected[Caller]) -> None:
-        await personal.revoke(db, caller, token_id)
+    async def revoke(self, token_id: FromPath[RowId], db: Injected[Database], caller: Injected[Principal]) -> None:
+        await personal.revoke(db, caller, TokenId(token_id))
 
 
 def _signed_in(signed_in: SignedIn, settings: Settings, status: int) -> Response[Account]:

@@ -13,7 +13,7 @@ from keyman.audit.listing import ActionName, AuditEntry, Filter
 from keyman.http.guards import needs
 from keyman.http.openapi import CALLER_PROBLEMS, LINK, SECURITY, linked, may_answer
 from keyman.http.requests import Injected
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
 from keyman.storage.transactions import Database
@@ -36,7 +36,7 @@ from keyman.values import Instant
 )
 async def list_audit(
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     action: Annotated[
         ActionName | None, QueryParameter(description="Entries of this action alone, such as `key.resolve`.")
     ] = None,

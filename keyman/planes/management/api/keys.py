@@ -22,8 +22,9 @@ from keyman.http.openapi import (
     may_answer,
 )
 from keyman.http.requests import AnyRequest, Injected, RowId
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
 from keyman.keys import idempotency, operations
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
@@ -69,7 +70,7 @@ async def _retry_of(request: AnyRequest) -> IdempotencyKey | None:
     header = request.headers.get("idempotency-key")
     if header is None:
         return None
-    caller: Caller = request.user
+    caller: Principal = request.user
     return IdempotencyKey.parse(header, caller.user_id, await request.body())
 
 
@@ -102,7 +103,7 @@ class KeyController(Controller):
         db: Injected[Database],
         sealer: Injected[Sealer],
         catalogue: Injected[Catalogue],
-        caller: Injected[Caller],
+        caller: Injected[Principal],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
         new = await read_json(request, NewKey, catalogue.check_new_key)
@@ -123,7 +124,7 @@ class KeyController(Controller):
         self,
         request: AnyRequest,
         db: Injected[Database],
-        caller: Injected[Caller],
+        caller: Injected[Principal],
         service: Annotated[ServiceSlug | None, QueryParameter(description="Keys of this service alone.")] = None,
         q: Annotated[SearchText | None, QueryParameter(description="Keys whose name contains this.")] = None,
         limit: Annotated[Limit, QueryParameter(description="How many keys a page holds at most.")] = UNSAID,
@@ -143,8 +144,10 @@ class KeyController(Controller):
         response_headers=[ETAG],
         responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),
     )
-    async def get(self, key_id: FromPath[RowId], db: Injected[Database], caller: Injected[Caller]) -> Response[KeyInfo]:
-        return _with_etag(await operations.get(db, caller, key_id))
+    async def get(
+        self, key_id: FromPath[RowId], db: Injected[Database], caller: Injected[Principal]
+    ) -> Response[KeyInfo]:
+        return _with_etag(await operations.get(db, caller, KeyId(key_id)))
 
     @put(
         "/{key_id:str}",
@@ -166,11 +169,13 @@ class KeyController(Controller):
         db: Injected[Database],
         sealer: Injected[Sealer],
         catalogue: Injected[Catalogue],
-        caller: Injected[Caller],
+        caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
         replacement = await read_json(request, Replacement, catalogue.check_label)
-        return _with_etag(await operations.replace(db, sealer, caller, key_id, replacement, IfMatch.parse(if_match)))
+        return _with_etag(
+            await operations.replace(db, sealer, caller, KeyId(key_id), replacement, IfMatch.parse(if_match))
+        )
 
     @patch(
         "/{key_id:str}",
@@ -188,11 +193,11 @@ class KeyController(Controller):
         key_id: FromPath[RowId],
         request: AnyRequest,
         db: Injected[Database],
-        caller: Injected[Caller],
+        caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
         change = await read_json(request, Change)
-        return _with_etag(await operations.change(db, caller, key_id, change, IfMatch.parse(if_match)))
+        return _with_etag(await operations.change(db, caller, KeyId(key_id), change, IfMatch.parse(if_match)))
 
     @delete(
         "/{key_id:str}",
@@ -206,9 +211,13 @@ class KeyController(Controller):
         responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS),
     )
     async def remove(
-        self, key_id: FromPath[RowId], db: Injected[Database], caller: Injected[Caller], if_match: IfMatchHeader = None
+        self,
+        key_id: FromPath[RowId],
+        db: Injected[Database],
+        caller: Injected[Principal],
+        if_match: IfMatchHeader = None,
     ) -> None:
-        await operations.remove(db, caller, key_id, IfMatch.parse(if_match))
+        await operations.remove(db, caller, KeyId(key_id), IfMatch.parse(if_match))
 
 
 @get(

@@ -13,8 +13,9 @@ from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import sessions, users
 from keyman.identity.passwords import Passwords
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.users import ChangePassword
+from keyman.ids import SessionId
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.storage.transactions import Database
@@ -28,7 +29,7 @@ async def settings_page() -> Response[bytes]:
 
 
 @get(ACCOUNT, opt=needs(None), include_in_schema=False)
-async def show_account(visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+async def show_account(visit: Injected[Visit], db: Injected[Database], caller: Injected[Principal]) -> Response[bytes]:
     return await _account(visit, db, caller)
 
 
@@ -38,7 +39,7 @@ async def change_password(
     visit: Injected[Visit],
     db: Injected[Database],
     passwords: Injected[Passwords],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
 ) -> Response[bytes]:
     form = await Form.read(request)
     try:
@@ -50,7 +51,9 @@ async def change_password(
 
 
 @post(f"{ACCOUNT}/sessions/others/end", opt=needs(None), include_in_schema=False)
-async def end_other_sessions(request: AnyRequest, db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+async def end_other_sessions(
+    request: AnyRequest, db: Injected[Database], caller: Injected[Principal]
+) -> Response[bytes]:
     await Form.read(request)
     await sessions.end_others(db, caller)
     return see_other(f"{ACCOUNT}?done=sessions")
@@ -58,14 +61,14 @@ async def end_other_sessions(request: AnyRequest, db: Injected[Database], caller
 
 @post(f"{ACCOUNT}/sessions/{{session_id:str}}/end", opt=needs(None), include_in_schema=False)
 async def end_session(
-    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], session_id: FromPath[RowId]
+    request: AnyRequest, db: Injected[Database], caller: Injected[Principal], session_id: FromPath[RowId]
 ) -> Response[bytes]:
     await Form.read(request)
     with suppress(NotFound):  # it has ended already, which is what was wanted
-        await sessions.end(db, caller, session_id)
+        await sessions.end(db, caller, SessionId(session_id))
     return see_other(f"{ACCOUNT}?done=session")
 
 
-async def _account(visit: Visit, db: Database, caller: Caller, *, refused: Problem | None = None) -> Response[bytes]:
+async def _account(visit: Visit, db: Database, caller: Principal, *, refused: Problem | None = None) -> Response[bytes]:
     listed = await sessions.list_own(db, caller)
     return visit.show("account.html", refused=refused, sessions=listed, done="" if refused else visit.done)

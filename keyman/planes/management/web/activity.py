@@ -15,7 +15,7 @@ from keyman.clock import now
 from keyman.errors import VAULT_DETAILS
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.planes.management.web.pages import Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue
@@ -139,7 +139,7 @@ async def show_activity(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
 ) -> Response[bytes]:
     view = View.parse(dict(request.query_params))

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 from keyman.errors import Conflict, FieldError, InvalidRequest, UnsupportedMediaType
 from keyman.http.requests import AnyRequest
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.values import FutureTime
 
 MAX_FIELDS = 40
@@ -37,7 +37,7 @@ class Form:
         except ValueError:
             # The error's own text would quote the body.
             raise InvalidRequest.at(FieldError("", "The form is not well-formed.")) from None
-        caller: Caller | None = request.scope.get("user")
+        caller: Principal | None = request.scope.get("user")
         # Without the field it is no form of a page of ours: a script, which acts for itself.
         if caller is not None and form.text("account") not in ("", str(caller.user_id)):
             raise Conflict(

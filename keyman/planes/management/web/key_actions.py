@@ -9,8 +9,9 @@ from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest, PreconditionFailed, Problem
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
 from keyman.keys import operations, uses
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, Status
@@ -30,11 +31,11 @@ async def pause_form(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    return _ask_to_pause(visit, catalogue, await own_key(db, caller, key_id), view_behind(request))
+    return _ask_to_pause(visit, catalogue, await own_key(db, caller, KeyId(key_id)), view_behind(request))
 
 
 @post("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -42,14 +43,14 @@ async def pause(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     """Pause a key or resume it, whichever the form says: the key may have changed since it was shown."""
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
-    key = await own_key(db, caller, key_id)
+    key = await own_key(db, caller, KeyId(key_id))
     wanted = {"true": True, "false": False}.get(form.text("paused"))
     try:
         if wanted is None:
@@ -57,7 +58,7 @@ async def pause(
         condition = IfMatch.parse(form.text("etag") or None)
         await operations.change(db, caller, key.id, Change(disabled=wanted), condition)
     except Problem as problem:
-        key = await own_key(db, caller, key_id)
+        key = await own_key(db, caller, KeyId(key_id))
         is_done = isinstance(problem, PreconditionFailed) and (key.status is Status.DISABLED) == wanted
         if not is_done:  # else another window has done it, which is what was wanted
             return _ask_to_pause(visit, catalogue, key, view, refused=problem)
@@ -69,11 +70,11 @@ async def delete_form(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    key = await own_key(db, caller, key_id)
+    key = await own_key(db, caller, KeyId(key_id))
     used = await uses.of_late(db, caller, key.id)
     return visit.show(
         "key_delete.html",
@@ -89,11 +90,11 @@ async def delete_form(
 
 @post("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def delete(
-    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], key_id: FromPath[RowId]
+    request: AnyRequest, db: Injected[Database], caller: Injected[Principal], key_id: FromPath[RowId]
 ) -> Response[bytes]:
     view = View.of_query((await Form.read(request)).text("view"))
-    await own_key(db, caller, key_id)
-    await operations.remove(db, caller, key_id, IfMatch())
+    await own_key(db, caller, KeyId(key_id))
+    await operations.remove(db, caller, KeyId(key_id), IfMatch())
     return see_other(view.url(done="deleted"))
 
 

@@ -18,8 +18,9 @@ from keyman.clock import now
 from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
 from keyman.keys import idempotency, operations
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
@@ -97,7 +98,7 @@ async def show_list(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
 ) -> Response[bytes]:
     query = dict(request.query_params)
@@ -135,7 +136,7 @@ async def create(
     visit: Injected[Visit],
     db: Injected[Database],
     sealer: Injected[Sealer],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
 ) -> Response[bytes]:
     form = await Form.read(request)
@@ -154,11 +155,11 @@ async def edit_form(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    key = await own_key(db, caller, key_id)
+    key = await own_key(db, caller, KeyId(key_id))
     return _form(visit, catalogue, key=key, view=view_behind(request))
 
 
@@ -168,23 +169,23 @@ async def edit(
     visit: Injected[Visit],
     db: Injected[Database],
     sealer: Injected[Sealer],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
-    key = await own_key(db, caller, key_id)
+    key = await own_key(db, caller, KeyId(key_id))
     try:
         await _edit(db, sealer, caller, key, form)
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
-            key = await own_key(db, caller, key_id)  # as it is now, if it still is
+            key = await own_key(db, caller, KeyId(key_id))  # as it is now, if it still is
         return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
     return see_other(view.url(saved=key.id, done="changed"))
 
 
-async def own_key(db: Database, caller: Caller, key_id: int) -> KeyInfo:
+async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
     """A key of the caller's, or a problem in words for somebody who pressed its button."""
     try:
         return await operations.get(db, caller, key_id)
@@ -193,7 +194,7 @@ async def own_key(db: Database, caller: Caller, key_id: int) -> KeyInfo:
 
 
 async def _create_once(
-    db: Database, sealer: Sealer, caller: Caller, new: NewKey, attempt: str, given: dict[str, object]
+    db: Database, sealer: Sealer, caller: Principal, new: NewKey, attempt: str, given: dict[str, object]
 ) -> KeyInfo:
     """Store a key once for each form that was handed out, however often it is sent."""
     if not attempt:
@@ -208,7 +209,7 @@ async def _create_once(
         return (await operations.create(db, sealer, caller, new)).key
 
 
-async def _edit(db: Database, sealer: Sealer, caller: Caller, key: KeyInfo, form: Form) -> None:
+async def _edit(db: Database, sealer: Sealer, caller: Principal, key: KeyInfo, form: Form) -> None:
     # What was left as it was shown is not sent: an expiry keeps its exact time, and may be in the past.
     given: dict[str, object] = {name: form.text(name).strip() or None for name in SURROUNDINGS if not form.leaves(name)}
     condition = IfMatch.parse(form.text("etag") or None)

@@ -25,7 +25,7 @@ from keyman.http.edge import Exchange, exchange_of
 from keyman.http.guards import SESSION_COOKIE
 from keyman.http.problems import KINDS, Answer
 from keyman.http.requests import AnyRequest
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.planes.management.web.language import Language, Languages
 from keyman.planes.management.web.static import static_url
 
@@ -63,7 +63,7 @@ class Pages:
         template: str,
         *,
         status: int = 200,
-        caller: Caller | None = None,
+        caller: Principal | None = None,
         refused: Problem | None = None,
         **context: Any,
     ) -> Answer:
@@ -76,7 +76,7 @@ class Pages:
         nonce = secrets.token_urlsafe(16)
         common = {
             "banner": _banner(refused),
-            "person": caller,  # Jinja has a use of its own for `caller`
+            "person": caller.user if caller is not None else None,  # Jinja has a use of its own for `caller`
             "faults": _faults(refused),
             "nonce": nonce,
             "partial": is_partial(exchange),
@@ -127,7 +127,7 @@ class Visit:
 
     pages: Pages
     exchange: Exchange
-    caller: Caller | None
+    caller: Principal | None
 
     @property
     def done(self) -> str:

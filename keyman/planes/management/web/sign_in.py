@@ -14,7 +14,7 @@ from keyman.http.guards import PUBLIC, SESSION_COOKIE, ended_session_cookie, ide
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.users import LogIn, SignUp
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, is_partial, own_page, see_other
@@ -99,7 +99,9 @@ async def sign_up(
 
 
 @post("/sign-out", opt=needs(None), include_in_schema=False)
-async def sign_out(db: Injected[Database], caller: Injected[Caller], settings: Injected[Settings]) -> Response[bytes]:
+async def sign_out(
+    db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
+) -> Response[bytes]:
     await users.log_out(db, caller)
     return see_other("/sign-in", [ended_session_cookie(settings)])
 

@@ -15,8 +15,9 @@ from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import personal_tokens as personal
 from keyman.identity.personal_tokens import NewToken, TokenInfo
-from keyman.identity.principals import Caller
+from keyman.identity.principals import Principal
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope
+from keyman.ids import TokenId
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.storage.transactions import Database
@@ -39,7 +40,7 @@ class TokenForm(NewToken):
 
 
 @get(TOKENS, opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
-async def show_list(visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller]) -> Response[bytes]:
+async def show_list(visit: Injected[Visit], db: Injected[Database], caller: Injected[Principal]) -> Response[bytes]:
     tokens = await personal.list_own(db, caller)
     return visit.show("tokens.html", tokens=tokens, moment=now(), done=visit.done)
 
@@ -54,7 +55,7 @@ async def create(
     request: AnyRequest,
     visit: Injected[Visit],
     db: Injected[Database],
-    caller: Injected[Caller],
+    caller: Injected[Principal],
     settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
@@ -76,22 +77,22 @@ async def create(
 
 @get(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
 async def revoke_form(
-    visit: Injected[Visit], db: Injected[Database], caller: Injected[Caller], token_id: FromPath[RowId]
+    visit: Injected[Visit], db: Injected[Database], caller: Injected[Principal], token_id: FromPath[RowId]
 ) -> Response[bytes]:
-    return visit.show("token_revoke.html", token=await _own(db, caller, token_id))
+    return visit.show("token_revoke.html", token=await _own(db, caller, TokenId(token_id)))
 
 
 @post(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
 async def revoke(
-    request: AnyRequest, db: Injected[Database], caller: Injected[Caller], token_id: FromPath[RowId]
+    request: AnyRequest, db: Injected[Database], caller: Injected[Principal], token_id: FromPath[RowId]
 ) -> Response[bytes]:
     await Form.read(request)
     with suppress(NotFound):  # it is dead already, which is what was wanted
-        await personal.revoke(db, caller, token_id)
+        await personal.revoke(db, caller, TokenId(token_id))
     return see_other(f"{TOKENS}?done=revoked")
 
 
-async def _own(db: Database, caller: Caller, token_id: int) -> TokenInfo:
+async def _own(db: Database, caller: Principal, token_id: int) -> TokenInfo:
     for token in await personal.list_own(db, caller):
         if token.id == token_id:
             return token

@@ -28,7 +28,7 @@ from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.web.static import KEEP
 from keyman.storage.transactions import Database
-from keyman.storage.types import AnyRow
+from tests.storage.rows import AnyRow
 from tests.support.planes import ORIGIN, PASSWORD, Plane, plane_at
 
 Json = dict[str, Any]

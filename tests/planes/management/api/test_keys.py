@@ -11,8 +11,8 @@ import time_machine
 from sqlalchemy import select, update
 
 from keyman.keys.tables import api_keys
-from keyman.storage.types import AnyRow
 from tests.planes.management.api.harness import KEY_FIELDS, OPENAI_KEY, TIMESTAMP, ApiPlane, Json, problem, store
+from tests.storage.rows import AnyRow
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import URL
 
 from keyman import migrations
-from keyman.identity import principals as callers
+from keyman.identity import sessions
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import ALL_SCOPES, Token, scopes_text
 from keyman.storage.transactions import Database
@@ -99,7 +99,7 @@ async def _new_session(url: URL) -> str:
     db = Database(url)
     async with db.write() as connection:
         owner = (await connection.execute(select(users.c.id).order_by(users.c.id).limit(1))).scalar_one()
-        cookie = await callers.open_session(connection, owner)
+        cookie = await sessions.open_session(connection, owner)
     await db.close()
     return cookie.reveal()
 

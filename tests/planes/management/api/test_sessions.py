@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman.config import network
 from keyman.identity.passwords import Passwords
-from keyman.identity.principals import SESSION_IDLE, SESSION_LIFETIME, session_digest
+from keyman.identity.sessions import SESSION_IDLE, SESSION_LIFETIME, session_digest
 from keyman.identity.tables import sessions
 from keyman.planes.management import housekeeping
 from tests.planes.management.api.harness import (

@@ -1,0 +1,129 @@
+"""Statements: the rows that they return are of the types that they say, and one place executes them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import typing
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from types import NoneType
+from typing import NamedTuple, NewType
+
+import pytest
+from sqlalchemy import Column, bindparam, func, insert, literal, select, update
+from sqlalchemy.engine import URL
+from sqlalchemy.sql.selectable import ReturnsRows
+
+import keyman
+from keyman.errors import RefusedStatement
+from keyman.identity.tables import users
+from keyman.ids import UserId
+from keyman.storage.paging import Listing
+from keyman.storage.statements import Command, Query, optional, scalar
+from keyman.storage.transactions import Database
+from tests.storage.rows import add
+
+
+def queries() -> dict[str, Query[object]]:
+    """Every query that a module of keyman builds when it is imported, by where it stands."""
+    found: dict[str, Query[object]] = {}
+    for module in pkgutil.walk_packages(keyman.__path__, "keyman."):
+        if module.name != "keyman.__main__" and ".versions." not in module.name and not module.name.endswith(".env"):
+            for name, value in vars(importlib.import_module(module.name)).items():
+                found |= {f"{module.name}.{name}{where}": query for where, query in inside(value)}
+    return found
+
+
+def inside(value: object) -> Iterator[tuple[str, Query[object]]]:
+    """The queries of a value: itself, those of a listing, or those that a mapping or a tuple holds."""
+    if isinstance(value, Query):
+        yield "", value
+    elif isinstance(value, Listing):
+        yield ".first", value._first
+        yield ".following", value._following
+    elif isinstance(value, Mapping | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, each in pairs:
+            yield from ((f"[{key}]{where}", query) for where, query in inside(each))
+
+
+QUERIES = {where: query for where, query in queries().items() if hasattr(query.row, "_fields")}
+
+
+def kinds_of(annotation: object) -> tuple[type, bool]:
+    """The Python type of an annotation, and whether it may be None."""
+    options = [one for one in typing.get_args(annotation) or [annotation] if one is not NoneType]
+    (kind,) = options
+    while isinstance(kind, NewType):
+        kind = kind.__supertype__
+    assert isinstance(kind, type)
+    return kind, NoneType in typing.get_args(annotation)
+
+
+NEVER_NULL = {("Use", "application")}
+"""Fields whose columns may be null, in rows of statements that leave null out."""
+
+
+def test_there_are_queries_of_every_kind_to_look_at() -> None:
+    places = {where.split(".")[1] for where in QUERIES}
+    assert {"audit", "identity", "keys", "doctor"} <= places
+    assert len(QUERIES) > 30
+
+
+@pytest.mark.parametrize("where", QUERIES)
+def test_the_fields_of_a_row_are_of_the_types_of_its_columns(where: str) -> None:
+    query = QUERIES[where]
+    assert isinstance(query.statement, ReturnsRows)
+    annotations = typing.get_type_hints(query.row)
+    for column in query.statement.exported_columns:
+        kind, may_be_none = kinds_of(annotations[column.name])
+        assert issubclass(kind, column.type.python_type), (where, column.name)
+        origins = [one for one in column.base_columns if isinstance(one, Column)]
+        if (query.row.__name__, column.name) not in NEVER_NULL and origins and all(one.nullable for one in origins):
+            assert may_be_none, f"{where}: {column.name} may be null"
+
+
+class Named(NamedTuple):
+    id: UserId
+    email: str
+
+
+def test_a_row_with_other_fields_than_the_statement_has_columns_is_not_built() -> None:
+    for columns in ((users.c.email, users.c.id), (users.c.id,), (users.c.id, users.c.email, users.c.created_at)):
+        with pytest.raises(TypeError):
+            Query(select(*columns), Named)
+    with pytest.raises(TypeError):
+        Query(insert(users), Named)
+    assert Query(select(users.c.id, users.c.email), Named)
+
+
+@pytest.mark.anyio
+async def test_rows_come_as_their_types_and_a_command_says_how_many_it_changed(database: URL) -> None:
+    of_email = select(users.c.id, users.c.email).where(users.c.email.like(bindparam("pattern")))
+    found = Query(of_email.order_by(users.c.id), Named)
+    rename = Command(update(users).where(users.c.id > bindparam("after")).values(email=bindparam("new")))
+    db = Database(database)
+    async with db.write() as connection:
+        ids = [await add(connection, "users", email=f"{name}@example.com") for name in ("ada", "eve", "bob")]
+        assert await found.all(connection, pattern="e%") == [(ids[1], "eve@example.com")]
+        assert await found.one(connection, pattern="a%") == Named(UserId(int(ids[0] or 0)), "ada@example.com")
+        assert await found.first(connection, pattern="x%") is None
+        assert await rename.execute(connection, after=ids[0], new="same@example.com") == 2
+        for ask in (found.one, found.first):
+            with pytest.raises(RefusedStatement):
+                await ask(connection, pattern="same%")
+        with pytest.raises(RefusedStatement):
+            await found.one(connection, pattern="x%")
+    await db.close()
+
+
+@pytest.mark.anyio
+async def test_a_single_column_comes_as_its_values(database: URL) -> None:
+    db = Database(database)
+    async with db.write() as connection:
+        await add(connection, "users")
+        assert await scalar(select(func.count()).select_from(users), int).one(connection) == 1
+        assert await optional(select(func.max(users.c.disabled_at)), datetime).one(connection) is None
+        assert await scalar(select(literal(7)), int).all(connection) == [7]
+    await db.close()
