@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import msgspec
 from sqlalchemy import ColumnElement, Select, bindparam, func, select, union_all
@@ -73,7 +73,7 @@ class ActionName(str):
     """An action, as a query parameter spells it."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[dict[str, object]] = {
         "type": "string",
         "enum": [action.value for action in Action],
         "examples": [Action.KEY_RESOLVE.value],
@@ -81,7 +81,7 @@ class ActionName(str):
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        if not isinstance(raw, str) or raw not in cls.schema["enum"]:
+        if not isinstance(raw, str) or raw not in list(Action):
             raise ValueError("must be an action as an entry names it, such as key.resolve")
         return cls(raw)
 

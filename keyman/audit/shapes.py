@@ -7,26 +7,28 @@ zone, bytes for a text, a uuid in capital letters.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 from sqlalchemy import BigInteger, Column, ColumnElement, Integer, LargeBinary, Uuid, and_, func, literal_column, or_
 
 from keyman.audit.tables import audit_log
 from keyman.storage.types import UtcTime
 
+T = TypeVar("T")
+
 TIME = "-".join(("[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2)) + " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
 """What a time looks like, in SQLite's GLOB: UTC, to the microsecond."""
 
 
-def is_whole(number: ColumnElement[Any]) -> ColumnElement[bool]:
+def is_whole(number: ColumnElement[T]) -> ColumnElement[bool]:
     return _is("integer", number)
 
 
-def _is(kind: str, value: ColumnElement[Any]) -> ColumnElement[bool]:
+def _is(kind: str, value: ColumnElement[T]) -> ColumnElement[bool]:
     return func.typeof(value) == kind
 
 
-def _is_written(one: Column[Any]) -> ColumnElement[bool]:
+def _is_written(one: Column[object]) -> ColumnElement[bool]:
     """Whether a column that is not empty holds something as keyman writes it."""
     if isinstance(one.type, BigInteger | Integer):
         return is_whole(one)

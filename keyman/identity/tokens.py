@@ -13,7 +13,7 @@ import secrets
 import string
 import zlib
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from keyman.errors import Unauthenticated
 from keyman.secret import Secret
@@ -43,7 +43,7 @@ class ScopeName(str):
     """A scope as a request spells it."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {"type": "string", "enum": [scope.value for scope in Scope]}
+    schema: ClassVar[dict[str, object]] = {"type": "string", "enum": [scope.value for scope in Scope]}
 
     @classmethod
     def parse(cls, raw: object) -> Self:

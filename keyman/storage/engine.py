@@ -9,14 +9,14 @@ import random
 import sqlite3
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol, TypedDict, Unpack
 from urllib.parse import quote
 
 import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util import await_only
 
 from keyman.errors import ConfigurationError, raise_alone
@@ -33,6 +33,28 @@ POOL_SIZE = 10
 """Connections per process. PostgreSQL's default of 100 then carries eight workers with room for an operator."""
 
 
+class PoolOptions(TypedDict, total=False):
+    """What SQLAlchemy takes for a pool of connections."""
+
+    poolclass: type[Pool]
+    pool_size: int
+    max_overflow: int
+    pool_timeout: float
+
+
+class _Cursor(Protocol):
+    """A cursor of a driver, as SQLAlchemy adapts it."""
+
+    def execute(self, statement: str) -> object: ...
+    def close(self) -> None: ...
+
+
+class _DriverConnection(Protocol):
+    """A connection of a driver, as SQLAlchemy adapts it."""
+
+    def cursor(self) -> _Cursor: ...
+
+
 def create_engine(
     url: URL,
     *,
@@ -40,7 +62,7 @@ def create_engine(
     busy_timeout: float | None = None,
     read_only: bool = False,
     foreign_keys: bool = True,
-    **options: Any,
+    **options: Unpack[PoolOptions],
 ) -> AsyncEngine:
     """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
 
@@ -53,7 +75,7 @@ def create_engine(
         # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
         address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
         patience = BUSY_TIMEOUT if busy_timeout is None else busy_timeout
-        arguments: dict[str, Any] = {
+        arguments: dict[str, object] = {
             "timeout": patience,
             "isolation_level": None,
             "async_creator_fn": _open_sqlite,
@@ -128,7 +150,9 @@ async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
         raise
 
 
-def _prepare_sqlite(patience: float, foreign_keys: bool, connection: Any, _entry: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(
+    patience: float, foreign_keys: bool, connection: _DriverConnection, _entry: ConnectionPoolEntry
+) -> None:
     cursor = connection.cursor()
     _turn_wal_on(patience, cursor)  # readers and the writer do not wait for each other
     for pragma in (
@@ -140,7 +164,7 @@ def _prepare_sqlite(patience: float, foreign_keys: bool, connection: Any, _entry
     cursor.close()
 
 
-def _turn_wal_on(patience: float, cursor: Any) -> None:
+def _turn_wal_on(patience: float, cursor: _Cursor) -> None:
     """SQLite does this for one connection at a time, and for the others it does not wait as it does for a lock."""
     deadline = monotonic() + patience
     while True:
@@ -154,7 +178,7 @@ def _turn_wal_on(patience: float, cursor: Any) -> None:
         await_only(asyncio.sleep(random.uniform(0.005, 0.02)))  # noqa: S311  # spreads load only
 
 
-def _leave_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
+def _leave_sqlite(connection: _DriverConnection, _entry: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA query_only = ON")
     cursor.close()

@@ -6,7 +6,7 @@ import base64
 import re
 import struct
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from sqlalchemy import ColumnElement, Integer, Select, bindparam
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,7 +23,12 @@ MAX_LIMIT = 200
 class Limit(int):
     """How many items a page may hold, as a query parameter says it."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
+    schema: ClassVar[dict[str, object]] = {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_LIMIT,
+        "default": DEFAULT_LIMIT,
+    }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -33,19 +38,22 @@ class Limit(int):
         return cls(number)
 
 
+_CURSOR = "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$"
+"""Base64url of eight bytes, not all zero, whose first bit is 0: an id."""
+
+
 class Cursor(int):
     """Where a page begins: below the id that the page before ended with. Opaque on the wire."""
 
-    # Base64url of eight bytes, not all zero, whose first bit is 0: an id.
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[dict[str, object]] = {
         "type": "string",
-        "pattern": "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$",
+        "pattern": _CURSOR,
         "examples": ["AAAAAAAAAAo"],
     }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        if not isinstance(raw, str) or not re.fullmatch(cls.schema["pattern"], raw):
+        if not isinstance(raw, str) or not re.fullmatch(_CURSOR, raw):
             raise ValueError("must be a cursor that a Link header has given")
         (number,) = struct.unpack(">q", base64.urlsafe_b64decode(f"{raw}="))
         return cls(number)

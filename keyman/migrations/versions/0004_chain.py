@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -152,7 +151,7 @@ def _chain(connection: sa.Connection, previous: bytes) -> tuple[int, bytes]:
         )
 
 
-def _line(previous: bytes, row: Any, sequence: int) -> bytes:
+def _line(previous: bytes, row: sa.RowMapping, sequence: int) -> bytes:
     told = {name: row[name] for name in (*FIELDS, "value_uuid", "as_of")}
     # SQLite keeps it without a zone.
     at = told["at"].replace(tzinfo=UTC) if told["at"].tzinfo is None else told["at"].astimezone(UTC)
