@@ -95,7 +95,7 @@ async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
     last = going[-1]
     current = await _current(connection, going)
     await _DELETE.execute(connection, chain=cut.chain, last=last.sequence)
-    await _MOVE_BASE.execute(connection, of_chain=cut.chain, sequence=last.sequence, hash=last.hash)
+    await _MOVE_BASE.execute(connection, of_chain=cut.chain, last=last.sequence, last_hash=last.hash)
     again = [row for row in current if row.value_uuid != NO_VALUE or await _has_a_value(connection, row.key_id)]
     for row in again:
         await record(
@@ -183,7 +183,7 @@ _DELETE = Command(delete(audit_log).where(_COVERED))
 _MOVE_BASE = Command(
     update(audit_chains)
     .where(audit_chains.c.chain == bindparam("of_chain"))
-    .values(base_sequence=bindparam("sequence"), base_hash=bindparam("hash"))
+    .values(base_sequence=bindparam("last"), base_hash=bindparam("last_hash"))
 )
 _later = audit_log.alias()
 _NEWEST = scalar(

@@ -12,7 +12,9 @@ from typing import NamedTuple, NewType
 
 import pytest
 from sqlalchemy import Column, bindparam, func, insert, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
+from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.selectable import ReturnsRows
 
 import keyman
@@ -24,20 +26,22 @@ from keyman.storage.statements import Command, Query, optional, scalar
 from keyman.storage.transactions import Database
 from tests.storage.rows import add
 
+Built = Query[object] | Command
 
-def queries() -> dict[str, Query[object]]:
-    """Every query that a module of keyman builds when it is imported, by where it stands."""
-    found: dict[str, Query[object]] = {}
+
+def built() -> dict[str, Built]:
+    """Every query and command that a module of keyman builds when it is imported, by where it stands."""
+    found: dict[str, Built] = {}
     for module in pkgutil.walk_packages(keyman.__path__, "keyman."):
         if module.name != "keyman.__main__" and ".versions." not in module.name and not module.name.endswith(".env"):
             for name, value in vars(importlib.import_module(module.name)).items():
-                found |= {f"{module.name}.{name}{where}": query for where, query in inside(value)}
+                found |= {f"{module.name}.{name}{where}": one for where, one in inside(value)}
     return found
 
 
-def inside(value: object) -> Iterator[tuple[str, Query[object]]]:
-    """The queries of a value: itself, those of a listing, or those that a mapping or a tuple holds."""
-    if isinstance(value, Query):
+def inside(value: object) -> Iterator[tuple[str, Built]]:
+    """The statements of a value: itself, those of a listing, or those that a mapping or a tuple holds."""
+    if isinstance(value, Query | Command):
         yield "", value
     elif isinstance(value, Listing):
         yield ".first", value._first
@@ -45,10 +49,13 @@ def inside(value: object) -> Iterator[tuple[str, Query[object]]]:
     elif isinstance(value, Mapping | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, each in pairs:
-            yield from ((f"[{key}]{where}", query) for where, query in inside(each))
+            yield from ((f"[{key}]{where}", one) for where, one in inside(each))
 
 
-QUERIES = {where: query for where, query in queries().items() if hasattr(query.row, "_fields")}
+BUILT = built()
+QUERIES = {where: one for where, one in BUILT.items() if isinstance(one, Query) and hasattr(one.row, "_fields")}
+DIALECTS = {"sqlite": sqlite.dialect(), "postgresql": postgresql.dialect()}  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
+OTHER = {"sqlite": "postgresql", "postgresql": "sqlite"}
 
 
 def kinds_of(annotation: object) -> tuple[type, bool]:
@@ -69,6 +76,15 @@ def test_there_are_queries_of_every_kind_to_look_at() -> None:
     places = {where.split(".")[1] for where in QUERIES}
     assert {"audit", "identity", "keys", "doctor"} <= places
     assert len(QUERIES) > 30
+
+
+@pytest.mark.parametrize("where", BUILT)
+def test_every_statement_can_be_spelt_for_each_database_that_it_is_for(where: str) -> None:
+    statement = BUILT[where].statement
+    assert isinstance(statement, ClauseElement)
+    for name, dialect in DIALECTS.items():
+        if OTHER[name] not in where:
+            assert str(statement.compile(dialect=dialect))
 
 
 @pytest.mark.parametrize("where", QUERIES)
