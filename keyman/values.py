@@ -38,7 +38,6 @@ _VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
 EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
 
 
-IS_MASK = "is the masked form in which keyman shows a key, not the key; copy it from the provider"
 HALF_CHARACTERS = "must not hold half characters (lone surrogates)"
 
 
@@ -228,37 +227,6 @@ class GivenPassword(Secret):
         if len(text) > 256:
             raise ValueError("must be at most 256 characters long")
         _encodable(text)
-        return cls(text)
-
-
-class ProviderKey(Secret):
-    """The value that keyman exists for."""
-
-    __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
-        "type": "string",
-        "format": "password",
-        "minLength": 8,
-        "maxLength": 512,
-        "pattern": r"^[\x21-\x7e]+$",
-        "writeOnly": True,
-        "examples": ["sk-hq2v9mXbT0c7eUKwN4Rd1234"],
-    }
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        text = _string(raw).strip()
-        if not text:
-            raise ValueError("must not be empty")
-        if not all("!" <= c <= "~" for c in text):
-            raise ValueError(
-                "must be printable ASCII characters without white space; if it was copied from a document, copy it "
-                "again from the provider's own page"
-            )
-        if re.fullmatch(r"\.\.\.(.{4})?", text):  # without a public prefix: shorter than any key
-            raise ValueError(IS_MASK)
-        if not 8 <= len(text) <= 512:
-            raise ValueError("must be 8 to 512 characters long")
         return cls(text)
 
 

@@ -349,7 +349,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.dev.run",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked
-        "keyman.providers.catalogue",  # its prefix is looked at
+        "keyman.providers.recognition",  # its prefix is looked at
         "keyman.planes.resolver.routes",  # a value, in the answer to an application
         "keyman.vault.cipher",  # to Vault
         "keyman.dev.embedded",  # the development root token

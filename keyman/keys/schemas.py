@@ -10,8 +10,9 @@ from typing import ClassVar
 import msgspec
 
 from keyman.providers.catalogue import ServiceSlug
+from keyman.providers.recognition import ProviderKey
 from keyman.storage.types import AnyRow
-from keyman.values import FutureTime, Label, ProviderKey
+from keyman.values import FutureTime, Label
 
 
 class NewKey(msgspec.Struct):

@@ -30,6 +30,7 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
+from keyman.providers.recognition import check_label, check_new_key
 from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
@@ -105,7 +106,7 @@ class KeyController(Controller):
         caller: Injected[Caller],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
-        new = await read_json(request, NewKey, catalogue.check_new_key)
+        new = await read_json(request, NewKey, check_new_key(catalogue))
         key, replayed = await operations.create(db, sealer, caller, new, await _retry_of(request))
         return _created(key, replayed=replayed)
 
@@ -165,11 +166,10 @@ class KeyController(Controller):
         request: AnyRequest,
         db: Injected[Database],
         sealer: Injected[Sealer],
-        catalogue: Injected[Catalogue],
         caller: Injected[Caller],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        replacement = await read_json(request, Replacement, catalogue.check_label)
+        replacement = await read_json(request, Replacement, check_label)
         return _with_etag(await operations.replace(db, sealer, caller, key_id, replacement, IfMatch.parse(if_match)))
 
     @patch(

@@ -28,6 +28,7 @@ from keyman.keys.sealing import Sealer
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue, ServiceSlug
+from keyman.providers.recognition import check_label, check_new_key
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
@@ -142,7 +143,7 @@ async def create(
     given = form.given("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
     attempt = form.text("attempt")
     try:
-        new = values.decode(KeyForm, given, catalogue.check_new_key)
+        new = values.decode(KeyForm, given, check_new_key(catalogue))
         key = await _create_once(db, sealer, caller, new, attempt, given)
     except Problem as problem:
         return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
@@ -214,7 +215,7 @@ async def _edit(db: Database, sealer: Sealer, caller: Caller, key: KeyInfo, form
     condition = IfMatch.parse(form.text("etag") or None)
     if form.text("api_key").strip():
         asked = {**given, "api_key": form.text("api_key")}
-        replacement = values.decode(ReplacementForm, asked, Catalogue.check_label)
+        replacement = values.decode(ReplacementForm, asked, check_label)
         await operations.replace(db, sealer, caller, key.id, replacement, condition)
     else:
         await operations.change(db, caller, key.id, values.decode(ChangeForm, given), condition)

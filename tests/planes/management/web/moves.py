@@ -18,6 +18,7 @@ from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
+from keyman.providers.masking import mask
 from tests.planes.management.web.conftest import Person
 from tests.support.planes import PASSWORD
 from tests.support.trail import entry
@@ -174,7 +175,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
                 "encrypted_key": "vault:v1:none",
                 "key_version": 1,
                 "value_uuid": uuid4(),
-                "last_4_chars": catalogue.mask(key.get("service", "OPENAI"), OPENAI_KEY),
+                "last_4_chars": mask(OPENAI_KEY, catalogue.prefix(key.get("service", "OPENAI"))),
                 "disabled": False,
                 "undecryptable": False,
                 "created_at": moment,
