@@ -30,8 +30,8 @@ from keyman.dev import embedded
 from keyman.telemetry import configure_logging
 from tests.planes.resolver.pair import App, pair_at
 from tests.planes.resolver.test_exchanges import SERVICES, Crowd, crowd_of, is_itself, put, random_exchanges
-from tests.support.live import serve, variables
-from tests.support.postgres import postgres_server
+from tests.support.cli import serve, variables
+from tests.support.database import postgres_server
 
 AT_ONCE = 16
 """Requests under way: enough for a resolver with one worker."""

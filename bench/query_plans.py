@@ -17,7 +17,7 @@ from bench import plans
 from bench.plans import Captured
 from keyman import migrations
 from keyman.storage.transactions import Database
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "query-plans.md"
 

@@ -45,9 +45,9 @@ from keyman.vault import provision
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
-from tests.storage.rows import row, table
-from tests.support.live import serve, variables
-from tests.support.postgres import postgres_server
+from tests.support.cli import serve, variables
+from tests.support.database import postgres_server
+from tests.support.rows import row, table
 
 CLIENTS = (1, 32, 256)
 MOST = 200_000

@@ -38,8 +38,8 @@ from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
-from tests.storage.rows import add_owner, row
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
+from tests.support.rows import add_owner, row
 
 SEALED_AT_ONCE = 200
 

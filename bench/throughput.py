@@ -36,8 +36,8 @@ from keyman.secret import Secret
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
 from keyman.vault import provision
-from tests.support.live import environment, serve
-from tests.support.postgres import postgres_server
+from tests.support.cli import environment, serve
+from tests.support.database import postgres_server
 
 CLIENTS = (1, 32, 256)
 MOST = 100_000

@@ -36,9 +36,9 @@ from keyman.clock import now
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
-from tests.storage.rows import add_owner
-from tests.support.live import environment
-from tests.support.postgres import postgres_server
+from tests.support.cli import environment
+from tests.support.database import postgres_server
+from tests.support.rows import add_owner
 
 WRITERS = (1, 32, 256)
 CHAINS = (1, 8, 32)

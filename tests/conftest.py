@@ -21,11 +21,10 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords
 from keyman.vault import provision
 from tests.support import fast, needs, scratch
-from tests.support.databases import copied, sqlite_at
+from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server, sqlite_at
 from tests.support.interrupts import take_interrupts
 from tests.support.needs import pytest_terminal_summary, require
 from tests.support.planes import Plane, Vault, plane_at
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
 __all__ = ["pytest_terminal_summary"]  # a hook of the run, found here by pytest
 

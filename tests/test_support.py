@@ -18,16 +18,16 @@ import asyncpg
 import pytest
 
 from tests.support import needs, scratch
-from tests.support.chromium import chromium_absence, chromium_path
+from tests.support.browser import chromium_absence, chromium_path
 from tests.support.containers import docker_absence, vault_container
+from tests.support.database import PostgresServer, postgres_absence, postgres_server
 from tests.support.needs import require
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
 ROOT = Path(__file__).parent.parent
 # A process of its own for what ends the process: it tells its server's process ID and directory, and waits.
 HOLD_A_SERVER = """
 import time
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
 with postgres_server() as server:
     print(server.pid, server.log.parent, flush=True)
     time.sleep(60)

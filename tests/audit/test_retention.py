@@ -20,7 +20,7 @@ from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
 from keyman.storage.types import AnyRow
 from tests.audit.conftest import Trail
-from tests.storage.rows import add, add_owner
+from tests.support.rows import add, add_owner
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head
 from keyman.clock import now
 from tests.audit.conftest import Trail
-from tests.storage.rows import add_owner
+from tests.support.rows import add_owner
 
 pytestmark = pytest.mark.anyio
 

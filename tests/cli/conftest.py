@@ -23,9 +23,10 @@ from keyman.telemetry import Metrics
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
-from tests.storage.rows import add_owner, row
-from tests.support.databases import copied
-from tests.support.live import Victim, environment, victim_at
+from tests.support.cli import environment
+from tests.support.database import copied
+from tests.support.rows import add_owner, row
+from tests.support.vault import DisposableVault, disposable_vault_at
 
 
 @pytest.fixture
@@ -42,19 +43,19 @@ def env(file: Path, migrated_sqlite: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("rotated")) as started:
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("rotated")) as started:
         yield started
 
 
 @pytest.fixture
-def management(victim: Victim) -> VaultSettings:
+def management(victim: DisposableVault) -> VaultSettings:
     """How the service logs in, at a mount of the test's own."""
     return asyncio.run(victim.provisioned(mount=f"seals-{token_hex(4)}"))
 
 
 @pytest.fixture
-def operator(env: dict[str, str], victim: Victim, management: VaultSettings) -> dict[str, str]:
+def operator(env: dict[str, str], victim: DisposableVault, management: VaultSettings) -> dict[str, str]:
     """The variables of the job that rotates."""
     role = "auth/approle/role/keyman-rotator"
     return env | {

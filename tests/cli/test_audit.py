@@ -17,7 +17,8 @@ from keyman.audit import anchors
 from keyman.audit.verification import Head
 from keyman.errors import ConfigurationError
 from tests.cli.transcript import keyman
-from tests.support.live import Finished, Victim
+from tests.support.cli import Finished
+from tests.support.vault import DisposableVault
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "audit-log.md"
 LINE = re.compile(r'\{"action":"[a-z.-]+",.*,"hash":"[0-9a-f]{64}"\}')
@@ -210,7 +211,7 @@ def test_a_hostile_anchor_is_none(tmp_path: Path) -> None:
 
 
 def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(
-    operator: dict[str, str], victim: Victim, tmp_path: Path
+    operator: dict[str, str], victim: DisposableVault, tmp_path: Path
 ) -> None:
     env = operator | {"KEYMAN_VAULT_TOKEN": victim.root.ask_token({"policies": ["root"]})}
     assert keyman("app", "create", "one", "--service", "OPENAI", env=env).code == 0

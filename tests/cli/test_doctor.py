@@ -26,7 +26,8 @@ from keyman.keys.tables import api_keys
 from keyman.vault.provision import policy
 from tests.cli.conftest import execute, store
 from tests.cli.transcript import keyman
-from tests.support.live import Finished, Root, Victim, environment
+from tests.support.cli import Finished, environment
+from tests.support.vault import DisposableVault, RootClient
 from tests.vault.bench import agent
 
 Findings = dict[str, dict[str, Any]]
@@ -80,7 +81,7 @@ def wrong(findings: Findings) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("used")
-def test_all_is_well_and_nothing_is_changed(plane: dict[str, str], victim: Victim, key: str) -> None:
+def test_all_is_well_and_nothing_is_changed(plane: dict[str, str], victim: DisposableVault, key: str) -> None:
     before = victim.root.ask("GET", key)
     code, findings = doctor(plane)
     assert (code, wrong(findings)) == (0, {})
@@ -182,7 +183,7 @@ def test_a_secret_that_everybody_can_read_is_named_by_its_variable(plane: dict[s
 
 
 @pytest.fixture
-def sealed(victim: Victim) -> Iterator[None]:
+def sealed(victim: DisposableVault) -> Iterator[None]:
     victim.seal()
     yield
     victim.unseal()
@@ -220,7 +221,7 @@ def test_a_login_that_is_refused_says_how_to_get_another(plane: dict[str, str]) 
     assert wrong(findings)["vault-policy"] == "skipped"
 
 
-def test_a_wrapped_secret_id_is_looked_at_and_not_taken(plane: dict[str, str], victim: Victim) -> None:
+def test_a_wrapped_secret_id_is_looked_at_and_not_taken(plane: dict[str, str], victim: DisposableVault) -> None:
     wrapping = victim.root.wraps("auth/approle/role/keyman-management/secret-id")
     env = {**plane, "KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": wrapping}
     for _ in range(2):
@@ -250,13 +251,13 @@ def test_behind_an_agent_everything_is_looked_at_with_its_token(
     assert (code, wrong(findings)) == (0, {})
 
 
-def token(env: dict[str, str], root: Root, **properties: Any) -> dict[str, str]:
+def token(env: dict[str, str], root: RootClient, **properties: Any) -> dict[str, str]:
     """The same plane with a plain token of these properties."""
     made = root.ask_token({"no_default_policy": True, "ttl": "1h", **properties})
     return env | {"KEYMAN_VAULT_AUTH": "token", "KEYMAN_VAULT_TOKEN": made}
 
 
-def test_a_token_that_does_not_last_is_said(plane: dict[str, str], victim: Victim) -> None:
+def test_a_token_that_does_not_last_is_said(plane: dict[str, str], victim: DisposableVault) -> None:
     policies = ["keyman-management"]
     lasting = token(plane, victim.root, policies=policies)
     assert doctor(lasting)[1]["vault-token"]["state"] == "ok"
@@ -269,7 +270,7 @@ def test_a_token_that_does_not_last_is_said(plane: dict[str, str], victim: Victi
         assert findings["vault-token"]["state"] == state, properties
 
 
-def test_a_root_token_is_refused(plane: dict[str, str], victim: Victim) -> None:
+def test_a_root_token_is_refused(plane: dict[str, str], victim: DisposableVault) -> None:
     code, findings = doctor(token(plane, victim.root, policies=["root"]))
     assert (code, findings["vault-login"]["state"]) == (1, "failed")
     assert "a root token is refused" in findings["vault-login"]["remedy"]
@@ -296,7 +297,7 @@ def test_a_root_token_is_refused(plane: dict[str, str], victim: Victim) -> None:
     ],
 )
 def test_a_token_that_may_too_much_is_a_failure_that_says_what_it_could_do(
-    plane: dict[str, str], victim: Victim, management: VaultSettings, rules: str, said: str
+    plane: dict[str, str], victim: DisposableVault, management: VaultSettings, rules: str, said: str
 ) -> None:
     victim.root.ask("PUT", "sys/policies/acl/beside", {"policy": rules.replace("MOUNT", management.mount)})
     code, findings = doctor(token(plane, victim.root, policies=["keyman-management", "beside"]))
@@ -305,7 +306,9 @@ def test_a_token_that_may_too_much_is_a_failure_that_says_what_it_could_do(
     assert said in findings["vault-policy"]["found"]
 
 
-def test_a_policy_beside_the_roles_own_is_a_failure_whatever_it_allows(plane: dict[str, str], victim: Victim) -> None:
+def test_a_policy_beside_the_roles_own_is_a_failure_whatever_it_allows(
+    plane: dict[str, str], victim: DisposableVault
+) -> None:
     allowed_where_nobody_asks = 'path "prod/data/db" { capabilities = ["read"] }'
     victim.root.ask("PUT", "sys/policies/acl/beside", {"policy": allowed_where_nobody_asks})
     code, findings = doctor(token(plane, victim.root, policies=["keyman-management", "beside"]))
@@ -316,7 +319,7 @@ def test_a_policy_beside_the_roles_own_is_a_failure_whatever_it_allows(plane: di
     assert "also has default" in findings["vault-policy"]["found"]
 
 
-def test_a_policy_of_the_tokens_identity_counts_too(plane: dict[str, str], victim: Victim) -> None:
+def test_a_policy_of_the_tokens_identity_counts_too(plane: dict[str, str], victim: DisposableVault) -> None:
     root = victim.root
     root.ask("PUT", "sys/policies/acl/beside", {"policy": 'path "prod/data/db" { capabilities = ["read"] }'})
     accessor = root.ask("GET", "sys/auth")["approle/"]["accessor"]
@@ -333,7 +336,7 @@ def test_a_policy_of_the_tokens_identity_counts_too(plane: dict[str, str], victi
 
 @pytest.mark.parametrize("operation", ["encrypt", "rewrap", "keys"])
 def test_a_token_that_may_too_little_is_a_failure_that_names_what_it_lacks(
-    plane: dict[str, str], victim: Victim, management: VaultSettings, operation: str
+    plane: dict[str, str], victim: DisposableVault, management: VaultSettings, operation: str
 ) -> None:
     rules = policy("keyman-management", management)
     without = rules.replace(f'"{management.mount}/{operation}/keyman"', f'"{management.mount}/{operation}/other"')
@@ -344,7 +347,7 @@ def test_a_token_that_may_too_little_is_a_failure_that_names_what_it_lacks(
 
 
 def test_a_policy_from_before_it_could_be_asked_is_a_warning(
-    plane: dict[str, str], victim: Victim, management: VaultSettings
+    plane: dict[str, str], victim: DisposableVault, management: VaultSettings
 ) -> None:
     rules = policy("keyman-management", management).replace("sys/capabilities-self", "sys/nothing")
     victim.root.ask("PUT", "sys/policies/acl/before", {"policy": rules})
@@ -353,7 +356,7 @@ def test_a_policy_from_before_it_could_be_asked_is_a_warning(
     assert "keyman vault setup" in findings["vault-policy"]["remedy"]
 
 
-def test_each_role_is_held_against_its_own_policy(plane: dict[str, str], victim: Victim) -> None:
+def test_each_role_is_held_against_its_own_policy(plane: dict[str, str], victim: DisposableVault) -> None:
     for role in ("management", "resolver", "rotator"):
         env = token(plane, victim.root, policies=[f"keyman-{role}"])
         for other in ("management", "resolver", "rotator"):
@@ -364,7 +367,7 @@ def test_each_role_is_held_against_its_own_policy(plane: dict[str, str], victim:
 @pytest.mark.usefixtures("used")
 @pytest.mark.parametrize("nature", [{"derived": False}, {"exportable": True}], ids=str)
 def test_a_key_of_another_nature_is_a_failure(
-    plane: dict[str, str], victim: Victim, key: str, nature: dict[str, bool]
+    plane: dict[str, str], victim: DisposableVault, key: str, nature: dict[str, bool]
 ) -> None:
     another(victim.root, key, **nature)
     code, findings = doctor(plane)
@@ -373,7 +376,7 @@ def test_a_key_of_another_nature_is_a_failure(
     assert findings["sentinel"]["state"] == "failed"
 
 
-def another(root: Root, key: str, **nature: Any) -> None:
+def another(root: RootClient, key: str, **nature: Any) -> None:
     """The key is deleted, and one of the same name made."""
     root.ask("POST", f"{key}/config", {"deletion_allowed": True})
     root.ask("DELETE", key)
@@ -382,7 +385,7 @@ def another(root: Root, key: str, **nature: Any) -> None:
 
 @pytest.mark.usefixtures("used")
 def test_a_key_that_was_made_again_is_noticed_by_what_it_does_not_open(
-    plane: dict[str, str], victim: Victim, key: str
+    plane: dict[str, str], victim: DisposableVault, key: str
 ) -> None:
     another(victim.root, key)
     code, findings = doctor(plane)
@@ -392,7 +395,7 @@ def test_a_key_that_was_made_again_is_noticed_by_what_it_does_not_open(
 
 
 @pytest.mark.usefixtures("used")
-def test_a_key_that_is_gone_is_said(plane: dict[str, str], victim: Victim, key: str) -> None:
+def test_a_key_that_is_gone_is_said(plane: dict[str, str], victim: DisposableVault, key: str) -> None:
     victim.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
     assert doctor(plane)[1]["vault-key"]["state"] == "warning"
     victim.root.ask("DELETE", key)
@@ -443,7 +446,7 @@ def test_keys_without_a_sentinel_are_a_failure(plane: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("used")
-def test_rows_that_are_behind_are_a_warning(plane: dict[str, str], victim: Victim, key: str) -> None:
+def test_rows_that_are_behind_are_a_warning(plane: dict[str, str], victim: DisposableVault, key: str) -> None:
     victim.root.ask("POST", f"{key}/rotate")
     code, findings = doctor(plane)
     assert (code, wrong(findings)) == (0, {"key-versions": "warning"})
@@ -451,7 +454,9 @@ def test_rows_that_are_behind_are_a_warning(plane: dict[str, str], victim: Victi
 
 
 @pytest.mark.usefixtures("used")
-def test_rows_below_what_vault_still_opens_are_a_failure(plane: dict[str, str], victim: Victim, key: str) -> None:
+def test_rows_below_what_vault_still_opens_are_a_failure(
+    plane: dict[str, str], victim: DisposableVault, key: str
+) -> None:
     victim.root.ask("POST", f"{key}/rotate")
     victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
     code, findings = doctor(plane)
@@ -552,7 +557,7 @@ def test_results_go_to_standard_output_and_the_count_does_not() -> None:
     assert done.err == "1 failed\n"
 
 
-def test_a_home_is_examined_as_either_plane(tmp_path: Path, plane: dict[str, str], victim: Victim) -> None:
+def test_a_home_is_examined_as_either_plane(tmp_path: Path, plane: dict[str, str], victim: DisposableVault) -> None:
     """What `keyman dev` keeps: the resolver's login is in a file of its own."""
     home = Home(tmp_path / "home")
     home.directory.mkdir(mode=0o700)

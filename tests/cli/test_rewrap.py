@@ -23,7 +23,10 @@ from keyman.keys.tables import api_keys
 from tests.cli.conftest import execute, store
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import KEYMAN, PATIENCE, Finished, Victim, live, stored_keys
+from tests.support.cli import KEYMAN, Finished, live
+from tests.support.database import stored_keys
+from tests.support.vault import DisposableVault
+from tests.support.waiting import PATIENCE
 
 
 def versions(env: dict[str, str]) -> list[str]:
@@ -32,7 +35,7 @@ def versions(env: dict[str, str]) -> list[str]:
 
 
 def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
-    operator: dict[str, str], stored: int, victim: Victim
+    operator: dict[str, str], stored: int, victim: DisposableVault
 ) -> None:
     mount = operator["KEYMAN_VAULT_MOUNT"]
     nothing = Finished(0, "", "0 keys to rewrap. The newest version is 1.\n")
@@ -57,7 +60,9 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
     ]
 
 
-def test_a_dry_run_counts_by_version_and_changes_nothing(operator: dict[str, str], stored: int, victim: Victim) -> None:
+def test_a_dry_run_counts_by_version_and_changes_nothing(
+    operator: dict[str, str], stored: int, victim: DisposableVault
+) -> None:
     victim.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
     counted = Finished(0, f"{stored} at version 1\n", f"{stored} keys to rewrap. The newest version is 2.\n")
     assert keyman("rewrap", "--dry-run", env=operator) == counted
@@ -104,7 +109,7 @@ def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: d
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
-    operator: dict[str, str], stored: int, victim: Victim, tmp_path: Path, number: signal.Signals
+    operator: dict[str, str], stored: int, victim: DisposableVault, tmp_path: Path, number: signal.Signals
 ) -> None:
     with live("rotate", env=operator | {"MARK": str(tmp_path)}, directory=tmp_path / "out", mark=tmp_path) as running:
         running.says("New values are now")
@@ -122,7 +127,7 @@ def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
 
 
 def test_of_keys_below_what_vault_still_opens_it_says_how_they_are_got_back(
-    operator: dict[str, str], stored: int, victim: Victim, file: Path
+    operator: dict[str, str], stored: int, victim: DisposableVault, file: Path
 ) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection:
         [late] = connection.execute("SELECT encrypted_key, id FROM api_keys WHERE id = 7")
@@ -151,7 +156,7 @@ def test_what_keeps_it_from_starting_is_said_in_words(
     assert "Nothing was stored" not in gone
 
 
-def test_a_wrapped_secret_id_serves_one_command(operator: dict[str, str], stored: int, victim: Victim) -> None:
+def test_a_wrapped_secret_id_serves_one_command(operator: dict[str, str], stored: int, victim: DisposableVault) -> None:
     token = victim.root.wraps("auth/approle/role/keyman-rotator/secret-id")
     env = {**operator, "KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
     unmigrated = {**env, "KEYMAN_DATABASE_URL": f"{env['KEYMAN_DATABASE_URL']}.other"}
@@ -178,7 +183,9 @@ def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management:
     assert keyman("rewrap", env=env).code == 0
 
 
-def test_another_key_of_the_same_name_is_not_rotated(operator: dict[str, str], stored: int, victim: Victim) -> None:
+def test_another_key_of_the_same_name_is_not_rotated(
+    operator: dict[str, str], stored: int, victim: DisposableVault
+) -> None:
     key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
     victim.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
     victim.root.ask("DELETE", key)

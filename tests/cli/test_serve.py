@@ -16,32 +16,20 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from tests.support.databases import copied
-from tests.support.live import (
-    NO_TLS,
-    Root,
-    Service,
-    Victim,
-    environment,
-    free_port,
-    is_free,
-    keyman,
-    processes,
-    serve,
-    sign_up,
-    until,
-    variables,
-    victim_at,
-)
+from tests.support.cli import Service, environment, processes, run_keyman, serve, variables
+from tests.support.database import copied
+from tests.support.http import NO_TLS, free_port, is_free, sign_up
 from tests.support.planes import PASSWORD, Vault
+from tests.support.vault import DisposableVault, RootClient, disposable_vault_at
+from tests.support.waiting import until
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 CANARY = "cAnArY0987"
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("victim")) as made:
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("victim")) as made:
         yield made
 
 
@@ -74,7 +62,7 @@ def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: P
         "KEYMAN_LOG_FORMAT": CANARY,
         "KEYMAN_LOG_LEVEL": CANARY,
     }
-    refused = keyman("serve", "--port", str(free_port()), env=environment(**bad), cwd=tmp_path)
+    refused = run_keyman("serve", "--port", str(free_port()), env=environment(**bad), cwd=tmp_path)
     assert (refused.code, refused.out) == (1, "")
     for name in bad:
         assert refused.err.count(f"  {name} ") == 1, name
@@ -86,7 +74,7 @@ def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: P
 
 def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vault, url: URL) -> None:
     given = variables(provisioned.settings, url)
-    refused = keyman("serve", "--port", str(free_port()), env=given)
+    refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert "keyman db upgrade" in refused.err
@@ -96,10 +84,10 @@ def test_a_look_at_a_database_that_is_not_there_leaves_nothing_that_others_can_r
     provisioned: Vault, url: URL, tmp_path: Path
 ) -> None:
     given = variables(provisioned.settings, url)
-    keyman("serve", "--port", str(free_port()), env=given)
-    keyman("db", "check", env=given)
-    keyman("user", "list", env=given)
-    assert keyman("db", "upgrade", env=given).code == 0
+    run_keyman("serve", "--port", str(free_port()), env=given)
+    run_keyman("db", "check", env=given)
+    run_keyman("user", "list", env=given)
+    assert run_keyman("db", "upgrade", env=given).code == 0
     assert stat.S_IMODE((tmp_path / "keyman.db").stat().st_mode) == 0o600
 
 
@@ -108,7 +96,7 @@ def test_another_schema_is_said_with_the_command_that_helps(env: dict[str, str],
     with sqlite3.connect(tmp_path / "keyman.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
     connection.close()
-    refused = keyman("serve", "--port", str(free_port()), env=env)
+    refused = run_keyman("serve", "--port", str(free_port()), env=env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert "keyman db upgrade" in refused.err
@@ -117,7 +105,7 @@ def test_another_schema_is_said_with_the_command_that_helps(env: dict[str, str],
 
 def test_a_database_that_is_away_is_said_without_its_password(provisioned: Vault) -> None:
     given = variables(provisioned.settings, make_url(f"postgresql+asyncpg://u:{CANARY}@127.0.0.1:{free_port()}/keyman"))
-    refused = keyman("serve", "--port", str(free_port()), env=given)
+    refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert "ConnectionRefusedError" in refused.err
     assert CANARY not in refused.err
@@ -129,7 +117,7 @@ def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        refused = keyman("serve", "--port", str(port), env=env)
+        refused = run_keyman("serve", "--port", str(port), env=env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port}" in refused.err
@@ -138,19 +126,19 @@ def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
 # --- a wrapped secret ID
 
 
-def wrapped(env: dict[str, str], root: Root, role: str = "keyman-management") -> dict[str, str]:
+def wrapped(env: dict[str, str], root: RootClient, role: str = "keyman-management") -> dict[str, str]:
     """The variables with a wrapped secret ID of the role, good for a minute, in the place of the plain one."""
     token = root.wraps(f"auth/approle/role/{role}/secret-id")
     return {**{k: v for k, v in env.items() if k != "KEYMAN_VAULT_SECRET_ID"}, "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
 
 
 @pytest.fixture
-def root(provisioned: Vault) -> Root:
-    return Root(provisioned.server.address, provisioned.server.root_token.reveal())
+def root(provisioned: Vault) -> RootClient:
+    return RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
 
 
 def test_a_wrapped_secret_id_is_taken_once_for_all_workers_and_for_those_that_follow(
-    env: dict[str, str], root: Root, tmp_path: Path
+    env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
     given = wrapped(env, root)
     token = given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]
@@ -181,9 +169,9 @@ def _logins(service: Service) -> list[object]:
     return [line for line in service.log() if line["event"] == "logged in to vault"]
 
 
-def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], root: Root) -> None:
+def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], root: RootClient) -> None:
     given = wrapped(env, root, "keyman-resolver")
-    refused = keyman("serve", "--port", str(free_port()), env=given)
+    refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert "holds no secret ID of the AppRole keyman-management" in refused.err
     assert given["KEYMAN_VAULT_WRAPPED_SECRET_ID"] not in refused.err
@@ -191,7 +179,7 @@ def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], ro
 
 
 def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
-    env: dict[str, str], root: Root, tmp_path: Path
+    env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
     given = wrapped(env, root)
     file = tmp_path / "wrapped"
@@ -200,9 +188,9 @@ def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        assert keyman("serve", "--port", str(listener.getsockname()[1]), env=given).code == 1
+        assert run_keyman("serve", "--port", str(listener.getsockname()[1]), env=given).code == 1
     nowhere = {**given, "KEYMAN_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/none.db"}
-    assert keyman("serve", "--port", str(free_port()), env=nowhere).code == 1
+    assert run_keyman("serve", "--port", str(free_port()), env=nowhere).code == 1
     with serve(given, tmp_path) as service:
         assert service.is_ready()
 
@@ -266,15 +254,15 @@ def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: 
 
 
 @pytest.fixture
-def hurt(victim: Victim, url: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
+def hurt(victim: DisposableVault, url: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
     """A service over a Vault that the test harms."""
     copied(migrated_sqlite, Path(str(url.database)))
     yield variables(victim.settings, url)
-    victim.mend()
+    victim.repair()
 
 
 def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
-    hurt: dict[str, str], victim: Victim, tmp_path: Path
+    hurt: dict[str, str], victim: DisposableVault, tmp_path: Path
 ) -> None:
     victim.kill()
     with serve(hurt, tmp_path, ready=False) as service:
@@ -322,7 +310,7 @@ def _refuses(service: Service) -> bool:
 
 
 def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
-    hurt: dict[str, str], victim: Victim, tmp_path: Path
+    hurt: dict[str, str], victim: DisposableVault, tmp_path: Path
 ) -> None:
     with serve(hurt, tmp_path) as service, ThreadPoolExecutor() as threads:
         ada = sign_up(service.url, "ada@example.com")

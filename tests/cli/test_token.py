@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import NO_TLS, Finished, script, serve, variables
+from tests.support.cli import Finished, serve, variables
+from tests.support.http import NO_TLS, script
 from tests.support.planes import Vault
 
 PASSWORD = "correct horse battery staple"

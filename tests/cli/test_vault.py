@@ -18,7 +18,9 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.vault.provision import POLICIES, ROLES
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import NO_TLS, Finished, Root, environment
+from tests.support.cli import Finished, environment
+from tests.support.http import NO_TLS
+from tests.support.vault import RootClient
 
 SETUP = ("vault", "setup")
 
@@ -31,8 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
 
 
 @pytest.fixture
-def root(server: EmbeddedVault) -> Root:
-    return Root(server.address, server.root_token.reveal())
+def root(server: EmbeddedVault) -> RootClient:
+    return RootClient(server.address, server.root_token.reveal())
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     assert keyman(*SETUP, "--dry-run", env=env) == Finished(0, "", nothing)
 
 
-def test_what_differs_is_shown_line_by_line_before_it_is_repaired(admin: dict[str, str], root: Root) -> None:
+def test_what_differs_is_shown_line_by_line_before_it_is_repaired(admin: dict[str, str], root: RootClient) -> None:
     assert keyman(*SETUP, env=admin).code == 0
     rules = root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
     widened = rules.replace('["update"]', '["update", "sudo"]', 1)
@@ -93,7 +95,7 @@ def test_what_differs_is_shown_line_by_line_before_it_is_repaired(admin: dict[st
     assert root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"] == rules
 
 
-def test_a_role_is_bound_to_networks_once_and_keeps_them(admin: dict[str, str], root: Root) -> None:
+def test_a_role_is_bound_to_networks_once_and_keeps_them(admin: dict[str, str], root: RootClient) -> None:
     keyman(*SETUP, env=admin)
     bound = keyman(*SETUP, "--cidr", "keyman-resolver=127.0.0.1/32,10.0.0.0/8", env=admin)
     assert bound.out.splitlines()[0] == "updated the AppRole keyman-resolver"
@@ -136,7 +138,7 @@ def test_a_role_that_is_bound_twice_in_one_run_is_wrong_usage(admin: dict[str, s
     assert "give each role once" in done.err
 
 
-def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str], root: Root) -> None:
+def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str], root: RootClient) -> None:
     keyman(*SETUP, env=admin)
     issued = keyman("vault", "secret-id", "keyman-management", "--wrap-ttl", "60", env=admin)
     assert (issued.code, issued.err) == (0, "It can be unwrapped once, within 60 s.\n")
@@ -181,7 +183,9 @@ def test_a_token_that_may_not_and_a_vault_that_is_not_there_are_said(
     assert admin["KEYMAN_VAULT_TOKEN"] not in said
 
 
-def test_a_set_up_that_stops_half_way_says_where_and_goes_on_the_next_time(admin: dict[str, str], root: Root) -> None:
+def test_a_set_up_that_stops_half_way_says_where_and_goes_on_the_next_time(
+    admin: dict[str, str], root: RootClient
+) -> None:
     root.ask("PUT", "sys/policies/acl/half", {"policy": _HALF.replace("MOUNT", admin["KEYMAN_VAULT_MOUNT"])})
     token = root.ask_token({"policies": ["half"], "no_default_policy": True})
     done = keyman(*SETUP, env={**admin, "KEYMAN_VAULT_TOKEN": token})
@@ -211,7 +215,7 @@ def test_the_administrators_token_is_asked_for_and_nothing_else(admin: dict[str,
 
 @pytest.mark.parametrize(("nature", "named"), [({"derived": False}, "derived"), ({"exportable": True}, "exportable")])
 def test_a_key_of_another_nature_is_not_touched(
-    admin: dict[str, str], root: Root, nature: dict[str, bool], named: str
+    admin: dict[str, str], root: RootClient, nature: dict[str, bool], named: str
 ) -> None:
     mount = admin["KEYMAN_VAULT_MOUNT"]
     root.ask("POST", f"sys/mounts/{mount}", {"type": "transit"})
@@ -224,7 +228,7 @@ def test_a_key_of_another_nature_is_not_touched(
     assert root.ask("GET", f"{mount}/keys/keyman") == before
 
 
-def test_the_policy_of_the_administrator_is_enough(admin: dict[str, str], root: Root) -> None:
+def test_the_policy_of_the_administrator_is_enough(admin: dict[str, str], root: RootClient) -> None:
     """From nothing at this mount, with a token of keyman-admin alone."""
     keyman(*SETUP, env=admin)  # as Vault's owner, who hands the policy on
     token = root.ask_token({"policies": ["keyman-admin"], "no_default_policy": True})

@@ -17,7 +17,7 @@ from unittest import mock
 import structlog
 
 from keyman.cli import main
-from tests.support.live import Finished, environment
+from tests.support.cli import Finished, environment
 
 
 def keyman(*arguments: str | Path, env: Mapping[str, str] | None = None, stdin: str | bytes = "") -> Finished:

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.live import free_port
+from tests.support.http import free_port
 
 DOCKER = Path(__file__).parents[2] / "docker"
 IMAGES = DOCKER / "stand-ins" / "images.env"

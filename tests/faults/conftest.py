@@ -24,24 +24,23 @@ from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys, idempotency
 from keyman.storage import engine
-from tests.support.databases import copied
-from tests.support.live import Victim, victim_at
+from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server
 from tests.support.needs import require
 from tests.support.planes import Plane, plane_at
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
+from tests.support.vault import DisposableVault, disposable_vault_at
 
 
 @pytest.fixture(scope="session")
-def victim_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("victim")) as victim:
+def victim_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("victim")) as victim:
         yield victim
 
 
 @pytest.fixture
-def victim(victim_vault: Victim) -> Iterator[Victim]:
+def victim(victim_vault: DisposableVault) -> Iterator[DisposableVault]:
     """A Vault to harm; the next test finds it mended."""
     yield victim_vault
-    victim_vault.mend()
+    victim_vault.repair()
 
 
 @pytest.fixture(scope="session")

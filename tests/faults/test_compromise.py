@@ -35,9 +35,9 @@ from keyman.vault.cipher import Context
 from tests.cli.transcript import keyman
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
 from tests.planes.resolver.pair import Pair, resolver_at
-from tests.support.live import Finished, environment
+from tests.support.cli import Finished, environment
+from tests.support.database import PostgresServer
 from tests.support.planes import PASSWORD, Vault
-from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

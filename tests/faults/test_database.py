@@ -20,9 +20,11 @@ from sqlalchemy.engine import URL
 
 from keyman.storage import engine
 from tests.faults.conftest import checks, counts, plane_of, unavailable
-from tests.support.live import becomes, children, serve, sign_up, variables
+from tests.support.cli import children, serve, variables
+from tests.support.database import PostgresServer
+from tests.support.http import sign_up
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.anyio
 

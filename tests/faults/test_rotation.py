@@ -12,8 +12,12 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.support.live import KEYMAN, NO_TLS, PATIENCE, Victim, serve, stored_keys, variables
+from tests.support.cli import KEYMAN, serve, variables
+from tests.support.database import stored_keys
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD
+from tests.support.vault import DisposableVault
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +26,7 @@ ROTATIONS = 2
 
 
 async def test_a_rotation_under_traffic_fails_no_request_and_loses_no_update(
-    database: URL, victim: Victim, tmp_path: Path
+    database: URL, victim: DisposableVault, tmp_path: Path
 ) -> None:
     settings = await victim.provisioned(mount=f"busy-{token_hex(4)}")
     env = variables(settings, database) | {"KEYMAN_VAULT_MOUNT": settings.mount}
@@ -86,7 +90,7 @@ async def _keyman(env: Mapping[str, str], command: str) -> str:
     return err.decode()
 
 
-def _rotator(victim: Victim) -> dict[str, str]:
+def _rotator(victim: DisposableVault) -> dict[str, str]:
     role = "auth/approle/role/keyman-rotator"
     return {
         "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],

@@ -15,8 +15,11 @@ from sqlalchemy.engine import URL
 
 from keyman.config.vault import VaultSettings
 from tests.faults.conftest import Counts, checks, counts, plane_of, unavailable
-from tests.support.live import PATIENCE, Victim, becomes, slow_road, stored_keys
+from tests.support.database import stored_keys
+from tests.support.http import slow_proxy
 from tests.support.planes import PASSWORD, Plane
+from tests.support.vault import DisposableVault
+from tests.support.waiting import PATIENCE, becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -26,24 +29,24 @@ OTHER_VALUE = "sk-Zt81LqoPw5aYc3hVn6Xe9876"
 TIMEOUT = 1.5
 """Seconds for one operation of Vault in these tests: what is frozen keeps nobody longer."""
 
-Fault = Callable[[Victim, VaultSettings], AbstractAsyncContextManager[None]]
+Fault = Callable[[DisposableVault, VaultSettings], AbstractAsyncContextManager[None]]
 
 
 @pytest.fixture
-async def settings(victim: Victim) -> VaultSettings:
+async def settings(victim: DisposableVault) -> VaultSettings:
     """A mount of the test's own: what is done to its key, policy and role concerns no other test."""
     return await victim.provisioned(mount=f"transit-{uuid4().hex[:8]}", timeout=TIMEOUT)
 
 
 @asynccontextmanager
-async def frozen(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
+async def frozen(victim: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
     victim.freeze()
     yield
     victim.thaw()
 
 
 @asynccontextmanager
-async def killed(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
+async def killed(victim: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
     victim.kill()
     yield
     victim.start()
@@ -51,14 +54,14 @@ async def killed(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None
 
 
 @asynccontextmanager
-async def sealed(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
+async def sealed(victim: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
     victim.seal()
     yield
     victim.unseal()
 
 
 @asynccontextmanager
-async def shut_out(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
+async def shut_out(victim: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
     """The policy gone: the token lives and may do nothing."""
     policy = victim.root.ask("GET", "sys/policies/acl/keyman-management")["policy"]
     victim.root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": LOOKUP_ONLY})
@@ -70,7 +73,7 @@ LOOKUP_ONLY = 'path "auth/token/lookup-self" {\n  capabilities = ["read"]\n}\n'
 
 
 @asynccontextmanager
-async def locked_out(victim: Victim, settings: VaultSettings) -> AsyncIterator[None]:
+async def locked_out(victim: DisposableVault, settings: VaultSettings) -> AsyncIterator[None]:
     """Token and secret revoked: there is no way to log in until an operator gives the secret back."""
     assert settings.secret_id is not None
     secret = {"secret_id": settings.secret_id.reveal()}
@@ -81,14 +84,14 @@ async def locked_out(victim: Victim, settings: VaultSettings) -> AsyncIterator[N
 
 
 @asynccontextmanager
-async def over_quota(victim: Victim, settings: VaultSettings) -> AsyncIterator[None]:
+async def over_quota(victim: DisposableVault, settings: VaultSettings) -> AsyncIterator[None]:
     quota = f"sys/quotas/rate-limit/{settings.mount}"
     victim.root.ask("POST", quota, {"path": f"{settings.mount}/", "rate": 0.001, "interval": "1h"})
     yield
     victim.root.ask("DELETE", quota)
 
 
-def revoke_tokens(victim: Victim) -> None:
+def revoke_tokens(victim: DisposableVault) -> None:
     """Revoke every token but the root's."""
     own = victim.root.ask("GET", "auth/token/lookup-self")["accessor"]
     for accessor in victim.root.ask("LIST", "auth/token/accessors")["keys"]:
@@ -96,7 +99,7 @@ def revoke_tokens(victim: Victim) -> None:
             victim.root.ask("POST", "auth/token/revoke-accessor", {"accessor": accessor})
 
 
-def delete_key(victim: Victim, settings: VaultSettings) -> None:
+def delete_key(victim: DisposableVault, settings: VaultSettings) -> None:
     victim.root.ask("POST", f"{settings.mount}/keys/keyman/config", {"deletion_allowed": True})
     victim.root.ask("DELETE", f"{settings.mount}/keys/keyman")
 
@@ -141,7 +144,7 @@ async def metadata_is_at_hand(client: httpx.AsyncClient, kept: dict[str, object]
 
 
 async def survives(
-    name: str, plane: Plane, database: URL, victim: Victim, settings: VaultSettings, mended: str = "ok"
+    name: str, plane: Plane, database: URL, victim: DisposableVault, settings: VaultSettings, mended: str = "ok"
 ) -> None:
     fault, state, reason = FAULTS[name]
     ada = await plane.user()
@@ -169,21 +172,21 @@ async def survives(
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_writes_stop_metadata_stays_and_all_is_well_again_once_vault_is(
-    name: str, sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    name: str, sqlite: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         await survives(name, plane, sqlite, victim, settings)
 
 
 async def test_nothing_is_stored_while_vault_is_sealed_on_either_database(
-    database: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    database: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(database, settings, quick_passwords) as plane:
         await survives("sealed", plane, database, victim, settings)
 
 
 async def test_a_revoked_token_is_replaced_without_anybody_noticing(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         ada = await plane.user()
@@ -198,7 +201,7 @@ async def test_a_revoked_token_is_replaced_without_anybody_noticing(
 
 
 async def test_a_key_that_was_deleted_or_made_again_seals_nothing(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         ada = await plane.user()
@@ -227,14 +230,14 @@ async def test_a_key_that_was_deleted_or_made_again_seals_nothing(
 
 
 async def test_a_slow_vault_is_waited_for_up_to_the_deadline_and_no_longer(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
-    async with slow_road(victim.port, TIMEOUT / 10) as port:
+    async with slow_proxy(victim.port, TIMEOUT / 10) as port:
         slow = replace(settings, address=f"http://127.0.0.1:{port}")
         async with plane_of(sqlite, slow, quick_passwords) as plane:
             ada = await plane.user()
             await stored(ada)
-    async with slow_road(victim.port, TIMEOUT * 2) as port:
+    async with slow_proxy(victim.port, TIMEOUT * 2) as port:
         slower = replace(settings, address=f"http://127.0.0.1:{port}")
         async with plane_of(sqlite, slower, quick_passwords) as plane:
             ada = await plane.user("ada@example.com")
@@ -245,7 +248,7 @@ async def test_a_slow_vault_is_waited_for_up_to_the_deadline_and_no_longer(
 
 
 async def test_no_connection_to_the_database_is_held_while_vault_is_asked(
-    database: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    database: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     patient = replace(settings, timeout=PATIENCE)
     many = 40  # four times the pool
@@ -276,7 +279,7 @@ async def _metric(client: httpx.AsyncClient, name: str) -> float:
 
 
 async def test_many_who_ask_for_readiness_share_one_wait(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         client = plane.client()
@@ -291,7 +294,7 @@ async def test_many_who_ask_for_readiness_share_one_wait(
 
 
 async def test_clients_that_leave_while_vault_is_asked_leave_nothing(
-    database: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    database: URL, victim: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(database, replace(settings, timeout=PATIENCE), quick_passwords) as plane:
         ada = await plane.user()

@@ -16,7 +16,7 @@ from keyman.identity import personal_tokens as personal
 from keyman.identity.tokens import DEFAULT_SCOPES
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, RequiredLabel
-from tests.storage.rows import add
+from tests.support.rows import add
 
 pytestmark = pytest.mark.anyio
 

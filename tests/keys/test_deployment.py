@@ -16,9 +16,9 @@ from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.keys.tables import api_keys
 from keyman.storage.engine import create_private_file
 from keyman.storage.transactions import Database
-from tests.storage.exposure import stands_alone
-from tests.storage.rows import add, add_owner, row
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer
+from tests.support.exceptions import stands_alone
+from tests.support.rows import add, add_owner, row
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
 from keyman.storage.transactions import Database
 from tests.audit.test_entries import add, db
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 __all__ = ["db"]  # found by pytest
 

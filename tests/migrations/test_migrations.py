@@ -31,9 +31,9 @@ from keyman.storage import engine
 from keyman.storage.engine import create_engine, create_private_file
 from keyman.storage.transactions import Database
 from tests.fixtures.revision_0004.restore import restore_sqlite
-from tests.storage.exposure import shown, stands_alone
-from tests.storage.rows import add, add_owner, count, row
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer
+from tests.support.exceptions import everything_in, stands_alone
+from tests.support.rows import add, add_owner, count, row
 
 pytestmark = pytest.mark.anyio
 
@@ -253,7 +253,7 @@ async def test_a_missing_database_is_said_without_its_credentials(postgres: Post
             await doing(url)
         assert stands_alone(caught.value)
         assert url.password
-        assert url.password not in shown(caught.value)
+        assert url.password not in everything_in(caught.value)
         assert "not_there" not in caught.value.detail
     postgres.drop_database("there")
 
@@ -318,7 +318,7 @@ async def test_a_trail_from_before_that_cannot_be_read_is_said_and_left_as_it_wa
     with pytest.raises(ConfigurationError, match="changed by hand") as caught:
         await migrations.upgrade(url)
     assert stands_alone(caught.value)
-    assert "c4n4ry" not in shown(caught.value)
+    assert "c4n4ry" not in everything_in(caught.value)
     assert await migrations.differences(url) == [f"the schema is at revision 0003, the newest is {SCHEMA_REVISION}"]
 
 

@@ -13,8 +13,8 @@ from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess
 from keyman.storage.transactions import Database
 from tests.cli.transcript import keyman
-from tests.support.live import environment
-from tests.support.postgres import PostgresServer
+from tests.support.cli import environment
+from tests.support.database import PostgresServer
 
 
 def test_every_table_is_some_planes_and_no_plane_has_more_than_there_are() -> None:

@@ -43,8 +43,7 @@ from keyman.vault.rotation import KeyRotation
 from tests.fixtures.revision_0004 import restore
 from tests.planes.management.api.harness import KEY_FIELDS, ApiPlane, Json, api_plane_at, problem
 from tests.planes.resolver.pair import resolver_at
-from tests.support.databases import sqlite_at
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer, sqlite_at
 
 pytestmark = pytest.mark.anyio
 

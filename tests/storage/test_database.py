@@ -48,9 +48,9 @@ from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
-from tests.storage.exposure import shown, stands_alone
-from tests.storage.rows import add, add_owner, count, foreign_keys, row, table
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
+from tests.support.exceptions import everything_in, stands_alone
+from tests.support.rows import add, add_owner, count, foreign_keys, row, table
 
 pytestmark = pytest.mark.anyio
 
@@ -408,7 +408,7 @@ async def test_a_path_in_which_no_file_can_be_made_is_said_without_the_path(tmp_
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/no-such-directory/keyman.db")
     with pytest.raises(ConfigurationError) as caught:
         await migrations.upgrade(url)
-    assert "no-such-directory" not in shown(caught.value).replace(str(Path(__file__).parent.parent), "")
+    assert "no-such-directory" not in everything_in(caught.value).replace(str(Path(__file__).parent.parent), "")
     assert stands_alone(caught.value)
 
 
@@ -632,7 +632,7 @@ async def test_a_refused_statement_shows_nothing_of_its_parameters(
         with pytest.raises(RefusedStatement) as caught:
             await write(db, lambda c: add(c, "throttle"), lambda c, s=statement, p=parameters: c.execute(s, p))
         assert stands_alone(caught.value), which
-        assert CANARY not in shown(caught.value), which
+        assert CANARY not in everything_in(caught.value), which
         assert CANARY not in log.getvalue(), which
         assert in_use(metrics) == checked_out(db) == 0, which
     assert await count(db, "throttle") == 0
@@ -648,8 +648,8 @@ async def test_a_refused_read_shows_nothing_of_its_parameters(db: Database, log:
         with pytest.raises(RefusedStatement) as caught:
             await read(value)
         assert stands_alone(caught.value)
-        assert CANARY not in shown(caught.value) + log.getvalue()
-        assert str(2**70) not in shown(caught.value) + log.getvalue()
+        assert CANARY not in everything_in(caught.value) + log.getvalue()
+        assert str(2**70) not in everything_in(caught.value) + log.getvalue()
 
 
 async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresql: URL, log: StringIO) -> None:
@@ -658,7 +658,7 @@ async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresq
         with pytest.raises(RefusedStatement) as caught:
             await write(db, lambda c, v=value: add(c, "users", email=v))
         assert stands_alone(caught.value)
-        assert CANARY not in shown(caught.value) + log.getvalue()
+        assert CANARY not in everything_in(caught.value) + log.getvalue()
     await db.close()
 
 
@@ -705,7 +705,7 @@ async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(po
 
     fault = await unavailable(lose)
     assert "may or may not be stored" in fault.detail
-    assert CANARY not in shown(fault) + log.getvalue()
+    assert CANARY not in everything_in(fault) + log.getvalue()
     assert "database unavailable" in log.getvalue()
     await write_one(db)
     assert checked_out(db) == 0
@@ -791,7 +791,7 @@ async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alo
     with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         fault = await unavailable(lambda: write_one(db))
-        assert "locked" not in shown(fault)
+        assert "locked" not in everything_in(fault)
         assert await read_one(db) == 0
     await write_one(db)
     assert "SQLITE_BUSY" in log.getvalue()
@@ -834,7 +834,7 @@ async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, log: St
                 await add(connection, "throttle", bucket=(f"{n}" + CANARY * 100).encode())
 
     fault = await unavailable(fill)
-    assert CANARY not in shown(fault) + log.getvalue()
+    assert CANARY not in everything_in(fault) + log.getvalue()
     assert "SQLITE_FULL" in log.getvalue()
     assert await count(db, "users") == 0
     await db.close()
@@ -846,7 +846,7 @@ async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None
     url = make_url(f"sqlite+aiosqlite:///{path}")
     db = Database(url)
     for doing in (lambda: read_one(db), lambda: write_one(db), lambda: migrations.upgrade(url)):
-        assert CANARY not in shown(await unavailable(doing))
+        assert CANARY not in everything_in(await unavailable(doing))
     await db.close()
 
 
@@ -912,7 +912,7 @@ async def test_a_server_that_went_away_is_missed_and_found_again() -> None:
         for doing in (lambda: read_one(db), lambda: write_one(db), lambda: migrations.upgrade(url)):
             fault = await unavailable(doing)
             assert url.password
-            assert url.password not in shown(fault)
+            assert url.password not in everything_in(fault)
         server.start()
         await asyncio.gather(*(write_one(db) for _ in range(POOL_SIZE)))
         assert await count(db, "throttle") == POOL_SIZE
@@ -927,7 +927,7 @@ async def test_a_server_that_lets_nobody_in_is_unavailable_and_shows_no_credenti
     db = Database(url)
     assert url.password
     for doing in (lambda: read_one(db), lambda: write_one(db), lambda: migrations.upgrade(url)):
-        said = shown(await unavailable(doing)) + log.getvalue()
+        said = everything_in(await unavailable(doing)) + log.getvalue()
         assert url.password not in said
         assert CANARY not in said
     await db.close()
@@ -974,4 +974,4 @@ async def test_what_a_driver_raises_inside_a_block_is_still_the_databases(db: Da
     with pytest.raises(RefusedStatement) as caught:
         async with db.read() as connection:
             await connection.execute(select(literal("\ud800CANARY")))
-    assert "CANARY" not in shown(caught.value)
+    assert "CANARY" not in everything_in(caught.value)

@@ -15,7 +15,7 @@ from bench import plans
 from bench.plans import Captured
 from keyman import migrations
 from keyman.storage.transactions import Database
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

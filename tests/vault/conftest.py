@@ -17,8 +17,8 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.telemetry import configure_logging
 from tests.support.containers import docker_absence, vault_container
 from tests.support.needs import require
-from tests.support.running import RunningVault
-from tests.vault.bench import Bench, Victim, as_running, bench_at, kill
+from tests.support.vault import RunningVault, as_running, kill
+from tests.vault.bench import Bench, SealableVault, bench_at
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +59,10 @@ def victim_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 
 @pytest.fixture
-async def victim(victim_server: EmbeddedVault) -> AsyncIterator[Victim]:
+async def victim(victim_server: EmbeddedVault) -> AsyncIterator[SealableVault]:
     """Whatever the test does to it, the next one finds it awake and unsealed."""
     async with bench_at(as_running(victim_server)) as bench:
-        made = Victim(victim_server, bench)
+        made = SealableVault(victim_server, bench)
         try:
             yield made
         finally:

@@ -13,8 +13,9 @@ from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.provision import issue_wrapped_credentials
 from keyman.vault.wrapping import unwrap
-from tests.vault.bench import ROLE, Bench, Victim, bench_at, everything_in
-from tests.vault.fake import HANG_UP, Reply, Request, answer, fake
+from tests.support.exceptions import everything_in
+from tests.support.http import HANG_UP, Reply, Request, answer, faulty_server
+from tests.vault.bench import ROLE, Bench, SealableVault, bench_at
 
 pytestmark = pytest.mark.anyio
 
@@ -62,19 +63,19 @@ async def logs_in(settings: VaultSettings, bench: Bench) -> None:
 
 
 async def test_it_is_exchanged_for_a_secret_id_that_logs_in(bench: Bench, logged: StringIO) -> None:
-    seen, relay = await (await wrapped(bench)).behind_a_relay()
+    seen, proxy = await (await wrapped(bench)).behind_a_proxy()
     unwrapped = await unwrap(seen.settings, ROLE)
     assert unwrapped.wrapped_secret_id is None
     assert unwrapped.secret_id is not None
-    assert [call.path.removeprefix("/v1") for call in relay.calls] == [LOOKUP, UNWRAP]
+    assert [call.path.removeprefix("/v1") for call in proxy.calls] == [LOOKUP, UNWRAP]
     await logs_in(unwrapped, bench)
     assert unwrapped.secret_id.reveal() not in logged.getvalue()
 
 
 async def test_settings_without_one_stay_as_they_are_and_vault_is_not_asked(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     assert await unwrap(seen.settings, ROLE) is seen.settings
-    assert relay.calls == []
+    assert proxy.calls == []
 
 
 async def test_the_second_who_takes_it_hears_that_somebody_has(bench: Bench) -> None:
@@ -88,10 +89,10 @@ async def test_the_second_who_takes_it_hears_that_somebody_has(bench: Bench) -> 
 
 
 async def test_what_is_taken_between_lookup_and_unwrapping_is_noticed(bench: Bench) -> None:
-    once, relay = await (await wrapped(bench)).behind_a_relay()
-    with relay.holding(UNWRAP):
+    once, proxy = await (await wrapped(bench)).behind_a_proxy()
+    with proxy.holding(UNWRAP):
         second = asyncio.create_task(refused(once))
-        await relay.arrived(UNWRAP, 1)
+        await proxy.arrived(UNWRAP, 1)
         await unwrap(bench.with_settings(wrapped_secret_id=once.settings.wrapped_secret_id).settings, ROLE)
     assert USED_UP in await second
 
@@ -138,12 +139,12 @@ async def test_the_role_can_have_another_name(bench: Bench) -> None:
 async def test_what_was_put_in_its_place_is_not_opened(bench: Bench, method: str, path: str, body: object) -> None:
     await bench.admin.post("/v1/cubbyhole/stored", json={"secret_id": "00000000-0000-0000-0000-000000000000"})
     forged = await response_wrapped(bench, method, path, body)
-    seen, relay = await forged.behind_a_relay()
+    seen, proxy = await forged.behind_a_proxy()
     said = await refused(seen)
     assert FORGED in said
     assert NOT_USED in said
     assert "stolen" in said
-    assert relay.to(UNWRAP) == []
+    assert proxy.to(UNWRAP) == []
     # It lies there as it was: whoever looks for the forger can still look at it.
     token = forged.settings.wrapped_secret_id
     assert token is not None
@@ -175,7 +176,7 @@ async def test_one_of_another_namespace_looks_the_same_and_does_not_log_in(embed
     await embedded_bench.admin.delete(f"/v1/sys/namespaces/{name}")
 
 
-async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(victim: Victim) -> None:
+async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(victim: SealableVault) -> None:
     once = await wrapped(victim.bench)
     await victim.seal()
     said = await refused(once)
@@ -186,11 +187,11 @@ async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(victim: V
     await logs_in(await unwrap(once.settings, ROLE), victim.bench)
 
 
-async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(victim: Victim) -> None:
-    once, relay = await (await wrapped(victim.bench)).behind_a_relay()
-    with relay.holding(UNWRAP):
+async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(victim: SealableVault) -> None:
+    once, proxy = await (await wrapped(victim.bench)).behind_a_proxy()
+    with proxy.holding(UNWRAP):
         refusal = asyncio.create_task(refused(once))
-        await relay.arrived(UNWRAP, 1)
+        await proxy.arrived(UNWRAP, 1)
         await victim.seal()
     assert NOT_USED in await refusal
     await victim.unseal()
@@ -211,7 +212,7 @@ async def test_an_answer_that_is_lost_is_not_asked_for_again(bench: Bench) -> No
             return answer({"data": {"creation_path": f"auth/approle/role/{ROLE}/secret-id"}})
         return HANG_UP
 
-    async with fake(losing) as server:
+    async with faulty_server(losing) as server:
         said = await refused(holding(bench, CANARY).with_settings(address=server.address))
         assert [request.target.removeprefix("/v1") for request in server.requests] == [LOOKUP, UNWRAP]
     assert "may be used up" in said
@@ -219,7 +220,7 @@ async def test_an_answer_that_is_lost_is_not_asked_for_again(bench: Bench) -> No
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data": {"secret_id": 7}}', b"not json"])
 async def test_an_answer_that_is_not_understood_is_no_secret_id(bench: Bench, body: bytes) -> None:
-    async with fake([Reply(200, body)]) as server:
+    async with faulty_server([Reply(200, body)]) as server:
         said = await refused(holding(bench, CANARY).with_settings(address=server.address))
     assert NOT_USED in said
 

@@ -20,7 +20,7 @@ from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
 from keyman.planes.management import housekeeping
 from keyman.storage.transactions import Database
-from tests.storage.rows import add, add_owner, count, row, table
+from tests.support.rows import add, add_owner, count, row, table
 
 pytestmark = pytest.mark.anyio
 

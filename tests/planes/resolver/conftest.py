@@ -11,8 +11,8 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from tests.planes.resolver.pair import Pair, pair_at
+from tests.support.database import PostgresServer
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,18 @@ from sqlalchemy.engine import URL
 
 from keyman import migrations
 from tests.cli.transcript import keyman
-from tests.support.live import Live, Victim, free_port, live, script, serve, sign_up, until, variables, victim_at
+from tests.support.cli import Live, live, serve, variables
+from tests.support.http import free_port, script, sign_up
 from tests.support.planes import Vault
+from tests.support.vault import DisposableVault, disposable_vault_at
+from tests.support.waiting import until
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("victim")) as made:
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("victim")) as made:
         yield made
 
 
@@ -77,7 +80,7 @@ def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(provisioned: Va
 
 
 def test_a_resolver_that_is_killed_while_vault_is_asked_has_told_before(
-    victim: Victim, url: URL, tmp_path: Path
+    victim: DisposableVault, url: URL, tmp_path: Path
 ) -> None:
     resolver_settings = asyncio.run(victim.provisioned("keyman-resolver"))
     first, second = variables(victim.settings, url), variables(resolver_settings, url)

@@ -14,24 +14,24 @@ from sqlalchemy.engine import URL
 
 from keyman.dev import embedded
 from tests.planes.resolver.pair import pair_at
-from tests.support.live import Victim, victim_at
+from tests.support.vault import DisposableVault, disposable_vault_at
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def audited(tmp_path: Path) -> Iterator[Victim]:
+def audited(tmp_path: Path) -> Iterator[DisposableVault]:
     """A Vault that writes what it is asked to `vault.log`, with the secrets hashed, as it does by default."""
     plain = embedded._config
     log = {"file": {"to-file": {"options": [{"file_path": str(tmp_path / "vault.log")}]}}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "_config", lambda *given: {**plain(*given), "audit": log})
-        with victim_at(tmp_path / "home") as started:
+        with disposable_vault_at(tmp_path / "home") as started:
             yield started
 
 
 @pytest.fixture
-def logins(audited: Victim) -> tuple[Any, Any]:
+def logins(audited: DisposableVault) -> tuple[Any, Any]:
     return asyncio.run(audited.provisioned()), asyncio.run(audited.provisioned("keyman-resolver"))
 
 

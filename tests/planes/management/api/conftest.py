@@ -16,8 +16,8 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman.identity.passwords import Passwords
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, fresh_plane_at
+from tests.support.database import PostgresServer
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(autouse=True)

@@ -35,8 +35,8 @@ from tests.planes.management.api.harness import (
     statements,
     store,
 )
-from tests.support.live import PATIENCE
 from tests.support.planes import PASSWORD, Vault
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 

@@ -43,10 +43,9 @@ from keyman.values import ApplicationName
 from tests.planes.management.api.bodies import BODIES, LATER, Body
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, as_json, cookie_of, headers_of
 from tests.planes.resolver.pair import resolver_at
-from tests.support.databases import copied
+from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server
 from tests.support.needs import require
 from tests.support.planes import PASSWORD, Vault
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
 pytestmark = pytest.mark.anyio
 

@@ -27,8 +27,9 @@ from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import ALL_SCOPES, Token, scopes_text
 from keyman.storage.transactions import Database
 from tests.planes.management.api.served import served
-from tests.support.live import NO_TLS, PATIENCE
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD, Vault
+from tests.support.waiting import PATIENCE
 
 EXAMPLES = 8
 """Per operation in the fuzzing phase; the coverage phase, which is systematic, makes most of the requests."""

@@ -18,8 +18,9 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from tests.planes.management.api.served import served
-from tests.support.live import NO_TLS, PATIENCE
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD, Vault
+from tests.support.waiting import PATIENCE
 
 LULL = 0.4
 """Seconds of silence after which a request is ended that the server takes for half of one; more would do no harm."""

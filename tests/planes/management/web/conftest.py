@@ -22,8 +22,9 @@ from tests.planes.management.api.conftest import (
     sqlite_database,
     sqlite_plane,
 )
-from tests.support.chromium import chromium_absence, chromium_path
-from tests.support.live import dev, free_port
+from tests.support.browser import chromium_absence, chromium_path
+from tests.support.cli import dev
+from tests.support.http import free_port
 from tests.support.needs import require
 from tests.support.planes import PASSWORD
 

@@ -21,7 +21,7 @@ from keyman.providers.catalogue import Catalogue
 from keyman.providers.masking import mask
 from tests.planes.management.web.conftest import Person
 from tests.support.planes import PASSWORD
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 KEYS = "/settings/api-keys"
 TOKENS = "/settings/access-tokens"

@@ -25,7 +25,7 @@ from keyman.planes.management.web.activity import (
     View,
 )
 from tests.planes.management.api.harness import ApiPlane, store
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 

@@ -28,8 +28,9 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
-from tests.support.live import NO_TLS, PATIENCE, sign_up
+from tests.support.http import NO_TLS, sign_up
 from tests.support.planes import PASSWORD
+from tests.support.waiting import PATIENCE
 
 OPENAI = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "first"}
 

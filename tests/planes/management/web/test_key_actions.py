@@ -20,7 +20,7 @@ from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.pages import HOME
 from tests.planes.management.api.harness import ApiPlane, store
 from tests.planes.management.web.test_activity import id_of, person
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 

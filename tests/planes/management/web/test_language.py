@@ -47,7 +47,7 @@ from keyman.providers.catalogue import SHIPPED
 from keyman.storage.paging import Cursor
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
 from tests.support.planes import PASSWORD
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 

@@ -31,8 +31,9 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
-from tests.support.live import NO_TLS, PATIENCE
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD
+from tests.support.waiting import PATIENCE
 
 NEW_PASSWORD = "staple battery horse correct"
 TAPPED = 44

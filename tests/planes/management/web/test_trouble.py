@@ -30,9 +30,12 @@ from tests.planes.management.web.moves import (
     rows,
     save,
 )
-from tests.support.chromium import chromium_absence
-from tests.support.live import PATIENCE, Live, Root, dev, dev_parts, environment, free_port, serve, settings_of
+from tests.support.browser import chromium_absence
+from tests.support.cli import Live, dev, dev_parts, environment, serve, settings_of
+from tests.support.http import free_port
 from tests.support.needs import require
+from tests.support.vault import RootClient
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +62,10 @@ def test_while_vault_is_sealed_the_form_says_so_and_the_list_works(arrive: Arriv
     ada = join(arrive(signed_up=False, origin=stack.origin))
     ada.store({"service": "OPENAI", "api_key": OPENAI_KEY, "name": "from before"})
     ada.open(KEYS)
-    Root.of_home(stack.home).ask("PUT", "sys/seal")
+    RootClient.of_home(stack.home).ask("PUT", "sys/seal")
     _works_without_vault(ada, "Vault is sealed: an operator must unseal it. Nothing was stored.")
     keys = json.loads((stack.home / "vault" / "keys.json").read_bytes())
-    Root.of_home(stack.home).ask("PUT", "sys/unseal", {"key": keys["unseal_key"]})
+    RootClient.of_home(stack.home).ask("PUT", "sys/unseal", {"key": keys["unseal_key"]})
 
 
 def _works_without_vault(ada: Person, words: str) -> None:
