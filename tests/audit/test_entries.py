@@ -5,12 +5,10 @@ What is told of what: tests/api/test_audit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, update
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 
 from keyman.audit import listing
@@ -24,13 +22,6 @@ from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

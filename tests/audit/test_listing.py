@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import insert
-from sqlalchemy.engine import URL
 
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor
@@ -28,13 +26,6 @@ pytestmark = pytest.mark.anyio
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HASH = bytes(32)  # what is read by time and action is not verified
 RESOLVES = (Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED)
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 async def write(db: Database, *entries: tuple[int, datetime, Action]) -> list[tuple[int, datetime, Action]]:

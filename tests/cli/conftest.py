@@ -43,26 +43,26 @@ def env(file: Path, migrated_sqlite: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+def rotated_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
     with disposable_vault_at(tmp_path_factory.mktemp("rotated")) as started:
         yield started
 
 
 @pytest.fixture
-def management(victim: DisposableVault) -> VaultSettings:
+def management(rotated_vault: DisposableVault) -> VaultSettings:
     """How the service logs in, at a mount of the test's own."""
-    return asyncio.run(victim.provisioned(mount=f"seals-{token_hex(4)}"))
+    return asyncio.run(rotated_vault.provisioned(mount=f"seals-{token_hex(4)}"))
 
 
 @pytest.fixture
-def operator(env: dict[str, str], victim: DisposableVault, management: VaultSettings) -> dict[str, str]:
+def operator(env: dict[str, str], rotated_vault: DisposableVault, management: VaultSettings) -> dict[str, str]:
     """The variables of the job that rotates."""
     role = "auth/approle/role/keyman-rotator"
     return env | {
         "KEYMAN_VAULT_ADDR": management.address,
         "KEYMAN_VAULT_MOUNT": management.mount,
-        "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],
-        "KEYMAN_VAULT_SECRET_ID": victim.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
+        "KEYMAN_VAULT_ROLE_ID": rotated_vault.root.ask("GET", f"{role}/role-id")["role_id"],
+        "KEYMAN_VAULT_SECRET_ID": rotated_vault.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
     }
 
 

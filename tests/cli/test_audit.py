@@ -211,9 +211,9 @@ def test_a_hostile_anchor_is_none(tmp_path: Path) -> None:
 
 
 def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(
-    operator: dict[str, str], victim: DisposableVault, tmp_path: Path
+    operator: dict[str, str], rotated_vault: DisposableVault, tmp_path: Path
 ) -> None:
-    env = operator | {"KEYMAN_VAULT_TOKEN": victim.root.ask_token({"policies": ["root"]})}
+    env = operator | {"KEYMAN_VAULT_TOKEN": rotated_vault.root.ask_token({"policies": ["root"]})}
     assert keyman("app", "create", "one", "--service", "OPENAI", env=env).code == 0
     anchor = tmp_path / "anchor.json"
     signed = keyman("audit", "anchor", "--sign", "keyman-audit", env=env)

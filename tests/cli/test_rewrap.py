@@ -35,7 +35,7 @@ def versions(env: dict[str, str]) -> list[str]:
 
 
 def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
-    operator: dict[str, str], stored: int, victim: DisposableVault
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
 ) -> None:
     mount = operator["KEYMAN_VAULT_MOUNT"]
     nothing = Finished(0, "", "0 keys to rewrap. The newest version is 1.\n")
@@ -50,7 +50,7 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
     assert "Vault does not open backups of the database from before this run" in done.err
     assert versions(operator) == ["v2"]
 
-    victim.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
+    rotated_vault.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
     assert keyman("rewrap", env=operator) == Finished(0, "", "Rewrapped 0 keys to version 2.\n")
     told = json.loads(keyman("audit", "list", "--json", env=operator).out)
     assert [(entry["action"], entry["actor"], entry["detail"]) for entry in told if entry["key_id"] is None] == [
@@ -61,9 +61,9 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
 
 
 def test_a_dry_run_counts_by_version_and_changes_nothing(
-    operator: dict[str, str], stored: int, victim: DisposableVault
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
 ) -> None:
-    victim.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
+    rotated_vault.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
     counted = Finished(0, f"{stored} at version 1\n", f"{stored} keys to rewrap. The newest version is 2.\n")
     assert keyman("rewrap", "--dry-run", env=operator) == counted
     assert keyman("rewrap", "--dry-run", env=operator) == counted
@@ -109,7 +109,7 @@ def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: d
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
-    operator: dict[str, str], stored: int, victim: DisposableVault, tmp_path: Path, number: signal.Signals
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault, tmp_path: Path, number: signal.Signals
 ) -> None:
     with live("rotate", env=operator | {"MARK": str(tmp_path)}, directory=tmp_path / "out", mark=tmp_path) as running:
         running.says("New values are now")
@@ -121,13 +121,13 @@ def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
     assert (done.code, done.out) == (0, "")
     assert versions(operator) == ["v2"]
     keys = asyncio.run(stored_keys(make_url(operator["KEYMAN_DATABASE_URL"])))
-    opened = victim.root.opens_all(keys.values(), mount=operator["KEYMAN_VAULT_MOUNT"])
+    opened = rotated_vault.root.opens_all(keys.values(), mount=operator["KEYMAN_VAULT_MOUNT"])
     assert set(opened.values()) == {"sk-1234567890"}
     assert len(opened) == stored
 
 
 def test_of_keys_below_what_vault_still_opens_it_says_how_they_are_got_back(
-    operator: dict[str, str], stored: int, victim: DisposableVault, file: Path
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault, file: Path
 ) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection:
         [late] = connection.execute("SELECT encrypted_key, id FROM api_keys WHERE id = 7")
@@ -135,11 +135,11 @@ def test_of_keys_below_what_vault_still_opens_it_says_how_they_are_got_back(
         connection.execute("UPDATE api_keys SET key_version = 1, encrypted_key = ? WHERE id = ?", late)
         connection.commit()
     key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
-    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
+    rotated_vault.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
     done = keyman("rewrap", env=operator)
     assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
     assert f"    vault write {key}/config min_decryption_version=1\n" in done.err
-    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 1})
+    rotated_vault.root.ask("POST", f"{key}/config", {"min_decryption_version": 1})
     assert keyman("rewrap", env=operator).code == 0
 
 
@@ -156,8 +156,10 @@ def test_what_keeps_it_from_starting_is_said_in_words(
     assert "Nothing was stored" not in gone
 
 
-def test_a_wrapped_secret_id_serves_one_command(operator: dict[str, str], stored: int, victim: DisposableVault) -> None:
-    token = victim.root.wraps("auth/approle/role/keyman-rotator/secret-id")
+def test_a_wrapped_secret_id_serves_one_command(
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
+) -> None:
+    token = rotated_vault.root.wraps("auth/approle/role/keyman-rotator/secret-id")
     env = {**operator, "KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
     unmigrated = {**env, "KEYMAN_DATABASE_URL": f"{env['KEYMAN_DATABASE_URL']}.other"}
     assert "keyman db upgrade" in failed(keyman("rotate", env=unmigrated))  # which leaves it for the next
@@ -184,15 +186,15 @@ def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management:
 
 
 def test_another_key_of_the_same_name_is_not_rotated(
-    operator: dict[str, str], stored: int, victim: DisposableVault
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
 ) -> None:
     key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
-    victim.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
-    victim.root.ask("DELETE", key)
-    victim.root.ask("POST", key, {"derived": True, "type": "aes256-gcm96"})
+    rotated_vault.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
+    rotated_vault.root.ask("DELETE", key)
+    rotated_vault.root.ask("POST", key, {"derived": True, "type": "aes256-gcm96"})
     for command in ("rotate", "rewrap"):
         assert "not the one this database was sealed with" in failed(keyman(command, env=operator))
-    assert victim.root.ask("GET", key)["latest_version"] == 1
+    assert rotated_vault.root.ask("GET", key)["latest_version"] == 1
 
 
 def test_a_database_without_a_sentinel_is_not_rotated_by_somebody_who_cannot_make_one(

@@ -28,21 +28,21 @@ CANARY = "cAnArY0987"
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+def service_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
     with disposable_vault_at(tmp_path_factory.mktemp("victim")) as made:
         yield made
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> URL:
+def service_database(tmp_path: Path) -> URL:
     return URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
 
 
 @pytest.fixture
-def env(provisioned: Vault, url: URL, migrated_sqlite: Path) -> dict[str, str]:
+def service_env(provisioned: Vault, service_database: URL, migrated_sqlite: Path) -> dict[str, str]:
     """A service over the worker's Vault and a migrated database of the test's own."""
-    copied(migrated_sqlite, Path(str(url.database)))
-    return variables(provisioned.settings, url)
+    copied(migrated_sqlite, Path(str(service_database.database)))
+    return variables(provisioned.settings, service_database)
 
 
 # --- what stops the start
@@ -72,8 +72,8 @@ def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: P
     assert "Traceback" not in refused.err
 
 
-def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vault, url: URL) -> None:
-    given = variables(provisioned.settings, url)
+def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vault, service_database: URL) -> None:
+    given = variables(provisioned.settings, service_database)
     refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
@@ -81,9 +81,9 @@ def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vaul
 
 
 def test_a_look_at_a_database_that_is_not_there_leaves_nothing_that_others_can_read(
-    provisioned: Vault, url: URL, tmp_path: Path
+    provisioned: Vault, service_database: URL, tmp_path: Path
 ) -> None:
-    given = variables(provisioned.settings, url)
+    given = variables(provisioned.settings, service_database)
     run_keyman("serve", "--port", str(free_port()), env=given)
     run_keyman("db", "check", env=given)
     run_keyman("user", "list", env=given)
@@ -92,11 +92,13 @@ def test_a_look_at_a_database_that_is_not_there_leaves_nothing_that_others_can_r
 
 
 @pytest.mark.parametrize("revision", ["0000", "9999"])
-def test_another_schema_is_said_with_the_command_that_helps(env: dict[str, str], tmp_path: Path, revision: str) -> None:
+def test_another_schema_is_said_with_the_command_that_helps(
+    service_env: dict[str, str], tmp_path: Path, revision: str
+) -> None:
     with sqlite3.connect(tmp_path / "keyman.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
     connection.close()
-    refused = run_keyman("serve", "--port", str(free_port()), env=env)
+    refused = run_keyman("serve", "--port", str(free_port()), env=service_env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert "keyman db upgrade" in refused.err
@@ -112,12 +114,12 @@ def test_a_database_that_is_away_is_said_without_its_password(provisioned: Vault
     assert "Traceback" not in refused.err
 
 
-def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
+def test_a_port_in_use_is_said_in_one_sentence(service_env: dict[str, str]) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        refused = run_keyman("serve", "--port", str(port), env=env)
+        refused = run_keyman("serve", "--port", str(port), env=service_env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port}" in refused.err
@@ -138,9 +140,9 @@ def root(provisioned: Vault) -> RootClient:
 
 
 def test_a_wrapped_secret_id_is_taken_once_for_all_workers_and_for_those_that_follow(
-    env: dict[str, str], root: RootClient, tmp_path: Path
+    service_env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
-    given = wrapped(env, root)
+    given = wrapped(service_env, root)
     token = given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]
     with serve(given, tmp_path, "--workers", "2") as service:
         until(lambda: len(_logins(service)) == 2, "the login of each")
@@ -169,8 +171,8 @@ def _logins(service: Service) -> list[object]:
     return [line for line in service.log() if line["event"] == "logged in to vault"]
 
 
-def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], root: RootClient) -> None:
-    given = wrapped(env, root, "keyman-resolver")
+def test_another_roles_wrapped_secret_id_stops_the_start(service_env: dict[str, str], root: RootClient) -> None:
+    given = wrapped(service_env, root, "keyman-resolver")
     refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert "holds no secret ID of the AppRole keyman-management" in refused.err
@@ -179,9 +181,9 @@ def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], ro
 
 
 def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
-    env: dict[str, str], root: RootClient, tmp_path: Path
+    service_env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
-    given = wrapped(env, root)
+    given = wrapped(service_env, root)
     file = tmp_path / "wrapped"
     file.write_text(given.pop("KEYMAN_VAULT_WRAPPED_SECRET_ID") + "\n")
     given["KEYMAN_VAULT_WRAPPED_SECRET_ID_FILE"] = str(file)
@@ -199,9 +201,9 @@ def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
 
 
 def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_request(
-    env: dict[str, str], tmp_path: Path
+    service_env: dict[str, str], tmp_path: Path
 ) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         ada = sign_up(service.url, "ada@example.com")
         stored = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
         ada.get("/api/keys", params={"q": CANARY})
@@ -229,8 +231,8 @@ def _counted(url: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_metrics_of_any_worker_add_all_of_them_up(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         assert len(service.workers) == 2
         for _ in range(30):
             httpx.get(f"{service.url}/livez", verify=NO_TLS)
@@ -240,8 +242,8 @@ def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path:
         assert [_counted(service.url) for _ in range(10)] == [30] * 10
 
 
-def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_metrics_survive_a_worker_that_is_killed(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         for _ in range(10):
             httpx.get(f"{service.url}/livez", verify=NO_TLS)
         until(lambda: _counted(service.url) == 10, "all counts")
@@ -254,17 +256,17 @@ def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: 
 
 
 @pytest.fixture
-def hurt(victim: DisposableVault, url: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
+def hurt(service_vault: DisposableVault, service_database: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
     """A service over a Vault that the test harms."""
-    copied(migrated_sqlite, Path(str(url.database)))
-    yield variables(victim.settings, url)
-    victim.repair()
+    copied(migrated_sqlite, Path(str(service_database.database)))
+    yield variables(service_vault.settings, service_database)
+    service_vault.repair()
 
 
 def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
-    hurt: dict[str, str], victim: DisposableVault, tmp_path: Path
+    hurt: dict[str, str], service_vault: DisposableVault, tmp_path: Path
 ) -> None:
-    victim.kill()
+    service_vault.kill()
     with serve(hurt, tmp_path, ready=False) as service:
         until(lambda: service.readiness() is not None, "an answer")
         assert service.readiness() == {"status": "degraded", "checks": {"database": "ok", "vault": "unreachable"}}
@@ -274,19 +276,19 @@ def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/vault-unavailable")
         assert "cannot be reached" in refused.json()["detail"]
         assert ada.get("/api/keys").json() == []
-        victim.start()
+        service_vault.start()
         until(lambda: (service.readiness() or {})["checks"]["vault"] == "sealed", "a sealed Vault")
-        victim.unseal()
+        service_vault.unseal()
         until(service.is_ready, "readiness")
         assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
 
 
-def test_what_lies_in_the_current_directory_is_never_run(env: dict[str, str], tmp_path: Path) -> None:
+def test_what_lies_in_the_current_directory_is_never_run(service_env: dict[str, str], tmp_path: Path) -> None:
     package = tmp_path / "package"
     (package / "keyman").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "keyman" / "__init__.py").write_text("raise SystemExit('this is not keyman')")
-    with serve(env, tmp_path, cwd=package) as service:
+    with serve(service_env, tmp_path, cwd=package) as service:
         assert service.is_ready()
 
 
@@ -310,12 +312,12 @@ def _refuses(service: Service) -> bool:
 
 
 def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
-    hurt: dict[str, str], victim: DisposableVault, tmp_path: Path
+    hurt: dict[str, str], service_vault: DisposableVault, tmp_path: Path
 ) -> None:
     with serve(hurt, tmp_path) as service, ThreadPoolExecutor() as threads:
         ada = sign_up(service.url, "ada@example.com")
         body = {"email": "ada@example.com", "password": PASSWORD}
-        victim.freeze()
+        service_vault.freeze()
         slow = threads.submit(ada.post, "/api/keys", json={"service": "OPENAI", "api_key": VALUE})
         until(lambda: _in_flight(service) == 2, "a request in flight")  # and the one that asks
         busy = [
@@ -325,7 +327,7 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
         until(lambda: _in_flight(service) >= 3, "sign-ins in flight")
         service.live.send(signal.SIGTERM)
         until(lambda: _refuses(service), "a refusal")
-        victim.thaw()
+        service_vault.thaw()
         answer = slow.result()
         assert answer.status_code == 201, answer.text
         assert answer.json()["last_4_chars"] == "sk-...1234"
@@ -340,8 +342,8 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
         connection.close()
 
 
-def test_idle_connections_do_not_keep_it_from_stopping(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path) as service, httpx.Client(base_url=service.url, verify=NO_TLS) as idle:
+def test_idle_connections_do_not_keep_it_from_stopping(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path) as service, httpx.Client(base_url=service.url, verify=NO_TLS) as idle:
         assert idle.get("/livez").status_code == 200
         ended = service.live.end()
         assert ended.code == 0
@@ -349,8 +351,8 @@ def test_idle_connections_do_not_keep_it_from_stopping(env: dict[str, str], tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_a_stop_leaves_nothing_behind(service_env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         service.live.send_group(number)
         ended = service.live.wait()
         assert ended.code == 0
@@ -361,8 +363,8 @@ def test_a_stop_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, numbe
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.3])
-def test_a_stop_during_the_start_is_heard(env: dict[str, str], tmp_path: Path, pause: float) -> None:
-    with serve(env, tmp_path, ready=False) as service:
+def test_a_stop_during_the_start_is_heard(service_env: dict[str, str], tmp_path: Path, pause: float) -> None:
+    with serve(service_env, tmp_path, ready=False) as service:
         until(lambda: service.workers, "a worker")
         time.sleep(pause)
         ended = service.live.end()
@@ -373,8 +375,8 @@ def test_a_stop_during_the_start_is_heard(env: dict[str, str], tmp_path: Path, p
         until(lambda: not processes(tmp_path), "the end of every process")
 
 
-def test_a_stop_before_there_is_a_worker_is_heard(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, ready=False) as service:
+def test_a_stop_before_there_is_a_worker_is_heard(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, ready=False) as service:
         time.sleep(0.3)
         service.live.end()
         until(lambda: not processes(tmp_path), "the end of every process")
@@ -387,16 +389,16 @@ def _killed_main(service: Service, mark: Path) -> None:
     until(lambda: is_free(int(service.url.rpartition(":")[2])), "a free port")
 
 
-def test_no_worker_outlives_a_main_process_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_no_worker_outlives_a_main_process_that_is_killed(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         _killed_main(service, tmp_path)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.15])
 def test_no_worker_outlives_a_main_process_that_is_killed_during_the_start(
-    env: dict[str, str], tmp_path: Path, pause: float
+    service_env: dict[str, str], tmp_path: Path, pause: float
 ) -> None:
-    with serve(env, tmp_path, ready=False) as service:
+    with serve(service_env, tmp_path, ready=False) as service:
         until(lambda: service.workers, "a worker")
         time.sleep(pause)
         _killed_main(service, tmp_path)

@@ -342,11 +342,11 @@ async def _writes_held(url: URL, request: pytest.FixtureRequest) -> AsyncIterato
 
 
 async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
-    victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path
+    disposable_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path
 ) -> None:
     chance = random.Random()  # noqa: S311  # moments and values of a test
     name = f"crash_{uuid4().hex}"
-    url = make_url(victim_postgres.create_database(name))
+    url = make_url(disposable_postgres.create_database(name))
     await migrations.upgrade(url)
     root = RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
     ledgers = await _ledgers(url, quick_passwords)
@@ -355,8 +355,8 @@ async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
             for _ in range(3):
                 async with _load(service, ledgers, chance) as count:
                     await count.at_least(chance.randint(1, 100))
-                    await asyncio.to_thread(victim_postgres.stop, crash=True)
-                await asyncio.to_thread(victim_postgres.start)
+                    await asyncio.to_thread(disposable_postgres.stop, crash=True)
+                await asyncio.to_thread(disposable_postgres.start)
 
                 async def ready() -> bool:
                     return await asyncio.to_thread(service.is_ready)
@@ -366,6 +366,6 @@ async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
                 await _settle(url, root, ledgers)
             assert service.live.end().code == 0
     finally:
-        victim_postgres.stop()
-        victim_postgres.start()
-        victim_postgres.drop_database(name)
+        disposable_postgres.stop()
+        disposable_postgres.start()
+        disposable_postgres.drop_database(name)

@@ -260,11 +260,11 @@ async def test_a_vault_that_was_another_one_for_a_moment_marks_nothing(one_scene
 
 
 @asynccontextmanager
-async def shut_out(victim: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
-    policy = victim.root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
-    victim.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": LOOKUP_ONLY})
+async def shut_out(vault: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
+    policy = vault.root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
+    vault.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": LOOKUP_ONLY})
     yield
-    victim.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": policy})
+    vault.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": policy})
 
 
 FAULTS: dict[str, tuple[Fault, str, str, str]] = {
@@ -278,11 +278,11 @@ FAULTS: dict[str, tuple[Fault, str, str, str]] = {
 
 
 @pytest.fixture
-async def vaults(victim: DisposableVault) -> tuple[VaultSettings, VaultSettings]:
+async def vaults(disposable_vault: DisposableVault) -> tuple[VaultSettings, VaultSettings]:
     """A mount of the test's own, for both planes."""
     mount = f"transit-{uuid4().hex[:8]}"
     roles = ("keyman-management", "keyman-resolver")
-    management, resolver = [await victim.provisioned(role, mount=mount, timeout=TIMEOUT) for role in roles]
+    management, resolver = [await disposable_vault.provisioned(role, mount=mount, timeout=TIMEOUT) for role in roles]
     return management, resolver
 
 
@@ -290,7 +290,7 @@ async def vaults(victim: DisposableVault) -> tuple[VaultSettings, VaultSettings]
 async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_well_again_once_it_is_back(
     name: str,
     sqlite: URL,
-    victim: DisposableVault,
+    disposable_vault: DisposableVault,
     vaults: tuple[VaultSettings, VaultSettings],
     quick_passwords: PasswordHasher,
 ) -> None:
@@ -299,7 +299,7 @@ async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_wel
         ada, app = await pair.owner(), await pair.app()
         key_id = await ada.key()
         assert await app.gets(key_id=key_id) == OPENAI_KEY
-        async with fault(victim, vaults[1]):
+        async with fault(disposable_vault, vaults[1]):
             await vault_becomes(pair, state)
             answer = await app.ask(key_id=key_id)
             problem(answer, "vault-unavailable")
@@ -312,12 +312,15 @@ async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_wel
 
 
 async def test_a_key_of_vaults_that_was_deleted_or_made_again_marks_nothing(
-    sqlite: URL, victim: DisposableVault, vaults: tuple[VaultSettings, VaultSettings], quick_passwords: PasswordHasher
+    sqlite: URL,
+    disposable_vault: DisposableVault,
+    vaults: tuple[VaultSettings, VaultSettings],
+    quick_passwords: PasswordHasher,
 ) -> None:
     async with pair_at(sqlite, *vaults, quick_passwords) as pair:
         ada, app = await pair.owner(), await pair.app()
         keys = [await ada.key() for _ in range(5)]
-        delete_key(victim, vaults[0])
+        delete_key(disposable_vault, vaults[0])
         for _ in range(2):
             for key_id in keys:
                 answer = await app.ask(key_id=key_id)
@@ -325,7 +328,7 @@ async def test_a_key_of_vaults_that_was_deleted_or_made_again_marks_nothing(
                 assert "not the one this database was sealed with" in answer.json()["detail"]
                 assert not (await pair.row(key_id)).undecryptable
             assert (await checks(pair.resolver.client()))["vault"] == "wrong-key"
-            await victim.provisioned(mount=vaults[0].mount)  # under the same name, with the same properties
+            await disposable_vault.provisioned(mount=vaults[0].mount)  # under the same name, with the same properties
         failed = ("key.resolve-failed", "wrong-key")
         assert await pair.told(app) == [RESOLVED, failed] * 10
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 import time_machine
 from sqlalchemy import select
-from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Actor
 from keyman.audit.tables import audit_log
@@ -26,13 +24,6 @@ from keyman.values import ApplicationName
 pytestmark = pytest.mark.anyio
 
 CHAT = ApplicationName("chat-backend")
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 async def shown(db: Database, token: Token) -> Application:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from tests.support.rows import add, add_owner, row
 pytestmark = pytest.mark.anyio
 
 COMMAND = "Run: keyman db upgrade"
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 async def refusal(db: Database) -> str:

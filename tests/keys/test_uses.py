@@ -15,10 +15,8 @@ from keyman.identity.tokens import ALL_SCOPES
 from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
 from keyman.storage.transactions import Database
-from tests.audit.test_entries import add, db
+from tests.audit.test_entries import add
 from tests.support.rows import entry
-
-__all__ = ["db"]  # found by pytest
 
 pytestmark = pytest.mark.anyio
 

@@ -365,12 +365,12 @@ async def recovered(cipher: TransitCipher) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(victim: SealableVault) -> None:
-    cipher = await victim.bench.warm_cipher()
+async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(sealable_vault: SealableVault) -> None:
+    cipher = await sealable_vault.bench.warm_cipher()
     over, faults = asyncio.Event(), list[VaultReason]()
     callers = [asyncio.create_task(sealing_without_end(cipher, faults, over)) for _ in range(20)]
     await asyncio.sleep(0.1)
-    await victim.seal()
+    await sealable_vault.seal()
     reasons = await asyncio.gather(*(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)))
     assert set(reasons) == {VaultReason.SEALED}
     over.set()
@@ -378,21 +378,23 @@ async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(vi
     # While it seals itself Vault cuts calls off in its own ways; nothing is taken for a wrong key or a refused login.
     assert VaultReason.SEALED in faults
     assert not {VaultReason.WRONG_KEY, VaultReason.LOGIN} & set(faults)
-    await victim.unseal()
+    await sealable_vault.unseal()
     await recovered(cipher)
 
 
-async def test_when_vault_freezes_every_caller_hears_it_in_time_and_then_it_goes_on(victim: SealableVault) -> None:
-    bench = victim.bench.with_settings(timeout=1.0)
+async def test_when_vault_freezes_every_caller_hears_it_in_time_and_then_it_goes_on(
+    sealable_vault: SealableVault,
+) -> None:
+    bench = sealable_vault.bench.with_settings(timeout=1.0)
     cipher = await bench.warm_cipher()
     leaving = [asyncio.create_task(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)]
     await asyncio.sleep(0)
-    victim.freeze()
+    sealable_vault.freeze()
     async with asyncio.timeout(60):
         reasons = await asyncio.gather(*(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)))
         await asyncio.gather(*leaving, return_exceptions=True)
     assert set(reasons) == {VaultReason.TIMEOUT}
-    victim.thaw()
+    sealable_vault.thaw()
     await recovered(cipher)
     text, context, sealed = (await some(cipher, 1))[0]
     assert await bench.opened(sealed.ciphertext, context) == text

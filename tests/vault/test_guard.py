@@ -170,22 +170,22 @@ async def test_a_policy_without_encrypt_is_forbidden_at_the_first_start(bench: B
     assert shelf.stored is None
 
 
-async def test_a_sealed_vault_is_sealed_and_then_passes_again(victim: SealableVault) -> None:
-    guard = victim.bench.guard()
+async def test_a_sealed_vault_is_sealed_and_then_passes_again(sealable_vault: SealableVault) -> None:
+    guard = sealable_vault.bench.guard()
     await guard.verify()
-    await victim.seal()
+    await sealable_vault.seal()
     assert await refusal(guard.verify(max_age=0)) == VaultReason.SEALED
-    await victim.unseal()
+    await sealable_vault.unseal()
     await guard.verify(max_age=0)
 
 
-async def test_a_frozen_vault_is_a_timeout_and_then_passes_again(victim: SealableVault) -> None:
-    guard = victim.bench.with_settings(timeout=1.0).guard()
+async def test_a_frozen_vault_is_a_timeout_and_then_passes_again(sealable_vault: SealableVault) -> None:
+    guard = sealable_vault.bench.with_settings(timeout=1.0).guard()
     await guard.verify()
-    victim.freeze()
+    sealable_vault.freeze()
     async with asyncio.timeout(60):
         assert await refusal(guard.verify(max_age=0)) == VaultReason.TIMEOUT
-    victim.thaw()
+    sealable_vault.thaw()
     await guard.verify(max_age=0)
 
 

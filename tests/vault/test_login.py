@@ -337,12 +337,12 @@ async def test_after_the_pause_a_login_that_was_refused_is_tried_again(
     assert len(recording_proxy.to(LOGIN)) == 3
 
 
-async def test_a_sealed_vault_is_not_a_refused_login(victim: SealableVault) -> None:
-    await victim.seal()
-    client = victim.bench.client()
-    assert await refusal(read_key(client, victim.bench)) == VaultReason.SEALED
-    await victim.unseal()
-    await read_key(client, victim.bench)
+async def test_a_sealed_vault_is_not_a_refused_login(sealable_vault: SealableVault) -> None:
+    await sealable_vault.seal()
+    client = sealable_vault.bench.client()
+    assert await refusal(read_key(client, sealable_vault.bench)) == VaultReason.SEALED
+    await sealable_vault.unseal()
+    await read_key(client, sealable_vault.bench)
 
 
 # --- JWT

@@ -176,26 +176,26 @@ async def test_one_of_another_namespace_looks_the_same_and_does_not_log_in(embed
     await embedded_bench.admin.delete(f"/v1/sys/namespaces/{name}")
 
 
-async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(victim: SealableVault) -> None:
-    once = await wrapped(victim.bench)
-    await victim.seal()
+async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(sealable_vault: SealableVault) -> None:
+    once = await wrapped(sealable_vault.bench)
+    await sealable_vault.seal()
     said = await refused(once)
     assert "sealed" in said
     assert NOT_USED in said
     assert "stolen" not in said
-    await victim.unseal()
-    await logs_in(await unwrap(once.settings, ROLE), victim.bench)
+    await sealable_vault.unseal()
+    await logs_in(await unwrap(once.settings, ROLE), sealable_vault.bench)
 
 
-async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(victim: SealableVault) -> None:
-    once, proxy = await (await wrapped(victim.bench)).behind_a_proxy()
+async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(sealable_vault: SealableVault) -> None:
+    once, proxy = await (await wrapped(sealable_vault.bench)).behind_a_proxy()
     with proxy.holding(UNWRAP):
         refusal = asyncio.create_task(refused(once))
         await proxy.arrived(UNWRAP, 1)
-        await victim.seal()
+        await sealable_vault.seal()
     assert NOT_USED in await refusal
-    await victim.unseal()
-    await logs_in(await unwrap(once.settings, ROLE), victim.bench)
+    await sealable_vault.unseal()
+    await logs_in(await unwrap(once.settings, ROLE), sealable_vault.bench)
 
 
 async def test_a_vault_that_is_away_is_no_theft() -> None:

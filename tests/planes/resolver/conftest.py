@@ -42,7 +42,7 @@ async def postgresql_pair(
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest, anyio_backend: str) -> Pair:
+def shared_pair(request: pytest.FixtureRequest, anyio_backend: str) -> Pair:
     """The worker's pair over one database and over the other."""
     pair: Pair = request.getfixturevalue(f"{request.param}_pair")
     return pair

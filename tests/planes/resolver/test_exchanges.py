@@ -114,8 +114,8 @@ class Held:
 
 
 @pytest.fixture
-async def held(shared: Pair) -> Held:
-    ada, grace, app = await shared.owner(), await shared.owner(), await shared.app("OPENAI", "ANTHROPIC")
+async def held(shared_pair: Pair) -> Held:
+    ada, grace, app = await shared_pair.owner(), await shared_pair.owner(), await shared_pair.app("OPENAI", "ANTHROPIC")
     ids = {
         "ada's": await ada.key(value=_value("first")),
         "ada's other": await ada.key(value=_value("second")),
@@ -123,7 +123,7 @@ async def held(shared: Pair) -> Held:
         "grace's": await grace.key(value=_value("fourth")),
         "grace's of another service": await grace.key("ANTHROPIC", _value("fifth")),
     }
-    before = {key_id: await stored(shared, key_id) for key_id in ids.values()}
+    before = {key_id: await stored(shared_pair, key_id) for key_id in ids.values()}
     truths = {}
     for number, (name, key_id) in enumerate(ids.items()):
         owner = ada if name.startswith("ada") else grace
@@ -131,8 +131,8 @@ async def held(shared: Pair) -> Held:
         answer = await owner.client.put(f"/api/keys/{key_id}", json={"api_key": value})
         assert answer.status_code == 200, answer.text
         truths[key_id] = Truth(owner.id, before[key_id]["service"], value)
-    now = {key_id: await stored(shared, key_id) for key_id in ids.values()}
-    return Held(shared, app, ada, ids, truths, now, before)
+    now = {key_id: await stored(shared_pair, key_id) for key_id in ids.values()}
+    return Held(shared_pair, app, ada, ids, truths, now, before)
 
 
 @pytest.mark.parametrize("other", ["ada's other", "ada's of another service", "grace's", "grace's of another service"])

@@ -65,7 +65,7 @@ def shared(request: pytest.FixtureRequest, anyio_backend: str) -> ApiPlane:
 
 
 @pytest.fixture
-async def plane(database: URL, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[ApiPlane]:
+async def api_plane(database: URL, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[ApiPlane]:
     """A plane of the test's own, over a database of its own, once of each kind."""
     async with api_plane_at(database, provisioned.settings, Passwords(quick_passwords)) as running:
         yield running

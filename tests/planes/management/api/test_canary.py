@@ -38,7 +38,6 @@ from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import Token
 from keyman.keys.tables import api_keys
 from keyman.migrations import tables
-from keyman.telemetry import configure_logging
 from keyman.values import ApplicationName
 from tests.planes.management.api.bodies import BODIES, LATER, Body
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, as_json, cookie_of, headers_of
@@ -107,25 +106,6 @@ def quiet_postgres() -> Iterator[PostgresServer]:
     require("postgres", postgres_absence())
     with postgres_server(log_statements=False) as server:
         yield server
-
-
-@pytest.fixture
-def logged() -> Iterator[StringIO]:
-    """Everything that is logged while a test runs, at DEBUG, as keyman writes it."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in list(logging.Logger.manager.loggerDict)}
-    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
-    stream = StringIO()
-    configure_logging("json", "debug", stream)
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the client's, not keyman's
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in list(logging.Logger.manager.loggerDict):
-        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
-    structlog.configure(**before)
 
 
 @dataclass

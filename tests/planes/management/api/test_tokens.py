@@ -117,13 +117,13 @@ async def test_a_token_has_a_name(shared: ApiPlane, name: object) -> None:
 
 
 async def test_a_token_is_dead_once_it_is_revoked_on_every_replica(
-    plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
+    api_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    url = plane.settings.database_url
+    url = api_plane.settings.database_url
     async with api_plane_at(url, provisioned.settings, Passwords(quick_passwords)) as replica:
-        ada = await plane.user()
+        ada = await api_plane.user()
         made = (await ada.post("/api/tokens", json={"name": "x"})).json()
-        here, there = plane.bearer(made["token"]), replica.bearer(made["token"])
+        here, there = api_plane.bearer(made["token"]), replica.bearer(made["token"])
         for script in (here, there):
             assert (await script.get("/api/keys")).status_code == 200
         gone = await ada.delete(f"/api/tokens/{made['id']}")

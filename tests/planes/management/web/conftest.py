@@ -52,7 +52,7 @@ document.addEventListener("securitypolicyviolation", (e) =>
 NUMBERS = itertools.count()
 
 
-class Stack(NamedTuple):
+class DevServer(NamedTuple):
     """A running `keyman dev`."""
 
     origin: str
@@ -60,12 +60,12 @@ class Stack(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def dev_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
     """The worker's own; a test that harms one starts another."""
     require("chromium", chromium_absence())
     home, port = tmp_path_factory.mktemp("pages") / ".keyman", free_port()
     with dev(home, port):
-        yield Stack(f"http://127.0.0.1:{port}", home)
+        yield DevServer(f"http://127.0.0.1:{port}", home)
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,11 @@ Arrive = Callable[..., Person]
 
 
 @pytest.fixture
-def arrive(stack: Stack, browser: Browser) -> Iterator[Arrive]:
+def arrive(dev_server: DevServer, browser: Browser) -> Iterator[Arrive]:
     """Somebody new comes: `arrive()` with Playwright's options of a context, signed up unless told otherwise."""
     contexts: list[BrowserContext] = []
 
-    def come(*, signed_up: bool = True, origin: str = stack.origin, **options: Any) -> Person:
+    def come(*, signed_up: bool = True, origin: str = dev_server.origin, **options: Any) -> Person:
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", "locale": "en-US", **options})
         contexts.append(context)
         context.set_default_timeout(20_000)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.planes.management.web.conftest import Arrive, Person, Stack
+from tests.planes.management.web.conftest import Arrive, DevServer, Person
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -36,10 +36,10 @@ OPENAI = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "first"}
 
 
 @pytest.fixture(scope="module")
-def account(stack: Stack) -> tuple[str, str]:
+def account(dev_server: DevServer) -> tuple[str, str]:
     """Somebody's address and cookie: an account for the module, as sign-ups are slow on purpose, and limited."""
     email = "form@example.com"
-    client = sign_up(stack.origin, email)
+    client = sign_up(dev_server.origin, email)
     client.close()
     return email, client.cookies["keyman_session"]
 
@@ -436,11 +436,11 @@ def test_a_search_that_answers_late_closes_no_form(ada: Person) -> None:
     expect(page.get_by_label("Label", exact=True)).to_have_value("being typed")
 
 
-def test_a_form_of_one_account_is_not_sent_for_another(ada: Person, stack: Stack) -> None:
+def test_a_form_of_one_account_is_not_sent_for_another(ada: Person, dev_server: DevServer) -> None:
     page = ada.page
     opened = press(page, "Add New Key")
     fill(page, "OpenAI", OPENAI_KEY, "belongs to ada")
-    eve = sign_up(stack.origin, "eve.form@example.com")
+    eve = sign_up(dev_server.origin, "eve.form@example.com")
     ada.context.add_cookies([{"name": "keyman_session", "value": eve.cookies["keyman_session"], "url": ada.origin}])
     save(page)
     expect(opened.get_by_role("alert")).to_contain_text("Somebody else has signed in with this browser meanwhile.")

@@ -1,0 +1,45 @@
+"""Conventions of the tests themselves."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+OVERRIDES: dict[str, str] = {}
+"""Fixtures that a folder overrides on purpose, as pytest allows, with the reason."""
+
+
+def _fixtures(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for decorator in node.decorator_list:
+            call = decorator.func if isinstance(decorator, ast.Call) else decorator
+            if ast.unparse(call).endswith("fixture"):
+                given = decorator.keywords if isinstance(decorator, ast.Call) else []
+                names = [ast.literal_eval(keyword.value) for keyword in given if keyword.arg == "name"]
+                yield from names or [node.name]
+
+
+def test_a_fixture_name_has_one_definition() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(TESTS.rglob("*.py")):
+        for name in _fixtures(ast.parse(path.read_text())):
+            found[name].append(str(path.relative_to(TESTS)))
+    assert len(found) > 100
+    assert {name: paths for name, paths in found.items() if len(paths) > 1 and name not in OVERRIDES} == {}
+
+
+def test_a_helper_for_all_tests_has_one_definition() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted((TESTS / "support").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            ):
+                found[node.name].append(path.name)
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
