@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import ClassVar, Protocol, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -38,24 +38,29 @@ _VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
 EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
 
 
+APPLICATION_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
 HALF_CHARACTERS = "must not hold half characters (lone surrogates)"
+
+
+JsonSchema: TypeAlias = dict[str, object]
 
 
 class Value(Protocol):
     """A type that a field of a body can have."""
 
-    schema: ClassVar[dict[str, Any]]
+    schema: ClassVar[JsonSchema]
     """JSON Schema of what `parse` takes, for the OpenAPI document."""
 
     @classmethod
-    def parse(cls, raw: object) -> Any: ...
+    def parse(cls, raw: object) -> Self: ...
 
 
 class Label(str):
     """What a person calls a key or a token."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 100,
         "pattern": LABEL,
@@ -75,7 +80,7 @@ class Purpose(str):
     """What an application says it needs a key for; the key's owner reads it."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 200,
         "pattern": LABEL,
@@ -95,7 +100,7 @@ class RequiredLabel(Label):
     """A label that says something."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         **Label.schema,
         "minLength": 1,
         "pattern": REQUIRED_LABEL,
@@ -114,16 +119,16 @@ class ApplicationName(str):
     """What an operator calls an application: one spelling, so that no two look alike."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
-        "pattern": r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        "pattern": APPLICATION_NAME,
         "examples": ["chat-backend"],
     }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
         text = _string(raw)
-        if not re.fullmatch(cls.schema["pattern"], text):
+        if not re.fullmatch(APPLICATION_NAME, text):
             raise ValueError("must be 1 to 64 lower case letters, digits, '.', '_' and '-', a letter or digit first")
         return cls(text)
 
@@ -131,7 +136,7 @@ class ApplicationName(str):
 class RowNumber(int):
     """The id of a row, in a body."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
+    schema: ClassVar[JsonSchema] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -144,7 +149,7 @@ class SearchText(str):
     """What to look for in labels."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 100,
         "pattern": r"^[^\u0000]*$",
@@ -165,7 +170,7 @@ class EmailAddress(str):
     """An address to sign in with, as its owner spells it. `key` tells whether two spellings are one address."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 254,
         "pattern": EMAIL,
@@ -191,7 +196,7 @@ class NewPassword(Secret):
     """A password that somebody chooses."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "format": "password",
         "minLength": 10,
@@ -213,7 +218,7 @@ class GivenPassword(Secret):
     """A password that is to be compared: of any form, so that the answer to a wrong one is always the same."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "format": "password",
         "maxLength": 256,
@@ -233,7 +238,7 @@ class GivenPassword(Secret):
 class Instant(datetime):
     """A moment, in UTC. As text it is RFC 3339 again, to the microsecond."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
+    schema: ClassVar[JsonSchema] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -297,7 +302,7 @@ def decode(model: type[S], raw: object, check: Check | None = None) -> S:
     return model(**values)
 
 
-def _field(kind: Any, raw: object) -> object:
+def _field(kind: object, raw: object) -> object:
     try:
         return msgspec.convert(raw, kind, dec_hook=lambda wanted, value: cast("type[Value]", wanted).parse(value))
     except msgspec.ValidationError as fault:

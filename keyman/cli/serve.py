@@ -6,8 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -72,13 +72,14 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
         ).serve(target_loader=partial(load_application, PLANES[plane]), wrap_loader=False)
 
 
-def load_application(module: str) -> Any:
+def load_application(module: str) -> Callable[..., object]:
     """Return the application that a worker serves.
 
     Granian calls this function, because its own loader looks for modules in the current directory first. The import is
     here because the parent process does not need the module.
     """
-    return import_late(module).from_environment()
+    application: Callable[..., object] = import_late(module).from_environment()
+    return application
 
 
 def _unwrap(settings: Settings, role: str) -> None:

@@ -92,8 +92,9 @@ ProblemPage = Callable[[Problem, Exchange], Answer]
 """Makes a problem into a page, for planes that have pages."""
 
 
-def exchange_of(scope: Any) -> Exchange:
-    found: Exchange = scope[SCOPE_KEY]
+def exchange_of(scope: Mapping[str, object]) -> Exchange:
+    found = scope[SCOPE_KEY]
+    assert isinstance(found, Exchange)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from litestar import Request, Response, Router
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException, ValidationException
@@ -19,8 +20,11 @@ from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.http.edge import exchange_of
 from keyman.ids import MAX_ID
 from keyman.telemetry import frames, log
+from keyman.values import JsonSchema
 
+# What Litestar leaves open: who asks (set by the guards), how, and the state of the application.
 AnyRequest: TypeAlias = Request[Any, Any, Any]
+AnyConnection: TypeAlias = ASGIConnection[Any, Any, Any, Any]
 
 T = TypeVar("T")
 
@@ -33,14 +37,14 @@ class Routes(Router):
     handler of it: two fifths of what an application takes to be made.
     """
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, _memo: dict[int, object]) -> Self:
         return self
 
 
 def from_state(name: str) -> Provide:
     """The part of the application of this name, for whichever handler asks for it."""
 
-    def provide(state: State) -> Any:
+    def provide(state: State) -> object:
         return state[name]
 
     return Provide(provide, sync_to_thread=False)
@@ -52,7 +56,7 @@ _ROW_ID = re.compile(r"[1-9][0-9]{0,18}")
 class RowId(int):
     """The id in a path. What cannot be one does not exist, so that nothing tells the two apart."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
+    schema: ClassVar[JsonSchema] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
 
     @classmethod
     def parse(cls, raw: object) -> Self:

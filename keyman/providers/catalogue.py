@@ -11,11 +11,12 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import msgspec
 
 from keyman.errors import ConfigurationError
+from keyman.values import JsonSchema
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -60,7 +61,7 @@ class ServiceSlug(str):
     """The name of a service in the catalogue, as a request spells it."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "pattern": "^[A-Z][A-Z0-9_]{0,63}$",
         "examples": ["OPENAI"],

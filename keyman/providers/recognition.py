@@ -6,20 +6,20 @@ A value without a known prefix is never refused: providers change their formats.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from keyman.errors import FieldError, Sentence
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.masking import IS_MASK, is_mask
 from keyman.secret import Secret
-from keyman.values import Check
+from keyman.values import Check, JsonSchema
 
 
 class ProviderKey(Secret):
     """The value that keyman exists for, of any provider."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "format": "password",
         "minLength": 8,

@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import aiohttp
 import msgspec
@@ -28,6 +28,7 @@ from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
 from keyman.telemetry import Metrics, current_request_id, log
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_CONNECTIONS = 32
 """Connections to Vault per process. Batches make more useless: 8 already carry 98,000 values a second."""
@@ -80,6 +81,19 @@ class VaultFault(KeymanError):
         return detail if self.why is None else f"{detail} The certificate: {self.why}."
 
 
+class _Call(NamedTuple):
+    """One request, as each attempt sends it."""
+
+    method: str
+    url: str
+    params: Mapping[str, str] | None
+    body: bytes | None
+    wrap_ttl: str | int | None
+
+    def __repr__(self) -> str:
+        return f"_Call({self.method} ***)"  # the body can hold plaintexts
+
+
 class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
     """One address of Vault and the connections to it. `token` is what each request carries."""
 
@@ -117,7 +131,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         if session is not None:
             await session.close()
 
-    def get_login_token(self, response: Any) -> NoReturn:
+    def get_login_token(self, response: object) -> NoReturn:
         """hvac's synchronous login has no place here; `login.py` logs in."""
         raise NotImplementedError
 
@@ -128,20 +142,25 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         headers: Mapping[str, str] | None = None,
         raise_exception: bool = True,
         attempts: int = ATTEMPTS,  # not hvac's
-        **kwargs: Any,
-    ) -> Any:
+        *,
+        json: object = None,
+        params: Mapping[str, str] | None = None,
+        wrap_ttl: str | int | None = None,
+    ) -> object:
         """The JSON answer as a dict, or None where Vault answers 204. Raises VaultFault."""
+        body = None if json is None else msgspec.json.encode(json)
+        call = _Call(method.upper(), self.urljoin(self.base_uri, url), params, body, wrap_ttl)
         try:
             async with asyncio.timeout(self.timeout):
-                return await self._retried(method.upper(), self.urljoin(self.base_uri, url), kwargs, attempts)
+                return await self._retried(call, attempts)
         except TimeoutError:
             raise_alone(VaultFault(VaultReason.TIMEOUT))
 
-    async def _retried(self, method: str, url: str, arguments: Mapping[str, Any], attempts: int) -> Any:
+    async def _retried(self, call: _Call, attempts: int) -> object:
         deadline = monotonic() + self.timeout
         for attempt in range(1, attempts + 1):
             try:
-                return await self._once(method, url, arguments)
+                return await self._once(call)
             except VaultFault as fault:
                 is_lost = fault.status is None and fault.reason is VaultReason.UNREACHABLE
                 may_recover = is_lost or fault.status in RETRIED_STATUSES
@@ -152,7 +171,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def _once(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
+    async def _once(self, call: _Call) -> object:
         if self._closed:
             # What is still under way must not open a session, and log in, that nobody closes; 0: nor try again.
             raise VaultFault(VaultReason.UNREACHABLE, 0)
@@ -163,15 +182,13 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             headers["X-Vault-Namespace"] = self.namespace
         if (asked := current_request_id()) is not None:
             headers[REQUEST_ID_HEADER] = asked
-        if arguments.get("wrap_ttl") is not None:
-            headers["X-Vault-Wrap-TTL"] = str(arguments["wrap_ttl"])
-        body = None
-        if arguments.get("json") is not None:
-            body = msgspec.json.encode(arguments["json"])
+        if call.wrap_ttl is not None:
+            headers["X-Vault-Wrap-TTL"] = str(call.wrap_ttl)
+        if call.body is not None:
             headers["Content-Type"] = "application/json"
         with _transport_faults(), self._metrics.vault_connections.track_inprogress():
             async with self.session.request(
-                method, url, headers=headers, data=body, params=arguments.get("params"), allow_redirects=False
+                call.method, call.url, headers=headers, data=call.body, params=call.params, allow_redirects=False
             ) as response:
                 content = await response.read()
                 if response.status == 204:
@@ -183,12 +200,13 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
                     reason = _reason(response.status, content)
                     raise VaultFault(reason, response.status, parse_retry_after(response.headers.get("Retry-After")))
         try:
-            return msgspec.json.decode(content)
+            answer: object = msgspec.json.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise_alone(VaultFault(VaultReason.ERROR, 200))
+        return answer
 
 
-def taken(answer: Any, kind: type[T], *path: str) -> T:
+def taken(answer: object, kind: type[T], *path: str) -> T:
     """What lies at `path` in one of Vault's answers. Raises VaultFault where it does not, or is of another type: what
     answers is no Vault then, or one that is not understood.
     """
@@ -199,7 +217,16 @@ def taken(answer: Any, kind: type[T], *path: str) -> T:
     return answer
 
 
-async def none_if_missing(request: Awaitable[Any]) -> Any:
+def shaped(answer: object, shape: type[S], *path: str) -> S:
+    """The same for an object with the fields of a struct."""
+    found = taken(answer, dict, *path)
+    try:
+        return msgspec.convert(found, shape)
+    except msgspec.ValidationError:
+        raise_alone(VaultFault(VaultReason.ERROR, 200))
+
+
+async def none_if_missing(request: Awaitable[T]) -> T | None:
     """The answer, or None where Vault has nothing at that path (404). Raises VaultFault for the rest."""
     try:
         return await request

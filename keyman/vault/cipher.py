@@ -10,7 +10,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from hvac.api.secrets_engines.transit import Transit
@@ -136,14 +136,14 @@ def _encoded(plaintext: Secret) -> str:
 class Batch(NamedTuple):
     """Vault's answer to a batch: its results in order, and its own id of the call."""
 
-    results: list[Any]
+    results: list[object]
     request_id: str | None
 
     def sealed(self) -> list[Sealed | None]:
         """The ciphertexts in order; None for each that is an error, or not understood."""
         return [self._sealed(result) for result in self.results]
 
-    def _sealed(self, result: Any) -> Sealed | None:
+    def _sealed(self, result: object) -> Sealed | None:
         if not isinstance(result, dict):
             return None
         ciphertext, version = result.get("ciphertext"), result.get("key_version")
@@ -154,7 +154,7 @@ class Batch(NamedTuple):
         return Sealed(ciphertext, version, self.request_id)
 
 
-async def batch_answer(answer: Awaitable[Any], count: int) -> Batch | None:
+async def batch_answer(answer: Awaitable[object], count: int) -> Batch | None:
     """The answer to a batch of `count` items; None where Vault refused it as a whole (400), which does not say for
     which item. Raises VaultFault.
     """
@@ -170,7 +170,7 @@ async def batch_answer(answer: Awaitable[Any], count: int) -> Batch | None:
     return Batch(results, request_id(answered))
 
 
-def request_id(answer: Any) -> str | None:
+def request_id(answer: object) -> str | None:
     """Vault's own id of a call, a uuid, from its answer; None where there is none that looks like it."""
     found = answer.get("request_id") if isinstance(answer, dict) else None
     return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f-]{36}", found) else None

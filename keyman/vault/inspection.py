@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
+import msgspec
 from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.telemetry import Metrics
-from keyman.vault.adapter import AsyncAdapter, none_if_missing, taken
+from keyman.vault.adapter import AsyncAdapter, none_if_missing, shaped, taken
 from keyman.vault.login import VaultClient
 
 HEALTH_STATES = ("standbycode", "sealedcode", "uninitcode", "drsecondarycode", "performancestandbycode")
 """Parameters of `sys/health`: the status of each state, which is an error otherwise."""
 
 
-async def health(settings: VaultSettings) -> dict[str, Any]:
+class Health(msgspec.Struct):
+    """`sys/health`. `server_time_utc` is in seconds."""
+
+    initialized: bool = False
+    sealed: bool = True
+    standby: bool = False
+    version: str = "unknown"
+    server_time_utc: int | None = None
+
+
+class TokenInfo(msgspec.Struct):
+    """What Vault knows of a token. `ttl` is in seconds, 0 for one that never expires."""
+
+    ttl: int = 0
+    renewable: bool | None = None
+    num_uses: int = 0
+    policies: list[str] | None = None
+    identity_policies: list[str] | None = None
+    external_namespace_policies: dict[str, list[str] | None] | None = None
+
+    def all_policies(self) -> set[str]:
+        """The names of all policies that count for it: its own and those of its identity."""
+        elsewhere = self.external_namespace_policies or {}
+        lists = [self.policies, self.identity_policies, *elsewhere.values()]
+        return {name for names in lists for name in names or ()}
+
+
+async def health(settings: VaultSettings) -> Health:
     """`sys/health`, without a token, in whatever state. Raises VaultFault."""
     # Not in a namespace: the health is the server's.
     adapter = AsyncAdapter(replace(settings, namespace=None), Metrics())
     try:
-        return taken(await adapter.get("/v1/sys/health", params=dict.fromkeys(HEALTH_STATES, "200")), dict)
+        return shaped(await adapter.get("/v1/sys/health", params=dict.fromkeys(HEALTH_STATES, "200")), Health)
     finally:
         await adapter.close()
 
 
-async def own_token(client: VaultClient) -> dict[str, Any]:
+async def own_token(client: VaultClient) -> TokenInfo:
     """What Vault knows of the client's token, its policies and its life. Raises VaultUnavailable."""
 
-    async def lookup() -> dict[str, Any]:
-        return taken(await Token(client.adapter).lookup_self(), dict, "data")
+    async def lookup() -> TokenInfo:
+        return shaped(await Token(client.adapter).lookup_self(), TokenInfo, "data")
 
     return await client.call("lookup", lookup)
-
-
-def policies(token: Mapping[str, Any]) -> set[str]:
-    """The names of all policies that count for a token as `own_token` has it: its own and those of its identity."""
-    elsewhere = token.get("external_namespace_policies") or {}
-    lists = [token.get("policies"), token.get("identity_policies"), *elsewhere.values()]
-    return {str(name) for names in lists for name in names or ()}
 
 
 async def own_capabilities(client: VaultClient, paths: Iterable[str]) -> dict[str, set[str]]:
@@ -55,10 +75,10 @@ async def own_capabilities(client: VaultClient, paths: Iterable[str]) -> dict[st
     return await client.call("capabilities", ask)
 
 
-async def key_properties(client: VaultClient, settings: VaultSettings) -> dict[str, Any] | None:
+async def key_properties(client: VaultClient, settings: VaultSettings) -> dict[str, object] | None:
     """What the key is, None where there is none. Raises VaultUnavailable."""
 
-    async def read() -> dict[str, Any] | None:
+    async def read() -> dict[str, object] | None:
         answer = await none_if_missing(Transit(client.adapter).read_key(settings.key, settings.mount))
         return None if answer is None else taken(answer, dict, "data")
 

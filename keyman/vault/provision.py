@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hvac.api.auth_methods.approle import AppRole
 from hvac.api.secrets_engines.transit import Transit
@@ -244,8 +244,12 @@ async def _role(admin: AsyncAdapter, role: str, cidrs: Sequence[str] | None) -> 
     ]
 
 
-def _same(name: str, existing: Any, wanted: Any) -> bool:
+def _same(name: str, existing: object, wanted: object) -> bool:
     """Vault spells a network of one address without its length, and none as null."""
     if name.endswith("_cidrs"):
-        return {ip_network(one) for one in existing or ()} == {ip_network(one) for one in wanted}
-    return bool(existing == wanted)
+        return _networks(existing) == _networks(wanted)
+    return existing == wanted
+
+
+def _networks(found: object) -> set[IPv4Network | IPv6Network]:
+    return {ip_network(str(one)) for one in found} if isinstance(found, list) else set()

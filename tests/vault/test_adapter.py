@@ -400,7 +400,9 @@ async def test_a_200_that_is_not_json_is_an_error_and_not_asked_again(body: byte
 
 async def test_missing_is_none_and_nothing_else_is(bench: Bench) -> None:
     assert await none_if_missing(bench.transit.read_key("nobody", mount_point=bench.settings.mount)) is None
-    assert (await none_if_missing(Token(bench.admin).lookup_self()))["data"]
+    found = await none_if_missing(Token(bench.admin).lookup_self())
+    assert found is not None
+    assert found["data"]
     async with adapter_to(bench.vault.address) as stranger:
         with pytest.raises(VaultFault):
             await none_if_missing(Token(stranger).lookup_self())

@@ -10,7 +10,7 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
-from keyman.vault.adapter import AsyncAdapter
+from keyman.vault.adapter import AsyncAdapter, taken
 from keyman.vault.provision import issue_wrapped_credentials
 from keyman.vault.wrapping import unwrap
 from tests.support.exceptions import everything_in
@@ -40,7 +40,7 @@ def holding(bench: Bench, token: str) -> Bench:
 async def response_wrapped(bench: Bench, method: str, path: str, body: object) -> Bench:
     """The bench with what Vault answers at `path`, wrapped."""
     made = await bench.admin.request(method, f"/v1/{path}", json=body, wrap_ttl=60)
-    return holding(bench, made["wrap_info"]["token"])
+    return holding(bench, taken(made, str, "wrap_info", "token"))
 
 
 async def refused(bench: Bench, role: str = ROLE) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
-from litestar import Litestar, Request
+from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
@@ -21,7 +21,7 @@ from keyman.http.body import MAX_BYTES
 from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import require_rules
 from keyman.http.limit import RateLimit
-from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
+from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest, answer_options, from_state
 from keyman.identity.applications import Application
 from keyman.planes import assembly
 from keyman.planes.resolver.document import openapi_document
@@ -74,7 +74,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         yield
 
 
-async def _application(request: Request[Any, Any, Any]) -> Application:
+async def _application(request: AnyRequest) -> Application:
     application: Application = request.user
     return application
 

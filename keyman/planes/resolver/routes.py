@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
 from litestar import MediaType, Response, get, post
 from litestar.background_tasks import BackgroundTask
-from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
@@ -23,7 +22,7 @@ from keyman.http.guards import PUBLIC, bearer_token, is_public, needs
 from keyman.http.limit import RateLimit
 from keyman.http.openapi import BODY_PROBLEMS, check_query, may_answer
 from keyman.http.problems import KINDS
-from keyman.http.requests import AnyRequest, Injected
+from keyman.http.requests import AnyConnection, AnyRequest, Injected
 from keyman.identity import applications
 from keyman.identity.applications import Application
 from keyman.keys import release as operations
@@ -31,7 +30,7 @@ from keyman.keys.release import Opener, Request, Resolved
 from keyman.storage.transactions import Database
 
 
-async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def authenticate(connection: AnyConnection, handler: BaseRouteHandler) -> None:
     """A guard, before the body is read: set the request's user to an Application, and count its request.
 
     Raises Unauthenticated, RateLimited.

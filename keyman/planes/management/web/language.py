@@ -13,7 +13,6 @@ from functools import cache
 from gettext import GNUTranslations, NullTranslations
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from babel import Locale
 from babel.dates import format_date, format_datetime, format_timedelta
@@ -67,9 +66,9 @@ class Language:
         if abs(distance) < JUST_NOW:
             return self.say("just now")
         # Babel takes the next unit from 0.85 of it on, which would make a week of six days.
-        in_days = timedelta(days=1) <= abs(distance) < DAYS_COUNT
-        precision: dict[str, Any] = {"granularity": "day", "threshold": 5} if in_days else {"threshold": 1}
-        return format_timedelta(distance, add_direction=True, locale=self._locale, **precision)
+        if timedelta(days=1) <= abs(distance) < DAYS_COUNT:
+            return format_timedelta(distance, granularity="day", threshold=5, add_direction=True, locale=self._locale)
+        return format_timedelta(distance, threshold=1, add_direction=True, locale=self._locale)
 
     def number(self, number: int) -> str:
         return format_decimal(number, locale=self._locale)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -28,6 +27,7 @@ from keyman.http.requests import AnyRequest
 from keyman.identity.principals import Caller
 from keyman.planes.management.web.language import Language, Languages
 from keyman.planes.management.web.static import static_url
+from keyman.values import Value
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -65,7 +65,8 @@ class Pages:
         status: int = 200,
         caller: Caller | None = None,
         refused: Problem | None = None,
-        **context: Any,
+        say_why: bool = True,
+        context: Mapping[str, object],
     ) -> Answer:
         """A whole page. `context` is what the template asks for, and may hold no secret.
 
@@ -75,7 +76,7 @@ class Pages:
         language = self._languages.choose(exchange.headers.get("accept-language", ""))
         nonce = secrets.token_urlsafe(16)
         common = {
-            "banner": _banner(refused),
+            "banner": _banner(refused) if say_why else None,
             "person": caller,  # Jinja has a use of its own for `caller`
             "faults": _faults(refused),
             "nonce": nonce,
@@ -102,22 +103,20 @@ class Pages:
             had_session = f"{SESSION_COOKIE}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
             return self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
-        answer = self.make(exchange, "problem.html", refused=problem, problem=problem, request_id=exchange.request_id)
+        context = {"problem": problem, "request_id": exchange.request_id}
+        answer = self.make(exchange, "problem.html", refused=problem, context=context)
         return answer._replace(status=KINDS[problem.slug].status)
 
     def sign_in(
         self, exchange: Exchange, refused: Problem | None, *, back: str, email: str = "", say_why: bool = True
     ) -> Answer:
         """The page to sign in on; for htmx, a form that leaves whatever is on the page where it is."""
-        unsaid: dict[str, Any] = {} if say_why else {"banner": None}
         return self.make(
             exchange,
             "sign_in.html",
             refused=refused,
-            back=back,
-            email=email,
-            kept=exchange.method == "POST",
-            **unsaid,
+            say_why=say_why,
+            context={"back": back, "email": email, "kept": exchange.method == "POST"},
         )
 
 
@@ -136,9 +135,14 @@ class Visit:
         is_ours = self.exchange.headers.get("sec-fetch-site", "same-origin") == "same-origin"
         return query.get("done", "") if is_ours else ""
 
-    def show(self, template: str, **context: Any) -> Response[bytes]:
+    def show(
+        self, template: str, *, status: int = 200, refused: Problem | None = None, **context: object
+    ) -> Response[bytes]:
         """A page for whoever asks; see `Pages.make`."""
-        return as_response(self.pages.make(self.exchange, template, caller=self.caller, **context))
+        answer = self.pages.make(
+            self.exchange, template, status=status, caller=self.caller, refused=refused, context=context
+        )
+        return as_response(answer)
 
 
 async def provide_visit(request: AnyRequest) -> Visit:
@@ -161,7 +165,7 @@ def is_partial(exchange: Exchange) -> bool:
     return exchange.headers.get("hx-request") == "true"
 
 
-def is_one(kind: Any, raw: str | None) -> bool:
+def is_one(kind: type[Value], raw: str | None) -> bool:
     """True when `kind` can be parsed from what an address holds; what cannot is left out of a page's view."""
     if not raw:
         return False
