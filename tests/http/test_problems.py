@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -77,8 +76,3 @@ def test_every_trouble_with_vault_has_its_own_words_and_says_that_nothing_was_st
     detail = VaultUnavailable(reason).detail
     assert detail.startswith(VAULT_DETAILS[reason])
     assert detail.endswith("Nothing was stored.")
-
-
-def test_the_tree_that_the_module_draws_is_the_tree_that_it_has() -> None:
-    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
-    assert set(drawn) == {"ConfigurationError", "Problem"} | {kind.__name__ for kind in every_problem()}
