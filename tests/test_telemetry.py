@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from keyman.errors import RefusedStatement
 from keyman.storage.transactions import Database
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
 from tests.support.logs import own_logging
@@ -169,7 +170,7 @@ async def test_what_a_database_refuses_is_logged_without_its_statement(
 ) -> None:
     stream = logged_as()
     db = Database(database)
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(RefusedStatement) as raised:
         async with db.write() as connection:
             await connection.execute(text("SELECT :value FROM c4n4ry_nowhere"), {"value": CANARY})
     await db.close()
