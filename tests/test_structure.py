@@ -159,7 +159,7 @@ def test_nothing_imports_the_application_of_a_plane() -> None:
     assert importers(*PLANES.values()) == set()
 
 
-def test_the_client_stands_alone() -> None:
+def test_the_client_imports_only_the_ground_floor() -> None:
     """It can be carried off into an application that has nothing else of keyman."""
     own = {name for module in MODULES if below(module, "keyman.client") for name in imports(module) & MODULES.keys()}
     assert {name for name in own if not below(name, "keyman.client")} == {
@@ -294,7 +294,7 @@ def reached(module: str) -> set[str]:
     return found
 
 
-def test_the_resolver_plane_alone_reaches_the_opener() -> None:
+def test_only_the_resolver_plane_reaches_the_opener() -> None:
     assert importers("keyman.vault.opener") == {"keyman.planes.resolver.app"}
     assert importers("keyman.planes.resolver.app") == set()
     assert PLANES == {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
@@ -371,7 +371,7 @@ def test_no_environment_is_read_when_a_module_is_imported() -> None:
     assert not found
 
 
-def test_print_and_sys_stdout_are_the_command_lines_alone() -> None:
+def test_only_the_command_line_uses_print_and_sys_stdout() -> None:
     found = {
         module
         for module in MODULES

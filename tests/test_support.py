@@ -141,7 +141,7 @@ def test_postgres_users_are_as_in_production(own_postgres: PostgresServer) -> No
         own_postgres.create_database("users; DROP DATABASE users")
 
 
-def test_postgres_log_has_what_the_server_was_told_and_not_its_password(own_postgres: PostgresServer) -> None:
+def test_postgres_log_has_the_statements_and_not_the_password(own_postgres: PostgresServer) -> None:
     url = own_postgres.create_database("logged")
     ask(url, "SELECT 'canary-in-a-statement'")
     ask(url, "CREATE TABLE t (v text PRIMARY KEY)")
@@ -319,9 +319,7 @@ def test_files_lie_where_a_developer_wants_them(tmp_path: Path, monkeypatch: pyt
     assert variables == {"TMPDIR": "/elsewhere"}
 
 
-def test_memory_without_room_or_that_is_not_there_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_without_room_or_that_is_not_there_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables: dict[str, str] = {}
     scratch.use(variables, tmp_path / "missing")
     monkeypatch.setattr(scratch, "ENOUGH", 1 << 60)

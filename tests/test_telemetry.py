@@ -54,7 +54,7 @@ def _fails(message: str) -> None:
     raise ValueError(message)
 
 
-def test_a_fault_is_logged_by_its_class_and_its_frames_alone(logged_as: Callable[..., StringIO]) -> None:
+def test_a_fault_is_logged_only_by_its_class_and_its_frames(logged_as: Callable[..., StringIO]) -> None:
     stream = logged_as()
     try:
         _fails(CANARY)

@@ -204,7 +204,7 @@ def test_a_right_body_becomes_the_struct() -> None:
     assert decode(Model, {"name": "x"}) == Model("x")  # type: ignore[arg-type]
 
 
-def test_every_fault_of_a_body_is_told_at_once() -> None:
+def test_every_fault_of_a_body_is_reported_at_once() -> None:
     raw = {"count": 7, "flag": "yes", "kinds": ["nope"], "other-name": "\0", "canary": 1, "renamed": 2}
     faults = faults_of(raw)
     assert faults.keys() == {"name", "count", "flag", "kinds", "other-name", ""}

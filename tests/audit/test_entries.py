@@ -76,7 +76,7 @@ async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: int) ->
         assert (await connection.execute(select(users.c.disabled_at))).scalar_one() is None
 
 
-async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int) -> None:
+async def test_every_action_of_every_actor_can_be_recorded(db: Database, owner: int) -> None:
     told = [(action, actor) for action in Action for actor in Actor]
     async with db.write() as connection:
         for action, actor in told:
@@ -86,7 +86,7 @@ async def test_every_action_of_every_actor_can_be_told(db: Database, owner: int)
     assert {entry.actor_token_id for entry in page.items} == {MAX_ID}
 
 
-async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: Database, owner: int) -> None:
+async def test_an_audit_log_comes_newest_first_in_parts_and_only_for_its_owner(db: Database, owner: int) -> None:
     other = await add(db, "eve@example.com")
     async with db.write() as connection:
         for n in range(7):

@@ -167,7 +167,7 @@ async def test_no_older_value_comes_back_whichever_chain_goes_first(kept: Trail)
         assert await current(kept, 1) in (None, NO_VALUE)
 
 
-async def test_replacing_deleting_and_pruning_at_once_leave_the_trail_right(
+async def test_replacing_deleting_and_pruning_at_once_leave_a_valid_audit_log(
     kept: Trail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "BATCH", 3)

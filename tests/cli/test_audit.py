@@ -45,7 +45,7 @@ def bend(file: Path, statement: str) -> None:
         connection.commit()
 
 
-def test_the_trail_is_listed_for_a_person_and_for_a_program(told: dict[str, str]) -> None:
+def test_the_audit_log_is_listed_for_a_person_and_for_a_program(told: dict[str, str]) -> None:
     listed = keyman("audit", "list", env=told)
     assert listed.code == 0
     head, *lines = listed.out.splitlines()
@@ -66,7 +66,7 @@ def test_the_trail_is_listed_for_a_person_and_for_a_program(told: dict[str, str]
     assert keyman("audit", "list", "--action", "key.read", env=told).code == 2
 
 
-def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[str, str], file: Path) -> None:
+def test_an_audit_log_is_exported_and_verified_and_its_breaks_are_named(told: dict[str, str], file: Path) -> None:
     exported = keyman("audit", "export", env=told)
     assert (exported.code, exported.err) == (0, "Exported 3 entries.\n")
     assert all(LINE.fullmatch(line) for line in exported.out.splitlines())

@@ -107,7 +107,7 @@ def test_a_person_gets_a_line_each_and_what_to_do_below_it(management_env: dict[
     assert done.err == "21 ok, 1 warning\n"
 
 
-def test_a_deployment_that_was_never_started_is_told_so_and_left_without_a_sentinel(
+def test_a_deployment_that_never_started_gets_a_warning_and_no_sentinel(
     management_env: dict[str, str],
 ) -> None:
     for _ in range(2):

@@ -94,7 +94,7 @@ def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[
     assert "0:00:00" in text
 
 
-def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: dict[str, str], stored: int) -> None:
+def test_standard_output_lists_only_what_vault_does_not_open(operator: dict[str, str], stored: int) -> None:
     execute(operator, update(api_keys).where(api_keys.c.id == 7).values(value_uuid=uuid4()))
     done = keyman("rotate", env=operator)
     assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")

@@ -27,7 +27,7 @@ CLIENTS = (Resolver, AsyncResolver, Keyman, AsyncKeyman)
         "http://[2001:db8::1]",
     ],
 )
-def test_plain_http_is_for_loopback_alone(client: type[Resolver], url: str) -> None:
+def test_plain_http_is_only_for_loopback(client: type[Resolver], url: str) -> None:
     with pytest.raises(ValueError, match="plain http") as caught:
         client(url, TOKEN)
     assert TOKEN not in str(caught.value)

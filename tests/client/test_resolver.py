@@ -83,7 +83,7 @@ async def test_what_the_plane_refuses_has_a_name(pair: Pair) -> None:
         assert app.token not in str(revoked.value)
 
 
-async def test_a_limit_of_the_plane_is_told_with_the_time_to_wait(pair: Pair, provisioned: Vault) -> None:
+async def test_a_limit_of_the_plane_is_raised_with_the_time_to_wait(pair: Pair, provisioned: Vault) -> None:
     ada, app = await pair.owner(), await pair.app()
     key_id = await ada.key()
     url = pair.resolver.settings.database_url
@@ -98,7 +98,7 @@ async def test_a_limit_of_the_plane_is_told_with_the_time_to_wait(pair: Pair, pr
     assert caught.value.retry_after > 10
 
 
-async def test_without_a_cache_each_resolve_is_in_the_trail_and_with_one_the_first(pair: Pair) -> None:
+async def test_without_a_cache_the_audit_log_has_each_resolve_and_with_one_the_first(pair: Pair) -> None:
     ada, app = await pair.owner(), await pair.app()
     which = {"key_id": await ada.key()}
     async with asking(pair, app) as client:
@@ -200,7 +200,7 @@ async def test_an_outage_forgets_nothing(kind: Kind) -> None:
         assert (await client.resolve()).reveal() == VALUE
 
 
-async def test_a_provider_that_refuses_a_key_has_it_asked_for_anew(kind: Kind) -> None:
+async def test_a_key_that_a_provider_refuses_is_resolved_again(kind: Kind) -> None:
     async with faulty_server([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
         await client.resolve()
         client.client.forget(**HERS)

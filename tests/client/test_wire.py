@@ -46,7 +46,7 @@ async def test_what_passes_is_tried_again(kind: Kind, fault: Reply) -> None:
     assert len({request.body for request in server.requests}) == 1
 
 
-async def test_an_outage_is_told_after_a_few_attempts(kind: Kind) -> None:
+async def test_an_outage_is_raised_after_a_few_attempts(kind: Kind) -> None:
     async with faulty_server([SEALED]) as server, resolver(kind, server.address) as client:
         with pytest.raises(Unavailable, match="Vault is sealed") as caught:
             await client.resolve()
@@ -303,7 +303,7 @@ async def test_fields_at_fault_are_named(kind: Kind) -> None:
     assert caught.value.errors == (("user_id", "must be a row"),)
 
 
-async def test_a_problem_of_a_strange_shape_is_still_told_by_its_status(kind: Kind) -> None:
+async def test_a_problem_of_a_strange_shape_is_recognised_by_its_status(kind: Kind) -> None:
     strange: list[Any] = [{"type": 5}, {"detail": ["x"]}, [], None, {"errors": "many"}, {"type": "/problems/../../x"}]
     replies = [*(answer(body, 404) for body in strange), Reply(404, b"\xff")]
     async with faulty_server(replies) as server, resolver(kind, server.address) as client:

@@ -110,7 +110,7 @@ async def test_a_second_start_finds_what_the_first_left(home: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_it_keeps_is_for_its_owner_alone(
+async def test_only_its_owner_can_read_what_it_keeps(
     home: Path, servers: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a developer's shell holds is not for the server.
@@ -248,7 +248,7 @@ asyncio.run(embedded.start(pathlib.Path(sys.argv[1])))
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("servers")
-async def test_killed_between_initialising_and_keeping_the_keys_it_begins_anew(home: Path) -> None:
+async def test_killed_between_initialising_and_keeping_the_keys_it_starts_again(home: Path) -> None:
     with run_python(DIES_BEFORE_KEEPING_THE_KEYS, home) as starter:
         assert await asyncio.to_thread(starter.wait, 60) == -signal.SIGKILL
     assert (home / "raft").exists()

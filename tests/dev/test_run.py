@@ -176,7 +176,7 @@ def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it
     until(lambda: httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).status_code == 200, "readiness")
 
 
-def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_under_its_own_context_alone(fresh: Fresh) -> None:
+def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_only_under_its_own_context(fresh: Fresh) -> None:
     root = RootClient.of_home(fresh.home)
     ada = sign_up(fresh.url, "ada@example.com")
     token = ada.post("/api/tokens", json={"name": "curl"}).json()["token"]
@@ -301,9 +301,7 @@ def _twice(running: Live) -> None:
     [_interrupt_group, _to_supervisor(signal.SIGTERM), _to_supervisor(signal.SIGHUP), _twice],
     ids=["ctrl-c", "sigterm", "sighup", "twice"],
 )
-def test_whoever_asks_it_to_stop_leaves_nothing_behind_but_all_data(
-    travelled: Used, ask: Callable[[Live], None]
-) -> None:
+def test_a_stop_leaves_all_data_and_nothing_else(travelled: Used, ask: Callable[[Live], None]) -> None:
     with travelled.started() as running:
         travelled.is_whole()
         ask(running)

@@ -217,7 +217,7 @@ async def test_vault_gives_no_plaintext_to_managements_token(attacker: Attacker)
     assert not attacker.has_heard(SECRET)
 
 
-async def test_managements_database_user_gets_no_application_and_bends_no_trail(attacker: Attacker) -> None:
+async def test_managements_database_user_adds_no_application_and_changes_no_audit_log(attacker: Attacker) -> None:
     """Who can write an application's row has its token, and with it what the resolver gives."""
     app = await attacker.pair.app("OPENAI")
     ada = await attacker.pair.owner()
@@ -282,7 +282,9 @@ async def test_what_management_can_write_makes_nothing_open_elsewhere(attacker: 
     assert await (await attacker.pair.app("OPENAI")).gets(key_id=key_id) == SECRET
 
 
-async def test_the_resolvers_database_user_changes_no_account_no_value_and_no_trail(divided: Pair, urls: Urls) -> None:
+async def test_the_resolvers_database_user_changes_no_account_no_value_and_no_audit_log(
+    divided: Pair, urls: Urls
+) -> None:
     """It reads of a user that there is one, and no proof of who somebody is but an application's hash."""
     connection = await connect(urls.resolver)
     statements = [

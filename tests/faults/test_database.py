@@ -80,7 +80,7 @@ def _locked(file: str) -> Iterator[None]:
 
 
 @impatient
-async def test_a_locked_file_stops_writes_alone(
+async def test_a_locked_file_stops_only_writes(
     sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, provisioned.settings, quick_passwords) as plane:

@@ -217,7 +217,7 @@ async def test_a_value_that_was_replaced_does_not_come_back_with_its_ciphertext(
     problem(await one_scene.app.ask(key_id=one_scene.key_id), "undecryptable")
 
 
-async def test_a_value_that_is_stored_anew_meanwhile_is_what_is_given_out(one_scene: Scene) -> None:
+async def test_a_value_that_is_replaced_during_a_resolve_is_the_one_given_out(one_scene: Scene) -> None:
     await one_scene.pair.change(one_scene.key_id, encrypted_key="vault:v1:AAAA")
     before = len(one_scene.proxy.to("/decrypt/"))
     with one_scene.proxy.holding("/decrypt/"):

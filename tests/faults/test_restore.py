@@ -169,7 +169,7 @@ def test_a_database_without_its_vault_takes_no_keys_and_loses_none(deployment: D
     assert deployment.opened() == {FIRST, SECOND}
 
 
-def test_a_vault_without_its_database_begins_anew(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_vault_without_its_database_starts_empty(deployment: Deployment, tmp_path: Path) -> None:
     deployment.lose_database()
     assert deployment.doctor().keys() == {"database"}
     assert keyman("db", "upgrade", env=deployment.env).code == 0
@@ -179,7 +179,7 @@ def test_a_vault_without_its_database_begins_anew(deployment: Deployment, tmp_pa
     assert deployment.opened() == {FIRST}
 
 
-def test_a_vault_older_than_the_database_is_told_apart_and_a_newer_backup_heals_it(deployment: Deployment) -> None:
+def test_a_vault_older_than_the_database_is_recognised_and_a_newer_backup_repairs_it(deployment: Deployment) -> None:
     deployment.restore_vault("first")  # before the rotation
     deployment.settings = asyncio.run(deployment.vault.provisioned())
     found = deployment.doctor()

@@ -105,7 +105,7 @@ async def test_every_answer_has_the_headers_and_what_the_route_says_goes_before(
     assert answer.header("strict-transport-security") is None
 
 
-async def test_over_https_browsers_are_told_to_stay_there() -> None:
+async def test_over_https_browsers_get_hsts() -> None:
     answer, _ = await ask(hello, public_url="https://keys.example.com")
     assert answer.header("strict-transport-security") == HSTS
 
@@ -144,7 +144,7 @@ async def test_a_problem_that_the_application_let_through_is_answered() -> None:
     assert json.loads(answer.body)["request_id"] == answer.header("x-request-id")
 
 
-async def test_any_other_exception_becomes_a_500_that_tells_the_id_alone() -> None:
+async def test_any_other_exception_becomes_a_500_that_shows_only_the_request_id() -> None:
     with capture_logs() as lines:
         answer, _ = await ask(raising(lambda: RuntimeError(CANARY)))
     assert answer.status == 500

@@ -132,7 +132,7 @@ async def test_the_list_says_what_is_usable_and_when_it_was_used(db: Database, m
         assert (chat.tokens, chat.disabled_at) == ([], now())
 
 
-async def test_each_change_is_in_the_trail_as_an_operators(db: Database) -> None:
+async def test_the_audit_log_has_each_change_as_an_operators(db: Database) -> None:
     tokens = [
         (await applications.create(db, CHAT, ["OPENAI"])).token,
         (await applications.rotate(db, CHAT, timedelta())).token,

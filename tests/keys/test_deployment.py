@@ -92,7 +92,7 @@ async def test_there_is_no_second_deployment(db: Database, number: int) -> None:
         await add_another()
 
 
-async def test_of_many_sentinels_at_once_one_is_kept_and_all_are_told_which(database: URL) -> None:
+async def test_of_many_sentinels_at_once_one_is_kept_and_every_caller_gets_it(database: URL) -> None:
     processes = [Database(database) for _ in range(5)]
     starts = [await Deployment.load(db) for db in processes for _ in range(10)]
     assert [await start.sentinel() for start in starts] == [None] * 50

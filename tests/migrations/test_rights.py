@@ -65,7 +65,7 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
         postgres.execute(f"DROP ROLE {user}")
 
 
-def test_one_plane_alone_is_wrong_usage(empty_database: URL) -> None:
+def test_only_one_plane_is_wrong_usage(empty_database: URL) -> None:
     env = environment(KEYMAN_DATABASE_URL=empty_database.render_as_string(hide_password=False))
     for one in ("--management", "--resolver"):
         done = keyman("db", "upgrade", one, "somebody", env=env)

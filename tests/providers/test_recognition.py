@@ -32,7 +32,7 @@ def test_a_value_is_refused_for_its_prefix_only_when_that_is_certain(service: st
         assert faults == []
 
 
-def test_every_exclusive_prefix_is_its_services_alone() -> None:
+def test_every_exclusive_prefix_belongs_to_one_service() -> None:
     owners = {prefix: service.service for service in SHIPPED for prefix in service.exclusive}
     assert sum(len(service.exclusive) for service in SHIPPED) == len(owners)
     for prefix, owner in owners.items():

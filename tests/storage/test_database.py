@@ -243,7 +243,7 @@ async def test_what_proves_who_an_account_is_goes_with_it(measured_db: Database)
 
 
 @pytest.mark.parametrize("name", ["api_keys", "audit_log"])
-async def test_an_account_with_keys_or_a_trail_is_not_deleted(measured_db: Database, name: str) -> None:
+async def test_an_account_with_keys_or_audit_entries_is_not_deleted(measured_db: Database, name: str) -> None:
     await add_owner(measured_db)
     async with measured_db.write() as connection:
         await add(connection, name)
@@ -360,7 +360,7 @@ async def test_every_pooled_postgresql_connection_is_set_up(postgresql: URL) -> 
 
 
 @pytest.mark.parametrize("first", ["upgrade", "file"])
-async def test_a_sqlite_file_and_what_lies_beside_it_is_its_owners_alone(tmp_path: Path, first: str) -> None:
+async def test_only_its_owner_can_read_a_sqlite_file_and_the_files_beside_it(tmp_path: Path, first: str) -> None:
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/private.db")
     before = os.umask(0)
     try:
@@ -770,7 +770,7 @@ async def test_a_row_that_another_holds_too_long_is_given_up(postgresql: URL, mo
     await db.close()
 
 
-async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alone(
+async def test_a_sqlite_that_another_process_holds_is_unavailable_only_to_writers(
     sqlite: URL, monkeypatch: pytest.MonkeyPatch, logged: StringIO
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.3)

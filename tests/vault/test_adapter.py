@@ -273,7 +273,7 @@ async def test_retry_after_is_waited_for() -> None:
     assert second - first > 0.9  # sooner would be too soon; how much later does not matter
 
 
-async def test_a_quota_of_vault_is_told_from_other_failures(bench: Bench) -> None:
+async def test_a_quota_of_vault_is_recognised_among_other_failures(bench: Bench) -> None:
     settings = bench.settings
     quota, options = f"/v1/sys/quotas/rate-limit/q-{token_hex(4)}", "/v1/sys/quotas/config"
     # Without this OpenBao says 429 and not until when.

@@ -221,7 +221,7 @@ async def test_a_value_that_comes_when_a_batch_has_just_ended_is_not_left_behind
     [("%%%", encoded("context")), (encoded("value"), "%%%"), (encoded("value"), "")],
     ids=["plaintext", "context", "no context"],
 )
-async def test_a_value_that_vault_refuses_fails_alone(bench: Bench, plaintext: str, context: str) -> None:
+async def test_a_value_that_vault_refuses_does_not_fail_the_others(bench: Bench, plaintext: str, context: str) -> None:
     # With one part that is not base64 Vault answers 400 and a result for each; without a context, 400 and none.
     cipher = await bench.warm_cipher()
     broken = await put_in(cipher, plaintext, context)
@@ -231,7 +231,7 @@ async def test_a_value_that_vault_refuses_fails_alone(bench: Bench, plaintext: s
         assert await bench.opened(sealed.ciphertext, own_context) == text
 
 
-async def test_a_value_that_is_refused_within_an_answer_of_200_fails_alone(bench: Bench) -> None:
+async def test_a_value_that_is_refused_within_an_answer_of_200_does_not_fail_the_others(bench: Bench) -> None:
     # As some versions of Vault answer: OpenBao's own body, with the status that it does not use.
     seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
@@ -244,7 +244,7 @@ async def test_a_value_that_is_refused_within_an_answer_of_200_fails_alone(bench
     assert items_of(proxy) == [21]
 
 
-async def test_a_value_that_is_refused_alone_is_not_asked_for_again(bench: Bench) -> None:
+async def test_a_single_value_that_is_refused_is_not_asked_for_again(bench: Bench) -> None:
     seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
     broken = await put_in(cipher, encoded("value"), "")
@@ -628,7 +628,7 @@ async def test_a_text_that_is_no_text_is_refused_without_repeating_it(bench: Ben
     assert CANARY not in everything_in(caught.value)
 
 
-async def test_a_dead_vault_is_told_without_the_plaintext(logged: StringIO, embedded_bench: Bench) -> None:
+async def test_a_dead_vault_is_reported_without_the_plaintext(logged: StringIO, embedded_bench: Bench) -> None:
     nowhere = embedded_bench.with_settings(address="http://127.0.0.1:9")
     fault = await caught_from(nowhere.cipher(), a_context())
     assert fault.reason == VaultReason.UNREACHABLE

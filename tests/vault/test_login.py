@@ -393,7 +393,7 @@ async def test_it_logs_in_with_a_jwt(jwt_login: JwtLogin) -> None:
     assert token["policies"] == [ROLE]
 
 
-async def test_the_jwt_is_read_anew_for_each_login(jwt_login: JwtLogin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_jwt_is_read_again_for_each_login(jwt_login: JwtLogin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFUSED_PAUSE", 0.0)
     bench, recording_proxy = await jwt_login.settings().behind_a_proxy()
     client = bench.client()
@@ -530,7 +530,7 @@ async def test_a_given_token_that_is_garbage_is_a_refused_login(bench: Bench) ->
 
 
 @pytest.mark.parametrize("kind", ["agent", "proxy"])
-async def test_behind_an_agent_it_uses_the_agents_token_and_leaves_it_alone(
+async def test_behind_an_agent_it_uses_the_agents_token_and_does_not_renew_or_revoke_it(
     embedded_bench: Bench, tmp_path: Path, logged: StringIO, kind: Literal["agent", "proxy"]
 ) -> None:
     async with agent(embedded_bench.settings, kind, tmp_path) as address, recording_proxy(address) as seen:

@@ -72,7 +72,7 @@ async def test_exactly_what_has_ended_is_removed(db_with_owner: Database) -> Non
             assert left == [one[proof[name].name] for one in kept[name]], name
 
 
-async def test_what_does_not_end_is_left_alone(db_with_owner: Database) -> None:
+async def test_what_does_not_end_is_not_deleted(db_with_owner: Database) -> None:
     long_ago = MOMENT - timedelta(days=4000)
     async with db_with_owner.write() as connection:
         await add(connection, "api_keys", created_at=long_ago, updated_at=long_ago, expires_at=long_ago)

@@ -84,7 +84,7 @@ def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(
         assert VALUE not in answer.text + resolver.live.err
 
 
-def test_a_resolver_that_is_killed_while_vault_is_asked_has_told_before(
+def test_a_resolver_that_is_killed_during_a_vault_call_has_recorded_the_resolve(
     resolver_vault: DisposableVault, resolver_database: URL, tmp_path: Path
 ) -> None:
     resolver_settings = asyncio.run(resolver_vault.provisioned("keyman-resolver"))

@@ -147,7 +147,7 @@ async def test_the_owner_sees_which_application_had_which_key_and_for_what(share
     assert f"Application {app.name}" in page
 
 
-async def test_the_last_use_follows_and_leaves_the_etag_alone(shared_pair: Pair) -> None:
+async def test_the_last_use_follows_and_does_not_change_the_etag(shared_pair: Pair) -> None:
     ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     before = await ada.client.get(f"/api/keys/{key_id}")

@@ -123,7 +123,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-async def test_every_fault_of_a_body_is_named_and_nothing_of_it_repeated_or_told(sqlite_pair: Pair) -> None:
+async def test_every_fault_of_a_body_is_named_and_nothing_of_it_repeated_or_recorded(sqlite_pair: Pair) -> None:
     app = await sqlite_pair.app()
     with capture_logs() as logs:
         for body, fields in WRONG:
@@ -150,7 +150,7 @@ async def test_json_that_is_no_object_is_refused(sqlite_pair: Pair, value: str) 
     problem(answer, "invalid-request", "")
 
 
-async def test_the_longest_purpose_is_told_as_it_is(shared_pair: Pair) -> None:
+async def test_the_longest_purpose_is_recorded_as_it_is(shared_pair: Pair) -> None:
     ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     for purpose in ("\U0001f511" * 200, "", None):

@@ -218,7 +218,7 @@ async def everybody(cage: Cage) -> tuple[httpx.AsyncClient, httpx.AsyncClient, d
     return ada, plane.bearer(made.json()["token"]), created.json()
 
 
-async def test_what_was_accepted_is_found_where_it_belongs_alone(cage: Cage) -> None:
+async def test_what_was_accepted_is_found_only_where_it_belongs(cage: Cage) -> None:
     new = cage.canaries.new
     ada, script, key = await everybody(cage)
     path = f"/api/keys/{key['id']}"
@@ -470,7 +470,7 @@ async def test_the_canaries_are_found_where_they_are(cage: Cage) -> None:
     assert PASSWORD not in str(places)
 
 
-async def test_what_the_resolver_gives_out_is_found_in_that_answer_alone(cage: Cage, provisioned: Vault) -> None:
+async def test_what_the_resolver_gives_out_is_found_only_in_that_answer(cage: Cage, provisioned: Vault) -> None:
     """A value in the answer to the application that asked for it; what an application sends, at most in the trail."""
     new, plane = cage.canaries.new, cage.plane
     ada, *_ = await everybody(cage)

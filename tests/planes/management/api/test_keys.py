@@ -101,7 +101,7 @@ async def test_the_location_of_a_new_key_shows_it_with_the_same_etag(shared: Api
     assert shown.headers["etag"] == created.headers["etag"]
 
 
-async def test_the_shapes_of_the_first_design_are_still_there(shared: ApiPlane) -> None:
+async def test_the_fields_of_the_first_api_are_still_there(shared: ApiPlane) -> None:
     """../shared/seeds: clients written for the design document find every field that it showed."""
     ada = await shared.user()
     created = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": "your_api_key_here"})

@@ -108,7 +108,7 @@ async def test_every_operation_says_what_it_does_and_who_may(management_document
     )
 
 
-async def test_every_status_of_the_contract_is_documented_and_no_other(management_document: Document) -> None:
+async def test_exactly_the_expected_statuses_are_documented(management_document: Document) -> None:
     documented = {
         name: {int(s) for s in operation["responses"]} for name, operation in management_document.operations.items()
     }
@@ -207,7 +207,7 @@ async def test_every_shape_has_an_example(management_document: Document) -> None
             assert has_own or has_parts, name
 
 
-async def test_bodies_are_json_with_known_fields_alone(management_document: Document) -> None:
+async def test_bodies_are_json_with_only_known_fields(management_document: Document) -> None:
     assert BODIES.keys() == {
         name for name, operation in management_document.operations.items() if "requestBody" in operation
     }

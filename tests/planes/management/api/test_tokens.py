@@ -62,7 +62,7 @@ async def test_a_new_token_has_the_contracts_fields_and_shows_itself_once(shared
     assert token[3:-4] not in listed.text
 
 
-async def test_tokens_are_listed_newest_first_and_to_their_owner_alone(shared: ApiPlane) -> None:
+async def test_tokens_are_listed_newest_first_and_only_to_their_owner(shared: ApiPlane) -> None:
     ada, eve = await shared.user(), await shared.user()
     for name in ("a", "b", "a"):
         await ada.post("/api/tokens", json={"name": name})
@@ -199,7 +199,7 @@ async def test_the_scheme_is_read_in_any_case(shared: ApiPlane) -> None:
         assert answer.status_code == 200
 
 
-async def test_with_both_proofs_the_token_alone_counts(shared: ApiPlane) -> None:
+async def test_with_both_proofs_only_the_token_counts(shared: ApiPlane) -> None:
     """A script that names a token never acts as somebody else, or with more scopes, for a cookie that lay around."""
     ada, eve = await shared.user(), await shared.user()
     token = (await ada.post("/api/tokens", json={"name": "x"})).json()["token"]

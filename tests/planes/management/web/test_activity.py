@@ -120,7 +120,7 @@ async def test_a_page_that_is_out_of_the_period_by_now_leads_to_the_newest(share
     assert (answer.status_code, answer.headers["location"]) == (303, f"{ACTIVITY}?kind=sign-ins&period=day")
 
 
-async def test_an_application_is_told_of_with_its_name_its_purpose_and_why_it_got_nothing(shared: ApiPlane) -> None:
+async def test_an_application_is_shown_with_its_name_its_purpose_and_why_it_got_nothing(shared: ApiPlane) -> None:
     ada = await person(shared)
     key = await store(ada)
     about = {"user_id": await id_of(ada), "key_id": key["id"], "service": "OPENAI", "application": "chat-backend"}

@@ -95,7 +95,7 @@ def test_on_edit_a_key_of_another_service_is_noticed_too_and_the_service_stays(a
     expect(opened.get_by_text("API key looks like a key of Anthropic, not of OpenAI")).to_be_visible()
 
 
-def test_the_key_is_hidden_until_it_is_asked_for_and_browsers_are_told_not_to_keep_it(ada: Person) -> None:
+def test_the_key_is_hidden_until_it_is_asked_for_and_browsers_do_not_store_it(ada: Person) -> None:
     ada.store(OPENAI)
     page = ada.page
     page.reload()
@@ -211,7 +211,7 @@ def _end_session(person: Person) -> None:
     )
 
 
-def test_a_session_that_ends_while_the_form_is_open_costs_the_key_alone(arrive: Arrive) -> None:
+def test_a_session_that_ends_while_the_form_is_open_loses_only_the_key(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
     ada.open(KEYS)
@@ -333,7 +333,7 @@ def _delete_elsewhere(person: Person) -> None:
         assert person.context.request.delete(f"{person.origin}/api/keys/{key['id']}").status == 204
 
 
-def test_of_two_windows_that_edit_the_second_is_told_and_may_go_on(ada: Person) -> None:
+def test_of_two_windows_that_edit_the_second_gets_a_warning_and_may_go_on(ada: Person) -> None:
     ada.store(OPENAI)
     first, second = ada.page, ada.watch(ada.context.new_page())
     for page in (first, second):

@@ -106,7 +106,7 @@ async def test_a_page_that_needs_an_account_is_the_sign_in_that_leads_back_to_it
 
 
 @pytest.mark.parametrize("path", [*SETTINGS, "/settings/api-keys/1/edit", "/nowhere"])
-async def test_whoever_does_not_read_html_gets_a_problem_in_json(page_plane: ApiPlane, path: str) -> None:
+async def test_a_client_that_does_not_accept_html_gets_a_problem_in_json(page_plane: ApiPlane, path: str) -> None:
     for accept in ("*/*", "application/json", ""):
         answer = await page_plane.client(headers={"Accept": accept}).get(path)
         assert answer.headers["content-type"] == "application/problem+json"
@@ -250,7 +250,7 @@ async def test_every_page_keeps_its_promises_to_the_browser(page_plane: ApiPlane
     assert len(nonces) == len(pages)
 
 
-async def test_behind_https_browsers_are_told_to_stay_there(
+async def test_behind_https_browsers_get_hsts(
     page_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
     url, public = page_plane.settings.database_url, "https://keys.example.com"

@@ -1,4 +1,4 @@
-"""Settings → API Keys: pausing, resuming and deleting, as bytes; in a browser: test_story."""
+"""Settings → API Keys: pausing, resuming and deleting, as bytes; in a browser: test_journeys."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_key_is_paused_and_resumed_and_each_is_said_once(shared: ApiPlan
     assert told[:2] == ["key.resume", "key.pause"]
 
 
-async def test_a_key_that_has_changed_meanwhile_is_asked_about_anew(shared: ApiPlane) -> None:
+async def test_a_key_that_has_changed_meanwhile_is_confirmed_again(shared: ApiPlane) -> None:
     ada = await person(shared)
     key_id = (await store(ada))["id"]
     path = f"{HOME}/{key_id}/pause"
@@ -167,7 +167,7 @@ async def test_the_question_before_a_deletion_names_who_has_used_the_key(shared:
     assert len(named(page)) == NAMED_USES
 
 
-async def test_a_use_that_the_trail_does_not_tell_of_any_more_is_not_denied(shared: ApiPlane) -> None:
+async def test_a_use_that_was_pruned_from_the_audit_log_is_not_denied(shared: ApiPlane) -> None:
     ada = await person(shared)
     key_id = (await store(ada))["id"]
     async with shared.database.write() as connection:

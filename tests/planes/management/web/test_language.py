@@ -714,7 +714,7 @@ async def test_a_header_of_100_kilobytes_is_answered(sqlite_plane: ApiPlane) -> 
         assert answer.headers["content-language"].encode() == code
 
 
-async def test_english_is_for_whoever_asks_for_nothing(sqlite_plane: ApiPlane) -> None:
+async def test_english_is_the_default_language(sqlite_plane: ApiPlane) -> None:
     visitor = sqlite_plane.client(headers={"Accept": "text/html"})
     for headers in ({}, {"Accept-Language": "fr"}, {"Accept-Language": "en-GB,de;q=0.9"}):
         page = await visitor.get("/sign-in", headers=headers)

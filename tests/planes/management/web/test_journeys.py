@@ -318,7 +318,7 @@ def _status(session: str) -> int:
 # --- the keyboard alone
 
 
-def test_the_keyboard_alone_is_enough(arrive: Arrive) -> None:
+def test_the_keyboard_is_enough(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page, keyboard = ada.page, ada.page.keyboard
     ada.context.clear_cookies()
