@@ -5,9 +5,12 @@ To check another kind of text, make (file, text) pairs of it and give them to `b
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from pathlib import Path
+from tokenize import COMMENT, generate_tokens
 
 import pytest
 
@@ -59,6 +62,23 @@ def documents() -> Iterator[tuple[str, str]]:
             yield str(path.relative_to(ROOT)), path.read_text()
 
 
+def sources(directory: str) -> Iterator[tuple[str, str]]:
+    """The docstrings, comments and messages of assertions in the Python files of a directory, on their own lines."""
+    for path in sorted((ROOT / directory).rglob("*.py")):
+        source = path.read_text()
+        lines = [""] * (source.count("\n") + 1)
+        for token in generate_tokens(StringIO(source).readline):
+            if token.type == COMMENT:
+                lines[token.start[0] - 1] += token.string
+        for node in ast.walk(ast.parse(source)):
+            said = node.value if isinstance(node, ast.Expr) else node.msg if isinstance(node, ast.Assert) else None
+            for part in ast.walk(said) if isinstance(said, ast.Constant | ast.JoinedStr) else ():
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    for number, line in enumerate(part.value.splitlines(), part.lineno - 1):
+                        lines[min(number, len(lines) - 1)] += f" {line}"
+        yield str(path.relative_to(ROOT)), "\n".join(lines)
+
+
 PENDING = set[str]()
 """Documents that are not rewritten yet. A document leaves this set when it passes."""
 
@@ -73,6 +93,13 @@ def test_no_document_is_pending_that_passes() -> None:
     pending = {file: text for file, text in documents() if file in PENDING}
     assert pending.keys() == PENDING
     assert [file for file, text in pending.items() if not banned([(file, text)])] == []
+
+
+def test_no_test_uses_a_banned_word_in_a_docstring_a_comment_or_a_message() -> None:
+    found = dict(sources("tests"))
+    assert len(found) > 150
+    assert "Words that keyman's texts do not use" in found["tests/test_words.py"]
+    assert banned(found.items()) == []
 
 
 @pytest.mark.parametrize("word", INSTEAD)

@@ -20,7 +20,7 @@ from keyman.values import Check
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_BYTES = 64 * 1024
-"""Of a body: the contract's number, a hundred times the longest key."""
+"""Of a body, as docs/reference/api.md says: a hundred times the longest key."""
 
 TAKES = "keyman_takes"
 """Where a route's `opt` keeps the model of its body."""

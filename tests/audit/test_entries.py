@@ -1,6 +1,6 @@
 """`keyman.audit.entries`: an entry and its change are committed together or not at all.
 
-What is told of what: tests/api/test_audit.
+tests/planes/management/api/test_audit.py tests which acts have entries.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`keyman.audit.listing`: whatever is asked for comes whole, in order, and its owner's alone.
+"""`keyman.audit.listing`: a listing is complete, in order, and has only its owner's entries.
 
-That it is read from an index: tests/storage/test_plans.
+tests/storage/test_plans.py tests that it is read from an index.
 """
 
 from __future__ import annotations

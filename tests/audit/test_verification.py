@@ -1,4 +1,4 @@
-"""`keyman.audit.chain` and `.verification`: whatever is done to the trail is found, and said where it was done."""
+"""`keyman.audit.chain` and `.verification`: every change of the audit log is found, with its place."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def refused(done: Finished, why: str) -> None:
 
 @pytest.fixture
 def told(env: dict[str, str]) -> dict[str, str]:
-    """A database whose trail has three entries."""
+    """A database whose audit log has three entries."""
     for name in ("one", "two", "three"):
         assert keyman("app", "create", name, "--service", "OPENAI", env=env).code == 0
     return env

@@ -82,7 +82,7 @@ def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[
     with subprocess.Popen([KEYMAN, "rotate"], env=operator | {"TERM": "xterm"}, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # how the end of a terminal is told
+        with contextlib.suppress(OSError):  # how a terminal that closes is reported
             while part := os.read(ours, 65536):
                 shown += part
         assert process.wait(PATIENCE) == 0

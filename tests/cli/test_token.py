@@ -28,7 +28,7 @@ def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
         assert keyman("user", "add", email, env=env, stdin=PASSWORD).code == 0
     made = keyman("token", "create", "--user", "ADA@example.com", "--name", "CI pipeline", env=env)
     assert made.code == 0
-    assert TOKEN.fullmatch(made.out)  # alone, for $(…)
+    assert TOKEN.fullmatch(made.out)  # nothing else, for $(…)
     assert made.err == "Created token 1 for ADA@example.com: keys:read keys:write.\n"
     every = ("keys:read", "audit:read", "tokens:manage", "keys:write")
     scopes = [word for scope in every for word in ("--scope", scope)]

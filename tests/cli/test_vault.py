@@ -233,7 +233,7 @@ def test_a_key_of_another_nature_is_not_touched(
 
 
 def test_the_policy_of_the_administrator_is_enough(admin: dict[str, str], untouched_root: RootClient) -> None:
-    """From nothing at this mount, with a token of keyman-admin alone."""
+    """From nothing at this mount, with only a token of keyman-admin."""
     keyman(*SETUP, env=admin)  # as Vault's owner, who hands the policy on
     token = untouched_root.ask_token({"policies": ["keyman-admin"], "no_default_policy": True})
     mount = admin["KEYMAN_VAULT_MOUNT"]

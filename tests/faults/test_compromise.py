@@ -1,7 +1,7 @@
 """The management plane in the hands of somebody else: its Vault token, its database user, a way to the resolver.
 
 On PostgreSQL, with a database user for each plane that has the rights that `keyman db upgrade --management … --resolver
-…` gives. SQLite has no users: there, whoever has management's file can register an application (see SECURITY.md).
+…` gives. SQLite has no users: there, anyone who has management's file can register an application (see SECURITY.md).
 """
 
 # ruff: noqa: S608  # an attacker's statements
@@ -373,7 +373,7 @@ async def test_the_planes_do_all_their_work_with_no_more_rights(
     assert (await ada.client.delete(f"/api/keys/{before.id}")).status_code == 204
     assert len((await ada.client.get("/api/audit?limit=200")).json()) > 15
     await operators_work(management.database, quick_passwords)
-    # What an operator does as the owner: the rights stay as they are, whoever upgrades again.
+    # What an operator does as the owner: the rights stay as they are, no matter who upgrades again.
     await upgrade(urls)
     assert await app.gets(key_id=key_id) == OTHER
 
@@ -411,7 +411,7 @@ async def accounts_work(management: ApiPlane, client: httpx.AsyncClient) -> None
 
 
 async def operators_work(db: Database, quick_passwords: PasswordHasher) -> None:
-    """What an operator does as management's user: people, the trail."""
+    """What an operator does as management's user: accounts, the audit log."""
     passwords = Passwords(quick_passwords)
     await users.add(db, passwords, EmailAddress.parse("grace@example.com"), NewPassword.parse(PASSWORD))
     passwords.close()

@@ -346,7 +346,7 @@ async def test_a_server_without_a_free_connection_is_said_and_found_again(
             ada = await plane.user()
             await post(ada)
             await _take_all(disposable_postgresql, taken)
-            # One connection is keyman's own: who comes alone is served, of many at once some are not.
+            # One connection is keyman's own: a single request is answered, of many at once some are not.
             assert (await ada.get("/api/keys")).status_code == 200
             answers = await asyncio.gather(*(post(ada) for _ in range(20)))
             refused = [answer for answer in answers if answer.status_code != 201]

@@ -1,6 +1,6 @@
-"""The resolver with Vault or the database away, strange, or changed by hand: what leaves, what is told, what is marked.
+"""The resolver when Vault or the database is away or was changed by hand: answers, audit log, marks on keys.
 
-The order of things is seen on a proxy in front of the real Vault, which holds a call back while the trail is read.
+The order of steps is seen on a proxy in front of the real Vault, which holds a call back while the audit log is read.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ FAULTS: dict[str, tuple[Fault, str, str, str]] = {
     "policy": (shut_out, "forbidden", "forbidden", "its policy does not allow this operation"),
     "quota": (over_quota, "unreachable", "quota", "request quota"),
 }
-"""Each with what `/readyz` calls it, what the trail does, and what the answer says."""
+"""Each with what `/readyz` calls it, what the audit log says, and what the answer says."""
 
 
 @pytest.fixture

@@ -338,7 +338,7 @@ async def address(
         ("192.0.2.1", "10.0.0.1", "192.0.2.1"),
         ("10.0.0.1", "", "10.0.0.1"),
         ("10.0.0.1", "203.0.113.9", "203.0.113.9"),
-        # What stands further left was written by whoever sent it to the first proxy.
+        # The client of the first proxy wrote what stands further left.
         ("10.0.0.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
         ("10.0.0.1", "198.51.100.1, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
         ("10.0.0.1", "10.9.9.9, 203.0.113.9, 10.0.0.3, 10.0.0.2", "203.0.113.9"),
@@ -391,7 +391,7 @@ async def test_a_proxy_is_known_also_when_the_socket_speaks_ipv6() -> None:
 
 
 async def test_the_zone_of_an_address_is_no_place_for_words() -> None:
-    """`ipaddress` takes anything after the percent sign; the trail has 64 characters for an address."""
+    """`ipaddress` takes anything after the percent sign; the audit log has 64 characters for an address."""
     for zone in (CANARY, "x" * 200):
         found = await address("10.0.0.1", f"fe80::1%{zone}")
         assert found in ("fe80::1", "10.0.0.1")

@@ -1,4 +1,4 @@
-"""`keyman.http.problems` and `keyman.errors`: the contract's table of errors, and nothing besides it."""
+"""`keyman.http.problems` and `keyman.errors`: the table of errors in docs/reference/api.md, and nothing besides it."""
 
 from __future__ import annotations
 

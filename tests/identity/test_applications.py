@@ -1,4 +1,4 @@
-"""Applications and their tokens: how they are registered, exchanged, listed and revoked, and what the trail says."""
+"""Applications and their tokens: registering, replacing, listing, revoking, and the audit entries of it."""
 
 from __future__ import annotations
 

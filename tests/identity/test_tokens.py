@@ -22,7 +22,7 @@ from keyman.identity.tokens import (
     scopes_text,
 )
 
-# Made by a CRC-32 (IEEE 802.3, reflected, 0xEDB88320) and a base62 (0-9, A-Z, a-z, six digits) written for this alone.
+# Made by a CRC-32 (IEEE 802.3, reflected, 0xEDB88320) and a base62 (0-9, A-Z, a-z, six digits) written only for this.
 VECTORS = (
     "km_0000000000000000000000000000002C8GjS",
     "km_zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz4IlJEz",
@@ -34,7 +34,7 @@ RANDOM = st.text(ALPHABET, min_size=RANDOM_CHARACTERS, max_size=RANDOM_CHARACTER
 
 
 def reference(random: str) -> str:
-    """The token of a random part, by the contract: bit by bit, digit by digit."""
+    """The token of a random part by docs/reference/api.md: bit by bit, digit by digit."""
     crc = 0xFFFFFFFF
     for byte in random.encode():
         crc ^= byte

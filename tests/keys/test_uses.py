@@ -1,4 +1,4 @@
-"""`keyman.keys.uses`: which applications a key was given to, and nothing else that the trail tells of it."""
+"""`keyman.keys.uses`: which applications a key was given to, and nothing else from the audit log."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ async def write_one(db: Database) -> None:
 
 
 def make_room(name: str) -> Step:
-    """For one more row of a table that may hold one alone."""
+    """For one more row of a table that may hold only one."""
     return lambda c: c.execute(delete(table(name)).where(true() if name == "deployment" else false()))
 
 

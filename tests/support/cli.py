@@ -270,7 +270,7 @@ def serve(
 
 
 def variables(vault: VaultSettings, database: URL) -> dict[str, str]:
-    """What a `keyman serve` needs to be told."""
+    """The variables that `keyman serve` needs."""
     assert vault.role_id is not None
     assert vault.secret_id is not None
     return environment(

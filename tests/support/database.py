@@ -56,7 +56,7 @@ rm -rf "$1"
 class PostgresServer:
     """A PostgreSQL on 127.0.0.1 that answers between `start` and `stop`, always on the same `port`.
 
-    Made by `postgres_server` alone. `log` is the server's log of all its starts; it lives as long as the
+    Only `postgres_server` makes one. `log` is the server's log of all its starts; it lives as long as the
     server's directory, so read it before leaving the `with` block.
     """
 
@@ -94,7 +94,7 @@ class PostgresServer:
             "fsync": "on" if durable else "off",
             "synchronous_commit": "on" if durable else "off",
             "full_page_writes": "on" if durable else "off",
-            # Tests search the log for what must never reach it: it gets all that a server can be told to log.
+            # Tests search the log for what must never reach it: it gets all that a server can log.
             "log_statement": "all" if log_statements else "none",
             "log_min_messages": "info",
             "log_min_error_statement": "error",
@@ -299,7 +299,7 @@ def sqlite_at(file: Path) -> URL:
 
 
 def copied(file: Path, target: Path) -> URL:
-    """A copy of a database that nobody has open, its owner's alone as keyman makes one."""
+    """A copy of a database that nobody has open, readable only by its owner, as keyman makes one."""
     url = sqlite_at(target)
     create_private_file(url)
     target.write_bytes(file.read_bytes())

@@ -26,8 +26,8 @@ from tests.support.planes import PASSWORD
 from tests.support.waiting import PATIENCE
 
 NO_TLS = httpx.create_ssl_context(verify=False)
-"""For whoever is asked by `http://`, that is, all but a few: `verify=NO_TLS`. A client makes a context in any case, and
-reading the machine's certificate authorities for it takes 18 ms of a processor, at each look of one that waits.
+"""For clients of an `http://` address, as `verify=NO_TLS`. Without it every client reads the machine's certificate
+authorities, which takes 18 ms of a processor.
 """
 
 
@@ -260,7 +260,7 @@ Rewrite = Callable[[Call, int, bytes], tuple[int, bytes]]
 
 
 class RecordingProxy:
-    """Made by `proxy` alone. Paths are named by any part of them."""
+    """Only `recording_proxy` makes one. Name a path by any part of it."""
 
     def __init__(self, target: str, session: aiohttp.ClientSession) -> None:
         self.address = ""

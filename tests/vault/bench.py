@@ -89,7 +89,7 @@ class Authority:
 
 @dataclass
 class Bench:
-    """Made by `bench_at` alone. `admin` carries the root token; `settings` log in with the AppRole."""
+    """Only `bench_at` makes one. `admin` carries the root token; `settings` log in with the AppRole."""
 
     vault: RunningVault
     admin: AsyncAdapter
@@ -200,7 +200,7 @@ async def _forget_earlier_tests(admin: AsyncAdapter) -> None:
 
 @asynccontextmanager
 async def tls_vault(authority: Authority, directory: Path) -> AsyncIterator[RunningVault]:
-    """A real server that speaks TLS alone, with a certificate of `authority` for 127.0.0.1 and not for `localhost`."""
+    """A real server that speaks only TLS, with a certificate of `authority` for 127.0.0.1 and not for `localhost`."""
     chain = str(await authority.server_chain(common_name="vault", ip_sans="127.0.0.1"))
     port = embedded.free_port_pair()
     listener = {"address": f"127.0.0.1:{port}", "tls_cert_file": chain, "tls_key_file": chain}

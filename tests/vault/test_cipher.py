@@ -1,4 +1,4 @@
-"""Sealing: what is sealed opens under its own context alone; it takes few calls; failures stay closed and silent."""
+"""Sealing: a ciphertext opens only under its own context, sealing takes few calls, a failure shows nothing."""
 
 import asyncio
 import base64

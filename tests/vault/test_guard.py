@@ -1,4 +1,4 @@
-"""The guard: the right key passes; everything that is not it is told apart from what is only out of reach."""
+"""The guard: the right key passes; any other key is distinguished from a key that cannot be reached."""
 
 import asyncio
 from io import StringIO
@@ -324,7 +324,7 @@ async def test_each_caller_gets_an_exception_of_its_own(bench: Bench) -> None:
     assert len({id(fault) for fault in faults}) == 10
 
 
-# --- Answers that no Vault gives, and what is told
+# --- Answers that no Vault gives, and the reports of them
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"data": null}', b'{"data": []}', b'{"data": {}}'])

@@ -764,7 +764,7 @@ async def test_one_deadline_bounds_login_and_operation_together() -> None:
         await client.close()
 
 
-# --- What is told
+# --- What is reported
 
 
 async def test_failures_are_counted_by_operation_and_reason(bench: Bench) -> None:

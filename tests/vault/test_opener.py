@@ -137,7 +137,7 @@ async def test_a_key_that_was_made_again_calls_no_value_unopenable(opening: Open
 
 
 async def test_another_word_behind_the_sentinel_is_the_wrong_key(opening: Opening) -> None:
-    """Whoever may seal with the key and write to the database cannot make a sentinel of any word."""
+    """Anyone who may seal with the key and write to the database still cannot turn any word into a sentinel."""
     settings = opening.bench.settings
     for word in ("", "keyman sentinel ", "Keyman sentinel"):
         answer = await opening.bench.transit.encrypt_data(

@@ -1,4 +1,4 @@
-"""Setting up: makes what is missing, repairs what differs, and keeps its hands off what it cannot mend."""
+"""Setting up: makes what is missing, repairs what differs, and does not touch what it cannot repair."""
 
 from secrets import token_hex
 from typing import Any

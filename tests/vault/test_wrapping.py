@@ -145,7 +145,7 @@ async def test_what_was_put_in_its_place_is_not_opened(bench: Bench, method: str
     assert NOT_USED in said
     assert "stolen" in said
     assert proxy.to(UNWRAP) == []
-    # It lies there as it was: whoever looks for the forger can still look at it.
+    # It is not changed, so that an investigation of the forgery can still use it.
     token = forged.settings.wrapped_secret_id
     assert token is not None
     assert await bench.admin.post(f"/v1{LOOKUP}", json={"token": token.reveal()})

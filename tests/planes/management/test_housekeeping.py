@@ -138,7 +138,7 @@ async def test_replicas_that_sweep_at_once_do_no_harm(database: URL, db_with_own
     outcomes = await asyncio.gather(
         *(housekeeping.sweep(replica) for replica in (db_with_owner, other, db_with_owner)), return_exceptions=True
     )
-    # Two that meet may be told to try again; one of them at least gets through.
+    # Two at the same moment may get an error to retry. At least one of them succeeds.
     assert None in outcomes
     assert {type(outcome) for outcome in outcomes} <= {type(None), DatabaseUnavailable}
     await housekeeping.sweep(db_with_owner)

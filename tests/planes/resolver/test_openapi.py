@@ -26,7 +26,7 @@ EXPECTED = {
     "readyz": {200},
     "metrics": {200},
 }
-"""What each operation can answer by the contract, beside 500 and 503."""
+"""The statuses that each operation can have, beside 500 and 503."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`POST /v1/resolve`: which key an application gets, which it does not, and what the trail says of both."""
+"""`POST /v1/resolve`: which key an application gets, which it does not, and what the audit log says of both."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_replaced_value_is_what_is_given_out_from_then_on(shared_pair: P
 
 
 async def test_whatever_an_application_may_not_have_is_one_and_the_same_answer(shared_pair: Pair) -> None:
-    """Byte for byte; and the trail says why."""
+    """Byte for byte; and the audit log says why."""
     ada, grace, app = await shared_pair.owner(), await shared_pair.owner(), await shared_pair.app("OPENAI", "GROQ")
     paused, expired, other = await ada.key(), await ada.key(), await ada.key("ANTHROPIC", ANTHROPIC_KEY)
     await ada.client.patch(f"/api/keys/{paused}", json={"disabled": True})

@@ -1,4 +1,4 @@
-"""Vault's own audit log beside keyman's trail: an entry of the one is found in the other."""
+"""Vault's own audit log beside keyman's: an entry of the one is found in the other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_use_of_a_key_is_found_in_both(
     assert told[stored.headers["X-Request-ID"]] in {one["id"] for one in sealing}
     # One call may seal for several requests, and names none of them.
     assert not [one for one in sealing if "x-request-id" in (one.get("headers") or {})]
-    # A resolve is in the trail before Vault is asked: what the two have in common is keyman's id.
+    # A resolve is in the audit log before Vault is asked: what the two have in common is keyman's id.
     assert told[resolved.request_id] is None
     opening = [one for one in requests if one["path"] == "transit/decrypt/keyman"]
     assert resolved.request_id in {id_ for one in opening for id_ in one.get("headers", {}).get("x-request-id", ())}

@@ -168,7 +168,7 @@ async def test_an_entry_holds_no_value_no_mask_and_no_name(shared: ApiPlane) -> 
 async def test_a_pause_is_an_entry_of_its_own_beside_what_else_was_changed(shared: ApiPlane) -> None:
     ada = await shared.user()
     path = f"/api/keys/{(await store(ada))['id']}"
-    told: list[str] = []
+    expected: list[str] = []
     for change, actions in (
         ({"disabled": False}, ["key.change"]),  # as it was
         ({"disabled": True}, ["key.pause"]),
@@ -178,8 +178,9 @@ async def test_a_pause_is_an_entry_of_its_own_beside_what_else_was_changed(share
         ({"disabled": True, "expires_at": None}, ["key.change", "key.pause"]),
     ):
         assert (await ada.patch(path, json=change)).status_code == 200
-        told += actions
-        assert [entry["action"] for entry in await trail(ada)][::-1] == ["account.signup", "key.create", *told], change
+        expected += actions
+        recorded = [entry["action"] for entry in await trail(ada)]
+        assert recorded[::-1] == ["account.signup", "key.create", *expected], change
     assert (await ada.put(path, json={"api_key": OPENAI_KEY})).json()["status"] == "disabled"
     assert (await trail(ada))[0]["action"] == "key.replace"
 

@@ -2,7 +2,7 @@
 
 A secret (a key, a password, a token, a cookie, an idempotency key) is found nowhere but in the one answer that hands it
 out; what was refused, or is nobody's business, is found nowhere at all; a name or an address is in its owner's answers
-and in the database alone.
+and only in the database.
 
 Looked through: every answer with its headers, the log at DEBUG with what libraries write, standard output and error,
 the metrics, all of the database (SQLite: the bytes of file and WAL; PostgreSQL: every row of every table, the files of
@@ -61,7 +61,7 @@ class Canaries:
     allowed: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def new(self, allowed: frozenset[str] = NOWHERE, form: str = "{}") -> str:
-        """A word of letters and digits alone: no encoding of a URL or of JSON hides it."""
+        """A word of only letters and digits: no encoding of a URL or of JSON hides it."""
         word = f"kNrY{secrets.token_hex(10)}"
         self.allowed[word] = allowed
         return form.format(word)
@@ -471,7 +471,7 @@ async def test_the_canaries_are_found_where_they_are(cage: Cage) -> None:
 
 
 async def test_what_the_resolver_gives_out_is_found_only_in_that_answer(cage: Cage, provisioned: Vault) -> None:
-    """A value in the answer to the application that asked for it; what an application sends, at most in the trail."""
+    """The value is only in the answer to the application. What an application sends is at most in the audit log."""
     new, plane = cage.canaries.new, cage.plane
     ada, *_ = await everybody(cage)
     url, database = plane.settings.database_url, plane.database
@@ -490,7 +490,7 @@ async def test_what_the_resolver_gives_out_is_found_only_in_that_answer(cage: Ca
         resolver.answers = []
         client = resolver.bearer(made.token.reveal())
         for n, value in values.items():
-            # In the trail, for the owner of the key.
+            # In the audit log, for the owner of the key.
             body = {"key_id": keys[n], "purpose": new(OWN_DATA)}
             assert (await client.post("/v1/resolve", json=body)).json()["api_key"] == value
         refused = [

@@ -33,7 +33,7 @@ PREFIXES = {
     "REPLICATE": "r8_",
     "FIREWORKS": "fw_",
 }
-"""Every service that the contract names, with what its keys visibly begin with."""
+"""Every service of the catalogue, with the visible start of its keys."""
 
 CERTAIN = {
     "sk-proj-": "OPENAI",
@@ -102,7 +102,7 @@ async def test_the_location_of_a_new_key_shows_it_with_the_same_etag(shared: Api
 
 
 async def test_the_fields_of_the_first_api_are_still_there(shared: ApiPlane) -> None:
-    """../shared/seeds: clients written for the design document find every field that it showed."""
+    """Clients that were written for the first sketch of the API still find its paths and fields."""
     ada = await shared.user()
     created = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": "your_api_key_here"})
     assert created.status_code == 201

@@ -47,7 +47,7 @@ EXPECTED = {
     "readyz": {200},
     "metrics": {200},
 }
-"""What each operation can answer by the contract."""
+"""The statuses that each operation can have."""
 
 
 @pytest.fixture

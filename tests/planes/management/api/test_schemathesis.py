@@ -168,7 +168,7 @@ def test_every_operation_does_what_the_document_says(
             elif isinstance(event, events.FatalError):
                 errors.append(str(event.exception))
     said = f"schemathesis on {kind} with {proved_by}: {requests.total()} requests {dict(requests)}"
-    print(said)  # noqa: T201  # for whoever runs this with -rP
+    print(said)  # noqa: T201  # for a run with -rP
     record_property("schemathesis", said)
     assert errors == []
     assert not failures, "\n\n".join([f"{len(failures)} failures", *failures[:12]])

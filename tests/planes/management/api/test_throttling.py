@@ -187,7 +187,7 @@ async def test_a_request_that_is_not_well_formed_is_no_attempt(shared: ApiPlane)
 
 
 async def test_an_attempt_that_was_turned_away_unseen_is_no_failure(shared: ApiPlane) -> None:
-    """When too many sign in at once, whoever comes again with the right password is not locked out for it."""
+    """When too many sign in at once, somebody with the right password is not locked out for trying again."""
     session = await shared.user()
     ada, change = await email_of(session), {"current_password": PASSWORD, "new_password": PASSWORD}
     passwords = state_of(shared).passwords

@@ -40,7 +40,7 @@ def wire(provisioned: Vault, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def speak(server: tuple[str, int, Path], sent: bytes) -> bytes:
-    """Everything that comes back until the server closes; it is told that no more will come once it waits for more."""
+    """Everything that comes back until the server closes. The client closes its side once the server waits for more."""
     host, port, _ = server
     received = b""
     with socket.create_connection((host, port), PATIENCE) as connection, suppress(ConnectionError):

@@ -128,7 +128,7 @@ Arrive = Callable[..., Person]
 
 @pytest.fixture
 def arrive(dev_server: DevServer, browser: Browser) -> Iterator[Arrive]:
-    """Somebody new comes: `arrive()` with Playwright's options of a context, signed up unless told otherwise."""
+    """Somebody new comes: `arrive()` with Playwright's options of a context, signed up by default."""
     contexts: list[BrowserContext] = []
 
     def come(*, signed_up: bool = True, origin: str = dev_server.origin, **options: Any) -> Person:

@@ -194,7 +194,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
 
 
 def plant_uses(home: Path, person: Person, *uses: dict[str, Any]) -> None:
-    """Entries of applications straight into the trail, in the order that they came in: of the newest key of a service,
+    """Write entries of applications into the audit log, in the order that they came in: of the newest key of a service,
     granted unless they say otherwise.
     """
     engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})

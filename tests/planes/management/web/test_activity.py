@@ -1,4 +1,4 @@
-"""Settings → Activity: the trail in words, by kind and by period."""
+"""Settings → Activity: the audit log in words, by kind and by period."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_a_period_ends_now_and_what_is_older_is_left_out(shared: ApiPlane)
     ada = await person(shared)
     owner, moment = await id_of(ada), now()
     async with shared.database.write() as connection:
-        # In the order of time, as a trail is.
+        # In the order of time, as an audit log is.
         for days in (31, 29, 8, 6, 2, 0.9):
             row = entry(Action.LOGIN, user_id=owner, at=moment - timedelta(days=days), actor=Actor.SESSION)
             await connection.execute(insert(audit_log).values(row))

@@ -202,7 +202,7 @@ def test_the_back_button_and_a_reload_change_nothing_again(ada: Person) -> None:
 
 
 def _end_session(person: Person) -> None:
-    """On the server alone: the browser goes on sending its cookie."""
+    """Only on the server: the browser goes on sending its cookie."""
     cookies = {each["name"]: each["value"] for each in person.context.cookies()}
     header = {"Cookie": f"keyman_session={cookies['keyman_session']}"}
     assert (

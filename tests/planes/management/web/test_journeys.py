@@ -1,4 +1,4 @@
-"""The whole way through the pages: with a mouse, with the keyboard alone, without JavaScript, and on a phone."""
+"""The whole way through the pages: with a mouse, with only the keyboard, without JavaScript, and on a phone."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def _status(session: str) -> int:
     return httpx.get(f"{origin}/api/auth/me", headers={"Cookie": cookie}, timeout=PATIENCE, verify=NO_TLS).status_code
 
 
-# --- the keyboard alone
+# --- only the keyboard
 
 
 def test_the_keyboard_is_enough(arrive: Arrive) -> None:

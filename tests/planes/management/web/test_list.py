@@ -149,7 +149,7 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, dev_server: DevServer
     late = rows(page).filter(has_text="ends late").locator(".expiry")
     expect(soon.locator("svg")).to_have_count(1)
     expect(late.locator("svg")).to_have_count(0)
-    # The exact time on hover, in the zone of whoever reads it.
+    # The exact time on hover, in the reader's time zone.
     expect(rows(page).filter(has_text="plain").locator("time")).to_have_attribute("title", re.compile(r"20\d\d at .*:"))
     # A key of a service that is no more can still be edited and deleted.
     opened = press(page, "Edit", rows(page).filter(has_text="service gone"))
