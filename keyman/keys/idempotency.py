@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,6 +24,12 @@ from keyman.storage.transactions import Database
 
 LIFETIME = timedelta(hours=24)
 
+MAX_LENGTH = 255
+"""Characters of an Idempotency-Key."""
+
+PATTERN = r"^[\x20-\x7e]+$"
+"""Printable ASCII, for a parser and for the OpenAPI document."""
+
 
 @dataclass(frozen=True)
 class IdempotencyKey:
@@ -35,7 +42,7 @@ class IdempotencyKey:
     @classmethod
     def parse(cls, header: str, user_id: int, body: bytes) -> IdempotencyKey:
         """Raises InvalidRequest for a key that is empty, too long or not printable ASCII."""
-        if not 0 < len(header) <= 255 or not all(" " <= c <= "~" for c in header):
+        if len(header) > MAX_LENGTH or not re.fullmatch(PATTERN, header):
             raise InvalidRequest.at(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters"))
         secret = header.encode()
         return cls(

@@ -47,8 +47,8 @@ IdempotencyKeyHeader = Annotated[
     HeaderParameter(
         name="Idempotency-Key",
         min_length=1,
-        max_length=255,
-        pattern="^[\\x20-\\x7e]+$",
+        max_length=idempotency.MAX_LENGTH,
+        pattern=idempotency.PATTERN,
         description=(
             "1 to 255 printable ASCII characters, best a random UUID: the same key with the same body gives the first "
             "answer again for 24 hours."
