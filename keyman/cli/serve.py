@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from urllib.parse import urlsplit
 
 import click
 from granian import Granian
@@ -19,7 +18,7 @@ from keyman.cli import import_late
 from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
-from keyman.loopback import is_loopback
+from keyman.doctor.configuration import unsafe
 from keyman.processes import PARENT, check_port
 from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
@@ -95,15 +94,9 @@ def _unwrap(settings: Settings, role: str) -> None:
 
 
 def _warn(settings: Settings, plane: str, host: str) -> None:
-    vault = urlsplit(settings.vault.address)
-    if vault.scheme == "http" and not is_loopback(vault.hostname or ""):
-        log.warning("KEYMAN_VAULT_ADDR is plain http: anyone who can read the network can read every key")
-    if plane == "resolver":
-        if not is_loopback(host):
-            log.warning("The resolver returns keys: let only applications reach it, over TLS or a private network")
-        return
-    if settings.public_url is None:
-        log.warning("KEYMAN_PUBLIC_URL is not set: browsers accept the session cookie only over https")
+    """Log what doctor finds unsafe about this start."""
+    for finding in unsafe(settings, plane, host):
+        log.warning(finding.found, check=finding.check, remedy=finding.remedy)
 
 
 async def _nothing(_db: object) -> None:

@@ -130,5 +130,5 @@ def test_what_a_resolver_does_not_need_is_not_missed_and_what_is_open_is_warned_
     command = ("serve", "--plane", "resolver", "--host", "0.0.0.0", "--port", str(free_port()))  # noqa: S104  # for the warning
     with live(*command, env=env, directory=tmp_path / "output", mark=tmp_path) as running:
         assert isinstance(running, Live)
-        running.says("The resolver answers with keys")
+        running.says("the resolver returns keys")
         assert "KEYMAN_PUBLIC_URL" not in running.err
