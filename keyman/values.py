@@ -1,7 +1,7 @@
-"""The values that requests are made of: each is parsed once, at the edge, into a type that cannot be wrong.
+"""The value types of requests. Each value is parsed once, at the edge, into a type that is always valid.
 
-A `parse` takes whatever JSON held and returns the value or raises ValueError with a sentence for the person who sent
-it; the sentence never repeats what was sent. `decode` does so for a whole body and reports every field at once.
+`parse` takes a value from JSON. It returns the parsed value, or raises ValueError with a text for the sender; the text
+never repeats what was sent. `decode` parses a whole body and reports every invalid field at once.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from keyman.secret import Secret
 S = TypeVar("S", bound=msgspec.Struct)
 
 CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
-"""Control characters, and those that end a line or a paragraph, for a class of a regular expression."""
+"""Control characters, and characters that end a line or a paragraph, for a character class of a regular expression."""
 
 BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-"""Characters that change the direction of what follows: with them a label shows as something it is not."""
+"""Characters that change the writing direction. With them, a label can look like another text."""
 
 SPACE = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
-"""White space of every script, spelt out: the shorthand is not the same in Python and in JSON Schema."""
+"""White space of every script, as a list, because the shorthand class differs between Python and JSON Schema."""
 
-# The patterns are ECMAScript's and Python's alike, so that the OpenAPI document says just what is parsed.
+# These patterns mean the same in ECMAScript and Python, so that the OpenAPI document matches the parser.
 LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*$"
 REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{BIDIRECTIONAL}{SPACE}][^{CONTROL}{BIDIRECTIONAL}]*$"
-# RFC 5321, 4.5.3.1: 64 before the @; 254 in all. Nothing invisible: two addresses must not look alike for it.
+# RFC 5321, 4.5.3.1: 64 before the @, 254 in total. No invisible characters, so that no two addresses look the same.
 _VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
 EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
 
 
 APPLICATION_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
-HALF_CHARACTERS = "must not hold half characters (lone surrogates)"
+HALF_CHARACTERS = "must not contain half characters (lone surrogates)"
 
 
 JsonSchema: TypeAlias = dict[str, object]
@@ -50,14 +50,14 @@ class Value(Protocol):
     """A type that a field of a body can have."""
 
     schema: ClassVar[JsonSchema]
-    """JSON Schema of what `parse` takes, for the OpenAPI document."""
+    """The JSON Schema of what `parse` accepts, for the OpenAPI document."""
 
     @classmethod
     def parse(cls, raw: object) -> Self: ...
 
 
 class Label(str):
-    """What a person calls a key or a token."""
+    """The name that a user gives to a key or a token."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -77,7 +77,7 @@ class Label(str):
 
 
 class Purpose(str):
-    """What an application says it needs a key for; the key's owner reads it."""
+    """The reason that an application gives for a resolve. The key's owner can read it."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -97,7 +97,7 @@ class Purpose(str):
 
 
 class RequiredLabel(Label):
-    """A label that says something."""
+    """A label that is not empty."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -116,7 +116,7 @@ class RequiredLabel(Label):
 
 
 class ApplicationName(str):
-    """What an operator calls an application: one spelling, so that no two look alike."""
+    """The name of an application. Its characters are limited, so that no two names look the same."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -129,7 +129,9 @@ class ApplicationName(str):
     def parse(cls, raw: object) -> Self:
         text = _string(raw)
         if not re.fullmatch(APPLICATION_NAME, text):
-            raise ValueError("must be 1 to 64 lower case letters, digits, '.', '_' and '-', a letter or digit first")
+            raise ValueError(
+                "must be 1 to 64 lower case letters, digits, '.', '_' or '-', and begin with a letter or digit"
+            )
         return cls(text)
 
 
@@ -141,12 +143,12 @@ class RowNumber(int):
     @classmethod
     def parse(cls, raw: object) -> Self:
         if not isinstance(raw, int) or isinstance(raw, bool) or not 1 <= raw <= MAX_ID:
-            raise ValueError("must be an id: a whole number from 1 on")
+            raise ValueError("must be an id: a whole number of at least 1")
         return cls(raw)
 
 
 class SearchText(str):
-    """What to look for in labels."""
+    """A text to search for in labels."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -162,12 +164,12 @@ class SearchText(str):
         if len(text) > 100:
             raise ValueError("must be at most 100 characters long")
         if "\0" in text:
-            raise ValueError("must not hold NUL")  # PostgreSQL takes it in no text
+            raise ValueError("must not contain NUL")  # PostgreSQL does not accept it in text
         return cls(text)
 
 
 class EmailAddress(str):
-    """An address to sign in with, as its owner spells it. `key` tells whether two spellings are one address."""
+    """An e-mail address for sign-in, as its owner writes it. Two spellings of one address have the same `key`."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -193,7 +195,7 @@ class EmailAddress(str):
 
 
 class NewPassword(Secret):
-    """A password that somebody chooses."""
+    """A password that a user sets."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -215,7 +217,7 @@ class NewPassword(Secret):
 
 
 class GivenPassword(Secret):
-    """A password that is to be compared: of any form, so that the answer to a wrong one is always the same."""
+    """A password to verify. It can have any form, so that every wrong password gets the same answer."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -236,7 +238,7 @@ class GivenPassword(Secret):
 
 
 class Instant(datetime):
-    """A moment, in UTC. As text it is RFC 3339 again, to the microsecond."""
+    """A moment in UTC. Its text is RFC 3339, to the microsecond."""
 
     schema: ClassVar[JsonSchema] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
 
@@ -247,11 +249,11 @@ class Instant(datetime):
         except msgspec.ValidationError:
             raise ValueError("must be an RFC 3339 time, such as 2030-01-31T00:00:00Z") from None
         if moment.tzinfo is None:
-            raise ValueError("must say its time zone: end it with Z or an offset such as +02:00")
+            raise ValueError("must have a time zone: end it with Z or an offset such as +02:00")
         try:
             moment = moment.astimezone(UTC)
         except OverflowError:
-            raise ValueError("is too far away") from None
+            raise ValueError("is out of range") from None
         return cls.fromisoformat(moment.isoformat())
 
     def __str__(self) -> str:
@@ -259,7 +261,7 @@ class Instant(datetime):
 
 
 class FutureTime(Instant):
-    """A moment that is still to come, in UTC."""
+    """A moment in the future, in UTC."""
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -270,11 +272,11 @@ class FutureTime(Instant):
 
 
 Check = Callable[[Mapping[str, object]], Iterable[FieldError]]
-"""Looks at the fields that were parsed, and says what is wrong between them or against what the application knows."""
+"""Checks parsed fields against each other or against the state of keyman, and yields an error for each fault."""
 
 
 def decode(model: type[S], raw: object, check: Check | None = None) -> S:
-    """The struct that `raw`, decoded JSON, describes. Raises InvalidRequest with everything that is at fault."""
+    """Return the struct that `raw`, decoded JSON, describes. Raises InvalidRequest, which names every fault."""
     if not isinstance(raw, dict):
         raise InvalidRequest.at(FieldError("", "The body must be a JSON object."))
     fields = msgspec.structs.fields(model)
@@ -291,10 +293,10 @@ def decode(model: type[S], raw: object, check: Check | None = None) -> S:
             errors.append(FieldError(field.encode_name, str(fault)))
     unknown = len(raw.keys() - {field.encode_name for field in fields})
     if unknown:
-        # Their names are not repeated: a key pasted in the wrong place is a name then.
+        # Do not repeat their names: a name can be a key that was pasted in the wrong place.
         known = ", ".join(field.encode_name for field in fields)
         counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
-        errors.append(FieldError("", f"The body holds {counted}; known are {known}."))
+        errors.append(FieldError("", f"The body has {counted}; the known fields are {known}."))
     if check is not None:
         errors += check(values)
     if errors:
@@ -308,7 +310,7 @@ def _field(kind: object, raw: object) -> object:
     except msgspec.ValidationError as fault:
         if isinstance(fault.__cause__, ValueError):
             raise ValueError(str(fault.__cause__)) from None
-        # msgspec's words for a wrong type name types alone; its words for anything else may repeat the value.
+        # msgspec's message for a wrong type names only types. Its other messages may repeat the value.
         message = str(fault).partition(" - at ")[0]
         if message.startswith("Expected `bool`"):
             raise ValueError("must be true or false") from None
@@ -326,9 +328,9 @@ def _string(raw: object) -> str:
 
 
 def _plain(text: str) -> None:
-    """Raises ValueError for what would show as something it is not."""
+    """Raises ValueError for a text that would be displayed as something else."""
     if not re.fullmatch(LABEL, text):
-        raise ValueError("must not hold control characters or characters that change the writing direction")
+        raise ValueError("must not contain control characters or characters that change the writing direction")
     _encodable(text)
 
 

@@ -1,7 +1,8 @@
-"""A guard on every route of the API and the pages: who calls, and is that enough. It runs before the body is read.
+"""The guard of every route of the API and the pages. It authenticates the caller and checks the scope, before the body
+is read.
 
-A route says in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route that says
-nothing stops the start.
+A route declares in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route without
+a declaration stops the start.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PUBLIC: dict[str, Any] = {_NEEDS: None}
 
 
 def needs(scope: Scope | None) -> dict[str, Any]:
-    """For a route's `opt`: a caller with this scope, or any caller at all for None."""
+    """Return the `opt` of a route that needs a caller with this scope, or any caller for None."""
     return {_NEEDS: _ANY_CALLER if scope is None else scope}
 
 
@@ -53,17 +54,17 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
 
 
 def is_public(handler: BaseRouteHandler) -> bool:
-    """True for a route that answers everybody, as Litestar's own answer to OPTIONS does: the methods of a path."""
+    """Return True for a route that everybody may call, such as Litestar's own answer to OPTIONS."""
     return _only_lists_methods(handler) or handler.opt[_NEEDS] is None
 
 
 def require_rules(app: Litestar) -> None:
-    """Stop the start when a route says nothing about who may call it. Raises ConfigurationError."""
+    """Raises ConfigurationError, which stops the start, when a route does not declare who may call it."""
     for route in app.routes:
         handlers = route.route_handlers if isinstance(route, HTTPRoute) else [route.route_handler]
         if not all(_NEEDS in handler.opt or _only_lists_methods(handler) for handler in handlers):
             raise ConfigurationError(
-                f"The route {route.path} does not say who may call it: give it `needs` or `PUBLIC`."
+                f"The route {route.path} does not declare who may call it: give it `needs` or `PUBLIC`."
             )
 
 
@@ -72,7 +73,7 @@ def _only_lists_methods(handler: BaseRouteHandler) -> bool:
 
 
 def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
-    """What the Authorization header shows, None where there is no such header. Raises Unauthenticated."""
+    """Return the token in the Authorization header, or None without one. Raises Unauthenticated."""
     header = connection.headers.get("authorization")
     if header is None:
         return None
@@ -88,9 +89,9 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
 
 
 async def provide_origin(request: Request[Any, Any, Any]) -> Origin:
-    """Where an unauthenticated request comes from."""
+    """Return the origin of an unauthenticated request."""
     exchange = exchange_of(request.scope)
-    # Off the loop: the first one of a process takes a tenth of a second, in which the parser compiles its patterns.
+    # In a thread: the parser compiles its patterns at the first call of a process, which takes a tenth of a second.
     device = await asyncio.to_thread(device_name, request.headers.get("user-agent", ""))
     return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
 
@@ -108,7 +109,7 @@ def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
 
 
 def ended_session_cookie(settings: Settings) -> Cookie:
-    """Has the browser forget the session."""
+    """Return a cookie that makes the browser delete the session cookie."""
     return Cookie(
         key=SESSION_COOKIE,
         value="",
@@ -121,7 +122,7 @@ def ended_session_cookie(settings: Settings) -> Cookie:
 
 
 async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
-    """Who calls: by the Authorization header where there is one, and by it alone; otherwise by the session cookie.
+    """Return the caller: from the Authorization header if there is one, otherwise from the session cookie.
 
     Raises Unauthenticated.
     """

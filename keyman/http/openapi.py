@@ -90,7 +90,7 @@ def _documented(status: int, kinds: list[type[Problem]], fault: FieldError) -> R
                     "type": f"/problems/{kind.slug}",
                     "title": kind.title,
                     "status": status,
-                    "detail": "One field is not as it must be." if kind is InvalidRequest else kind.title + ".",
+                    "detail": "One field is invalid." if kind is InvalidRequest else kind.title + ".",
                     "request_id": _REQUEST_ID,
                     **({"errors": [fault._asdict()]} if kind is InvalidRequest else {}),
                 },

@@ -64,7 +64,7 @@ async def by_token(db: Database, text: str, request_id: str, address: str | None
     async with db.read() as connection:
         row = (await connection.execute(_BY_TOKEN, {"digest": token.digest(), "moment": moment})).one_or_none()
     if row is None:
-        raise Unauthenticated("The token is no application's, has expired or was revoked.")
+        raise Unauthenticated("This is not an application token, or it has expired or been revoked.")
     if row.last_used_at is None or moment - row.last_used_at >= LAST_USE_PRECISION:
         await note_use(db, application_tokens, "last_used_at", row.token_id, moment)
     origin = Origin(Actor.APPLICATION, row.token_id, request_id, address)

@@ -51,7 +51,7 @@ class Caller:
     def require_session(self) -> int:
         """The session's id. Raises Forbidden for a token: what concerns the account itself needs its owner."""
         if self.session_id is None:
-            raise Forbidden("An access token cannot do this; sign in with e-mail and password.")
+            raise Forbidden("You cannot do this with an access token. Sign in with e-mail and password.")
         return self.session_id
 
 

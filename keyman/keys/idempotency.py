@@ -65,7 +65,7 @@ async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
         return None
     if not hmac.compare_digest(row.fingerprint, key.fingerprint):
         raise IdempotencyMismatch(
-            "This Idempotency-Key came with another body in the last 24 hours. A new request needs a new one."
+            "This Idempotency-Key was used with another body in the last 24 hours. Use a new one for a new request."
         )
     return msgspec.json.decode(row.response, type=KeyInfo)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-IS_MASK = "is the masked form in which keyman shows a key, not the key; copy it from the provider"
+IS_MASK = "is the mask that keyman shows, not the key; copy the key from the provider"
 
 
 def mask(value: str, prefix: str) -> str:

@@ -38,8 +38,8 @@ class ProviderKey(Secret):
             raise ValueError("must not be empty")
         if not all("!" <= c <= "~" for c in text):
             raise ValueError(
-                "must be printable ASCII characters without white space; if it was copied from a document, copy it "
-                "again from the provider's own page"
+                "must contain only printable ASCII characters, without white space; if you copied it from a document, "
+                "copy it again from the provider's page"
             )
         if is_mask(text):  # without a public prefix: shorter than any key
             raise ValueError(IS_MASK)
@@ -66,7 +66,7 @@ def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
     """A label that holds the value would show it, and keep it in the database in clear."""
     label, value = values.get("name"), values.get("api_key")
     if isinstance(label, str) and isinstance(value, Secret) and value.reveal() in label:
-        yield FieldError("name", "must not hold the key itself, for labels are shown")
+        yield FieldError("name", "must not contain the key itself, because labels are shown")
 
 
 def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[FieldError]:

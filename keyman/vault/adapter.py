@@ -1,12 +1,12 @@
-"""hvac's methods, awaitable: an hvac `Adapter` over aiohttp.
+"""An hvac `Adapter` over aiohttp, which makes hvac's methods awaitable.
 
-hvac's API classes hand their requests to an adapter and return what it returns. This one returns a coroutine, so
-`await transit.encrypt_data(…)` works as it stands. It differs from hvac's own adapter on purpose:
+hvac's API classes pass their requests to an adapter and return its result. This adapter returns a coroutine, so you can
+write `await transit.encrypt_data(…)`. It differs from hvac's own adapter on purpose:
 
-- no redirect is followed: hvac would send token and body along;
-- a failure becomes a VaultFault that holds a status and a reason, never the answer's body, which can hold plaintexts;
-- one deadline bounds the whole call, retries included;
-- nothing is read from `~/.vault-token` or from the environment.
+- it follows no redirect: hvac would send token and body along;
+- a failure becomes a VaultFault with a status and a reason, never with the body, which can contain plaintexts;
+- one deadline limits the whole call, including retries;
+- it reads nothing from `~/.vault-token` or from the environment.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_CONNECTIONS = 32
-"""Connections to Vault per process. Batches make more useless: 8 already carry 98,000 values a second."""
+"""Connections to Vault per process. Because of batches, more would not help: 8 carry 98,000 values per second."""
 
 RETRIED_STATUSES = frozenset({412, 429, 502, 503, 504})
-"""412: a standby has not caught up; 429: quota; the others: a standby, a proxy or a leader on its way.
+"""412: a standby has not caught up; 429: quota; the others: a standby, a proxy or a leader election.
 
-They differ from what keyman's own client sends again: for keyman, a 412 is a precondition that failed, and it stands.
+keyman's own client retries other statuses: for keyman, 412 is a failed precondition, which is final.
 """
 
 
-UNKNOWN_CA = "no CA that is known has signed it; KEYMAN_VAULT_CACERT names the file of a private one"
+UNKNOWN_CA = "it is not signed by a known CA; set KEYMAN_VAULT_CACERT to the file of a private CA"
 OTHER_HOST = "it is for another host than the one in KEYMAN_VAULT_ADDR"
 MISTRUST = {
     9: "it is not valid yet",
@@ -52,18 +52,18 @@ MISTRUST = {
     62: OTHER_HOST,
     64: OTHER_HOST,
 }
-"""OpenSSL's X509_V_ERR_… in words for whoever runs keyman."""
+"""Texts for OpenSSL's codes X509_V_ERR_…, for operators."""
 
 
 REQUEST_ID_HEADER = "X-Request-ID"
-"""The request of keyman's that a call is made for, by the id that its answer, its log lines and the trail have."""
+"""The header with the id of keyman's request. Its answer, its log lines and the audit log have the same id."""
 
 
 class VaultFault(KeymanError):
-    """A call to Vault failed for good. Holds no byte of the answer.
+    """A call to Vault failed, after all retries. It contains nothing of the answer.
 
-    `status` is None when there was no HTTP answer, or none of Vault's own. `why` says of a certificate what is wrong
-    with it, for whoever runs keyman.
+    `status` is None when there was no HTTP answer, or the answer was not from Vault. `why` says what is wrong with a
+    certificate, for operators.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class VaultFault(KeymanError):
         self.why = why
 
     def explained(self) -> str:
-        """In a sentence or two, for a command that has no log."""
+        """Return the fault in a sentence or two, for a command that has no log."""
         detail = VAULT_DETAILS[self.reason]
         return detail if self.why is None else f"{detail} The certificate: {self.why}."
 
@@ -95,10 +95,10 @@ class _Call(NamedTuple):
 
 
 class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
-    """One address of Vault and the connections to it. `token` is what each request carries."""
+    """The connections to one address of Vault. Each request carries `token`."""
 
     def __init__(self, settings: VaultSettings, metrics: Metrics) -> None:
-        # Not super().__init__: it would open a `requests` session that nothing here uses.
+        # Not super().__init__: it would open a `requests` session, which this adapter does not use.
         self.base_uri = settings.address
         self.namespace = settings.namespace
         self.token: str | None = None
@@ -112,16 +112,16 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """Opened at the first use, for it belongs to the running loop."""
+        """The session. It is opened at the first use, because it belongs to the running loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=self._tls, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None),  # `deadline` is the bound
+                timeout=aiohttp.ClientTimeout(total=None),  # `request` has its own deadline
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 auto_decompress=False,
             )
-            # aiohttp would repeat GET, PUT and DELETE once inside each of our attempts; it has no public switch.
+            # Otherwise aiohttp would repeat GET, PUT and DELETE inside each of our attempts. It has no public option.
             self._session._retry_connection = False
         return self._session
 
@@ -132,7 +132,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             await session.close()
 
     def get_login_token(self, response: object) -> NoReturn:
-        """hvac's synchronous login has no place here; `login.py` logs in."""
+        """Not supported: it is part of hvac's synchronous login. `login.py` logs in."""
         raise NotImplementedError
 
     async def request(  # hvac's own signature
@@ -147,7 +147,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         params: Mapping[str, str] | None = None,
         wrap_ttl: str | int | None = None,
     ) -> object:
-        """The JSON answer as a dict, or None where Vault answers 204. Raises VaultFault."""
+        """Return the JSON answer as a dict, or None for a 204. Raises VaultFault."""
         body = None if json is None else msgspec.json.encode(json)
         call = _Call(method.upper(), self.urljoin(self.base_uri, url), params, body, wrap_ttl)
         try:
@@ -173,7 +173,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
 
     async def _once(self, call: _Call) -> object:
         if self._closed:
-            # What is still under way must not open a session, and log in, that nobody closes; 0: nor try again.
+            # A late call must not open a session, and log in, that nobody closes. Status 0 prevents a retry.
             raise VaultFault(VaultReason.UNREACHABLE, 0)
         headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
         if self.token:
@@ -194,7 +194,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
                 if response.status == 204:
                     return None
                 if response.status == 400 and not content.startswith(b"{"):
-                    # Not Vault's own words: what speaks TLS answers so where it is not spoken to in TLS.
+                    # Not an answer of Vault: a TLS server answers like this to plain http.
                     raise VaultFault(VaultReason.UNREACHABLE)
                 if response.status != 200:
                     reason = _reason(response.status, content)
@@ -206,7 +206,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         return answer
 
 
-def taken(answer: object, kind: type[T], *path: str) -> T:
+def extract(answer: object, kind: type[T], *path: str) -> T:
     """What lies at `path` in one of Vault's answers. Raises VaultFault where it does not, or is of another type: what
     answers is no Vault then, or one that is not understood.
     """
@@ -219,7 +219,7 @@ def taken(answer: object, kind: type[T], *path: str) -> T:
 
 def shaped(answer: object, shape: type[S], *path: str) -> S:
     """The same for an object with the fields of a struct."""
-    found = taken(answer, dict, *path)
+    found = extract(answer, dict, *path)
     try:
         return msgspec.convert(found, shape)
     except msgspec.ValidationError:
@@ -227,7 +227,7 @@ def shaped(answer: object, shape: type[S], *path: str) -> S:
 
 
 async def none_if_missing(request: Awaitable[T]) -> T | None:
-    """The answer, or None where Vault has nothing at that path (404). Raises VaultFault for the rest."""
+    """Return the answer, or None when Vault has nothing at that path (404). Raises VaultFault for other failures."""
     try:
         return await request
     except VaultFault as fault:
@@ -245,12 +245,12 @@ def _transport_faults() -> Iterator[None]:
         log.error("vault's certificate is refused", why=why)
         raise_alone(VaultFault(VaultReason.UNTRUSTED, why=why))
     except (aiohttp.ClientError, OSError):
-        # Alone: a client error can hold what was sent or received.
+        # Without its context: a client error can hold what was sent or received.
         raise_alone(VaultFault(VaultReason.UNREACHABLE))
 
 
 def _mistrust(fault: Exception) -> str:
-    """Why a certificate is not taken, without OpenSSL's own sentence, which repeats the name that was asked for."""
+    """Return why a certificate is refused, without OpenSSL's own message, which repeats the name of the host."""
     code = fault.verify_code if isinstance(fault, ssl.SSLCertVerificationError) else 0
     return MISTRUST.get(code, "it is not valid")
 
@@ -263,6 +263,6 @@ def _reason(status: int, content: bytes) -> VaultReason:
     if status == 503 and b"sealed" in content:
         return VaultReason.SEALED
     if status in (502, 503, 504) or 300 <= status < 400:
-        # A proxy without a Vault behind it, or an address that is not Vault's own.
+        # A proxy without a Vault behind it, or an address that is not Vault's.
         return VaultReason.UNREACHABLE
     return VaultReason.ERROR

@@ -1,4 +1,4 @@
-"""What Vault says of itself, of a token and of the key. Reads only."""
+"""Reads Vault's health, the properties of a token, and the properties of the key. It changes nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.telemetry import Metrics
-from keyman.vault.adapter import AsyncAdapter, none_if_missing, shaped, taken
+from keyman.vault.adapter import AsyncAdapter, extract, none_if_missing, shaped
 from keyman.vault.login import VaultClient
 
 HEALTH_STATES = ("standbycode", "sealedcode", "uninitcode", "drsecondarycode", "performancestandbycode")
-"""Parameters of `sys/health`: the status of each state, which is an error otherwise."""
+"""Parameters of `sys/health` that set the HTTP status of each state. Without them it would be an error status."""
 
 
 class Health(msgspec.Struct):
@@ -46,8 +46,8 @@ class TokenInfo(msgspec.Struct):
 
 
 async def health(settings: VaultSettings) -> Health:
-    """`sys/health`, without a token, in whatever state. Raises VaultFault."""
-    # Not in a namespace: the health is the server's.
+    """Return `sys/health` in any state of Vault, without a token. Raises VaultFault."""
+    # Without a namespace, because the health is that of the server.
     adapter = AsyncAdapter(replace(settings, namespace=None), Metrics())
     try:
         return shaped(await adapter.get("/v1/sys/health", params=dict.fromkeys(HEALTH_STATES, "200")), Health)
@@ -56,7 +56,7 @@ async def health(settings: VaultSettings) -> Health:
 
 
 async def own_token(client: VaultClient) -> TokenInfo:
-    """What Vault knows of the client's token, its policies and its life. Raises VaultUnavailable."""
+    """Return what Vault knows about the client's token: its policies and its TTL. Raises VaultUnavailable."""
 
     async def lookup() -> TokenInfo:
         return shaped(await Token(client.adapter).lookup_self(), TokenInfo, "data")
@@ -65,21 +65,21 @@ async def own_token(client: VaultClient) -> TokenInfo:
 
 
 async def own_capabilities(client: VaultClient, paths: Iterable[str]) -> dict[str, set[str]]:
-    """What the client's token may do at each path; an empty set for nothing. Raises VaultUnavailable."""
+    """Return the capabilities of the client's token at each path; an empty set for none. Raises VaultUnavailable."""
     asked = list(dict.fromkeys(paths))
 
     async def ask() -> dict[str, set[str]]:
-        answer = taken(await client.adapter.post("/v1/sys/capabilities-self", json={"paths": asked}), dict, "data")
-        return {path: set(taken(answer, list, path)) - {"deny"} for path in asked}
+        answer = extract(await client.adapter.post("/v1/sys/capabilities-self", json={"paths": asked}), dict, "data")
+        return {path: set(extract(answer, list, path)) - {"deny"} for path in asked}
 
     return await client.call("capabilities", ask)
 
 
 async def key_properties(client: VaultClient, settings: VaultSettings) -> dict[str, object] | None:
-    """What the key is, None where there is none. Raises VaultUnavailable."""
+    """Return the properties of the key, or None when it does not exist. Raises VaultUnavailable."""
 
     async def read() -> dict[str, object] | None:
         answer = await none_if_missing(Transit(client.adapter).read_key(settings.key, settings.mount))
-        return None if answer is None else taken(answer, dict, "data")
+        return None if answer is None else extract(answer, dict, "data")
 
     return await client.call("read-key", read)

@@ -58,7 +58,7 @@ def test_accounts_are_added_listed_disabled_and_enabled(env: dict[str, str]) -> 
 def test_an_address_that_is_taken_is_said(env: dict[str, str]) -> None:
     added("ada@example.com", env)
     said = failed(keyman("user", "add", "ADA@example.com", env=env, stdin=f"{PASSWORD}\n"))
-    assert said == "keyman: There is an account with this address already.\n"
+    assert said == "keyman: An account with this address already exists.\n"
 
 
 @pytest.mark.parametrize("command", ["disable", "enable", "passwd"])

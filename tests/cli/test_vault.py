@@ -62,11 +62,11 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     assert "keyman vault setup" in failed(keyman("vault", "secret-id", "keyman-rotator", env=env))
     everything = [
         "mounted the Transit engine at transit/",
-        "made the key keyman: aes256-gcm96, derived, not exportable, no plaintext backup",
+        "created the key keyman: aes256-gcm96, derived, not exportable, no plaintext backup",
         "enabled the AppRole login at auth/approle/",
-        "had Vault's audit log tell the header X-Request-ID, as it is",
+        "let Vault's audit log show the header X-Request-ID without HMAC",
         *(f"wrote the policy {name}" for name in POLICIES),
-        *(f"made the AppRole {role}" for role in ROLES),
+        *(f"created the AppRole {role}" for role in ROLES),
     ]
     for _ in range(2):
         shown = keyman(*SETUP, "--dry-run", env=env)
@@ -195,9 +195,9 @@ def test_a_set_up_that_stops_half_way_says_where_and_goes_on_the_next_time(
     done = keyman(*SETUP, env={**admin, "KEYMAN_VAULT_TOKEN": token})
     assert done.code == 1
     assert done.out == f"mounted the Transit engine at {admin['KEYMAN_VAULT_MOUNT']}/\n"
-    assert done.err.startswith("This change failed, and no later one was made: made the key keyman: ")
+    assert done.err.startswith("This change failed, and no later one was made: created the key keyman: ")
     assert "Vault refuses KEYMAN_VAULT_TOKEN" in done.err
-    assert keyman(*SETUP, env=admin).out.startswith("made the key keyman: ")
+    assert keyman(*SETUP, env=admin).out.startswith("created the key keyman: ")
 
 
 _HALF = """

@@ -96,11 +96,11 @@ async def test_of_many_sentinels_at_once_one_is_kept_and_every_caller_gets_it(da
     processes = [Database(database) for _ in range(5)]
     starts = [await Deployment.load(db) for db in processes for _ in range(10)]
     assert [await start.sentinel() for start in starts] == [None] * 50
-    told = await asyncio.gather(*(start.keep_sentinel(f"vault:v1:{n}") for n, start in enumerate(starts)))
+    told = await asyncio.gather(*(start.store_sentinel(f"vault:v1:{n}") for n, start in enumerate(starts)))
     kept = await stored(processes[0])
     assert kept in {f"vault:v1:{n}" for n in range(50)}
     assert set(told) == {kept}
-    assert await (await Deployment.load(processes[0])).keep_sentinel("vault:v1:late") == kept
+    assert await (await Deployment.load(processes[0])).store_sentinel("vault:v1:late") == kept
     assert await stored(processes[0]) == kept
     for db in processes:
         await db.close()
@@ -111,26 +111,26 @@ async def test_a_database_with_keys_and_no_sentinel_gets_none(db: Database) -> N
     async with db.write() as connection:
         key = await add(connection, "api_keys")
     start = await Deployment.load(db)
-    assert await start.keep_sentinel("vault:v1:AAAA") is None
+    assert await start.store_sentinel("vault:v1:AAAA") is None
     assert await stored(db) is None
     async with db.write() as connection:
         await connection.execute(delete(api_keys).where(api_keys.c.id == key))
-    assert await start.keep_sentinel("vault:v1:AAAA") == "vault:v1:AAAA"
+    assert await start.store_sentinel("vault:v1:AAAA") == "vault:v1:AAAA"
 
 
 async def test_keys_do_not_hide_the_sentinel_that_is_there(db: Database) -> None:
     start = await Deployment.load(db)
-    await start.keep_sentinel("vault:v1:AAAA")
+    await start.store_sentinel("vault:v1:AAAA")
     await add_owner(db)
     async with db.write() as connection:
         await add(connection, "api_keys")
     again = await Deployment.load(db)
-    assert await again.sentinel() == await again.keep_sentinel("vault:v1:BBBB") == "vault:v1:AAAA"
+    assert await again.sentinel() == await again.store_sentinel("vault:v1:BBBB") == "vault:v1:AAAA"
 
 
 async def test_a_known_sentinel_is_not_read_again(db: Database) -> None:
     start = await Deployment.load(db)
-    await start.keep_sentinel("vault:v1:AAAA")
+    await start.store_sentinel("vault:v1:AAAA")
     async with db.write() as connection:
         await connection.execute(update(deployment).values(sentinel="vault:v1:BBBB"))
     assert await start.sentinel() == "vault:v1:AAAA"

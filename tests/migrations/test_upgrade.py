@@ -288,7 +288,7 @@ async def test_a_rewrap_after_an_upgrade_leaves_behind_only_what_is_damaged(upgr
             assert not row.undecryptable
             assert row.key_version == LATEST
             assert row.encrypted_key.startswith(f"vault:v{LATEST}:")
-    sentinel = await upgraded.deployment.sentinel(anew=True)
+    sentinel = await upgraded.deployment.sentinel(refresh=True)
     assert sentinel is not None
     assert sentinel.startswith(f"vault:v{LATEST}:")
     await check_resolves(upgraded)

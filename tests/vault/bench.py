@@ -43,10 +43,10 @@ class Shelf:
         self.stored = sentinel
         self._has_keys = has_keys
 
-    async def sentinel(self, *, anew: bool = False) -> str | None:
+    async def sentinel(self, *, refresh: bool = False) -> str | None:
         return self.stored
 
-    async def keep_sentinel(self, ciphertext: str) -> str | None:
+    async def store_sentinel(self, ciphertext: str) -> str | None:
         if self.stored is None and not self._has_keys:
             self.stored = ciphertext
         return self.stored

@@ -452,10 +452,10 @@ async def test_a_database_without_its_sentinel_seals_nothing(bench: Bench) -> No
     class Tampered:
         uuid = uuid4()
 
-        async def sentinel(self, *, anew: bool = False) -> None:
+        async def sentinel(self, *, refresh: bool = False) -> None:
             return None
 
-        async def keep_sentinel(self, ciphertext: str) -> None:
+        async def store_sentinel(self, ciphertext: str) -> None:
             return None
 
     client = bench.client()

@@ -207,7 +207,7 @@ async def test_a_stopped_vault_is_unreachable_and_then_passes_again(tmp_path: Pa
 
 async def test_a_database_that_fails_is_not_blamed_on_vault(bench: Bench) -> None:
     class Broken(Shelf):
-        async def sentinel(self, *, anew: bool = False) -> str | None:
+        async def sentinel(self, *, refresh: bool = False) -> str | None:
             raise DatabaseUnavailable
 
     guard = bench.guard(Broken())

@@ -95,8 +95,8 @@ async def test_after_old_versions_were_given_up_the_sentinel_that_was_brought_fo
     class Stale(Shelf):
         """Remembers the sentinel of before."""
 
-        async def sentinel(self, *, anew: bool = False) -> str | None:
-            return str(answer["data"]["ciphertext"]) if anew else remembered
+        async def sentinel(self, *, refresh: bool = False) -> str | None:
+            return str(answer["data"]["ciphertext"]) if refresh else remembered
 
     opening.opener._store = Stale(uuid=shelf.uuid)
     await opening.opener.verify(max_age=0)

@@ -188,7 +188,7 @@ async def test_the_admin_sets_everything_up_and_makes_no_key_of_another_nature(b
     try:
         changes = await provision(admin, fresh.settings)
         assert any(change.startswith("mounted") for change in changes)
-        assert any(change.startswith("made the key") for change in changes)
+        assert any(change.startswith("created the key") for change in changes)
         assert await provision(admin, fresh.settings) == []
         for role in ROLES:
             assert (await issue_credentials(admin, role)).secret_id.reveal()

@@ -1,4 +1,4 @@
-"""A wrapped secret ID: taken once, and whatever else lies in its place is said and not taken."""
+"""A wrapped secret ID: extract once, and whatever else lies in its place is said and not extract."""
 
 import asyncio
 from io import StringIO
@@ -10,7 +10,7 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
-from keyman.vault.adapter import AsyncAdapter, taken
+from keyman.vault.adapter import AsyncAdapter, extract
 from keyman.vault.provision import issue_wrapped_credentials
 from keyman.vault.wrapping import unwrap
 from tests.support.exceptions import everything_in
@@ -40,11 +40,11 @@ def holding(bench: Bench, token: str) -> Bench:
 async def response_wrapped(bench: Bench, method: str, path: str, body: object) -> Bench:
     """The bench with what Vault answers at `path`, wrapped."""
     made = await bench.admin.request(method, f"/v1/{path}", json=body, wrap_ttl=60)
-    return holding(bench, taken(made, str, "wrap_info", "token"))
+    return holding(bench, extract(made, str, "wrap_info", "token"))
 
 
 async def refused(bench: Bench, role: str = ROLE) -> str:
-    """What is said of a wrapped secret ID that is not taken."""
+    """What is said of a wrapped secret ID that is not extract."""
     with pytest.raises(ConfigurationError) as caught:
         await unwrap(bench.settings, role)
     token = bench.settings.wrapped_secret_id

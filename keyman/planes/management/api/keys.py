@@ -39,7 +39,8 @@ IfMatchHeader = Annotated[
     str | None,
     HeaderParameter(
         name="If-Match",
-        description="An `ETag` of this key: the change is made only if it still has it. Without, the last write wins.",
+        description="An `ETag` of this key: the change is made only if the key still has it. Without it, the last "
+        "write wins.",
     ),
 ]
 IdempotencyKeyHeader = Annotated[
@@ -50,15 +51,17 @@ IdempotencyKeyHeader = Annotated[
         max_length=idempotency.MAX_LENGTH,
         pattern=idempotency.PATTERN,
         description=(
-            "1 to 255 printable ASCII characters, best a random UUID: the same key with the same body gives the first "
-            "answer again for 24 hours."
+            "1 to 255 printable ASCII characters, preferably a random UUID. For 24 hours, the same key with the same "
+            "body gives the first answer again."
         ),
     ),
 ]
 
 
 async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
-    """Before the body is looked at: what was right at the first time may not be so any more, such as an expiry."""
+    """Return the first answer again. It runs before the body is parsed, because a field, such as an expiry, may have
+    been valid the first time and not now.
+    """
     if "idempotency-key" in request.headers:
         check_media_type(request.headers)  # the same bytes of another type are another request
     retry = await _retry_of(request)
@@ -125,9 +128,9 @@ class KeyController(Controller):
         request: AnyRequest,
         db: Injected[Database],
         caller: Injected[Caller],
-        service: Annotated[ServiceSlug | None, QueryParameter(description="Keys of this service alone.")] = None,
+        service: Annotated[ServiceSlug | None, QueryParameter(description="Only keys of this service.")] = None,
         q: Annotated[SearchText | None, QueryParameter(description="Keys whose name contains this.")] = None,
-        limit: Annotated[Limit, QueryParameter(description="How many keys a page holds at most.")] = UNSAID,
+        limit: Annotated[Limit, QueryParameter(description="The maximum number of keys on a page.")] = UNSAID,
         cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
     ) -> Response[list[KeyInfo]]:
         page = await operations.list_own(db, caller, Slice(limit, cursor), service, q)
@@ -154,7 +157,7 @@ class KeyController(Controller):
         operation_id="replaceKey",
         response_description="The key with its new mask.",
         summary="Replace a key's value",
-        description="The service stays; an omitted field keeps its value; `null` clears a name or an expiry.",
+        description="The service stays. An omitted field keeps its value. `null` clears a name or an expiry.",
         response_headers=[ETAG],
         responses=may_answer(
             errors.NotFound, errors.PreconditionFailed, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS
@@ -179,7 +182,7 @@ class KeyController(Controller):
         operation_id="changeKey",
         response_description="The key as it is now.",
         summary="Rename, pause or limit a key",
-        description="Changes what surrounds the value; `null` clears a name or an expiry. Does not need Vault.",
+        description="Changes the metadata. `null` clears a name or an expiry. Does not need Vault.",
         response_headers=[ETAG],
         responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
@@ -200,9 +203,9 @@ class KeyController(Controller):
         security=SECURITY,
         status_code=204,
         operation_id="deleteKey",
-        response_description="The key is gone.",
+        response_description="The key is deleted.",
         summary="Delete a key",
-        description="The row and its ciphertext are gone. Does not need Vault.",
+        description="Deletes the row and its ciphertext. Does not need Vault.",
         responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS),
     )
     async def remove(
@@ -219,7 +222,7 @@ class KeyController(Controller):
     operation_id="listServices",
     response_description="The catalogue.",
     summary="List the services",
-    description="The catalogue: what `service` can be, and the name to show for it.",
+    description="The catalogue: the values that `service` can have, and the name to show for each.",
     responses=may_answer(*CALLER_PROBLEMS),
 )
 async def list_services(catalogue: Injected[Catalogue]) -> list[ServiceInfo]:

@@ -316,7 +316,7 @@ def test_a_key_deleted_in_another_window_ends_in_words(ada: Person, way: str) ->
         _delete_elsewhere(ada)
         rows(page).get_by_role("button", name=way).click()
     expect(dialog(page)).to_contain_text("There is nothing here")
-    expect(dialog(page)).to_contain_text("This key is not there any more. Perhaps it was deleted in another window.")
+    expect(dialog(page)).to_contain_text("This key no longer exists. It may have been deleted in another window.")
     back = dialog(page).get_by_role("button", name="Back to your keys")
     expect(back).to_be_focused()
     if way == "Edit":
@@ -378,7 +378,7 @@ def test_an_address_that_is_taken_is_said_on_the_form(ada: Person) -> None:
     page.get_by_label("Email").fill(ada.email)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign up").click()
-    expect(page.get_by_role("alert")).to_contain_text("There is an account with this address already.")
+    expect(page.get_by_role("alert")).to_contain_text("An account with this address already exists.")
     expect(page.get_by_label("Email")).to_have_value(ada.email)
     expect(page.get_by_label("Password")).to_have_value("")
     page.get_by_role("button", name="Sign in").click()
@@ -415,7 +415,7 @@ def test_a_search_that_fails_leaves_the_list_and_the_search(ada: Person) -> None
     expect(rows(page)).to_have_count(11)
     page.unroute("**/settings/api-keys?*")
     page.get_by_label("Search labels").fill("nothing like it")
-    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     expect(page.get_by_role("status")).to_have_text("Keys shown: 0")
     assert [line for line in ada.complaints if "TypeError" in line] == []
 

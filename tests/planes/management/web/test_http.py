@@ -489,7 +489,7 @@ async def test_a_form_that_is_not_well_formed_is_said_and_not_repeated(page_plan
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     page = await ada.post(HOME, content=body, headers=form)
     assert page.status_code == 400
-    assert "The form is not well-formed." in page.text
+    assert "The form is malformed." in page.text
 
 
 @given(fields=st.dictionaries(st.sampled_from(["service", "api_key", "name", "expires_at", "attempt", "x"]), st.text()))
@@ -516,7 +516,7 @@ async def test_a_few_keys_are_seen_at_a_glance_and_more_can_be_searched(page_pla
     assert re.findall(r'<tr role="row" id="key-', found.text) == ['<tr role="row" id="key-']
     assert "Größe" in found.text
     none = await ada.get(HOME, params={"service": "OPENAI", "q": "Größe"})
-    assert "No key fits" in none.text
+    assert "No matching keys" in none.text
     # A link to a row's form leads back to the part of the list that it was opened from.
     assert "/edit?q=GR%C3%96SSE" in found.text
     assert 'name="q" value="GRÖSSE"' in found.text

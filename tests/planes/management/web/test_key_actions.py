@@ -108,7 +108,7 @@ async def test_a_form_that_does_not_say_what_is_wanted_changes_nothing(shared: A
     path = f"{HOME}/{key_id}/pause"
     for fields in ({}, {"paused": ""}, {"paused": "yes"}, {"paused": "TRUE"}):
         answer = await post(ada, path, fields)
-        assert (answer.status_code, "The form is not well-formed." in answer.text) == (422, True)
+        assert (answer.status_code, "The form is malformed." in answer.text) == (422, True)
     for answer in (await eve.get(path), await post(eve, path, {"paused": "true"})):
         assert answer.status_code == 404
     reader = await shared.token(ada, "keys:read")

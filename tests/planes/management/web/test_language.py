@@ -240,11 +240,11 @@ def test_the_sentences_of_code_and_templates_are_found() -> None:
     assert {
         "must be 8 to 512 characters long",
         "is not your current password",
-        "{count} things are not as they must be; each is listed in errors.",
-        "One field is not as it must be.",
+        "{count} things are invalid; errors lists each of them.",
+        "One field is invalid.",
         "The database cannot be used at the moment. Nothing was stored.",
         "This idempotency key was used for another request",
-        "This key is not there any more. Perhaps it was deleted in another window.",
+        "This key no longer exists. It may have been deleted in another window.",
         "Vault cannot be reached.",
         "just now",
     } <= of_the_code()
@@ -306,7 +306,7 @@ def test_a_sentence_is_the_text_that_its_values_make(word: str, number: int) -> 
 def test_a_sentence_is_said_again_with_its_values() -> None:
     problem = InvalidRequest.at(FieldError("a", "is missing"), FieldError("b", "is missing"))
     assert problem.detail == "2 things are not as they must be; each is listed in errors."
-    assert GERMAN.say(problem.detail).startswith("2 Angaben sind nicht so, ")
+    assert GERMAN.say(problem.detail).startswith("2 Angaben sind ungültig;")
     assert GERMAN.say(InvalidRequest.at(FieldError("a", "is missing")).detail).startswith("Ein Feld ")
 
 

@@ -40,7 +40,7 @@ def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(
     expect(page).to_have_url(re.compile(r"service=ANTHROPIC&q=KEY(\+|%20)0003$"))
     expect(page.get_by_label("Search labels")).to_be_focused()
     page.get_by_label("Search labels").fill("nothing like it")
-    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     assert page.evaluate("window.stays") == "the same page"
     # What was searched for is searched for after a reload, too.
     page.get_by_label("Search labels").fill("key 0003")

@@ -224,7 +224,7 @@ def test_labels_are_text_whatever_they_hold(arrive: Arrive) -> None:
     page.keyboard.press("Escape")
     ada.open(f"{KEYS}?service=OPENAI&q=%22%3E%3Cscript%3Edocument.title%3D1%3C%2Fscript%3E")
     expect(page.get_by_label("Search labels")).to_have_value('"><script>document.title=1</script>')
-    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     # As the names of tokens, and as an address to sign in with.
     for label in PAYLOADS[:3]:
         assert ada.context.request.post(f"{ada.origin}/api/tokens", data={"name": label}).status == 201
