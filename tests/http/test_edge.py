@@ -150,7 +150,7 @@ async def test_any_other_exception_becomes_a_500_that_shows_only_the_request_id(
     assert answer.status == 500
     body = json.loads(answer.body)
     assert body["type"] == "/problems/internal"
-    assert body["detail"] == f"Tell whoever runs keyman: {answer.header('x-request-id')}"
+    assert body["detail"] == f"Give the operator of keyman this request id: {answer.header('x-request-id')}"
     assert CANARY not in answer.body.decode() + str(lines)
     assert [line["event"] for line in lines] == ["unhandled exception", "request"]
     assert lines[0]["fault"] == "builtins.RuntimeError"

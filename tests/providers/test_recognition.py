@@ -75,5 +75,5 @@ def test_a_provider_key_is_kept_but_for_white_space_around_it(text: str) -> None
 
 @pytest.mark.parametrize("text", ["...", "...abcd", " ...abcd "])
 def test_a_bare_mask_is_called_one_and_not_too_short(text: str) -> None:
-    with pytest.raises(ValueError, match="masked form"):
+    with pytest.raises(ValueError, match="is the mask that keyman shows"):
         ProviderKey.parse(text)

@@ -336,7 +336,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"service": "OPENAI", "api_key": "x" * 513}, "API key must be 8 to 512 characters long."),
     ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must be printable ASCII"),
     ({"service": "OPENAI", "api_key": "sk-ant-c4n4ry-c4n4ry"}, "API key looks like a key of Anthropic, not of OpenAI"),
-    ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is the masked form"),
+    ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is the mask that keyman shows"),
     ({"service": "NOWHERE", "api_key": VALUE}, "Service is not a service of the catalogue"),
     ({"service": "openai", "api_key": VALUE}, "Service must be a service of the catalogue"),
     ({"service": "OPENAI", "api_key": VALUE, "name": "x" * 101}, "Label must be at most 100 characters long."),

@@ -305,7 +305,7 @@ def test_a_sentence_is_the_text_that_its_values_make(word: str, number: int) -> 
 
 def test_a_sentence_is_said_again_with_its_values() -> None:
     problem = InvalidRequest.at(FieldError("a", "is missing"), FieldError("b", "is missing"))
-    assert problem.detail == "2 things are not as they must be; each is listed in errors."
+    assert problem.detail == "2 things are invalid; errors lists each of them."
     assert GERMAN.say(problem.detail).startswith("2 Angaben sind ungültig;")
     assert GERMAN.say(InvalidRequest.at(FieldError("a", "is missing")).detail).startswith("Ein Feld ")
 

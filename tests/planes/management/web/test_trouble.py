@@ -109,7 +109,7 @@ def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, harme
         page.get_by_role("link", name="API Keys").click()
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         expect(page.get_by_role("main")).to_contain_text("Something went wrong on our side")
-        request_id = page.get_by_text("Tell whoever runs keyman").inner_text().rpartition(" ")[2]
+        request_id = page.get_by_text("Give the operator of keyman this request id").inner_text().rpartition(" ")[2]
         assert len(request_id) == 32
         assert "api_keys" not in page.inner_text("body")
         assert page.locator(".wordmark").count() == 1
