@@ -1,4 +1,4 @@
-"""A wrapped secret ID: extract once, and whatever else lies in its place is said and not extract."""
+"""A wrapped secret ID is unwrapped once; anything else in its place is reported and not used."""
 
 import asyncio
 from io import StringIO
@@ -44,7 +44,7 @@ async def response_wrapped(bench: Bench, method: str, path: str, body: object) -
 
 
 async def refused(bench: Bench, role: str = ROLE) -> str:
-    """What is said of a wrapped secret ID that is not extract."""
+    """What is said of a wrapped secret ID that is not used."""
     with pytest.raises(ConfigurationError) as caught:
         await unwrap(bench.settings, role)
     token = bench.settings.wrapped_secret_id
