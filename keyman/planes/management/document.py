@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
 from litestar.di import Provide
 from litestar.openapi.spec import SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
@@ -108,5 +107,5 @@ def openapi_document(
 ) -> bytes:
     """Return the OpenAPI 3.1 document of these routes and this catalogue, as JSON."""
     document = describe(routes, dependencies, WORDS)
-    document["components"]["schemas"]["NewKey"]["properties"]["service"]["enum"] = list(services)
-    return msgspec.json.encode(document)
+    document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
+    return document.encoded()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
 from litestar.di import Provide
 from litestar.openapi.spec import SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
@@ -57,5 +56,5 @@ ONE_OF_TWO_WAYS = [
 def openapi_document(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]) -> bytes:
     """Return the OpenAPI 3.1 document of these routes, as JSON."""
     document = describe(routes, dependencies, WORDS)
-    document["components"]["schemas"]["Request"]["oneOf"] = ONE_OF_TWO_WAYS
-    return msgspec.json.encode(document)
+    document.schemas["Request"]["oneOf"] = ONE_OF_TWO_WAYS
+    return document.encoded()
