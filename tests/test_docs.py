@@ -179,6 +179,7 @@ def messages() -> str:
 
 QUOTED = {
     "docs/reference/configuration.md": r"^\| … ([^|…]+?)(?: …)? \|",
+    "docs/reference/api.md": r'"(?:title|detail|message)": "([^"…]+)"',
     "docs/reference/cli.md": r"^(?:warning  \S+ +| +-> )(.+)$",
     "docs/guide/operator.md": r"`(?:key-versions|vault-key)`: ([^|.…;]+?)(?: …| \||\.)",
 }

@@ -79,20 +79,10 @@ def sources(directory: str) -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(ROOT)), "\n".join(lines)
 
 
-PENDING = set[str]()
-"""Documents that are not rewritten yet. A document leaves this set when it passes."""
-
-
 def test_no_document_uses_a_banned_word() -> None:
     found = dict(documents())
     assert len(found) > 20
-    assert banned((file, text) for file, text in found.items() if file not in PENDING) == []
-
-
-def test_no_document_is_pending_that_passes() -> None:
-    pending = {file: text for file, text in documents() if file in PENDING}
-    assert pending.keys() == PENDING
-    assert [file for file, text in pending.items() if not banned([(file, text)])] == []
+    assert banned(found.items()) == []
 
 
 def test_no_test_uses_a_banned_word_in_a_docstring_a_comment_or_a_message() -> None:
