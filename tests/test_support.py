@@ -19,6 +19,7 @@ import pytest
 
 from tests.support import needs, scratch
 from tests.support.browser import chromium_absence, chromium_path
+from tests.support.cli import has_ended
 from tests.support.containers import docker_absence, vault_container
 from tests.support.database import PostgresServer, postgres_absence, postgres_server
 from tests.support.needs import require
@@ -60,15 +61,6 @@ def get(address: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
-
-
-def gone(pid: int) -> bool:
-    """Whether a process that is no child of this one has ended."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
 
 
 # --- Vault in a container
@@ -160,7 +152,7 @@ def test_several_postgres_servers_run_at_once(own_postgres: PostgresServer) -> N
         assert ask(url, "SELECT current_setting('fsync') || current_setting('log_statement')") == "onnone"
         assert own_postgres.execute("SELECT count(*) FROM pg_database WHERE datname = 'other'") == "0"
         pid, directory = other.pid, other.log.parent
-    assert gone(pid)
+    assert has_ended(pid)
     assert not directory.exists()
 
 
@@ -175,7 +167,7 @@ def test_postgres_goes_with_the_process_that_asked_for_it(how: signal.Signals) -
         holder.send_signal(how)
         holder.wait(30)
     deadline = time.monotonic() + 10
-    while not gone(int(pid)) or Path(os.fsdecode(directory)).exists():
+    while not has_ended(int(pid)) or Path(os.fsdecode(directory)).exists():
         assert time.monotonic() < deadline, "the server or its directory is still there"
         time.sleep(0.05)
 

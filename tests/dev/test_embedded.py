@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.errors import ConfigurationError, MissingExtra
 from keyman.vault.adapter import VaultFault, none_if_missing
+from tests.support.cli import has_ended
+from tests.support.waiting import becomes
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,22 +78,6 @@ def environment_of(pid: int) -> set[str]:
     """The names of a process's variables."""
     lines = Path(f"/proc/{pid}/environ").read_bytes().decode().strip("\0").split("\0")
     return {line.partition("=")[0] for line in lines}
-
-
-def gone(pid: int) -> bool:
-    """Whether a process that is no child of this one has ended."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when `condition` is true; half a minute without that is a failure."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 # --- The first start and the next
@@ -190,7 +176,7 @@ async def test_killed_while_it_writes_it_keeps_all_that_it_had_confirmed(
         assert confirmed.items() <= (await kept(server)).items()
         writers = [asyncio.create_task(write(server, f"r{round_}w{number}")) for number in range(4)]
         enough = len(confirmed) + 20 * (round_ + 1)
-        await until(lambda enough=enough: len(confirmed) >= enough)  # type: ignore[misc]  # a default binds it
+        await becomes(lambda enough=enough: len(confirmed) >= enough)  # type: ignore[misc]  # a default binds it
         servers[-1].kill()
         servers[-1].wait()
         await asyncio.gather(*writers)
@@ -204,7 +190,7 @@ async def test_killed_while_it_starts_for_the_first_time_it_starts_again(
     home: Path, servers: list["subprocess.Popen[bytes]"], moment: float
 ) -> None:
     start = asyncio.create_task(embedded.start(home))
-    await until(lambda: bool(servers))
+    await becomes(lambda: bool(servers))
     await asyncio.sleep(moment)
     servers[0].kill()
     with pytest.raises(ConfigurationError, match=r"server\.log"):
@@ -219,7 +205,7 @@ async def test_killed_after_it_was_initialised_it_says_so_at_once_and_starts_aga
     home: Path, servers: list["subprocess.Popen[bytes]"]
 ) -> None:
     start = asyncio.create_task(embedded.start(home))
-    await until((home / "keys.json").exists)
+    await becomes((home / "keys.json").exists)
     servers[0].kill()
     with pytest.raises(ConfigurationError) as caught:
         await start
@@ -274,9 +260,9 @@ async def test_it_goes_with_its_parent_and_its_data_stays(home: Path) -> None:
     with run_python(STARTS_AND_WAITS, home) as parent:
         assert parent.stdout is not None
         pid = int((await asyncio.to_thread(parent.stdout.readline)).split()[0])
-        assert not gone(pid)
+        assert not has_ended(pid)
         parent.kill()
-    await until(lambda: gone(pid))
+    await becomes(lambda: has_ended(pid))
     server = await embedded.start(home)
     assert await kept(server) == {}
 
@@ -340,7 +326,7 @@ async def test_data_that_does_not_open_with_the_kept_key_stops_the_start_and_sta
 @pytest.mark.anyio
 async def test_a_start_that_is_cancelled_leaves_no_server(home: Path, servers: list["subprocess.Popen[bytes]"]) -> None:
     start = asyncio.create_task(embedded.start(home))
-    await until(lambda: bool(servers))
+    await becomes(lambda: bool(servers))
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start

@@ -23,7 +23,7 @@ def made(kind: type[Problem]) -> Problem:
     return VaultUnavailable(VaultReason.SEALED) if kind is VaultUnavailable else kind("A detail.")
 
 
-def test_the_table_of_statuses_is_the_contracts() -> None:
+def test_the_table_of_statuses_is_the_documented_one() -> None:
     assert {slug: kind.status for slug, kind in problems.KINDS.items()} == STATUSES
 
 

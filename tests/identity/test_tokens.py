@@ -58,7 +58,7 @@ def test_a_token_is_its_random_part_and_the_check_of_it(random: str) -> None:
     assert Token.parse(reference(random)).reveal() == reference(random)
 
 
-def test_a_generated_token_has_the_contracts_form_and_parses() -> None:
+def test_a_generated_token_has_the_documented_form_and_parses() -> None:
     tokens = {Token.generate().reveal() for _ in range(500)}
     assert len(tokens) == 500
     for token in tokens:
@@ -117,7 +117,7 @@ def test_what_is_stored_and_shown_of_it(random: str) -> None:
     assert random not in repr(token)
 
 
-def test_the_scopes_are_the_contracts() -> None:
+def test_the_scopes_are_the_documented_ones() -> None:
     assert [scope.value for scope in Scope] == ["keys:read", "keys:write", "tokens:manage", "audit:read"]
     assert {"keys:read", "keys:write"} == DEFAULT_SCOPES
 

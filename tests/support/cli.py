@@ -99,6 +99,15 @@ def workers_of(service: int) -> list[int]:
     return found
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process that is no child of this one has ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
 def end_processes(mark: str | Path) -> None:
     """Kill what is left of a test, so that it does no harm to the next one."""
     for pid in processes(mark):

@@ -20,9 +20,12 @@ def until(condition: Callable[[], object], what: str = "what was waited for") ->
         time.sleep(min(0.01 + waited / 20, 0.1))
 
 
-async def becomes(condition: Callable[[], Awaitable[object]], what: str = "what was waited for") -> None:
-    """The same for a condition that is awaited."""
+async def becomes(condition: Callable[[], object], what: str = "what was waited for") -> None:
+    """Do the same without blocking the loop. `condition` may be a coroutine function."""
     deadline = time.monotonic() + PATIENCE
-    while not await condition():
+    while True:
+        found = condition()
+        if await found if isinstance(found, Awaitable) else found:
+            return
         assert time.monotonic() < deadline, f"{what} did not come"
         await asyncio.sleep(0.02)

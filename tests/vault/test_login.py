@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -38,6 +38,7 @@ from tests.support.http import (
     faulty_server,
     recording_proxy,
 )
+from tests.support.waiting import becomes
 from tests.vault.bench import ROLE, Bench, SealableVault, a_context, agent, bench_at, refusal, tls_vault
 from tests.vault.es256 import Signer
 
@@ -74,13 +75,6 @@ async def lives(bench: Bench, token: str | None) -> bool:
             return False
         raise
     return True
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return when `condition` is true; half a minute without that is a failure."""
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 def refused_by(recording_proxy: RecordingProxy) -> list[Call]:
@@ -191,7 +185,7 @@ async def test_a_token_whose_lease_grows_short_is_replaced_before_it_dies(bench:
     first = (await own_token(client))["id"]
     with recording_proxy.changing(RENEWAL, shortened):
         await recording_proxy.answered(LOGIN, 2)
-    await until(lambda: _is_another(client, first))
+    await becomes(lambda: _is_another(client, first))
     assert (await own_token(client))["id"] == client.adapter.token
     assert refused_by(recording_proxy) == []
 
@@ -221,7 +215,7 @@ async def test_a_token_that_cannot_be_renewed_is_replaced_when_it_is_dead(bench:
     async def is_dead() -> bool:
         return not await lives(bench, first)
 
-    await until(is_dead)
+    await becomes(is_dead)
     await read_key(client, seen)
     assert client.adapter.token != first
     assert len(recording_proxy.to(LOGIN)) == 2
@@ -591,7 +585,7 @@ async def test_login_sealing_and_renewal_go_over_tls_with_a_private_authority_an
             async def renewed() -> bool:
                 return bool((await own_token(client)).get("last_renewal_time"))
 
-            await until(renewed)
+            await becomes(renewed)
             context = a_context()
             sealed = await cipher.encrypt(Secret("sk-c4n4ry"), context)
             assert await bench.opened(sealed.ciphertext, context) == "sk-c4n4ry"

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
@@ -416,3 +417,8 @@ def headers_of(client: httpx.AsyncClient, extra: Mapping[str, str] | None = None
     if "keyman_session" in client.cookies:
         headers.append((b"cookie", f"keyman_session={cookie_of(client)}".encode()))
     return headers + [(name.lower().encode(), value.encode("latin-1")) for name, value in (extra or {}).items()]
+
+
+def in_days(days: float) -> str:
+    """A time from now on, as the API writes it."""
+    return (datetime.now(UTC) + timedelta(days=days)).isoformat().replace("+00:00", "Z")

@@ -12,7 +12,16 @@ from sqlalchemy import select, update
 
 from keyman.keys.tables import api_keys
 from keyman.storage.types import AnyRow
-from tests.planes.management.api.harness import KEY_FIELDS, OPENAI_KEY, TIMESTAMP, ApiPlane, Json, problem, store
+from tests.planes.management.api.harness import (
+    KEY_FIELDS,
+    OPENAI_KEY,
+    TIMESTAMP,
+    ApiPlane,
+    Json,
+    in_days,
+    problem,
+    store,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -60,11 +69,7 @@ NOT_IN_A_NAME = [
 ]
 
 
-def in_days(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).isoformat().replace("+00:00", "Z")
-
-
-async def test_a_new_key_has_the_contracts_fields_and_no_other(shared: ApiPlane) -> None:
+async def test_a_new_key_has_the_documented_fields_and_no_other(shared: ApiPlane) -> None:
     ada = await shared.user()
     answer = await ada.post(
         "/api/keys",

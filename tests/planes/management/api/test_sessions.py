@@ -147,7 +147,7 @@ async def test_housekeeping_removes_what_has_ended_and_nothing_else(api_plane: A
 async def test_the_cookie_is_kept_from_scripts_and_from_plain_http(
     provisioned: Vault, tmp_path_factory: pytest.TempPathFactory, public_url: str | None, secure: bool
 ) -> None:
-    database = sqlite_at(tmp_path_factory)
+    database = cookie_database(tmp_path_factory)
     async with fresh_plane_at(database, provisioned.settings, quick(), public_url=public_url) as plane:
         visitor = plane.client()
         body = {"email": "ada@example.com", "password": PASSWORD}
@@ -166,7 +166,7 @@ async def test_the_cookie_is_kept_from_scripts_and_from_plain_http(
         assert ("strict-transport-security" in answers[0].headers) is is_https
 
 
-def sqlite_at(directories: pytest.TempPathFactory) -> URL:
+def cookie_database(directories: pytest.TempPathFactory) -> URL:
     return make_url(f"sqlite+aiosqlite:///{directories.mktemp('cookies')}/keyman.db")
 
 

@@ -24,6 +24,7 @@ from tests.planes.management.api.harness import (
     Json,
     api_plane_at,
     cookie_of,
+    in_days,
     problem,
     same_but_for_the_request_id,
 )
@@ -34,11 +35,7 @@ pytestmark = pytest.mark.anyio
 ALL = [scope.value for scope in Scope]
 
 
-def in_days(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).isoformat().replace("+00:00", "Z")
-
-
-async def test_a_new_token_has_the_contracts_fields_and_shows_itself_once(shared: ApiPlane) -> None:
+async def test_a_new_token_has_the_documented_fields_and_is_shown_once(shared: ApiPlane) -> None:
     ada = await shared.user()
     answer = await ada.post("/api/tokens", json={"name": "CI", "scopes": ALL, "expires_at": "2099-01-01T00:00:00Z"})
     assert answer.status_code == 201

@@ -19,7 +19,7 @@ from keyman.identity.tables import users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.masking import mask
-from tests.planes.management.web.conftest import Person
+from tests.support.browser import Person
 from tests.support.planes import PASSWORD
 from tests.support.rows import entry
 

@@ -8,7 +8,6 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.planes.management.web.conftest import Arrive, DevServer, Person
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -28,6 +27,7 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
+from tests.support.browser import Arrive, DevServer, Person
 from tests.support.http import NO_TLS, sign_up
 from tests.support.planes import PASSWORD
 from tests.support.waiting import PATIENCE

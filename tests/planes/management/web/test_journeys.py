@@ -9,7 +9,6 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 from playwright.sync_api import Locator, Page, expect
 
-from tests.planes.management.web.conftest import PHONE, Arrive, Person
 from tests.planes.management.web.moves import (
     ACTIVITY,
     ANTHROPIC_KEY,
@@ -31,6 +30,7 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
+from tests.support.browser import PHONE, Arrive, Person
 from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD
 from tests.support.waiting import PATIENCE

@@ -8,8 +8,8 @@ from datetime import timedelta
 from playwright.sync_api import expect
 
 from keyman.clock import now
-from tests.planes.management.web.conftest import Arrive, DevServer
 from tests.planes.management.web.moves import KEYS, OPENAI_KEY, join, labels, plant, press, rows, save, texts
+from tests.support.browser import Arrive, DevServer
 
 MANY = [{"service": ("OPENAI", "ANTHROPIC")[number % 2], "name": f"key {number:04}"} for number in range(1000)]
 SOME = MANY[:120]

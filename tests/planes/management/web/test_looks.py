@@ -19,7 +19,6 @@ from keyman.audit.entries import Action
 from keyman.clock import now
 from keyman.errors import VaultReason
 from keyman.keys.schemas import Status
-from tests.planes.management.web.conftest import DESKTOP, PHONE, Arrive, DevServer, Person
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -41,6 +40,7 @@ from tests.planes.management.web.moves import (
     settled,
     sign_in,
 )
+from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer, Person
 from tests.support.planes import PASSWORD
 
 WIDTHS = (320, 390, 768, 1080, 1280, 1920)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Error, Page, Response, expect
 
-from tests.planes.management.web.conftest import Arrive, Person
 from tests.planes.management.web.moves import (
     ACCOUNT,
     KEYS,
@@ -27,6 +26,7 @@ from tests.planes.management.web.moves import (
     save,
     settled,
 )
+from tests.support.browser import Arrive, Person
 
 PAYLOADS = (
     "<img src=x onerror=document.title='run'>",

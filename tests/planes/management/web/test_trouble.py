@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import expect
 
-from tests.planes.management.web.conftest import Arrive, DevServer, Person
 from tests.planes.management.web.moves import (
     ACTIVITY,
     KEYS,
@@ -30,7 +29,7 @@ from tests.planes.management.web.moves import (
     rows,
     save,
 )
-from tests.support.browser import chromium_absence
+from tests.support.browser import Arrive, DevServer, Person, chromium_absence
 from tests.support.cli import Live, dev, dev_parts, environment, serve, settings_of
 from tests.support.http import free_port
 from tests.support.needs import require
