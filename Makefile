@@ -1,11 +1,11 @@
-# Every target sets up what it needs in .venv, from hash-pinned requirements; nothing is installed elsewhere.
+# Every target installs what it needs in .venv, from hash-pinned requirements. Nothing is installed elsewhere.
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
-# How many processes share the test suite: one more than two processors, for much of it is waiting for processes to start.
+# The number of test processes: one more than two processors, because many tests wait for other processes to start.
 WORKERS ?= 3
-# A file's tests run in one of them, so that what they share, such as a browser or a `keyman dev`, is started once; the
-# files in the order of tests/conftest.py.
+# The tests of a file run in one process, so that a browser or a `keyman dev` that they share is started only once. The
+# files run in the order of tests/conftest.py.
 DIST := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (ma
 test-fast: $(VENV)/test.stamp ## the shorter part of it, some 3 minutes: SQLite, no browser, no Docker
 	@KEYMAN_TEST_FAST=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
-# What is in the repository, or would be with the next `git add --all`. The last two steps fail where git does.
+# Checks the files in the repository and those that `git add --all` would add. The last two steps fail if git fails.
 FILES = git ls-files --cached --others --exclude-standard --deduplicate
 
 lint: $(VENV)/test.stamp ## ruff (rules and formatting), spelling, secrets
@@ -63,8 +63,7 @@ $(VENV)/bin/python:
 	  || { echo "keyman needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# requirements/test.txt holds the versions of requirements/dev.txt and more: one never undoes the other, and who installs
-# it has both.
+# requirements/test.txt has the versions of requirements/dev.txt and more, so that an installation of it has both.
 $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml keyman/version.py | $(VENV)/bin/python
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .

@@ -1,11 +1,11 @@
-"""Random exchanges between the rows of `api_keys`, each put to a resolver by HTTP: how many were opened wrongly.
+"""Makes random exchanges between rows of `api_keys`, asks a resolver by HTTP, and counts wrongly opened values.
 
     .venv/bin/python -m bench.exchanges [--tried 10000] [--seed 5]
 
-40 keys of 8 users and 3 services, each replaced three times. Over and over each row gets columns, drawn at random, of
-another row, or of what that one or it itself held before; then a real `keyman serve --plane resolver` on a real
-OpenBao is asked for each key. On SQLite and on PostgreSQL. The exit code is 1 if anything was given out that is not the
-key's current value. The suite tries fewer of them (`tests/resolver/test_exchanges.py`).
+There are 40 keys of 8 users and 3 services, each replaced three times. Again and again, each row gets random columns of
+another row, or of an earlier state of that row or of itself. Then a real `keyman serve --plane resolver` on a real
+OpenBao is asked for each key, on SQLite and on PostgreSQL. The exit code is 1 if it returned a value that
+is not the key's current one. The test suite tries fewer exchanges (`tests/planes/resolver/test_exchanges.py`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from keyman.dev import embedded
 from keyman.telemetry import configure_logging
 from tests.planes.resolver.pair import App, pair_at
 from tests.planes.resolver.test_exchanges import SERVICES, Crowd, crowd_of, is_itself, put, random_exchanges
-from tests.support.live import serve, variables
-from tests.support.postgres import postgres_server
+from tests.support.cli import serve, variables
+from tests.support.database import postgres_server
 
 AT_ONCE = 16
-"""Requests under way: enough for a resolver with one worker."""
+"""Requests at the same time: enough for a resolver with one worker."""
 
 
 @click.command()
@@ -64,7 +64,7 @@ def main(tried: int, seed: int) -> None:
 
 
 async def _try(url: URL, logins: Logins, directory: Path, tried: int, drawn: random.Random) -> Counter[str]:
-    """How many were refused with which status, opened wrongly, and left as they were and opened."""
+    """Count the answers: refused by status, opened wrongly, and unchanged rows that were opened."""
     await migrations.upgrade(url)
     quick = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     settings = {**variables(logins.resolver, url), "KEYMAN_LOG_LEVEL": "error", "KEYMAN_RESOLVE_RATE": RATE}
@@ -98,7 +98,7 @@ async def _ask(crowd: Crowd, app: App, address: str, tried: int, drawn: random.R
             right = [row["id"] for row in rows if is_itself(row, crowd.now)]
             await put(crowd.pair.resolver.database, crowd.now, rows)
             await asyncio.gather(
-                *(ask(key_id, False) for key_id in wrong),  # each counted, whatever comes of it
+                *(ask(key_id, False) for key_id in wrong),  # count every answer
                 *(ask(key_id, True) for key_id in right),
             )
             left -= len(wrong)

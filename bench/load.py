@@ -1,4 +1,4 @@
-"""A load generator in a process of its own: a job on standard input, what came of it on standard output, as JSON."""
+"""A load generator in its own process. It reads a job from standard input and writes the result, both as JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 async def load(job: dict[str, Any]) -> dict[str, Any]:
-    """Ask for `seconds` or `most` answers, whichever is first, with so many `clients` that each wait for theirs.
+    """Send requests for `seconds` or until `most` answers, with `clients` that each wait for their answer.
 
-    `bodies`, where given, are sent in turn. `p50` and `p99` are of the answers that were no failure, in milliseconds.
+    `bodies`, if given, are sent in turn. `p50` and `p99` are of the successful answers, in milliseconds.
     """
     answered, failed = 0, 0
     took: list[float] = []

@@ -1,6 +1,6 @@
-"""How the databases answer the statements that keyman sends: a large database, the statements, their plans.
+"""Builds a large database, captures keyman's statements, and explains their plans.
 
-The statements are not written here: they are caught on their way to the driver while keyman's own operations run.
+The statements are not written here. They are captured on their way to the driver while keyman's own operations run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, RequiredLabel
 
 HEAVY, SPARSE, EMPTY = UserId(1), UserId(2), UserId(3)
-"""Owners: of one key in a hundred, of the three oldest keys, of none. All others share the rest."""
+"""Owners of one key in a hundred, of the three oldest keys, and of none. All other owners share the rest."""
 
 ONE_KEY_OF_HEAVY = KeyId(500)
 
@@ -47,17 +47,17 @@ A_DAY = (datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
 
 
 class Captured(NamedTuple):
-    """A statement as a driver gets it, while keyman does what `label` says."""
+    """A statement in the form that a driver gets. `label` names the operation of keyman."""
 
     label: str
     statement: str
     parameters: tuple[Any, ...]
 
 
-# Whose the n-th key is: one owner has a hundredth of all, another has three, one has none.
+# The owner of the n-th key. One owner has a hundredth of all keys, another has three, and one has none.
 _OWNER = "CASE WHEN n % 100 = 0 THEN 1 WHEN n <= 3 THEN 2 ELSE 4 + (n * 7919) % {owners} END"
 
-# One text for both databases; `{…}` is what they spell in their own way.
+# One text for both databases. They differ in the parts `{…}`.
 _ROWS = """
 INSERT INTO owners (id, kind) SELECT n, 'user' FROM {users};
 INSERT INTO users (id, email, email_key, password_hash, created_at)
@@ -94,7 +94,7 @@ def _sizes(keys: int, at_least: int) -> dict[str, int]:
 
 
 async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
-    """Fill a migrated, empty database: so many keys, and the other tables in proportion or `at_least` as large."""
+    """Fill a migrated, empty database with `keys` keys. The other tables are in proportion, or `at_least` as large."""
     sizes, owners = _sizes(keys, at_least), keys // 100 - 4
     if url.get_backend_name() == "sqlite":
         numbers = {
@@ -133,7 +133,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
 
 
 async def analyze(url: URL) -> None:
-    """Have the planner know what there is, as autovacuum does on PostgreSQL and nobody does on SQLite."""
+    """Update the planner's statistics. On PostgreSQL autovacuum does this, on SQLite nothing does."""
     if url.get_backend_name() == "sqlite":
         with closing(sqlite3.connect(url.database or "")) as connection:
             connection.execute("ANALYZE")
@@ -204,7 +204,7 @@ async def _forgive(db: Database, buckets: tuple[throttle.Bucket, ...]) -> None:
 
 
 async def explain(url: URL, captured: list[Captured], *, generic: bool = False) -> dict[str, list[str]]:
-    """The plans of each label, a text a statement. `generic`: as PostgreSQL may plan from the sixth time on."""
+    """Return the plans of each label, one text per statement. PostgreSQL may use `generic` ones from the 6th run on."""
     plans: dict[str, list[str]] = {}
     if url.get_backend_name() == "sqlite":
         with closing(sqlite3.connect(url.database or "")) as sqlite:
@@ -221,7 +221,7 @@ async def explain(url: URL, captured: list[Captured], *, generic: bool = False) 
             rows = await _generic(connection, one)
         else:
             rows = await connection.fetch(f"EXPLAIN ({options}) {one.statement}", *one.parameters)
-        await transaction.rollback()  # EXPLAIN ANALYZE has done it
+        await transaction.rollback()  # EXPLAIN ANALYZE has executed the statement
         plans.setdefault(one.label, []).append("\n".join(row[0] for row in rows if "Planning" not in row[0]))
     await connection.close()
     return plans
@@ -264,13 +264,13 @@ def _listening(label: str, captured: list[Captured]) -> Iterator[None]:
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
     ) -> tuple[str, Any]:
         verb = statement.split(None, 1)[0]
-        # The ends of the chains are a page or two, one of which is taken by chance: no index serves that better.
+        # The table of chain ends has a page or two, and one row is chosen at random: an index would not help.
         is_of_the_chains = "audit_chains" in statement
         if not is_of_the_chains and (verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in statement):
             place = f"{label}: {statement.split(None, 3)[2]}" if label == "housekeeping" else label
             captured.append(Captured(place, statement, tuple(parameters)))
         if label == "housekeeping" and verb == "DELETE":
-            # Explained later, on what there is to delete: so nothing is deleted now.
+            # Delete nothing now, because the statement is explained later and needs rows to delete.
             return "DELETE FROM throttle WHERE 1 = 0", ()
         return statement, parameters
 

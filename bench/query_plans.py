@@ -1,4 +1,4 @@
-"""How both databases answer keyman's statements on a million keys: writes docs/reference/query-plans.md.
+"""Writes docs/reference/query-plans.md: how both databases execute keyman's statements on a million keys.
 
 .venv/bin/python -m bench.query_plans [--keys 1000000] [--check]
 """
@@ -17,7 +17,7 @@ from bench import plans
 from bench.plans import Captured
 from keyman import migrations
 from keyman.storage.transactions import Database
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "query-plans.md"
 
@@ -86,7 +86,7 @@ async def _page(urls: list[URL], keys: int) -> str:
         click.echo(f"{name}: explaining", err=True)
         explained[name] = await plans.explain(url, captured[name])
         if name == "postgresql":
-            await plans.explain(url, captured[name])  # warm: what is read shows as hit
+            await plans.explain(url, captured[name])  # warm up, so that pages show as hits
             explained["generic"] = await plans.explain(url, captured[name], generic=True)
         else:
             await plans.analyze(url)
@@ -118,7 +118,7 @@ def _wrapped(statement: str) -> str:
 
 
 def _tidy(plan: str) -> str:
-    """Without what differs from run to run: moments, hashes, and how much was in memory already."""
+    """Remove what differs from run to run: moments, hashes, and how much was already in memory."""
     plan = re.sub(r"'\d{4}-[^']*'::timestamp with time zone", "$moment", plan)
     plan = re.sub(r"'\\x[0-9a-f]*'::bytea", "$hash", plan)
     plan = re.sub(r"Buffers: shared .*", _pages, plan)

@@ -1,12 +1,11 @@
-"""What a resolver gives in a second, and how long an application waits, beside a bare Transit decrypt in the same run.
+"""Measures a resolver's answers per second and its latency, compared with a bare Transit decrypt in the same run.
 
     .venv/bin/python -m bench.resolve [--seconds 10] [--rounds 3] [--users 1000]
 
-A real OpenBao, one worker of `keyman serve --plane resolver` on a SQLite that syncs at each commit and one on a
-PostgreSQL that waits for its disk, and a load generator in a process of its own. Bare Transit opens the same
-ciphertexts with the resolver's own role, asked by the same client code. What is compared is measured in turns, and the
-best round of each counts, with its latencies. "Hot" is everybody asking for one user's key. Only ratios are worth
-comparing between machines.
+It uses a real OpenBao, one worker of `keyman serve --plane resolver` on a SQLite that syncs at each commit and one on a
+PostgreSQL that waits for its disk, and a load generator in its own process. Bare Transit opens the same ciphertexts
+with the resolver's role and the same client code. The targets are measured in turns, and the best round of each counts,
+with its latencies. "Hot" means that all clients ask for one user's key. Between machines, compare only the ratios.
 """
 
 from __future__ import annotations
@@ -45,23 +44,23 @@ from keyman.vault import provision
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
-from tests.storage.rows import add, row, table
-from tests.support.live import serve, variables
-from tests.support.postgres import postgres_server
+from tests.support.cli import serve, variables
+from tests.support.database import postgres_server
+from tests.support.rows import add, row, table
 
 CLIENTS = (1, 32, 256)
 MOST = 200_000
-"""Requests of one measurement, whatever its time: each is an entry on a disk."""
+"""Requests of one measurement at most, because each writes an audit entry to the disk."""
 
 SEALED_AT_ONCE = 200
 RATE = "100000"
-"""KEYMAN_RESOLVE_RATE: the most that it takes, so that the limit of an application limits nothing here."""
+"""KEYMAN_RESOLVE_RATE: its maximum, so that the limit of an application has no effect here."""
 
 JSON = {"Content-Type": "application/json"}
 
 
 class Target(NamedTuple):
-    """What is asked, with one body after the other."""
+    """The requests of one measurement. The bodies are sent in turn."""
 
     url: str
     headers: dict[str, str]
@@ -69,7 +68,7 @@ class Target(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Answers a second, and in milliseconds how long half and 99 of 100 of them took at most; `refused` a second."""
+    """Answers and refusals per second, and the median and 99th percentile of the latency in milliseconds."""
 
     answered: float
     p50: float
@@ -83,7 +82,7 @@ class Logins(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What was filled in: an application's token, and the bodies with which Transit opens each value."""
+    """The contents of the database: an application token, and the bodies with which Transit opens each value."""
 
     token: str
     opening: list[str]
@@ -129,11 +128,11 @@ def main(seconds: float, rounds: int, users: int) -> None:
 
 
 def _table(targets: dict[str, Target], clients: int, seconds: float, rounds: int) -> None:
-    """A line each; the first one is what the others are a share of."""
+    """Print a line for each target. The first target is the reference for the others' share."""
     best: dict[str, Measured] = {}
     for number in range(rounds + 1):
         for label, target in targets.items():
-            # The first round is for connections, caches and plans.
+            # The first round only warms up connections, caches and plans.
             measured = _ask(target, clients, seconds if number else 0.5)
             if number and (label not in best or measured.answered > best[label].answered):
                 best[label] = measured
@@ -172,7 +171,7 @@ async def provisioned(vault: EmbeddedVault) -> Logins:
 
 
 async def _fill(url: URL, management: VaultSettings, count: int) -> Stored:
-    """A migrated database with an application, and so many users who have a key each, in the trail as any."""
+    """Fill a database with an application and `count` users with a key each, and with their audit entries."""
     await migrations.upgrade(url)
     db, client = Database(url), VaultClient(management, Metrics())
     deployment = await Deployment.load(db)
@@ -216,7 +215,7 @@ async def _store(db: Database, client: VaultClient, deployment: Deployment, user
 
 
 def _transit(resolver: VaultSettings, stored: Stored) -> Target:
-    """The same values, opened with the same role, without keyman."""
+    """Return the target that opens the same values with the same role, without keyman."""
     login = {"role_id": resolver.role_id, "secret_id": (resolver.secret_id or Secret("")).reveal()}
     answer = httpx.post(f"{resolver.address}/v1/auth/approle/login", json=login).raise_for_status()
     headers = JSON | {"X-Vault-Token": answer.json()["auth"]["client_token"]}

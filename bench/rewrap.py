@@ -1,10 +1,10 @@
-"""How fast `keyman rewrap` is on PostgreSQL, beside what Transit alone does with the same batches in the same run.
+"""Measures `keyman rewrap` on PostgreSQL, compared with bare Transit and the same batches in the same run.
 
     .venv/bin/python -m bench.rewrap [--rows 100000] [--rounds 3]
 
-A real OpenBao and a PostgreSQL that waits for its disk, on loopback. Each round makes a new version of the key, has
-Transit rewrap every row's ciphertext without storing it, and then rewraps for good; the best round of each counts. Only
-the share is worth comparing between machines.
+It uses a real OpenBao and a PostgreSQL that waits for its disk, on loopback. Each round creates a new key version, lets
+Transit rewrap every ciphertext without storing it, and then runs the rewrap. The best round of each counts. Between
+machines, compare only the share.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
-from tests.storage.rows import add_owner, row
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
+from tests.support.rows import add_owner, row
 
 SEALED_AT_ONCE = 200
 
 
 class Rates(NamedTuple):
-    """Values a second."""
+    """Values per second."""
 
     transit: float
     rewrap: float
@@ -65,8 +65,8 @@ def main(rows: int, rounds: int) -> None:
         before = os.getloadavg()[0]
         rates = asyncio.run(_measure(vault, make_url(server.create_database("bench")), rows, rounds))
     click.echo(f"{rows:,} rows, load of the machine {before:.1f} before and {os.getloadavg()[0]:.1f} after\n")
-    click.echo("| | share of Transit alone | values a second here |\n|---|---|---|")
-    click.echo(f"| Transit alone, {MAX_BATCH} a call, {IN_FLIGHT} calls at once | 1 | {rates.transit:,.0f} |")
+    click.echo("| | share of bare Transit | values a second here |\n|---|---|---|")
+    click.echo(f"| Bare Transit, {MAX_BATCH} a call, {IN_FLIGHT} calls at once | 1 | {rates.transit:,.0f} |")
     click.echo(f"| `keyman rewrap`, PostgreSQL | {rates.rewrap / rates.transit:.2f} | {rates.rewrap:,.0f} |")
 
 

@@ -1,10 +1,10 @@
-"""What `keyman serve` does in a second on loopback, beside what bare Transit does in the same run.
+"""Measures the answers per second of `keyman serve` on loopback, compared with bare Transit in the same run.
 
     .venv/bin/python -m bench.throughput [--seconds 2] [--rounds 3]
 
-A real OpenBao, a SQLite with its file synced at each commit, a PostgreSQL that waits for its disk, one worker of keyman
-on each, and a load generator in a process of its own. What is compared is measured in turns, and the best round of each
-counts: on a shared machine the others are about somebody else. Only ratios are worth comparing between machines.
+It uses a real OpenBao, a SQLite that syncs at each commit, a PostgreSQL that waits for its disk, one worker of keyman
+on each, and a load generator in its own process. The targets are measured in turns. The best round of each counts,
+because on a shared machine the others measure other load. Between machines, compare only the ratios.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from keyman.secret import Secret
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
 from keyman.vault import provision
-from tests.support.live import environment, serve
-from tests.support.postgres import postgres_server
+from tests.support.cli import environment, serve
+from tests.support.database import postgres_server
 
 CLIENTS = (1, 32, 256)
 MOST = 100_000
-"""Requests of one measurement, whatever its time: disks fill up."""
+"""Requests of one measurement at most, because disks fill up."""
 
 JSON = {"Content-Type": "application/json"}
 NEW_KEY = json.dumps({"service": "OPENAI", "api_key": "sk-" + "x" * 45, "name": "bench"})
 
 
 class Target(NamedTuple):
-    """What is asked."""
+    """The requests of one measurement."""
 
     method: str
     url: str
@@ -57,7 +57,7 @@ class Target(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Answers a second; refused are those whose status is no success."""
+    """Answers per second. `refused` counts those without a success status."""
 
     answered: float
     refused: float
@@ -106,11 +106,11 @@ def _measure(transit: Target, services: dict[str, tuple[str, dict[str, str]]], s
 
 
 def _table(targets: dict[str, Target], clients: int, seconds: float, rounds: int) -> None:
-    """A line each; the first one is what the others are a share of."""
+    """Print a line for each target. The first target is the reference for the others' share."""
     best: dict[str, Rate] = {}
     for number in range(rounds + 1):
         for label, target in targets.items():
-            # The first round is for connections, caches and plans.
+            # The first round only warms up connections, caches and plans.
             rate = _ask(target, clients, seconds if number else 0.5)
             if number and rate.answered >= best.get(label, Rate(0, 0)).answered:
                 best[label] = rate
@@ -121,7 +121,7 @@ def _table(targets: dict[str, Target], clients: int, seconds: float, rounds: int
 
 
 def _ask(target: Target, clients: int, seconds: float) -> Rate:
-    """Answers a second: those that were given and those that were refused."""
+    """Return the answers per second: successful and refused."""
     job = {**target._asdict(), "clients": clients, "seconds": seconds, "most": MOST}
     done = subprocess.run(
         [sys.executable, "-m", "bench.load"],
@@ -146,7 +146,7 @@ async def _provisioned(vault: EmbeddedVault) -> VaultSettings:
 
 
 async def _account(url: URL) -> str:
-    """A migrated database with one account; its access token."""
+    """Migrate a database, add one account, and return its access token."""
     await migrations.upgrade(url)
     db, passwords = Database(url), Passwords()
     email = EmailAddress.parse("bench@example.com")
@@ -168,7 +168,7 @@ def _variables(url: URL, settings: VaultSettings) -> dict[str, str]:
 
 
 def _transit(vault: EmbeddedVault, settings: VaultSettings) -> Target:
-    """The same key with the same role, asked without keyman."""
+    """Return the target that uses the same key with the same role, without keyman."""
     login = {"role_id": settings.role_id, "secret_id": (settings.secret_id or Secret("")).reveal()}
     answer = httpx.post(f"{vault.address}/v1/auth/approle/login", json=login).raise_for_status()
     body = {name: base64.b64encode(b"x" * 48).decode() for name in ("plaintext", "context")}

@@ -1,12 +1,12 @@
-"""What the chain of the trail costs: entries a second with it, beside plain INSERTs of the same row in the same run.
+"""Measures the cost of the audit log's chain: entries per second, compared with plain INSERTs in the same run.
 
     .venv/bin/python -m bench.trail [--seconds 5] [--rounds 3] [--verify 1000000]
 
-A SQLite that syncs at each commit and a PostgreSQL that waits for its disk. Each entry is a transaction of its own, as
-it is where an application asks for a key; the writers share a process and its pool of connections, as the requests of
-a worker do. PostgreSQL has 32 chains; for fewer, the others are gone from the bench's own database. What is compared is
-measured in turns, and the best round of each counts. `--verify` has `keyman audit verify` read so many entries after
-that, in a process of its own.
+It uses a SQLite that syncs at each commit and a PostgreSQL that waits for its disk. Each entry is a separate
+transaction, as when an application asks for a key. The writers share a process and its pool of connections, as the
+requests of a worker do. PostgreSQL has 32 chains; to measure fewer, the others are deleted from the database of the
+benchmark. The targets are measured in turns, and the best round of each counts. With `--verify N`, `keyman audit
+verify` then reads N entries, in its own process.
 """
 
 from __future__ import annotations
@@ -36,27 +36,32 @@ from keyman.clock import now
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
-from tests.storage.rows import add_owner
-from tests.support.live import environment
-from tests.support.postgres import postgres_server
+from tests.support.cli import environment
+from tests.support.database import postgres_server
+from tests.support.rows import add_owner
 
 WRITERS = (1, 32, 256)
 CHAINS = (1, 8, 32)
 FILLED_AT_ONCE = 5000
 
 ORIGIN = Origin(Actor.APPLICATION, 1, "0" * 32, "192.0.2.1")
-TOLD: dict[str, Any] = {"key_id": 1, "service": "OPENAI", "application": "chat-backend", "purpose": "Answer to a chat"}
-"""What an application that gets a key leaves in the trail."""
+USE: dict[str, Any] = {
+    "key_id": 1,
+    "service": "OPENAI",
+    "application": "chat-backend",
+    "purpose": "Answer to a chat",
+}
+"""The fields of the audit entry of an application that gets a key."""
 
 Write = Callable[[], Awaitable[None]]
 
 
 class Verified(NamedTuple):
-    """What a `keyman audit verify` took: seconds, and MB of memory at its most."""
+    """The result of `keyman audit verify`: its time in seconds, its peak memory in MB, and its last line."""
 
     seconds: float
     peak: float
-    said: str
+    output: str
 
 
 @click.command()
@@ -88,12 +93,12 @@ def main(seconds: float, rounds: int, entries: int) -> None:
                 asyncio.run(_fill(url, entries))
                 done = _verify(url)
                 click.echo(f"| {kind} | {done.seconds:.1f} | {done.peak:.0f} |")
-                click.echo(done.said, err=True)
+                click.echo(done.output, err=True)
         click.echo(f"\nLoad of the machine after: {os.getloadavg()[0]:.1f}")
 
 
 async def _measure(kind: str, plain: URL, chained: dict[int, URL], seconds: float, rounds: int) -> None:
-    """A line for each number of writers and of chains; the first one is what the others are a share of."""
+    """Print a line for each number of writers and of chains. Plain INSERTs are the reference for the share."""
     databases: list[Database] = []
     writes: dict[str, Write] = {"plain INSERT": _plain(await _migrated(plain, None, databases))}
     for chains, url in chained.items():
@@ -103,7 +108,7 @@ async def _measure(kind: str, plain: URL, chained: dict[int, URL], seconds: floa
         best = dict.fromkeys(writes, 0.0)
         for number in range(rounds + 1):
             for label, write in writes.items():
-                # The first round is for connections, caches and plans.
+                # The first round only warms up connections, caches and plans.
                 rate = await _rate(write, writers, seconds if number else 0.5)
                 best[label] = max(best[label], rate) if number else 0.0
         for label, rate in best.items():
@@ -113,7 +118,7 @@ async def _measure(kind: str, plain: URL, chained: dict[int, URL], seconds: floa
 
 
 async def _migrated(url: URL, chains: int | None, databases: list[Database]) -> Database:
-    """A database with one user, and with so many chains, or as it is."""
+    """Return a migrated database with one user and, unless it is None, this number of chains."""
     await migrations.upgrade(url)
     db = Database(url)
     databases.append(db)
@@ -123,7 +128,7 @@ async def _migrated(url: URL, chains: int | None, databases: list[Database]) -> 
             await connection.execute(delete(audit_chains).where(audit_chains.c.chain >= chains))
             left = (await connection.execute(select(func.count()).select_from(audit_chains))).scalar_one()
             assert left == chains
-    # Not while somebody waits for it: connecting is none of what is measured.
+    # Connect before the measurement, which must not include it.
     await asyncio.gather(*(_touch(db) for _ in range(POOL_SIZE)))
     return db
 
@@ -136,13 +141,13 @@ async def _touch(db: Database) -> None:
 def _chained(db: Database) -> Write:
     async def write() -> None:
         async with db.write() as connection:
-            await record(connection, Entry(Action.KEY_RESOLVE, ORIGIN, 1, **TOLD))
+            await record(connection, Entry(Action.KEY_RESOLVE, ORIGIN, 1, **USE))
 
     return write
 
 
 def _plain(db: Database) -> Write:
-    """The same row, with a hash of nothing, behind a chain that nobody holds."""
+    """Return a writer of the same row without a chain: its hash is constant and its chain has no end to lock."""
     sequences = itertools.count(1)
     statement = insert(audit_log)
 
@@ -156,11 +161,11 @@ def _plain(db: Database) -> Write:
 def _entry(chain: int, sequence: int) -> dict[str, object]:
     origin = {"actor": ORIGIN.actor, "actor_id": 1, "request_id": ORIGIN.request_id, "address": ORIGIN.address}
     what = {"at": now(), "user_id": 1, "action": Action.KEY_RESOLVE}
-    return {**what, **origin, **TOLD, "chain": chain, "sequence": sequence}
+    return {**what, **origin, **USE, "chain": chain, "sequence": sequence}
 
 
 async def _rate(write: Write, writers: int, seconds: float) -> float:
-    """Entries a second."""
+    """Return the entries per second."""
     written = 0
     started = perf_counter()
 
@@ -175,7 +180,7 @@ async def _rate(write: Write, writers: int, seconds: float) -> float:
 
 
 async def _fill(url: URL, entries: int) -> None:
-    """So many entries, spread over all chains, without a commit for each."""
+    """Write `entries` entries, spread over all chains, with a commit for many at once."""
     databases: list[Database] = []
     db = await _migrated(url, None, databases)
     async with db.read() as connection:
@@ -210,11 +215,11 @@ def _verify(url: URL) -> Verified:
         text=True,
     )
     assert process.stdout is not None
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, said
-    return Verified(perf_counter() - started, used.ru_maxrss / 1024, said.splitlines()[-1])
+    assert process.returncode == 0, output
+    return Verified(perf_counter() - started, used.ru_maxrss / 1024, output.splitlines()[-1])
 
 
 if __name__ == "__main__":

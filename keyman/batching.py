@@ -1,4 +1,4 @@
-"""Work that comes one item at a time and is done in batches: one round trip for many callers."""
+"""Collects single items into batches: one round trip for many callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class BatchRefused(KeymanError):
-    """A batch was refused as a whole, and nothing says for which item: each may fare differently by itself."""
+    """A batch was refused as a whole, and it is not known because of which item. Each item may succeed by itself."""
 
 
 class BatcherClosed(KeymanError):
@@ -41,20 +41,20 @@ class _Waiting(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Hands the items of many callers to `run` in batches, and gives each caller its own result or its own failure.
+    """Passes the items of many callers to `run` in batches, and gives each caller its own result or its own failure.
 
-    Nothing waits for a batch to fill: an item that is submitted while fewer than `max_batches` are under way leaves in
-    the next turn of the loop, and those that come meanwhile leave together, first come first, at most `max_batch` at
-    once. An item whose caller has given up before its batch left is not handed to `run`.
+    No item waits for a batch to fill. While fewer than `max_batches` are running, a submitted item starts a batch in
+    the next turn of the loop. Items that come later wait and are sent together, in order, at most `max_batch` at once.
+    If a caller gives up before its batch starts, its item is not passed to `run`.
 
     `run` takes the items of a batch and returns as many outcomes in the same order, each a result or the exception of
-    that item. If it raises BatchRefused for several items, they are handed to it again one by one. If it raises
+    that item. If it raises BatchRefused for several items, they are passed to it again one by one. If it raises
     anything else, or returns another number of outcomes, the batch fails. Then `failure` is called with that exception
-    once for each caller and makes the exception that this caller gets; an exception object that several tasks raise
-    would gather the frames of all of them.
+    once for each caller, and returns the exception that this caller gets. If several tasks raised one exception
+    object, it would collect the frames of all of them.
 
     `run` is called in an empty context: it works for all callers of a batch, so nothing that it logs or sends may
-    carry the request id of one of them. It must have a bound of time of its own.
+    have the request id of one of them. It must limit its own time.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Batcher(Generic[T, R]):
         self._max_batches = max_batches
         self._queue: deque[_Waiting[T, R]] = deque()
         self._under_way = 0
-        self._workers: set[asyncio.Task[None]] = set()  # a task that nobody refers to may be collected
+        self._workers: set[asyncio.Task[None]] = set()  # asyncio keeps no reference to a task
         self._is_closed = False
 
     def submit(self, item: T) -> asyncio.Future[R]:
-        """What `run` makes of this item. Cancel it to give up, which harms no other caller. Raises BatcherClosed."""
+        """Return a future for the outcome of this item. Cancelling it affects no other caller. Raises BatcherClosed."""
         if self._is_closed:
             raise BatcherClosed("This batcher is closed and takes no more items.")
         waiting = _Waiting[T, R](item, asyncio.get_running_loop().create_future())
@@ -98,7 +98,7 @@ class Batcher(Generic[T, R]):
             while batch := self._next_batch():
                 await self._carry_out(batch)
         finally:
-            # Here, not when the task is seen to be done: an item that comes in between would wait for nobody.
+            # Not in a done callback: an item that is submitted in between would never be sent.
             self._under_way -= 1
 
     def _next_batch(self) -> list[_Waiting[T, R]]:
@@ -110,7 +110,7 @@ class Batcher(Generic[T, R]):
         return batch
 
     async def _carry_out(self, batch: list[_Waiting[T, R]]) -> None:
-        """Settle a batch, whatever happens. Raises what is no Exception, such as CancelledError, after that."""
+        """Settle a batch in any case. After that, raises a BaseException such as CancelledError again."""
         try:
             await self._settle(batch)
         except BaseException as fault:

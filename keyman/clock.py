@@ -1,4 +1,4 @@
-"""The time, in UTC. One function, so that a test can move it."""
+"""The current time in UTC. It is one function, so that a test can replace it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ require_server()
 
 
 def now() -> datetime:
-    """Return the time with its zone, which is UTC."""
+    """Return the current time, with the time zone UTC."""
     return datetime.now(UTC)

@@ -1,10 +1,10 @@
-"""What can go wrong, said for the person who can mend it. Knows no HTTP: `problems.py` maps slugs to statuses.
+"""The errors of keyman. A message is for the person who can fix the error. `http/problems.py` maps slugs to statuses.
 
 KeymanError
-├── ConfigurationError      a setting, a file or a schema is not as it must be; stops the start
+├── ConfigurationError      a setting, a file or a schema is invalid; stops the start
 ├── MissingExtra            keyman is installed without the extra that this part needs; also a ModuleNotFoundError
 ├── Problem                 answers a request; `slug` and `title` are constant per class
-│   ├── InvalidRequest      `errors` names every field at fault
+│   ├── InvalidRequest      `errors` names every invalid field
 │   ├── Unauthenticated
 │   ├── Forbidden
 │   ├── NotFound
@@ -16,16 +16,16 @@ KeymanError
 │   ├── UnsupportedMediaType
 │   ├── IdempotencyMismatch
 │   ├── RateLimited         `retry_after` seconds
-│   ├── VaultUnavailable    `reason` is one of the words of `VaultReason`
+│   ├── VaultUnavailable    `reason` is a `VaultReason`
 │   ├── DatabaseUnavailable
 │   └── Internal
-├── RefusedStatement        the database does not accept a statement, or a row is not readable
+├── RefusedStatement        the database rejects a statement, or a row cannot be read
 │   ├── MissingRight
 │   └── UnreadableRow       storage/rows.py
 ├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
-├── VaultFault              vault/adapter.py: becomes VaultUnavailable, or a sentence of a command
+├── VaultFault              vault/adapter.py: becomes VaultUnavailable, or a message of a command
 ├── BatchRefused            batching.py: the items of the batch are tried one by one
-├── BatcherClosed           batching.py: a mistake of the caller
+├── BatcherClosed           batching.py: a bug of the caller
 ├── WrongPassword           identity/passwords.py: becomes Unauthenticated or InvalidRequest
 ├── _TooLarge               client/wire.py: becomes BadAnswer
 └── ClientError             client/errors.py: what the client raises
@@ -44,10 +44,10 @@ KeymanError
     │   └── DeadlineExceeded
     └── BadAnswer
 
-DriverFault, VaultFault, BatchRefused, WrongPassword and _TooLarge are caught by the code that calls what raises them.
-The others reach the person who reads them.
+DriverFault, VaultFault, BatchRefused, WrongPassword and _TooLarge are caught by the calling code. The others reach a
+person.
 
-No message holds a value that a client sent: whoever raises one writes the words, and repeats nothing.
+No message contains a value that a client sent.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ from typing import ClassVar, NamedTuple, NoReturn
 
 
 class KeymanError(Exception):
-    """The root of everything that keyman itself raises on purpose."""
+    """The root of every error that keyman raises on purpose."""
 
 
 class ConfigurationError(KeymanError):
-    """The process cannot start as it is set up; the message says what to change."""
+    """The process cannot start with this configuration. The message says what to change."""
 
 
 class MissingExtra(KeymanError, ModuleNotFoundError):
@@ -72,8 +72,9 @@ class MissingExtra(KeymanError, ModuleNotFoundError):
 
 
 class Sentence(str):
-    """A sentence for a person that was put together from a template and values: it can be put together again in another
-    language. Nothing that a client sent is a value.
+    """A sentence made from a template and values, so that it can be made again in another language.
+
+    No value comes from a client.
     """
 
     __slots__ = ("template", "values")
@@ -87,25 +88,22 @@ class Sentence(str):
 
 
 class FieldError(NamedTuple):
-    """One field of a request that is at fault; `field` is empty when the body as a whole is."""
+    """One invalid field of a request. `field` is empty when the body as a whole is invalid."""
 
     field: str
     message: str
 
 
 class RefusedStatement(KeymanError):
-    """The database does not accept a statement of keyman: our mistake, or a database that is damaged."""
+    """The database rejects a statement of keyman: a bug in keyman, or a damaged database."""
 
 
 class MissingRight(RefusedStatement):
-    """The database's user may not do this."""
+    """The database's user has no right to do this."""
 
 
 class Problem(KeymanError):
-    """An answer other than the one that was asked for.
-
-    `detail` is a sentence for the reader of this one answer; `retry_after` is in whole seconds.
-    """
+    """An error answer. `detail` is a sentence about this one case; `retry_after` is in whole seconds."""
 
     slug: ClassVar[str]
     title: ClassVar[str]
@@ -123,12 +121,12 @@ class InvalidRequest(Problem):
 
     @classmethod
     def at(cls, *errors: FieldError) -> InvalidRequest:
-        """An error about the given fields; the detail counts them."""
+        """Return an error about the given fields. Its detail counts them."""
         count = len(errors)
         detail = (
-            "One field is not as it must be."
+            "One field is invalid."
             if count == 1
-            else Sentence("{count} things are not as they must be; each is listed in errors.", count=count)
+            else Sentence("{count} things are invalid; errors lists each of them.", count=count)
         )
         return cls(detail, errors=errors)
 
@@ -189,7 +187,7 @@ class RateLimited(Problem):
 
 
 class VaultReason(StrEnum):
-    """Why Vault did not do what it was asked; also the label of the failure metric."""
+    """Why a call to Vault failed. It is also a label of the failure metric."""
 
     SEALED = "sealed"
     UNREACHABLE = "unreachable"
@@ -205,21 +203,21 @@ class VaultReason(StrEnum):
 VAULT_DETAILS = {
     VaultReason.SEALED: "Vault is sealed: an operator must unseal it.",
     VaultReason.UNREACHABLE: "Vault cannot be reached.",
-    VaultReason.UNTRUSTED: "Vault's certificate is not to be trusted; nothing was sent to it.",
+    VaultReason.UNTRUSTED: "Vault's certificate is not trusted. Nothing was sent to Vault.",
     VaultReason.TIMEOUT: "Vault did not answer in time.",
     VaultReason.QUOTA: "Vault's request quota is used up for the moment.",
     VaultReason.FORBIDDEN: "Vault refuses keyman's token: its policy does not allow this operation.",
     VaultReason.LOGIN: "Vault refuses keyman's login: its role or its secret is not valid.",
     VaultReason.WRONG_KEY: (
-        "Vault's key is not the one this database was sealed with, or not set up as it must be; "
-        "nothing is sealed and nothing opened until an operator has put that right."
+        "Vault's key is not the one that this database was sealed with, or its settings are wrong. Nothing is sealed "
+        "or opened until an operator fixes this."
     ),
-    VaultReason.ERROR: "Vault answered with an error; its own log says more.",
+    VaultReason.ERROR: "Vault answered with an error. Vault's own log has the details.",
 }
 
 
 class VaultUnavailable(Problem):
-    """Vault could not be used. Whatever asked for it has stored nothing, and no value has left."""
+    """Vault could not be used. The operation that needed it stored nothing and returned no value."""
 
     slug = "vault-unavailable"
     title = "The vault is not available"
@@ -232,7 +230,7 @@ class VaultUnavailable(Problem):
 
 
 class DatabaseUnavailable(Problem):
-    """The database could not be used, or did not confirm. `kind` is the fault by class and code, for operators."""
+    """The database could not be used, or did not confirm a commit. `kind` is the class and code of the fault."""
 
     slug = "database-unavailable"
     title = "The database is not available"
@@ -250,13 +248,15 @@ class Internal(Problem):
 
     @classmethod
     def of(cls, request_id: str) -> Internal:
-        """An error of which its reader learns the request id and nothing else."""
-        return cls(Sentence("Tell whoever runs keyman: {request_id}", request_id=request_id))
+        """Return an error that contains only the request id."""
+        return cls(Sentence("Give the operator of keyman this request id: {request_id}", request_id=request_id))
 
 
 def raise_alone(fault: Exception) -> NoReturn:
-    """Raise without the exception that led here: a driver's or a client's holds what was sent, and `from None` only
-    hides it from those who look politely.
+    """Raise `fault` without a context.
+
+    The exception of a driver or a client can hold what was sent. `from None` would only hide it: it would still be
+    in `__context__`.
     """
     try:
         raise fault from None

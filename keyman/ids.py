@@ -1,4 +1,4 @@
-"""The ids of rows. A type for each, so that the id of one thing is never passed for the id of another."""
+"""The ids of rows. Each kind has its own type, so that an id is not used for another kind by mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keyman.extras import require_server
 require_server()
 
 MAX_ID = 2**63 - 1
-"""The largest id that a column can hold; a larger one in a request is an id that does not exist."""
+"""The largest id that a column can hold. A larger id in a request does not exist."""
 
 OwnerId = NewType("OwnerId", int)
 UserId = NewType("UserId", int)

@@ -19,21 +19,21 @@ from keyman.extras import require_server
 require_server()
 
 PR_SET_PDEATHSIG = 1
-"""`prctl(2)`: the signal that the kernel sends to this process when its parent dies. Linux alone has it."""
+"""`prctl(2)`: the option that sets the signal for the death of the parent. Only Linux has it."""
 
 PARENT = "_KEYMAN_PARENT"
-"""The variable that tells a worker of `keyman serve` the id of its parent."""
+"""The variable with the process id of the parent, for the workers of `keyman serve`."""
 
 STOP_TIMEOUT = 15.0
-"""Seconds between asking a process to stop and ending it: longer than any request may take."""
+"""Seconds between SIGTERM and SIGKILL: longer than any request may take."""
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
-    """Have the kernel send `death_signal` to this process when `parent` (its parent's id) dies, also by SIGKILL.
+    """Let the kernel send `death_signal` to this process when `parent` (its parent's id) dies, even by SIGKILL.
 
-    Does nothing but on Linux. Ends this process at once when the parent is gone already.
+    It works only on Linux. If the parent is already dead, this process ends at once.
     """
     if _libc is None:
         return
@@ -45,10 +45,10 @@ def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
 def spawn(
     command: Sequence[str | Path], environ: Mapping[str, str], *, output: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches the parent alone, which then stops it in order.
+    """Start a child in its own session, so that Ctrl-C reaches only the parent, which then stops the child in order.
 
-    The child gets SIGTERM when the parent dies without doing so. To be called from the main thread: the kernel counts
-    the thread that started a child as its parent. `output` is a file descriptor for its standard output and error.
+    If the parent dies first, the child gets SIGTERM. Call this from the main thread, because the kernel takes the
+    thread that started a child as its parent. `output` is a file descriptor for its standard output and error.
     """
     parent = os.getpid()
     return subprocess.Popen(  # noqa: S603  # commands are ours
@@ -63,7 +63,7 @@ def spawn(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and end it when it does not within STOP_TIMEOUT."""
+    """Terminate a process, and kill it if it does not end within STOP_TIMEOUT."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
@@ -74,7 +74,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigurationError when nothing can listen there: the server's own words for it are long."""
+    """Raises ConfigurationError when nothing can listen there. The server's own message would be a long traceback."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -82,7 +82,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
     except (OSError, UnicodeError) as fault:
         if getattr(fault, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
-            said = f"Port {port} on {host} is in use, or is not ours to take: choose another with --port"
+            message = f"Port {port} on {host} is in use, or not allowed for this user: choose another with --port"
         else:
-            said = f"{host} is not an address of this machine: choose another with --host"
-        raise ConfigurationError(said) from None
+            message = f"{host} is not an address of this machine: choose another with --host"
+        raise ConfigurationError(message) from None

@@ -11,15 +11,15 @@ import random
 from time import monotonic
 
 ATTEMPTS = 4
-"""At most, inside the deadline: a leader election is over by then, and a call that still fails shows an outage that the
-caller should hear of.
+"""The maximum number of attempts inside the deadline. A leader election ends in that time; a call that still fails
+is an outage that the caller should know about.
 """
 
 FIRST_PAUSE = 0.1
 """Seconds before the second attempt, doubled for each further one, with jitter; 0.7 s in all on average."""
 
 MAX_RETRY_AFTER_DIGITS = 5
-"""Of `Retry-After`: 99,999 seconds are more than a day, longer than any deadline here."""
+"""The maximum length of `Retry-After`. 99,999 seconds are more than a day, longer than any deadline here."""
 
 
 def parse_retry_after(header: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Secret: a string that does not leave by accident."""
+"""Secret: a string that cannot be printed or serialised by accident."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NoReturn
 
 
 class Secret:
-    """A plaintext, a token or a password on its way through the process.
+    """A plaintext, a token or a password.
 
-    `repr`, `str` and `format` show a mask; serialisers have no encoder for it, copying through pickle is refused. The
-    value comes out of `reveal()` alone, so that every place where it does can be found by name.
+    `repr`, `str` and `format` show a mask. Serialisers have no encoder for it, and pickle is refused. Only `reveal()`
+    returns the value, so that you can find every such place by its name.
     """
 
     __slots__ = ("_value",)
@@ -35,7 +35,7 @@ class Secret:
             return NotImplemented
         return hmac.compare_digest(self._value.encode(), other._value.encode())
 
-    __hash__ = None  # type: ignore[assignment]  # a set of secrets would be a table of them
+    __hash__ = None  # type: ignore[assignment]  # secrets do not belong into sets and dictionaries
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret is not serialised")
+        raise TypeError("a Secret cannot be serialised")

@@ -1,7 +1,8 @@
-"""What keyman says of itself: log lines (structlog) and metrics (Prometheus).
+"""Log lines (structlog) and metrics (Prometheus).
 
-A log line carries names, codes, ids and durations, never a value that somebody sent and never an exception's message:
-drivers and clients put values into theirs. Labels of metrics come from fixed sets, so that a caller cannot grow them.
+A log line contains names, codes, ids and durations. It never contains a value that somebody sent, nor the message of an
+exception, because drivers and clients put values into theirs. Labels of metrics come from fixed sets, so that a caller
+cannot create new ones.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from prometheus_client.multiprocess import MultiProcessCollector
 log: structlog.stdlib.BoundLogger = structlog.get_logger("keyman")
 
 MULTIPROCESS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""Where several workers of one plane keep their counts, so that /metrics of any of them adds all of them up."""
+"""The directory where the workers of one plane keep their counts. /metrics of each worker returns the sum."""
 
 REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""Seconds: a listing takes 2 ms, a sign-in 150 ms (Argon2id), an operation that waits for Vault 5 s at most."""
+"""Seconds. A listing takes 2 ms, a sign-in 150 ms (Argon2id), an operation that waits for Vault at most 5 s."""
 
 
 def current_request_id() -> str | None:
-    """The id of the request that is being answered; None where none is."""
+    """Return the id of the current request, or None outside a request."""
     bound = structlog.contextvars.get_contextvars().get("request_id")
     return bound if isinstance(bound, str) else None
 
 
 class Metrics:
-    """The metrics of one application, in a registry of their own."""
+    """The metrics of one plane, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -90,7 +91,7 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """The Prometheus text format, over all workers where there are several."""
+        """Return the metrics in the Prometheus text format, summed over all workers."""
         if MULTIPROCESS_DIRECTORY not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
@@ -107,7 +108,7 @@ class Metrics:
 
 
 def frames(fault: BaseException) -> dict[str, object]:
-    """An exception for the log: its class and where it happened, innermost call last; never its message."""
+    """Return an exception's class and stack frames for the log, innermost call last, without its message."""
     places = [
         f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.name}"
         for frame in traceback.extract_tb(fault.__traceback__)
@@ -116,7 +117,7 @@ def frames(fault: BaseException) -> dict[str, object]:
 
 
 def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Send every log line of this process, those of libraries included, to `stream` (standard error)."""
+    """Send every log line of this process, including those of libraries, to `stream` (standard error)."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -141,7 +142,7 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # These write statements with their parameters, or whole requests, at DEBUG; and a stack with values at ERROR.
+    # At DEBUG, these log statements with parameters or whole requests. At ERROR, some log a stack with values.
     for name in (
         "sqlalchemy",
         "aiosqlite",
@@ -157,18 +158,18 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
 
 
 def _without_exception(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """A library's exception keeps its class and frames and loses its message, which may hold anything."""
+    """Keep the class and frames of a library's exception, and drop its message, which may contain anything."""
     record = event.get("_record")
     event.pop("exc_info", None)
     if isinstance(record, logging.LogRecord) and record.exc_info:
         if record.exc_info[1] is not None:
             event.update(frames(record.exc_info[1]))
-        # What a library says of an exception often quotes it: asyncio in lines of their own, others by an argument.
+        # Libraries often quote an exception in their message: asyncio in separate lines, others as an argument.
         event["event"] = str(record.msg).partition("\n")[0]
-        # The formatter would print the traceback after the line otherwise.
+        # Otherwise the formatter would print the traceback after the line.
         record.exc_info = record.exc_text = None
     return event
 
 
 def _no_traceback(_stream: TextIO, _info: object) -> None:
-    """Console lines show `frames`, like the JSON ones."""
+    """Print no traceback: console lines show `frames`, like JSON lines."""

@@ -1,7 +1,7 @@
-"""The values that requests are made of: each is parsed once, at the edge, into a type that cannot be wrong.
+"""The value types of requests. Each value is parsed once, at the edge, into a type that is always valid.
 
-A `parse` takes whatever JSON held and returns the value or raises ValueError with a sentence for the person who sent
-it; the sentence never repeats what was sent. `decode` does so for a whole body and reports every field at once.
+`parse` takes a value from JSON. It returns the parsed value, or raises ValueError with a text for the sender; the text
+never repeats what was sent. `decode` parses a whole body and reports every invalid field at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import ClassVar, Protocol, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -22,41 +22,45 @@ from keyman.secret import Secret
 S = TypeVar("S", bound=msgspec.Struct)
 
 CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
-"""Control characters, and those that end a line or a paragraph, for a class of a regular expression."""
+"""Control characters, and characters that end a line or a paragraph, for a character class of a regular expression."""
 
 BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-"""Characters that change the direction of what follows: with them a label shows as something it is not."""
+"""Characters that change the writing direction. With them, a label can look like another text."""
 
 SPACE = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
-"""White space of every script, spelt out: the shorthand is not the same in Python and in JSON Schema."""
+"""White space of every script, as a list, because the shorthand class differs between Python and JSON Schema."""
 
-# The patterns are ECMAScript's and Python's alike, so that the OpenAPI document says just what is parsed.
+# These patterns mean the same in ECMAScript and Python, so that the OpenAPI document matches the parser.
 LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*$"
 REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{BIDIRECTIONAL}{SPACE}][^{CONTROL}{BIDIRECTIONAL}]*$"
-# RFC 5321, 4.5.3.1: 64 before the @; 254 in all. Nothing invisible: two addresses must not look alike for it.
+# RFC 5321, 4.5.3.1: 64 before the @, 254 in total. No invisible characters, so that no two addresses look the same.
 _VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
 EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
 
 
-IS_MASK = "is the masked form in which keyman shows a key, not the key; copy it from the provider"
-HALF_CHARACTERS = "must not hold half characters (lone surrogates)"
+APPLICATION_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+HALF_CHARACTERS = "must not contain half characters (lone surrogates)"
+
+
+JsonSchema: TypeAlias = dict[str, object]
 
 
 class Value(Protocol):
     """A type that a field of a body can have."""
 
-    schema: ClassVar[dict[str, Any]]
-    """JSON Schema of what `parse` takes, for the OpenAPI document."""
+    schema: ClassVar[JsonSchema]
+    """The JSON Schema of what `parse` accepts, for the OpenAPI document."""
 
     @classmethod
-    def parse(cls, raw: object) -> Any: ...
+    def parse(cls, raw: object) -> Self: ...
 
 
 class Label(str):
-    """What a person calls a key or a token."""
+    """The name that a user gives to a key or a token."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 100,
         "pattern": LABEL,
@@ -73,10 +77,10 @@ class Label(str):
 
 
 class Purpose(str):
-    """What an application says it needs a key for; the key's owner reads it."""
+    """The reason that an application gives for a resolve. The key's owner can read it."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 200,
         "pattern": LABEL,
@@ -93,10 +97,10 @@ class Purpose(str):
 
 
 class RequiredLabel(Label):
-    """A label that says something."""
+    """A label that is not empty."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         **Label.schema,
         "minLength": 1,
         "pattern": REQUIRED_LABEL,
@@ -112,40 +116,42 @@ class RequiredLabel(Label):
 
 
 class ApplicationName(str):
-    """What an operator calls an application: one spelling, so that no two look alike."""
+    """The name of an application. Its characters are limited, so that no two names look the same."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
-        "pattern": r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        "pattern": APPLICATION_NAME,
         "examples": ["chat-backend"],
     }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
         text = _string(raw)
-        if not re.fullmatch(cls.schema["pattern"], text):
-            raise ValueError("must be 1 to 64 lower case letters, digits, '.', '_' and '-', a letter or digit first")
+        if not re.fullmatch(APPLICATION_NAME, text):
+            raise ValueError(
+                "must be 1 to 64 lower case letters, digits, '.', '_' or '-', and begin with a letter or digit"
+            )
         return cls(text)
 
 
 class RowNumber(int):
     """The id of a row, in a body."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
+    schema: ClassVar[JsonSchema] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
 
     @classmethod
     def parse(cls, raw: object) -> Self:
         if not isinstance(raw, int) or isinstance(raw, bool) or not 1 <= raw <= MAX_ID:
-            raise ValueError("must be an id: a whole number from 1 on")
+            raise ValueError("must be an id: a whole number of at least 1")
         return cls(raw)
 
 
 class SearchText(str):
-    """What to look for in labels."""
+    """A text to search for in labels."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 100,
         "pattern": r"^[^\u0000]*$",
@@ -158,15 +164,15 @@ class SearchText(str):
         if len(text) > 100:
             raise ValueError("must be at most 100 characters long")
         if "\0" in text:
-            raise ValueError("must not hold NUL")  # PostgreSQL takes it in no text
+            raise ValueError("must not contain NUL")  # PostgreSQL does not accept it in text
         return cls(text)
 
 
 class EmailAddress(str):
-    """An address to sign in with, as its owner spells it. `key` tells whether two spellings are one address."""
+    """An e-mail address for sign-in, as its owner writes it. Two spellings of one address have the same `key`."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "maxLength": 254,
         "pattern": EMAIL,
@@ -189,10 +195,10 @@ class EmailAddress(str):
 
 
 class NewPassword(Secret):
-    """A password that somebody chooses."""
+    """A password that a user sets."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "format": "password",
         "minLength": 10,
@@ -211,10 +217,10 @@ class NewPassword(Secret):
 
 
 class GivenPassword(Secret):
-    """A password that is to be compared: of any form, so that the answer to a wrong one is always the same."""
+    """A password to verify. It can have any form, so that every wrong password gets the same answer."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "format": "password",
         "maxLength": 256,
@@ -231,41 +237,10 @@ class GivenPassword(Secret):
         return cls(text)
 
 
-class ProviderKey(Secret):
-    """The value that keyman exists for."""
-
-    __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
-        "type": "string",
-        "format": "password",
-        "minLength": 8,
-        "maxLength": 512,
-        "pattern": r"^[\x21-\x7e]+$",
-        "writeOnly": True,
-        "examples": ["sk-hq2v9mXbT0c7eUKwN4Rd1234"],
-    }
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        text = _string(raw).strip()
-        if not text:
-            raise ValueError("must not be empty")
-        if not all("!" <= c <= "~" for c in text):
-            raise ValueError(
-                "must be printable ASCII characters without white space; if it was copied from a document, copy it "
-                "again from the provider's own page"
-            )
-        if re.fullmatch(r"\.\.\.(.{4})?", text):  # without a public prefix: shorter than any key
-            raise ValueError(IS_MASK)
-        if not 8 <= len(text) <= 512:
-            raise ValueError("must be 8 to 512 characters long")
-        return cls(text)
-
-
 class Instant(datetime):
-    """A moment, in UTC. As text it is RFC 3339 again, to the microsecond."""
+    """A moment in UTC. Its text is RFC 3339, to the microsecond."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
+    schema: ClassVar[JsonSchema] = {"type": "string", "format": "date-time", "examples": ["2030-01-31T00:00:00Z"]}
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -274,11 +249,11 @@ class Instant(datetime):
         except msgspec.ValidationError:
             raise ValueError("must be an RFC 3339 time, such as 2030-01-31T00:00:00Z") from None
         if moment.tzinfo is None:
-            raise ValueError("must say its time zone: end it with Z or an offset such as +02:00")
+            raise ValueError("must have a time zone: end it with Z or an offset such as +02:00")
         try:
             moment = moment.astimezone(UTC)
         except OverflowError:
-            raise ValueError("is too far away") from None
+            raise ValueError("is out of range") from None
         return cls.fromisoformat(moment.isoformat())
 
     def __str__(self) -> str:
@@ -286,7 +261,7 @@ class Instant(datetime):
 
 
 class FutureTime(Instant):
-    """A moment that is still to come, in UTC."""
+    """A moment in the future, in UTC."""
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -297,11 +272,11 @@ class FutureTime(Instant):
 
 
 Check = Callable[[Mapping[str, object]], Iterable[FieldError]]
-"""Looks at the fields that were parsed, and says what is wrong between them or against what the application knows."""
+"""Checks parsed fields against each other or against the state of keyman, and yields an error for each fault."""
 
 
 def decode(model: type[S], raw: object, check: Check | None = None) -> S:
-    """The struct that `raw`, decoded JSON, describes. Raises InvalidRequest with everything that is at fault."""
+    """Return the struct that `raw`, decoded JSON, describes. Raises InvalidRequest, which names every fault."""
     if not isinstance(raw, dict):
         raise InvalidRequest.at(FieldError("", "The body must be a JSON object."))
     fields = msgspec.structs.fields(model)
@@ -318,10 +293,10 @@ def decode(model: type[S], raw: object, check: Check | None = None) -> S:
             errors.append(FieldError(field.encode_name, str(fault)))
     unknown = len(raw.keys() - {field.encode_name for field in fields})
     if unknown:
-        # Their names are not repeated: a key pasted in the wrong place is a name then.
+        # Do not repeat their names: a name can be a key that was pasted in the wrong place.
         known = ", ".join(field.encode_name for field in fields)
         counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
-        errors.append(FieldError("", f"The body holds {counted}; known are {known}."))
+        errors.append(FieldError("", f"The body has {counted}; the known fields are {known}."))
     if check is not None:
         errors += check(values)
     if errors:
@@ -329,13 +304,13 @@ def decode(model: type[S], raw: object, check: Check | None = None) -> S:
     return model(**values)
 
 
-def _field(kind: Any, raw: object) -> object:
+def _field(kind: object, raw: object) -> object:
     try:
         return msgspec.convert(raw, kind, dec_hook=lambda wanted, value: cast("type[Value]", wanted).parse(value))
     except msgspec.ValidationError as fault:
         if isinstance(fault.__cause__, ValueError):
             raise ValueError(str(fault.__cause__)) from None
-        # msgspec's words for a wrong type name types alone; its words for anything else may repeat the value.
+        # msgspec's message for a wrong type names only types. Its other messages may repeat the value.
         message = str(fault).partition(" - at ")[0]
         if message.startswith("Expected `bool`"):
             raise ValueError("must be true or false") from None
@@ -353,9 +328,9 @@ def _string(raw: object) -> str:
 
 
 def _plain(text: str) -> None:
-    """Raises ValueError for what would show as something it is not."""
+    """Raises ValueError for a text that would be displayed as something else."""
     if not re.fullmatch(LABEL, text):
-        raise ValueError("must not hold control characters or characters that change the writing direction")
+        raise ValueError("must not contain control characters or characters that change the writing direction")
     _encodable(text)
 
 

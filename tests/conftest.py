@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
+from io import StringIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,13 +20,15 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords
+from keyman.storage.transactions import Database
+from keyman.telemetry import configure_logging
 from keyman.vault import provision
 from tests.support import fast, needs, scratch
-from tests.support.databases import copied, sqlite_at
+from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server, sqlite_at
 from tests.support.interrupts import take_interrupts
+from tests.support.logs import own_logging
 from tests.support.needs import pytest_terminal_summary, require
 from tests.support.planes import Plane, Vault, plane_at
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
 __all__ = ["pytest_terminal_summary"]  # a hook of the run, found here by pytest
 
@@ -164,6 +167,23 @@ def database(request: pytest.FixtureRequest) -> URL:
     """A migrated database of the test's own, once of each kind."""
     url: URL = request.getfixturevalue(request.param)
     return url
+
+
+@pytest.fixture
+async def db(database: URL) -> AsyncIterator[Database]:
+    """An open Database over `database`."""
+    opened = Database(database)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def logged() -> Iterator[StringIO]:
+    """All log lines of a test, at DEBUG, as keyman writes them."""
+    stream = StringIO()
+    with own_logging():
+        configure_logging("json", "debug", stream)
+        yield stream
 
 
 @pytest.fixture(scope="session")

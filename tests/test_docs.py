@@ -19,6 +19,7 @@ from keyman.client import errors as client_errors
 from keyman.errors import VaultReason
 from keyman.http.problems import KINDS
 from keyman.identity.tokens import Scope
+from keyman.planes.management.web.activity import ACTIONS
 from keyman.providers.catalogue import SHIPPED
 from keyman.storage.types import metadata
 
@@ -179,6 +180,7 @@ def messages() -> str:
 
 QUOTED = {
     "docs/reference/configuration.md": r"^\| … ([^|…]+?)(?: …)? \|",
+    "docs/reference/api.md": r'"(?:title|detail|message)": "([^"…]+)"',
     "docs/reference/cli.md": r"^(?:warning  \S+ +| +-> )(.+)$",
     "docs/guide/operator.md": r"`(?:key-versions|vault-key)`: ([^|.…;]+?)(?: …| \||\.)",
 }
@@ -194,6 +196,18 @@ def test_a_message_that_a_document_quotes_is_one_of_keymans(name: str) -> None:
 
 PARAPHRASED = {"behind"}
 """Words of a table that stand for a whole line."""
+
+
+def test_the_guide_for_users_names_what_the_pages_show() -> None:
+    web = ROOT / "keyman" / "planes" / "management" / "web"
+    shown = set(re.findall(r'_\("([^"]+)"\)', "".join(path.read_text() for path in web.rglob("*.html"))))
+    shown |= {*ACTIONS.values()}
+    guide = DOCUMENTS["docs/guide/user.md"]
+    named = {word for bold in re.findall(r"\*\*([^*]+)\*\*", guide) for word in bold.split(" → ")}
+    named |= set(re.findall(r"^\| ([A-Z]\w+) \|", guide, re.MULTILINE))  # columns and states
+    named |= set(re.findall(r'such as "(Key [^"]+)"', guide))
+    assert len(named) > 15
+    assert named <= shown
 
 
 # --- commands

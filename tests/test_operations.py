@@ -12,6 +12,10 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "guide" / "operator.md").read_text()
 
 
+WARNED_OF_BY_SERVE = {"address"}
+"""What is not a check of doctor: it does not know on which address a plane listens."""
+
+
 def first_cells(heading: str) -> list[str]:
     """The names in the first column of the table below a heading."""
     section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
@@ -23,7 +27,7 @@ def test_every_check_of_the_doctor_is_in_the_table() -> None:
     for path in (ROOT / "keyman" / "doctor").glob("*.py"):
         said |= set(re.findall(r'(?:ok|warning|failed|skipped|clock)\(\s*"([a-z-]+)"', path.read_text()))
     assert len(said) > 15
-    assert {*first_cells("What `keyman doctor` checks")} == {*said, "configuration"}
+    assert {*first_cells("What `keyman doctor` checks")} == {*said, "configuration"} - WARNED_OF_BY_SERVE
 
 
 def test_every_cause_of_an_unavailable_vault_is_in_the_table_with_its_words() -> None:

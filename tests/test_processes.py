@@ -16,8 +16,9 @@ import pytest
 from keyman import processes
 from keyman.errors import ConfigurationError
 from keyman.processes import check_port, spawn, stop
-from tests.support.live import end_processes, environment, until
-from tests.support.live import processes as living
+from tests.support.cli import end_processes, environment
+from tests.support.cli import processes as living
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.live import KEYMAN, dev, environment, free_port, keyman, script
+from tests.support.cli import KEYMAN, dev, environment, run_keyman
+from tests.support.http import free_port, script
 from tests.support.planes import PASSWORD
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +92,8 @@ def test_an_application_gets_a_key_back_as_printed(running: tuple[Path, int]) ->
 
 def ada_is_there(home: Path) -> None:
     """Make the account that the first lines of curl make, if they have not run."""
-    if keyman("user", "list", "--home", home).out.count("\n") < 2:
-        keyman("user", "add", "ada@example.com", "--home", home, stdin=f"{PASSWORD}\n")
+    if run_keyman("user", "list", "--home", home).out.count("\n") < 2:
+        run_keyman("user", "add", "ada@example.com", "--home", home, stdin=f"{PASSWORD}\n")
 
 
 class Provider(NamedTuple):
@@ -157,8 +158,8 @@ def setting(running: tuple[Path, int]) -> Iterator[Setting]:
     home, port = running
     ada_is_there(home)
     given = ("--user", "ada@example.com", "--name", "examples", "--scope", "keys:read", "--scope", "keys:write")
-    token = keyman("token", "create", "--home", home, *given).out.strip()
-    application = keyman("app", "create", "examples", "--service", "OPENAI", "--home", home).out.strip()
+    token = run_keyman("token", "create", "--home", home, *given).out.strip()
+    application = run_keyman("app", "create", "examples", "--service", "OPENAI", "--home", home).out.strip()
     with provider() as stub:
         env = environment(
             KEYMAN_URL=f"http://127.0.0.1:{port}",

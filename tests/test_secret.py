@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyman.identity.tokens import Token
+from keyman.providers.recognition import ProviderKey
 from keyman.secret import Secret
-from keyman.values import GivenPassword, NewPassword, ProviderKey
+from keyman.values import GivenPassword, NewPassword
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 KINDS = (Secret, ProviderKey, NewPassword, GivenPassword, Token)

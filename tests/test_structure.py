@@ -159,7 +159,7 @@ def test_nothing_imports_the_application_of_a_plane() -> None:
     assert importers(*PLANES.values()) == set()
 
 
-def test_the_client_stands_alone() -> None:
+def test_the_client_imports_only_the_ground_floor() -> None:
     """It can be carried off into an application that has nothing else of keyman."""
     own = {name for module in MODULES if below(module, "keyman.client") for name in imports(module) & MODULES.keys()}
     assert {name for name in own if not below(name, "keyman.client")} == {
@@ -312,7 +312,7 @@ def reached(module: str) -> set[str]:
     return found
 
 
-def test_the_resolver_plane_alone_reaches_the_opener() -> None:
+def test_only_the_resolver_plane_reaches_the_opener() -> None:
     assert importers("keyman.vault.opener") == {"keyman.planes.resolver.app"}
     assert importers("keyman.planes.resolver.app") == set()
     assert PLANES == {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
@@ -367,7 +367,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.dev.run",  # the AppRole's secret is written to the home
         "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked
-        "keyman.providers.catalogue",  # its prefix is looked at
+        "keyman.providers.recognition",  # its prefix is looked at
         "keyman.planes.resolver.routes",  # a value, in the answer to an application
         "keyman.vault.cipher",  # to Vault
         "keyman.dev.embedded",  # the development root token
@@ -375,6 +375,12 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.vault.login",  # the AppRole's secret, to Vault
         "keyman.vault.wrapping",  # what it is wrapped in, to Vault
     }
+
+
+def test_few_lines_leave_a_type_open() -> None:
+    """`Any` switches the type checker off. `object`, a struct, a Protocol or a TypeVar says what is known."""
+    lines = [line for path in MODULES.values() for line in path.read_text().splitlines()]
+    assert 1000 * sum(bool(re.search(r"\bAny\b", line)) for line in lines) / len(lines) < 3
 
 
 def test_no_environment_is_read_when_a_module_is_imported() -> None:
@@ -389,7 +395,7 @@ def test_no_environment_is_read_when_a_module_is_imported() -> None:
     assert not found
 
 
-def test_print_and_sys_stdout_are_the_command_lines_alone() -> None:
+def test_only_the_command_line_uses_print_and_sys_stdout() -> None:
     found = {
         module
         for module in MODULES

@@ -18,16 +18,17 @@ import asyncpg
 import pytest
 
 from tests.support import needs, scratch
-from tests.support.chromium import chromium_absence, chromium_path
+from tests.support.browser import chromium_absence, chromium_path
+from tests.support.cli import has_ended
 from tests.support.containers import docker_absence, vault_container
+from tests.support.database import PostgresServer, postgres_absence, postgres_server
 from tests.support.needs import require
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
 ROOT = Path(__file__).parent.parent
 # A process of its own for what ends the process: it tells its server's process ID and directory, and waits.
 HOLD_A_SERVER = """
 import time
-from tests.support.postgres import postgres_server
+from tests.support.database import postgres_server
 with postgres_server() as server:
     print(server.pid, server.log.parent, flush=True)
     time.sleep(60)
@@ -35,7 +36,7 @@ with postgres_server() as server:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
+def own_postgres() -> Iterator[PostgresServer]:
     require("postgres", postgres_absence())
     with postgres_server() as running:
         yield running
@@ -60,15 +61,6 @@ def get(address: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
-
-
-def gone(pid: int) -> bool:
-    """Whether a process that is no child of this one has ended."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
 
 
 # --- Vault in a container
@@ -106,61 +98,61 @@ def test_an_image_that_nobody_has_is_an_absence(monkeypatch: pytest.MonkeyPatch)
 # --- PostgreSQL
 
 
-def test_postgres_goes_away_and_comes_back_on_its_port(server: PostgresServer) -> None:
-    url = server.create_database("comes_back")
+def test_postgres_goes_away_and_comes_back_on_its_port(own_postgres: PostgresServer) -> None:
+    url = own_postgres.create_database("comes_back")
     ask(url, "CREATE TABLE t AS SELECT 7 AS n")
-    port, first = server.port, server.pid
-    server.stop()
-    server.stop()
+    port, first = own_postgres.port, own_postgres.pid
+    own_postgres.stop()
+    own_postgres.stop()
     with pytest.raises(OSError, match=r"refused|Connect call failed"):
         ask(url, "SELECT 1")
     with pytest.raises(RuntimeError):
-        _ = server.pid
-    server.start()
-    assert server.port == port
-    assert server.pid != first
+        _ = own_postgres.pid
+    own_postgres.start()
+    assert own_postgres.port == port
+    assert own_postgres.pid != first
     assert ask(url, "SELECT n FROM t") == 7
-    server.stop(crash=True)
-    server.start()
+    own_postgres.stop(crash=True)
+    own_postgres.start()
     assert ask(url, "SELECT n FROM t") == 7
-    server.drop_database("comes_back")
+    own_postgres.drop_database("comes_back")
     with pytest.raises(asyncpg.InvalidCatalogNameError):
         ask(url, "SELECT 1")
 
 
-def test_postgres_users_are_as_in_production(server: PostgresServer) -> None:
-    url = server.create_database("users")
+def test_postgres_users_are_as_in_production(own_postgres: PostgresServer) -> None:
+    url = own_postgres.create_database("users")
     assert ask(url, "SELECT current_setting('is_superuser')") == "off"
     assert ask(url, "SELECT current_setting('max_connections')") == "200"
     assert ask(url, "SELECT current_setting('fsync')") == "off"
     secret = urlsplit(url).password or ""
     with pytest.raises(asyncpg.InvalidPasswordError):
         ask(url.replace(secret, "wrong"), "SELECT 1")
-    assert os.stat(server.log.parent / "data").st_uid != 0
+    assert os.stat(own_postgres.log.parent / "data").st_uid != 0
     with pytest.raises(ValueError, match="SQL name"):
-        server.create_database("users; DROP DATABASE users")
+        own_postgres.create_database("users; DROP DATABASE users")
 
 
-def test_postgres_log_has_what_the_server_was_told_and_not_its_password(server: PostgresServer) -> None:
-    url = server.create_database("logged")
+def test_postgres_log_has_the_statements_and_not_the_password(own_postgres: PostgresServer) -> None:
+    url = own_postgres.create_database("logged")
     ask(url, "SELECT 'canary-in-a-statement'")
     ask(url, "CREATE TABLE t (v text PRIMARY KEY)")
     with pytest.raises(asyncpg.UniqueViolationError):
         ask(url, "INSERT INTO t VALUES ('canary-in-a-row'), ('canary-in-a-row')")
-    log = server.log.read_text()
+    log = own_postgres.log.read_text()
     assert "canary-in-a-statement" in log
     assert "canary-in-a-row" in log
     assert (urlsplit(url).password or "") not in log
 
 
-def test_several_postgres_servers_run_at_once(server: PostgresServer) -> None:
+def test_several_postgres_servers_run_at_once(own_postgres: PostgresServer) -> None:
     with postgres_server(durable=True, log_statements=False) as other:
-        assert other.port != server.port
+        assert other.port != own_postgres.port
         url = other.create_database("other")
         assert ask(url, "SELECT current_setting('fsync') || current_setting('log_statement')") == "onnone"
-        assert server.execute("SELECT count(*) FROM pg_database WHERE datname = 'other'") == "0"
+        assert own_postgres.execute("SELECT count(*) FROM pg_database WHERE datname = 'other'") == "0"
         pid, directory = other.pid, other.log.parent
-    assert gone(pid)
+    assert has_ended(pid)
     assert not directory.exists()
 
 
@@ -175,7 +167,7 @@ def test_postgres_goes_with_the_process_that_asked_for_it(how: signal.Signals) -
         holder.send_signal(how)
         holder.wait(30)
     deadline = time.monotonic() + 10
-    while not gone(int(pid)) or Path(os.fsdecode(directory)).exists():
+    while not has_ended(int(pid)) or Path(os.fsdecode(directory)).exists():
         assert time.monotonic() < deadline, "the server or its directory is still there"
         time.sleep(0.05)
 
@@ -319,9 +311,7 @@ def test_files_lie_where_a_developer_wants_them(tmp_path: Path, monkeypatch: pyt
     assert variables == {"TMPDIR": "/elsewhere"}
 
 
-def test_memory_without_room_or_that_is_not_there_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_without_room_or_that_is_not_there_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables: dict[str, str] = {}
     scratch.use(variables, tmp_path / "missing")
     monkeypatch.setattr(scratch, "ENOUGH", 1 << 60)

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from keyman.errors import RefusedStatement
 from keyman.storage.transactions import Database
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
+from tests.support.logs import own_logging
 from tests.support.planes import PASSWORD, Plane, Vault, plane_at
 
 CANARY = "c4n4ry-sk-9876"
@@ -32,12 +33,8 @@ LIBRARIES = ("sqlalchemy.engine", "aiosqlite", "asyncpg", "aiohttp.client", "url
 
 
 @pytest.fixture
-def logged() -> Iterator[Callable[..., StringIO]]:
-    """`logged(format, level)` sends what is logged into the stream that it returns; put back when the test ends."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in list(logging.Logger.manager.loggerDict)}
-    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
+def logged_as() -> Iterator[Callable[..., StringIO]]:
+    """`logged_as(format, level)` returns the stream that log lines go to until the test ends."""
 
     def configure(log_format: str = "json", log_level: str = "debug") -> StringIO:
         stream = StringIO()
@@ -45,12 +42,8 @@ def logged() -> Iterator[Callable[..., StringIO]]:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client
         return stream
 
-    yield configure
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in list(logging.Logger.manager.loggerDict):
-        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
-    structlog.configure(**before)
+    with own_logging():
+        yield configure
 
 
 def lines(stream: StringIO) -> list[dict[str, Any]]:
@@ -61,8 +54,8 @@ def _fails(message: str) -> None:
     raise ValueError(message)
 
 
-def test_a_fault_is_logged_by_its_class_and_its_frames_alone(logged: Callable[..., StringIO]) -> None:
-    stream = logged()
+def test_a_fault_is_logged_only_by_its_class_and_its_frames(logged_as: Callable[..., StringIO]) -> None:
+    stream = logged_as()
     try:
         _fails(CANARY)
     except ValueError as fault:
@@ -90,8 +83,8 @@ def test_frames_hold_no_message(message: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_a_librarys_exception_loses_its_message(logged: Callable[..., StringIO], log_format: str) -> None:
-    stream = logged(log_format)
+def test_a_librarys_exception_loses_its_message(logged_as: Callable[..., StringIO], log_format: str) -> None:
+    stream = logged_as(log_format)
     library = logging.getLogger("some.library")
     try:
         _fails(CANARY)
@@ -107,8 +100,8 @@ def test_a_librarys_exception_loses_its_message(logged: Callable[..., StringIO],
     assert "Traceback" not in shown
 
 
-def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged: Callable[..., StringIO]) -> None:
-    stream = logged()
+def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged_as: Callable[..., StringIO]) -> None:
+    stream = logged_as()
     log.info("several\nlines", name="a\r\nb\u2028c\x00")
     logging.getLogger("library").warning("two\nlines")
     first, second = lines(stream)
@@ -119,8 +112,8 @@ def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged: Callable[..., 
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_libraries_that_log_values_are_silent_below_warning(logged: Callable[..., StringIO], name: str) -> None:
-    stream = logged("json", "debug")
+def test_libraries_that_log_values_are_silent_below_warning(logged_as: Callable[..., StringIO], name: str) -> None:
+    stream = logged_as("json", "debug")
     for number in (logging.DEBUG, logging.INFO):
         logging.getLogger(name).log(number, "SELECT %s", CANARY)
     assert stream.getvalue() == ""
@@ -128,8 +121,8 @@ def test_libraries_that_log_values_are_silent_below_warning(logged: Callable[...
     assert [line["event"] for line in lines(stream)] == ["this is heard"]
 
 
-def test_a_level_silences_what_is_below_it(logged: Callable[..., StringIO]) -> None:
-    stream = logged("json", "error")
+def test_a_level_silences_what_is_below_it(logged_as: Callable[..., StringIO]) -> None:
+    stream = logged_as("json", "error")
     log.warning("quiet")
     log.error("loud")
     assert [line["event"] for line in lines(stream)] == ["loud"]
@@ -137,9 +130,9 @@ def test_a_level_silences_what_is_below_it(logged: Callable[..., StringIO]) -> N
 
 @pytest.mark.anyio
 async def test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent(
-    database: URL, provisioned: Vault, logged: Callable[..., StringIO]
+    database: URL, provisioned: Vault, logged_as: Callable[..., StringIO]
 ) -> None:
-    stream = logged("json", "debug")
+    stream = logged_as("json", "debug")
     async with plane_at(database, provisioned.settings) as plane:
         secrets = await _visit(plane)
     shown = stream.getvalue()
@@ -173,11 +166,11 @@ async def _visit(plane: Plane) -> list[str]:
 
 @pytest.mark.anyio
 async def test_what_a_database_refuses_is_logged_without_its_statement(
-    database: URL, logged: Callable[..., StringIO]
+    database: URL, logged_as: Callable[..., StringIO]
 ) -> None:
-    stream = logged()
+    stream = logged_as()
     db = Database(database)
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(RefusedStatement) as raised:
         async with db.write() as connection:
             await connection.execute(text("SELECT :value FROM c4n4ry_nowhere"), {"value": CANARY})
     await db.close()
@@ -186,9 +179,9 @@ async def test_what_a_database_refuses_is_logged_without_its_statement(
     assert raised.value.__cause__ is None
 
 
-def test_an_exception_that_nobody_asked_for_loses_its_message(logged: Callable[..., StringIO]) -> None:
+def test_an_exception_that_nobody_asked_for_loses_its_message(logged_as: Callable[..., StringIO]) -> None:
     """asyncio's own line about a forgotten task quotes the exception."""
-    stream = logged()
+    stream = logged_as()
 
     async def forget() -> None:
         await asyncio.wait([asyncio.ensure_future(_failing())])

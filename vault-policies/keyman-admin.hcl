@@ -1,12 +1,12 @@
-# keyman-admin: sets Vault up for keyman: the Transit mount, the key, the policies of this directory, an AppRole for each
-# process. A person's or a deployment job's, for minutes; no process of keyman has it.
+# keyman-admin: sets up Vault for keyman: the Transit mount, the key, the policies of this directory, an AppRole for each
+# process. It is for a person or a deployment job, for minutes. No process of keyman has it.
 #
-# It neither seals nor opens. But whoever may write policies and make AppRoles can give themselves a role that does:
-# give this one to those who already own Vault, and watch its use in Vault's audit log.
+# It neither seals nor opens. But anyone who can write policies and create AppRoles can create a role that does. Give
+# this policy only to those who already own Vault, and watch its use in Vault's audit log.
 #
 # Parameters: ${mount} is the mount of the Transit engine, ${key} the name of the key.
 
-# Which engines there are, and one more for keyman.
+# List the engines, and mount one for keyman.
 path "sys/mounts" {
   capabilities = ["read"]
 }
@@ -15,7 +15,7 @@ path "sys/mounts/${mount}" {
   capabilities = ["create", "update"]
 }
 
-# Make the key, of the one nature that keyman works with; read what it is. Not export, back up or delete it.
+# Create the key with the only properties that keyman works with, and read them. Not export, back up or delete it.
 path "${mount}/keys/${key}" {
   capabilities       = ["create", "read", "update"]
   allowed_parameters = {
@@ -26,7 +26,7 @@ path "${mount}/keys/${key}" {
   }
 }
 
-# After a rotation: the oldest version that may still be opened. Nothing that would let the key out or be deleted.
+# After a rotation, set the oldest version that can be opened. Nothing that would make the key exportable or deletable.
 path "${mount}/keys/${key}/config" {
   capabilities       = ["update"]
   allowed_parameters = {
@@ -36,7 +36,7 @@ path "${mount}/keys/${key}/config" {
   }
 }
 
-# The login for machines. Enabling a login method takes `sudo`.
+# Enable AppRole, the login for machines. Enabling an auth method needs `sudo`.
 path "sys/auth" {
   capabilities = ["read"]
 }
@@ -45,22 +45,22 @@ path "sys/auth/approle" {
   capabilities = ["create", "update", "sudo"]
 }
 
-# That the audit log tells by which id keyman knows the request that a call was made for. It takes `sudo`.
+# Let Vault's audit log show the id of keyman's request. It needs `sudo`.
 path "sys/config/auditing/request-headers/X-Request-ID" {
   capabilities = ["create", "read", "update", "sudo"]
 }
 
-# The policies of this directory, by their names.
+# Write the policies of this directory, by their names.
 path "sys/policies/acl/keyman-*" {
   capabilities = ["create", "read", "update"]
 }
 
-# A role for each process, its id, and a secret id to hand over.
+# Create a role for each process, read its role ID, and issue a secret ID.
 path "auth/approle/role/keyman-*" {
   capabilities = ["create", "read", "update"]
 }
 
-# Its own token: is it alive, live longer, die.
+# Look up, renew and revoke its own token.
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }
@@ -73,7 +73,7 @@ path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
 
-# What it may do, asked of itself: how `keyman doctor` finds that it may do too little, or too much.
+# Read its own capabilities. `keyman doctor` uses this to find missing and excessive rights.
 path "sys/capabilities-self" {
   capabilities = ["update"]
 }

@@ -1,19 +1,19 @@
 # keyman-management: the plane that faces the internet (`keyman serve`).
 #
-# It seals values and brings them to a newer version of the key. It cannot open one: there is no
-# path here that answers with a plaintext, and none may be added. Whoever takes over this process,
-# its token or its AppRole gets no stored key.
+# It seals values and rewraps them with a newer version of the key. It cannot open one: no path here
+# answers with a plaintext, and none may be added. An attacker who takes over this process, its token
+# or its AppRole gets no stored key.
 #
 # Parameters: ${mount} is the mount of the Transit engine, ${key} the name of the key.
 
-# Seal a value. `update` and not `create`: with `create` a missing key would be made on the spot, with
-# default settings (not derived), and values would be sealed with nothing that binds them to their row.
+# Seal a value. `update` and not `create`: with `create`, Vault would create a missing key with default
+# settings (not derived), and nothing would bind the sealed values to their rows.
 path "${mount}/encrypt/${key}" {
   capabilities = ["update"]
 }
 
-# Prove, with the sentinel, that this is the key that sealed the database; re-encrypt after a rotation.
-# The answer holds a ciphertext, never a plaintext.
+# Check, with the sentinel, that this is the key that sealed the database; rewrap after a rotation.
+# The answer contains a ciphertext, never a plaintext.
 path "${mount}/rewrap/${key}" {
   capabilities = ["update"]
 }
@@ -23,7 +23,7 @@ path "${mount}/keys/${key}" {
   capabilities = ["read"]
 }
 
-# Its own token: is it alive, live longer, die. The role is made without the `default` policy.
+# Look up, renew and revoke its own token. The role is created without the `default` policy.
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }
@@ -36,7 +36,7 @@ path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
 
-# What it may do, asked of itself: how `keyman doctor` finds that it may do too little, or too much.
+# Read its own capabilities. `keyman doctor` uses this to find missing and excessive rights.
 path "sys/capabilities-self" {
   capabilities = ["update"]
 }

@@ -1,7 +1,7 @@
-# keyman-resolver: the plane that gives a stored key to the application that may have it (not reachable from outside).
+# keyman-resolver: the plane that gives stored keys to applications. It is not reachable from outside.
 #
-# It opens one value at a time. It cannot seal, rotate or read the key's properties: whoever takes over this process
-# can open what the database holds, and must have the database for it.
+# It opens one value at a time. It cannot seal, rotate or read the key's properties. An attacker who takes over this
+# process can open the values of the database, but needs the database for it.
 #
 # Parameters: ${mount} is the mount of the Transit engine, ${key} the name of the key.
 
@@ -15,7 +15,7 @@ path "${mount}/decrypt/${key}" {
   }
 }
 
-# Its own token: is it alive, live longer, die. The role is made without the `default` policy.
+# Look up, renew and revoke its own token. The role is created without the `default` policy.
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }
@@ -28,7 +28,7 @@ path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
 
-# What it may do, asked of itself: how `keyman doctor` finds that it may do too little, or too much.
+# Read its own capabilities. `keyman doctor` uses this to find missing and excessive rights.
 path "sys/capabilities-self" {
   capabilities = ["update"]
 }

@@ -1,26 +1,26 @@
-# keyman-rotator: an operator's job that makes a new version of the key and brings the stored ciphertexts to it. Log in
-# with it for as long as that takes.
+# keyman-rotator: an operator's job that creates a new version of the key and rewraps the stored ciphertexts. Log in with
+# it only for the time of that job.
 #
 # It sees ciphertexts before and after, never a plaintext, and cannot seal a value of its own.
 #
 # Parameters: ${mount} is the mount of the Transit engine, ${key} the name of the key.
 
-# Make a new version. The old ones stay, so that what they sealed still opens.
+# Create a new version. The old versions stay, so that what they sealed still opens.
 path "${mount}/keys/${key}/rotate" {
   capabilities = ["update"]
 }
 
-# Re-encrypt with the newest version, in batches. The answer holds ciphertexts.
+# Rewrap with the newest version, in batches. The answer contains ciphertexts.
 path "${mount}/rewrap/${key}" {
   capabilities = ["update"]
 }
 
-# Which version is the newest, and which the oldest that may still be opened.
+# Read the newest version, and the oldest one that can be opened.
 path "${mount}/keys/${key}" {
   capabilities = ["read"]
 }
 
-# Its own token: is it alive, live longer, die. The role is made without the `default` policy.
+# Look up, renew and revoke its own token. The role is created without the `default` policy.
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }
@@ -33,7 +33,7 @@ path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
 
-# What it may do, asked of itself: how `keyman doctor` finds that it may do too little, or too much.
+# Read its own capabilities. `keyman doctor` uses this to find missing and excessive rights.
 path "sys/capabilities-self" {
   capabilities = ["update"]
 }

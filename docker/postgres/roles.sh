@@ -1,5 +1,5 @@
-# Sourced by the image when it makes the database: one user for the migrations, who owns the schema, and one for each
-# plane. What a plane may do with which table is granted by `keyman db upgrade`, when it has made them.
+# The image sources this when it creates the database. It creates one user for the migrations, who owns the schema, and
+# one for each plane. `keyman db upgrade` creates the tables and grants the planes their rights.
 psql --quiet --no-psqlrc --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'
 \set owner_password `cat /secrets/keyman_owner_password`
 \set management_password `cat /secrets/keyman_management_password`

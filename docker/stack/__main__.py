@@ -1,4 +1,4 @@
-"""`python -m stack`: what the jobs of compose.yaml run."""
+"""`python -m stack`, the command of the jobs in compose.yaml."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def vault_init_command(keys: Path, volumes: Path) -> None:
 @click.argument("keys", type=VOLUMES)
 def vault_unseal_command(alive: Path, keys: Path) -> None:
     """Unseal Vault whenever it is sealed."""
-    # The first process of a container ignores what it has no handler for.
+    # The first process of a container ignores signals for which it has no handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     vault.keep_unsealed(keys, alive)
 

@@ -22,13 +22,13 @@ from stack.files import PRIVATE, write
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)
-"""The longest that every browser accepts."""
+"""The longest validity that every browser accepts."""
 
 RENEW_BEFORE = timedelta(days=90)
-"""Every start of the stack renews what has less left; it is to be started once in ten months at least."""
+"""Every start of the stack renews certificates that are valid for less. Start it at least once in ten months."""
 
 CLOCKS_APART = timedelta(hours=1)
-"""Certificates begin in the past by this much, for clients whose clocks are behind."""
+"""Certificates are valid from this time ago, for clients whose clocks are behind."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pair:
 
 
 def authority(directory: Path) -> Pair:
-    """The authority kept in the directory as ca.crt and ca.key, made on the first call."""
+    """Return the authority in the directory, ca.crt and ca.key. The first call creates it."""
     certificate_file, key_file = directory / "ca.crt", directory / "ca.key"
     if certificate_file.exists():
         key = load_pem_private_key(key_file.read_bytes(), None)
@@ -54,7 +54,7 @@ def authority(directory: Path) -> Pair:
         return Pair(x509.load_pem_x509_certificate(certificate_file.read_bytes()), key)
     pair = _make_authority()
     write(key_file, pair.key_pem(), PRIVATE)
-    write(certificate_file, pair.certificate_pem(), PRIVATE)  # last: with it the authority is there
+    write(certificate_file, pair.certificate_pem(), PRIVATE)  # last, because it marks the authority as complete
     return pair
 
 
@@ -71,7 +71,7 @@ def _make_authority() -> Pair:
 
 
 def issue(authority: Pair, names: list[str]) -> Pair:
-    """A server's certificate for host names and addresses, the first of them its subject."""
+    """Return a server's certificate for host names and addresses. The first one is its subject."""
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = authority.certificate.subject
     certificate = (
@@ -90,12 +90,12 @@ def issue(authority: Pair, names: list[str]) -> Pair:
 
 
 def is_current(pem: bytes, authority: Pair, names: list[str]) -> bool:
-    """Whether the first certificate in `pem` is the authority's, for exactly these names, and lives on for a while."""
+    """Return whether the first certificate in `pem` is from the authority, for exactly these names, and still valid."""
     certificate = x509.load_pem_x509_certificate(pem)
     try:
         certificate.verify_directly_issued_by(authority.certificate)
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, a new one is made
+    except Exception:  # noqa: BLE001 - after any fault, a new one is created
         return False
     lives_on = certificate.not_valid_after_utc > datetime.now(UTC) + RENEW_BEFORE
     return lives_on and list(held) == [_alternative(name) for name in names]

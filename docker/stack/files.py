@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import secrets
 from pathlib import Path
 
 PRIVATE = 0o600
-"""For a file that is read by the user of keyman's image, whose jobs write it."""
+"""The mode of a file that the user of keyman's image writes and reads."""
 
 SHARED = 0o444
-"""For a file that another image's user reads. Its volume, which one service alone mounts, keeps it from all others."""
+"""The mode of a file that the user of another image reads. Only one service mounts its volume and can read it."""
 
 
 def write(path: Path, content: bytes, mode: int) -> None:
-    """Replace the file; a reader, or a job that was killed, never sees half of it."""
+    """Replace the file atomically: neither a reader nor a killed job leaves or sees half of it."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -26,7 +26,7 @@ def write(path: Path, content: bytes, mode: int) -> None:
 
 
 def password(path: Path, mode: int) -> str:
-    """The password in the file, drawn on the first call. It needs no quoting, in a URL or elsewhere."""
+    """Return the password in the file. The first call creates it. It needs no quoting in a URL or elsewhere."""
     if not path.exists():
         write(path, secrets.token_urlsafe(32).encode(), mode)
     return path.read_text()

@@ -1,4 +1,4 @@
-"""Certificates and passwords, each in the volume of who uses it."""
+"""Creates certificates and passwords, each in the volume of its user."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from stack.certificates import Pair, authority, is_current, issue
 from stack.files import PRIVATE, SHARED, password, write
 
 DATABASE_USERS = {"migration": "keyman_owner", "management": "keyman_management", "resolver": "keyman_resolver"}
-"""Who comes to the database, by volume. docker/postgres/roles.sh makes them."""
+"""The users of the database, by volume. docker/postgres/roles.sh creates them."""
 
 
 def prepare(volumes: Path, hosts: list[str]) -> None:
-    """Make what is missing, and renew certificates that come to their end or are for other hosts.
+    """Create what is missing, and renew certificates that expire soon or are for other hosts.
 
     `hosts` is what browsers call the proxy. May be run again and again; what is current is left as it is.
     """
@@ -23,7 +23,7 @@ def prepare(volumes: Path, hosts: list[str]) -> None:
     password(volumes / "grafana" / "admin_password", SHARED)
     password(volumes / "database" / "superuser_password", SHARED)
     for volume, user in DATABASE_USERS.items():
-        # PostgreSQL reads each from a volume of its own, and each of them only theirs.
+        # PostgreSQL reads each password from a separate volume, and each user reads only its own.
         word = password(volumes / "database" / f"{user}_password", SHARED)
         write(
             volumes / volume / "database_url", f"postgresql+asyncpg://{user}:{word}@database/keyman".encode(), PRIVATE
@@ -31,7 +31,7 @@ def prepare(volumes: Path, hosts: list[str]) -> None:
 
 
 def _certificate(trusted: Pair, path: Path, names: list[str]) -> None:
-    """A certificate followed by its key, in one file, so that the two are never of different pairs."""
+    """Return a certificate followed by its key, for one file, so that the two always belong together."""
     if path.exists() and is_current(path.read_bytes(), trusted, names):
         return
     pair = issue(trusted, names)

@@ -1,4 +1,4 @@
-"""A Vault that a stack has for itself: initialised, unsealed, and set up for keyman by keyman's own commands.
+"""Initialises and unseals the stack's own Vault, and sets it up for keyman with keyman's commands.
 
 No error of hvac is shown: its text may hold Vault's answer.
 """
@@ -20,40 +20,40 @@ import requests
 from stack.files import PRIVATE, write
 
 REQUEST_SECONDS = 10
-"""For one call: Vault is in the next container."""
+"""Seconds for one call. Vault is in the next container."""
 
 START_SECONDS = 120
-"""Until a Vault that just started answers, and until one that was unsealed leads: seconds on an idle machine."""
+"""Seconds until a started Vault answers, and until an unsealed one is active. On an idle machine it takes seconds."""
 
 LOOK_SECONDS = 1.0
-"""Between two looks at a Vault that is not ready yet, or may have been sealed."""
+"""Seconds between two checks of a Vault that is not ready yet, or may have been sealed."""
 
 ROLES = {"management": "keyman-management", "resolver": "keyman-resolver"}
-"""Whose credentials go where: volume and AppRole."""
+"""The volume for the credentials of each AppRole."""
 
 FAULTS = (hvac.exceptions.VaultError, requests.RequestException)
 
 
 def client(token: str | None = None) -> Any:
-    """A client of the Vault that KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT name."""
+    """Return a client of the Vault at KEYMAN_VAULT_ADDR, with the CA in KEYMAN_VAULT_CACERT."""
     return hvac.Client(
         url=os.environ["KEYMAN_VAULT_ADDR"],
         verify=os.environ["KEYMAN_VAULT_CACERT"],
-        token=token or "",  # with None it would look for one in the environment and in a file
+        token=token or "",  # with None, hvac would look for a token in the environment and in a file
         timeout=REQUEST_SECONDS,
         allow_redirects=False,
     )
 
 
 def initialise(keys: Path, volumes: Path) -> None:
-    """Bring Vault to where keyman can log in to it; may be run again and again.
+    """Prepare Vault so that keyman can log in. It can run any number of times.
 
     Raises click.ClickException when it does not come up, or was initialised with keys that are not in `keys`.
     """
     vault = client()
     _wait(vault, {"sealed", "active", "uninitialised"})
     if state(vault) == "uninitialised":
-        # One share: whoever reads the volume has them all anyway.
+        # One share, because anyone who can read the volume would have all of them.
         answer = vault.sys.initialize(secret_shares=1, secret_threshold=1)
         new = {"unseal_key": answer["keys_base64"][0], "root_token": answer["root_token"]}
         write(keys / "keys.json", json.dumps(new).encode(), PRIVATE)
@@ -66,7 +66,7 @@ def initialise(keys: Path, volumes: Path) -> None:
         )
     unseal(vault, kept["unseal_key"])
     _wait(vault, {"active"})
-    # The root token is kept, for with the unseal key another one can be made at any time.
+    # The root token is stored, because with the unseal key another one can be created at any time.
     environment = {**os.environ, "KEYMAN_VAULT_TOKEN": kept["root_token"]}
     _keyman(["vault", "setup"], environment)
     for volume, role in ROLES.items():
@@ -76,7 +76,7 @@ def initialise(keys: Path, volumes: Path) -> None:
 
 
 def keep_unsealed(keys: Path, alive: Path) -> None:
-    """Unseal Vault whenever it is sealed, for ever. `alive` is touched at each look."""
+    """Unseal Vault whenever it is sealed, forever. Each check touches the file `alive`."""
     vault = client()
     before = None
     while True:
@@ -96,12 +96,12 @@ def keep_unsealed(keys: Path, alive: Path) -> None:
 
 
 def state(vault: Any) -> str:
-    """`active`, `standby`, `uninitialised`, `sealed` or `unreachable`."""
+    """Return `active`, `standby`, `uninitialised`, `sealed` or `unreachable`."""
     try:
         status = vault.sys.read_health_status(method="GET")
     except FAULTS:
         return "unreachable"
-    # Vault's own codes of sys/health; hvac gives the parsed body for 200 and the response for the others.
+    # The status codes of sys/health. For 200, hvac returns the parsed body; for others, the response.
     code = getattr(status, "status_code", 200)
     return {200: "active", 429: "standby", 501: "uninitialised", 503: "sealed"}.get(code, "unreachable")
 
@@ -128,7 +128,7 @@ def _keys(keys: Path) -> dict[str, str] | None:
 
 
 def _opens(directory: Path) -> bool:
-    """Whether the credentials in a directory are there and Vault takes them."""
+    """Return whether a directory has credentials and Vault accepts them."""
     try:
         role_id = (directory / "role_id").read_text().strip()
         secret_id = (directory / "secret_id").read_text().strip()

@@ -1,8 +1,8 @@
-# One node with its own durable storage. Production has three or five nodes, or a Vault that somebody else runs.
+# One node with its own durable storage. In production, use three or five nodes, or a managed Vault.
 storage "raft" {
   path                   = "/vault/file"
   node_id                = "vault"
-  performance_multiplier = 1 # for nodes far apart; one alone has nobody to wait for
+  performance_multiplier = 1 # higher values are for distant nodes; a single node has no other to wait for
 }
 
 listener "tcp" {
@@ -16,5 +16,5 @@ api_addr     = "https://vault:8200"
 cluster_addr = "https://vault:8201"
 ui           = false
 
-# Locking memory takes a capability, and this container has none. Have no swap, or encrypted swap, on the machine.
+# Locking memory needs a capability, and this container has none. Use no swap, or encrypted swap, on the machine.
 disable_mlock = true

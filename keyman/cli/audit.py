@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import click
@@ -32,7 +32,7 @@ from keyman.values import EmailAddress, Instant
 from keyman.vault.signing import Signer
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Callable[..., Any])
+C = TypeVar("C", bound=Callable[..., object])
 
 LONGEST = timedelta(days=36500)
 
@@ -43,7 +43,7 @@ SHOWN = 50
 class _KeyName(click.ParamType[str]):
     name = "key"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if re.fullmatch(r"\w([\w.-]{0,126}\w)?", str(value), re.ASCII) is None:
             self.fail("must be the name of a key in Vault: letters, digits, '_', '.' and '-'", param, ctx)
         return str(value)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 import msgspec
@@ -21,10 +21,11 @@ from keyman.errors import ConfigurationError
 from keyman.keys.deployment import Deployment
 from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
-from keyman.values import NewPassword
+from keyman.values import NewPassword, Value
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Callable[..., Any])
+V = TypeVar("V", bound=Value)
+C = TypeVar("C", bound=Callable[..., object])
 
 
 def home_option(command: C) -> C:
@@ -47,7 +48,7 @@ class Duration(click.ParamType[timedelta]):
     def __init__(self, longest: timedelta) -> None:
         self._longest = longest
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         shape = re.fullmatch(r"([0-9]{1,7})([smhd])", str(value))
         if shape is None:
             self.fail("must be a number and a unit, such as 90s, 30m, 24h or 7d", param, ctx)
@@ -105,7 +106,7 @@ def new_password() -> NewPassword:
         raise ConfigurationError(f"The password {fault}.") from None
 
 
-def parsed(kind: Any, text: str, name: str) -> Any:
+def parsed(kind: type[V], text: str, name: str) -> V:
     """Parse an argument as a type of `keyman.values`. Raises click.BadParameter (exit code 2) when it is invalid."""
     try:
         return kind.parse(text)

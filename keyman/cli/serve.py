@@ -6,9 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
-from typing import Any
-from urllib.parse import urlsplit
 
 import click
 from granian import Granian
@@ -19,7 +18,7 @@ from keyman.cli import import_late
 from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
-from keyman.loopback import is_loopback
+from keyman.doctor.configuration import unsafe
 from keyman.processes import PARENT, check_port
 from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
@@ -72,13 +71,14 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
         ).serve(target_loader=partial(load_application, PLANES[plane]), wrap_loader=False)
 
 
-def load_application(module: str) -> Any:
+def load_application(module: str) -> Callable[..., object]:
     """Return the application that a worker serves.
 
     Granian calls this function, because its own loader looks for modules in the current directory first. The import is
     here because the parent process does not need the module.
     """
-    return import_late(module).from_environment()
+    application: Callable[..., object] = import_late(module).from_environment()
+    return application
 
 
 def _unwrap(settings: Settings, role: str) -> None:
@@ -94,15 +94,9 @@ def _unwrap(settings: Settings, role: str) -> None:
 
 
 def _warn(settings: Settings, plane: str, host: str) -> None:
-    vault = urlsplit(settings.vault.address)
-    if vault.scheme == "http" and not is_loopback(vault.hostname or ""):
-        log.warning("KEYMAN_VAULT_ADDR is plain http: anyone who can read the network can read every key")
-    if plane == "resolver":
-        if not is_loopback(host):
-            log.warning("The resolver returns keys: let only applications reach it, over TLS or a private network")
-        return
-    if settings.public_url is None:
-        log.warning("KEYMAN_PUBLIC_URL is not set: browsers accept the session cookie only over https")
+    """Log what doctor finds unsafe about this start."""
+    for finding in unsafe(settings, plane, host):
+        log.warning(finding.found, check=finding.check, remedy=finding.remedy)
 
 
 async def _nothing(_db: object) -> None:

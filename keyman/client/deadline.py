@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import Any
 
 import httpcore
 import httpx
@@ -80,7 +79,7 @@ class _Backend(httpcore.NetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         fault: httpcore.ConnectError | httpcore.ConnectTimeout = httpcore.ConnectError()
         # One by one: socket.create_connection would give each address the whole time.
@@ -121,5 +120,5 @@ class _Stream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(timeout)))
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> object:
         return self._stream.get_extra_info(info)

@@ -7,7 +7,6 @@ import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -43,7 +42,7 @@ class Endpoint:
             raise ValueError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
         self.timeout = timeout
 
-    def request(self, call: Call[Any], extensions: Mapping[str, Any]) -> httpx.Request:
+    def request(self, call: Call[object], extensions: Mapping[str, object]) -> httpx.Request:
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # without compression a small answer cannot unpack to a large one

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from keyman.retry import parse_retry_after, pause_after
 from keyman.secret import Secret
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read. A page of 200 keys or entries has a tenth of that."""
@@ -31,7 +32,7 @@ MAX_TEXT = 300
 
 
 @dataclass(frozen=True)
-class Call(Generic[T]):
+class Call(Generic[T_co]):
     """One operation. `read` turns a 2xx answer into the result, or raises one of UNREADABLE.
 
     A `repeatable` call has the same effect when it is carried out twice. It is sent again when it is not known whether
@@ -40,7 +41,7 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    read: Callable[[Answer], T]
+    read: Callable[[Answer], T_co]
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = field(default=None, repr=False)
@@ -77,7 +78,7 @@ Outcome = Answer | Lost
 class Attempts:
     """Decides how often one call is tried, and after which pause. `deadline` is a moment of `time.monotonic`."""
 
-    def __init__(self, call: Call[Any], deadline: float) -> None:
+    def __init__(self, call: Call[object], deadline: float) -> None:
         self._repeatable = call.repeatable
         self._deadline = deadline
         self._made = 0

@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpcore
 import httpx
@@ -68,7 +68,7 @@ class Wire:
         outcome = self.outcome(call, monotonic() + self.endpoint.timeout)
         return result(call, outcome, self.endpoint.token)
 
-    def outcome(self, call: Call[Any], deadline: float) -> Outcome:
+    def outcome(self, call: Call[object], deadline: float) -> Outcome:
         """Return the outcome of the last attempt."""
         attempts = Attempts(call, deadline)
         while True:
@@ -78,7 +78,7 @@ class Wire:
                 return outcome
             time.sleep(pause)
 
-    def _once(self, call: Call[Any], deadline: float) -> Outcome:
+    def _once(self, call: Call[object], deadline: float) -> Outcome:
         request = self.endpoint.request(call, {"deadline": deadline, "timeout": _spans(deadline)})
         try:
             response = self._transport.handle_request(request)
@@ -117,7 +117,7 @@ class AsyncWire:
         outcome = await self.outcome(call, monotonic() + self.endpoint.timeout)
         return result(call, outcome, self.endpoint.token)
 
-    async def outcome(self, call: Call[Any], deadline: float) -> Outcome:
+    async def outcome(self, call: Call[object], deadline: float) -> Outcome:
         attempts = Attempts(call, deadline)
         while True:
             outcome = await self._once(call, deadline)
@@ -126,7 +126,7 @@ class AsyncWire:
                 return outcome
             await asyncio.sleep(pause)
 
-    async def _once(self, call: Call[Any], deadline: float) -> Outcome:
+    async def _once(self, call: Call[object], deadline: float) -> Outcome:
         request = self.endpoint.request(call, {"timeout": _spans(deadline)})
         try:
             async with asyncio.timeout(deadline - monotonic()):

@@ -16,7 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import aiohttp
 
@@ -142,7 +142,7 @@ def _is_free(file: BinaryIO) -> bool:
     return True
 
 
-def _config(data: Path, port: int) -> dict[str, Any]:
+def _config(data: Path, port: int) -> dict[str, object]:
     return {
         "storage": {
             # The default multiplier is for distant machines. A single node elects itself, and would take 6 s longer.

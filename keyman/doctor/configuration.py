@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from keyman.config.settings import Settings
-from keyman.doctor.findings import Finding, failed, ok, warning
+from keyman.doctor.findings import Finding, State, failed, ok, warning
 from keyman.loopback import is_loopback
 
 
@@ -19,6 +19,23 @@ def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, .
     yield _sign_up(settings)
     yield _proxies(settings)
     yield _secret_files(settings, environ, files)
+
+
+def unsafe(settings: Settings, plane: str, host: str) -> Iterator[Finding]:
+    """Find what is unsafe about starting this plane on this address: the findings that are not `ok`."""
+    findings = [_vault_address(settings)]
+    findings.append(_public_url(settings) if plane == "management" else _resolver_address(host))
+    yield from (finding for finding in findings if finding.state is not State.OK)
+
+
+def _resolver_address(host: str) -> Finding:
+    if is_loopback(host):
+        return ok("address", "only this machine reaches the resolver")
+    return warning(
+        "address",
+        "the resolver returns keys, and other machines reach it",
+        "let only applications reach it, over TLS or a private network",
+    )
 
 
 def _vault_address(settings: Settings) -> Finding:

@@ -6,7 +6,7 @@ The checks only read, and rewrap without using the results. They seal, open, sto
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keyman.clock import now
 from keyman.config.vault import VaultSettings
@@ -15,6 +15,7 @@ from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason, VaultU
 from keyman.vault import inspection, wrapping
 from keyman.vault.adapter import VaultFault
 from keyman.vault.guard import KEY_PROPERTIES
+from keyman.vault.inspection import Health, TokenInfo
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import capabilities
 
@@ -129,7 +130,7 @@ async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> A
     yield await _key(client, settings, role)
 
 
-async def _health(settings: VaultSettings) -> dict[str, Any] | Finding:
+async def _health(settings: VaultSettings) -> Health | Finding:
     try:
         health = await inspection.health(settings)
     except VaultFault as fault:
@@ -138,24 +139,24 @@ async def _health(settings: VaultSettings) -> dict[str, Any] | Finding:
             fault.explained(),
             "check that it runs, that KEYMAN_VAULT_ADDR and KEYMAN_VAULT_CACERT are correct, and the network between",
         )
-    if not health.get("initialized"):
+    if not health.initialized:
         return failed("vault", "not initialised", "run vault operator init, then keyman vault setup")
-    if health.get("sealed") is not False:
+    if health.sealed:
         return failed("vault", "sealed: nothing can be stored or read", "run vault operator unseal")
     return health
 
 
-def _reachable(health: Mapping[str, Any]) -> Finding:
-    version = str(health.get("version", "unknown"))
+def _reachable(health: Health) -> Finding:
+    version = health.version
     known = tuple(int(part) for part in version.split("+", maxsplit=1)[0].split(".")[:2] if part.isdigit())
     if len(known) == 2 and known < OLDEST_VAULT:
         return warning("vault", f"unsealed, version {version}", "upgrade Vault: keyman is tested with newer versions")
-    return ok("vault", f"unsealed, version {version}{', a standby' if health.get('standby') else ''}")
+    return ok("vault", f"unsealed, version {version}{', a standby' if health.standby else ''}")
 
 
-def _clock(health: Mapping[str, Any]) -> Finding:
-    theirs = health.get("server_time_utc")
-    if not isinstance(theirs, int):
+def _clock(health: Health) -> Finding:
+    theirs = health.server_time_utc
+    if theirs is None:
         return skipped("vault-clock", "Vault does not report its time")
     return clock("vault-clock", now().timestamp() - theirs, "Vault's")
 
@@ -187,8 +188,8 @@ def _login_remedy(settings: VaultSettings, reason: VaultReason) -> str:
     return f"check that the role, and what {settings.auth} verifies, match Vault's configuration"
 
 
-def _token(token: Mapping[str, Any], settings: VaultSettings) -> Finding:
-    seconds, is_renewable = token.get("ttl"), bool(token.get("renewable"))
+def _token(token: TokenInfo, settings: VaultSettings) -> Finding:
+    seconds, is_renewable = token.ttl, bool(token.renewable)
     if not seconds:
         return failed("vault-token", "it never expires", "give it a TTL, so that a stolen token expires by itself")
     life = f"expires in {seconds} s, {'renewable' if is_renewable else 'not renewable'}"
@@ -196,7 +197,7 @@ def _token(token: Mapping[str, Any], settings: VaultSettings) -> Finding:
         return (failed if seconds < SOON else warning)(
             "vault-token", f"{life}, and keyman cannot log in again", "use AppRole, Kubernetes or JWT, which can"
         )
-    if token.get("num_uses"):
+    if token.num_uses:
         return failed("vault-token", f"{life}, with a limited number of uses", "set token_num_uses to 0 on the role")
     return ok("vault-token", life)
 
@@ -210,7 +211,7 @@ def _probes(settings: VaultSettings) -> dict[str, str]:
     return {path.format(mount=settings.mount, key=settings.key): what for path, what in FORBIDDEN_PATHS.items()}
 
 
-def _policy(held: Mapping[str, set[str]], token: Mapping[str, Any], settings: VaultSettings, role: Role) -> Finding:
+def _policy(held: Mapping[str, set[str]], token: TokenInfo, settings: VaultSettings, role: Role) -> Finding:
     """Check the token's rights, and its policies: another policy could allow something that is not in the probes."""
     wanted, probes = capabilities(role.name, settings), _probes(settings)
     missing = [f"{' '.join(sorted(lacks))} on {path}" for path in wanted if (lacks := wanted[path] - held[path])]
@@ -231,7 +232,7 @@ def _policy(held: Mapping[str, set[str]], token: Mapping[str, Any], settings: Va
             f"too little: it lacks {', '.join(missing)}",
             "update the policies with keyman vault setup, and check KEYMAN_VAULT_MOUNT and KEYMAN_VAULT_KEY",
         )
-    if others := sorted(inspection.policies(token) - {role.name}):
+    if others := sorted(token.all_policies() - {role.name}):
         # `default` is a policy of Vault itself, and most auth methods add it.
         return (warning if others == ["default"] else failed)(
             "vault-policy",

@@ -1,4 +1,4 @@
-"""What every plane shares over HTTP. No plane is imported here."""
+"""The HTTP code that all planes share. It imports no plane."""
 
 from keyman.extras import require_server
 

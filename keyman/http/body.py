@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from litestar.openapi.spec import Schema
@@ -20,7 +20,7 @@ from keyman.values import Check
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_BYTES = 64 * 1024
-"""Of a body: the contract's number, a hundred times the longest key."""
+"""Of a body, as docs/reference/api.md says: a hundred times the longest key."""
 
 TAKES = "keyman_takes"
 """Where a route's `opt` keeps the model of its body."""
@@ -86,10 +86,10 @@ class ValueSchemas(OpenAPISchemaPlugin):
     """Shows the types of `keyman.values` in the OpenAPI document as the JSON that they are parsed from."""
 
     @staticmethod
-    def is_plugin_supported_type(value: Any) -> bool:
+    def is_plugin_supported_type(value: object) -> bool:
         return isinstance(value, type) and hasattr(value, "parse") and isinstance(getattr(value, "schema", None), dict)
 
-    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: object) -> Schema:
         names = {"writeOnly": "write_only", "minLength": "min_length", "maxLength": "max_length"}
         schema = field_definition.annotation.schema
         return Schema(**{names.get(name, name): value for name, value in schema.items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from litestar import Litestar, Response, get, post
@@ -39,16 +38,29 @@ class Words:
     examples: Mapping[str, object]
 
 
-def describe(
-    routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], words: Words
-) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of these routes.
+class Document:
+    """An OpenAPI 3.1 document as JSON, and the parts of it that are completed.
+
+    `schemas` are those of its components, by name; `operations` are those of all paths.
+    """
+
+    def __init__(self, described: Litestar) -> None:
+        self.json = described.openapi_schema.to_schema()
+        self.schemas = self.json["components"].setdefault("schemas", {})
+        self.operations = [operation for path in self.json["paths"].values() for operation in path.values()]
+
+    def encoded(self) -> bytes:
+        return msgspec.json.encode(self.json)
+
+
+def describe(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], words: Words) -> Document:
+    """The document of these routes.
 
     Made by an application of its own that serves nobody: Litestar adds pages to one that has a document, and they load
     scripts from other hosts.
     """
     described = _described(routes, dependencies, words)
-    document = described.openapi_schema.to_schema()
+    document = Document(described)
     _add_bodies(document, _models(described))
     _refine(document, words.examples)
     return document
@@ -79,16 +91,16 @@ def _models(app: Litestar) -> dict[str, type[msgspec.Struct]]:
     return {handler.operation_id: handler.opt[TAKES] for handler in handlers if TAKES in handler.opt}
 
 
-def _add_bodies(document: dict[str, Any], models: Mapping[str, type[msgspec.Struct]]) -> None:
+def _add_bodies(document: Document, models: Mapping[str, type[msgspec.Struct]]) -> None:
     """Describe the bodies. Litestar describes one only where it decodes it, so it is given handlers that have it do so,
     and what it says of those is taken over.
     """
-    words = Words(document["info"]["title"], "", (), {}, {})
-    bodies = _described([_decoded(name, model) for name, model in models.items()], {}, words).openapi_schema.to_schema()
-    document["components"]["schemas"] |= bodies["components"].get("schemas", {})
-    for operation in _operations(document):
+    decoding = [_decoded(name, model) for name, model in models.items()]
+    bodies = Document(_described(decoding, {}, Words("bodies", "", (), {}, {})))
+    document.schemas.update(bodies.schemas)
+    for operation in document.operations:
         if operation["operationId"] in models:
-            operation["requestBody"] = bodies["paths"][f"/{operation['operationId']}"]["post"]["requestBody"]
+            operation["requestBody"] = bodies.json["paths"][f"/{operation['operationId']}"]["post"]["requestBody"]
 
 
 def _decoded(name: str, model: type[msgspec.Struct]) -> HTTPRouteHandler:
@@ -98,18 +110,13 @@ def _decoded(name: str, model: type[msgspec.Struct]) -> HTTPRouteHandler:
     return post(f"/{name}")(decoded)
 
 
-def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [operation for path in document["paths"].values() for operation in path.values()]
-
-
-def _refine(document: dict[str, Any], examples: Mapping[str, object]) -> None:
+def _refine(document: Document, examples: Mapping[str, object]) -> None:
     """Say what Litestar cannot know: that unknown fields are refused, and what the shapes look like with values."""
-    schemas = document["components"]["schemas"]
     for name, example in examples.items():
-        schemas[name]["examples"] = [example]
-    for operation in _operations(document):
+        document.schemas[name]["examples"] = [example]
+    for operation in document.operations:
         for content in operation.get("requestBody", {}).get("content", {}).values():
-            schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
+            document.schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
         for answer in operation["responses"].values():
             for header in answer.get("headers", {}).values():
                 header["schema"] = {"type": "string"}

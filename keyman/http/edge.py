@@ -1,8 +1,8 @@
-"""What happens to every request, before and after the application: pure ASGI, around all of it.
+"""The outermost layer of a plane: pure ASGI around the whole application.
 
-A request gets an id of ours (a client's own would put its words into our log), is refused when another site's page sent
-it, has so long to bring its body, and leaves one log line and one measurement. An answer gets the headers that every
-answer has. An exception that the application let through becomes a problem like any other.
+Each request gets an id from keyman (an id from the client would put its text into our log). A request from a page of
+another site is refused, and the body has a time limit. Each request gives one log line and one measurement. Each answer
+gets the common headers. An exception that the application did not handle becomes a problem.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from keyman.http import problems
 from keyman.http.problems import Answer
 from keyman.telemetry import Metrics, frames, log
 
-# ASGI's own types; Litestar's are narrower than what a server may send.
+# The types of ASGI. Those of Litestar are narrower than what a server may send.
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,12 +34,12 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 
 BODY_TIMEOUT = 10.0
-"""Seconds for a whole body, from when it is asked for: 64 KiB take as long at 52 kbit/s, and a worker that stops waits
-longer for its requests.
+"""Seconds for a whole body, from when the application reads it. That is 64 KiB at 52 kbit/s, and less than a worker
+that stops waits for its requests.
 """
 
 SCOPE_KEY = "keyman.exchange"
-"""Where a request's Exchange lies in its ASGI scope."""
+"""The key of a request's Exchange in its ASGI scope."""
 
 SECURITY_HEADERS = {
     "cache-control": "no-store",
@@ -59,10 +59,10 @@ HSTS = "max-age=63072000; includeSubDomains"
 
 @dataclass
 class Exchange:
-    """One request and its answer, for the log line and for whoever asks on the way.
+    """One request and its answer, for the log line and for the handlers.
 
-    `headers` are the request's, by lower-case name; `page` says a problem to a person, None for a client that reads
-    JSON.
+    `headers` are those of the request, by lower-case name. `page` renders a problem as a page; it is None for a client
+    that reads JSON.
     """
 
     request_id: str
@@ -78,22 +78,23 @@ class Exchange:
 
     @property
     def caller(self) -> dict[str, int | None]:
-        """Who asks, for the log: an application, a user, or nobody known."""
+        """The caller, for the log: an application, a user, or `{"user_id": None}`."""
         if self.application_id is not None:
             return {"application_id": self.application_id}
         return {"user_id": self.user_id}
 
-    def say(self, problem: Problem) -> Answer:
-        """The answer that says this problem, in the form that the client reads."""
+    def render(self, problem: Problem) -> Answer:
+        """Return the answer for this problem, as JSON or as a page."""
         return problems.answer(problem, self.request_id) if self.page is None else self.page(problem, self)
 
 
 ProblemPage = Callable[[Problem, Exchange], Answer]
-"""Makes a problem into a page, for planes that have pages."""
+"""Renders a problem as a page, for planes that have pages."""
 
 
-def exchange_of(scope: Any) -> Exchange:
-    found: Exchange = scope[SCOPE_KEY]
+def exchange_of(scope: Mapping[str, object]) -> Exchange:
+    found = scope[SCOPE_KEY]
+    assert isinstance(found, Exchange)
     return found
 
 
@@ -123,7 +124,7 @@ class Edge:
         scope[SCOPE_KEY] = exchange
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         if method == "HEAD":
-            # What GET would answer, without its body (RFC 9110, 9.3.2).
+            # The answer to HEAD is that of GET without the body (RFC 9110, 9.3.2).
             scope["method"] = "GET"
 
         async def send_with_headers(message: Message) -> None:
@@ -138,13 +139,13 @@ class Edge:
             try:
                 _refuse_cross_site(method, headers)
                 await self._app(scope, _in_time(receive), send_with_headers)
-            except Exception as fault:  # noqa: BLE001  # the last place: whatever it is, it becomes an answer
+            except Exception as fault:  # noqa: BLE001  # the last handler: every exception becomes an answer
                 problem = fault
                 if not isinstance(problem, Problem):
                     log.error("unhandled exception", **frames(fault))
                     problem = Internal.of(exchange.request_id)
                 if exchange.started:
-                    # Half an answer is out: end the connection, so that it is not taken for a whole one.
+                    # Part of the answer was sent. End the connection, so that the client notices.
                     exchange.status = 500
                     raise_alone(RuntimeError("the answer could not be finished"))
                 await _answer(problem, exchange, send_with_headers)
@@ -153,7 +154,7 @@ class Edge:
                 structlog.contextvars.clear_contextvars()
 
     def _observe(self, scope: Scope, method: str, exchange: Exchange, seconds: float) -> None:
-        # Labels from fixed sets: a path or a method as it was sent would let a caller make new ones without end.
+        # Labels come from fixed sets. With the path or method of the request, a caller could create any number.
         route = scope.get("path_template") or "unmatched"
         known = method if method in KNOWN_METHODS else "other"
         self._metrics.requests.labels(known, route, str(exchange.status)).observe(seconds)
@@ -174,24 +175,24 @@ class Edge:
         message["headers"] = headers
 
     def _address(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
-        """The client's address: the peer's, or what the nearest proxy that is not ours says of its own peer."""
+        """Return the client's address: the peer's, or else the last forwarded one that is not of a trusted proxy."""
         client = scope.get("client")
         if not client:
             return None
         hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
-        address = _parsed(str(client[0]))
+        address = _parse_address(str(client[0]))
         while hops and address is not None and any(address in network for network in self._trusted):
-            hop = _parsed(hops.pop())
+            hop = _parse_address(hops.pop())
             if hop is None:
-                break  # no address: what stands further left may be its sender's invention
+                break  # not an address, so its sender may have invented everything further left
             address = hop
         return None if address is None else str(address)
 
 
 def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
-    """Raises Forbidden for an unsafe request that a page of another site made a browser send.
+    """Raises Forbidden for an unsafe request that a browser sent for a page of another site.
 
-    A browser says so in `Sec-Fetch-Site`, an older one in `Origin`; what sends neither is not a browser.
+    Browsers send `Sec-Fetch-Site`, older ones `Origin`. A client that sends neither is not a browser.
     """
     if method in SAFE_METHODS:
         return
@@ -206,9 +207,9 @@ def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
 
 
 def _in_time(receive: Receive) -> Receive:
-    """The same messages, with BODY_TIMEOUT for all that belong to the body; raises InvalidRequest after that.
+    """Limit the time for the whole body to BODY_TIMEOUT. The returned function raises InvalidRequest after that.
 
-    A client that announces a body and sends none would keep a request open, and a worker from stopping.
+    Otherwise a client that announces a body and sends none could keep a request open, and keep a worker from stopping.
     """
     deadline: float | None = None
     is_whole = False
@@ -216,14 +217,14 @@ def _in_time(receive: Receive) -> Receive:
     async def receive_in_time() -> Message:
         nonlocal deadline, is_whole
         if is_whole:
-            return await receive()  # what comes now is the client's leaving, at any time
+            return await receive()  # after the body comes only the disconnect, at any time
         deadline = deadline or asyncio.get_running_loop().time() + BODY_TIMEOUT
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
             raise InvalidRequest.at(FieldError("", "The body did not arrive in time.")) from None
-        if message["type"] == "http.disconnect":  # before its length, or in the middle of a chunk
+        if message["type"] == "http.disconnect":  # before Content-Length, or in the middle of a chunk
             raise InvalidRequest.at(FieldError("", "The body ended before it was complete."))
         is_whole = not message.get("more_body", False)
         return message
@@ -232,14 +233,16 @@ def _in_time(receive: Receive) -> Receive:
 
 
 def _reads_pages(path: str, headers: Mapping[str, str]) -> bool:
-    """True for a browser outside the API. What is below `/api` answers the same to everybody, as its clients rely on;
-    what does not ask for HTML by name, as curl does not, gets JSON everywhere.
+    """Return True for a browser outside the API.
+
+    Below `/api`, every client gets JSON. Elsewhere, a client that does not accept HTML by name, such as curl, gets
+    JSON too.
     """
     return not path.startswith("/api/") and "text/html" in headers.get("accept", "")
 
 
 async def _answer(problem: Problem, exchange: Exchange, send: Send) -> None:
-    status, headers, body = exchange.say(problem)
+    status, headers, body = exchange.render(problem)
     headers["content-length"] = str(len(body))
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
@@ -247,7 +250,7 @@ async def _answer(problem: Problem, exchange: Exchange, send: Send) -> None:
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """By lower-case name; one that was sent several times is joined by commas (RFC 9110, 5.3), so that none is lost."""
+    """Return the headers by lower-case name. Repeated headers are joined with commas (RFC 9110, 5.3)."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -255,8 +258,8 @@ def _headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address in its one form: without a zone, which may be any words, and IPv4 as such on a socket of IPv6."""
+def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an address, or return None. Drops the zone, which can be any text, and unwraps an IPv4-mapped address."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

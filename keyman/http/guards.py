@@ -1,7 +1,8 @@
-"""A guard on every route of the API and the pages: who calls, and is that enough. It runs before the body is read.
+"""The guard of every route of the API and the pages. It authenticates the caller and checks the scope, before the body
+is read.
 
-A route says in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route that says
-nothing stops the start.
+A route declares in its `opt` what it needs: `needs(scope)`, `needs(None)` for any caller, or `PUBLIC`. A route without
+a declaration stops the start.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from litestar import Litestar, Request
-from litestar.connection import ASGIConnection
+from litestar import Litestar
 from litestar.datastructures import Cookie
 from litestar.enums import HttpMethod
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
@@ -22,6 +21,7 @@ from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
 from keyman.errors import ConfigurationError, Unauthenticated
 from keyman.http.edge import exchange_of
+from keyman.http.requests import AnyConnection, AnyRequest
 from keyman.identity import principals
 from keyman.identity.principals import Credentials, Principal, Proof
 from keyman.identity.sessions import SESSION_LIFETIME, device_name
@@ -34,11 +34,11 @@ SESSION_COOKIE = "keyman_session"
 _NEEDS = "keyman_needs"
 _ANY_CALLER = "any caller"
 
-PUBLIC: dict[str, Any] = {_NEEDS: None}
+PUBLIC: dict[str, object] = {_NEEDS: None}
 
 
-def needs(scope: Scope | None) -> dict[str, Any]:
-    """For a route's `opt`: a caller with this scope, or any caller at all for None."""
+def needs(scope: Scope | None) -> dict[str, object]:
+    """Return the `opt` of a route that needs a caller with this scope, or any caller for None."""
     return {_NEEDS: _ANY_CALLER if scope is None else scope}
 
 
@@ -52,7 +52,7 @@ class Authentication:
     advice: str
 
 
-async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def authenticate(connection: AnyConnection, handler: BaseRouteHandler) -> None:
     """Set the request's user to a Principal. Raises Unauthenticated or Forbidden."""
     if is_public(handler):
         return
@@ -69,17 +69,17 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
 
 
 def is_public(handler: BaseRouteHandler) -> bool:
-    """True for a route that answers everybody, as Litestar's own answer to OPTIONS does: the methods of a path."""
+    """Return True for a route that everybody may call, such as Litestar's own answer to OPTIONS."""
     return _only_lists_methods(handler) or handler.opt[_NEEDS] is None
 
 
 def require_rules(app: Litestar) -> None:
-    """Stop the start when a route says nothing about who may call it. Raises ConfigurationError."""
+    """Raises ConfigurationError, which stops the start, when a route does not declare who may call it."""
     for route in app.routes:
         handlers = route.route_handlers if isinstance(route, HTTPRoute) else [route.route_handler]
         if not all(_NEEDS in handler.opt or _only_lists_methods(handler) for handler in handlers):
             raise ConfigurationError(
-                f"The route {route.path} does not say who may call it: give it `needs` or `PUBLIC`."
+                f"The route {route.path} does not declare who may call it: give it `needs` or `PUBLIC`."
             )
 
 
@@ -87,8 +87,8 @@ def _only_lists_methods(handler: BaseRouteHandler) -> bool:
     return isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}
 
 
-def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
-    """What the Authorization header shows, None where there is no such header. Raises Unauthenticated."""
+def bearer_token(connection: AnyConnection) -> str | None:
+    """Return the token in the Authorization header, or None without one. Raises Unauthenticated."""
     header = connection.headers.get("authorization")
     if header is None:
         return None
@@ -98,16 +98,16 @@ def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
     return token.strip()
 
 
-async def provide_caller(request: Request[Any, Any, Any]) -> Principal:
+async def provide_caller(request: AnyRequest) -> Principal:
     """Return who calls, for a handler of a route that is not public."""
     caller: Principal = request.user
     return caller
 
 
-async def provide_origin(request: Request[Any, Any, Any]) -> Origin:
-    """Where an unauthenticated request comes from."""
+async def provide_origin(request: AnyRequest) -> Origin:
+    """Return the origin of an unauthenticated request."""
     exchange = exchange_of(request.scope)
-    # Off the loop: the first one of a process takes a tenth of a second, in which the parser compiles its patterns.
+    # In a thread: the parser compiles its patterns at the first call of a process, which takes a tenth of a second.
     device = await asyncio.to_thread(device_name, request.headers.get("user-agent", ""))
     return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
 
@@ -125,7 +125,7 @@ def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
 
 
 def ended_session_cookie(settings: Settings) -> Cookie:
-    """Has the browser forget the session."""
+    """Return a cookie that makes the browser delete the session cookie."""
     return Cookie(
         key=SESSION_COOKIE,
         value="",
@@ -137,7 +137,7 @@ def ended_session_cookie(settings: Settings) -> Cookie:
     )
 
 
-async def identify(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
+async def identify(connection: AnyConnection) -> Principal:
     """Return who calls. Raises Unauthenticated."""
     authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)

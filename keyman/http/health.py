@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics`: for the platform, without credentials and without a secret."""
+"""`/livez`, `/readyz` and `/metrics`, for the platform. They need no credentials and return no secret."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _STATES: dict[VaultReason, VaultState] = {
     VaultReason.LOGIN: "forbidden",
     VaultReason.WRONG_KEY: "wrong-key",
 }
-"""Every other reason is "unreachable": Vault is there or not, and does not do what it is asked."""
+"""Every other reason is "unreachable": Vault may run, but does not do what keyman needs."""
 
 
 class Checks(msgspec.Struct):
-    """What a plane needs, and how each is."""
+    """The state of each part that a plane needs."""
 
     database: Literal["ok", "unreachable"]
     vault: VaultState
@@ -54,7 +54,7 @@ class Liveness(msgspec.Struct):
     operation_id="livez",
     response_description="The process runs.",
     summary="Is the process running",
-    description="Asks neither the database nor Vault.",
+    description="Uses neither the database nor Vault.",
     responses=may_answer(),
 )
 async def livez() -> Liveness:
@@ -68,7 +68,7 @@ async def livez() -> Liveness:
     operation_id="readyz",
     response_description="Everything works.",
     summary="Does everything work",
-    description="Reads from the database, and proves Vault by using its key.",
+    description="Reads from the database, and uses Vault's key.",
     responses={
         **may_answer(),
         503: ResponseSpec(data_container=Readiness, description="Something does not work", generate_examples=False),
@@ -88,7 +88,7 @@ async def readyz(db: Injected[Database], guard: Injected[Guard]) -> Response[Rea
     operation_id="metrics",
     response_description="The metrics.",
     summary="Metrics for Prometheus",
-    description="The Prometheus text format. Labels come from fixed sets and hold nothing of anybody's.",
+    description="The Prometheus text format. Labels come from fixed sets and contain no user data.",
     responses=may_answer(),
 )
 async def metrics(metrics: Injected[Metrics]) -> Response[bytes]:
@@ -109,7 +109,7 @@ async def _database(db: Database) -> Literal["ok", "unreachable"]:
 
 async def _vault(guard: Guard) -> VaultState:
     try:
-        # Everybody may ask this; one second is what the guard shares an answer for at least.
+        # Everybody may call this, so it is limited: the guard shares one result for a second.
         await guard.verify()
     except VaultUnavailable as fault:
         return _STATES.get(fault.reason, "unreachable")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlencode
 
 from litestar import Response
-from litestar.connection import ASGIConnection
 from litestar.datastructures import ResponseHeader
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
@@ -19,6 +18,7 @@ from keyman import errors
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.http import problems
 from keyman.http.problems import KINDS, ProblemBody
+from keyman.http.requests import AnyConnection
 from keyman.storage.paging import Page
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[li
     return Response(page.items, headers=headers)
 
 
-async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def check_query(connection: AnyConnection, handler: BaseRouteHandler) -> None:
     """A guard: refuses a query with a parameter that the route does not take, or with one twice. Raises InvalidRequest.
 
     A misspelt filter that is passed over would look like one that everything fits.
@@ -90,7 +90,7 @@ def _documented(status: int, kinds: list[type[Problem]], fault: FieldError) -> R
                     "type": f"/problems/{kind.slug}",
                     "title": kind.title,
                     "status": status,
-                    "detail": "One field is not as it must be." if kind is InvalidRequest else kind.title + ".",
+                    "detail": "One field is invalid." if kind is InvalidRequest else kind.title + ".",
                     "request_id": _REQUEST_ID,
                     **({"errors": [fault._asdict()]} if kind is InvalidRequest else {}),
                 },

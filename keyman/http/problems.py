@@ -1,4 +1,4 @@
-"""Problems as answers: the one table of statuses, with what each means, and `application/problem+json` (RFC 9457)."""
+"""Problems as HTTP answers: the table of statuses and explanations, and `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Kind(NamedTuple):
-    """A type of problem: its HTTP status, and what its page tells the person who reads it."""
+    """A type of problem: its HTTP status, and the explanation on its page."""
 
     status: int
     problem: type[Problem]
@@ -26,100 +26,98 @@ KINDS = {
         Kind(
             400,
             errors.InvalidRequest,
-            "The body is not JSON, or a field is missing, unknown, of the wrong type or out of its bounds. `errors` "
-            "names each field at fault and says what it must be; an empty field name means the body or the query as a "
-            "whole. "
-            "Nothing was stored.",
+            "The body is not JSON, or a field is missing, unknown, of the wrong type or out of range. `errors` names "
+            "each invalid field and says what is wrong with it. An empty field name means the body or the query as a "
+            "whole. Nothing was stored.",
         ),
         Kind(
             401,
             errors.Unauthenticated,
-            "The request carries no proof of who sends it, or one that is wrong, has expired or was revoked. Send "
-            "`Authorization: Bearer km_…` with a personal access token (for the resolver, an application's token), or "
-            "sign in.",
+            "The request has no credentials, or they are wrong, expired or revoked. Send `Authorization: Bearer km_…` "
+            "with a personal access token (for the resolver, an application token), or sign in.",
         ),
         Kind(
             403,
             errors.Forbidden,
-            "It is known who you are, and this is not yours to do: the access token lacks a scope, sign-up is closed, "
-            "or the request was sent by a page of another site.",
+            "You may not do this: the access token lacks a scope, sign-up is closed, or the request was sent by a page "
+            "of another site.",
         ),
         Kind(
             404,
             errors.NotFound,
-            "There is nothing at this address. What belongs to somebody else looks the same as what does not exist.",
+            "There is nothing at this address. What belongs to somebody else gets the same answer as what does not "
+            "exist.",
         ),
-        Kind(405, errors.MethodNotAllowed, "The address exists; the `Allow` header lists the methods that it takes."),
+        Kind(405, errors.MethodNotAllowed, "The address exists. The `Allow` header lists the methods that it accepts."),
         Kind(
             409,
             errors.Conflict,
-            "What was asked for contradicts what is stored, such as a second account with one e-mail address.",
+            "The request contradicts what is stored, such as a second account with the same e-mail address.",
         ),
         Kind(
             409,
             errors.Undecryptable,
-            "Vault works, and refuses to open what is stored of this key: the row was changed outside keyman. The key "
-            "is marked so, and given out no more. Its owner stores it again; until then, look at the trail and the "
-            "database.",
+            "Vault works, but refuses to open the stored value of this key: the row was changed outside keyman. The "
+            "key is marked as undecryptable, and applications no longer get it. Its owner must store it again. Until "
+            "then, an operator can look for the cause in the audit log and the database.",
         ),
         Kind(
             412,
             errors.PreconditionFailed,
-            "The request carried `If-Match`, and the key was changed after you read it. Read it again, look at what "
-            "has changed, and send the request with the new `ETag`.",
+            "The request had `If-Match`, but the key was changed after you read it. Read it again, check what has "
+            "changed, and send the request with the new `ETag`.",
         ),
-        Kind(413, errors.PayloadTooLarge, "A body may be 64 KiB long. No key of any provider is longer than that."),
+        Kind(413, errors.PayloadTooLarge, "A body can have at most 64 KiB. No key of any provider is longer."),
         Kind(
             415,
             errors.UnsupportedMediaType,
-            "Bodies are JSON in UTF-8, not compressed: send `Content-Type: application/json` and no "
+            "The body must be JSON in UTF-8, not compressed: send `Content-Type: application/json` and no "
             "`Content-Encoding`.",
         ),
         Kind(
             422,
             errors.IdempotencyMismatch,
-            "An `Idempotency-Key` stands for one request for 24 hours. This one came with another body before; a new "
-            "request needs a new one.",
+            "An `Idempotency-Key` belongs to one request for 24 hours. This one was used with another body before. Use "
+            "a new one for a new request.",
         ),
         Kind(
             429,
             errors.RateLimited,
             "Too many attempts failed, or too many came at once. Wait for as many seconds as `Retry-After` says. "
-            "Sessions and access tokens that exist go on working.",
+            "Existing sessions and access tokens stay valid.",
         ),
         Kind(
             503,
             errors.VaultUnavailable,
-            "Keys are sealed and opened by Vault, and it could not be used: `detail` says why. Nothing was stored, and "
-            "no key was given out; send the request again after `Retry-After` seconds. Listing and deleting keys works "
-            "meanwhile.",
+            "Vault seals and opens keys, and it could not be used: `detail` says why. Nothing was stored, and no key "
+            "was given out. Send the request again after `Retry-After` seconds. You can still list and delete keys.",
         ),
         Kind(
             503,
             errors.DatabaseUnavailable,
-            "The database could not be reached or did not confirm the change: `detail` says which. Send the request "
-            "again after `Retry-After` seconds; with an `Idempotency-Key`, a POST is carried out once, however "
-            "often it is sent.",
+            "The database could not be reached, or did not confirm the change: `detail` says which. Send the request "
+            "again after `Retry-After` seconds. With an `Idempotency-Key`, a POST is carried out only once, however "
+            "often you send it.",
         ),
         Kind(
             500,
             errors.Internal,
-            "A mistake of ours. Tell whoever runs this keyman the `request_id`; the log holds the rest. No log and no "
-            "answer holds a key.",
+            "This is a bug in keyman. Give the operator the `request_id`. The log has the details. No log and no "
+            "answer contains a key.",
         ),
     )
 }
 
 
 class FieldFault(msgspec.Struct):
-    """One field at fault; `field` is empty when the body as a whole is."""
+    """One invalid field. `field` is empty when the body as a whole is invalid."""
 
     field: str
     message: str
 
 
 class ProblemBody(msgspec.Struct, omit_defaults=True):
-    """An error, as RFC 9457 has it."""
+    """An error, in the form of RFC 9457."""
 
     type: str
     title: str
@@ -136,13 +134,13 @@ class Answer(NamedTuple):
 
 
 def answer(problem: Problem, request_id: str) -> Answer:
-    """The HTTP answer that says this problem."""
+    """Return the HTTP answer for this problem."""
     status = KINDS[problem.slug].status
     body = ProblemBody(
         type=f"/problems/{problem.slug}",
         title=problem.title,
         status=status,
-        detail=str(problem.detail),  # msgspec takes no subclass of str
+        detail=str(problem.detail),  # msgspec does not encode a subclass of str
         request_id=request_id,
         errors=[FieldFault(field, str(message)) for field, message in problem.errors] or None,
     )

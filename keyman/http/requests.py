@@ -1,4 +1,4 @@
-"""What every route has in common: the parts it is given, ids in paths, and exceptions turned into problems."""
+"""The common part of all routes: dependencies, ids in paths, and exceptions that become problems."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from litestar import Request, Response, Router
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException, ValidationException
@@ -19,28 +20,32 @@ from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.http.edge import exchange_of
 from keyman.ids import MAX_ID
 from keyman.telemetry import frames, log
+from keyman.values import JsonSchema
 
+# What Litestar leaves open: who asks (set by the guards), how, and the state of the application.
 AnyRequest: TypeAlias = Request[Any, Any, Any]
+AnyConnection: TypeAlias = ASGIConnection[Any, Any, Any, Any]
 
 T = TypeVar("T")
 
 Injected: TypeAlias = NamedDependency[SkipValidation[T]]
-"""A part of the application that a handler is given, as it is: Litestar would look through its fields."""
+"""A part of the application that a handler gets unchanged. Otherwise Litestar would validate its fields."""
 
 
 class Routes(Router):
-    """Routes made for one application, which takes them as they are. A Router would be copied as deep as it goes, every
-    handler of it: two fifths of what an application takes to be made.
+    """Routes for one application, which uses them without a copy.
+
+    Litestar copies a Router with all its handlers, which takes two fifths of the time to create an application.
     """
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, _memo: dict[int, object]) -> Self:
         return self
 
 
 def from_state(name: str) -> Provide:
-    """The part of the application of this name, for whichever handler asks for it."""
+    """Return a dependency that provides the part of the application with this name."""
 
-    def provide(state: State) -> Any:
+    def provide(state: State) -> object:
         return state[name]
 
     return Provide(provide, sync_to_thread=False)
@@ -50,20 +55,20 @@ _ROW_ID = re.compile(r"[1-9][0-9]{0,18}")
 
 
 class RowId(int):
-    """The id in a path. What cannot be one does not exist, so that nothing tells the two apart."""
+    """The id in a path. A text that cannot be an id gets the same answer as an id that does not exist."""
 
-    schema: ClassVar[dict[str, Any]] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
+    schema: ClassVar[JsonSchema] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        # int() would take "+1", "01", "1_0" and the digits of other scripts: many spellings for one row.
+        # int() would also accept "+1", "01", "1_0" and digits of other scripts: many spellings for one row.
         if not (isinstance(raw, str) and _ROW_ID.fullmatch(raw) and int(raw) <= MAX_ID):
             raise errors.NotFound("There is nothing with this id.")
         return cls(raw)
 
 
 def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:
-    status, headers, body = exchange_of(request.scope).say(problem)
+    status, headers, body = exchange_of(request.scope).render(problem)
     return Response(body, status_code=status, headers=headers, media_type=headers["content-type"])
 
 
@@ -72,14 +77,14 @@ def _on_problem(request: AnyRequest, problem: Problem) -> Response[bytes]:
 
 
 def _on_http_exception(request: AnyRequest, fault: HTTPException) -> Response[bytes]:
-    response = respond(_translated(fault), request)
+    response = respond(_to_problem(fault), request)
     if fault.status_code == 405:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
 
 
 def _allowed_methods(request: AnyRequest) -> Iterator[str]:
-    """What the path takes (RFC 9110, 15.5.6 requires it); HEAD wherever GET, by the edge."""
+    """Yield the methods of the path, as RFC 9110 (15.5.6) requires. The edge adds HEAD to every GET."""
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
         try:
             request.app.asgi_router.handle_routing(normalize_path(request.scope["path"]), method)
@@ -101,31 +106,31 @@ EXCEPTION_HANDLERS: ExceptionHandlersMap = {
 
 
 async def answer_options(request: AnyRequest) -> Response[None] | None:
-    """Before each handler: Litestar's own answer to OPTIONS lists one handler's methods, not the path's."""
+    """Answer OPTIONS with the methods of the path. Litestar's own answer would list only those of one handler."""
     if request.method != "OPTIONS":
         return None
     return Response(None, status_code=204, headers={"Allow": ", ".join(_allowed_methods(request))})
 
 
-def _translated(fault: HTTPException) -> Problem:
-    """Litestar's own exceptions, without its messages: they can repeat what was sent."""
+def _to_problem(fault: HTTPException) -> Problem:
+    """Turn an exception of Litestar into a problem, without its message, which can repeat what was sent."""
     if isinstance(fault, ValidationException):
         return InvalidRequest.at(*_field_errors(fault))
     known = {
-        400: InvalidRequest("The request is not well-formed."),
+        400: InvalidRequest("The request is malformed."),
         404: errors.NotFound("There is nothing at this address."),
-        405: errors.MethodNotAllowed("The Allow header lists the methods that this address takes."),
+        405: errors.MethodNotAllowed("The Allow header lists the methods that this address accepts."),
         413: errors.PayloadTooLarge("The body is larger than 64 KiB."),
     }
     if fault.status_code in known:
         return known[fault.status_code]
     log.error("unexpected http exception", status=fault.status_code, **frames(fault))
-    return Internal("This answer has no words yet; the log holds the rest.")
+    return Internal("An unexpected error occurred. The log has the details.")
 
 
 def _field_errors(fault: ValidationException) -> list[FieldError]:
     # Parameters are of keyman's own value types, whose messages repeat nothing.
     entries = fault.extra if isinstance(fault.extra, list) else []
     return [FieldError(entry.get("key", ""), entry["message"].partition(" - at ")[0]) for entry in entries] or [
-        FieldError("", "The request is not well-formed.")
+        FieldError("", "The request is malformed.")
     ]

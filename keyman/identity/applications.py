@@ -62,7 +62,7 @@ class ApplicationProof:
         async with db.read() as connection:
             row = await _BY_TOKEN.first(connection, token_hash=token.digest(), moment=moment)
         if row is None:
-            raise Unauthenticated("The token is no application's, has expired or was revoked.")
+            raise Unauthenticated("This is not an application token, or it has expired or been revoked.")
         if last_use.is_due(row.last_used_at, moment):
             await db.note(_NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(

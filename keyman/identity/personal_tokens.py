@@ -124,11 +124,11 @@ async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken
     """
     scopes = new.wanted_scopes()
     if not scopes <= caller.scopes:
-        raise Forbidden("An access token cannot make one with scopes that it lacks itself.")
+        raise Forbidden("An access token cannot create a token with scopes that it does not have.")
     expires_at: datetime | None = new.expires_at
     if caller.expires_at is not None:
         if expires_at is not None and expires_at > caller.expires_at:
-            raise Forbidden("An access token cannot make one that outlives it.")
+            raise Forbidden("An access token cannot create a token that expires later than itself.")
         expires_at = expires_at or caller.expires_at
     async with db.write() as connection:
         return await _insert(connection, caller.origin, caller.user_id, str(new.name), scopes, expires_at)
@@ -233,7 +233,8 @@ async def _insert(
     if await _COUNT.one(connection, user_id=user_id) >= MAX_TOKENS:
         raise Conflict(
             Sentence(
-                "An account holds at most {count} access tokens. Revoke one that is no longer used.", count=MAX_TOKENS
+                "An account can have at most {count} access tokens. Revoke one that you no longer use.",
+                count=MAX_TOKENS,
             )
         )
     token = Token.generate()

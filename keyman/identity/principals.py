@@ -78,7 +78,7 @@ class Principal:
     def require_session(self) -> SessionId:
         """Return the session's id. Raises Forbidden for a token: only a person changes the account itself."""
         if self.session_id is None:
-            raise Forbidden("An access token cannot do this; sign in with e-mail and password.")
+            raise Forbidden("You cannot do this with an access token. Sign in with e-mail and password.")
         return self.session_id
 
     def require_user(self) -> User:

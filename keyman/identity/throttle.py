@@ -38,7 +38,7 @@ MAX_SIGNUPS_PER_NETWORK = 50
 """New accounts from one address in a window."""
 
 TOO_MANY_FAILURES = "Too many attempts failed. Wait before you try again."
-TOO_MANY_SIGNUPS = "Too many accounts were made from your network. Wait before you make another one."
+TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait before you create another one."
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Token(Secret):
         """Raises Unauthenticated for a text that was never a token of keyman; asks no database."""
         shape = _SHAPE.fullmatch(text)
         if shape is None or _check(shape[1]) != shape[2]:
-            raise Unauthenticated("The access token is not one of keyman's, or was not copied whole.")
+            raise Unauthenticated("This is not an access token of keyman, or it was not copied completely.")
         return cls(text)
 
     def digest(self) -> bytes:

@@ -77,11 +77,11 @@ async def sign_up(
 ) -> SignedIn:
     """Make an account and sign it in. Raises Forbidden where sign-up is closed, Conflict for a known address."""
     if not is_open:
-        raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")
+        raise Forbidden("Sign-up is closed. Ask the operator for an account.")
     buckets = throttle.signup_buckets(origin.address)
     await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
     if await _by_email(db, new.email) is not None:
-        raise Conflict("There is an account with this address already. Sign in instead.")
+        raise Conflict("An account with this address already exists. Sign in instead.")
     try:
         password_hash = await passwords.hash(new.password)
     except RateLimited:
@@ -94,7 +94,7 @@ async def sign_up(
             cookie = await sessions.open_session(connection, UserId(account.id), origin.device)
             await record(connection, Entry(Action.SIGNUP, origin, UserId(account.id)))
     except IntegrityError:
-        raise Conflict("There is an account with this address already. Sign in instead.") from None
+        raise Conflict("An account with this address already exists. Sign in instead.") from None
     return SignedIn(account, cookie)
 
 
@@ -165,7 +165,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
             await throttle.forgive(connection, buckets)
             await record(connection, Entry(Action.PASSWORD, caller.origin, row.id))
     except WrongPassword:
-        raise Conflict("The account was changed elsewhere at the same moment.") from None
+        raise Conflict("Another request changed the account at the same time.") from None
 
 
 async def add(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> Account:
@@ -176,7 +176,7 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
             account = await _insert(connection, email, password_hash)
             await record(connection, Entry(Action.SIGNUP, OPERATOR, UserId(account.id)))
     except IntegrityError:
-        raise Conflict("There is an account with this address already.") from None
+        raise Conflict("An account with this address already exists.") from None
     return account
 
 

@@ -83,14 +83,14 @@ class Deployment:
             uuid = await _UUID.one(connection)
         return cls(db, uuid)
 
-    async def sentinel(self, *, anew: bool = False) -> str | None:
+    async def sentinel(self, *, refresh: bool = False) -> str | None:
         """The stored sentinel, read once unless it is to be read `anew`; None when none was stored yet."""
-        if self._sentinel is None or anew:
+        if self._sentinel is None or refresh:
             async with self._db.read() as connection:
                 self._sentinel = await _SENTINEL.one(connection)
         return self._sentinel
 
-    async def keep_sentinel(self, ciphertext: str) -> str | None:
+    async def store_sentinel(self, ciphertext: str) -> str | None:
         """Store the sentinel unless there is one, and return the one that is stored.
 
         A database that holds keys and no sentinel was tampered with or restored in part: nothing is stored then, for

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -27,6 +28,12 @@ from keyman.storage.types import UtcTime
 
 LIFETIME = timedelta(hours=24)
 
+MAX_LENGTH = 255
+"""Characters of an Idempotency-Key."""
+
+PATTERN = r"^[\x20-\x7e]+$"
+"""Printable ASCII, for a parser and for the OpenAPI document."""
+
 
 @dataclass(frozen=True)
 class IdempotencyKey:
@@ -39,7 +46,7 @@ class IdempotencyKey:
     @classmethod
     def parse(cls, header: str, user_id: UserId, body: bytes) -> IdempotencyKey:
         """Raises InvalidRequest for a key that is empty, too long or not printable ASCII."""
-        if not 0 < len(header) <= 255 or not all(" " <= c <= "~" for c in header):
+        if len(header) > MAX_LENGTH or not re.fullmatch(PATTERN, header):
             raise InvalidRequest.at(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters"))
         secret = header.encode()
         return cls(
@@ -57,7 +64,7 @@ async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
         return None
     if not hmac.compare_digest(row.fingerprint, key.fingerprint):
         raise IdempotencyMismatch(
-            "This Idempotency-Key came with another body in the last 24 hours. A new request needs a new one."
+            "This Idempotency-Key was used with another body in the last 24 hours. Use a new one for a new request."
         )
     return msgspec.json.decode(row.response, type=KeyInfo)
 

@@ -52,7 +52,7 @@ class IfMatch(NamedTuple):
 
     def check(self, key: KeyInfo) -> None:
         if self.etags is not None and key.etag not in self.etags:
-            raise PreconditionFailed("The key has changed since you read it. Read it again and decide anew.")
+            raise PreconditionFailed("The key has changed since you read it. Read it again before you change it.")
 
 
 async def create(

@@ -149,7 +149,7 @@ async def _released(db: Database, application: Principal, asked: Request) -> _Fo
             ),
         )
     if reason is Reason.UNDECRYPTABLE:
-        raise Undecryptable("Vault does not open this key any more. Its owner must store it again.")
+        raise Undecryptable("Vault can no longer open this key. Its owner must store it again.")
     if reason is Reason.NOT_CURRENT:
         raise Undecryptable("What is stored is not this key's current value. Its owner must store it again.")
     if row is None or reason is not None:

@@ -179,7 +179,7 @@ class Rewrap:
 
     async def _rewrap_sentinel(self) -> None:
         """Or the service would take a key whose old versions were retired for another one."""
-        sentinel = await self._store.sentinel(anew=True)
+        sentinel = await self._store.sentinel(refresh=True)
         if sentinel is None:
             return
         [sealed] = await self._rotation.rewrap([Bound(sentinel, sentinel_context(self._store.uuid))])

@@ -11,7 +11,8 @@ import msgspec
 
 from keyman.ids import KeyId
 from keyman.providers.catalogue import ServiceSlug
-from keyman.values import FutureTime, Label, ProviderKey
+from keyman.providers.recognition import ProviderKey
+from keyman.values import FutureTime, Label
 
 
 class NewKey(msgspec.Struct):

@@ -7,6 +7,8 @@ from uuid import UUID, uuid4
 
 from keyman.errors import InvalidRequest
 from keyman.providers.catalogue import Catalogue
+from keyman.providers.masking import mask
+from keyman.providers.recognition import check_value
 from keyman.secret import Secret
 from keyman.vault.cipher import Cipher, Context
 
@@ -37,13 +39,13 @@ class Sealer:
 
     async def seal(self, owner_id: int, service: str, value: Secret) -> SealedValue:
         """Seal a value under a new context. Raises VaultUnavailable, and InvalidRequest for another service's key."""
-        faults = tuple(self._catalogue.check_value(service, value.reveal()))
+        faults = tuple(check_value(self._catalogue, service, value.reveal()))
         if faults:
             raise InvalidRequest.at(*faults)
         # A new uuid with each value: an older ciphertext put back into the row does not open, and with its uuid it is
         # not the one that the trail names.
         value_uuid = uuid4()
         sealed = await self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
-        mask = self._catalogue.mask(service, value.reveal())
-        stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, mask)
+        shown = mask(value.reveal(), self._catalogue.prefix(service))
+        stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, shown)
         return SealedValue(stored, sealed.request_id)

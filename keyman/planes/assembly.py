@@ -1,4 +1,4 @@
-"""One way to open the parts that every plane stands on, and one way to close them."""
+"""Opens and closes the parts that every plane needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keyman.vault.login import VaultClient
 
 @dataclass(frozen=True)
 class Parts:
-    """What a running plane has. `closing` closes what is put on it before the client and the database."""
+    """The parts of a running plane. What is added to `closing` is closed before the client and the database."""
 
     db: Database
     deployment: Deployment
@@ -32,7 +32,7 @@ class Parts:
 
 @asynccontextmanager
 async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Parts]:
-    """Open the database and a client of Vault; close both, and what was added, in reverse order.
+    """Open the database and a client of Vault. At the end, close both and what was added, in reverse order.
 
     Raises ConfigurationError for a database that is not migrated. Vault is not needed to start.
     """
@@ -53,7 +53,7 @@ async def check_vault(guard: Guard) -> None:
 
 def from_environment(create: Callable[[Settings], Edge]) -> Edge:
     """Make the plane of a worker process of `keyman serve`; its parent has checked the settings."""
-    # A worker whose parent was killed, also while the worker started, would go on answering, and hold the port.
+    # Otherwise a worker whose parent was killed, even during the worker's start, would keep running and hold the port.
     die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
     settings = load(os.environ)
     configure_logging(settings.log_format, settings.log_level)

@@ -1,7 +1,7 @@
-"""The catalogue: the services whose keys can be stored, and what their keys look like from outside.
+"""The catalogue: the services whose keys can be stored, shipped ones and an operator's own.
 
-Prefixes are what providers print in their own documentation. They are used for two things only: for the mask, and to
-tell a person who pasted a key into the wrong form. A value without a known prefix is never refused for it.
+Prefixes are what providers print in their own documentation. They are used for two things only: for the mask
+(`masking`), and to tell a person who pasted a key into the wrong form (`recognition`).
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import msgspec
 
-from keyman.errors import ConfigurationError, FieldError, Sentence
-from keyman.secret import Secret
-from keyman.values import IS_MASK
+from keyman.errors import ConfigurationError
+from keyman.values import JsonSchema
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ class ServiceSlug(str):
     """The name of a service in the catalogue, as a request spells it."""
 
     __slots__ = ()
-    schema: ClassVar[dict[str, Any]] = {
+    schema: ClassVar[JsonSchema] = {
         "type": "string",
         "pattern": "^[A-Z][A-Z0-9_]{0,63}$",
         "examples": ["OPENAI"],
@@ -71,7 +70,7 @@ class ServiceSlug(str):
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        """The shape alone; `Catalogue.check_new_key` knows which services there are."""
+        """The shape alone; `recognition.check_new_key` knows which services there are."""
         if not isinstance(raw, str):
             raise ValueError("must be a string")
         if not _SLUG.fullmatch(raw):
@@ -95,6 +94,9 @@ class Catalogue:
         except ValueError as fault:
             raise ConfigurationError(f"KEYMAN_SERVICES_FILE {fault}") from None
 
+    def __contains__(self, service: str) -> bool:
+        return service in self._services
+
     def infos(self) -> list[ServiceInfo]:
         return [ServiceInfo(service.service, service.name) for service in self._services.values()]
 
@@ -103,64 +105,18 @@ class Catalogue:
         known = self._services.get(service)
         return known.name if known is not None else service
 
+    def prefix(self, service: str) -> str:
+        """The public prefix of a service's keys; empty where there is none, or no such service."""
+        known = self._services.get(service)
+        return (known.prefix or "") if known is not None else ""
+
     def prefixes(self) -> dict[str, str]:
         """The public prefix of each service's keys, by service; empty where there is none."""
         return {service.service: service.prefix or "" for service in self._services.values()}
 
     def exclusive_prefixes(self) -> dict[str, str]:
-        """Prefixes that begin the keys of one service only, and that service; what `check_value` goes by."""
+        """Prefixes that begin the keys of one service only, and that service."""
         return {prefix: service.service for prefix, service in self._exclusive.items()}
-
-    def check_new_key(self, values: Mapping[str, object]) -> Iterator[FieldError]:
-        """What is wrong with the parsed fields of a NewKey beyond their shapes."""
-        yield from self.check_label(values)
-        service, value = values.get("service"), values.get("api_key")
-        if isinstance(service, str) and service not in self._services:
-            yield FieldError("service", "is not a service of the catalogue; GET /api/services lists them")
-        elif isinstance(service, str) and isinstance(value, Secret):
-            yield from self.check_value(service, value.reveal())
-
-    @staticmethod
-    def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
-        """A label that holds the value would show it, and keep it in the database in clear."""
-        label, value = values.get("name"), values.get("api_key")
-        if isinstance(label, str) and isinstance(value, Secret) and value.reveal() in label:
-            yield FieldError("name", "must not hold the key itself, for labels are shown")
-
-    def check_value(self, service: str, value: str) -> Iterator[FieldError]:
-        """Why this value cannot be a key of this service, if that is certain."""
-        if self._looks_like_mask(value):
-            yield FieldError("api_key", IS_MASK)
-            return
-        known = self._services.get(service)
-        own = known.prefix if known is not None and known.prefix is not None and value.startswith(known.prefix) else ""
-        claims = [prefix for prefix in self._exclusive if value.startswith(prefix)]
-        claim = max(claims, key=len, default="")
-        # The service's own prefix counts when it says as much: an operator may add a second service like Anthropic.
-        if len(claim) > len(own) and self._exclusive[claim] is not known:
-            owner, mine = self._exclusive[claim].name, known.name if known is not None else service
-            yield FieldError(
-                "api_key",
-                Sentence(
-                    "looks like a key of {owner}, not of {mine}: choose that service instead", owner=owner, mine=mine
-                ),
-            )
-
-    def mask(self, service: str, value: str) -> str:
-        """What is shown of a value: the service's prefix if the value has it, `...`, and the last four characters."""
-        if len(value) < 12:
-            return "..."
-        known = self._services.get(service)
-        prefix = known.prefix if known is not None and known.prefix is not None else ""
-        # Prefix and tail must not be the whole value, as they could be with a short one and an operator's long prefix.
-        shows = value.startswith(prefix) and len(prefix) + 4 < len(value)
-        return f"{prefix if shows else ''}...{value[-4:]}"
-
-    def _looks_like_mask(self, value: str) -> bool:
-        """True for a text of the form in which keyman shows a value of any of its services."""
-        head, dots, tail = value.partition("...")
-        prefixes = {service.prefix or "" for service in self._services.values()}
-        return bool(dots) and head in prefixes and len(tail) in (0, 4)
 
 
 def read_services(path: Path) -> list[Service]:

@@ -97,8 +97,8 @@ class Database:
                             await connection.invalidate()
                         raise_alone(
                             DatabaseUnavailable(
-                                "The database was lost while it was confirming the change, which may or may not be "
-                                "stored: look before you send it again."
+                                "The connection to the database was lost during the commit. The change may or may not "
+                                "be stored: check before you send it again."
                             )
                         )
 

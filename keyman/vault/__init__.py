@@ -1,4 +1,4 @@
-"""Vault's Transit engine: how keyman reaches it, logs in, seals, and sets it up. The only package that imports hvac."""
+"""Vault's Transit engine: the connection, the login, sealing, and the set-up. Only this package imports hvac."""
 
 from keyman.extras import require_server
 

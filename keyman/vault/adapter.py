@@ -1,12 +1,12 @@
-"""hvac's methods, awaitable: an hvac `Adapter` over aiohttp.
+"""An hvac `Adapter` over aiohttp, which makes hvac's methods awaitable.
 
-hvac's API classes hand their requests to an adapter and return what it returns. This one returns a coroutine, so
-`await transit.encrypt_data(…)` works as it stands. It differs from hvac's own adapter on purpose:
+hvac's API classes pass their requests to an adapter and return its result. This adapter returns a coroutine, so you can
+write `await transit.encrypt_data(…)`. It differs from hvac's own adapter on purpose:
 
-- no redirect is followed: hvac would send token and body along;
-- a failure becomes a VaultFault that holds a status and a reason, never the answer's body, which can hold plaintexts;
-- one deadline bounds the whole call, retries included;
-- nothing is read from `~/.vault-token` or from the environment.
+- it follows no redirect: hvac would send token and body along;
+- a failure becomes a VaultFault with a status and a reason, never with the body, which can contain plaintexts;
+- one deadline limits the whole call, including retries;
+- it reads nothing from `~/.vault-token` or from the environment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import aiohttp
 import msgspec
@@ -28,18 +28,19 @@ from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
 from keyman.telemetry import Metrics, current_request_id, log
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_CONNECTIONS = 32
-"""Connections to Vault per process. Batches make more useless: 8 already carry 98,000 values a second."""
+"""Connections to Vault per process. Because of batches, more would not help: 8 carry 98,000 values per second."""
 
 RETRIED_STATUSES = frozenset({412, 429, 502, 503, 504})
-"""412: a standby has not caught up; 429: quota; the others: a standby, a proxy or a leader on its way.
+"""412: a standby has not caught up; 429: quota; the others: a standby, a proxy or a leader election.
 
-They differ from what keyman's own client sends again: for keyman, a 412 is a precondition that failed, and it stands.
+keyman's own client retries other statuses: for keyman, 412 is a failed precondition, which is final.
 """
 
 
-UNKNOWN_CA = "no CA that is known has signed it; KEYMAN_VAULT_CACERT names the file of a private one"
+UNKNOWN_CA = "it is not signed by a known CA; set KEYMAN_VAULT_CACERT to the file of a private CA"
 OTHER_HOST = "it is for another host than the one in KEYMAN_VAULT_ADDR"
 MISTRUST = {
     9: "it is not valid yet",
@@ -51,18 +52,18 @@ MISTRUST = {
     62: OTHER_HOST,
     64: OTHER_HOST,
 }
-"""OpenSSL's X509_V_ERR_… in words for whoever runs keyman."""
+"""Texts for OpenSSL's codes X509_V_ERR_…, for operators."""
 
 
 REQUEST_ID_HEADER = "X-Request-ID"
-"""The request of keyman's that a call is made for, by the id that its answer, its log lines and the trail have."""
+"""The header with the id of keyman's request. Its answer, its log lines and the audit log have the same id."""
 
 
 class VaultFault(KeymanError):
-    """A call to Vault failed for good. Holds no byte of the answer.
+    """A call to Vault failed, after all retries. It contains nothing of the answer.
 
-    `status` is None when there was no HTTP answer, or none of Vault's own. `why` says of a certificate what is wrong
-    with it, for whoever runs keyman.
+    `status` is None when there was no HTTP answer, or the answer was not from Vault. `why` says what is wrong with a
+    certificate, for operators.
     """
 
     def __init__(
@@ -75,16 +76,29 @@ class VaultFault(KeymanError):
         self.why = why
 
     def explained(self) -> str:
-        """In a sentence or two, for a command that has no log."""
+        """Return the fault in a sentence or two, for a command that has no log."""
         detail = VAULT_DETAILS[self.reason]
         return detail if self.why is None else f"{detail} The certificate: {self.why}."
 
 
+class _Call(NamedTuple):
+    """One request, as each attempt sends it."""
+
+    method: str
+    url: str
+    params: Mapping[str, str] | None
+    body: bytes | None
+    wrap_ttl: str | int | None
+
+    def __repr__(self) -> str:
+        return f"_Call({self.method} ***)"  # the body can hold plaintexts
+
+
 class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
-    """One address of Vault and the connections to it. `token` is what each request carries."""
+    """The connections to one address of Vault. Each request carries `token`."""
 
     def __init__(self, settings: VaultSettings, metrics: Metrics) -> None:
-        # Not super().__init__: it would open a `requests` session that nothing here uses.
+        # Not super().__init__: it would open a `requests` session, which this adapter does not use.
         self.base_uri = settings.address
         self.namespace = settings.namespace
         self.token: str | None = None
@@ -98,16 +112,16 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """Opened at the first use, for it belongs to the running loop."""
+        """The session. It is opened at the first use, because it belongs to the running loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=self._tls, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None),  # `deadline` is the bound
+                timeout=aiohttp.ClientTimeout(total=None),  # `request` has its own deadline
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 auto_decompress=False,
             )
-            # aiohttp would repeat GET, PUT and DELETE once inside each of our attempts; it has no public switch.
+            # Otherwise aiohttp would repeat GET, PUT and DELETE inside each of our attempts. It has no public option.
             self._session._retry_connection = False
         return self._session
 
@@ -117,8 +131,8 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         if session is not None:
             await session.close()
 
-    def get_login_token(self, response: Any) -> NoReturn:
-        """hvac's synchronous login has no place here; `login.py` logs in."""
+    def get_login_token(self, response: object) -> NoReturn:
+        """Not supported: it is part of hvac's synchronous login. `login.py` logs in."""
         raise NotImplementedError
 
     async def request(  # hvac's own signature
@@ -128,20 +142,25 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         headers: Mapping[str, str] | None = None,
         raise_exception: bool = True,
         attempts: int = ATTEMPTS,  # not hvac's
-        **kwargs: Any,
-    ) -> Any:
-        """The JSON answer as a dict, or None where Vault answers 204. Raises VaultFault."""
+        *,
+        json: object = None,
+        params: Mapping[str, str] | None = None,
+        wrap_ttl: str | int | None = None,
+    ) -> object:
+        """Return the JSON answer as a dict, or None for a 204. Raises VaultFault."""
+        body = None if json is None else msgspec.json.encode(json)
+        call = _Call(method.upper(), self.urljoin(self.base_uri, url), params, body, wrap_ttl)
         try:
             async with asyncio.timeout(self.timeout):
-                return await self._retried(method.upper(), self.urljoin(self.base_uri, url), kwargs, attempts)
+                return await self._retried(call, attempts)
         except TimeoutError:
             raise_alone(VaultFault(VaultReason.TIMEOUT))
 
-    async def _retried(self, method: str, url: str, arguments: Mapping[str, Any], attempts: int) -> Any:
+    async def _retried(self, call: _Call, attempts: int) -> object:
         deadline = monotonic() + self.timeout
         for attempt in range(1, attempts + 1):
             try:
-                return await self._once(method, url, arguments)
+                return await self._once(call)
             except VaultFault as fault:
                 is_lost = fault.status is None and fault.reason is VaultReason.UNREACHABLE
                 may_recover = is_lost or fault.status in RETRIED_STATUSES
@@ -152,9 +171,9 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def _once(self, method: str, url: str, arguments: Mapping[str, Any]) -> Any:
+    async def _once(self, call: _Call) -> object:
         if self._closed:
-            # What is still under way must not open a session, and log in, that nobody closes; 0: nor try again.
+            # A late call must not open a session, and log in, that nobody closes. Status 0 prevents a retry.
             raise VaultFault(VaultReason.UNREACHABLE, 0)
         headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
         if self.token:
@@ -163,32 +182,31 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             headers["X-Vault-Namespace"] = self.namespace
         if (asked := current_request_id()) is not None:
             headers[REQUEST_ID_HEADER] = asked
-        if arguments.get("wrap_ttl") is not None:
-            headers["X-Vault-Wrap-TTL"] = str(arguments["wrap_ttl"])
-        body = None
-        if arguments.get("json") is not None:
-            body = msgspec.json.encode(arguments["json"])
+        if call.wrap_ttl is not None:
+            headers["X-Vault-Wrap-TTL"] = str(call.wrap_ttl)
+        if call.body is not None:
             headers["Content-Type"] = "application/json"
         with _transport_faults(), self._metrics.vault_connections.track_inprogress():
             async with self.session.request(
-                method, url, headers=headers, data=body, params=arguments.get("params"), allow_redirects=False
+                call.method, call.url, headers=headers, data=call.body, params=call.params, allow_redirects=False
             ) as response:
                 content = await response.read()
                 if response.status == 204:
                     return None
                 if response.status == 400 and not content.startswith(b"{"):
-                    # Not Vault's own words: what speaks TLS answers so where it is not spoken to in TLS.
+                    # Not an answer of Vault: a TLS server answers like this to plain http.
                     raise VaultFault(VaultReason.UNREACHABLE)
                 if response.status != 200:
                     reason = _reason(response.status, content)
                     raise VaultFault(reason, response.status, parse_retry_after(response.headers.get("Retry-After")))
         try:
-            return msgspec.json.decode(content)
+            answer: object = msgspec.json.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise_alone(VaultFault(VaultReason.ERROR, 200))
+        return answer
 
 
-def taken(answer: Any, kind: type[T], *path: str) -> T:
+def extract(answer: object, kind: type[T], *path: str) -> T:
     """What lies at `path` in one of Vault's answers. Raises VaultFault where it does not, or is of another type: what
     answers is no Vault then, or one that is not understood.
     """
@@ -199,8 +217,17 @@ def taken(answer: Any, kind: type[T], *path: str) -> T:
     return answer
 
 
-async def none_if_missing(request: Awaitable[Any]) -> Any:
-    """The answer, or None where Vault has nothing at that path (404). Raises VaultFault for the rest."""
+def shaped(answer: object, shape: type[S], *path: str) -> S:
+    """The same for an object with the fields of a struct."""
+    found = extract(answer, dict, *path)
+    try:
+        return msgspec.convert(found, shape)
+    except msgspec.ValidationError:
+        raise_alone(VaultFault(VaultReason.ERROR, 200))
+
+
+async def none_if_missing(request: Awaitable[T]) -> T | None:
+    """Return the answer, or None when Vault has nothing at that path (404). Raises VaultFault for other failures."""
     try:
         return await request
     except VaultFault as fault:
@@ -218,12 +245,12 @@ def _transport_faults() -> Iterator[None]:
         log.error("vault's certificate is refused", why=why)
         raise_alone(VaultFault(VaultReason.UNTRUSTED, why=why))
     except (aiohttp.ClientError, OSError):
-        # Alone: a client error can hold what was sent or received.
+        # Without its context: a client error can hold what was sent or received.
         raise_alone(VaultFault(VaultReason.UNREACHABLE))
 
 
 def _mistrust(fault: Exception) -> str:
-    """Why a certificate is not taken, without OpenSSL's own sentence, which repeats the name that was asked for."""
+    """Return why a certificate is refused, without OpenSSL's own message, which repeats the name of the host."""
     code = fault.verify_code if isinstance(fault, ssl.SSLCertVerificationError) else 0
     return MISTRUST.get(code, "it is not valid")
 
@@ -236,6 +263,6 @@ def _reason(status: int, content: bytes) -> VaultReason:
     if status == 503 and b"sealed" in content:
         return VaultReason.SEALED
     if status in (502, 503, 504) or 300 <= status < 400:
-        # A proxy without a Vault behind it, or an address that is not Vault's own.
+        # A proxy without a Vault behind it, or an address that is not Vault's.
         return VaultReason.UNREACHABLE
     return VaultReason.ERROR

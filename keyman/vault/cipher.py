@@ -1,7 +1,7 @@
-"""Sealing: one plaintext and its context in, one ciphertext out.
+"""Sealing: turns a plaintext and its context into a ciphertext.
 
-Values that wait in the same moment go to Vault in one batch. Nothing waits for a batch to fill: a value that arrives
-while fewer than `MAX_BATCHES` are under way leaves at once, and those that arrive meanwhile leave together.
+Values that wait at the same moment go to Vault in one batch. No value waits for a batch to fill: while fewer than
+`MAX_BATCHES` batches are running, a value is sent at once. Values that arrive later wait and are sent together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from hvac.api.secrets_engines.transit import Transit
@@ -20,7 +20,7 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable, raise_alone
 from keyman.secret import Secret
 from keyman.telemetry import Metrics, frames, log
-from keyman.vault.adapter import VaultFault, taken
+from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 
@@ -28,11 +28,11 @@ MAX_BATCH = 200
 """Values in one call. OpenBao takes 1,000 JSON strings in a body, so 249 items of two fields at most."""
 
 MAX_BATCHES = 2
-"""Batches under way at once. One on its way and one being sealed keep Vault busy; more would be smaller."""
+"""Batches that run at once. One in transit and one being sealed keep Vault busy; more batches would be smaller."""
 
 
 class Context(NamedTuple):
-    """What a ciphertext is bound to; none of it ever changes, and with any other it does not open."""
+    """The context of a ciphertext. It never changes, and Vault does not open the ciphertext with another one."""
 
     deployment: UUID
     owner_id: int
@@ -40,14 +40,14 @@ class Context(NamedTuple):
     value: UUID
 
     def encoded(self) -> str:
-        """Base64 of the fixed layout `keyman|v1|<deployment>|<owner id>|<service>|<value>`."""
+        """Return base64 of the fixed layout `keyman|v1|<deployment>|<owner id>|<service>|<value>`."""
         text = f"keyman|v1|{self.deployment}|{self.owner_id}|{self.service}|{self.value}"
         return base64.b64encode(text.encode()).decode()
 
 
 class Sealed(NamedTuple):
-    """Vault's ciphertext (`vault:v<version>:<base64>`), the version of the key that made it, and the id by which
-    Vault's own audit log knows the call; several values share one.
+    """A sealed value: Vault's ciphertext (`vault:v<version>:<base64>`), the key version that made it, and the id of the
+    call in Vault's own audit log. The values of one batch share this id.
     """
 
     ciphertext: str
@@ -58,9 +58,9 @@ class Sealed(NamedTuple):
 class Cipher(Protocol):
     """Seals values.
 
-    An implementation fails closed: it raises VaultUnavailable, within a bound of time, when the value was not sealed
-    by the right key under exactly this context; it never returns the plaintext, an empty text or another value's
-    ciphertext; and nothing that it raises or logs holds the plaintext.
+    An implementation fails closed. It raises VaultUnavailable, within a limited time, unless the value was sealed by
+    the right key with exactly this context. It never returns the plaintext, an empty text or another value's
+    ciphertext. Nothing that it raises or logs contains the plaintext.
     """
 
     async def encrypt(self, plaintext: Secret, context: Context) -> Sealed: ...
@@ -85,19 +85,19 @@ class TransitCipher:
         sealing = self._batcher.submit({"plaintext": _encoded(plaintext), "context": context.encoded()})
         try:
             async with asyncio.timeout(self._settings.timeout):
-                # Side by side: the check costs a single caller no time, and a value sealed by a key that turns out to
-                # be the wrong one is thrown away.
+                # In parallel, so that the check takes no extra time. If it finds the wrong key, the sealed value is
+                # discarded.
                 sealed, _ = await asyncio.gather(sealing, self._guard.verify())
         except TimeoutError:
             raise VaultUnavailable(VaultReason.TIMEOUT) from None
         return sealed
 
     async def close(self) -> None:
-        """Return once nothing is under way. Whatever is asked for after that raises BatcherClosed."""
+        """Wait for the batches that are running. A later `encrypt` raises BatcherClosed."""
         await self._batcher.close()
 
     async def _encrypt(self, items: Sequence[Item]) -> list[Sealed | Exception]:
-        """What became of each item, in order. Raises BatchRefused, and VaultUnavailable when none was tried."""
+        """Return the result of each item, in order. Raises BatchRefused, and VaultUnavailable when Vault tried none."""
         self._metrics.vault_batch.observe(len(items))
 
         def request() -> Awaitable[Batch | None]:
@@ -114,36 +114,36 @@ class TransitCipher:
             log.error("vault's answer to encrypt was not understood", **frames(fault))
             raise
         if batch is None:
-            raise BatchRefused("Vault refused the call, and does not say for which item.")
+            raise BatchRefused("Vault refused the call, and does not say because of which item.")
         return [sealed or VaultUnavailable(VaultReason.ERROR) for sealed in batch.sealed()]
 
 
 def _failure(fault: BaseException) -> VaultUnavailable:
-    """What one caller of a batch that failed gets."""
+    """Return the exception for one caller of a batch that failed."""
     if isinstance(fault, VaultUnavailable):
         return VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5)
     return VaultUnavailable(VaultReason.ERROR)
 
 
 def _encoded(plaintext: Secret) -> str:
-    """Base64 of its UTF-8. Raises VaultUnavailable for a text that has none, which no parsed value is."""
+    """Return base64 of the UTF-8 text. Raises VaultUnavailable for a lone surrogate, which no parsed value has."""
     try:
         return base64.b64encode(plaintext.reveal().encode()).decode()
     except UnicodeEncodeError:
-        raise_alone(VaultUnavailable(VaultReason.ERROR))  # the codec's own error holds the text
+        raise_alone(VaultUnavailable(VaultReason.ERROR))  # the codec's error contains the text
 
 
 class Batch(NamedTuple):
-    """Vault's answer to a batch: its results in order, and its own id of the call."""
+    """Vault's answer to a batch: the results in order, and Vault's id of the call."""
 
-    results: list[Any]
+    results: list[object]
     request_id: str | None
 
     def sealed(self) -> list[Sealed | None]:
-        """The ciphertexts in order; None for each that is an error, or not understood."""
+        """Return the ciphertexts in order, None for each result that is an error or has an unknown form."""
         return [self._sealed(result) for result in self.results]
 
-    def _sealed(self, result: Any) -> Sealed | None:
+    def _sealed(self, result: object) -> Sealed | None:
         if not isinstance(result, dict):
             return None
         ciphertext, version = result.get("ciphertext"), result.get("key_version")
@@ -154,13 +154,14 @@ class Batch(NamedTuple):
         return Sealed(ciphertext, version, self.request_id)
 
 
-async def batch_answer(answer: Awaitable[Any], count: int) -> Batch | None:
-    """The answer to a batch of `count` items; None where Vault refused it as a whole (400), which does not say for
-    which item. Raises VaultFault.
+async def batch_answer(answer: Awaitable[object], count: int) -> Batch | None:
+    """Return the answer to a batch of `count` items, or None when Vault refused the whole batch (400).
+
+    Vault does not say because of which item. Raises VaultFault.
     """
     try:
         answered = await answer
-        results = taken(answered, list, "data", "batch_results")
+        results = extract(answered, list, "data", "batch_results")
     except VaultFault as fault:
         if fault.status == 400:
             return None
@@ -170,7 +171,7 @@ async def batch_answer(answer: Awaitable[Any], count: int) -> Batch | None:
     return Batch(results, request_id(answered))
 
 
-def request_id(answer: Any) -> str | None:
-    """Vault's own id of a call, a uuid, from its answer; None where there is none that looks like it."""
+def request_id(answer: object) -> str | None:
+    """Return Vault's id of a call, a uuid, from its answer; None when there is none or it has another form."""
     found = answer.get("request_id") if isinstance(answer, dict) else None
     return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f-]{36}", found) else None

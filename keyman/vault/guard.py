@@ -1,9 +1,9 @@
-"""Is Vault's key still the one that sealed this database?
+"""The guard checks that Vault's key is still the one that sealed this database.
 
-A Transit key that is deleted and made again under the same name encrypts as if nothing had happened, and what it was
-given before never opens again. What tells them apart is the sentinel, a ciphertext stored at the first start. The guard
-of the plane that seals asks whether it still rewraps, and for the key's properties; nothing is sealed while that is not
-so. The plane that opens has a guard of its own, in opener.py.
+A Transit key that was deleted and created again with the same name encrypts without an error, but never opens older
+ciphertexts. The sentinel, a ciphertext stored at the first start, shows the difference. The guard of the plane that
+seals checks that the sentinel still rewraps, and checks the properties of the key. Nothing is sealed unless both are
+right. The plane that opens has its own guard, in opener.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hvac.api.secrets_engines.transit import Transit
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import log
-from keyman.vault.adapter import VaultFault, taken
+from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.inspection import key_properties
 from keyman.vault.login import VaultClient
 
@@ -29,33 +29,33 @@ SENTINEL_PLAINTEXT = "keyman sentinel"
 
 KEY_PROPERTIES = {
     "type": "aes256-gcm96",
-    "derived": True,  # on another key Vault ignores the context, and nothing binds a value to its row
+    "derived": True,  # otherwise Vault ignores the context, and nothing binds a value to its row
     "exportable": False,
     "allow_plaintext_backup": False,
     "supports_encryption": True,
 }
-"""What Vault must say of the key. `provision.py` makes it so."""
+"""The properties that the key must have. `provision.py` creates it with them."""
 
 
 class SentinelStore(Protocol):
-    """Where the sentinel is kept. `uuid` is the deployment's."""
+    """The storage of the sentinel. `uuid` is that of the deployment."""
 
     uuid: UUID
 
-    async def sentinel(self, *, anew: bool = False) -> str | None:
-        """The stored one, or None; `anew` is not answered from memory."""
+    async def sentinel(self, *, refresh: bool = False) -> str | None:
+        """Return the stored sentinel, or None. With `refresh`, read it from the database and not from memory."""
 
-    async def keep_sentinel(self, ciphertext: str) -> str | None:
-        """Store it unless there is one; return the one that is stored, or None where none may be."""
+    async def store_sentinel(self, ciphertext: str) -> str | None:
+        """Store the sentinel unless there is one. Return the stored one, or None when none may be stored."""
 
 
 def sentinel_context(deployment: UUID) -> str:
-    """Base64, in the layout of a value's context; user 0 does not exist."""
+    """Return base64 in the layout of a value's context. User 0 does not exist."""
     return base64.b64encode(f"keyman|v1|{deployment}|0|SENTINEL|{UUID(int=0)}".encode()).decode()
 
 
 class Guard(ABC):
-    """Checks the key, at most once in `max_age` seconds however many ask, and all who wait share one check."""
+    """Checks the key at most once per `max_age` seconds. All callers that wait share one check."""
 
     def __init__(self) -> None:
         self._checking: asyncio.Task[None] | None = None
@@ -63,22 +63,22 @@ class Guard(ABC):
         self._verdict: VaultUnavailable | None = None
 
     async def verify(self, max_age: float = 1.0) -> None:
-        """Return when Vault's key was seen to be the right one at most `max_age` seconds ago.
+        """Return if a check found the right key at most `max_age` seconds ago.
 
-        Raises VaultUnavailable otherwise, DatabaseUnavailable when the sentinel cannot be read.
+        Otherwise raises VaultUnavailable, or DatabaseUnavailable when the sentinel cannot be read.
         """
         asked = monotonic()
-        # Counted from the asking: who has waited for a check that took long shares its outcome.
+        # The age counts from the call, so that a caller that waited for a slow check can use its result.
         while asked - self._checked_at > max_age:
             is_starter, check = self._checking is None, self._checking
             if check is None:
-                # In no request's context: others may share it, and Vault's log must not call it all the first one's.
+                # In an empty context: other requests may share the check, and it must not carry the first one's id.
                 check = self._checking = asyncio.create_task(self._check_once(), context=contextvars.Context())
                 check.add_done_callback(_retrieve)
-            # Not `await check`: a caller that gives up does not cancel the check of the others.
+            # Not `await check`: a caller that gives up would cancel the check for the others.
             await asyncio.wait({check})
             if is_starter:
-                check.result()  # an exception is the starter's; the others check for themselves
+                check.result()  # only the starter gets the exception; the others start their own check
         if self._verdict is not None:
             raise VaultUnavailable(self._verdict.reason, retry_after=self._verdict.retry_after or 5)
 
@@ -92,17 +92,17 @@ class Guard(ABC):
 
     @abstractmethod
     async def _check(self) -> VaultUnavailable | None:
-        """What is wrong with the key. Raises DatabaseUnavailable when the sentinel cannot be read."""
+        """Return what is wrong with the key, or None. Raises DatabaseUnavailable when the sentinel cannot be read."""
 
 
 def _retrieve(check: asyncio.Task[None]) -> None:
-    """Take a check's exception, so that asyncio does not complain when the caller that started it has given up."""
+    """Retrieve a check's exception, so that asyncio logs no error when the caller that started it has given up."""
     if not check.cancelled():
         check.exception()
 
 
 class KeyGuard(Guard):
-    """The guard of the plane that seals: it may read the key's properties and rewrap, and keeps the first sentinel."""
+    """The guard of the plane that seals. It reads the key's properties, rewraps, and stores the first sentinel."""
 
     def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
         super().__init__()
@@ -115,10 +115,10 @@ class KeyGuard(Guard):
         sentinel = await self._store.sentinel()
         try:
             if sentinel is None:
-                # The first start: nothing is sealed with a key that is not as it must be, the sentinel least of all.
+                # The first start. Check the key before anything is sealed with it, above all the sentinel.
                 await self._check_properties()
-                sentinel = await self._store.keep_sentinel(await self._seal_sentinel())
-            # Side by side, so that both take no longer than one; what the properties say comes first.
+                sentinel = await self._store.store_sentinel(await self._seal_sentinel())
+            # In parallel, so that both take no longer than one. The result of the properties counts first.
             verdicts = await asyncio.gather(
                 self._check_properties(), self._check_sentinel(sentinel), return_exceptions=True
             )
@@ -136,7 +136,7 @@ class KeyGuard(Guard):
         wrong = [name for name, value in KEY_PROPERTIES.items() if (data or {}).get(name) != value]
         if wrong:
             log.error(
-                "vault's key is not as it must be",
+                "vault's key has wrong properties",
                 key=self._settings.key,
                 mount=self._settings.mount,
                 properties=wrong if data else "missing",
@@ -146,8 +146,8 @@ class KeyGuard(Guard):
     async def _check_sentinel(self, sentinel: str | None) -> None:
         if sentinel is not None and await self._rewraps(sentinel):
             return
-        # After a rotation another process has brought it to the newest version, and Vault may refuse older ones.
-        newer = await self._store.sentinel(anew=True)
+        # After a rotation, another process may have rewrapped the sentinel, and Vault may refuse older versions.
+        newer = await self._store.sentinel(refresh=True)
         if newer is None or newer == sentinel or not await self._rewraps(newer):
             log.error("vault's key does not open the sentinel: another key, another Vault or another database")
             raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
@@ -160,7 +160,7 @@ class KeyGuard(Guard):
                 context=sentinel_context(self._store.uuid),
                 mount_point=self._settings.mount,
             )
-            return taken(answer, str, "data", "ciphertext")
+            return extract(answer, str, "data", "ciphertext")
 
         return await self._client.call("encrypt", encrypt)
 
@@ -177,6 +177,6 @@ class KeyGuard(Guard):
                 if fault.status == 400:
                     return False
                 raise
-            return taken(answer, str, "data", "ciphertext").startswith("vault:v")
+            return extract(answer, str, "data", "ciphertext").startswith("vault:v")
 
         return await self._client.call("rewrap", rewrap)

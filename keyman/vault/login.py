@@ -1,10 +1,10 @@
-"""Staying logged in to Vault: one token for the process, renewed ahead of time, replaced once it is dead.
+"""The login to Vault: one token per process, which is renewed early and replaced when it is no longer valid.
 
-A 403 has four causes: the token expired, was revoked, is garbage, or its policy does not allow the call. `lookup-self`
-tells: 403 again means the token is dead, so log in again, once for all who wait, and repeat the call once; 200 means
-the policy, where another login would change nothing.
+A 403 has four causes: the token expired, was revoked, is malformed, or its policy does not allow the call.
+`lookup-self` shows which. If it answers 403 too, the token is invalid: log in again, once for all callers that wait,
+and repeat the call once. If it answers 200, the policy is the cause, and another login would not help.
 
-Behind a Vault Agent or Proxy, which adds a token of its own, there is nothing of that to do.
+Behind a Vault Agent or Proxy, which adds its own token, none of this is needed.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from hvac.api.auth_methods.token import Token
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.telemetry import Metrics, frames, log
-from keyman.vault.adapter import AsyncAdapter, VaultFault, taken
+from keyman.vault.adapter import AsyncAdapter, VaultFault, extract
 
 T = TypeVar("T")
 
 RENEWAL_SHARE = 2 / 3
-"""Of a lease: late enough to be rare, early enough to try again several times before it ends.
+"""The part of a lease after which it is renewed: late enough to be rare, early enough for several attempts.
 
-A renewal that fails is not paced by `keyman.retry`: its pauses follow the lease, which lasts minutes or days.
+`keyman.retry` is not used for a renewal that fails: its pauses depend on the lease, which lasts minutes or days.
 """
 
 REFUSED_PAUSE = 1.0
-"""Seconds without a new attempt after Vault refused a login, or a call with a token that was just obtained, so that
-waiting requests do not hammer it."""
+"""Seconds without a new attempt after Vault refused a login, or a call with a new token. Otherwise waiting requests
+would overload Vault."""
 
 FAREWELL_TIMEOUT = 1.0
-"""Seconds to revoke the token when the process stops. A token that is not revoked dies with its lease."""
+"""Seconds to revoke the token when the process stops. A token that is not revoked expires with its lease."""
 
 
 class VaultClient:
-    """An adapter that is logged in when it is needed. `call` is the way to use it."""
+    """An adapter that logs in when needed. Use it through `call`."""
 
     def __init__(self, settings: VaultSettings, metrics: Metrics) -> None:
         self.adapter = AsyncAdapter(settings, metrics)
@@ -60,7 +60,7 @@ class VaultClient:
         self._renewal: asyncio.Task[None] | None = None
 
     async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Await `request()`, logged in, within the operation's deadline. Raises VaultUnavailable.
+        """Await `request()` while logged in, within the operation's deadline. Raises VaultUnavailable.
 
         `request` may run twice. `operation` labels the metrics.
         """
@@ -78,7 +78,7 @@ class VaultClient:
         raise VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5)
 
     async def close(self) -> None:
-        """Revoke the token, if it was ours to get, and close the connections."""
+        """Revoke the token, unless it was configured, and close the connections."""
         if self._renewal is not None:
             self._renewal.cancel()
         if self.adapter.token and self._settings.auth != "token":
@@ -104,7 +104,7 @@ class VaultClient:
             return await request()
         except VaultFault as fault:
             if fault.status == 403:
-                # Without any policy a token cannot look itself up either, and looks dead: a new one is no better.
+                # A token without any policy cannot look itself up, so it looks invalid. A new one would not help.
                 self._forbidden_until = monotonic() + REFUSED_PAUSE
             raise
 
@@ -113,15 +113,15 @@ class VaultClient:
             return await request()
         except VaultFault as fault:
             if fault.status == 403:
-                log.error("vault refuses the token of the agent in front: its log says whether it has one")
+                log.error("vault refuses the token of the vault agent: see the agent's log")
             raise
 
     async def _replace_token(self, used: str | None) -> None:
-        """Log in again unless somebody has done so since `used` was current. Raises VaultFault."""
+        """Log in again, unless another caller has done so since `used` was current. Raises VaultFault."""
         async with self._lock:
             if self.adapter.token is not None and self.adapter.token != used:
                 return
-            # In no request's context: the token is for all, and Vault's log must not call the login this caller's.
+            # In an empty context: the token is for all requests, and the login must not carry this request's id.
             await asyncio.create_task(self._look_and_log_in(used), context=contextvars.Context())
 
     async def _look_and_log_in(self, used: str | None) -> None:
@@ -150,28 +150,32 @@ class VaultClient:
             log.error("vault refuses the login", auth=self._settings.auth, status=fault.status)
             raise VaultFault(VaultReason.LOGIN, fault.status) from None
         self.adapter.token = token
-        self._hold(lease, renewable)
+        self._schedule_renewal(lease, renewable)
         log.info("logged in to vault", auth=self._settings.auth, lease=lease)
 
     async def _credentials(self) -> tuple[str, int, bool]:
-        """A fresh token, its lease in seconds (0: it does not end) and whether it can be renewed."""
+        """Return a new token, its lease in seconds (0: it does not expire) and whether it can be renewed."""
         settings = self._settings
         if settings.auth == "token":
-            assert settings.token is not None  # config.py requires it
+            assert settings.token is not None  # config/vault.py requires it
             self.adapter.token = settings.token.reveal()
             try:
                 answer = await self._token_api.lookup_self()
             except VaultFault:
                 self.adapter.token = None
                 raise
-            if "root" in taken(answer, list, "data", "policies"):
-                # It could decrypt: with it, the plane that must not would be one that does.
-                log.error("a root token is refused: give keyman one with the policy of its role alone")
+            if "root" in extract(answer, list, "data", "policies"):
+                # A root token could decrypt, which the management plane must not be able to do.
+                log.error("a root token is refused: use a token that has only the policy of its role")
                 self.adapter.token = None
                 raise VaultFault(VaultReason.LOGIN, 403)
-            return settings.token.reveal(), taken(answer, int, "data", "ttl"), taken(answer, bool, "data", "renewable")
+            return (
+                settings.token.reveal(),
+                extract(answer, int, "data", "ttl"),
+                extract(answer, bool, "data", "renewable"),
+            )
         if settings.auth == "approle":
-            assert settings.secret_id is not None  # config.py requires it, or what wrapping.py makes one of
+            assert settings.secret_id is not None  # config/vault.py requires it, or wrapping.py provides it
             request = AppRole(self.adapter).login(settings.role_id, settings.secret_id.reveal(), use_token=False)
         elif settings.auth == "kubernetes":
             request = Kubernetes(self.adapter).login(settings.role, await self._jwt(), use_token=False)
@@ -179,29 +183,29 @@ class VaultClient:
             request = JWT(self.adapter).jwt_login(settings.role, await self._jwt(), use_token=False)
         answer = await request
         return (
-            taken(answer, str, "auth", "client_token"),
-            taken(answer, int, "auth", "lease_duration"),
-            taken(answer, bool, "auth", "renewable"),
+            extract(answer, str, "auth", "client_token"),
+            extract(answer, int, "auth", "lease_duration"),
+            extract(answer, bool, "auth", "renewable"),
         )
 
     async def _jwt(self) -> str:
-        """Read anew each time: the platform replaces the file while the process runs."""
+        """Read the file each time, because the platform replaces it while the process runs."""
         path = self._settings.jwt_file
-        assert path is not None  # config.py requires it
+        assert path is not None  # config/vault.py requires it
         try:
             return (await asyncio.to_thread(path.read_text)).strip()
         except (OSError, UnicodeDecodeError):
             log.error("the file with the token for Vault's login cannot be read", variable="KEYMAN_VAULT_JWT_FILE")
             raise VaultFault(VaultReason.LOGIN) from None
 
-    def _hold(self, lease: float, renewable: bool) -> None:
+    def _schedule_renewal(self, lease: float, renewable: bool) -> None:
         self._lease = lease
-        # Jitter: replicas that started together do not renew together.
+        # With jitter, replicas that started together do not renew at the same time.
         share = RENEWAL_SHARE * random.uniform(0.9, 1.0)  # noqa: S311  # spreads load only
         self._renew_at = monotonic() + lease * share if lease and renewable else None
         self._lease_changed.set()
         if self._renewal is None:
-            # Not in the context of the request that happened to log in: it goes on for all.
+            # In an empty context and not in that of the request that logged in: the task works for all requests.
             self._renewal = asyncio.create_task(self._keep_renewing(), context=contextvars.Context())
 
     async def _keep_renewing(self) -> None:
@@ -214,18 +218,18 @@ class VaultClient:
             except TimeoutError:
                 try:
                     await self._renew()
-                except Exception as fault:  # noqa: BLE001  # whatever it is, the renewal goes on
-                    # A renewal that ends here would end for good, and nobody would notice before the token dies.
+                except Exception as fault:  # noqa: BLE001  # the renewal must go on after any exception
+                    # Otherwise the task would end, and nobody would notice before the token expires.
                     log.error("vault token not renewed: unexpected failure", **frames(fault))
                     self._renew_at = monotonic() + max(self._lease / 10, 1.0)
 
     async def _renew(self) -> None:
         used, lease = self.adapter.token, self._lease
         try:
-            granted = taken(await self._token_api.renew_self(), int, "auth", "lease_duration")
-            # Near its maximum life a token is renewed for less and less, and then refused: get a new one before that.
+            granted = extract(await self._token_api.renew_self(), int, "auth", "lease_duration")
+            # Near its maximum TTL, a token is renewed for shorter times and then refused. Get a new one before that.
             if granted >= lease / 2:
-                self._hold(granted, renewable=True)
+                self._schedule_renewal(granted, renewable=True)
                 return
             async with self._lock:
                 if self.adapter.token == used:
@@ -237,5 +241,5 @@ class VaultClient:
                 with contextlib.suppress(VaultFault):
                     await self._replace_token(used)
         if self.adapter.token == used:
-            # The next request logs in if the token should die before a renewal succeeds.
+            # If the token expires before a renewal succeeds, the next request logs in.
             self._renew_at = monotonic() + max(lease / 10, 1.0)

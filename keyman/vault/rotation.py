@@ -1,4 +1,4 @@
-"""The versions of Vault's key: making a new one, and bringing ciphertexts to it without anybody seeing a plaintext."""
+"""The versions of Vault's key: creates a new one, and rewraps ciphertexts without showing a plaintext to anybody."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
-from keyman.vault.adapter import taken
+from keyman.vault.adapter import extract
 from keyman.vault.cipher import Batch, Sealed, batch_answer
 from keyman.vault.login import VaultClient
 
@@ -17,21 +17,21 @@ MAX_BATCH = 150
 
 
 class KeyVersions(NamedTuple):
-    """The newest version of the key, and the oldest that still opens what it sealed."""
+    """The newest version of the key, and the oldest one that Vault still opens."""
 
     latest: int
     min_decryption: int
 
 
 class Bound(NamedTuple):
-    """A ciphertext, and in base64 the context that it is bound to."""
+    """A ciphertext and its context in base64."""
 
     ciphertext: str
     context: str
 
 
 class KeyRotation:
-    """The key's versions, with a token that may rewrap and, for `rotate`, rotate."""
+    """Reads, rotates and rewraps. The token must be allowed to rewrap and, for `rotate`, to rotate."""
 
     def __init__(self, client: VaultClient, settings: VaultSettings) -> None:
         self._client = client
@@ -39,20 +39,20 @@ class KeyRotation:
         self._settings = settings
 
     async def versions(self) -> KeyVersions:
-        """Raises VaultUnavailable."""
+        """Return the versions of the key. Raises VaultUnavailable."""
 
         async def read() -> KeyVersions:
             answer = await self._transit.read_key(self._settings.key, mount_point=self._settings.mount)
             return KeyVersions(
-                taken(answer, int, "data", "latest_version"), taken(answer, int, "data", "min_decryption_version")
+                extract(answer, int, "data", "latest_version"), extract(answer, int, "data", "min_decryption_version")
             )
 
         return await self._client.call("read-key", read)
 
     async def rotate(self) -> KeyVersions:
-        """Make a new version, with which everything is sealed from now on. Raises VaultUnavailable.
+        """Create a new version, which seals everything from now on. Raises VaultUnavailable.
 
-        A call whose answer was lost is repeated: there may be two new versions then, which does no harm.
+        A call whose answer was lost is repeated. There may then be two new versions, which does no harm.
         """
         await self._client.call(
             "rotate", lambda: self._transit.rotate_key(self._settings.key, mount_point=self._settings.mount)
@@ -60,14 +60,14 @@ class KeyRotation:
         return await self.versions()
 
     async def rewrap(self, items: Sequence[Bound]) -> list[Sealed | None]:
-        """The same values under the newest version, in order; None for each that Vault refuses to open.
+        """Return the same values sealed with the newest version, in order; None for each that Vault refuses to open.
 
-        At most MAX_BATCH items. Raises VaultUnavailable when none was tried.
+        Takes at most MAX_BATCH items. Raises VaultUnavailable when Vault tried none.
         """
         batch = await self._client.call("rewrap", lambda: self._batch(items))
         if batch is not None:
             return batch.sealed()
-        # Refused as a whole, and it is not said for which item.
+        # Vault refused the whole batch, and does not say because of which item. So try each half.
         if len(items) == 1:
             return [None]
         middle = len(items) // 2

@@ -1,4 +1,4 @@
-"""Signatures of Transit over what keyman hands out: the anchors of the trail. No plane's policy reaches the key."""
+"""Transit signatures for the anchors of the audit log. The policies of the planes give no access to the key."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError
-from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing, taken
+from keyman.vault.adapter import AsyncAdapter, VaultFault, extract, none_if_missing
 
 
 class Signer:
-    """Signs with one key, with a token that may."""
+    """Signs with one key. The token must be allowed to use it."""
 
     def __init__(self, adapter: AsyncAdapter, settings: VaultSettings, key: str) -> None:
         self._transit = Transit(adapter)
@@ -20,13 +20,14 @@ class Signer:
         self._key = key
 
     async def create_key(self) -> bool:
-        """Make the key, ed25519 and not exportable, unless it is there; True when it was made. Raises VaultFault, and
-        ConfigurationError where a key of that name cannot sign.
+        """Create the key, ed25519 and not exportable, unless it exists. Return True when it was created.
+
+        Raises VaultFault, and ConfigurationError when a key with that name cannot sign.
         """
         existing = await none_if_missing(self._transit.read_key(self._key, mount_point=self._settings.mount))
         if existing is not None:
-            if not taken(existing, bool, "data", "supports_signing"):
-                raise ConfigurationError(f"The key {self._key} exists and cannot sign: name another.")
+            if not extract(existing, bool, "data", "supports_signing"):
+                raise ConfigurationError(f"The key {self._key} exists and cannot sign: choose another name.")
             return False
         await self._transit.create_key(
             self._key, exportable=False, key_type="ed25519", mount_point=self._settings.mount
@@ -34,20 +35,20 @@ class Signer:
         return True
 
     async def sign(self, message: bytes) -> str:
-        """`vault:v<version>:<base64>`. Raises VaultFault."""
+        """Return the signature, `vault:v<version>:<base64>`. Raises VaultFault."""
         encoded = base64.b64encode(message).decode()
         answer = await self._transit.sign_data(self._key, encoded, mount_point=self._settings.mount)
-        return taken(answer, str, "data", "signature")
+        return extract(answer, str, "data", "signature")
 
     async def is_signature(self, message: bytes, signature: str) -> bool:
-        """Raises VaultFault when Vault does not say."""
+        """Return whether the signature is valid. Raises VaultFault when Vault gives no answer."""
         encoded = base64.b64encode(message).decode()
         try:
             answer = await self._transit.verify_signed_data(
                 self._key, encoded, signature=signature, mount_point=self._settings.mount
             )
         except VaultFault as fault:
-            if fault.status == 400:  # no signature at all, or of a version that is not there
+            if fault.status == 400:  # not a signature, or one of a key version that does not exist
                 return False
             raise
-        return taken(answer, bool, "data", "valid")
+        return extract(answer, bool, "data", "valid")

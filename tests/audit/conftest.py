@@ -1,4 +1,4 @@
-"""A trail with something in it, and hands in the database that bend it."""
+"""An audit log with entries, and changes to it behind keyman's back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head, Verified
 from keyman.keys.deployment import Deployment
 from keyman.storage.transactions import Database
-from tests.storage.rows import AnyRow
+from tests.support.rows import AnyRow
 
 
 @dataclass
 class Trail:
-    """A database's trail."""
+    """The audit log of a database."""
 
     db: Database
     deployment: UUID
@@ -92,7 +92,7 @@ async def kept(database: URL) -> AsyncIterator[Trail]:
 
 @pytest.fixture
 async def bent(kept: Trail) -> Trail:
-    """A trail of few chains, one of which has ten entries at least."""
+    """An audit log of few chains, one of which has at least ten entries."""
     async with kept.db.write() as connection:
         await connection.execute(delete(audit_chains).where(audit_chains.c.chain >= 3))
     await kept.write(12 if kept.db.is_sqlite else 28)

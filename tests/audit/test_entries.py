@@ -1,16 +1,14 @@
 """`keyman.audit.entries`: an entry and its change are committed together or not at all.
 
-What is told of what: tests/api/test_audit.
+tests/planes/management/api/test_audit.py tests which acts have entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 
 from keyman.audit import listing
@@ -25,13 +23,6 @@ from keyman.storage.transactions import Database
 from tests.storage import rows
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 @pytest.fixture
@@ -86,7 +77,7 @@ async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: UserId)
         assert (await connection.execute(select(users.c.disabled_at))).scalar_one() is None
 
 
-async def test_every_action_of_every_actor_can_be_told(db: Database, owner: UserId) -> None:
+async def test_every_action_of_every_actor_can_be_recorded(db: Database, owner: UserId) -> None:
     told = [(action, actor) for action in Action for actor in Actor]
     async with db.write() as connection:
         for action, actor in told:
@@ -96,7 +87,7 @@ async def test_every_action_of_every_actor_can_be_told(db: Database, owner: User
     assert {entry.actor_token_id for entry in page.items} == {MAX_ID}
 
 
-async def test_a_trail_comes_newest_first_in_parts_and_is_its_owners_alone(db: Database, owner: UserId) -> None:
+async def test_an_audit_log_comes_newest_first_in_parts_and_only_for_its_owner(db: Database, owner: UserId) -> None:
     other = await add(db, "eve@example.com")
     async with db.write() as connection:
         for n in range(7):

@@ -1,18 +1,16 @@
-"""`keyman.audit.listing`: whatever is asked for comes whole, in order, and its owner's alone.
+"""`keyman.audit.listing`: a listing is complete, in order, and has only its owner's entries.
 
-That it is read from an index: tests/storage/test_plans.
+tests/storage/test_plans.py tests that it is read from an index.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import insert
-from sqlalchemy.engine import URL
 
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor
@@ -29,13 +27,6 @@ pytestmark = pytest.mark.anyio
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HASH = bytes(32)  # what is read by time and action is not verified
 RESOLVES = (Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED)
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 async def write(db: Database, *entries: tuple[int, datetime, Action]) -> list[tuple[int, datetime, Action]]:

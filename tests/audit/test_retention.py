@@ -20,7 +20,7 @@ from keyman.ids import KeyId, UserId
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
 from tests.audit.conftest import Trail
-from tests.storage.rows import add, add_owner
+from tests.support.rows import add, add_owner
 
 pytestmark = pytest.mark.anyio
 
@@ -167,7 +167,7 @@ async def test_no_older_value_comes_back_whichever_chain_goes_first(kept: Trail)
         assert await current(kept, 1) in (None, NO_VALUE)
 
 
-async def test_replacing_deleting_and_pruning_at_once_leave_the_trail_right(
+async def test_replacing_deleting_and_pruning_at_once_leave_a_valid_audit_log(
     kept: Trail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "BATCH", 3)

@@ -1,4 +1,4 @@
-"""`keyman.audit.chain` and `.verification`: whatever is done to the trail is found, and said where it was done."""
+"""`keyman.audit.chain` and `.verification`: every change of the audit log is found, with its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keyman.audit.verification import Head
 from keyman.clock import now
 from keyman.ids import KeyId, UserId
 from tests.audit.conftest import Trail
-from tests.storage.rows import add_owner
+from tests.support.rows import add_owner
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +46,7 @@ CHANGES: list[dict[str, Any]] = [
 CHANGED = "it was changed, or exchanged, or the one before it was"
 
 
-async def test_a_trail_that_nobody_touched_verifies_with_every_entry(bent: Trail) -> None:
+async def test_an_unchanged_audit_log_verifies_with_every_entry(bent: Trail) -> None:
     found = await bent.verified()
     assert found.breaks == []
     assert found.entries == len(await bent.rows()) == await verification.count(bent.db)
@@ -56,12 +56,12 @@ async def test_a_trail_that_nobody_touched_verifies_with_every_entry(bent: Trail
     }
 
 
-async def test_an_empty_trail_verifies(kept: Trail) -> None:
+async def test_an_empty_audit_log_verifies(kept: Trail) -> None:
     found = await kept.verified()
     assert (found.entries, found.breaks) == (0, [])
 
 
-async def test_the_hash_is_of_what_is_told_and_of_the_hash_before(kept: Trail) -> None:
+async def test_the_hash_covers_the_entry_and_the_hash_before(kept: Trail) -> None:
     """As an auditor would compute it, who knows the documentation and not this code."""
     await add_owner(kept.db)
     value = uuid4()
@@ -193,7 +193,7 @@ async def test_a_chain_of_any_number_is_found_without_a_line_for_each_before_it(
     assert len(found) < 2 * verification.MOST
 
 
-async def test_an_anchor_says_what_was_pruned_after_it_though_the_trail_says_it_was(bent: Trail) -> None:
+async def test_an_anchor_finds_what_was_pruned_after_it_though_the_audit_log_records_the_pruning(bent: Trail) -> None:
     heads = (await bent.verified()).heads
     rows = await bent.longest()
     # Somebody removes what they do not like, and says that it was pruned.
@@ -328,7 +328,7 @@ async def test_a_beginning_that_was_cut_off_is_found_though_the_end_was_moved_wi
     assert await bent.broken() == [(1, None, "4 at its beginning are missing, and no entry says so")]
 
 
-async def test_what_was_bent_with_all_hashes_made_right_again_is_found_by_an_anchor_alone(bent: Trail) -> None:
+async def test_a_changed_entry_with_recomputed_hashes_is_found_only_with_an_anchor(bent: Trail) -> None:
     heads = (await bent.verified()).heads
     rows = await bent.longest()
     await bent.rewrite(rows[5:], application="somebody else")
@@ -337,7 +337,7 @@ async def test_what_was_bent_with_all_hashes_made_right_again_is_found_by_an_anc
     assert await bent.broken(heads) == [(last.sequence, last.id, "it is not the entry that was anchored")]
 
 
-async def test_what_was_cut_off_with_the_end_moved_is_found_by_an_anchor_alone(bent: Trail) -> None:
+async def test_removed_entries_with_the_end_moved_are_found_only_with_an_anchor(bent: Trail) -> None:
     heads = (await bent.verified()).heads
     rows = await bent.longest()
     await bent.remove(rows[-1].id)
@@ -346,14 +346,14 @@ async def test_what_was_cut_off_with_the_end_moved_is_found_by_an_anchor_alone(b
     assert await bent.broken(heads) == [(rows[-1].sequence, None, "the entry that was anchored is gone")]
 
 
-async def test_an_anchor_holds_however_far_the_trail_goes_on(bent: Trail) -> None:
+async def test_an_anchor_holds_however_many_entries_follow(bent: Trail) -> None:
     heads = (await bent.verified()).heads
     await bent.write(40)
     assert await bent.broken(heads) == []
     assert await bent.broken([Head(99, 1, bytes(32))]) != []
 
 
-async def test_a_trail_longer_than_a_page_verifies_and_breaks_on_its_seams(
+async def test_an_audit_log_longer_than_a_page_verifies_and_its_breaks_between_pages_are_found(
     bent: Trail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "PAGE", 4)

@@ -24,9 +24,10 @@ from keyman.telemetry import Metrics
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
-from tests.storage.rows import add_owner, row
-from tests.support.databases import copied
-from tests.support.live import Victim, environment, victim_at
+from tests.support.cli import environment
+from tests.support.database import copied
+from tests.support.rows import add_owner, row
+from tests.support.vault import DisposableVault, disposable_vault_at
 
 
 @pytest.fixture
@@ -43,26 +44,26 @@ def env(file: Path, migrated_sqlite: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("rotated")) as started:
+def rotated_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("rotated")) as started:
         yield started
 
 
 @pytest.fixture
-def management(victim: Victim) -> VaultSettings:
+def management(rotated_vault: DisposableVault) -> VaultSettings:
     """How the service logs in, at a mount of the test's own."""
-    return asyncio.run(victim.provisioned(mount=f"seals-{token_hex(4)}"))
+    return asyncio.run(rotated_vault.provisioned(mount=f"seals-{token_hex(4)}"))
 
 
 @pytest.fixture
-def operator(env: dict[str, str], victim: Victim, management: VaultSettings) -> dict[str, str]:
+def operator(env: dict[str, str], rotated_vault: DisposableVault, management: VaultSettings) -> dict[str, str]:
     """The variables of the job that rotates."""
     role = "auth/approle/role/keyman-rotator"
     return env | {
         "KEYMAN_VAULT_ADDR": management.address,
         "KEYMAN_VAULT_MOUNT": management.mount,
-        "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],
-        "KEYMAN_VAULT_SECRET_ID": victim.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
+        "KEYMAN_VAULT_ROLE_ID": rotated_vault.root.ask("GET", f"{role}/role-id")["role_id"],
+        "KEYMAN_VAULT_SECRET_ID": rotated_vault.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
     }
 
 

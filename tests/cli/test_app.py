@@ -11,7 +11,7 @@ import pytest
 from keyman.identity.tokens import Token
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import Finished
+from tests.support.cli import Finished
 
 
 def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str, str]) -> None:

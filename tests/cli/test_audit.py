@@ -17,7 +17,8 @@ from keyman.audit import anchors
 from keyman.audit.verification import Head
 from keyman.errors import ConfigurationError
 from tests.cli.transcript import keyman
-from tests.support.live import Finished, Victim
+from tests.support.cli import Finished
+from tests.support.vault import DisposableVault
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "audit-log.md"
 LINE = re.compile(r'\{"action":"[a-z.-]+",.*,"hash":"[0-9a-f]{64}"\}')
@@ -32,7 +33,7 @@ def refused(done: Finished, why: str) -> None:
 
 @pytest.fixture
 def told(env: dict[str, str]) -> dict[str, str]:
-    """A database whose trail has three entries."""
+    """A database whose audit log has three entries."""
     for name in ("one", "two", "three"):
         assert keyman("app", "create", name, "--service", "OPENAI", env=env).code == 0
     return env
@@ -44,7 +45,7 @@ def bend(file: Path, statement: str) -> None:
         connection.commit()
 
 
-def test_the_trail_is_listed_for_a_person_and_for_a_program(told: dict[str, str]) -> None:
+def test_the_audit_log_is_listed_for_a_person_and_for_a_program(told: dict[str, str]) -> None:
     listed = keyman("audit", "list", env=told)
     assert listed.code == 0
     head, *lines = listed.out.splitlines()
@@ -65,7 +66,7 @@ def test_the_trail_is_listed_for_a_person_and_for_a_program(told: dict[str, str]
     assert keyman("audit", "list", "--action", "key.read", env=told).code == 2
 
 
-def test_a_trail_is_exported_verified_and_named_where_it_is_broken(told: dict[str, str], file: Path) -> None:
+def test_an_audit_log_is_exported_and_verified_and_its_breaks_are_named(told: dict[str, str], file: Path) -> None:
     exported = keyman("audit", "export", env=told)
     assert (exported.code, exported.err) == (0, "Exported 3 entries.\n")
     assert all(LINE.fullmatch(line) for line in exported.out.splitlines())
@@ -210,9 +211,9 @@ def test_a_hostile_anchor_is_none(tmp_path: Path) -> None:
 
 
 def test_an_anchor_is_signed_by_vault_and_held_to_its_signature(
-    operator: dict[str, str], victim: Victim, tmp_path: Path
+    operator: dict[str, str], rotated_vault: DisposableVault, tmp_path: Path
 ) -> None:
-    env = operator | {"KEYMAN_VAULT_TOKEN": victim.root.ask_token({"policies": ["root"]})}
+    env = operator | {"KEYMAN_VAULT_TOKEN": rotated_vault.root.ask_token({"policies": ["root"]})}
     assert keyman("app", "create", "one", "--service", "OPENAI", env=env).code == 0
     anchor = tmp_path / "anchor.json"
     signed = keyman("audit", "anchor", "--sign", "keyman-audit", env=env)

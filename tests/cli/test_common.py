@@ -17,9 +17,10 @@ from keyman.cli import cli
 from keyman.dev.home import Home
 from keyman.keys.deployment import SCHEMA_REVISION
 from tests.cli.transcript import keyman
-from tests.support import live
-from tests.support.live import KEYMAN, PATIENCE, Finished, environment, free_port, without_privilege
-from tests.support.postgres import PostgresServer
+from tests.support.cli import KEYMAN, Finished, environment, run_keyman, without_privilege
+from tests.support.database import PostgresServer
+from tests.support.http import free_port
+from tests.support.waiting import PATIENCE
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "db upgrade": ("db", "upgrade"),
@@ -66,7 +67,7 @@ def misused(done: Result) -> None:
 
 
 def test_help_is_a_result_and_lists_every_command() -> None:
-    done = live.keyman("--help")
+    done = run_keyman("--help")
     assert (done.code, done.err) == (0, "")
     for name in ("db", "dev", "serve", "token", "user"):
         assert f"\n  {name} " in done.out
@@ -88,7 +89,7 @@ def test_the_version_is_a_result() -> None:
 
 
 def test_wrong_usage_ends_with_2_and_says_what_is_right() -> None:
-    done = live.keyman("user", "add")
+    done = run_keyman("user", "add")
     assert (done.code, done.out) == (2, "")
     assert "Usage: keyman user add" in done.err
     assert "EMAIL" in done.err
@@ -154,7 +155,7 @@ def test_a_home_goes_before_the_variables_of_the_shell(env: dict[str, str], tmp_
     assert "ada@example.com" in keyman("user", "list", "--home", home, env=elsewhere).out
     assert "ada@example.com" in keyman("user", "list", env=env).out
     # Relative to where the command is given, like any path.
-    assert live.keyman("db", "check", "--home", home.name, env=elsewhere, cwd=tmp_path).code == 0
+    assert run_keyman("db", "check", "--home", home.name, env=elsewhere, cwd=tmp_path).code == 0
 
 
 @pytest.mark.parametrize("name", ["db upgrade", "token list"])
@@ -236,7 +237,7 @@ def test_a_file_that_is_no_database_is_said_in_words(
     name: str, harm: Callable[[Path], None], env: dict[str, str], file: Path
 ) -> None:
     harm(file)
-    done = live.keyman(*COMMANDS[name], env=env, stdin=PASSWORD, preexec_fn=without_privilege)
+    done = run_keyman(*COMMANDS[name], env=env, stdin=PASSWORD, preexec_fn=without_privilege)
     if (name, harm) == ("db check", _damaged):
         assert done.code == 1  # that is its result
         assert "keyman db upgrade" in done.err or "restore" in done.err
@@ -258,7 +259,7 @@ def test_a_directory_that_cannot_be_written_to_is_said_in_words(name: str, env: 
     file.chmod(0o400)
     file.parent.chmod(0o500)
     try:
-        done = live.keyman(*COMMANDS[name], env=env, stdin=PASSWORD, preexec_fn=without_privilege)
+        done = run_keyman(*COMMANDS[name], env=env, stdin=PASSWORD, preexec_fn=without_privilege)
     finally:
         file.parent.chmod(0o700)
     if done.code == 0:

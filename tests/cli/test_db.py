@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 
 from keyman.keys.deployment import SCHEMA_REVISION
 from tests.cli.transcript import keyman
-from tests.support.live import Finished, environment
+from tests.support.cli import Finished, environment
 
 
 def test_a_database_is_made_brought_up_and_checked(empty_database: URL) -> None:

@@ -23,7 +23,10 @@ from keyman.keys.tables import api_keys
 from tests.cli.conftest import execute, store
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import KEYMAN, PATIENCE, Finished, Victim, live, stored_keys
+from tests.support.cli import KEYMAN, Finished, live
+from tests.support.database import stored_keys
+from tests.support.vault import DisposableVault
+from tests.support.waiting import PATIENCE
 
 
 def versions(env: dict[str, str]) -> list[str]:
@@ -32,7 +35,7 @@ def versions(env: dict[str, str]) -> list[str]:
 
 
 def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
-    operator: dict[str, str], stored: int, victim: Victim
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
 ) -> None:
     mount = operator["KEYMAN_VAULT_MOUNT"]
     nothing = Finished(0, "", "0 keys to rewrap. The newest version is 1.\n")
@@ -47,7 +50,7 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
     assert "Vault does not open backups of the database from before this run" in done.err
     assert versions(operator) == ["v2"]
 
-    victim.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
+    rotated_vault.root.ask("POST", f"{mount}/keys/keyman/config", {"min_decryption_version": 2})
     assert keyman("rewrap", env=operator) == Finished(0, "", "Rewrapped 0 keys to version 2.\n")
     told = json.loads(keyman("audit", "list", "--json", env=operator).out)
     assert [(entry["action"], entry["actor"], entry["detail"]) for entry in told if entry["key_id"] is None] == [
@@ -57,8 +60,10 @@ def test_a_rotation_brings_everything_along_and_says_what_may_be_retired(
     ]
 
 
-def test_a_dry_run_counts_by_version_and_changes_nothing(operator: dict[str, str], stored: int, victim: Victim) -> None:
-    victim.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
+def test_a_dry_run_counts_by_version_and_changes_nothing(
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
+) -> None:
+    rotated_vault.root.ask("POST", f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman/rotate")
     counted = Finished(0, f"{stored} at version 1\n", f"{stored} keys to rewrap. The newest version is 2.\n")
     assert keyman("rewrap", "--dry-run", env=operator) == counted
     assert keyman("rewrap", "--dry-run", env=operator) == counted
@@ -77,7 +82,7 @@ def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[
     with subprocess.Popen([KEYMAN, "rotate"], env=operator | {"TERM": "xterm"}, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # how the end of a terminal is told
+        with contextlib.suppress(OSError):  # how a terminal that closes is reported
             while part := os.read(ours, 65536):
                 shown += part
         assert process.wait(PATIENCE) == 0
@@ -89,7 +94,7 @@ def test_progress_is_a_bar_with_rate_and_time_left_on_a_terminal(operator: dict[
     assert "0:00:00" in text
 
 
-def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: dict[str, str], stored: int) -> None:
+def test_standard_output_lists_only_what_vault_does_not_open(operator: dict[str, str], stored: int) -> None:
     execute(operator, update(api_keys).where(api_keys.c.id == 7).values(value_uuid=uuid4()))
     done = keyman("rotate", env=operator)
     assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
@@ -104,7 +109,7 @@ def test_what_vault_does_not_open_is_listed_alone_on_standard_output(operator: d
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
-    operator: dict[str, str], stored: int, victim: Victim, tmp_path: Path, number: signal.Signals
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault, tmp_path: Path, number: signal.Signals
 ) -> None:
     with live("rotate", env=operator | {"MARK": str(tmp_path)}, directory=tmp_path / "out", mark=tmp_path) as running:
         running.says("New values are now")
@@ -116,13 +121,13 @@ def test_a_run_that_is_ended_leaves_every_key_whole_and_the_next_one_goes_on(
     assert (done.code, done.out) == (0, "")
     assert versions(operator) == ["v2"]
     keys = asyncio.run(stored_keys(make_url(operator["KEYMAN_DATABASE_URL"])))
-    opened = victim.root.opens_all(keys.values(), mount=operator["KEYMAN_VAULT_MOUNT"])
+    opened = rotated_vault.root.opens_all(keys.values(), mount=operator["KEYMAN_VAULT_MOUNT"])
     assert set(opened.values()) == {"sk-1234567890"}
     assert len(opened) == stored
 
 
 def test_of_keys_below_what_vault_still_opens_it_says_how_they_are_got_back(
-    operator: dict[str, str], stored: int, victim: Victim, file: Path
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault, file: Path
 ) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection:
         [late] = connection.execute("SELECT encrypted_key, id FROM api_keys WHERE id = 7")
@@ -130,11 +135,11 @@ def test_of_keys_below_what_vault_still_opens_it_says_how_they_are_got_back(
         connection.execute("UPDATE api_keys SET key_version = 1, encrypted_key = ? WHERE id = ?", late)
         connection.commit()
     key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
-    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
+    rotated_vault.root.ask("POST", f"{key}/config", {"min_decryption_version": 2})
     done = keyman("rewrap", env=operator)
     assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
     assert f"    vault write {key}/config min_decryption_version=1\n" in done.err
-    victim.root.ask("POST", f"{key}/config", {"min_decryption_version": 1})
+    rotated_vault.root.ask("POST", f"{key}/config", {"min_decryption_version": 1})
     assert keyman("rewrap", env=operator).code == 0
 
 
@@ -151,8 +156,10 @@ def test_what_keeps_it_from_starting_is_said_in_words(
     assert "Nothing was stored" not in gone
 
 
-def test_a_wrapped_secret_id_serves_one_command(operator: dict[str, str], stored: int, victim: Victim) -> None:
-    token = victim.root.wraps("auth/approle/role/keyman-rotator/secret-id")
+def test_a_wrapped_secret_id_serves_one_command(
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
+) -> None:
+    token = rotated_vault.root.wraps("auth/approle/role/keyman-rotator/secret-id")
     env = {**operator, "KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
     unmigrated = {**env, "KEYMAN_DATABASE_URL": f"{env['KEYMAN_DATABASE_URL']}.other"}
     assert "keyman db upgrade" in failed(keyman("rotate", env=unmigrated))  # which leaves it for the next
@@ -178,14 +185,16 @@ def test_the_planes_own_role_cannot_rotate(operator: dict[str, str], management:
     assert keyman("rewrap", env=env).code == 0
 
 
-def test_another_key_of_the_same_name_is_not_rotated(operator: dict[str, str], stored: int, victim: Victim) -> None:
+def test_another_key_of_the_same_name_is_not_rotated(
+    operator: dict[str, str], stored: int, rotated_vault: DisposableVault
+) -> None:
     key = f"{operator['KEYMAN_VAULT_MOUNT']}/keys/keyman"
-    victim.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
-    victim.root.ask("DELETE", key)
-    victim.root.ask("POST", key, {"derived": True, "type": "aes256-gcm96"})
+    rotated_vault.root.ask("POST", f"{key}/config", {"deletion_allowed": True})
+    rotated_vault.root.ask("DELETE", key)
+    rotated_vault.root.ask("POST", key, {"derived": True, "type": "aes256-gcm96"})
     for command in ("rotate", "rewrap"):
         assert "not the one this database was sealed with" in failed(keyman(command, env=operator))
-    assert victim.root.ask("GET", key)["latest_version"] == 1
+    assert rotated_vault.root.ask("GET", key)["latest_version"] == 1
 
 
 def test_a_database_without_a_sentinel_is_not_rotated_by_somebody_who_cannot_make_one(

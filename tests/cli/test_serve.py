@@ -16,45 +16,33 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from tests.support.databases import copied
-from tests.support.live import (
-    NO_TLS,
-    Root,
-    Service,
-    Victim,
-    environment,
-    free_port,
-    is_free,
-    keyman,
-    processes,
-    serve,
-    sign_up,
-    until,
-    variables,
-    victim_at,
-)
+from tests.support.cli import Service, environment, processes, run_keyman, serve, variables
+from tests.support.database import copied
+from tests.support.http import NO_TLS, free_port, is_free, sign_up
 from tests.support.planes import PASSWORD, Vault
+from tests.support.vault import DisposableVault, RootClient, disposable_vault_at
+from tests.support.waiting import until
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 CANARY = "cAnArY0987"
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("victim")) as made:
+def service_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("victim")) as made:
         yield made
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> URL:
+def service_database(tmp_path: Path) -> URL:
     return URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
 
 
 @pytest.fixture
-def env(provisioned: Vault, url: URL, migrated_sqlite: Path) -> dict[str, str]:
+def service_env(provisioned: Vault, service_database: URL, migrated_sqlite: Path) -> dict[str, str]:
     """A service over the worker's Vault and a migrated database of the test's own."""
-    copied(migrated_sqlite, Path(str(url.database)))
-    return variables(provisioned.settings, url)
+    copied(migrated_sqlite, Path(str(service_database.database)))
+    return variables(provisioned.settings, service_database)
 
 
 # --- what stops the start
@@ -74,7 +62,7 @@ def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: P
         "KEYMAN_LOG_FORMAT": CANARY,
         "KEYMAN_LOG_LEVEL": CANARY,
     }
-    refused = keyman("serve", "--port", str(free_port()), env=environment(**bad), cwd=tmp_path)
+    refused = run_keyman("serve", "--port", str(free_port()), env=environment(**bad), cwd=tmp_path)
     assert (refused.code, refused.out) == (1, "")
     for name in bad:
         assert refused.err.count(f"  {name} ") == 1, name
@@ -84,31 +72,33 @@ def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: P
     assert "Traceback" not in refused.err
 
 
-def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vault, url: URL) -> None:
-    given = variables(provisioned.settings, url)
-    refused = keyman("serve", "--port", str(free_port()), env=given)
+def test_an_empty_database_is_said_with_the_command_that_helps(provisioned: Vault, service_database: URL) -> None:
+    given = variables(provisioned.settings, service_database)
+    refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert "keyman db upgrade" in refused.err
 
 
 def test_a_look_at_a_database_that_is_not_there_leaves_nothing_that_others_can_read(
-    provisioned: Vault, url: URL, tmp_path: Path
+    provisioned: Vault, service_database: URL, tmp_path: Path
 ) -> None:
-    given = variables(provisioned.settings, url)
-    keyman("serve", "--port", str(free_port()), env=given)
-    keyman("db", "check", env=given)
-    keyman("user", "list", env=given)
-    assert keyman("db", "upgrade", env=given).code == 0
+    given = variables(provisioned.settings, service_database)
+    run_keyman("serve", "--port", str(free_port()), env=given)
+    run_keyman("db", "check", env=given)
+    run_keyman("user", "list", env=given)
+    assert run_keyman("db", "upgrade", env=given).code == 0
     assert stat.S_IMODE((tmp_path / "keyman.db").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("revision", ["0000", "9999"])
-def test_another_schema_is_said_with_the_command_that_helps(env: dict[str, str], tmp_path: Path, revision: str) -> None:
+def test_another_schema_is_said_with_the_command_that_helps(
+    service_env: dict[str, str], tmp_path: Path, revision: str
+) -> None:
     with sqlite3.connect(tmp_path / "keyman.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
     connection.close()
-    refused = keyman("serve", "--port", str(free_port()), env=env)
+    refused = run_keyman("serve", "--port", str(free_port()), env=service_env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert "keyman db upgrade" in refused.err
@@ -117,19 +107,19 @@ def test_another_schema_is_said_with_the_command_that_helps(env: dict[str, str],
 
 def test_a_database_that_is_away_is_said_without_its_password(provisioned: Vault) -> None:
     given = variables(provisioned.settings, make_url(f"postgresql+asyncpg://u:{CANARY}@127.0.0.1:{free_port()}/keyman"))
-    refused = keyman("serve", "--port", str(free_port()), env=given)
+    refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert "ConnectionRefusedError" in refused.err
     assert CANARY not in refused.err
     assert "Traceback" not in refused.err
 
 
-def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
+def test_a_port_in_use_is_said_in_one_sentence(service_env: dict[str, str]) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        refused = keyman("serve", "--port", str(port), env=env)
+        refused = run_keyman("serve", "--port", str(port), env=service_env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port}" in refused.err
@@ -138,21 +128,21 @@ def test_a_port_in_use_is_said_in_one_sentence(env: dict[str, str]) -> None:
 # --- a wrapped secret ID
 
 
-def wrapped(env: dict[str, str], root: Root, role: str = "keyman-management") -> dict[str, str]:
+def wrapped(env: dict[str, str], root: RootClient, role: str = "keyman-management") -> dict[str, str]:
     """The variables with a wrapped secret ID of the role, good for a minute, in the place of the plain one."""
     token = root.wraps(f"auth/approle/role/{role}/secret-id")
     return {**{k: v for k, v in env.items() if k != "KEYMAN_VAULT_SECRET_ID"}, "KEYMAN_VAULT_WRAPPED_SECRET_ID": token}
 
 
 @pytest.fixture
-def root(provisioned: Vault) -> Root:
-    return Root(provisioned.server.address, provisioned.server.root_token.reveal())
+def root(provisioned: Vault) -> RootClient:
+    return RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
 
 
 def test_a_wrapped_secret_id_is_taken_once_for_all_workers_and_for_those_that_follow(
-    env: dict[str, str], root: Root, tmp_path: Path
+    service_env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
-    given = wrapped(env, root)
+    given = wrapped(service_env, root)
     token = given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]
     with serve(given, tmp_path, "--workers", "2") as service:
         until(lambda: len(_logins(service)) == 2, "the login of each")
@@ -181,9 +171,9 @@ def _logins(service: Service) -> list[object]:
     return [line for line in service.log() if line["event"] == "logged in to vault"]
 
 
-def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], root: Root) -> None:
-    given = wrapped(env, root, "keyman-resolver")
-    refused = keyman("serve", "--port", str(free_port()), env=given)
+def test_another_roles_wrapped_secret_id_stops_the_start(service_env: dict[str, str], root: RootClient) -> None:
+    given = wrapped(service_env, root, "keyman-resolver")
+    refused = run_keyman("serve", "--port", str(free_port()), env=given)
     assert (refused.code, refused.out) == (1, "")
     assert "holds no secret ID of the AppRole keyman-management" in refused.err
     assert given["KEYMAN_VAULT_WRAPPED_SECRET_ID"] not in refused.err
@@ -191,18 +181,18 @@ def test_another_roles_wrapped_secret_id_stops_the_start(env: dict[str, str], ro
 
 
 def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
-    env: dict[str, str], root: Root, tmp_path: Path
+    service_env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
-    given = wrapped(env, root)
+    given = wrapped(service_env, root)
     file = tmp_path / "wrapped"
     file.write_text(given.pop("KEYMAN_VAULT_WRAPPED_SECRET_ID") + "\n")
     given["KEYMAN_VAULT_WRAPPED_SECRET_ID_FILE"] = str(file)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        assert keyman("serve", "--port", str(listener.getsockname()[1]), env=given).code == 1
+        assert run_keyman("serve", "--port", str(listener.getsockname()[1]), env=given).code == 1
     nowhere = {**given, "KEYMAN_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/none.db"}
-    assert keyman("serve", "--port", str(free_port()), env=nowhere).code == 1
+    assert run_keyman("serve", "--port", str(free_port()), env=nowhere).code == 1
     with serve(given, tmp_path) as service:
         assert service.is_ready()
 
@@ -211,9 +201,9 @@ def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
 
 
 def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_request(
-    env: dict[str, str], tmp_path: Path
+    service_env: dict[str, str], tmp_path: Path
 ) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         ada = sign_up(service.url, "ada@example.com")
         stored = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
         ada.get("/api/keys", params={"q": CANARY})
@@ -241,8 +231,8 @@ def _counted(url: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_metrics_of_any_worker_add_all_of_them_up(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         assert len(service.workers) == 2
         for _ in range(30):
             httpx.get(f"{service.url}/livez", verify=NO_TLS)
@@ -252,8 +242,8 @@ def test_metrics_of_any_worker_add_all_of_them_up(env: dict[str, str], tmp_path:
         assert [_counted(service.url) for _ in range(10)] == [30] * 10
 
 
-def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_metrics_survive_a_worker_that_is_killed(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         for _ in range(10):
             httpx.get(f"{service.url}/livez", verify=NO_TLS)
         until(lambda: _counted(service.url) == 10, "all counts")
@@ -266,17 +256,17 @@ def test_metrics_survive_a_worker_that_is_killed(env: dict[str, str], tmp_path: 
 
 
 @pytest.fixture
-def hurt(victim: Victim, url: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
+def hurt(service_vault: DisposableVault, service_database: URL, migrated_sqlite: Path) -> Iterator[dict[str, str]]:
     """A service over a Vault that the test harms."""
-    copied(migrated_sqlite, Path(str(url.database)))
-    yield variables(victim.settings, url)
-    victim.mend()
+    copied(migrated_sqlite, Path(str(service_database.database)))
+    yield variables(service_vault.settings, service_database)
+    service_vault.repair()
 
 
 def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
-    hurt: dict[str, str], victim: Victim, tmp_path: Path
+    hurt: dict[str, str], service_vault: DisposableVault, tmp_path: Path
 ) -> None:
-    victim.kill()
+    service_vault.kill()
     with serve(hurt, tmp_path, ready=False) as service:
         until(lambda: service.readiness() is not None, "an answer")
         assert service.readiness() == {"status": "degraded", "checks": {"database": "ok", "vault": "unreachable"}}
@@ -286,19 +276,19 @@ def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/vault-unavailable")
         assert "cannot be reached" in refused.json()["detail"]
         assert ada.get("/api/keys").json() == []
-        victim.start()
+        service_vault.start()
         until(lambda: (service.readiness() or {})["checks"]["vault"] == "sealed", "a sealed Vault")
-        victim.unseal()
+        service_vault.unseal()
         until(service.is_ready, "readiness")
         assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
 
 
-def test_what_lies_in_the_current_directory_is_never_run(env: dict[str, str], tmp_path: Path) -> None:
+def test_what_lies_in_the_current_directory_is_never_run(service_env: dict[str, str], tmp_path: Path) -> None:
     package = tmp_path / "package"
     (package / "keyman").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "keyman" / "__init__.py").write_text("raise SystemExit('this is not keyman')")
-    with serve(env, tmp_path, cwd=package) as service:
+    with serve(service_env, tmp_path, cwd=package) as service:
         assert service.is_ready()
 
 
@@ -322,12 +312,12 @@ def _refuses(service: Service) -> bool:
 
 
 def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
-    hurt: dict[str, str], victim: Victim, tmp_path: Path
+    hurt: dict[str, str], service_vault: DisposableVault, tmp_path: Path
 ) -> None:
     with serve(hurt, tmp_path) as service, ThreadPoolExecutor() as threads:
         ada = sign_up(service.url, "ada@example.com")
         body = {"email": "ada@example.com", "password": PASSWORD}
-        victim.freeze()
+        service_vault.freeze()
         slow = threads.submit(ada.post, "/api/keys", json={"service": "OPENAI", "api_key": VALUE})
         until(lambda: _in_flight(service) == 2, "a request in flight")  # and the one that asks
         busy = [
@@ -337,7 +327,7 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
         until(lambda: _in_flight(service) >= 3, "sign-ins in flight")
         service.live.send(signal.SIGTERM)
         until(lambda: _refuses(service), "a refusal")
-        victim.thaw()
+        service_vault.thaw()
         answer = slow.result()
         assert answer.status_code == 201, answer.text
         assert answer.json()["last_4_chars"] == "sk-...1234"
@@ -352,8 +342,8 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
         connection.close()
 
 
-def test_idle_connections_do_not_keep_it_from_stopping(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path) as service, httpx.Client(base_url=service.url, verify=NO_TLS) as idle:
+def test_idle_connections_do_not_keep_it_from_stopping(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path) as service, httpx.Client(base_url=service.url, verify=NO_TLS) as idle:
         assert idle.get("/livez").status_code == 200
         ended = service.live.end()
         assert ended.code == 0
@@ -361,8 +351,8 @@ def test_idle_connections_do_not_keep_it_from_stopping(env: dict[str, str], tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_a_stop_leaves_nothing_behind(service_env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         service.live.send_group(number)
         ended = service.live.wait()
         assert ended.code == 0
@@ -373,8 +363,8 @@ def test_a_stop_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, numbe
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.3])
-def test_a_stop_during_the_start_is_heard(env: dict[str, str], tmp_path: Path, pause: float) -> None:
-    with serve(env, tmp_path, ready=False) as service:
+def test_a_stop_during_the_start_is_heard(service_env: dict[str, str], tmp_path: Path, pause: float) -> None:
+    with serve(service_env, tmp_path, ready=False) as service:
         until(lambda: service.workers, "a worker")
         time.sleep(pause)
         ended = service.live.end()
@@ -385,8 +375,8 @@ def test_a_stop_during_the_start_is_heard(env: dict[str, str], tmp_path: Path, p
         until(lambda: not processes(tmp_path), "the end of every process")
 
 
-def test_a_stop_before_there_is_a_worker_is_heard(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, ready=False) as service:
+def test_a_stop_before_there_is_a_worker_is_heard(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, ready=False) as service:
         time.sleep(0.3)
         service.live.end()
         until(lambda: not processes(tmp_path), "the end of every process")
@@ -399,16 +389,16 @@ def _killed_main(service: Service, mark: Path) -> None:
     until(lambda: is_free(int(service.url.rpartition(":")[2])), "a free port")
 
 
-def test_no_worker_outlives_a_main_process_that_is_killed(env: dict[str, str], tmp_path: Path) -> None:
-    with serve(env, tmp_path, "--workers", "2") as service:
+def test_no_worker_outlives_a_main_process_that_is_killed(service_env: dict[str, str], tmp_path: Path) -> None:
+    with serve(service_env, tmp_path, "--workers", "2") as service:
         _killed_main(service, tmp_path)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.15])
 def test_no_worker_outlives_a_main_process_that_is_killed_during_the_start(
-    env: dict[str, str], tmp_path: Path, pause: float
+    service_env: dict[str, str], tmp_path: Path, pause: float
 ) -> None:
-    with serve(env, tmp_path, ready=False) as service:
+    with serve(service_env, tmp_path, ready=False) as service:
         until(lambda: service.workers, "a worker")
         time.sleep(pause)
         _killed_main(service, tmp_path)

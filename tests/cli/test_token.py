@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import NO_TLS, Finished, script, serve, variables
+from tests.support.cli import Finished, serve, variables
+from tests.support.http import NO_TLS, script
 from tests.support.planes import Vault
 
 PASSWORD = "correct horse battery staple"
@@ -27,7 +28,7 @@ def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
         assert keyman("user", "add", email, env=env, stdin=PASSWORD).code == 0
     made = keyman("token", "create", "--user", "ADA@example.com", "--name", "CI pipeline", env=env)
     assert made.code == 0
-    assert TOKEN.fullmatch(made.out)  # alone, for $(…)
+    assert TOKEN.fullmatch(made.out)  # nothing else, for $(…)
     assert made.err == "Created token 1 for ADA@example.com: keys:read keys:write.\n"
     every = ("keys:read", "audit:read", "tokens:manage", "keys:write")
     scopes = [word for scope in every for word in ("--scope", scope)]

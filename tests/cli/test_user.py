@@ -18,8 +18,8 @@ import pytest
 
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support import live
-from tests.support.live import KEYMAN, PATIENCE, Finished
+from tests.support.cli import KEYMAN, Finished, run_keyman
+from tests.support.waiting import PATIENCE
 
 PASSWORD = "correct horse battery staple"
 
@@ -58,7 +58,7 @@ def test_accounts_are_added_listed_disabled_and_enabled(env: dict[str, str]) -> 
 def test_an_address_that_is_taken_is_said(env: dict[str, str]) -> None:
     added("ada@example.com", env)
     said = failed(keyman("user", "add", "ADA@example.com", env=env, stdin=f"{PASSWORD}\n"))
-    assert said == "keyman: There is an account with this address already.\n"
+    assert said == "keyman: An account with this address already exists.\n"
 
 
 @pytest.mark.parametrize("command", ["disable", "enable", "passwd"])
@@ -71,7 +71,7 @@ def test_a_password_that_is_no_text_is_said_wherever_it_is_typed(env: dict[str, 
     """Whether Python takes such bytes or refuses them is up to the language that the machine is set to."""
     for errors in ("strict", "surrogateescape"):
         given = {**env, "PYTHONIOENCODING": f"utf-8:{errors}"}
-        said = failed(live.keyman("user", "add", "ada@example.com", env=given, stdin=b"\xff\xfe not text at all\n"))
+        said = failed(run_keyman("user", "add", "ada@example.com", env=given, stdin=b"\xff\xfe not text at all\n"))
         assert said.startswith("keyman: The password must ")
 
 

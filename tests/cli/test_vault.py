@@ -18,29 +18,31 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.vault.provision import POLICIES, ROLES
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.live import NO_TLS, Finished, Root, environment
+from tests.support.cli import Finished, environment
+from tests.support.http import NO_TLS
+from tests.support.vault import RootClient
 
 SETUP = ("vault", "setup")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
+def untouched_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
     started = asyncio.run(embedded.start(tmp_path_factory.mktemp("untouched")))
     yield started
     started.close()
 
 
 @pytest.fixture
-def root(server: EmbeddedVault) -> Root:
-    return Root(server.address, server.root_token.reveal())
+def untouched_root(untouched_vault: EmbeddedVault) -> RootClient:
+    return RootClient(untouched_vault.address, untouched_vault.root_token.reveal())
 
 
 @pytest.fixture
-def admin(server: EmbeddedVault) -> dict[str, str]:
+def admin(untouched_vault: EmbeddedVault) -> dict[str, str]:
     """The variables of an operator who sets up a mount of the test's own."""
     return environment(
-        KEYMAN_VAULT_ADDR=server.address,
-        KEYMAN_VAULT_TOKEN=server.root_token.reveal(),
+        KEYMAN_VAULT_ADDR=untouched_vault.address,
+        KEYMAN_VAULT_TOKEN=untouched_vault.root_token.reveal(),
         KEYMAN_VAULT_MOUNT=f"seals-{token_hex(4)}",
     )
 
@@ -60,11 +62,11 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     assert "keyman vault setup" in failed(keyman("vault", "secret-id", "keyman-rotator", env=env))
     everything = [
         "mounted the Transit engine at transit/",
-        "made the key keyman: aes256-gcm96, derived, not exportable, no plaintext backup",
+        "created the key keyman: aes256-gcm96, derived, not exportable, no plaintext backup",
         "enabled the AppRole login at auth/approle/",
-        "had Vault's audit log tell the header X-Request-ID, as it is",
+        "let Vault's audit log show the header X-Request-ID without HMAC",
         *(f"wrote the policy {name}" for name in POLICIES),
-        *(f"made the AppRole {role}" for role in ROLES),
+        *(f"created the AppRole {role}" for role in ROLES),
     ]
     for _ in range(2):
         shown = keyman(*SETUP, "--dry-run", env=env)
@@ -77,12 +79,16 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     assert keyman(*SETUP, "--dry-run", env=env) == Finished(0, "", nothing)
 
 
-def test_what_differs_is_shown_line_by_line_before_it_is_repaired(admin: dict[str, str], root: Root) -> None:
+def test_what_differs_is_shown_line_by_line_before_it_is_repaired(
+    admin: dict[str, str], untouched_root: RootClient
+) -> None:
     assert keyman(*SETUP, env=admin).code == 0
-    rules = root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
+    rules = untouched_root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
     widened = rules.replace('["update"]', '["update", "sudo"]', 1)
-    root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": widened})
-    root.ask("POST", "auth/approle/role/keyman-rotator", {"token_max_ttl": 0, "token_policies": ["keyman-admin"]})
+    untouched_root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": widened})
+    untouched_root.ask(
+        "POST", "auth/approle/role/keyman-rotator", {"token_max_ttl": 0, "token_policies": ["keyman-admin"]}
+    )
     shown = keyman(*SETUP, "--dry-run", env=admin).out
     assert "updated the policy keyman-resolver" in shown
     assert re.search(r'^    -.*"sudo"', shown, re.MULTILINE)
@@ -90,21 +96,21 @@ def test_what_differs_is_shown_line_by_line_before_it_is_repaired(admin: dict[st
     assert "    token_max_ttl: 0 -> 3600\n" in shown
     assert "    token_policies: ['keyman-admin'] -> ['keyman-rotator']\n" in shown
     assert keyman(*SETUP, env=admin).out == shown
-    assert root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"] == rules
+    assert untouched_root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"] == rules
 
 
-def test_a_role_is_bound_to_networks_once_and_keeps_them(admin: dict[str, str], root: Root) -> None:
+def test_a_role_is_bound_to_networks_once_and_keeps_them(admin: dict[str, str], untouched_root: RootClient) -> None:
     keyman(*SETUP, env=admin)
     bound = keyman(*SETUP, "--cidr", "keyman-resolver=127.0.0.1/32,10.0.0.0/8", env=admin)
     assert bound.out.splitlines()[0] == "updated the AppRole keyman-resolver"
     for arguments in ((), ("--cidr", "keyman-resolver=10.0.0.0/8, 127.0.0.1/32")):
         assert keyman(*SETUP, *arguments, env=admin) == Finished(0, "", "No changes: Vault is set up for keyman.\n")
-    role = root.ask("GET", "auth/approle/role/keyman-resolver")
+    role = untouched_root.ask("GET", "auth/approle/role/keyman-resolver")
     for name in ("token_bound_cidrs", "secret_id_bound_cidrs"):
         assert {one.removesuffix("/32") for one in role[name]} == {"10.0.0.0/8", "127.0.0.1"}
     freed = keyman(*SETUP, "--cidr", "keyman-resolver=", env=admin)
     assert freed.out.splitlines()[0] == "updated the AppRole keyman-resolver"
-    assert not root.ask("GET", "auth/approle/role/keyman-resolver")["token_bound_cidrs"]
+    assert not untouched_root.ask("GET", "auth/approle/role/keyman-resolver")["token_bound_cidrs"]
 
 
 def test_a_login_from_elsewhere_is_refused_once_the_role_is_bound(admin: dict[str, str], tmp_path: Path) -> None:
@@ -136,7 +142,7 @@ def test_a_role_that_is_bound_twice_in_one_run_is_wrong_usage(admin: dict[str, s
     assert "give each role once" in done.err
 
 
-def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str], root: Root) -> None:
+def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str], untouched_root: RootClient) -> None:
     keyman(*SETUP, env=admin)
     issued = keyman("vault", "secret-id", "keyman-management", "--wrap-ttl", "60", env=admin)
     assert (issued.code, issued.err) == (0, "It can be unwrapped once, within 60 s.\n")
@@ -146,7 +152,7 @@ def test_a_secret_id_is_handed_over_wrapped_and_opens_once(admin: dict[str, str]
     address = f"{admin['KEYMAN_VAULT_ADDR']}/v1/sys/wrapping/unwrap"
     secret = httpx.post(address, headers=wrapping, verify=NO_TLS).json()["data"]["secret_id"]
     assert httpx.post(address, headers=wrapping, verify=NO_TLS).status_code == 400
-    login = root.ask("POST", "auth/approle/role/keyman-management/secret-id/lookup", {"secret_id": secret})
+    login = untouched_root.ask("POST", "auth/approle/role/keyman-management/secret-id/lookup", {"secret_id": secret})
     assert login["secret_id_num_uses"] == 0
     listed = json.loads(keyman("vault", "secret-id", "keyman-management", "--json", env=admin).out)
     assert listed["role_id"] == given["KEYMAN_VAULT_ROLE_ID"]
@@ -181,15 +187,17 @@ def test_a_token_that_may_not_and_a_vault_that_is_not_there_are_said(
     assert admin["KEYMAN_VAULT_TOKEN"] not in said
 
 
-def test_a_set_up_that_stops_half_way_says_where_and_goes_on_the_next_time(admin: dict[str, str], root: Root) -> None:
-    root.ask("PUT", "sys/policies/acl/half", {"policy": _HALF.replace("MOUNT", admin["KEYMAN_VAULT_MOUNT"])})
-    token = root.ask_token({"policies": ["half"], "no_default_policy": True})
+def test_a_set_up_that_stops_half_way_says_where_and_goes_on_the_next_time(
+    admin: dict[str, str], untouched_root: RootClient
+) -> None:
+    untouched_root.ask("PUT", "sys/policies/acl/half", {"policy": _HALF.replace("MOUNT", admin["KEYMAN_VAULT_MOUNT"])})
+    token = untouched_root.ask_token({"policies": ["half"], "no_default_policy": True})
     done = keyman(*SETUP, env={**admin, "KEYMAN_VAULT_TOKEN": token})
     assert done.code == 1
     assert done.out == f"mounted the Transit engine at {admin['KEYMAN_VAULT_MOUNT']}/\n"
-    assert done.err.startswith("This change failed, and no later one was made: made the key keyman: ")
+    assert done.err.startswith("This change failed, and no later one was made: created the key keyman: ")
     assert "Vault refuses KEYMAN_VAULT_TOKEN" in done.err
-    assert keyman(*SETUP, env=admin).out.startswith("made the key keyman: ")
+    assert keyman(*SETUP, env=admin).out.startswith("created the key keyman: ")
 
 
 _HALF = """
@@ -211,26 +219,26 @@ def test_the_administrators_token_is_asked_for_and_nothing_else(admin: dict[str,
 
 @pytest.mark.parametrize(("nature", "named"), [({"derived": False}, "derived"), ({"exportable": True}, "exportable")])
 def test_a_key_of_another_nature_is_not_touched(
-    admin: dict[str, str], root: Root, nature: dict[str, bool], named: str
+    admin: dict[str, str], untouched_root: RootClient, nature: dict[str, bool], named: str
 ) -> None:
     mount = admin["KEYMAN_VAULT_MOUNT"]
-    root.ask("POST", f"sys/mounts/{mount}", {"type": "transit"})
-    root.ask("POST", f"{mount}/keys/keyman", {"derived": True, "type": "aes256-gcm96", **nature})
-    before = root.ask("GET", f"{mount}/keys/keyman")
+    untouched_root.ask("POST", f"sys/mounts/{mount}", {"type": "transit"})
+    untouched_root.ask("POST", f"{mount}/keys/keyman", {"derived": True, "type": "aes256-gcm96", **nature})
+    before = untouched_root.ask("GET", f"{mount}/keys/keyman")
     for arguments in (SETUP, (*SETUP, "--dry-run")):
         said = failed(keyman(*arguments, env=admin))
         assert f"({named})" in said
         assert "Nothing was changed" in said
-    assert root.ask("GET", f"{mount}/keys/keyman") == before
+    assert untouched_root.ask("GET", f"{mount}/keys/keyman") == before
 
 
-def test_the_policy_of_the_administrator_is_enough(admin: dict[str, str], root: Root) -> None:
-    """From nothing at this mount, with a token of keyman-admin alone."""
+def test_the_policy_of_the_administrator_is_enough(admin: dict[str, str], untouched_root: RootClient) -> None:
+    """From nothing at this mount, with only a token of keyman-admin."""
     keyman(*SETUP, env=admin)  # as Vault's owner, who hands the policy on
-    token = root.ask_token({"policies": ["keyman-admin"], "no_default_policy": True})
+    token = untouched_root.ask_token({"policies": ["keyman-admin"], "no_default_policy": True})
     mount = admin["KEYMAN_VAULT_MOUNT"]
-    root.ask("DELETE", f"sys/mounts/{mount}")
-    root.ask("DELETE", "auth/approle/role/keyman-rotator")
+    untouched_root.ask("DELETE", f"sys/mounts/{mount}")
+    untouched_root.ask("DELETE", "auth/approle/role/keyman-rotator")
     env = {**admin, "KEYMAN_VAULT_TOKEN": token}
     done = keyman(*SETUP, env=env)
     assert done.code == 0, done.err

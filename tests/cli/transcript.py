@@ -5,19 +5,17 @@ second that an interpreter needs to start. What needs a process of its own (term
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
-import structlog
-
 from keyman.cli import main
-from tests.support.live import Finished, environment
+from tests.support.cli import Finished, environment
+from tests.support.logs import own_logging
 
 
 def keyman(*arguments: str | Path, env: Mapping[str, str] | None = None, stdin: str | bytes = "") -> Finished:
@@ -28,7 +26,7 @@ def keyman(*arguments: str | Path, env: Mapping[str, str] | None = None, stdin: 
         mock.patch.dict(os.environ, environment() if env is None else env, clear=True),
         mock.patch.object(sys, "argv", ["keyman", *map(str, arguments)]),
         mock.patch.object(sys, "stdin", given),
-        _logging_kept(),
+        own_logging(),
         redirect_stdout(io.TextIOWrapper(out, "utf-8", write_through=True)),
         redirect_stderr(io.TextIOWrapper(err, "utf-8", write_through=True)),
     ):
@@ -46,15 +44,3 @@ def _ended() -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-@contextmanager
-def _logging_kept() -> Iterator[None]:
-    """A command sets logging up for its process; here that is the tests'."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    root.handlers[:] = []
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.configure(**before)

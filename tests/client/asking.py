@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
 from keyman.client import AsyncKeyman, AsyncResolver, Keyman, Resolved, Resolver
-from tests.vault.fake import Reply, answer
+from tests.support.http import Reply, answer
 
 Kind = Literal["async", "sync"]
 

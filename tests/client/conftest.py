@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 
 from tests.client.asking import Kind
 from tests.planes.resolver.pair import Pair, pair_at
-from tests.support.databases import copied
+from tests.support.database import copied
 from tests.support.planes import Vault
 
 

@@ -11,7 +11,7 @@ from stack.certificates import authority, issue
 
 from keyman.client import AsyncKeyman, AsyncResolver, Keyman, Resolver, Secret, Unreachable
 from tests.client.asking import TOKEN, VALUE, Kind, given, resolver
-from tests.vault.fake import fake
+from tests.support.http import faulty_server
 
 CLIENTS = (Resolver, AsyncResolver, Keyman, AsyncKeyman)
 
@@ -27,7 +27,7 @@ CLIENTS = (Resolver, AsyncResolver, Keyman, AsyncKeyman)
         "http://[2001:db8::1]",
     ],
 )
-def test_plain_http_is_for_loopback_alone(client: type[Resolver], url: str) -> None:
+def test_plain_http_is_only_for_loopback(client: type[Resolver], url: str) -> None:
     with pytest.raises(ValueError, match="plain http") as caught:
         client(url, TOKEN)
     assert TOKEN not in str(caught.value)
@@ -112,7 +112,7 @@ async def test_a_certificate_is_verified(kind: Kind, tmp_path: Path) -> None:
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(tmp_path / "server.pem")
     assert theirs
-    async with fake([given()], serving) as server:
+    async with faulty_server([given()], serving) as server:
         for ca_file, url in (
             (None, server.address),
             (tmp_path / "theirs" / "ca.crt", server.address),

@@ -72,7 +72,7 @@ def fields(key: Key) -> dict[str, Any]:
     return {name: getattr(key, name) for name in key.__struct_fields__}
 
 
-async def test_a_key_that_has_changed_since_it_was_read_is_left_alone(pair: Pair) -> None:
+async def test_a_key_that_has_changed_since_it_was_read_is_not_written(pair: Pair) -> None:
     async with script(pair) as client:
         read: Key = await client("add", "OPENAI", OPENAI_KEY)
         await client("change", read.id, name="by somebody else")

@@ -31,9 +31,9 @@ from keyman.values import ApplicationName
 from tests.client.asking import HERS, TOKEN, VALUE, Asked, Kind, given, problem, resolver
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.planes.resolver.pair import App, Pair, resolver_at
-from tests.support.live import PATIENCE
+from tests.support.http import HANG_UP, RESET, Reply, Request, faulty_server
 from tests.support.planes import ORIGIN, Vault
-from tests.vault.fake import HANG_UP, RESET, Reply, Request, fake
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ async def test_what_the_plane_refuses_has_a_name(pair: Pair) -> None:
         assert app.token not in str(revoked.value)
 
 
-async def test_a_limit_of_the_plane_is_told_with_the_time_to_wait(pair: Pair, provisioned: Vault) -> None:
+async def test_a_limit_of_the_plane_is_raised_with_the_time_to_wait(pair: Pair, provisioned: Vault) -> None:
     ada, app = await pair.owner(), await pair.app()
     key_id = await ada.key()
     url = pair.resolver.settings.database_url
@@ -98,7 +98,7 @@ async def test_a_limit_of_the_plane_is_told_with_the_time_to_wait(pair: Pair, pr
     assert caught.value.retry_after > 10
 
 
-async def test_without_a_cache_each_resolve_is_in_the_trail_and_with_one_the_first(pair: Pair) -> None:
+async def test_without_a_cache_the_audit_log_has_each_resolve_and_with_one_the_first(pair: Pair) -> None:
     ada, app = await pair.owner(), await pair.app()
     which = {"key_id": await ada.key()}
     async with asking(pair, app) as client:
@@ -115,7 +115,7 @@ async def test_without_a_cache_each_resolve_is_in_the_trail_and_with_one_the_fir
 
 
 async def test_a_resolved_key_masks_itself(kind: Kind) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
         resolved = await client.resolve()
         shown = [
             repr(resolved),
@@ -136,7 +136,7 @@ async def test_a_resolved_key_masks_itself(kind: Kind) -> None:
     [{}, {"user_id": 7}, {"service": "OPENAI"}, {"key_id": 1, "user_id": 7}, {"key_id": 1, **HERS}],
 )
 async def test_a_key_is_named_in_one_way_or_not_asked_for(kind: Kind, wrong: dict[str, Any]) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address) as client:
         with pytest.raises(TypeError):
             await client("resolve", **wrong)
     assert server.requests == []
@@ -148,7 +148,7 @@ async def test_a_key_is_named_in_one_way_or_not_asked_for(kind: Kind, wrong: dic
 async def test_a_cache_asks_once_for_as_long_as_it_lives(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("keyman.client.cache.monotonic", lambda: now[0])
-    async with fake([given()]) as server, resolver(kind, server.address, cache_ttl=30) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address, cache_ttl=30) as client:
         for moment, asked in ((1000.0, 1), (1029.9, 1), (1030.0, 2), (1059.0, 2), (1061.0, 3)):
             now[0] = moment
             await client.resolve()
@@ -156,7 +156,7 @@ async def test_a_cache_asks_once_for_as_long_as_it_lives(kind: Kind, monkeypatch
 
 
 async def test_the_same_key_by_another_name_is_asked_for(kind: Kind) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address, cache_ttl=30) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address, cache_ttl=30) as client:
         await client.resolve()
         await client.resolve(key_id=1)
         await client.resolve(key_id=1)
@@ -165,7 +165,7 @@ async def test_the_same_key_by_another_name_is_asked_for(kind: Kind) -> None:
 
 async def test_a_refused_token_forgets_every_value(kind: Kind) -> None:
     script = [given(), given(key_id=2), REVOKED, given(), given(key_id=2)]
-    async with fake(script) as server, resolver(kind, server.address, cache_ttl=60) as client:
+    async with faulty_server(script) as server, resolver(kind, server.address, cache_ttl=60) as client:
         await client.resolve()
         await client.resolve(key_id=2)
         with pytest.raises(Unauthenticated):
@@ -178,7 +178,7 @@ async def test_a_refused_token_forgets_every_value(kind: Kind) -> None:
 @pytest.mark.parametrize("refusal", [GONE, BROKEN])
 async def test_a_key_that_is_gone_is_forgotten_by_all_its_names_and_no_other_is(kind: Kind, refusal: Reply) -> None:
     script = [given(), given(key_id=2, user_id=8), refusal, given()]
-    async with fake(script) as server, resolver(kind, server.address, cache_ttl=60) as client:
+    async with faulty_server(script) as server, resolver(kind, server.address, cache_ttl=60) as client:
         await client.resolve()
         await client.resolve(user_id=8, service="OPENAI")
         with pytest.raises((NotFound, Undecryptable)):
@@ -191,7 +191,7 @@ async def test_a_key_that_is_gone_is_forgotten_by_all_its_names_and_no_other_is(
 
 async def test_an_outage_forgets_nothing(kind: Kind) -> None:
     async with (
-        fake([given(), problem(503, "vault-unavailable")]) as server,
+        faulty_server([given(), problem(503, "vault-unavailable")]) as server,
         resolver(kind, server.address, cache_ttl=60) as client,
     ):
         await client.resolve()
@@ -200,8 +200,8 @@ async def test_an_outage_forgets_nothing(kind: Kind) -> None:
         assert (await client.resolve()).reveal() == VALUE
 
 
-async def test_a_provider_that_refuses_a_key_has_it_asked_for_anew(kind: Kind) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
+async def test_a_key_that_a_provider_refuses_is_resolved_again(kind: Kind) -> None:
+    async with faulty_server([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
         await client.resolve()
         client.client.forget(**HERS)
         await client.resolve()
@@ -215,7 +215,7 @@ async def test_a_provider_that_refuses_a_key_has_it_asked_for_anew(kind: Kind) -
 
 async def test_those_who_ask_at_once_ask_once_with_asyncio() -> None:
     async with (
-        fake([Reply(200, given().body, delay=0.1)]) as server,
+        faulty_server([Reply(200, given().body, delay=0.1)]) as server,
         AsyncResolver(server.address, TOKEN, cache_ttl=60) as client,
     ):
         got = await asyncio.gather(*(client.resolve(**HERS) for _ in range(50)))
@@ -238,7 +238,7 @@ async def test_those_who_ask_at_once_ask_once_in_threads() -> None:
             for thread in threads:
                 thread.join()
 
-    async with fake([Reply(200, given().body, delay=0.2)]) as server:
+    async with faulty_server([Reply(200, given().body, delay=0.2)]) as server:
         await asyncio.to_thread(all_ask, server.address)
     assert [resolved.reveal() for resolved in got] == [VALUE] * 20
     assert len(server.requests) == 1
@@ -246,7 +246,7 @@ async def test_those_who_ask_at_once_ask_once_in_threads() -> None:
 
 async def test_those_who_wait_share_a_refusal_each_with_an_error_of_their_own() -> None:
     late = Reply(404, GONE.body, delay=0.1)
-    async with fake([late]) as server, AsyncResolver(server.address, TOKEN, cache_ttl=60) as client:
+    async with faulty_server([late]) as server, AsyncResolver(server.address, TOKEN, cache_ttl=60) as client:
         ends = await asyncio.gather(*(client.resolve(**HERS) for _ in range(10)), return_exceptions=True)
     assert {type(end) for end in ends} == {NotFound}
     assert len({id(end) for end in ends}) == 10
@@ -255,7 +255,7 @@ async def test_those_who_wait_share_a_refusal_each_with_an_error_of_their_own() 
 
 async def test_one_who_gives_up_takes_nobody_along() -> None:
     async with (
-        fake([Reply(200, given().body, delay=0.2)]) as server,
+        faulty_server([Reply(200, given().body, delay=0.2)]) as server,
         AsyncResolver(server.address, TOKEN, cache_ttl=60) as client,
     ):
         first = asyncio.ensure_future(client.resolve(**HERS))
@@ -309,7 +309,7 @@ async def test_a_value_asked_for_before_all_was_forgotten_is_not_kept(kind: Kind
     def slow(request: Request) -> Reply:
         return REVOKED if b'"key_id":3' in request.body else Reply(200, given().body, delay=0.3)
 
-    async with fake(slow) as server, resolver(kind, server.address, cache_ttl=60) as client:
+    async with faulty_server(slow) as server, resolver(kind, server.address, cache_ttl=60) as client:
         first = asyncio.ensure_future(client.resolve())
         while not server.requests:
             await asyncio.sleep(0.01)
@@ -321,14 +321,17 @@ async def test_a_value_asked_for_before_all_was_forgotten_is_not_kept(kind: Kind
 
 
 async def test_what_was_retried_is_kept_as_well(kind: Kind) -> None:
-    async with fake([RESET, HANG_UP, given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
+    async with (
+        faulty_server([RESET, HANG_UP, given()]) as server,
+        resolver(kind, server.address, cache_ttl=60) as client,
+    ):
         for _ in range(2):
             await client.resolve()
     assert len(server.requests) == 3
 
 
 async def test_a_closed_client_holds_no_value(kind: Kind) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address, cache_ttl=60) as client:
         await client.resolve()
         assert len(client.client._cache) == 1
     assert len(client.client._cache) == 0

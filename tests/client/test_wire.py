@@ -27,8 +27,8 @@ from keyman.client import (
 from keyman.client.exchange import MAX_ANSWER, MAX_TEXT
 from keyman.retry import ATTEMPTS
 from tests.client.asking import TOKEN, VALUE, Kind, given, keyman, problem, resolver
-from tests.support.live import PATIENCE, free_port
-from tests.vault.fake import HANG_UP, RESET, SILENCE, Reply, answer, fake
+from tests.support.http import HANG_UP, RESET, SILENCE, Reply, answer, faulty_server, free_port
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -40,14 +40,14 @@ SEALED = problem(503, "vault-unavailable", "Vault is sealed.")
 
 @pytest.mark.parametrize("fault", [RESET, HANG_UP, SEALED, problem(429, "rate-limited"), Reply(502, b"<html>")])
 async def test_what_passes_is_tried_again(kind: Kind, fault: Reply) -> None:
-    async with fake([fault, fault, given()]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([fault, fault, given()]) as server, resolver(kind, server.address) as client:
         assert (await client.resolve()).reveal() == VALUE
     assert len(server.requests) == 3
     assert len({request.body for request in server.requests}) == 1
 
 
-async def test_an_outage_is_told_after_a_few_attempts(kind: Kind) -> None:
-    async with fake([SEALED]) as server, resolver(kind, server.address) as client:
+async def test_an_outage_is_raised_after_a_few_attempts(kind: Kind) -> None:
+    async with faulty_server([SEALED]) as server, resolver(kind, server.address) as client:
         with pytest.raises(Unavailable, match="Vault is sealed") as caught:
             await client.resolve()
     assert len(server.requests) == ATTEMPTS
@@ -56,7 +56,10 @@ async def test_an_outage_is_told_after_a_few_attempts(kind: Kind) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 500, 501])
 async def test_what_does_not_pass_is_not_tried_again(kind: Kind, status: int) -> None:
-    async with fake([problem(status, "whatever"), given()]) as server, resolver(kind, server.address) as client:
+    async with (
+        faulty_server([problem(status, "whatever"), given()]) as server,
+        resolver(kind, server.address) as client,
+    ):
         with pytest.raises(ClientError):
             await client.resolve()
     assert len(server.requests) == 1
@@ -64,7 +67,7 @@ async def test_what_does_not_pass_is_not_tried_again(kind: Kind, status: int) ->
 
 async def test_retry_after_is_waited_for(kind: Kind) -> None:
     slow_down = problem(429, "rate-limited", **{"Retry-After": "1"})
-    async with fake([slow_down, given()]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([slow_down, given()]) as server, resolver(kind, server.address) as client:
         await client.resolve()
         first, second = server.arrivals
         assert second - first >= 1
@@ -72,7 +75,7 @@ async def test_retry_after_is_waited_for(kind: Kind) -> None:
 
 async def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(kind: Kind) -> None:
     slow_down = problem(429, "rate-limited", **{"Retry-After": "60"})
-    async with fake([slow_down]) as server, resolver(kind, server.address, timeout=PATIENCE) as client:
+    async with faulty_server([slow_down]) as server, resolver(kind, server.address, timeout=PATIENCE) as client:
         with pytest.raises(RateLimited) as caught:
             await client.resolve()
     assert (caught.value.retry_after, len(server.requests)) == (60, 1)
@@ -106,7 +109,7 @@ async def test_what_was_not_sent_is_sent_again_and_what_may_have_been_is_not(kin
         "updated_at": "2026-01-01T00:00:00Z",
     }
     read = Reply(200, json.dumps(key).encode(), {"ETag": '"abc"'})
-    async with fake([read, HANG_UP]) as server, keyman(kind, server.address) as client:
+    async with faulty_server([read, HANG_UP]) as server, keyman(kind, server.address) as client:
         held = await client("get", 1)
         for method, arguments in (("delete", (1,)), ("delete", (held,)), ("replace", (held, VALUE))):
             before = len(server.requests)
@@ -118,13 +121,13 @@ async def test_what_was_not_sent_is_sent_again_and_what_may_have_been_is_not(kin
         with pytest.raises(Unreachable):
             await client("replace", 1, VALUE)
         assert len(server.requests) - before == ATTEMPTS
-    async with fake([read, SEALED, read]) as server, keyman(kind, server.address) as client:
+    async with faulty_server([read, SEALED, read]) as server, keyman(kind, server.address) as client:
         # Vault was not there: certainly nothing was stored.
         assert await client("replace", await client("get", 1), VALUE) == held
 
 
 async def test_connections_are_used_again(kind: Kind) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address) as client:
         for _ in range(3):
             await client.resolve()
     assert (len(server.requests), server.connections) == (3, 1)
@@ -145,7 +148,7 @@ async def test_connections_are_used_again(kind: Kind) -> None:
     ids=["silence", "late", "headers drip", "body drips", "body stalls"],
 )
 async def test_no_server_holds_a_caller_past_the_deadline(kind: Kind, slow: Reply) -> None:
-    async with fake([slow]) as server, resolver(kind, server.address, timeout=0.2) as client:
+    async with faulty_server([slow]) as server, resolver(kind, server.address, timeout=0.2) as client:
         began = monotonic()
         with pytest.raises(DeadlineExceeded):
             await client.resolve()
@@ -155,7 +158,7 @@ async def test_no_server_holds_a_caller_past_the_deadline(kind: Kind, slow: Repl
 
 
 async def test_a_caller_who_gives_up_leaves_a_client_that_works() -> None:
-    async with fake([SILENCE, given()]) as server, resolver("async", server.address) as client:
+    async with faulty_server([SILENCE, given()]) as server, resolver("async", server.address) as client:
         asking = asyncio.ensure_future(client.resolve())
         while not server.requests:
             await asyncio.sleep(0.01)
@@ -190,7 +193,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("harm", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_what_is_not_an_answer_of_keyman_is_none(kind: Kind, harm: Reply) -> None:
-    async with fake([harm]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([harm]) as server, resolver(kind, server.address) as client:
         with pytest.raises((BadAnswer, Unreachable)) as caught:
             await client.resolve()
     assert silent(caught.value)
@@ -202,7 +205,7 @@ async def test_an_answer_is_read_to_a_bound_and_no_further(kind: Kind) -> None:
         raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n%b\r\n" % (b" " * 65536) * 160
     )
     for reply in (large, endless, Reply(404, large.body)):
-        async with fake([reply]) as server, resolver(kind, server.address, timeout=PATIENCE) as client:
+        async with faulty_server([reply]) as server, resolver(kind, server.address, timeout=PATIENCE) as client:
             with pytest.raises(BadAnswer, match="too large"):
                 await client.resolve()
         assert len(server.requests) == 1
@@ -210,13 +213,13 @@ async def test_an_answer_is_read_to_a_bound_and_no_further(kind: Kind) -> None:
 
 async def test_headers_are_bounded_too(kind: Kind) -> None:
     head = Reply(raw=b"HTTP/1.1 200 OK\r\n" + b"X-Header: value\r\n" * 100_000)
-    async with fake([head]) as server, resolver(kind, server.address, timeout=PATIENCE) as client:
+    async with faulty_server([head]) as server, resolver(kind, server.address, timeout=PATIENCE) as client:
         with pytest.raises(Unreachable):
             await client.resolve()
 
 
 async def test_nothing_is_unpacked(kind: Kind) -> None:
-    async with fake([given()]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([given()]) as server, resolver(kind, server.address) as client:
         await client.resolve()
     (request,) = server.requests
     assert request.headers["accept-encoding"] == "identity"
@@ -224,9 +227,9 @@ async def test_nothing_is_unpacked(kind: Kind) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_token_follows_no_redirect(kind: Kind, status: int) -> None:
-    async with fake([given()]) as thief:
+    async with faulty_server([given()]) as thief:
         away = Reply(status, b"", {"Location": f"{thief.address}/v1/resolve"})
-        async with fake([away]) as server, resolver(kind, server.address) as client:
+        async with faulty_server([away]) as server, resolver(kind, server.address) as client:
             with pytest.raises(BadAnswer, match="redirect"):
                 await client.resolve()
     assert thief.requests == []
@@ -235,14 +238,14 @@ async def test_a_token_follows_no_redirect(kind: Kind, status: int) -> None:
 
 async def test_a_cookie_is_not_sent_back(kind: Kind) -> None:
     sticky = Reply(200, given().body, {"Set-Cookie": "id=1; Path=/"})
-    async with fake([sticky]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([sticky]) as server, resolver(kind, server.address) as client:
         for _ in range(2):
             await client.resolve()
     assert all("cookie" not in request.headers for request in server.requests)
 
 
 async def test_a_proxy_in_the_environment_gets_nothing(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with fake([given(api_key="sk-of-the-proxy")]) as proxy, fake([given()]) as server:
+    async with faulty_server([given(api_key="sk-of-the-proxy")]) as proxy, faulty_server([given()]) as server:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.address)
         async with resolver(kind, server.address) as client:
@@ -252,9 +255,9 @@ async def test_a_proxy_in_the_environment_gets_nothing(kind: Kind, monkeypatch: 
 
 async def test_a_link_to_elsewhere_is_followed_at_home(kind: Kind) -> None:
     """A page of a listing names the next one by an address; the token stays where it belongs."""
-    async with fake([answer([])]) as thief:
+    async with faulty_server([answer([])]) as thief:
         away = Reply(200, b"[]", {"Link": f'<{thief.address}/api/keys?cursor=AAAAAAAAAAo>; rel="next"'})
-        async with fake([away, answer([])]) as server, keyman(kind, server.address) as client:
+        async with faulty_server([away, answer([])]) as server, keyman(kind, server.address) as client:
             assert await client.all("keys") == []
     assert thief.requests == []
     assert [request.target for request in server.requests] == [
@@ -265,7 +268,7 @@ async def test_a_link_to_elsewhere_is_followed_at_home(kind: Kind) -> None:
 
 @pytest.mark.parametrize("link", ['</api/keys?cursor=AAAAAAAAAAo>; rel="next"', '</api/keys>; rel="next"'])
 async def test_a_listing_that_would_never_end_ends(kind: Kind, link: str) -> None:
-    async with fake([Reply(200, b"[]", {"Link": link})]) as server, keyman(kind, server.address) as client:
+    async with faulty_server([Reply(200, b"[]", {"Link": link})]) as server, keyman(kind, server.address) as client:
         with pytest.raises(BadAnswer):
             await client.all("keys")
     assert len(server.requests) <= 2
@@ -273,7 +276,7 @@ async def test_a_listing_that_would_never_end_ends(kind: Kind, link: str) -> Non
 
 @pytest.mark.parametrize("wrong", ["1/../../auth/me", "1?x=1", 1.0, None])
 async def test_an_id_leads_to_no_other_path(kind: Kind, wrong: object) -> None:
-    async with fake([answer({})]) as server, keyman(kind, server.address) as client:
+    async with faulty_server([answer({})]) as server, keyman(kind, server.address) as client:
         for method in ("get", "delete"):
             with pytest.raises(TypeError):
                 await client(method, wrong)
@@ -285,7 +288,7 @@ async def test_an_id_leads_to_no_other_path(kind: Kind, wrong: object) -> None:
 
 async def test_a_servers_words_come_without_control_characters_and_to_a_length(kind: Kind) -> None:
     words = "\x1b[31mred\r\n2026-01-01 INFO forged\u202e" + "x" * 10_000
-    async with fake([problem(404, "not-found", words)]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([problem(404, "not-found", words)]) as server, resolver(kind, server.address) as client:
         with pytest.raises(NotFound) as caught:
             await client.resolve()
     assert str(caught.value).isprintable()
@@ -294,16 +297,16 @@ async def test_a_servers_words_come_without_control_characters_and_to_a_length(k
 
 async def test_fields_at_fault_are_named(kind: Kind) -> None:
     body = {"type": "/problems/invalid-request", "errors": [{"field": "user_id", "message": "must be a row"}]}
-    async with fake([answer(body, 400)]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([answer(body, 400)]) as server, resolver(kind, server.address) as client:
         with pytest.raises(InvalidRequest) as caught:
             await client.resolve()
     assert caught.value.errors == (("user_id", "must be a row"),)
 
 
-async def test_a_problem_of_a_strange_shape_is_still_told_by_its_status(kind: Kind) -> None:
+async def test_a_problem_of_a_strange_shape_is_recognised_by_its_status(kind: Kind) -> None:
     strange: list[Any] = [{"type": 5}, {"detail": ["x"]}, [], None, {"errors": "many"}, {"type": "/problems/../../x"}]
     replies = [*(answer(body, 404) for body in strange), Reply(404, b"\xff")]
-    async with fake(replies) as server, resolver(kind, server.address) as client:
+    async with faulty_server(replies) as server, resolver(kind, server.address) as client:
         for _ in replies:
             with pytest.raises(NotFound) as caught:
                 await client.resolve()
@@ -311,7 +314,7 @@ async def test_a_problem_of_a_strange_shape_is_still_told_by_its_status(kind: Ki
 
 
 async def test_a_status_without_a_meaning_is_a_failure_of_the_server(kind: Kind) -> None:
-    async with fake([Reply(418, b"")]) as server, resolver(kind, server.address) as client:
+    async with faulty_server([Reply(418, b"")]) as server, resolver(kind, server.address) as client:
         with pytest.raises(ServerFailed):
             await client.resolve()
 
@@ -325,7 +328,7 @@ async def test_what_was_sent_is_in_no_error(kind: Kind) -> None:
         body = {"type": f"/problems/{TOKEN}", "title": said, "detail": said, "request_id": TOKEN, "errors": fields}
         return answer(body, 400)
 
-    async with fake(mirror) as server, keyman(kind, server.address) as client:
+    async with faulty_server(mirror) as server, keyman(kind, server.address) as client:
         for method, arguments in (("add", ("OPENAI", VALUE)), ("replace", (1, VALUE))):
             with pytest.raises(InvalidRequest) as caught:
                 await client(method, *arguments)
@@ -347,7 +350,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 async def test_no_error_holds_a_token_or_a_value(kind: Kind, fault: Reply) -> None:
-    async with fake([fault]) as server, resolver(kind, server.address, timeout=0.6) as client:
+    async with faulty_server([fault]) as server, resolver(kind, server.address, timeout=0.6) as client:
         with pytest.raises(ClientError) as caught:
             await client.resolve()
         assert silent(caught.value)
@@ -369,7 +372,7 @@ def silent(fault: ClientError) -> bool:
 async def test_no_log_holds_a_token_or_a_value(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         for reply in (given(), problem(404, "not-found")):
-            async with fake([reply]) as server, resolver(kind, server.address) as client:
+            async with faulty_server([reply]) as server, resolver(kind, server.address) as client:
                 with contextlib.suppress(NotFound):
                     await client.resolve()
     assert caplog.records

@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.errors import ConfigurationError, MissingExtra
 from keyman.vault.adapter import VaultFault, none_if_missing
+from tests.support.cli import has_ended
+from tests.support.waiting import becomes
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,22 +80,6 @@ def environment_of(pid: int) -> set[str]:
     return {line.partition("=")[0] for line in lines}
 
 
-def gone(pid: int) -> bool:
-    """Whether a process that is no child of this one has ended."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when `condition` is true; half a minute without that is a failure."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 # --- The first start and the next
 
 
@@ -110,7 +96,7 @@ async def test_a_second_start_finds_what_the_first_left(home: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_it_keeps_is_for_its_owner_alone(
+async def test_only_its_owner_can_read_what_it_keeps(
     home: Path, servers: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a developer's shell holds is not for the server.
@@ -190,7 +176,7 @@ async def test_killed_while_it_writes_it_keeps_all_that_it_had_confirmed(
         assert confirmed.items() <= (await kept(server)).items()
         writers = [asyncio.create_task(write(server, f"r{round_}w{number}")) for number in range(4)]
         enough = len(confirmed) + 20 * (round_ + 1)
-        await until(lambda enough=enough: len(confirmed) >= enough)  # type: ignore[misc]  # a default binds it
+        await becomes(lambda enough=enough: len(confirmed) >= enough)  # type: ignore[misc]  # a default binds it
         servers[-1].kill()
         servers[-1].wait()
         await asyncio.gather(*writers)
@@ -204,7 +190,7 @@ async def test_killed_while_it_starts_for_the_first_time_it_starts_again(
     home: Path, servers: list["subprocess.Popen[bytes]"], moment: float
 ) -> None:
     start = asyncio.create_task(embedded.start(home))
-    await until(lambda: bool(servers))
+    await becomes(lambda: bool(servers))
     await asyncio.sleep(moment)
     servers[0].kill()
     with pytest.raises(ConfigurationError, match=r"server\.log"):
@@ -219,7 +205,7 @@ async def test_killed_after_it_was_initialised_it_says_so_at_once_and_starts_aga
     home: Path, servers: list["subprocess.Popen[bytes]"]
 ) -> None:
     start = asyncio.create_task(embedded.start(home))
-    await until((home / "keys.json").exists)
+    await becomes((home / "keys.json").exists)
     servers[0].kill()
     with pytest.raises(ConfigurationError) as caught:
         await start
@@ -248,7 +234,7 @@ asyncio.run(embedded.start(pathlib.Path(sys.argv[1])))
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("servers")
-async def test_killed_between_initialising_and_keeping_the_keys_it_begins_anew(home: Path) -> None:
+async def test_killed_between_initialising_and_keeping_the_keys_it_starts_again(home: Path) -> None:
     with run_python(DIES_BEFORE_KEEPING_THE_KEYS, home) as starter:
         assert await asyncio.to_thread(starter.wait, 60) == -signal.SIGKILL
     assert (home / "raft").exists()
@@ -274,9 +260,9 @@ async def test_it_goes_with_its_parent_and_its_data_stays(home: Path) -> None:
     with run_python(STARTS_AND_WAITS, home) as parent:
         assert parent.stdout is not None
         pid = int((await asyncio.to_thread(parent.stdout.readline)).split()[0])
-        assert not gone(pid)
+        assert not has_ended(pid)
         parent.kill()
-    await until(lambda: gone(pid))
+    await becomes(lambda: has_ended(pid))
     server = await embedded.start(home)
     assert await kept(server) == {}
 
@@ -340,7 +326,7 @@ async def test_data_that_does_not_open_with_the_kept_key_stops_the_start_and_sta
 @pytest.mark.anyio
 async def test_a_start_that_is_cancelled_leaves_no_server(home: Path, servers: list["subprocess.Popen[bytes]"]) -> None:
     start = asyncio.create_task(embedded.start(home))
-    await until(lambda: bool(servers))
+    await becomes(lambda: bool(servers))
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start

@@ -17,23 +17,11 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from tests.support.live import (
-    NO_TLS,
-    Live,
-    Root,
-    dev,
-    dev_parts,
-    environment,
-    free_port,
-    is_free,
-    keyman,
-    keys_of_home,
-    processes,
-    script,
-    settings_of,
-    sign_up,
-    until,
-)
+from tests.support.cli import Live, dev, dev_parts, environment, processes, run_keyman, settings_of
+from tests.support.database import keys_of_home
+from tests.support.http import NO_TLS, free_port, is_free, script, sign_up
+from tests.support.vault import RootClient
+from tests.support.waiting import until
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 OTHER_VALUE = "sk-Zt81LqoPw5aYc3hVn6Xe9876"
@@ -108,7 +96,7 @@ class Used(NamedTuple):
         client = self.client()
         listed = client.get("/api/keys").json()
         assert listed[-len(self.keys) :] == self.keys
-        root = Root.of_home(self.home)
+        root = RootClient.of_home(self.home)
         rows = [keys_of_home(self.home)[key["id"]] for key in listed]
         opened = [root.opens(row.ciphertext, row.context) for row in rows]
         assert opened[-2:] == [OTHER_VALUE, VALUE]
@@ -161,7 +149,7 @@ def test_only_its_owner_can_look_into_a_home(fresh: Fresh) -> None:
 
 
 def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it(fresh: Fresh) -> None:
-    root = Root.of_home(fresh.home)
+    root = RootClient.of_home(fresh.home)
     token = root.ask("GET", "auth/token/lookup-self")["id"]
     service = dev_parts(fresh.live).service
     assert token.encode() not in Path(f"/proc/{service}/environ").read_bytes()
@@ -188,8 +176,8 @@ def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it
     until(lambda: httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).status_code == 200, "readiness")
 
 
-def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_under_its_own_context_alone(fresh: Fresh) -> None:
-    root = Root.of_home(fresh.home)
+def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_only_under_its_own_context(fresh: Fresh) -> None:
+    root = RootClient.of_home(fresh.home)
     ada = sign_up(fresh.url, "ada@example.com")
     token = ada.post("/api/tokens", json={"name": "curl"}).json()["token"]
     client = script(fresh.url, token)
@@ -218,16 +206,16 @@ def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_under_its_own_con
 
 
 def test_operators_commands_work_on_a_home_that_is_in_use(fresh: Fresh) -> None:
-    added = keyman("user", "add", "op@example.com", "--home", fresh.home, stdin="a password for ops\n")
+    added = run_keyman("user", "add", "op@example.com", "--home", fresh.home, stdin="a password for ops\n")
     assert added.code == 0, added.err
-    created = keyman("token", "create", "--home", fresh.home, "--user", "op@example.com", "--name", "ci")
+    created = run_keyman("token", "create", "--home", fresh.home, "--user", "op@example.com", "--name", "ci")
     assert created.code == 0
     assert script(fresh.url, created.out.strip()).get("/api/keys").json() == []
-    assert keyman("db", "check", "--home", fresh.home).code == 0
+    assert run_keyman("db", "check", "--home", fresh.home).code == 0
 
 
 def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
-    second = keyman("dev", "--home", fresh.home, "--port", str(free_port()))
+    second = run_keyman("dev", "--home", fresh.home, "--port", str(free_port()))
     assert (second.code, second.out) == (1, "")
     assert second.err.count("\n") == 1
     assert "already runs" in second.err
@@ -253,7 +241,7 @@ def test_a_plane_does_not_hold_what_the_other_logs_in_with(fresh: Fresh) -> None
 def test_an_application_that_is_registered_gets_back_what_a_user_has_left(fresh: Fresh) -> None:
     grace = sign_up(fresh.url, "grace@example.com")
     key = grace.post("/api/keys", json={"service": "OPENAI", "api_key": OTHER_VALUE}).json()
-    created = keyman("app", "create", "chat-backend", "--service", "OPENAI", "--home", fresh.home)
+    created = run_keyman("app", "create", "chat-backend", "--service", "OPENAI", "--home", fresh.home)
     assert created.code == 0, created.err
     application = script(f"http://127.0.0.1:{fresh.port + 1}", created.out.strip())
     answer = application.post("/v1/resolve", json={"key_id": key["id"]})
@@ -271,7 +259,7 @@ def test_an_application_that_is_registered_gets_back_what_a_user_has_left(fresh:
 def test_a_port_in_use_is_said_in_one_sentence(nothing: Path, place: int) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port + place)):
-        refused = keyman("dev", "--home", nothing, "--port", str(port))
+        refused = run_keyman("dev", "--home", nothing, "--port", str(port))
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port + place} on 127.0.0.1 is in use" in refused.err
@@ -313,9 +301,7 @@ def _twice(running: Live) -> None:
     [_interrupt_group, _to_supervisor(signal.SIGTERM), _to_supervisor(signal.SIGHUP), _twice],
     ids=["ctrl-c", "sigterm", "sighup", "twice"],
 )
-def test_whoever_asks_it_to_stop_leaves_nothing_behind_but_all_data(
-    travelled: Used, ask: Callable[[Live], None]
-) -> None:
+def test_a_stop_leaves_all_data_and_nothing_else(travelled: Used, ask: Callable[[Live], None]) -> None:
     with travelled.started() as running:
         travelled.is_whole()
         ask(running)
@@ -433,7 +419,7 @@ def test_the_service_killed_while_it_starts_leaves_no_worker(used: Used) -> None
 def test_lost_keys_of_the_vault_are_said_and_nothing_is_overwritten(used: Used) -> None:
     (used.home / "vault" / "keys.json").unlink()
     before = (used.home / "keyman.db").read_bytes()
-    refused = keyman("dev", "--home", used.home, "--port", str(used.port))
+    refused = run_keyman("dev", "--home", used.home, "--port", str(used.port))
     assert (refused.code, refused.out) == (1, "")
     assert "keys.json is missing" in refused.err
     assert f"remove {used.home}" in refused.err
@@ -454,7 +440,7 @@ def test_what_lies_in_the_current_directory_is_never_run(used: Used, tmp_path: P
 
 def test_a_home_that_cannot_be_made_is_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused = keyman("dev", "--home", tmp_path / "file" / "home")
+    refused = run_keyman("dev", "--home", tmp_path / "file" / "home")
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert "--home" in refused.err

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.live import free_port
+from tests.support.http import free_port
 
 DOCKER = Path(__file__).parents[2] / "docker"
 IMAGES = DOCKER / "stand-ins" / "images.env"
@@ -131,7 +131,7 @@ class Stack:
         return self.compose("run", "--rm", "-T", "--no-deps", "migrate", *arguments).strip()
 
     def application(self, code: str) -> str:
-        """What Python code prints in a container that is on the network of the applications alone."""
+        """What Python code prints in a container that is only on the network of the applications."""
         return self.run("exec", self._application, "python3", "-c", code).strip()
 
     def crash(self, container: str) -> None:

@@ -70,7 +70,7 @@ def test_the_authority_stays_the_same(tmp_path: Path, trusted: Pair) -> None:
     assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {"ca.crt": 0o600, "ca.key": 0o600}
 
 
-def test_an_authority_whose_making_was_broken_off_is_made_anew(tmp_path: Path, trusted: Pair) -> None:
+def test_an_authority_that_was_half_made_is_made_again(tmp_path: Path, trusted: Pair) -> None:
     (tmp_path / "ca.crt").unlink()  # it is written last
     assert authority(tmp_path).certificate != trusted.certificate
 

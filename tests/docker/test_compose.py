@@ -79,7 +79,7 @@ def test_no_secret_is_in_the_environment(service: str) -> None:
             assert value.startswith("/secrets/")
 
 
-def test_a_volume_of_secrets_is_mounted_by_those_alone_who_use_it() -> None:
+def test_a_volume_of_secrets_is_mounted_only_by_services_that_use_it() -> None:
     for volume in COMPOSE["volumes"]:
         mounting = {service for service in SERVICES if volume in mounts(service)}
         allowed = SEVERAL.get(volume)
@@ -127,7 +127,7 @@ def test_nobody_talks_to_vault_or_the_database_on_a_network_of_somebody_else() -
             assert len(others) == (2 if name == "vault-admin" else 1), name
 
 
-def test_a_port_is_published_to_this_machine_alone_unless_told_otherwise() -> None:
+def test_a_port_is_published_only_to_this_machine_by_default() -> None:
     for service in PUBLISHING:
         (port,) = SERVICES[service]["ports"]
         assert port.startswith(("127.0.0.1:", "${KEYMAN_BIND:-127.0.0.1}:"))

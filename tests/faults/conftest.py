@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -24,55 +23,48 @@ from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys, idempotency
 from keyman.storage import engine
-from tests.support.databases import copied
-from tests.support.live import Victim, victim_at
+from tests.support.database import PostgresServer, postgres_absence, postgres_server
 from tests.support.needs import require
 from tests.support.planes import Plane, plane_at
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
+from tests.support.vault import DisposableVault, disposable_vault_at
 
 
 @pytest.fixture(scope="session")
-def victim_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("victim")) as victim:
-        yield victim
+def disposable_vault_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("victim")) as vault:
+        yield vault
 
 
 @pytest.fixture
-def victim(victim_vault: Victim) -> Iterator[Victim]:
-    """A Vault to harm; the next test finds it mended."""
-    yield victim_vault
-    victim_vault.mend()
+def disposable_vault(disposable_vault_server: DisposableVault) -> Iterator[DisposableVault]:
+    """A Vault to harm; the next test finds it repaired."""
+    yield disposable_vault_server
+    disposable_vault_server.repair()
 
 
 @pytest.fixture(scope="session")
-def victim_postgres() -> Iterator[PostgresServer]:
+def disposable_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL to harm, which waits for the disk as in production."""
     require("postgres", postgres_absence())
     with postgres_server(durable=True, log_statements=False) as server:
         yield server
 
 
-@pytest.fixture
-def sqlite(migrated_sqlite: Path, tmp_path: Path) -> URL:
-    """A migrated SQLite database, where the kind of database makes no difference."""
-    return copied(migrated_sqlite, tmp_path / "keyman.db")
-
-
 @pytest.fixture(scope="session")
-def victim_template(victim_postgres: PostgresServer) -> str:
+def disposable_template(disposable_postgres: PostgresServer) -> str:
     """A migrated database, whose copies the tests have."""
-    asyncio.run(migrations.upgrade(make_url(victim_postgres.create_database("migrated"))))
+    asyncio.run(migrations.upgrade(make_url(disposable_postgres.create_database("migrated"))))
     return "migrated"
 
 
 @pytest.fixture
-def postgresql(victim_postgres: PostgresServer, victim_template: str) -> Iterator[URL]:
+def disposable_postgresql(disposable_postgres: PostgresServer, disposable_template: str) -> Iterator[URL]:
     """A migrated database on the server to harm; the next test finds the server running."""
     name = f"victim_{uuid4().hex}"
-    yield make_url(victim_postgres.create_database(name, victim_template))
-    victim_postgres.stop()
-    victim_postgres.start()
-    victim_postgres.drop_database(name)
+    yield make_url(disposable_postgres.create_database(name, disposable_template))
+    disposable_postgres.stop()
+    disposable_postgres.start()
+    disposable_postgres.drop_database(name)
 
 
 @pytest.fixture

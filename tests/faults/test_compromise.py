@@ -1,7 +1,7 @@
 """The management plane in the hands of somebody else: its Vault token, its database user, a way to the resolver.
 
 On PostgreSQL, with a database user for each plane that has the rights that `keyman db upgrade --management … --resolver
-…` gives. SQLite has no users: there, whoever has management's file can register an application (see SECURITY.md).
+…` gives. SQLite has no users: there, anyone who has management's file can register an application (see SECURITY.md).
 """
 
 # ruff: noqa: S608  # an attacker's statements
@@ -35,9 +35,9 @@ from keyman.vault.cipher import Context
 from tests.cli.transcript import keyman
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
 from tests.planes.resolver.pair import Pair, resolver_at
-from tests.support.live import Finished, environment
+from tests.support.cli import Finished, environment
+from tests.support.database import PostgresServer
 from tests.support.planes import PASSWORD, Vault
-from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
@@ -217,7 +217,7 @@ async def test_vault_gives_no_plaintext_to_managements_token(attacker: Attacker)
     assert not attacker.has_heard(SECRET)
 
 
-async def test_managements_database_user_gets_no_application_and_bends_no_trail(attacker: Attacker) -> None:
+async def test_managements_database_user_adds_no_application_and_changes_no_audit_log(attacker: Attacker) -> None:
     """Who can write an application's row has its token, and with it what the resolver gives."""
     app = await attacker.pair.app("OPENAI")
     ada = await attacker.pair.owner()
@@ -282,7 +282,9 @@ async def test_what_management_can_write_makes_nothing_open_elsewhere(attacker: 
     assert await (await attacker.pair.app("OPENAI")).gets(key_id=key_id) == SECRET
 
 
-async def test_the_resolvers_database_user_changes_no_account_no_value_and_no_trail(divided: Pair, urls: Urls) -> None:
+async def test_the_resolvers_database_user_changes_no_account_no_value_and_no_audit_log(
+    divided: Pair, urls: Urls
+) -> None:
     """It reads of a user that there is one, and no proof of who somebody is but an application's hash."""
     connection = await connect(urls.resolver)
     statements = [
@@ -371,7 +373,7 @@ async def test_the_planes_do_all_their_work_with_no_more_rights(
     assert (await ada.client.delete(f"/api/keys/{before.id}")).status_code == 204
     assert len((await ada.client.get("/api/audit?limit=200")).json()) > 15
     await operators_work(management.database, quick_passwords)
-    # What an operator does as the owner: the rights stay as they are, whoever upgrades again.
+    # What an operator does as the owner: the rights stay as they are, no matter who upgrades again.
     await upgrade(urls)
     assert await app.gets(key_id=key_id) == OTHER
 
@@ -409,7 +411,7 @@ async def accounts_work(management: ApiPlane, client: httpx.AsyncClient) -> None
 
 
 async def operators_work(db: Database, quick_passwords: PasswordHasher) -> None:
-    """What an operator does as management's user: people, the trail."""
+    """What an operator does as management's user: accounts, the audit log."""
     passwords = Passwords(quick_passwords)
     await users.add(db, passwords, EmailAddress.parse("grace@example.com"), NewPassword.parse(PASSWORD))
     passwords.close()

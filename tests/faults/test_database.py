@@ -20,9 +20,11 @@ from sqlalchemy.engine import URL
 
 from keyman.storage import engine
 from tests.faults.conftest import checks, counts, plane_of, unavailable
-from tests.support.live import becomes, children, serve, sign_up, variables
+from tests.support.cli import children, serve, variables
+from tests.support.database import PostgresServer
+from tests.support.http import sign_up
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -78,7 +80,7 @@ def _locked(file: str) -> Iterator[None]:
 
 
 @impatient
-async def test_a_locked_file_stops_writes_alone(
+async def test_a_locked_file_stops_only_writes(
     sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, provisioned.settings, quick_passwords) as plane:
@@ -106,12 +108,12 @@ async def test_a_token_is_good_for_reading_while_its_use_cannot_be_noted(
 
 
 async def test_a_token_is_good_for_reading_while_its_row_is_held(
-    postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
+    disposable_postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+    async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
         ada = await plane.user()
         scripts = [await plane.token(ada) for _ in range(5)]
-        owner = await _connect(postgresql)
+        owner = await _connect(disposable_postgresql)
         async with owner.transaction():
             await owner.execute("SELECT 1 FROM api_tokens FOR UPDATE")
             await _reads_at_once(scripts)
@@ -264,15 +266,15 @@ async def _frozen(server: PostgresServer) -> AsyncIterator[None]:
 @pytest.mark.parametrize("fault", [_stopped, _crashed, _frozen])
 async def test_a_server_that_is_away_is_said_and_found_again(
     fault: Fault,
-    postgresql: URL,
-    victim_postgres: PostgresServer,
+    disposable_postgresql: URL,
+    disposable_postgres: PostgresServer,
     provisioned: Vault,
     quick_passwords: PasswordHasher,
 ) -> None:
-    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+    async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
         ada = await plane.user()
         await post(ada)
-        async with fault(victim_postgres):
+        async with fault(disposable_postgres):
             answers = await asyncio.gather(*(post(ada) for _ in range(20)), *(ada.get("/api/keys") for _ in range(20)))
             for answer in answers:
                 unavailable(answer, "database", REASON)
@@ -280,32 +282,31 @@ async def test_a_server_that_is_away_is_said_and_found_again(
             assert (await ada.get("/livez")).status_code == 200
             email = {"email": "user0@example.com", "password": "correct horse battery staple"}
             unavailable(await ada.post("/api/auth/login", json=email), "database", REASON)
-        await is_whole(ada, postgresql, 1)
+        await is_whole(ada, disposable_postgresql, 1)
 
 
 async def test_sessions_that_the_server_ended_are_replaced_without_anybody_noticing(
-    postgresql: URL, victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
+    disposable_postgresql: URL, disposable_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+    async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
         ada = await plane.user()
         await post(ada)
         for _ in range(3):
             await asyncio.gather(*(ada.get("/api/keys") for _ in range(20)))  # the pool is full
-            victim_postgres.execute(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{postgresql.database}'"  # noqa: S608
-            )
+            of_it = f"datname = '{disposable_postgresql.database}'"
+            disposable_postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {of_it}")  # noqa: S608  # the test's own name
             answers = await asyncio.gather(*(ada.get("/api/keys") for _ in range(20)))
             assert {answer.status_code for answer in answers} == {200}
-        await is_whole(ada, postgresql, 1)
+        await is_whole(ada, disposable_postgresql, 1)
 
 
 async def test_a_session_ended_in_the_middle_of_a_write_stores_nothing(
-    postgresql: URL, victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
+    disposable_postgresql: URL, disposable_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+    async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
         ada = await plane.user()
         await post(ada)
-        owner = await _connect(postgresql)
+        owner = await _connect(disposable_postgresql)
         for _ in range(3):
             transaction = owner.transaction()
             await transaction.start()
@@ -314,17 +315,17 @@ async def test_a_session_ended_in_the_middle_of_a_write_stores_nothing(
             own = await owner.fetchval("SELECT pg_backend_pid()")
             ended = (
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = "  # noqa: S608
-                f"'{postgresql.database}' AND pid <> {own} AND wait_event_type = 'Lock'"
+                f"'{disposable_postgresql.database}' AND pid <> {own} AND wait_event_type = 'Lock'"
             )
 
             async def is_ended(statement: str = ended) -> bool:
-                return victim_postgres.execute(statement) == "1"
+                return disposable_postgres.execute(statement) == "1"
 
             await becomes(is_ended, "a write that waits")
             unavailable(await waiting, "database", REASON)
             await transaction.rollback()
         await owner.close()
-        await is_whole(ada, postgresql, 1)
+        await is_whole(ada, disposable_postgresql, 1)
 
 
 async def _connect(url: URL) -> asyncpg.Connection:
@@ -334,18 +335,18 @@ async def _connect(url: URL) -> asyncpg.Connection:
 
 
 async def test_a_server_without_a_free_connection_is_said_and_found_again(
-    postgresql: URL, victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
+    disposable_postgresql: URL, disposable_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    victim_postgres.execute("ALTER SYSTEM SET max_connections = 15")
-    victim_postgres.stop()
-    victim_postgres.start()
+    disposable_postgres.execute("ALTER SYSTEM SET max_connections = 15")
+    disposable_postgres.stop()
+    disposable_postgres.start()
     taken: list[asyncpg.Connection] = []
     try:
-        async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+        async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
             ada = await plane.user()
             await post(ada)
-            await _take_all(postgresql, taken)
-            # One connection is keyman's own: who comes alone is served, of many at once some are not.
+            await _take_all(disposable_postgresql, taken)
+            # One connection is keyman's own: a single request is answered, of many at once some are not.
             assert (await ada.get("/api/keys")).status_code == 200
             answers = await asyncio.gather(*(post(ada) for _ in range(20)))
             refused = [answer for answer in answers if answer.status_code != 201]
@@ -353,17 +354,17 @@ async def test_a_server_without_a_free_connection_is_said_and_found_again(
                 unavailable(answer, "database", REASON)
             assert refused
             stored = 1 + len(answers) - len(refused)
-            victim_postgres.execute(
+            disposable_postgres.execute(
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'keyman'"
             )  # waiting for each to end: what one still holds nobody could take
-            await _take_all(postgresql, taken)
+            await _take_all(disposable_postgresql, taken)
             unavailable(await post(ada), "database", REASON)
             assert (await checks(ada))["database"] == "unreachable"
             for connection in taken:
                 await connection.close()
-            await is_whole(ada, postgresql, stored)
+            await is_whole(ada, disposable_postgresql, stored)
     finally:
-        victim_postgres.execute("ALTER SYSTEM RESET max_connections")
+        disposable_postgres.execute("ALTER SYSTEM RESET max_connections")
 
 
 async def _take_all(url: URL, taken: list[asyncpg.Connection]) -> None:
@@ -391,26 +392,26 @@ async def _held(url: URL) -> AsyncIterator[None]:
 
 @impatient
 async def test_many_slow_requests_exhaust_the_pool_and_nothing_hangs(
-    postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
+    disposable_postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+    async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
         ada = await plane.user()
         await post(ada)
-        async with _held(postgresql):
+        async with _held(disposable_postgresql):
             answers = await asyncio.gather(*(ada.get("/api/keys") for _ in range(60)), *(post(ada) for _ in range(20)))
             for answer in answers:
                 unavailable(answer, "database", REASON)
-        await is_whole(ada, postgresql, 1)
+        await is_whole(ada, disposable_postgresql, 1)
 
 
 async def test_clients_that_leave_take_no_connection_with_them(
-    postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
+    disposable_postgresql: URL, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    async with plane_of(postgresql, provisioned.settings, quick_passwords) as plane:
+    async with plane_of(disposable_postgresql, provisioned.settings, quick_passwords) as plane:
         ada = await plane.user()
         await post(ada)
         for _ in range(3):
-            async with _held(postgresql):
+            async with _held(disposable_postgresql):
                 waiting = [asyncio.create_task(_either(ada, number)) for number in range(20)]
 
                 async def some_wait() -> bool:
@@ -420,7 +421,7 @@ async def test_clients_that_leave_take_no_connection_with_them(
                 for task in waiting:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
-        await is_whole(ada, postgresql, 1)
+        await is_whole(ada, disposable_postgresql, 1)
 
 
 async def _either(client: httpx.AsyncClient, number: int) -> httpx.Response:

@@ -36,9 +36,12 @@ from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, NewPassword, RequiredLabel
-from tests.support.live import NO_TLS, PATIENCE, Root, Service, becomes, serve, stored_keys, variables
+from tests.support.cli import Service, serve, variables
+from tests.support.database import PostgresServer, stored_keys
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD, Vault
-from tests.support.postgres import PostgresServer
+from tests.support.vault import RootClient
+from tests.support.waiting import PATIENCE, becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -167,7 +170,7 @@ async def _ledgers(url: URL, quick: PasswordHasher) -> list[Ledger]:
     return made
 
 
-async def _settle(url: URL, root: Root, ledgers: list[Ledger]) -> None:
+async def _settle(url: URL, root: RootClient, ledgers: list[Ledger]) -> None:
     """Check that every ledger agrees with the database: keys, their values and masks, audit log, stored answers."""
     rows = await stored_keys(url)
     opened = root.opens_all(rows.values())
@@ -254,7 +257,7 @@ async def test_nothing_acknowledged_is_lost_when_everything_is_killed_under_load
     database: URL, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     chance = random.Random()  # noqa: S311  # moments and values of a test
-    root = Root(provisioned.server.address, provisioned.server.root_token.reveal())
+    root = RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
     ledgers = await _ledgers(database, quick_passwords)
     env = variables(provisioned.settings, database)
     for _ in range(3):
@@ -299,7 +302,7 @@ async def test_what_was_sealed_and_not_committed_leaves_nothing(
     database: URL, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     chance = random.Random()  # noqa: S311  # moments and values of a test
-    root = Root(provisioned.server.address, provisioned.server.root_token.reveal())
+    root = RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
     ledger, *_ = ledgers = await _ledgers(database, quick_passwords)
     with serve(variables(provisioned.settings, database), tmp_path) as service:
         headers = {"Authorization": f"Bearer {ledger.token}"}
@@ -339,21 +342,21 @@ async def _writes_held(url: URL, request: pytest.FixtureRequest) -> AsyncIterato
 
 
 async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
-    victim_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path
+    disposable_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path
 ) -> None:
     chance = random.Random()  # noqa: S311  # moments and values of a test
     name = f"crash_{uuid4().hex}"
-    url = make_url(victim_postgres.create_database(name))
+    url = make_url(disposable_postgres.create_database(name))
     await migrations.upgrade(url)
-    root = Root(provisioned.server.address, provisioned.server.root_token.reveal())
+    root = RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
     ledgers = await _ledgers(url, quick_passwords)
     try:
         with serve(variables(provisioned.settings, url), tmp_path) as service:
             for _ in range(3):
                 async with _load(service, ledgers, chance) as count:
                     await count.at_least(chance.randint(1, 100))
-                    await asyncio.to_thread(victim_postgres.stop, crash=True)
-                await asyncio.to_thread(victim_postgres.start)
+                    await asyncio.to_thread(disposable_postgres.stop, crash=True)
+                await asyncio.to_thread(disposable_postgres.start)
 
                 async def ready() -> bool:
                     return await asyncio.to_thread(service.is_ready)
@@ -363,6 +366,6 @@ async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
                 await _settle(url, root, ledgers)
             assert service.live.end().code == 0
     finally:
-        victim_postgres.stop()
-        victim_postgres.start()
-        victim_postgres.drop_database(name)
+        disposable_postgres.stop()
+        disposable_postgres.start()
+        disposable_postgres.drop_database(name)

@@ -1,6 +1,6 @@
-"""The resolver with Vault or the database away, strange, or changed by hand: what leaves, what is told, what is marked.
+"""The resolver when Vault or the database is away or was changed by hand: answers, audit log, marks on keys.
 
-The order of things is seen on a relay in front of the real Vault, which holds a call back while the trail is read.
+The order of steps is seen on a proxy in front of the real Vault, which holds a call back while the audit log is read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from tests.faults.conftest import checks
 from tests.faults.test_vault import LOOKUP_ONLY, Fault, delete_key, frozen, killed, over_quota, sealed
 from tests.planes.management.api.harness import OPENAI_KEY, problem
 from tests.planes.resolver.pair import App, Owner, Pair, pair_at, resolver_at, through
-from tests.support.live import Victim, becomes
+from tests.support.database import PostgresServer
+from tests.support.http import Call, RecordingProxy, recording_proxy
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
-from tests.vault.relay import Call, Relay, relay
+from tests.support.vault import DisposableVault
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +44,7 @@ class Scene:
     ada: Owner
     app: App
     key_id: int
-    relay: Relay
+    proxy: RecordingProxy
 
 
 async def vault_becomes(pair: Pair, state: str) -> None:
@@ -60,7 +61,7 @@ async def scene_at(
     database: URL, management: VaultSettings, resolver: VaultSettings, quick: PasswordHasher
 ) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(relay(resolver.address))
+        running = await stack.enter_async_context(recording_proxy(resolver.address))
         vaults = (management, through(resolver, running.address))
         pair = await stack.enter_async_context(pair_at(database, *vaults, quick))
         ada, app = await pair.owner(), await pair.app()
@@ -84,30 +85,30 @@ async def one_scene(sqlite: URL, provisioned: Vault, quick_passwords: PasswordHa
 
 
 async def test_the_entry_is_committed_before_vault_is_asked(scene: Scene) -> None:
-    before = len(scene.relay.to("/decrypt/"))
-    with scene.relay.holding("/decrypt/"):
+    before = len(scene.proxy.to("/decrypt/"))
+    with scene.proxy.holding("/decrypt/"):
         asking = asyncio.create_task(scene.app.ask(key_id=scene.key_id))
-        await scene.relay.arrived("/decrypt/", before + 1)
+        await scene.proxy.arrived("/decrypt/", before + 1)
         assert await scene.pair.told(scene.app) == [RESOLVED]
         assert not asking.done()
     assert (await asking).json()["api_key"] == OPENAI_KEY
     assert await scene.pair.told(scene.app) == [RESOLVED]
-    assert len(scene.relay.to("/decrypt/")) == before + 1
+    assert len(scene.proxy.to("/decrypt/")) == before + 1
 
 
 async def test_vault_is_asked_for_one_value_with_its_context_and_nothing_else(one_scene: Scene) -> None:
     await one_scene.app.gets(key_id=one_scene.key_id)
-    call = one_scene.relay.calls[-1]
+    call = one_scene.proxy.calls[-1]
     assert call.path == "/v1/transit/decrypt/keyman"
     assert call.json.keys() == {"ciphertext", "context"}
-    assert {call.path for call in one_scene.relay.calls} == {"/v1/auth/approle/login", "/v1/transit/decrypt/keyman"}
+    assert {call.path for call in one_scene.proxy.calls} == {"/v1/auth/approle/login", "/v1/transit/decrypt/keyman"}
 
 
 async def test_what_is_refused_is_not_asked_of_vault(scene: Scene) -> None:
     await scene.ada.client.patch(f"/api/keys/{scene.key_id}", json={"disabled": True})
-    before = len(scene.relay.calls)
+    before = len(scene.proxy.calls)
     problem(await scene.app.ask(key_id=scene.key_id), "not-found")
-    assert len(scene.relay.calls) == before
+    assert len(scene.proxy.calls) == before
 
 
 async def test_a_database_that_cannot_be_written_to_gives_out_nothing(
@@ -120,15 +121,15 @@ async def test_a_database_that_cannot_be_written_to_gives_out_nothing(
     """No entry, no key."""
     async with scene_at(database, provisioned.settings, provisioned.resolver, quick_passwords) as scene:
         with closing(_read_only(database, request)):
-            address = through(provisioned.resolver, scene.relay.address)
+            address = through(provisioned.resolver, scene.proxy.address)
             async with resolver_at(database, address) as resolver:
-                before = len(scene.relay.to("/decrypt/"))
+                before = len(scene.proxy.to("/decrypt/"))
                 client = resolver.bearer(scene.app.token)
                 for body in ({"key_id": scene.key_id}, {"key_id": 4711}):
                     answer = await client.post("/v1/resolve", json=body)
                     problem(answer, "database-unavailable")
                     assert OPENAI_KEY not in answer.text
-                assert len(scene.relay.to("/decrypt/")) == before
+                assert len(scene.proxy.to("/decrypt/")) == before
         assert await scene.pair.told(scene.app) == []
 
 
@@ -144,10 +145,10 @@ def _read_only(database: URL, request: pytest.FixtureRequest) -> sqlite3.Connect
 
 
 async def test_a_key_that_is_deleted_on_the_way_was_given_out_before(scene: Scene) -> None:
-    before = len(scene.relay.to("/decrypt/"))
-    with scene.relay.holding("/decrypt/"):
+    before = len(scene.proxy.to("/decrypt/"))
+    with scene.proxy.holding("/decrypt/"):
         asking = asyncio.create_task(scene.app.ask(key_id=scene.key_id))
-        await scene.relay.arrived("/decrypt/", before + 1)
+        await scene.proxy.arrived("/decrypt/", before + 1)
         assert (await scene.ada.client.delete(f"/api/keys/{scene.key_id}")).status_code == 204
     assert (await asking).status_code == 200
     problem(await scene.app.ask(key_id=scene.key_id), "not-found")
@@ -159,10 +160,10 @@ async def test_a_key_that_is_deleted_on_the_way_was_given_out_before(scene: Scen
 
 
 async def test_who_has_gone_away_leaves_the_entry_and_takes_nothing(scene: Scene) -> None:
-    before = len(scene.relay.to("/decrypt/"))
-    with scene.relay.holding("/decrypt/"):
+    before = len(scene.proxy.to("/decrypt/"))
+    with scene.proxy.holding("/decrypt/"):
         asking = asyncio.create_task(scene.app.ask(key_id=scene.key_id))
-        await scene.relay.arrived("/decrypt/", before + 1)
+        await scene.proxy.arrived("/decrypt/", before + 1)
         asking.cancel()
         await asyncio.wait([asking])
     assert asking.cancelled()
@@ -216,12 +217,12 @@ async def test_a_value_that_was_replaced_does_not_come_back_with_its_ciphertext(
     problem(await one_scene.app.ask(key_id=one_scene.key_id), "undecryptable")
 
 
-async def test_a_value_that_is_stored_anew_meanwhile_is_what_is_given_out(one_scene: Scene) -> None:
+async def test_a_value_that_is_replaced_during_a_resolve_is_the_one_given_out(one_scene: Scene) -> None:
     await one_scene.pair.change(one_scene.key_id, encrypted_key="vault:v1:AAAA")
-    before = len(one_scene.relay.to("/decrypt/"))
-    with one_scene.relay.holding("/decrypt/"):
+    before = len(one_scene.proxy.to("/decrypt/"))
+    with one_scene.proxy.holding("/decrypt/"):
         asking = asyncio.create_task(one_scene.app.ask(key_id=one_scene.key_id))
-        await one_scene.relay.arrived("/decrypt/", before + 1)
+        await one_scene.proxy.arrived("/decrypt/", before + 1)
         await one_scene.ada.client.put(f"/api/keys/{one_scene.key_id}", json={"api_key": OTHER})
     assert (await asking).json()["api_key"] == OTHER
     assert not (await one_scene.pair.row(one_scene.key_id)).undecryptable
@@ -230,10 +231,10 @@ async def test_a_value_that_is_stored_anew_meanwhile_is_what_is_given_out(one_sc
 
 async def test_a_key_that_is_tampered_with_and_deleted_meanwhile_is_not_there(one_scene: Scene) -> None:
     await one_scene.pair.change(one_scene.key_id, encrypted_key="vault:v1:AAAA")
-    before = len(one_scene.relay.to("/decrypt/"))
-    with one_scene.relay.holding("/decrypt/"):
+    before = len(one_scene.proxy.to("/decrypt/"))
+    with one_scene.proxy.holding("/decrypt/"):
         asking = asyncio.create_task(one_scene.app.ask(key_id=one_scene.key_id))
-        await one_scene.relay.arrived("/decrypt/", before + 1)
+        await one_scene.proxy.arrived("/decrypt/", before + 1)
         await one_scene.ada.client.delete(f"/api/keys/{one_scene.key_id}")
     problem(await asking, "not-found")
 
@@ -246,7 +247,7 @@ async def test_a_vault_that_was_another_one_for_a_moment_marks_nothing(one_scene
         wrong -= 1
         return (status, content) if wrong < 0 else (400, b'{"errors": ["cipher: message authentication failed"]}')
 
-    with one_scene.relay.changing("/decrypt/", refuse):
+    with one_scene.proxy.changing("/decrypt/", refuse):
         assert await one_scene.app.gets(key_id=one_scene.key_id) == OPENAI_KEY
         wrong = 3  # and when the sentinel does not open either
         answer = await one_scene.app.ask(key_id=one_scene.key_id)
@@ -259,11 +260,11 @@ async def test_a_vault_that_was_another_one_for_a_moment_marks_nothing(one_scene
 
 
 @asynccontextmanager
-async def shut_out(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
-    policy = victim.root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
-    victim.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": LOOKUP_ONLY})
+async def shut_out(vault: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
+    policy = vault.root.ask("GET", "sys/policies/acl/keyman-resolver")["policy"]
+    vault.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": LOOKUP_ONLY})
     yield
-    victim.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": policy})
+    vault.root.ask("PUT", "sys/policies/acl/keyman-resolver", {"policy": policy})
 
 
 FAULTS: dict[str, tuple[Fault, str, str, str]] = {
@@ -273,15 +274,15 @@ FAULTS: dict[str, tuple[Fault, str, str, str]] = {
     "policy": (shut_out, "forbidden", "forbidden", "its policy does not allow this operation"),
     "quota": (over_quota, "unreachable", "quota", "request quota"),
 }
-"""Each with what `/readyz` calls it, what the trail does, and what the answer says."""
+"""Each with what `/readyz` calls it, what the audit log says, and what the answer says."""
 
 
 @pytest.fixture
-async def vaults(victim: Victim) -> tuple[VaultSettings, VaultSettings]:
+async def vaults(disposable_vault: DisposableVault) -> tuple[VaultSettings, VaultSettings]:
     """A mount of the test's own, for both planes."""
     mount = f"transit-{uuid4().hex[:8]}"
     roles = ("keyman-management", "keyman-resolver")
-    management, resolver = [await victim.provisioned(role, mount=mount, timeout=TIMEOUT) for role in roles]
+    management, resolver = [await disposable_vault.provisioned(role, mount=mount, timeout=TIMEOUT) for role in roles]
     return management, resolver
 
 
@@ -289,7 +290,7 @@ async def vaults(victim: Victim) -> tuple[VaultSettings, VaultSettings]:
 async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_well_again_once_it_is_back(
     name: str,
     sqlite: URL,
-    victim: Victim,
+    disposable_vault: DisposableVault,
     vaults: tuple[VaultSettings, VaultSettings],
     quick_passwords: PasswordHasher,
 ) -> None:
@@ -298,7 +299,7 @@ async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_wel
         ada, app = await pair.owner(), await pair.app()
         key_id = await ada.key()
         assert await app.gets(key_id=key_id) == OPENAI_KEY
-        async with fault(victim, vaults[1]):
+        async with fault(disposable_vault, vaults[1]):
             await vault_becomes(pair, state)
             answer = await app.ask(key_id=key_id)
             problem(answer, "vault-unavailable")
@@ -311,12 +312,15 @@ async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_wel
 
 
 async def test_a_key_of_vaults_that_was_deleted_or_made_again_marks_nothing(
-    sqlite: URL, victim: Victim, vaults: tuple[VaultSettings, VaultSettings], quick_passwords: PasswordHasher
+    sqlite: URL,
+    disposable_vault: DisposableVault,
+    vaults: tuple[VaultSettings, VaultSettings],
+    quick_passwords: PasswordHasher,
 ) -> None:
     async with pair_at(sqlite, *vaults, quick_passwords) as pair:
         ada, app = await pair.owner(), await pair.app()
         keys = [await ada.key() for _ in range(5)]
-        delete_key(victim, vaults[0])
+        delete_key(disposable_vault, vaults[0])
         for _ in range(2):
             for key_id in keys:
                 answer = await app.ask(key_id=key_id)
@@ -324,7 +328,7 @@ async def test_a_key_of_vaults_that_was_deleted_or_made_again_marks_nothing(
                 assert "not the one this database was sealed with" in answer.json()["detail"]
                 assert not (await pair.row(key_id)).undecryptable
             assert (await checks(pair.resolver.client()))["vault"] == "wrong-key"
-            await victim.provisioned(mount=vaults[0].mount)  # under the same name, with the same properties
+            await disposable_vault.provisioned(mount=vaults[0].mount)  # under the same name, with the same properties
         failed = ("key.resolve-failed", "wrong-key")
         assert await pair.told(app) == [RESOLVED, failed] * 10
 
@@ -345,15 +349,15 @@ async def test_without_a_sentinel_nothing_is_marked_and_it_is_not_ready(scene: S
 async def test_a_second_entry_that_cannot_be_written_changes_nothing_about_the_answer(
     one_scene: Scene, impatient: None
 ) -> None:
-    before = len(one_scene.relay.to("/decrypt/"))
+    before = len(one_scene.proxy.to("/decrypt/"))
     database = str(one_scene.pair.resolver.settings.database_url.database)
     with (
         closing(sqlite3.connect(database, isolation_level=None)) as writer,
-        one_scene.relay.changing("/decrypt/", lambda _call, _status, _content: (500, b"")),
+        one_scene.proxy.changing("/decrypt/", lambda _call, _status, _content: (500, b"")),
     ):
-        with one_scene.relay.holding("/decrypt/"):
+        with one_scene.proxy.holding("/decrypt/"):
             asking = asyncio.create_task(one_scene.app.ask(key_id=one_scene.key_id))
-            await one_scene.relay.arrived("/decrypt/", before + 1)
+            await one_scene.proxy.arrived("/decrypt/", before + 1)
             writer.execute("BEGIN IMMEDIATE")
         problem(await asking, "vault-unavailable")
     assert await one_scene.pair.told(one_scene.app) == [RESOLVED]

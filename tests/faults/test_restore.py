@@ -18,7 +18,11 @@ from sqlalchemy.engine import URL
 
 from keyman.config.vault import VaultSettings
 from tests.cli.transcript import keyman
-from tests.support.live import NO_TLS, Victim, serve, sign_up, stored_keys, until, variables, victim_at
+from tests.support.cli import serve, variables
+from tests.support.database import stored_keys
+from tests.support.http import NO_TLS, sign_up
+from tests.support.vault import DisposableVault, disposable_vault_at
+from tests.support.waiting import until
 
 
 @dataclass
@@ -26,7 +30,7 @@ class Deployment:
     """A Vault and a database that are backed up, lost and restored, apart from each other."""
 
     directory: Path
-    vault: Victim
+    vault: DisposableVault
     settings: VaultSettings
 
     @property
@@ -104,7 +108,7 @@ FIRST, SECOND = "sk-of-the-first-day-1111", "sk-of-the-second-day-2222"
 def backed_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """On the first day there is one key; on the second the key was rotated, and there is another one."""
     directory = tmp_path_factory.mktemp("restored")
-    with victim_at(directory / "vault") as vault:
+    with disposable_vault_at(directory / "vault") as vault:
         made = Deployment(directory, vault, asyncio.run(vault.provisioned()))
         assert keyman("db", "upgrade", env=made.env).code == 0
         with serve(made.env, directory / "first") as service:
@@ -165,7 +169,7 @@ def test_a_database_without_its_vault_takes_no_keys_and_loses_none(deployment: D
     assert deployment.opened() == {FIRST, SECOND}
 
 
-def test_a_vault_without_its_database_begins_anew(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_vault_without_its_database_starts_empty(deployment: Deployment, tmp_path: Path) -> None:
     deployment.lose_database()
     assert deployment.doctor().keys() == {"database"}
     assert keyman("db", "upgrade", env=deployment.env).code == 0
@@ -175,7 +179,7 @@ def test_a_vault_without_its_database_begins_anew(deployment: Deployment, tmp_pa
     assert deployment.opened() == {FIRST}
 
 
-def test_a_vault_older_than_the_database_is_told_apart_and_a_newer_backup_heals_it(deployment: Deployment) -> None:
+def test_a_vault_older_than_the_database_is_recognised_and_a_newer_backup_repairs_it(deployment: Deployment) -> None:
     deployment.restore_vault("first")  # before the rotation
     deployment.settings = asyncio.run(deployment.vault.provisioned())
     found = deployment.doctor()

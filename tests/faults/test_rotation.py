@@ -12,8 +12,12 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.support.live import KEYMAN, NO_TLS, PATIENCE, Victim, serve, stored_keys, variables
+from tests.support.cli import KEYMAN, serve, variables
+from tests.support.database import stored_keys
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD
+from tests.support.vault import DisposableVault
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -22,15 +26,15 @@ ROTATIONS = 2
 
 
 async def test_a_rotation_under_traffic_fails_no_request_and_loses_no_update(
-    database: URL, victim: Victim, tmp_path: Path
+    database: URL, disposable_vault: DisposableVault, tmp_path: Path
 ) -> None:
-    settings = await victim.provisioned(mount=f"busy-{token_hex(4)}")
+    settings = await disposable_vault.provisioned(mount=f"busy-{token_hex(4)}")
     env = variables(settings, database) | {"KEYMAN_VAULT_MOUNT": settings.mount}
     with serve(env, tmp_path) as service:
         resting = asyncio.Event()
         clients = [asyncio.create_task(_use(service.url, number, resting)) for number in range(CLIENTS)]
         try:
-            rotator = env | _rotator(victim)
+            rotator = env | _rotator(disposable_vault)
             said = [await _keyman(rotator, "rotate") for _ in range(ROTATIONS)]
         finally:
             resting.set()
@@ -42,10 +46,12 @@ async def test_a_rotation_under_traffic_fails_no_request_and_loses_no_update(
         await _keyman(rotator, "rewrap")
         keys = await stored_keys(database)
         assert {key.ciphertext.split(":")[1] for key in keys.values()} == {f"v{ROTATIONS + 1}"}
-        assert victim.root.opens_all(keys.values(), mount=settings.mount) == held
-        victim.root.ask("POST", f"{settings.mount}/keys/keyman/config", {"min_decryption_version": ROTATIONS + 1})
+        assert disposable_vault.root.opens_all(keys.values(), mount=settings.mount) == held
+        disposable_vault.root.ask(
+            "POST", f"{settings.mount}/keys/keyman/config", {"min_decryption_version": ROTATIONS + 1}
+        )
         assert service.is_ready()
-        assert victim.root.opens_all(keys.values(), mount=settings.mount) == held
+        assert disposable_vault.root.opens_all(keys.values(), mount=settings.mount) == held
 
 
 async def _use(url: str, number: int, resting: asyncio.Event) -> dict[int, str]:
@@ -86,9 +92,9 @@ async def _keyman(env: Mapping[str, str], command: str) -> str:
     return err.decode()
 
 
-def _rotator(victim: Victim) -> dict[str, str]:
+def _rotator(vault: DisposableVault) -> dict[str, str]:
     role = "auth/approle/role/keyman-rotator"
     return {
-        "KEYMAN_VAULT_ROLE_ID": victim.root.ask("GET", f"{role}/role-id")["role_id"],
-        "KEYMAN_VAULT_SECRET_ID": victim.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
+        "KEYMAN_VAULT_ROLE_ID": vault.root.ask("GET", f"{role}/role-id")["role_id"],
+        "KEYMAN_VAULT_SECRET_ID": vault.root.ask("POST", f"{role}/secret-id", {})["secret_id"],
     }

@@ -15,8 +15,11 @@ from sqlalchemy.engine import URL
 
 from keyman.config.vault import VaultSettings
 from tests.faults.conftest import Counts, checks, counts, plane_of, unavailable
-from tests.support.live import PATIENCE, Victim, becomes, slow_road, stored_keys
+from tests.support.database import stored_keys
+from tests.support.http import slow_proxy
 from tests.support.planes import PASSWORD, Plane
+from tests.support.vault import DisposableVault
+from tests.support.waiting import PATIENCE, becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -26,79 +29,79 @@ OTHER_VALUE = "sk-Zt81LqoPw5aYc3hVn6Xe9876"
 TIMEOUT = 1.5
 """Seconds for one operation of Vault in these tests: what is frozen keeps nobody longer."""
 
-Fault = Callable[[Victim, VaultSettings], AbstractAsyncContextManager[None]]
+Fault = Callable[[DisposableVault, VaultSettings], AbstractAsyncContextManager[None]]
 
 
 @pytest.fixture
-async def settings(victim: Victim) -> VaultSettings:
+async def settings(disposable_vault: DisposableVault) -> VaultSettings:
     """A mount of the test's own: what is done to its key, policy and role concerns no other test."""
-    return await victim.provisioned(mount=f"transit-{uuid4().hex[:8]}", timeout=TIMEOUT)
+    return await disposable_vault.provisioned(mount=f"transit-{uuid4().hex[:8]}", timeout=TIMEOUT)
 
 
 @asynccontextmanager
-async def frozen(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
-    victim.freeze()
+async def frozen(vault: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
+    vault.freeze()
     yield
-    victim.thaw()
+    vault.thaw()
 
 
 @asynccontextmanager
-async def killed(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
-    victim.kill()
+async def killed(vault: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
+    vault.kill()
     yield
-    victim.start()
-    victim.unseal()
+    vault.start()
+    vault.unseal()
 
 
 @asynccontextmanager
-async def sealed(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
-    victim.seal()
+async def sealed(vault: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
+    vault.seal()
     yield
-    victim.unseal()
+    vault.unseal()
 
 
 @asynccontextmanager
-async def shut_out(victim: Victim, _settings: VaultSettings) -> AsyncIterator[None]:
+async def shut_out(vault: DisposableVault, _settings: VaultSettings) -> AsyncIterator[None]:
     """The policy gone: the token lives and may do nothing."""
-    policy = victim.root.ask("GET", "sys/policies/acl/keyman-management")["policy"]
-    victim.root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": LOOKUP_ONLY})
+    policy = vault.root.ask("GET", "sys/policies/acl/keyman-management")["policy"]
+    vault.root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": LOOKUP_ONLY})
     yield
-    victim.root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": policy})
+    vault.root.ask("PUT", "sys/policies/acl/keyman-management", {"policy": policy})
 
 
 LOOKUP_ONLY = 'path "auth/token/lookup-self" {\n  capabilities = ["read"]\n}\n'
 
 
 @asynccontextmanager
-async def locked_out(victim: Victim, settings: VaultSettings) -> AsyncIterator[None]:
+async def locked_out(vault: DisposableVault, settings: VaultSettings) -> AsyncIterator[None]:
     """Token and secret revoked: there is no way to log in until an operator gives the secret back."""
     assert settings.secret_id is not None
     secret = {"secret_id": settings.secret_id.reveal()}
-    victim.root.ask("POST", "auth/approle/role/keyman-management/secret-id/destroy", secret)
-    revoke_tokens(victim)
+    vault.root.ask("POST", "auth/approle/role/keyman-management/secret-id/destroy", secret)
+    revoke_tokens(vault)
     yield
-    victim.root.ask("POST", "auth/approle/role/keyman-management/custom-secret-id", secret)
+    vault.root.ask("POST", "auth/approle/role/keyman-management/custom-secret-id", secret)
 
 
 @asynccontextmanager
-async def over_quota(victim: Victim, settings: VaultSettings) -> AsyncIterator[None]:
+async def over_quota(vault: DisposableVault, settings: VaultSettings) -> AsyncIterator[None]:
     quota = f"sys/quotas/rate-limit/{settings.mount}"
-    victim.root.ask("POST", quota, {"path": f"{settings.mount}/", "rate": 0.001, "interval": "1h"})
+    vault.root.ask("POST", quota, {"path": f"{settings.mount}/", "rate": 0.001, "interval": "1h"})
     yield
-    victim.root.ask("DELETE", quota)
+    vault.root.ask("DELETE", quota)
 
 
-def revoke_tokens(victim: Victim) -> None:
+def revoke_tokens(vault: DisposableVault) -> None:
     """Revoke every token but the root's."""
-    own = victim.root.ask("GET", "auth/token/lookup-self")["accessor"]
-    for accessor in victim.root.ask("LIST", "auth/token/accessors")["keys"]:
+    own = vault.root.ask("GET", "auth/token/lookup-self")["accessor"]
+    for accessor in vault.root.ask("LIST", "auth/token/accessors")["keys"]:
         if accessor != own:
-            victim.root.ask("POST", "auth/token/revoke-accessor", {"accessor": accessor})
+            vault.root.ask("POST", "auth/token/revoke-accessor", {"accessor": accessor})
 
 
-def delete_key(victim: Victim, settings: VaultSettings) -> None:
-    victim.root.ask("POST", f"{settings.mount}/keys/keyman/config", {"deletion_allowed": True})
-    victim.root.ask("DELETE", f"{settings.mount}/keys/keyman")
+def delete_key(vault: DisposableVault, settings: VaultSettings) -> None:
+    vault.root.ask("POST", f"{settings.mount}/keys/keyman/config", {"deletion_allowed": True})
+    vault.root.ask("DELETE", f"{settings.mount}/keys/keyman")
 
 
 FAULTS: dict[str, tuple[Fault, str, str]] = {
@@ -141,7 +144,7 @@ async def metadata_is_at_hand(client: httpx.AsyncClient, kept: dict[str, object]
 
 
 async def survives(
-    name: str, plane: Plane, database: URL, victim: Victim, settings: VaultSettings, mended: str = "ok"
+    name: str, plane: Plane, database: URL, vault: DisposableVault, settings: VaultSettings, state_after: str = "ok"
 ) -> None:
     fault, state, reason = FAULTS[name]
     ada = await plane.user()
@@ -149,7 +152,7 @@ async def survives(
     before = await stored_keys(database)
     retry = {"Idempotency-Key": uuid4().hex}
     body = {"service": "OPENAI", "api_key": OTHER_VALUE}
-    async with fault(victim, settings):
+    async with fault(vault, settings):
         await state_becomes(ada, state)
         unavailable(await ada.post("/api/keys", json=body, headers=retry), "vault", reason)
         replaced = await ada.put(f"/api/keys/{kept['id']}", json={"api_key": OTHER_VALUE})
@@ -158,60 +161,60 @@ async def survives(
         assert await stored_keys(database) == before
         await metadata_is_at_hand(ada, kept, spare)
         assert await checks(ada) == {"database": "ok", "vault": state}
-    await state_becomes(ada, mended)
+    await state_becomes(ada, state_after)
     again = await ada.post("/api/keys", json=body, headers=retry)
     assert again.status_code == 201, again.text
     assert "idempotent-replayed" not in again.headers
     rows = await stored_keys(database)
-    opened = victim.root.opens_all(rows.values(), settings.mount)
+    opened = vault.root.opens_all(rows.values(), settings.mount)
     assert opened == {kept["id"]: VALUE, again.json()["id"]: OTHER_VALUE}
 
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_writes_stop_metadata_stays_and_all_is_well_again_once_vault_is(
-    name: str, sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    name: str, sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
-        await survives(name, plane, sqlite, victim, settings)
+        await survives(name, plane, sqlite, disposable_vault, settings)
 
 
 async def test_nothing_is_stored_while_vault_is_sealed_on_either_database(
-    database: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    database: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(database, settings, quick_passwords) as plane:
-        await survives("sealed", plane, database, victim, settings)
+        await survives("sealed", plane, database, disposable_vault, settings)
 
 
 async def test_a_revoked_token_is_replaced_without_anybody_noticing(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         ada = await plane.user()
         await stored(ada)
-        revoke_tokens(victim)
+        revoke_tokens(disposable_vault)
         answers = await asyncio.gather(*(stored(ada) for _ in range(20)))
         assert len({key["id"] for key in answers}) == 20
         assert await checks(ada) == {"database": "ok", "vault": "ok"}
         # One login for all of them.
-        tokens = victim.root.ask("LIST", "auth/token/accessors")["keys"]
+        tokens = disposable_vault.root.ask("LIST", "auth/token/accessors")["keys"]
         assert len(tokens) == 2
 
 
 async def test_a_key_that_was_deleted_or_made_again_seals_nothing(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         ada = await plane.user()
         kept, spare = await stored(ada), await stored(ada)
         before = await stored_keys(sqlite)
 
-        delete_key(victim, settings)
+        delete_key(disposable_vault, settings)
         await state_becomes(ada, "wrong-key")
         body = {"service": "OPENAI", "api_key": VALUE}
         unavailable(await ada.post("/api/keys", json=body), "vault", "not the one this database was sealed with")
 
         # Under the same name, with the same properties: only the sentinel can tell.
-        await victim.provisioned(mount=settings.mount)
+        await disposable_vault.provisioned(mount=settings.mount)
         for _ in range(3):
             assert await checks(ada) == {"database": "ok", "vault": "wrong-key"}
             answer = await ada.post("/api/keys", json=body)
@@ -227,14 +230,14 @@ async def test_a_key_that_was_deleted_or_made_again_seals_nothing(
 
 
 async def test_a_slow_vault_is_waited_for_up_to_the_deadline_and_no_longer(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
-    async with slow_road(victim.port, TIMEOUT / 10) as port:
+    async with slow_proxy(disposable_vault.port, TIMEOUT / 10) as port:
         slow = replace(settings, address=f"http://127.0.0.1:{port}")
         async with plane_of(sqlite, slow, quick_passwords) as plane:
             ada = await plane.user()
             await stored(ada)
-    async with slow_road(victim.port, TIMEOUT * 2) as port:
+    async with slow_proxy(disposable_vault.port, TIMEOUT * 2) as port:
         slower = replace(settings, address=f"http://127.0.0.1:{port}")
         async with plane_of(sqlite, slower, quick_passwords) as plane:
             ada = await plane.user("ada@example.com")
@@ -245,14 +248,14 @@ async def test_a_slow_vault_is_waited_for_up_to_the_deadline_and_no_longer(
 
 
 async def test_no_connection_to_the_database_is_held_while_vault_is_asked(
-    database: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    database: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     patient = replace(settings, timeout=PATIENCE)
     many = 40  # four times the pool
     async with plane_of(database, patient, quick_passwords) as plane:
         ada = await plane.user()
         kept = await stored(ada)
-        victim.freeze()
+        disposable_vault.freeze()
         waiting = [asyncio.create_task(stored(ada, f"{VALUE}{number}")) for number in range(many)]
         in_flight = "keyman_http_requests_in_progress"
 
@@ -262,7 +265,7 @@ async def test_no_connection_to_the_database_is_held_while_vault_is_asked(
         await becomes(all_wait, "requests that wait for Vault alone")
         assert (await ada.get("/api/keys")).json() == [kept]
         assert (await ada.patch(f"/api/keys/{kept['id']}", json={"name": "meanwhile"})).status_code == 200
-        victim.thaw()
+        disposable_vault.thaw()
         assert len({key["id"] for key in await asyncio.gather(*waiting)}) == many
     assert (await counts(database)).keys == many + 1
 
@@ -276,27 +279,27 @@ async def _metric(client: httpx.AsyncClient, name: str) -> float:
 
 
 async def test_many_who_ask_for_readiness_share_one_wait(
-    sqlite: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         client = plane.client()
-        victim.freeze()
+        disposable_vault.freeze()
         await asyncio.sleep(1.1)  # what was seen less than a second ago is not asked again
         # One after the other they would need thirty times the deadline.
         async with asyncio.timeout(TIMEOUT * 15):
             found = await asyncio.gather(*(checks(client) for _ in range(30)))
         assert all(check == {"database": "ok", "vault": "unreachable"} for check in found)
-        victim.thaw()
+        disposable_vault.thaw()
         await state_becomes(client, "ok")
 
 
 async def test_clients_that_leave_while_vault_is_asked_leave_nothing(
-    database: URL, victim: Victim, settings: VaultSettings, quick_passwords: PasswordHasher
+    database: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with plane_of(database, replace(settings, timeout=PATIENCE), quick_passwords) as plane:
         ada = await plane.user()
         await stored(ada)
-        victim.freeze()
+        disposable_vault.freeze()
         waiting = [asyncio.create_task(stored(ada)) for _ in range(10)]
 
         async def all_wait() -> bool:
@@ -306,7 +309,7 @@ async def test_clients_that_leave_while_vault_is_asked_leave_nothing(
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        victim.thaw()
+        disposable_vault.thaw()
         await stored(ada)
         assert (await counts(database)).keys == 2
         assert await _metric(ada, "keyman_vault_requests_in_flight") == 0

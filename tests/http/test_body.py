@@ -132,7 +132,7 @@ async def test_what_is_refused_is_not_repeated(content: bytes, headers: dict[str
 async def test_faults_of_the_fields_and_of_the_check_come_together() -> None:
     _, answer, _ = await send(json.dumps({"name": CANARY, "x": 1}).encode())
     assert answer["errors"] == [
-        {"field": "", "message": "The body holds an unknown field; known are name."},
+        {"field": "", "message": "The body has an unknown field; the known fields are name."},
         {"field": "name", "message": "is not a good name"},
     ]
 

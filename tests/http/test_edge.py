@@ -105,7 +105,7 @@ async def test_every_answer_has_the_headers_and_what_the_route_says_goes_before(
     assert answer.header("strict-transport-security") is None
 
 
-async def test_over_https_browsers_are_told_to_stay_there() -> None:
+async def test_over_https_browsers_get_hsts() -> None:
     answer, _ = await ask(hello, public_url="https://keys.example.com")
     assert answer.header("strict-transport-security") == HSTS
 
@@ -144,13 +144,13 @@ async def test_a_problem_that_the_application_let_through_is_answered() -> None:
     assert json.loads(answer.body)["request_id"] == answer.header("x-request-id")
 
 
-async def test_any_other_exception_becomes_a_500_that_tells_the_id_alone() -> None:
+async def test_any_other_exception_becomes_a_500_that_shows_only_the_request_id() -> None:
     with capture_logs() as lines:
         answer, _ = await ask(raising(lambda: RuntimeError(CANARY)))
     assert answer.status == 500
     body = json.loads(answer.body)
     assert body["type"] == "/problems/internal"
-    assert body["detail"] == f"Tell whoever runs keyman: {answer.header('x-request-id')}"
+    assert body["detail"] == f"Give the operator of keyman this request id: {answer.header('x-request-id')}"
     assert CANARY not in answer.body.decode() + str(lines)
     assert [line["event"] for line in lines] == ["unhandled exception", "request"]
     assert lines[0]["fault"] == "builtins.RuntimeError"
@@ -338,7 +338,7 @@ async def address(
         ("192.0.2.1", "10.0.0.1", "192.0.2.1"),
         ("10.0.0.1", "", "10.0.0.1"),
         ("10.0.0.1", "203.0.113.9", "203.0.113.9"),
-        # What stands further left was written by whoever sent it to the first proxy.
+        # The client of the first proxy wrote what stands further left.
         ("10.0.0.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
         ("10.0.0.1", "198.51.100.1, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
         ("10.0.0.1", "10.9.9.9, 203.0.113.9, 10.0.0.3, 10.0.0.2", "203.0.113.9"),
@@ -391,7 +391,7 @@ async def test_a_proxy_is_known_also_when_the_socket_speaks_ipv6() -> None:
 
 
 async def test_the_zone_of_an_address_is_no_place_for_words() -> None:
-    """`ipaddress` takes anything after the percent sign; the trail has 64 characters for an address."""
+    """`ipaddress` takes anything after the percent sign; the audit log has 64 characters for an address."""
     for zone in (CANARY, "x" * 200):
         found = await address("10.0.0.1", f"fe80::1%{zone}")
         assert found in ("fe80::1", "10.0.0.1")

@@ -1,15 +1,13 @@
-"""Applications and their tokens: how they are registered, exchanged, listed and revoked, and what the trail says."""
+"""Applications and their tokens: registering, replacing, listing, revoking, and the audit entries of it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 import time_machine
 from sqlalchemy import select
-from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Actor
 from keyman.audit.tables import audit_log
@@ -27,13 +25,6 @@ from keyman.values import ApplicationName
 pytestmark = pytest.mark.anyio
 
 CHAT = ApplicationName("chat-backend")
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 async def verify(db: Database, token: str) -> Principal:
@@ -147,7 +138,7 @@ async def test_the_list_says_what_is_usable_and_when_it_was_used(db: Database, m
         assert (chat.tokens, chat.disabled_at) == ([], now())
 
 
-async def test_each_change_is_in_the_trail_as_an_operators(db: Database) -> None:
+async def test_the_audit_log_has_each_change_as_an_operators(db: Database) -> None:
     tokens = [
         (await applications.create(db, CHAT, ["OPENAI"])).token,
         (await applications.rotate(db, CHAT, timedelta())).token,

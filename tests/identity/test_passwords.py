@@ -102,7 +102,7 @@ async def test_a_stored_hash_that_is_none_lets_nobody_in(passwords: Passwords, s
         await passwords.verify(stored, RIGHT)
 
 
-async def test_risen_parameters_give_a_new_hash_at_the_next_right_password_alone(passwords: Passwords) -> None:
+async def test_risen_parameters_give_a_new_hash_only_at_the_next_right_password(passwords: Passwords) -> None:
     stored = await passwords.hash(RIGHT)
     risen = Passwords(Watching(2))
     with pytest.raises(WrongPassword):

@@ -17,7 +17,7 @@ from keyman.identity.tokens import DEFAULT_SCOPES
 from keyman.ids import UserId
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, RequiredLabel
-from tests.storage.rows import add
+from tests.support.rows import add
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from keyman.identity.sessions import SessionProof, open_session
 from keyman.identity.tokens import ALL_SCOPES, Scope, Token
 from keyman.ids import ApplicationId, SessionId, UserId
 from keyman.storage.transactions import Database
-from tests.storage.rows import add
+from tests.support.rows import add
 
 pytestmark = pytest.mark.anyio
 

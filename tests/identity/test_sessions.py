@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Actor, Origin
 from keyman.clock import now
@@ -45,13 +42,6 @@ def test_a_device_is_called_by_its_browser_and_system(user_agent: str, name: str
 def test_a_name_is_short_and_printable_whatever_a_client_says(user_agent: str) -> None:
     name = device_name(user_agent)
     assert name is None or (0 < len(name) <= 100 and name.isprintable())
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    opened = Database(database)
-    yield opened
-    await opened.close()
 
 
 async def caller_of(db: Database, email: str) -> Principal:

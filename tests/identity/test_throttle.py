@@ -1,4 +1,7 @@
-"""`keyman.identity.throttle`: what attempts have in common. How they are counted: tests/api/test_throttling."""
+"""`keyman.identity.throttle`: the buckets of attempts.
+
+tests/planes/management/api/test_throttling.py tests how attempts are counted.
+"""
 
 from __future__ import annotations
 

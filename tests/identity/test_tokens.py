@@ -22,7 +22,7 @@ from keyman.identity.tokens import (
     scopes_text,
 )
 
-# Made by a CRC-32 (IEEE 802.3, reflected, 0xEDB88320) and a base62 (0-9, A-Z, a-z, six digits) written for this alone.
+# Made by a CRC-32 (IEEE 802.3, reflected, 0xEDB88320) and a base62 (0-9, A-Z, a-z, six digits) written only for this.
 VECTORS = (
     "km_0000000000000000000000000000002C8GjS",
     "km_zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz4IlJEz",
@@ -34,7 +34,7 @@ RANDOM = st.text(ALPHABET, min_size=RANDOM_CHARACTERS, max_size=RANDOM_CHARACTER
 
 
 def reference(random: str) -> str:
-    """The token of a random part, by the contract: bit by bit, digit by digit."""
+    """The token of a random part by docs/reference/api.md: bit by bit, digit by digit."""
     crc = 0xFFFFFFFF
     for byte in random.encode():
         crc ^= byte
@@ -58,7 +58,7 @@ def test_a_token_is_its_random_part_and_the_check_of_it(random: str) -> None:
     assert Token.parse(reference(random)).reveal() == reference(random)
 
 
-def test_a_generated_token_has_the_contracts_form_and_parses() -> None:
+def test_a_generated_token_has_the_documented_form_and_parses() -> None:
     tokens = {Token.generate().reveal() for _ in range(500)}
     assert len(tokens) == 500
     for token in tokens:
@@ -117,7 +117,7 @@ def test_what_is_stored_and_shown_of_it(random: str) -> None:
     assert random not in repr(token)
 
 
-def test_the_scopes_are_the_contracts() -> None:
+def test_the_scopes_are_the_documented_ones() -> None:
     assert [scope.value for scope in Scope] == ["keys:read", "keys:write", "tokens:manage", "audit:read"]
     assert {"keys:read", "keys:write"} == DEFAULT_SCOPES
 

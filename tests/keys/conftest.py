@@ -28,8 +28,8 @@ from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import policy
 from keyman.vault.rotation import KeyRotation
-from tests.storage.rows import add_owner, row
-from tests.support.live import StoredKey, stored_keys
+from tests.support.database import StoredKey, stored_keys
+from tests.support.rows import add_owner, row
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,13 @@ from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.keys.tables import api_keys
 from keyman.storage.engine import create_private_file
 from keyman.storage.transactions import Database
-from tests.storage.exposure import stands_alone
-from tests.storage.rows import add, add_owner, row
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer
+from tests.support.exceptions import stands_alone
+from tests.support.rows import add, add_owner, row
 
 pytestmark = pytest.mark.anyio
 
 COMMAND = "Run: keyman db upgrade"
-
-
-@pytest.fixture
-async def db(database: URL) -> AsyncIterator[Database]:
-    made = Database(database)
-    yield made
-    await made.close()
 
 
 async def refusal(db: Database) -> str:
@@ -100,15 +92,15 @@ async def test_there_is_no_second_deployment(db: Database, number: int) -> None:
         await add_another()
 
 
-async def test_of_many_sentinels_at_once_one_is_kept_and_all_are_told_which(database: URL) -> None:
+async def test_of_many_sentinels_at_once_one_is_kept_and_every_caller_gets_it(database: URL) -> None:
     processes = [Database(database) for _ in range(5)]
     starts = [await Deployment.load(db) for db in processes for _ in range(10)]
     assert [await start.sentinel() for start in starts] == [None] * 50
-    told = await asyncio.gather(*(start.keep_sentinel(f"vault:v1:{n}") for n, start in enumerate(starts)))
+    told = await asyncio.gather(*(start.store_sentinel(f"vault:v1:{n}") for n, start in enumerate(starts)))
     kept = await stored(processes[0])
     assert kept in {f"vault:v1:{n}" for n in range(50)}
     assert set(told) == {kept}
-    assert await (await Deployment.load(processes[0])).keep_sentinel("vault:v1:late") == kept
+    assert await (await Deployment.load(processes[0])).store_sentinel("vault:v1:late") == kept
     assert await stored(processes[0]) == kept
     for db in processes:
         await db.close()
@@ -119,26 +111,26 @@ async def test_a_database_with_keys_and_no_sentinel_gets_none(db: Database) -> N
     async with db.write() as connection:
         key = await add(connection, "api_keys")
     start = await Deployment.load(db)
-    assert await start.keep_sentinel("vault:v1:AAAA") is None
+    assert await start.store_sentinel("vault:v1:AAAA") is None
     assert await stored(db) is None
     async with db.write() as connection:
         await connection.execute(delete(api_keys).where(api_keys.c.id == key))
-    assert await start.keep_sentinel("vault:v1:AAAA") == "vault:v1:AAAA"
+    assert await start.store_sentinel("vault:v1:AAAA") == "vault:v1:AAAA"
 
 
 async def test_keys_do_not_hide_the_sentinel_that_is_there(db: Database) -> None:
     start = await Deployment.load(db)
-    await start.keep_sentinel("vault:v1:AAAA")
+    await start.store_sentinel("vault:v1:AAAA")
     await add_owner(db)
     async with db.write() as connection:
         await add(connection, "api_keys")
     again = await Deployment.load(db)
-    assert await again.sentinel() == await again.keep_sentinel("vault:v1:BBBB") == "vault:v1:AAAA"
+    assert await again.sentinel() == await again.store_sentinel("vault:v1:BBBB") == "vault:v1:AAAA"
 
 
 async def test_a_known_sentinel_is_not_read_again(db: Database) -> None:
     start = await Deployment.load(db)
-    await start.keep_sentinel("vault:v1:AAAA")
+    await start.store_sentinel("vault:v1:AAAA")
     async with db.write() as connection:
         await connection.execute(update(deployment).values(sentinel="vault:v1:BBBB"))
     assert await start.sentinel() == "vault:v1:AAAA"

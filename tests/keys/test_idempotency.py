@@ -1,4 +1,7 @@
-"""`keyman.keys.idempotency`: what is kept of a request. How it is answered again: tests/api/test_idempotency."""
+"""`keyman.keys.idempotency`: what is stored of a request.
+
+tests/planes/management/api/test_idempotency.py tests how a request is answered again.
+"""
 
 from __future__ import annotations
 

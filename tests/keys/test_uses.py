@@ -1,4 +1,4 @@
-"""`keyman.keys.uses`: which applications a key was given to, and nothing else that the trail tells of it."""
+"""`keyman.keys.uses`: which applications a key was given to, and nothing else from the audit log."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from keyman.ids import KeyId, UserId
 from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
 from keyman.storage.transactions import Database
-from tests.audit.test_entries import add, db
-from tests.support.trail import entry
-
-__all__ = ["db"]  # found by pytest
+from tests.audit.test_entries import add
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 

@@ -34,9 +34,9 @@ from keyman.storage import engine
 from keyman.storage.engine import create_engine, create_private_file
 from keyman.storage.transactions import Database
 from tests.fixtures.revision_0004.restore import restore_sqlite
-from tests.storage.exposure import shown, stands_alone
-from tests.storage.rows import add, add_owner, count, row, table
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer
+from tests.support.exceptions import everything_in, stands_alone
+from tests.support.rows import add, add_owner, count, row, table
 
 pytestmark = pytest.mark.anyio
 
@@ -256,12 +256,12 @@ async def test_a_missing_database_is_said_without_its_credentials(postgres: Post
             await doing(url)
         assert stands_alone(caught.value)
         assert url.password
-        assert url.password not in shown(caught.value)
+        assert url.password not in everything_in(caught.value)
         assert "not_there" not in caught.value.detail
     postgres.drop_database("there")
 
 
-async def test_an_upgrade_of_sqlite_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_upgrade_of_sqlite_waits_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
     monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.1)
     with closing(sqlite3.connect(tmp_path / "keyman.db", isolation_level=None)) as writer:
@@ -349,7 +349,7 @@ async def test_an_upgrade_of_sqlite_stops_where_a_row_refers_to_nothing(tmp_path
         assert list(connection.iterdump()) == before
 
 
-async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_stored(empty_database: URL) -> None:
+async def test_older_audit_entries_are_chained_and_name_the_values_that_are_stored(empty_database: URL) -> None:
     async with connected(empty_database) as connection:
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
         tables = migrations.tables().tables
@@ -380,7 +380,7 @@ async def test_the_trail_from_before_is_chained_and_names_the_values_that_are_st
     await db.close()
 
 
-async def test_a_trail_from_before_that_cannot_be_read_is_said_and_left_as_it_was(tmp_path: Path) -> None:
+async def test_older_audit_entries_that_cannot_be_read_stop_the_upgrade_and_stay(tmp_path: Path) -> None:
     url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
     async with connected(url) as connection:
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0003"))
@@ -388,11 +388,13 @@ async def test_a_trail_from_before_that_cannot_be_read_is_said_and_left_as_it_wa
     with pytest.raises(ConfigurationError, match="changed by hand") as caught:
         await migrations.upgrade(url)
     assert stands_alone(caught.value)
-    assert "c4n4ry" not in shown(caught.value)
+    assert "c4n4ry" not in everything_in(caught.value)
     assert await migrations.differences(url) == [f"the schema is at revision 0003, the newest is {SCHEMA_REVISION}"]
 
 
-async def test_the_trail_from_before_applications_is_kept_and_takes_their_entries(empty_database: URL) -> None:
+async def test_audit_entries_from_before_applications_stay_and_applications_can_be_recorded(
+    empty_database: URL,
+) -> None:
     async with connected(empty_database) as connection:
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0002"))
     columns = "at, user_id, actor, action, key_id, address"

@@ -13,8 +13,8 @@ from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess
 from keyman.storage.transactions import Database
 from tests.cli.transcript import keyman
-from tests.support.live import environment
-from tests.support.postgres import PostgresServer
+from tests.support.cli import environment
+from tests.support.database import PostgresServer
 
 
 def test_every_table_is_some_planes_and_no_plane_has_more_than_there_are() -> None:
@@ -65,7 +65,7 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
         postgres.execute(f"DROP ROLE {user}")
 
 
-def test_one_plane_alone_is_wrong_usage(empty_database: URL) -> None:
+def test_only_one_plane_is_wrong_usage(empty_database: URL) -> None:
     env = environment(KEYMAN_DATABASE_URL=empty_database.render_as_string(hide_password=False))
     for one in ("--management", "--resolver"):
         done = keyman("db", "upgrade", one, "somebody", env=env)

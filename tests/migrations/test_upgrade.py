@@ -42,9 +42,8 @@ from keyman.vault.rotation import KeyRotation
 from tests.fixtures.revision_0004 import restore
 from tests.planes.management.api.harness import KEY_FIELDS, ApiPlane, Json, api_plane_at, problem
 from tests.planes.resolver.pair import resolver_at
-from tests.storage.rows import AnyRow
-from tests.support.databases import sqlite_at
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer, sqlite_at
+from tests.support.rows import AnyRow
 
 pytestmark = pytest.mark.anyio
 
@@ -289,7 +288,7 @@ async def test_a_rewrap_after_an_upgrade_leaves_behind_only_what_is_damaged(upgr
             assert not row.undecryptable
             assert row.key_version == LATEST
             assert row.encrypted_key.startswith(f"vault:v{LATEST}:")
-    sentinel = await upgraded.deployment.sentinel(anew=True)
+    sentinel = await upgraded.deployment.sentinel(refresh=True)
     assert sentinel is not None
     assert sentinel.startswith(f"vault:v{LATEST}:")
     await check_resolves(upgraded)

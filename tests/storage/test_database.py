@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import random
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from datetime import UTC, datetime, timedelta, timezone
 from io import StringIO
@@ -18,7 +17,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import structlog
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
@@ -48,10 +46,10 @@ from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
 from keyman.storage.statements import Command
 from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics, configure_logging
-from tests.storage.exposure import shown, stands_alone
-from tests.storage.rows import add, add_owner, count, foreign_keys, row, table
-from tests.support.postgres import postgres_server
+from keyman.telemetry import Metrics
+from tests.support.database import postgres_server
+from tests.support.exceptions import everything_in, stands_alone
+from tests.support.rows import add, add_owner, count, foreign_keys, row, table
 
 pytestmark = pytest.mark.anyio
 
@@ -94,26 +92,10 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def db(database: URL, metrics: Metrics) -> AsyncIterator[Database]:
+async def measured_db(database: URL, metrics: Metrics) -> AsyncIterator[Database]:
     made = Database(database, metrics)
     yield made
     await made.close()
-
-
-@pytest.fixture
-def log() -> Iterator[StringIO]:
-    """Everything that keyman and its libraries log, at the level that says most."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("sqlalchemy", "aiosqlite", "asyncpg", "asyncio")}
-    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
-    stream = StringIO()
-    configure_logging("json", "debug", stream)
-    yield stream
-    root.handlers[:], root.level = handlers, level
-    for name, was in levels.items():
-        logging.getLogger(name).setLevel(was)
-    structlog.configure(**before)
 
 
 def in_use(metrics: Metrics) -> float:
@@ -153,7 +135,7 @@ async def write_one(db: Database) -> None:
 
 
 def make_room(name: str) -> Step:
-    """For one more row of a table that may hold one alone."""
+    """For one more row of a table that may hold only one."""
     return lambda c: c.execute(delete(table(name)).where(true() if name == "deployment" else false()))
 
 
@@ -192,11 +174,11 @@ LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo
 @example(EARLIEST)
 @example(datetime(1969, 12, 31, 23, 59, 59, 999999, UTC))
 @example(datetime(2026, 3, 29, 2, 30, fold=1, tzinfo=timezone(timedelta(hours=2))))
-async def test_an_instant_comes_back_as_the_same_instant_in_utc(db: Database, instant: datetime) -> None:
+async def test_an_instant_comes_back_as_the_same_instant_in_utc(measured_db: Database, instant: datetime) -> None:
     bucket = uuid4().bytes
-    async with db.write() as connection:
+    async with measured_db.write() as connection:
         await add(connection, "throttle", bucket=bucket, ends_at=instant)
-    async with db.read() as connection:
+    async with measured_db.read() as connection:
         found = (await connection.execute(select(throttle.c.ends_at).where(throttle.c.bucket == bucket))).scalar_one()
         same = select(func.count()).where(throttle.c.bucket == bucket, throttle.c.ends_at == instant)
         assert (await connection.execute(same)).scalar_one() == 1
@@ -205,25 +187,25 @@ async def test_an_instant_comes_back_as_the_same_instant_in_utc(db: Database, in
     assert found.utcoffset() == timedelta(0)
 
 
-async def test_instants_are_ordered_as_instants_whatever_zone_they_came_in(db: Database) -> None:
+async def test_instants_are_ordered_as_instants_whatever_zone_they_came_in(measured_db: Database) -> None:
     noon = datetime(2026, 6, 1, 12, tzinfo=UTC)
     zones = [timezone(timedelta(hours=hours)) for hours in range(-12, 14)]
     moments = [(noon + timedelta(microseconds=i)).astimezone(zone) for i, zone in enumerate(zones)]
-    async with db.write() as connection:
+    async with measured_db.write() as connection:
         for moment in random.sample(moments, len(moments)):
             await add(connection, "throttle", ends_at=moment)
-    async with db.read() as connection:
+    async with measured_db.read() as connection:
         found = (await connection.execute(select(throttle.c.ends_at).order_by(throttle.c.ends_at))).scalars().all()
     assert found == moments
 
 
-async def test_a_whole_second_is_ordered_among_its_microseconds(db: Database) -> None:
+async def test_a_whole_second_is_ordered_among_its_microseconds(measured_db: Database) -> None:
     second = datetime(2026, 6, 1, 12, tzinfo=UTC)
     moments = [second - timedelta(microseconds=1), second, second + timedelta(microseconds=1)]
-    async with db.write() as connection:
+    async with measured_db.write() as connection:
         for moment in moments:
             await add(connection, "throttle", ends_at=moment)
-    async with db.read() as connection:
+    async with measured_db.read() as connection:
         before = select(throttle.c.ends_at).where(throttle.c.ends_at <= second).order_by(throttle.c.ends_at)
         assert (await connection.execute(before)).scalars().all() == moments[:2]
 
@@ -237,69 +219,71 @@ async def test_a_whole_second_is_ordered_among_its_microseconds(db: Database) ->
     ],
     ids=["without a zone", "after the last one in UTC", "before the first one in UTC"],
 )
-async def test_a_time_that_is_no_instant_is_refused_and_nothing_stored(db: Database, moment: datetime) -> None:
+async def test_a_time_that_is_no_instant_is_refused_and_nothing_stored(measured_db: Database, moment: datetime) -> None:
     with pytest.raises(RefusedStatement) as caught:
-        await write(db, lambda c: add(c, "throttle"), lambda c: add(c, "throttle", ends_at=moment))
+        await write(measured_db, lambda c: add(c, "throttle"), lambda c: add(c, "throttle", ends_at=moment))
     assert stands_alone(caught.value)
-    assert await count(db, "throttle") == 0
+    assert await count(measured_db, "throttle") == 0
 
 
 # --- constraints
 
 
-async def test_a_row_as_it_must_be_is_stored(db: Database) -> None:
-    await add_owner(db)
+async def test_a_row_as_it_must_be_is_stored(measured_db: Database) -> None:
+    await add_owner(measured_db)
     for name in TABLES:
-        await write(db, make_room(name), lambda c, n=name: add(c, n))
+        await write(measured_db, make_room(name), lambda c, n=name: add(c, n))
 
 
-async def test_every_foreign_key_refuses_a_row_without_its_parent(db: Database) -> None:
+async def test_every_foreign_key_refuses_a_row_without_its_parent(measured_db: Database) -> None:
     assert len(foreign_keys()) == 8
     for key in foreign_keys():
         orphan = row(key.table.name, **dict.fromkeys(key.column_keys, 4711))
         with pytest.raises(IntegrityError):
-            await write(db, lambda c, o=orphan, t=key.table: c.execute(insert(t).values(o)))
+            await write(measured_db, lambda c, o=orphan, t=key.table: c.execute(insert(t).values(o)))
 
 
-async def test_what_proves_who_an_account_is_goes_with_it(db: Database) -> None:
-    await add_owner(db)
-    async with db.write() as connection:
+async def test_what_proves_who_an_account_is_goes_with_it(measured_db: Database) -> None:
+    await add_owner(measured_db)
+    async with measured_db.write() as connection:
         for name in ("sessions", "api_tokens", "idempotency"):
             await add(connection, name)
         await connection.execute(delete(users))
-    assert [await count(db, name) for name in ("sessions", "api_tokens", "idempotency")] == [0, 0, 0]
+    assert [await count(measured_db, name) for name in ("sessions", "api_tokens", "idempotency")] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["api_keys", "audit_log"])
-async def test_an_account_with_keys_or_a_trail_is_not_deleted(db: Database, name: str) -> None:
-    await add_owner(db)
-    async with db.write() as connection:
+async def test_an_account_with_keys_or_audit_entries_is_not_deleted(measured_db: Database, name: str) -> None:
+    await add_owner(measured_db)
+    async with measured_db.write() as connection:
         await add(connection, name)
     with pytest.raises(IntegrityError):
-        await write(db, lambda c: c.execute(delete(users)))
-    assert await count(db, name) == 1
+        await write(measured_db, lambda c: c.execute(delete(users)))
+    assert await count(measured_db, name) == 1
 
 
-async def test_every_unique_column_refuses_a_second_of_the_same(db: Database) -> None:
-    await add_owner(db)
+async def test_every_unique_column_refuses_a_second_of_the_same(measured_db: Database) -> None:
+    await add_owner(measured_db)
     tried = []
     for name in TABLES:
-        one, first, second = table(name), await new_row(db, name), await new_row(db, name)
+        one, first, second = table(name), await new_row(measured_db, name), await new_row(measured_db, name)
         groups = [c.columns.keys() for c in table(name).constraints if isinstance(c, UniqueConstraint)]
         for columns in [*groups, table(name).primary_key.columns.keys()]:
             same = {column: first.get(column, 17) for column in columns}
-            await write(db, make_room(name), lambda c, t=one, v={**first, **same}: c.execute(insert(t).values(v)))
+            await write(
+                measured_db, make_room(name), lambda c, t=one, v={**first, **same}: c.execute(insert(t).values(v))
+            )
             with pytest.raises(IntegrityError):
-                await write(db, lambda c, t=one, v={**second, **same}: c.execute(insert(t).values(v)))
+                await write(measured_db, lambda c, t=one, v={**second, **same}: c.execute(insert(t).values(v)))
             others = table(name).c.id != 1 if name in ("owners", "users", "applications") else true()
-            await write(db, lambda c, t=one, which=others: c.execute(delete(t).where(which)))
+            await write(measured_db, lambda c, t=one, which=others: c.execute(delete(t).where(which)))
             tried.append((name, *columns))
     assert {("users", "email_key"), ("sessions", "id_hash"), ("api_tokens", "token_hash")} < set(tried)
     assert {("api_keys", "value_uuid"), ("idempotency", "user_id", "key_hash"), ("throttle", "bucket")} < set(tried)
 
 
-async def test_every_check_refuses_what_it_is_there_for(db: Database) -> None:
-    await add_owner(db)
+async def test_every_check_refuses_what_it_is_there_for(measured_db: Database) -> None:
+    await add_owner(measured_db)
     found = {
         str(constraint.name): name
         for name in TABLES
@@ -310,29 +294,29 @@ async def test_every_check_refuses_what_it_is_there_for(db: Database) -> None:
     assert found.keys() == CHECKS.keys()
     for constraint, name in found.items():
         with pytest.raises(IntegrityError) as caught:
-            await write(db, make_room(name), lambda c, n=name, wrong=CHECKS[constraint]: add(c, n, **wrong))
+            await write(measured_db, make_room(name), lambda c, n=name, wrong=CHECKS[constraint]: add(c, n, **wrong))
         assert constraint in str(caught.value.orig), "refused, but by something else"
 
 
-async def test_every_column_that_must_be_said_refuses_null(db: Database) -> None:
-    await add_owner(db)
+async def test_every_column_that_must_be_said_refuses_null(measured_db: Database) -> None:
+    await add_owner(measured_db)
     for name in TABLES:
         for column in table(name).columns:
             if column.nullable or (column.primary_key and ("id" in table(name).c or name == "audit_chains")):
                 continue  # SQLite numbers a primary key by itself
             with pytest.raises(IntegrityError):
-                await write(db, lambda c, n=name, missing=column.name: add(c, n, **{missing: None}))
+                await write(measured_db, lambda c, n=name, missing=column.name: add(c, n, **{missing: None}))
 
 
-async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, db: Database) -> None:
-    await add_owner(db)
+async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, measured_db: Database) -> None:
+    await add_owner(measured_db)
     numbered = [table(name) for name in TABLES if "id" in table(name).c and name != "deployment"]
     assert len(numbered) == 8
     for each in numbered:
-        async with db.write() as connection:
+        async with measured_db.write() as connection:
             ids = [await add(connection, each.name) for _ in range(3)]
         for _ in range(2):
-            await write(db, lambda c, t=each, newest=ids[-1]: c.execute(delete(t).where(t.c.id == newest)))
+            await write(measured_db, lambda c, t=each, newest=ids[-1]: c.execute(delete(t).where(t.c.id == newest)))
             anew = Database(database)  # another process
             async with anew.write() as connection:
                 ids.append(await add(connection, each.name))
@@ -342,10 +326,10 @@ async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, db
         assert numbers == sorted(set(numbers))
 
 
-async def test_the_largest_id_fits(db: Database) -> None:
-    async with db.write() as connection:
+async def test_the_largest_id_fits(measured_db: Database) -> None:
+    async with measured_db.write() as connection:
         await add(connection, "users", id=await add(connection, "owners", id=MAX_ID))
-    async with db.read() as connection:
+    async with measured_db.read() as connection:
         assert (await connection.execute(select(users.c.id))).scalar_one() == MAX_ID
 
 
@@ -386,7 +370,7 @@ async def test_every_pooled_postgresql_connection_is_set_up(postgresql: URL) -> 
 
 
 @pytest.mark.parametrize("first", ["upgrade", "file"])
-async def test_a_sqlite_file_and_what_lies_beside_it_is_its_owners_alone(tmp_path: Path, first: str) -> None:
+async def test_only_its_owner_can_read_a_sqlite_file_and_the_files_beside_it(tmp_path: Path, first: str) -> None:
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/private.db")
     before = os.umask(0)
     try:
@@ -418,7 +402,7 @@ async def test_a_path_in_which_no_file_can_be_made_is_said_without_the_path(tmp_
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/no-such-directory/keyman.db")
     with pytest.raises(ConfigurationError) as caught:
         await migrations.upgrade(url)
-    assert "no-such-directory" not in shown(caught.value).replace(str(Path(__file__).parent.parent), "")
+    assert "no-such-directory" not in everything_in(caught.value).replace(str(Path(__file__).parent.parent), "")
     assert stands_alone(caught.value)
 
 
@@ -447,20 +431,20 @@ async def test_what_was_deleted_is_overwritten_on_sqlite(sqlite: URL) -> None:
 # --- transactions
 
 
-async def test_a_write_is_committed_before_it_returns(database: URL, db: Database) -> None:
+async def test_a_write_is_committed_before_it_returns(database: URL, measured_db: Database) -> None:
     other = Database(database)
     for expected in range(1, 6):
-        await write_one(db)
+        await write_one(measured_db)
         assert await count(other, "throttle") == expected
     await other.close()
 
 
-async def test_what_a_write_has_not_committed_is_seen_by_nobody(database: URL, db: Database) -> None:
+async def test_what_a_write_has_not_committed_is_seen_by_nobody(database: URL, measured_db: Database) -> None:
     other = Database(database)
-    async with db.write() as connection:
+    async with measured_db.write() as connection:
         await add(connection, "throttle")
         assert await count(other, "throttle") == 0
-        assert await count(db, "throttle") == 0
+        assert await count(measured_db, "throttle") == 0
     assert await count(other, "throttle") == 1
     await other.close()
 
@@ -470,7 +454,9 @@ class Interruption(BaseException):
 
 
 @pytest.mark.parametrize("fault", [ValueError, Interruption, asyncio.CancelledError, GeneratorExit, StopAsyncIteration])
-async def test_a_block_that_raises_leaves_nothing(db: Database, metrics: Metrics, fault: type[BaseException]) -> None:
+async def test_a_block_that_raises_leaves_nothing(
+    measured_db: Database, metrics: Metrics, fault: type[BaseException]
+) -> None:
     raised = fault()
 
     async def fail(_connection: AsyncConnection) -> None:
@@ -478,15 +464,15 @@ async def test_a_block_that_raises_leaves_nothing(db: Database, metrics: Metrics
         raise raised
 
     with pytest.raises(fault) as caught:
-        await write(db, lambda c: add(c, "throttle"), fail)
+        await write(measured_db, lambda c: add(c, "throttle"), fail)
     assert caught.value is raised
-    assert await count(db, "throttle") == 0
-    assert in_use(metrics) == checked_out(db) == 0
+    assert await count(measured_db, "throttle") == 0
+    assert in_use(metrics) == checked_out(measured_db) == 0
 
 
 @abandoned
 async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_free(
-    db: Database, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    measured_db: Database, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT", PATIENCE)
     acknowledged = set()
@@ -495,7 +481,7 @@ async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_
         return b"pair" + number.to_bytes(27, "big")
 
     async def write_pair(number: int) -> None:
-        async with db.write() as connection:
+        async with measured_db.write() as connection:
             for half in (b"a", b"b"):
                 await add(connection, "throttle", bucket=pair(number) + half)
         acknowledged.add(number)
@@ -509,29 +495,29 @@ async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert {type(outcome) for outcome in outcomes} == {type(None), asyncio.CancelledError}
-    assert in_use(metrics) == checked_out(db) == 0
-    async with db.read() as connection:
+    assert in_use(metrics) == checked_out(measured_db) == 0
+    async with measured_db.read() as connection:
         buckets = (await connection.execute(select(throttle.c.bucket))).scalars().all()
     pairs = {bucket[:31] for bucket in buckets}
     assert len(buckets) == 2 * len(pairs)
     assert {pair(number) for number in acknowledged} <= pairs
     # Nobody holds the right to write, or a connection in the middle of something.
-    await asyncio.gather(*(write_one(db) for _ in range(3 * POOL_SIZE)))
+    await asyncio.gather(*(write_one(measured_db) for _ in range(3 * POOL_SIZE)))
     gc.collect()
 
 
 @abandoned
-async def test_cancelled_reads_leave_every_connection_free(db: Database, metrics: Metrics) -> None:
-    tasks = [asyncio.create_task(read_one(db)) for _ in range(200)]
+async def test_cancelled_reads_leave_every_connection_free(measured_db: Database, metrics: Metrics) -> None:
+    tasks = [asyncio.create_task(read_one(measured_db)) for _ in range(200)]
     loop = asyncio.get_running_loop()
     dice = random.Random(8)  # noqa: S311  # a storm, not a secret
     for task in tasks:
         loop.call_later(dice.random() * 0.2, task.cancel)
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert in_use(metrics) == checked_out(db) == 0
+    assert in_use(metrics) == checked_out(measured_db) == 0
     async with AsyncExitStack() as stack:
         for _ in range(POOL_SIZE):
-            connection = await stack.enter_async_context(db.read())
+            connection = await stack.enter_async_context(measured_db.read())
             assert (await connection.execute(select(func.count()).select_from(users))).scalar_one() == 0
     gc.collect()
 
@@ -551,12 +537,12 @@ async def test_a_connection_that_is_closed_before_its_rows_are_read_holds_no_loc
     await pool.dispose()
 
 
-async def test_the_gauge_counts_what_is_taken(db: Database, metrics: Metrics) -> None:
+async def test_the_gauge_counts_what_is_taken(measured_db: Database, metrics: Metrics) -> None:
     async with AsyncExitStack() as stack:
         for number in range(1, 6):
-            await stack.enter_async_context(db.read())
-            assert in_use(metrics) == number == checked_out(db)
-    assert in_use(metrics) == checked_out(db) == 0
+            await stack.enter_async_context(measured_db.read())
+            assert in_use(metrics) == number == checked_out(measured_db)
+    assert in_use(metrics) == checked_out(measured_db) == 0
 
 
 async def test_many_writers_at_once_are_all_served_on_sqlite(sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,10 +560,10 @@ async def test_many_writers_at_once_are_all_served_on_sqlite(sqlite: URL, monkey
         await db.close()
 
 
-async def test_readers_do_not_wait_for_an_open_writer(db: Database) -> None:
-    async with db.write() as connection:
+async def test_readers_do_not_wait_for_an_open_writer(measured_db: Database) -> None:
+    async with measured_db.write() as connection:
         await add(connection, "throttle")
-        counts = await asyncio.gather(*(count(db, "throttle") for _ in range(3 * POOL_SIZE)))
+        counts = await asyncio.gather(*(count(measured_db, "throttle") for _ in range(3 * POOL_SIZE)))
     assert set(counts) == {0}
 
 
@@ -636,65 +622,67 @@ BAD_STATEMENTS = _bad_statements()
 
 
 async def test_a_refused_statement_shows_nothing_of_its_parameters(
-    db: Database, metrics: Metrics, log: StringIO
+    measured_db: Database, metrics: Metrics, logged: StringIO
 ) -> None:
     for which, (statement, parameters) in BAD_STATEMENTS.items():
         with pytest.raises(RefusedStatement) as caught:
-            await write(db, lambda c: add(c, "throttle"), lambda c, s=statement, p=parameters: c.execute(s, p))
+            await write(measured_db, lambda c: add(c, "throttle"), lambda c, s=statement, p=parameters: c.execute(s, p))
         assert stands_alone(caught.value), which
-        assert CANARY not in shown(caught.value), which
-        assert CANARY not in log.getvalue(), which
-        assert in_use(metrics) == checked_out(db) == 0, which
-    assert await count(db, "throttle") == 0
-    await write_one(db)
+        assert CANARY not in everything_in(caught.value), which
+        assert CANARY not in logged.getvalue(), which
+        assert in_use(metrics) == checked_out(measured_db) == 0, which
+    assert await count(measured_db, "throttle") == 0
+    await write_one(measured_db)
 
 
-async def test_a_refused_read_shows_nothing_of_its_parameters(db: Database, log: StringIO) -> None:
+async def test_a_refused_read_shows_nothing_of_its_parameters(measured_db: Database, logged: StringIO) -> None:
     async def read(value: object) -> None:
-        async with db.read() as connection:
+        async with measured_db.read() as connection:
             await connection.execute(text("SELECT * FROM users WHERE id = :x"), {"x": value})
 
     for value in (f"{CANARY}\ud800", 2**70):
         with pytest.raises(RefusedStatement) as caught:
             await read(value)
         assert stands_alone(caught.value)
-        assert CANARY not in shown(caught.value) + log.getvalue()
-        assert str(2**70) not in shown(caught.value) + log.getvalue()
+        assert CANARY not in everything_in(caught.value) + logged.getvalue()
+        assert str(2**70) not in everything_in(caught.value) + logged.getvalue()
 
 
-async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresql: URL, log: StringIO) -> None:
+async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresql: URL, logged: StringIO) -> None:
     db = Database(postgresql)
     for value in (CANARY * 100, f"{CANARY}\0"):
         with pytest.raises(RefusedStatement) as caught:
             await write(db, lambda c, v=value: add(c, "users", email=v))
         assert stands_alone(caught.value)
-        assert CANARY not in shown(caught.value) + log.getvalue()
+        assert CANARY not in everything_in(caught.value) + logged.getvalue()
     await db.close()
 
 
-async def test_a_broken_constraint_is_the_callers_to_understand(db: Database, metrics: Metrics) -> None:
+async def test_a_broken_constraint_is_the_callers_to_understand(measured_db: Database, metrics: Metrics) -> None:
     first = row("users")
-    async with db.write() as connection:
+    async with measured_db.write() as connection:
         await add(connection, "owners", id=first["id"])
         await connection.execute(insert(users).values(first))
     with pytest.raises(IntegrityError):
-        await write(db, lambda c: add(c, "throttle"), lambda c: add(c, "users", email_key=first["email_key"]))
-    assert await count(db, "throttle") == 0
-    assert in_use(metrics) == checked_out(db) == 0
+        await write(measured_db, lambda c: add(c, "throttle"), lambda c: add(c, "users", email_key=first["email_key"]))
+    assert await count(measured_db, "throttle") == 0
+    assert in_use(metrics) == checked_out(measured_db) == 0
 
 
-async def test_a_fault_in_the_callers_own_words_passes_as_it_is(db: Database) -> None:
+async def test_a_fault_in_the_callers_own_words_passes_as_it_is(measured_db: Database) -> None:
     for fault in (KeyError("k"), ConfigurationError("c"), DatabaseUnavailable("d")):
 
         async def fail(_connection: AsyncConnection, fault: Exception = fault) -> None:
             raise fault
 
         with pytest.raises(type(fault)) as caught:
-            await write(db, fail)
+            await write(measured_db, fail)
         assert caught.value is fault
 
 
-async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(postgresql: URL, log: StringIO) -> None:
+async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(
+    postgresql: URL, logged: StringIO
+) -> None:
     db = Database(postgresql)
     async with db.write() as connection:
         await connection.execute(
@@ -716,8 +704,8 @@ async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(po
 
     fault = await unavailable(lose)
     assert "may or may not be stored" in fault.detail
-    assert CANARY not in shown(fault) + log.getvalue()
-    assert "database unavailable" in log.getvalue()
+    assert CANARY not in everything_in(fault) + logged.getvalue()
+    assert "database unavailable" in logged.getvalue()
     await write_one(db)
     assert checked_out(db) == 0
     await db.close()
@@ -793,8 +781,8 @@ async def test_a_row_that_another_holds_too_long_is_given_up(postgresql: URL, mo
     await db.close()
 
 
-async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alone(
-    sqlite: URL, monkeypatch: pytest.MonkeyPatch, log: StringIO
+async def test_a_sqlite_that_another_process_holds_is_unavailable_only_to_writers(
+    sqlite: URL, monkeypatch: pytest.MonkeyPatch, logged: StringIO
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.3)
     db = Database(sqlite)
@@ -802,15 +790,15 @@ async def test_a_sqlite_that_another_process_holds_is_unavailable_to_writers_alo
     with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         fault = await unavailable(lambda: write_one(db))
-        assert "locked" not in shown(fault)
+        assert "locked" not in everything_in(fault)
         assert await read_one(db) == 0
     await write_one(db)
-    assert "SQLITE_BUSY" in log.getvalue()
+    assert "SQLITE_BUSY" in logged.getvalue()
     await db.close()
 
 
 async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_was(
-    sqlite: URL, monkeypatch: pytest.MonkeyPatch, log: StringIO
+    sqlite: URL, monkeypatch: pytest.MonkeyPatch, logged: StringIO
 ) -> None:
     monkeypatch.setattr(transactions, "NOTE_PAUSE", 0)
     db = Database(sqlite)
@@ -827,14 +815,14 @@ async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_w
         assert not writer.done()
         other.execute("ROLLBACK")
         await writer
-    assert "database unavailable" not in log.getvalue()
+    assert "database unavailable" not in logged.getvalue()
     await db.note(note)
     async with db.read() as connection:
         assert (await connection.execute(select(users.c.email))).scalar_one() == "noted@example.com"
     await db.close()
 
 
-async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, log: StringIO) -> None:
+async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, logged: StringIO) -> None:
     db = Database(sqlite)
 
     async def fill() -> None:
@@ -845,8 +833,8 @@ async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, log: St
                 await add(connection, "throttle", bucket=(f"{n}" + CANARY * 100).encode())
 
     fault = await unavailable(fill)
-    assert CANARY not in shown(fault) + log.getvalue()
-    assert "SQLITE_FULL" in log.getvalue()
+    assert CANARY not in everything_in(fault) + logged.getvalue()
+    assert "SQLITE_FULL" in logged.getvalue()
     assert await count(db, "users") == 0
     await db.close()
 
@@ -857,7 +845,7 @@ async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None
     url = make_url(f"sqlite+aiosqlite:///{path}")
     db = Database(url)
     for doing in (lambda: read_one(db), lambda: write_one(db), lambda: migrations.upgrade(url)):
-        assert CANARY not in shown(await unavailable(doing))
+        assert CANARY not in everything_in(await unavailable(doing))
     await db.close()
 
 
@@ -923,7 +911,7 @@ async def test_a_server_that_went_away_is_missed_and_found_again() -> None:
         for doing in (lambda: read_one(db), lambda: write_one(db), lambda: migrations.upgrade(url)):
             fault = await unavailable(doing)
             assert url.password
-            assert url.password not in shown(fault)
+            assert url.password not in everything_in(fault)
         server.start()
         await asyncio.gather(*(write_one(db) for _ in range(POOL_SIZE)))
         assert await count(db, "throttle") == POOL_SIZE
@@ -932,28 +920,28 @@ async def test_a_server_that_went_away_is_missed_and_found_again() -> None:
 
 @pytest.mark.parametrize("wrong", [{"password": CANARY}, {"username": CANARY}, {"database": CANARY}, {"port": 1}])
 async def test_a_server_that_lets_nobody_in_is_unavailable_and_shows_no_credentials(
-    migrated_postgresql: URL, wrong: dict[str, Any], log: StringIO
+    migrated_postgresql: URL, wrong: dict[str, Any], logged: StringIO
 ) -> None:
     url = migrated_postgresql.set(**wrong)
     db = Database(url)
     assert url.password
     for doing in (lambda: read_one(db), lambda: write_one(db), lambda: migrations.upgrade(url)):
-        said = shown(await unavailable(doing)) + log.getvalue()
+        said = everything_in(await unavailable(doing)) + logged.getvalue()
         assert url.password not in said
         assert CANARY not in said
     await db.close()
 
 
-async def test_a_closed_database_opens_again(db: Database) -> None:
-    await write_one(db)
-    await db.close()
-    await write_one(db)
-    assert await count(db, "throttle") == 2
+async def test_a_closed_database_opens_again(measured_db: Database) -> None:
+    await write_one(measured_db)
+    await measured_db.close()
+    await write_one(measured_db)
+    assert await count(measured_db, "throttle") == 2
 
 
-async def test_sessions_are_the_same_seen_through_any_engine(database: URL, db: Database) -> None:
-    await add_owner(db)
-    async with db.write() as connection:
+async def test_sessions_are_the_same_seen_through_any_engine(database: URL, measured_db: Database) -> None:
+    await add_owner(measured_db)
+    async with measured_db.write() as connection:
         await add(connection, "sessions", id_hash=bytes(range(32)))
     other = Database(database)
     async with other.read() as connection:
@@ -972,17 +960,17 @@ async def test_a_wait_that_ran_out_is_named_as_one() -> None:
 @pytest.mark.parametrize("way", ["read", "write"])
 @pytest.mark.parametrize("fault", [FileNotFoundError("a file"), TimeoutError("a service"), UnicodeError("a text")])
 async def test_a_fault_of_the_callers_own_code_is_not_called_the_databases(
-    db: Database, way: str, fault: Exception
+    measured_db: Database, way: str, fault: Exception
 ) -> None:
     with pytest.raises(type(fault)) as caught:
-        async with getattr(db, way)():
+        async with getattr(measured_db, way)():
             raise fault
     assert caught.value is fault
 
 
-async def test_what_a_driver_raises_inside_a_block_is_still_the_databases(db: Database) -> None:
+async def test_what_a_driver_raises_inside_a_block_is_still_the_databases(measured_db: Database) -> None:
     # sqlite3 raises this as it is, with the value in its text; asyncpg raises an error of its own.
     with pytest.raises(RefusedStatement) as caught:
-        async with db.read() as connection:
+        async with measured_db.read() as connection:
             await connection.execute(select(literal("\ud800CANARY")))
-    assert "CANARY" not in shown(caught.value)
+    assert "CANARY" not in everything_in(caught.value)

@@ -1,4 +1,7 @@
-"""`keyman.storage.paging`: cursors that are opaque, short and exact. Pages themselves: tests/api/test_listing."""
+"""`keyman.storage.paging`: cursors are opaque, short and exact.
+
+tests/planes/management/api/test_listing.py tests the pages.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from bench import plans
 from bench.plans import Captured
 from keyman import migrations
 from keyman.storage.transactions import Database
-from tests.support.postgres import PostgresServer
+from tests.support.database import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
@@ -83,12 +83,12 @@ BY_ACTION = ("audit: one action", "audit: three actions")
 
 
 @pytest.fixture(scope="module")
-async def sqlite(tmp_path_factory: pytest.TempPathFactory) -> tuple[URL, list[Captured]]:
+async def filled_sqlite(tmp_path_factory: pytest.TempPathFactory) -> tuple[URL, list[Captured]]:
     return await _filled(make_url(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('plans')}/keyman.db"))
 
 
 @pytest.fixture(scope="module")
-async def postgresql(postgres: PostgresServer) -> tuple[URL, list[Captured]]:
+async def filled_postgresql(postgres: PostgresServer) -> tuple[URL, list[Captured]]:
     url, captured = await _filled(make_url(postgres.create_database("plans")))
     await plans.analyze(url)
     return url, captured
@@ -104,8 +104,10 @@ async def _filled(url: URL) -> tuple[URL, list[Captured]]:
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["knowing nothing", "analyzed"])
-async def test_sqlite_answers_from_the_intended_index(sqlite: tuple[URL, list[Captured]], analyzed: bool) -> None:
-    url, captured = sqlite
+async def test_sqlite_answers_from_the_intended_index(
+    filled_sqlite: tuple[URL, list[Captured]], analyzed: bool
+) -> None:
+    url, captured = filled_sqlite
     if analyzed:
         await plans.analyze(url)
     explained = await plans.explain(url, captured)
@@ -118,8 +120,8 @@ async def test_sqlite_answers_from_the_intended_index(sqlite: tuple[URL, list[Ca
             assert "TEMP B-TREE" not in text or label.startswith(BY_ACTION), f"{label}\n{text}"
 
 
-async def test_postgresql_answers_from_the_intended_index(postgresql: tuple[URL, list[Captured]]) -> None:
-    url, captured = postgresql
+async def test_postgresql_answers_from_the_intended_index(filled_postgresql: tuple[URL, list[Captured]]) -> None:
+    url, captured = filled_postgresql
     explained = await plans.explain(url, captured)
     assert explained.keys() == INDEXES.keys()
     for label, texts in explained.items():
@@ -131,9 +133,9 @@ async def test_postgresql_answers_from_the_intended_index(postgresql: tuple[URL,
 
 
 async def test_a_plan_that_postgresql_keeps_for_all_owners_reads_no_table_of_keys_or_proofs_whole(
-    postgresql: tuple[URL, list[Captured]],
+    filled_postgresql: tuple[URL, list[Captured]],
 ) -> None:
-    url, captured = postgresql
+    url, captured = filled_postgresql
     for label, texts in (await plans.explain(url, captured, generic=True)).items():
         if label.startswith("housekeeping"):
             continue  # without a moment to look at, it expects a third of all rows to have ended

@@ -24,7 +24,7 @@ from keyman.ids import UserId
 from keyman.storage.paging import Listing
 from keyman.storage.statements import Command, Query, optional, scalar
 from keyman.storage.transactions import Database
-from tests.storage.rows import add
+from tests.support.rows import add
 
 Built = Query[object] | Command
 

@@ -18,7 +18,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 from testcontainers.core.wait_strategies import HttpWaitStrategy
 
-from tests.support.running import RunningVault
+from tests.support.vault import RunningVault
 
 DEFAULT_IMAGE = "hashicorp/vault:1.21.4"
 _PORT = 8200

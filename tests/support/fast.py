@@ -31,7 +31,7 @@ SLOW = (
     "tests/planes/management/web/test_looks.py",
     "tests/planes/management/web/test_reference.py",
     "tests/planes/management/web/test_safety.py",
-    "tests/planes/management/web/test_story.py",
+    "tests/planes/management/web/test_journeys.py",
     "tests/planes/management/web/test_trouble.py",
     "tests/planes/resolver/test_exchanges.py",
     "tests/planes/resolver/test_schemathesis.py",

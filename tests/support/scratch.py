@@ -12,17 +12,17 @@ from pathlib import Path
 MEMORY = Path("/dev/shm")  # noqa: S108  # Linux' file system in memory, open to everybody as /tmp is
 
 ENOUGH = 4 << 30
-"""Bytes that have to be free: five times what a run was seen to take. A container has 64 MiB unless told otherwise."""
+"""Bytes that have to be free: five times what a run was seen to take. A container has 64 MiB by default."""
 
 
 def use(variables: dict[str, str] | os._Environ[str] = os.environ, memory: Path = MEMORY) -> None:
     """Have everything temporary from here on made in memory, by the workers of the run as well.
 
-    A developer's own TMPDIR is left alone.
+    A developer's own TMPDIR stays.
     """
     if "TMPDIR" not in variables and is_roomy(memory):
         variables["TMPDIR"] = str(memory)
-        tempfile.tempdir = None  # found anew when it is next asked for
+        tempfile.tempdir = None  # looked up again at the next use
 
 
 def is_roomy(memory: Path) -> bool:

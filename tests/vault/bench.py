@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import ssl
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -30,8 +29,8 @@ from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard, SentinelStore
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import issue_credentials, provision
-from tests.support.running import RunningVault
-from tests.vault.relay import Relay, relay
+from tests.support.http import RecordingProxy, recording_proxy
+from tests.support.vault import RunningVault
 
 ROLE = "keyman-management"
 
@@ -44,10 +43,10 @@ class Shelf:
         self.stored = sentinel
         self._has_keys = has_keys
 
-    async def sentinel(self, *, anew: bool = False) -> str | None:
+    async def sentinel(self, *, refresh: bool = False) -> str | None:
         return self.stored
 
-    async def keep_sentinel(self, ciphertext: str) -> str | None:
+    async def store_sentinel(self, ciphertext: str) -> str | None:
         if self.stored is None and not self._has_keys:
             self.stored = ciphertext
         return self.stored
@@ -90,7 +89,7 @@ class Authority:
 
 @dataclass
 class Bench:
-    """Made by `bench_at` alone. `admin` carries the root token; `settings` log in with the AppRole."""
+    """Only `bench_at` makes one. `admin` carries the root token; `settings` log in with the AppRole."""
 
     vault: RunningVault
     admin: AsyncAdapter
@@ -106,8 +105,8 @@ class Bench:
         """The same bench seen through other settings, with metrics of its own."""
         return Bench(self.vault, self.admin, replace(self.settings, **changes), stack=self.stack)
 
-    async def behind_a_relay(self) -> tuple["Bench", Relay]:
-        running = await self.stack.enter_async_context(relay(self.vault.address))
+    async def behind_a_proxy(self) -> tuple["Bench", RecordingProxy]:
+        running = await self.stack.enter_async_context(recording_proxy(self.vault.address))
         return self.with_settings(address=running.address), running
 
     async def authority(self, directory: Path) -> Authority:
@@ -201,7 +200,7 @@ async def _forget_earlier_tests(admin: AsyncAdapter) -> None:
 
 @asynccontextmanager
 async def tls_vault(authority: Authority, directory: Path) -> AsyncIterator[RunningVault]:
-    """A real server that speaks TLS alone, with a certificate of `authority` for 127.0.0.1 and not for `localhost`."""
+    """A real server that speaks only TLS, with a certificate of `authority` for 127.0.0.1 and not for `localhost`."""
     chain = str(await authority.server_chain(common_name="vault", ip_sans="127.0.0.1"))
     port = embedded.free_port_pair()
     listener = {"address": f"127.0.0.1:{port}", "tls_cert_file": chain, "tls_key_file": chain}
@@ -272,18 +271,8 @@ async def agent(settings: VaultSettings, kind: Literal["agent", "proxy"], direct
         process.wait()
 
 
-def kill(server: EmbeddedVault) -> None:
-    """End a server that nobody needs any more: stopping it in order takes it a second."""
-    server.process.kill()
-    server.process.wait()
-
-
-def as_running(server: EmbeddedVault) -> RunningVault:
-    return RunningVault(server.address, server.root_token.reveal())
-
-
 @dataclass
-class Victim:
+class SealableVault:
     """A server that a test may seal and freeze, and a bench on it."""
 
     server: EmbeddedVault
@@ -329,18 +318,3 @@ async def refusal(attempt: Any) -> VaultReason:
     except VaultUnavailable as fault:
         return fault.reason
     raise AssertionError(f"not refused: {result!r}")
-
-
-def everything_in(fault: BaseException) -> str:
-    """All that a careless handler could print of an exception: text, attributes, notes, causes, hidden contexts."""
-    told, seen, waiting = [], set[int](), [fault]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        told += [str(one), repr(one), repr(one.args), repr(vars(one)), *getattr(one, "__notes__", ())]
-        told += traceback.format_exception(one, chain=False)
-        waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
-        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-    return "\n".join(told)

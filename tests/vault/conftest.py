@@ -5,20 +5,16 @@ runs twice: on the server that `keyman dev` starts, and on the container.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterator
-from io import StringIO
 
 import pytest
-import structlog
 
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
-from keyman.telemetry import configure_logging
 from tests.support.containers import docker_absence, vault_container
 from tests.support.needs import require
-from tests.support.running import RunningVault
-from tests.vault.bench import Bench, Victim, as_running, bench_at, kill
+from tests.support.vault import RunningVault, as_running, kill
+from tests.vault.bench import Bench, SealableVault, bench_at
 
 
 @pytest.fixture(scope="session")
@@ -52,36 +48,19 @@ async def embedded_bench(shared_server: EmbeddedVault) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture(scope="session")
-def victim_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
+def sealable_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
     server = asyncio.run(embedded.start(tmp_path_factory.mktemp("victim")))
     yield server
     kill(server)
 
 
 @pytest.fixture
-async def victim(victim_server: EmbeddedVault) -> AsyncIterator[Victim]:
+async def sealable_vault(sealable_server: EmbeddedVault) -> AsyncIterator[SealableVault]:
     """Whatever the test does to it, the next one finds it awake and unsealed."""
-    async with bench_at(as_running(victim_server)) as bench:
-        made = Victim(victim_server, bench)
+    async with bench_at(as_running(sealable_server)) as bench:
+        made = SealableVault(sealable_server, bench)
         try:
             yield made
         finally:
             made.thaw()
             await made.unseal()
-
-
-@pytest.fixture
-def logged() -> Iterator[StringIO]:
-    """Everything that is logged, at DEBUG, as keyman writes it."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in list(logging.Logger.manager.loggerDict)}
-    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
-    stream = StringIO()
-    configure_logging("json", "debug", stream)
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in list(logging.Logger.manager.loggerDict):
-        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
-    structlog.configure(**before)

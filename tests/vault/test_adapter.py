@@ -28,9 +28,10 @@ from keyman.vault.adapter import (
     VaultFault,
     none_if_missing,
 )
-from tests.support.running import RunningVault
-from tests.vault.bench import Bench, bench_at, everything_in, tls_vault
-from tests.vault.fake import HANG_UP, RESET, SILENCE, FakeServer, Reply, Script, answer, fake
+from tests.support.exceptions import everything_in
+from tests.support.http import HANG_UP, RESET, SILENCE, FaultyServer, Reply, Script, answer, faulty_server
+from tests.support.vault import RunningVault
+from tests.vault.bench import Bench, bench_at, tls_vault
 
 pytestmark = pytest.mark.anyio
 
@@ -51,8 +52,8 @@ async def adapter_to(address: str, **settings: Any) -> AsyncIterator[AsyncAdapte
 
 
 @asynccontextmanager
-async def faked(script: Script, **settings: Any) -> AsyncIterator[tuple[FakeServer, AsyncAdapter]]:
-    async with fake(script) as server, adapter_to(server.address, **settings) as adapter:
+async def faked(script: Script, **settings: Any) -> AsyncIterator[tuple[FaultyServer, AsyncAdapter]]:
+    async with faulty_server(script) as server, adapter_to(server.address, **settings) as adapter:
         yield server, adapter
 
 
@@ -125,16 +126,16 @@ async def test_no_token_is_found_in_the_environment_or_the_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("VAULT_TOKEN", "BAO_TOKEN", "KEYMAN_VAULT_TOKEN"):
         monkeypatch.setenv(name, root)
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     adapter = seen.client().adapter
     with pytest.raises(VaultFault) as caught:
         await Token(adapter).lookup_self()
     assert (caught.value.reason, caught.value.status) == (VaultReason.FORBIDDEN, 403)
-    assert [call.token for call in relay.calls] == [None]
+    assert [call.token for call in proxy.calls] == [None]
 
 
 async def test_no_proxy_is_found_in_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with fake([FINE]) as proxy:
+    async with faulty_server([FINE]) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.address)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -167,7 +168,7 @@ async def test_an_answer_is_understood_where_a_proxy_compresses_what_it_may() ->
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_takes_neither_token_nor_body_along(status: int) -> None:
-    async with fake([FINE]) as elsewhere:
+    async with faulty_server([FINE]) as elsewhere:
         location = {"Location": f"{elsewhere.address}/v1/transit/encrypt/keyman"}
         async with faked([Reply(status, b"", location)]) as (server, adapter):
             fault = await fault_of(adapter)
@@ -244,7 +245,7 @@ async def test_a_broken_connection_costs_as_many_attempts_as_are_allowed(method:
 
 
 async def test_an_address_where_nobody_listens_is_unreachable() -> None:
-    async with fake([FINE]) as server:
+    async with faulty_server([FINE]) as server:
         address = server.address
     async with adapter_to(address) as adapter:
         fault = await fault_of(adapter)
@@ -254,7 +255,7 @@ async def test_an_address_where_nobody_listens_is_unreachable() -> None:
 @pytest.mark.usefixtures("hasty")
 async def test_attempts_that_failed_are_counted() -> None:
     metrics = Metrics()
-    async with fake([HANG_UP, Reply(503), FINE]) as server:
+    async with faulty_server([HANG_UP, Reply(503), FINE]) as server:
         adapter = AsyncAdapter(VaultSettings(address=server.address), metrics)
         await adapter.post("/v1/x", json={})
         await adapter.close()
@@ -272,7 +273,7 @@ async def test_retry_after_is_waited_for() -> None:
     assert second - first > 0.9  # sooner would be too soon; how much later does not matter
 
 
-async def test_a_quota_of_vault_is_told_from_other_failures(bench: Bench) -> None:
+async def test_a_quota_of_vault_is_recognised_among_other_failures(bench: Bench) -> None:
     settings = bench.settings
     quota, options = f"/v1/sys/quotas/rate-limit/q-{token_hex(4)}", "/v1/sys/quotas/config"
     # Without this OpenBao says 429 and not until when.
@@ -378,7 +379,7 @@ async def test_a_fault_holds_nothing_that_was_sent_or_received(reply: Reply) -> 
 
 
 async def test_a_fault_of_an_unreachable_vault_holds_no_token() -> None:
-    async with fake([FINE]) as server:
+    async with faulty_server([FINE]) as server:
         address = server.address
     async with adapter_to(address, timeout=0.5) as adapter:
         told = everything_in(await fault_of(adapter))
@@ -399,7 +400,9 @@ async def test_a_200_that_is_not_json_is_an_error_and_not_asked_again(body: byte
 
 async def test_missing_is_none_and_nothing_else_is(bench: Bench) -> None:
     assert await none_if_missing(bench.transit.read_key("nobody", mount_point=bench.settings.mount)) is None
-    assert (await none_if_missing(Token(bench.admin).lookup_self()))["data"]
+    found = await none_if_missing(Token(bench.admin).lookup_self())
+    assert found is not None
+    assert found["data"]
     async with adapter_to(bench.vault.address) as stranger:
         with pytest.raises(VaultFault):
             await none_if_missing(Token(stranger).lookup_self())
@@ -415,7 +418,7 @@ async def test_tls_takes_the_private_authority_and_no_other(
     ours = await embedded_bench.authority(tmp_path)
     theirs = await embedded_bench.authority(tmp_path)
     context = await ours.server_context(common_name="localhost", ip_sans="127.0.0.1")
-    async with fake([FINE], context) as server:
+    async with faulty_server([FINE], context) as server:
         async with adapter_to(server.address, ca_certificate=ours.certificate) as adapter:
             assert await adapter.get("/v1/x") == {"data": {"fine": True}}
         for certificate in (theirs.certificate, None):
@@ -439,7 +442,7 @@ async def test_tls_takes_the_name_that_was_asked_and_no_other(
     context = await authority.server_context(common_name="vault.example.com")
     trusting = {"ca_certificate": authority.certificate}
     async with (
-        fake([FINE], context) as server,
+        faulty_server([FINE], context) as server,
         adapter_to(server.address.replace("127.0.0.1", host), **trusting) as adapter,
     ):
         assert (await fault_of(adapter)).reason == VaultReason.UNTRUSTED
@@ -455,7 +458,7 @@ async def test_tls_takes_no_certificate_that_has_expired(
     past = (datetime.now(UTC) - timedelta(seconds=10)).strftime("%Y-%m-%dT%H:%M:%SZ")
     context = await authority.server_context(common_name="localhost", ip_sans="127.0.0.1", not_after=past)
     trusting = {"ca_certificate": authority.certificate}
-    async with fake([FINE], context) as server, adapter_to(server.address, **trusting) as adapter:
+    async with faulty_server([FINE], context) as server, adapter_to(server.address, **trusting) as adapter:
         assert (await fault_of(adapter)).reason == VaultReason.UNTRUSTED
     assert server.requests == []
     assert json.loads(logged.getvalue())["why"] == "it has expired"

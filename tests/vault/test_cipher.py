@@ -1,4 +1,4 @@
-"""Sealing: what is sealed opens under its own context alone; it takes few calls; failures stay closed and silent."""
+"""Sealing: a ciphertext opens only under its own context, sealing takes few calls, a failure shows nothing."""
 
 import asyncio
 import base64
@@ -23,8 +23,10 @@ from keyman.secret import Secret
 from keyman.vault import cipher as module
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.cipher import MAX_BATCH, MAX_BATCHES, Context, Item, Sealed, TransitCipher
-from tests.vault.bench import Bench, Victim, a_context, as_running, bench_at, everything_in, kill, refusal
-from tests.vault.relay import Call, Relay
+from tests.support.exceptions import everything_in
+from tests.support.http import Call, RecordingProxy
+from tests.support.vault import as_running, kill
+from tests.vault.bench import Bench, SealableVault, a_context, bench_at, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -45,9 +47,9 @@ async def put_in(cipher: TransitCipher, plaintext: str, context: str) -> _Waitin
     return waiting
 
 
-def items_of(relay: Relay) -> list[int]:
+def items_of(proxy: RecordingProxy) -> list[int]:
     """How many values each call to encrypt held; the guard's, which seals the sentinel, is none of them."""
-    return [len(call.json["batch_input"]) for call in relay.to(ENCRYPT) if "batch_input" in call.json]
+    return [len(call.json["batch_input"]) for call in proxy.to(ENCRYPT) if "batch_input" in call.json]
 
 
 async def some(cipher: TransitCipher, count: int) -> list[tuple[str, Context, Sealed]]:
@@ -147,32 +149,32 @@ async def test_many_at_once_go_in_few_calls_and_each_gets_its_own(bench: Bench) 
 
 
 async def test_no_call_holds_more_than_vault_takes(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     await some(await seen.warm_cipher(), 1000)
-    assert sum(items_of(relay)) == 1000
-    assert max(items_of(relay)) == MAX_BATCH
+    assert sum(items_of(proxy)) == 1000
+    assert max(items_of(proxy)) == MAX_BATCH
 
 
-async def under_way(cipher: TransitCipher, relay: Relay) -> list[asyncio.Task[Sealed]]:
-    """As many batches of one value as may be under way at once, each of them seen at the relay."""
-    before, tasks = len(relay.to(ENCRYPT)), list[asyncio.Task[Sealed]]()
+async def under_way(cipher: TransitCipher, proxy: RecordingProxy) -> list[asyncio.Task[Sealed]]:
+    """As many batches of one value as may be under way at once, each of them seen at the proxy."""
+    before, tasks = len(proxy.to(ENCRYPT)), list[asyncio.Task[Sealed]]()
     for number in range(1, MAX_BATCHES + 1):
         tasks.append(asyncio.create_task(cipher.encrypt(Secret(f"away-{number}"), a_context())))
-        await relay.arrived(ENCRYPT, before + number)
+        await proxy.arrived(ENCRYPT, before + number)
     return tasks
 
 
 async def test_a_value_leaves_at_once_while_few_are_under_way_and_the_rest_leave_together(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
-    with relay.holding(ENCRYPT):
-        leaving = await under_way(cipher, relay)
+    with proxy.holding(ENCRYPT):
+        leaving = await under_way(cipher, proxy)
         staying = [asyncio.create_task(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(30)]
         await waiting_in(cipher, 30)
         await cipher._guard.verify(max_age=0)  # had any of them left too, it would have arrived before this
-        assert items_of(relay) == [1] * MAX_BATCHES
+        assert items_of(proxy) == [1] * MAX_BATCHES
     await asyncio.gather(*leaving, *staying)
-    assert items_of(relay) == [1] * MAX_BATCHES + [30]
+    assert items_of(proxy) == [1] * MAX_BATCHES + [30]
 
 
 async def test_a_single_value_waits_for_no_timer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +221,7 @@ async def test_a_value_that_comes_when_a_batch_has_just_ended_is_not_left_behind
     [("%%%", encoded("context")), (encoded("value"), "%%%"), (encoded("value"), "")],
     ids=["plaintext", "context", "no context"],
 )
-async def test_a_value_that_vault_refuses_fails_alone(bench: Bench, plaintext: str, context: str) -> None:
+async def test_a_value_that_vault_refuses_does_not_fail_the_others(bench: Bench, plaintext: str, context: str) -> None:
     # With one part that is not base64 Vault answers 400 and a result for each; without a context, 400 and none.
     cipher = await bench.warm_cipher()
     broken = await put_in(cipher, plaintext, context)
@@ -229,26 +231,26 @@ async def test_a_value_that_vault_refuses_fails_alone(bench: Bench, plaintext: s
         assert await bench.opened(sealed.ciphertext, own_context) == text
 
 
-async def test_a_value_that_is_refused_within_an_answer_of_200_fails_alone(bench: Bench) -> None:
+async def test_a_value_that_is_refused_within_an_answer_of_200_does_not_fail_the_others(bench: Bench) -> None:
     # As some versions of Vault answer: OpenBao's own body, with the status that it does not use.
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
-    with relay.changing(ENCRYPT, lambda call, status, content: (200, content)):
+    with proxy.changing(ENCRYPT, lambda call, status, content: (200, content)):
         broken = await put_in(cipher, encoded("value"), "%%%")
         results = await some(cipher, 20)
     assert await refusal(broken.result) == VaultReason.ERROR
     for text, own_context, sealed in results:
         assert await bench.opened(sealed.ciphertext, own_context) == text
-    assert items_of(relay) == [21]
+    assert items_of(proxy) == [21]
 
 
-async def test_a_value_that_is_refused_alone_is_not_asked_for_again(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+async def test_a_single_value_that_is_refused_is_not_asked_for_again(bench: Bench) -> None:
+    seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
     broken = await put_in(cipher, encoded("value"), "")
     await cipher._batcher._work()
     assert await refusal(broken.result) == VaultReason.ERROR
-    assert items_of(relay) == [1]
+    assert items_of(proxy) == [1]
 
 
 # --- Answers that no Vault gives
@@ -289,9 +291,9 @@ GARBLED = {
 async def test_an_answer_that_is_not_understood_seals_nothing(
     bench: Bench, rewrite: Callable[[Call, int, bytes], tuple[int, bytes]]
 ) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
-    with relay.changing(ENCRYPT, rewrite):
+    with proxy.changing(ENCRYPT, rewrite):
         reasons = await asyncio.gather(
             *(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(3)),
         )
@@ -303,10 +305,10 @@ async def test_an_answer_that_is_not_understood_seals_nothing(
 
 
 async def test_who_is_cancelled_is_not_sealed_and_disturbs_nobody(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     cipher = await seen.warm_cipher()
-    with relay.holding(ENCRYPT):
-        leaving = await under_way(cipher, relay)
+    with proxy.holding(ENCRYPT):
+        leaving = await under_way(cipher, proxy)
         queued = [asyncio.create_task(cipher.encrypt(Secret(f"queued-{n}"), a_context())) for n in range(10)]
         await waiting_in(cipher, 10)
         gone = [*queued[::2], leaving[0]]
@@ -316,7 +318,7 @@ async def test_who_is_cancelled_is_not_sealed_and_disturbs_nobody(bench: Bench) 
     stayed = await asyncio.gather(*queued[1::2], *leaving[1:])
     assert all(task.cancelled() for task in gone)
     assert len({sealed.ciphertext for sealed in stayed}) == len(stayed) == 5 + MAX_BATCHES - 1
-    calls = [call.json.get("batch_input", []) for call in relay.to(ENCRYPT)]
+    calls = [call.json.get("batch_input", []) for call in proxy.to(ENCRYPT)]
     sent = [item["plaintext"] for items in calls for item in items]
     assert sent == [encoded(f"away-{n}") for n in range(1, MAX_BATCHES + 1)] + [
         encoded(f"queued-{n}") for n in range(1, 10, 2)
@@ -324,18 +326,18 @@ async def test_who_is_cancelled_is_not_sealed_and_disturbs_nobody(bench: Bench) 
 
 
 async def test_who_runs_out_of_time_is_not_sealed_and_disturbs_nobody(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     patient = await seen.warm_cipher()
     hurried = replace(seen.settings, timeout=0.3)
     cipher = TransitCipher(patient._client, hurried, patient._guard, seen.metrics)
-    with relay.holding(ENCRYPT):
-        leaving = await under_way(cipher, relay)
+    with proxy.holding(ENCRYPT):
+        leaving = await under_way(cipher, proxy)
         late = [asyncio.create_task(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(10)]
         assert {await refusal(task) for task in [*leaving, *late]} == {VaultReason.TIMEOUT}
     cipher._settings = seen.settings
     text, context, sealed = (await some(cipher, 1))[0]
     assert await bench.opened(sealed.ciphertext, context) == text
-    assert sum(items_of(relay)) == MAX_BATCHES + 1  # those under way, and the last one
+    assert sum(items_of(proxy)) == MAX_BATCHES + 1  # those under way, and the last one
 
 
 # --- Vault goes away
@@ -363,12 +365,12 @@ async def recovered(cipher: TransitCipher) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(victim: Victim) -> None:
-    cipher = await victim.bench.warm_cipher()
+async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(sealable_vault: SealableVault) -> None:
+    cipher = await sealable_vault.bench.warm_cipher()
     over, faults = asyncio.Event(), list[VaultReason]()
     callers = [asyncio.create_task(sealing_without_end(cipher, faults, over)) for _ in range(20)]
     await asyncio.sleep(0.1)
-    await victim.seal()
+    await sealable_vault.seal()
     reasons = await asyncio.gather(*(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)))
     assert set(reasons) == {VaultReason.SEALED}
     over.set()
@@ -376,21 +378,23 @@ async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(vi
     # While it seals itself Vault cuts calls off in its own ways; nothing is taken for a wrong key or a refused login.
     assert VaultReason.SEALED in faults
     assert not {VaultReason.WRONG_KEY, VaultReason.LOGIN} & set(faults)
-    await victim.unseal()
+    await sealable_vault.unseal()
     await recovered(cipher)
 
 
-async def test_when_vault_freezes_every_caller_hears_it_in_time_and_then_it_goes_on(victim: Victim) -> None:
-    bench = victim.bench.with_settings(timeout=1.0)
+async def test_when_vault_freezes_every_caller_hears_it_in_time_and_then_it_goes_on(
+    sealable_vault: SealableVault,
+) -> None:
+    bench = sealable_vault.bench.with_settings(timeout=1.0)
     cipher = await bench.warm_cipher()
     leaving = [asyncio.create_task(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)]
     await asyncio.sleep(0)
-    victim.freeze()
+    sealable_vault.freeze()
     async with asyncio.timeout(60):
         reasons = await asyncio.gather(*(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)))
         await asyncio.gather(*leaving, return_exceptions=True)
     assert set(reasons) == {VaultReason.TIMEOUT}
-    victim.thaw()
+    sealable_vault.thaw()
     await recovered(cipher)
     text, context, sealed = (await some(cipher, 1))[0]
     assert await bench.opened(sealed.ciphertext, context) == text
@@ -448,10 +452,10 @@ async def test_a_database_without_its_sentinel_seals_nothing(bench: Bench) -> No
     class Tampered:
         uuid = uuid4()
 
-        async def sentinel(self, *, anew: bool = False) -> None:
+        async def sentinel(self, *, refresh: bool = False) -> None:
             return None
 
-        async def keep_sentinel(self, ciphertext: str) -> None:
+        async def store_sentinel(self, ciphertext: str) -> None:
             return None
 
     client = bench.client()
@@ -592,19 +596,19 @@ def echo(status: int) -> Callable[[Call, int, bytes], tuple[int, bytes]]:
 
 
 async def test_a_plaintext_is_in_no_error_log_or_metric(bench: Bench, logged: StringIO) -> None:
-    bench, relay = await bench.with_settings(timeout=1.0).behind_a_relay()
+    bench, proxy = await bench.with_settings(timeout=1.0).behind_a_proxy()
     cipher = await bench.warm_cipher()
     context = a_context()
     sealed = await cipher.encrypt(Secret(CANARY), context)
     told = [repr(sealed), repr(cipher), repr(vars(cipher))]
     for status in (200, 307, 400, 403, 404, 429, 500, 502, 503):
-        with relay.changing(ENCRYPT, echo(status)):
+        with proxy.changing(ENCRYPT, echo(status)):
             told.append(everything_in(await caught_from(cipher, context)))
-    with relay.changing(ENCRYPT, batch_results(lambda results: [{"error": CANARY} for _ in results])):
+    with proxy.changing(ENCRYPT, batch_results(lambda results: [{"error": CANARY} for _ in results])):
         told.append(everything_in(await caught_from(cipher, context)))
-    with relay.holding(ENCRYPT):
+    with proxy.holding(ENCRYPT):
         task = asyncio.create_task(caught_from(cipher, context))
-        await relay.arrived(ENCRYPT, 1)
+        await proxy.arrived(ENCRYPT, 1)
         told += [repr(cipher._batcher._queue), repr(cipher._batcher._workers), repr(task)]
         told.append(everything_in(await task))
     await bench.write_policy('path "auth/token/lookup-self" { capabilities = ["read"] }')
@@ -624,7 +628,7 @@ async def test_a_text_that_is_no_text_is_refused_without_repeating_it(bench: Ben
     assert CANARY not in everything_in(caught.value)
 
 
-async def test_a_dead_vault_is_told_without_the_plaintext(logged: StringIO, embedded_bench: Bench) -> None:
+async def test_a_dead_vault_is_reported_without_the_plaintext(logged: StringIO, embedded_bench: Bench) -> None:
     nowhere = embedded_bench.with_settings(address="http://127.0.0.1:9")
     fault = await caught_from(nowhere.cipher(), a_context())
     assert fault.reason == VaultReason.UNREACHABLE

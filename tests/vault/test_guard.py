@@ -1,4 +1,4 @@
-"""The guard: the right key passes; everything that is not it is told apart from what is only out of reach."""
+"""The guard: the right key passes; any other key is distinguished from a key that cannot be reached."""
 
 import asyncio
 from io import StringIO
@@ -13,8 +13,9 @@ from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
 from keyman.vault.cipher import Context
 from keyman.vault.guard import SENTINEL_PLAINTEXT, KeyGuard, sentinel_context
 from keyman.vault.provision import policy
-from tests.vault.bench import ROLE, Bench, Shelf, Victim, a_context, as_running, bench_at, kill, refusal
-from tests.vault.relay import Call
+from tests.support.http import Call
+from tests.support.vault import as_running, kill
+from tests.vault.bench import ROLE, Bench, SealableVault, Shelf, a_context, bench_at, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -169,22 +170,22 @@ async def test_a_policy_without_encrypt_is_forbidden_at_the_first_start(bench: B
     assert shelf.stored is None
 
 
-async def test_a_sealed_vault_is_sealed_and_then_passes_again(victim: Victim) -> None:
-    guard = victim.bench.guard()
+async def test_a_sealed_vault_is_sealed_and_then_passes_again(sealable_vault: SealableVault) -> None:
+    guard = sealable_vault.bench.guard()
     await guard.verify()
-    await victim.seal()
+    await sealable_vault.seal()
     assert await refusal(guard.verify(max_age=0)) == VaultReason.SEALED
-    await victim.unseal()
+    await sealable_vault.unseal()
     await guard.verify(max_age=0)
 
 
-async def test_a_frozen_vault_is_a_timeout_and_then_passes_again(victim: Victim) -> None:
-    guard = victim.bench.with_settings(timeout=1.0).guard()
+async def test_a_frozen_vault_is_a_timeout_and_then_passes_again(sealable_vault: SealableVault) -> None:
+    guard = sealable_vault.bench.with_settings(timeout=1.0).guard()
     await guard.verify()
-    victim.freeze()
+    sealable_vault.freeze()
     async with asyncio.timeout(60):
         assert await refusal(guard.verify(max_age=0)) == VaultReason.TIMEOUT
-    victim.thaw()
+    sealable_vault.thaw()
     await guard.verify(max_age=0)
 
 
@@ -206,7 +207,7 @@ async def test_a_stopped_vault_is_unreachable_and_then_passes_again(tmp_path: Pa
 
 async def test_a_database_that_fails_is_not_blamed_on_vault(bench: Bench) -> None:
     class Broken(Shelf):
-        async def sentinel(self, *, anew: bool = False) -> str | None:
+        async def sentinel(self, *, refresh: bool = False) -> str | None:
             raise DatabaseUnavailable
 
     guard = bench.guard(Broken())
@@ -221,62 +222,62 @@ async def test_a_database_that_fails_is_not_blamed_on_vault(bench: Bench) -> Non
 async def test_a_hundred_at_once_share_one_check(bench: Bench) -> None:
     shelf = Shelf()
     await bench.guard(shelf).verify()
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard(shelf)
     await asyncio.gather(*(guard.verify() for _ in range(100)))
-    assert len(relay.to("/keys/")) == 1
-    assert len(relay.to("/rewrap/")) == 1
-    assert relay.to("/encrypt/") == []
+    assert len(proxy.to("/keys/")) == 1
+    assert len(proxy.to("/rewrap/")) == 1
+    assert proxy.to("/encrypt/") == []
 
 
 async def test_a_hundred_at_once_keep_one_sentinel(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
     await asyncio.gather(*(guard.verify() for _ in range(100)))
-    assert len(relay.to("/encrypt/")) == 1
-    assert len(relay.to("/rewrap/")) == 1
+    assert len(proxy.to("/encrypt/")) == 1
+    assert len(proxy.to("/rewrap/")) == 1
 
 
 async def test_all_who_wait_share_one_check_however_long_it_takes(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
     await guard.verify()
     await asyncio.sleep(0.15)  # that verdict is too old for those who ask now
-    before = len(relay.to("/keys/"))
-    with relay.slowing("/keys/", 0.15):  # and so is each by the time that it is there
+    before = len(proxy.to("/keys/"))
+    with proxy.slowing("/keys/", 0.15):  # and so is each by the time that it is there
         await asyncio.gather(*(guard.verify(max_age=0.1) for _ in range(20)))
-    assert len(relay.to("/keys/")) == before + 1
+    assert len(proxy.to("/keys/")) == before + 1
 
 
 async def test_a_failure_too_is_asked_for_once_by_all_who_wait(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
     await bench.delete_key()
-    with relay.holding("/keys/"):
+    with proxy.holding("/keys/"):
         verdicts = [asyncio.create_task(refusal(guard.verify(max_age=0.1))) for _ in range(50)]
-        await relay.arrived("/keys/", 1)
+        await proxy.arrived("/keys/", 1)
         await asyncio.sleep(0.2)
     assert set(await asyncio.gather(*verdicts)) == {VaultReason.WRONG_KEY}
-    assert len(relay.to("/keys/")) == 1
+    assert len(proxy.to("/keys/")) == 1
 
 
 async def test_a_fresh_verdict_is_not_asked_for_again_and_an_old_one_is(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
     await guard.verify()
-    before = len(relay.to("/keys/"))
+    before = len(proxy.to("/keys/"))
     await guard.verify(max_age=600)
-    assert len(relay.to("/keys/")) == before
+    assert len(proxy.to("/keys/")) == before
     await guard.verify(max_age=0)
-    assert len(relay.to("/keys/")) == before + 1
+    assert len(proxy.to("/keys/")) == before + 1
 
 
 async def test_a_caller_that_gives_up_takes_nobody_along(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
-    with relay.holding("/keys/"):
+    with proxy.holding("/keys/"):
         impatient = asyncio.create_task(guard.verify())
-        await relay.arrived("/keys/", 1)
+        await proxy.arrived("/keys/", 1)
         patient = [asyncio.create_task(guard.verify()) for _ in range(10)]
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
@@ -285,30 +286,30 @@ async def test_a_caller_that_gives_up_takes_nobody_along(bench: Bench) -> None:
 
 
 async def test_a_caller_that_gives_up_does_not_cancel_the_check_of_the_others(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
-    with relay.holding("/keys/"):
+    with proxy.holding("/keys/"):
         impatient = asyncio.create_task(guard.verify())
         await asyncio.sleep(0)
         patient = [asyncio.create_task(guard.verify(max_age=60)) for _ in range(10)]
-        await relay.arrived("/keys/", 1)
+        await proxy.arrived("/keys/", 1)
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
     await asyncio.gather(*patient)
     await guard.verify(max_age=60)
-    assert len(relay.to("/keys/")) == 2  # one check of a first start, which asks before it seals and after it
+    assert len(proxy.to("/keys/")) == 2  # one check of a first start, which asks before it seals and after it
 
 
 async def test_a_check_that_others_may_share_carries_no_callers_request_id(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
     with structlog.contextvars.bound_contextvars(request_id="first-callers"):
         await asyncio.gather(*(guard.verify() for _ in range(3)))
         await guard._client.call("read", lambda: key_of(seen, guard))
-    checks = [call for call in relay.calls[:-1] if "/auth/" not in call.path]
+    checks = [call for call in proxy.calls[:-1] if "/auth/" not in call.path]
     assert checks
     assert {call.request_id for call in checks} == {None}
-    assert relay.calls[-1].request_id == "first-callers"  # a call for one caller only has its id
+    assert proxy.calls[-1].request_id == "first-callers"  # a call for one caller only has its id
 
 
 async def key_of(bench: Bench, guard: KeyGuard) -> None:
@@ -323,19 +324,19 @@ async def test_each_caller_gets_an_exception_of_its_own(bench: Bench) -> None:
     assert len({id(fault) for fault in faults}) == 10
 
 
-# --- Answers that no Vault gives, and what is told
+# --- Answers that no Vault gives, and the reports of them
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"data": null}', b'{"data": []}', b'{"data": {}}'])
 @pytest.mark.parametrize("path", ["/keys/", "/encrypt/", "/rewrap/"])
 async def test_an_answer_that_is_not_understood_passes_nothing(bench: Bench, path: str, body: bytes) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     shelf = Shelf()
 
     def garbled(call: Call, status: int, content: bytes) -> tuple[int, bytes]:
         return 200, body
 
-    with relay.changing(path, garbled):
+    with proxy.changing(path, garbled):
         assert await refusal(seen.guard(shelf).verify()) in (VaultReason.WRONG_KEY, VaultReason.ERROR)
     await seen.guard(shelf).verify()
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -25,20 +25,22 @@ from keyman.vault import login as module
 from keyman.vault.adapter import OTHER_HOST, UNKNOWN_CA, VaultFault
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import provision
-from tests.vault.bench import (
-    ROLE,
-    Bench,
-    Victim,
-    a_context,
-    agent,
-    bench_at,
-    everything_in,
-    refusal,
-    tls_vault,
+from tests.support.exceptions import everything_in
+from tests.support.http import (
+    SILENCE,
+    Call,
+    FaultyServer,
+    RecordingProxy,
+    Reply,
+    Request,
+    Script,
+    answer,
+    faulty_server,
+    recording_proxy,
 )
+from tests.support.waiting import becomes
+from tests.vault.bench import ROLE, Bench, SealableVault, a_context, agent, bench_at, refusal, tls_vault
 from tests.vault.es256 import Signer
-from tests.vault.fake import SILENCE, FakeServer, Reply, Request, Script, answer, fake
-from tests.vault.relay import Call, Relay, relay
 
 pytestmark = pytest.mark.anyio
 
@@ -75,16 +77,9 @@ async def lives(bench: Bench, token: str | None) -> bool:
     return True
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return when `condition` is true; half a minute without that is a failure."""
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.05)
-
-
-def refused_by(relay: Relay) -> list[Call]:
+def refused_by(recording_proxy: RecordingProxy) -> list[Call]:
     """The calls that got another answer than 200; with a dead token they do. One may have none yet."""
-    return [call for call in relay.calls if call.status not in (200, None)]
+    return [call for call in recording_proxy.calls if call.status not in (200, None)]
 
 
 def without_content(call: Call, status: int, content: bytes) -> tuple[int, bytes]:
@@ -108,33 +103,33 @@ def no_second_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_login_and_the_question_whether_a_token_lives_carry_no_callers_request_id(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     with structlog.contextvars.bound_contextvars(request_id="first-callers"):
         await asyncio.gather(*(read_key(client, seen) for _ in range(3)))
         await bench.revoke(client.adapter.token)
         await read_key(client, seen)
-    assert len(relay.to(LOGIN)) == 2
-    assert len(relay.to(LOOKUP)) == 1
-    assert {call.request_id for call in [*relay.to(LOGIN), *relay.to(LOOKUP)]} == {None}
-    assert relay.calls[-1].request_id == "first-callers"
+    assert len(recording_proxy.to(LOGIN)) == 2
+    assert len(recording_proxy.to(LOOKUP)) == 1
+    assert {call.request_id for call in [*recording_proxy.to(LOGIN), *recording_proxy.to(LOOKUP)]} == {None}
+    assert recording_proxy.calls[-1].request_id == "first-callers"
 
 
 # --- AppRole
 
 
 async def test_it_logs_in_with_the_app_role_at_the_first_use(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     assert client.adapter.token is None
-    assert relay.calls == []
+    assert recording_proxy.calls == []
     token = await own_token(client)
     assert token["policies"] == [ROLE]
     assert token["path"] == "auth/approle/login"
     assert token["id"] != bench.vault.root_token
-    assert relay.calls[0].path.endswith(LOGIN)
-    assert relay.calls[0].token is None
-    assert relay.calls[1].token == token["id"]
+    assert recording_proxy.calls[0].path.endswith(LOGIN)
+    assert recording_proxy.calls[0].token is None
+    assert recording_proxy.calls[1].token == token["id"]
 
 
 async def test_the_token_may_do_what_its_policy_says_and_nothing_of_the_default_policy(bench: Bench) -> None:
@@ -146,11 +141,11 @@ async def test_the_token_may_do_what_its_policy_says_and_nothing_of_the_default_
 
 
 async def test_fifty_first_operations_log_in_once(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     await asyncio.gather(*(read_key(client, seen) for _ in range(50)))
-    assert len(relay.to(LOGIN)) == 1
-    assert len(relay.to("/keys/")) == 50
+    assert len(recording_proxy.to(LOGIN)) == 1
+    assert len(recording_proxy.to("/keys/")) == 50
 
 
 async def test_a_renewal_is_due_when_two_thirds_of_the_lease_are_over(bench: Bench) -> None:
@@ -165,15 +160,15 @@ async def test_a_renewal_is_due_when_two_thirds_of_the_lease_are_over(bench: Ben
 @pytest.mark.usefixtures("early_renewals")
 async def test_a_lease_is_renewed_before_it_ends(bench: Bench) -> None:
     await bench.change_role(token_ttl=3, token_max_ttl=600)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     first = await own_token(client)
     assert first["creation_ttl"] == 3
-    await relay.answered(RENEWAL, 4)  # each 0.8 s after the last at the earliest: the first lease is over
+    await recording_proxy.answered(RENEWAL, 4)  # each 0.8 s after the last at the earliest: the first lease is over
     assert (await own_token(client))["id"] == first["id"]
-    assert len(relay.to(LOGIN)) == 1
-    assert {call.token for call in relay.to(RENEWAL)} == {first["id"]}
-    assert refused_by(relay) == []
+    assert len(recording_proxy.to(LOGIN)) == 1
+    assert {call.token for call in recording_proxy.to(RENEWAL)} == {first["id"]}
+    assert refused_by(recording_proxy) == []
 
 
 @pytest.mark.usefixtures("early_renewals")
@@ -185,14 +180,14 @@ async def test_a_token_whose_lease_grows_short_is_replaced_before_it_dies(bench:
         return status, json.dumps(granted).encode()
 
     await bench.change_role(token_ttl=3, token_max_ttl=600)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     first = (await own_token(client))["id"]
-    with relay.changing(RENEWAL, shortened):
-        await relay.answered(LOGIN, 2)
-    await until(lambda: _is_another(client, first))
+    with recording_proxy.changing(RENEWAL, shortened):
+        await recording_proxy.answered(LOGIN, 2)
+    await becomes(lambda: _is_another(client, first))
     assert (await own_token(client))["id"] == client.adapter.token
-    assert refused_by(relay) == []
+    assert refused_by(recording_proxy) == []
 
 
 async def _is_another(client: VaultClient, token: str) -> bool:
@@ -201,18 +196,18 @@ async def _is_another(client: VaultClient, token: str) -> bool:
 
 async def test_at_the_end_of_its_longest_life_a_token_is_replaced_and_no_operation_fails(bench: Bench) -> None:
     await bench.change_role(token_ttl=2, token_max_ttl=4)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     async with asyncio.timeout(60):
-        while len(relay.to(LOGIN)) < 2:
+        while len(recording_proxy.to(LOGIN)) < 2:
             await read_key(client, seen)
             await asyncio.sleep(0.05)
-    assert len(relay.to(RENEWAL)) >= 2
+    assert len(recording_proxy.to(RENEWAL)) >= 2
 
 
 async def test_a_token_that_cannot_be_renewed_is_replaced_when_it_is_dead(bench: Bench) -> None:
     await bench.change_role(token_type="batch", token_ttl=1, token_max_ttl=1)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = VaultClient(seen.settings, seen.metrics)
     await read_key(client, seen)
     first = client.adapter.token
@@ -220,27 +215,27 @@ async def test_a_token_that_cannot_be_renewed_is_replaced_when_it_is_dead(bench:
     async def is_dead() -> bool:
         return not await lives(bench, first)
 
-    await until(is_dead)
+    await becomes(is_dead)
     await read_key(client, seen)
     assert client.adapter.token != first
-    assert len(relay.to(LOGIN)) == 2
-    assert relay.to(RENEWAL) == []
+    assert len(recording_proxy.to(LOGIN)) == 2
+    assert recording_proxy.to(RENEWAL) == []
     await client.close()  # a batch token cannot be revoked, and that is no error
 
 
 async def test_a_revoked_token_costs_fifty_operations_one_login_and_none_of_them_fails(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     await read_key(client, seen)
     dead = client.adapter.token
     await bench.revoke(dead)
-    with relay.holding("/keys/"):
+    with recording_proxy.holding("/keys/"):
         operations = [asyncio.create_task(read_key(client, seen)) for _ in range(50)]
-        await relay.arrived("/keys/", 32)  # as many as there are connections
+        await recording_proxy.arrived("/keys/", 32)  # as many as there are connections
     keys = await asyncio.gather(*operations)
     assert all(key["data"]["name"] == bench.settings.key for key in keys)
-    assert len(relay.to(LOGIN)) == 2
-    assert len(relay.to(LOOKUP)) == 1
+    assert len(recording_proxy.to(LOGIN)) == 2
+    assert len(recording_proxy.to(LOOKUP)) == 1
     assert client.adapter.token != dead
 
 
@@ -256,7 +251,7 @@ async def test_garbage_in_place_of_the_token_is_replaced(bench: Bench) -> None:
 
 
 async def test_an_operation_that_the_policy_forbids_costs_no_login(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     await read_key(client, seen)
     token = client.adapter.token
@@ -265,7 +260,7 @@ async def test_an_operation_that_the_policy_forbids_costs_no_login(bench: Bench)
         assert await refusal(read_key(client, seen)) == VaultReason.FORBIDDEN
     reasons = await asyncio.gather(*(refusal(read_key(client, seen)) for _ in range(20)))
     assert set(reasons) == {VaultReason.FORBIDDEN}
-    assert len(relay.to(LOGIN)) == 1
+    assert len(recording_proxy.to(LOGIN)) == 1
     assert client.adapter.token == token
 
 
@@ -280,13 +275,13 @@ async def test_a_policy_that_comes_back_is_enough(bench: Bench) -> None:
 
 async def test_a_policy_that_is_gone_altogether_is_no_login_loop(bench: Bench) -> None:
     # Without any policy a token may not even look itself up, and looks as if it were dead.
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     await read_key(client, seen)
     await bench.admin.delete(f"/v1/sys/policies/acl/{ROLE}")
     for _ in range(20):
         assert await refusal(read_key(client, seen)) == VaultReason.FORBIDDEN
-    assert len(relay.to(LOGIN)) <= 3
+    assert len(recording_proxy.to(LOGIN)) <= 3
     await provision(bench.admin, bench.settings)
 
 
@@ -295,12 +290,12 @@ async def test_a_policy_that_is_gone_altogether_is_no_login_loop(bench: Bench) -
 
 @pytest.mark.usefixtures("no_second_attempt")
 async def test_a_wrong_secret_is_said_so_and_not_tried_again_and_again(bench: Bench) -> None:
-    wrong, relay = await bench.with_settings(secret_id=Secret("0" * 8)).behind_a_relay()
+    wrong, recording_proxy = await bench.with_settings(secret_id=Secret("0" * 8)).behind_a_proxy()
     client = wrong.client()
     reasons = await asyncio.gather(*(refusal(read_key(client, wrong)) for _ in range(50)))
     reasons += [await refusal(read_key(client, wrong)) for _ in range(10)]
     assert set(reasons) == {VaultReason.LOGIN}
-    assert len(relay.calls) == 1
+    assert len(recording_proxy.calls) == 1
 
 
 @pytest.mark.usefixtures("no_second_attempt")
@@ -311,7 +306,7 @@ async def test_an_unknown_role_is_a_refused_login(bench: Bench) -> None:
 
 @pytest.mark.usefixtures("no_second_attempt")
 async def test_when_the_role_is_deleted_its_token_lasts_and_then_the_login_is_refused(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     await read_key(client, seen)
     await bench.admin.delete(f"/v1/auth/approle/role/{ROLE}")
@@ -319,29 +314,29 @@ async def test_when_the_role_is_deleted_its_token_lasts_and_then_the_login_is_re
     await bench.revoke(client.adapter.token)
     reasons = await asyncio.gather(*(refusal(read_key(client, seen)) for _ in range(20)))
     assert set(reasons) == {VaultReason.LOGIN}
-    assert len(relay.to(LOGIN)) == 2
+    assert len(recording_proxy.to(LOGIN)) == 2
 
 
 async def test_after_the_pause_a_login_that_was_refused_is_tried_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REFUSED_PAUSE", 0.0)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     await bench.change_role(secret_id_bound_cidrs=["192.0.2.0/24"])
     client = seen.client()
     for _ in range(2):
         assert await refusal(read_key(client, seen)) == VaultReason.LOGIN
     await bench.change_role(secret_id_bound_cidrs=[])
     await read_key(client, seen)
-    assert len(relay.to(LOGIN)) == 3
+    assert len(recording_proxy.to(LOGIN)) == 3
 
 
-async def test_a_sealed_vault_is_not_a_refused_login(victim: Victim) -> None:
-    await victim.seal()
-    client = victim.bench.client()
-    assert await refusal(read_key(client, victim.bench)) == VaultReason.SEALED
-    await victim.unseal()
-    await read_key(client, victim.bench)
+async def test_a_sealed_vault_is_not_a_refused_login(sealable_vault: SealableVault) -> None:
+    await sealable_vault.seal()
+    client = sealable_vault.bench.client()
+    assert await refusal(read_key(client, sealable_vault.bench)) == VaultReason.SEALED
+    await sealable_vault.unseal()
+    await read_key(client, sealable_vault.bench)
 
 
 # --- JWT
@@ -392,9 +387,9 @@ async def test_it_logs_in_with_a_jwt(jwt_login: JwtLogin) -> None:
     assert token["policies"] == [ROLE]
 
 
-async def test_the_jwt_is_read_anew_for_each_login(jwt_login: JwtLogin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_jwt_is_read_again_for_each_login(jwt_login: JwtLogin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFUSED_PAUSE", 0.0)
-    bench, relay = await jwt_login.settings().behind_a_relay()
+    bench, recording_proxy = await jwt_login.settings().behind_a_proxy()
     client = bench.client()
     expired = jwt_login.token(exp=int(time.time()) - 3600, iat=int(time.time()) - 7200)
     strange = Signer().token({"sub": "keyman", "aud": "vault", "exp": int(time.time()) + 600})
@@ -404,7 +399,7 @@ async def test_the_jwt_is_read_anew_for_each_login(jwt_login: JwtLogin, monkeypa
     for accepted in (jwt_login.token(jti="1"), jwt_login.token(jti="2")):
         jwt_login.file.write_text(accepted)
         await read_key(client, bench)
-        assert relay.to("/auth/jwt/login")[-1].json == {"role": "keyman", "jwt": accepted}
+        assert recording_proxy.to("/auth/jwt/login")[-1].json == {"role": "keyman", "jwt": accepted}
         await jwt_login.bench.revoke(client.adapter.token)
 
 
@@ -416,12 +411,12 @@ async def test_a_jwt_that_cannot_be_read_is_a_refused_login(
     if content is not None:
         path.write_bytes(content)
     blind = bench.with_settings(auth="jwt", role="keyman", jwt_file=path)
-    seen, relay = await blind.behind_a_relay()
+    seen, recording_proxy = await blind.behind_a_proxy()
     client = seen.client()
     with pytest.raises(VaultUnavailable) as caught:
         await read_key(client, seen)
     assert caught.value.reason == VaultReason.LOGIN
-    assert relay.calls == []
+    assert recording_proxy.calls == []
     assert "KEYMAN_VAULT_JWT_FILE" in logged.getvalue()
     assert str(path) not in everything_in(caught.value)
 
@@ -447,7 +442,7 @@ async def test_it_logs_in_with_a_kubernetes_service_account(embedded_bench: Benc
     settings = {"auth": "kubernetes", "role": "keyman", "jwt_file": file, "role_id": None, "secret_id": None}
     authority = await embedded_bench.authority(tmp_path)
     context = await authority.server_context(common_name="kubernetes", ip_sans="127.0.0.1")
-    async with fake(token_review, context) as kubernetes:
+    async with faulty_server(token_review, context) as kubernetes:
         await admin.post("/v1/sys/auth/kubernetes", json={"type": "kubernetes"})
         try:
             config = {
@@ -487,25 +482,25 @@ async def given_token(bench: Bench, **properties: object) -> str:
 
 async def test_a_given_token_is_used_as_it_is_and_outlives_the_client(bench: Bench) -> None:
     token = await given_token(bench, ttl="10m")
-    seen, relay = await bench.with_settings(auth="token", token=Secret(token)).behind_a_relay()
+    seen, recording_proxy = await bench.with_settings(auth="token", token=Secret(token)).behind_a_proxy()
     client = VaultClient(seen.settings, seen.metrics)
     await read_key(client, seen)
     await client.close()
-    assert {call.token for call in relay.calls} == {token}
-    assert relay.to("/login") == []
-    assert relay.to("revoke") == []
+    assert {call.token for call in recording_proxy.calls} == {token}
+    assert recording_proxy.to("/login") == []
+    assert recording_proxy.to("revoke") == []
     assert await lives(bench, token)
 
 
 @pytest.mark.usefixtures("early_renewals")
 async def test_a_given_token_is_renewed(bench: Bench) -> None:
     token = await given_token(bench, period="4s")
-    seen, relay = await bench.with_settings(auth="token", token=Secret(token)).behind_a_relay()
+    seen, recording_proxy = await bench.with_settings(auth="token", token=Secret(token)).behind_a_proxy()
     client = seen.client()
     await read_key(client, seen)
-    await relay.answered(RENEWAL, 2)
+    await recording_proxy.answered(RENEWAL, 2)
     await read_key(client, seen)
-    assert refused_by(relay) == []
+    assert refused_by(recording_proxy) == []
 
 
 @pytest.mark.usefixtures("no_second_attempt")
@@ -529,10 +524,10 @@ async def test_a_given_token_that_is_garbage_is_a_refused_login(bench: Bench) ->
 
 
 @pytest.mark.parametrize("kind", ["agent", "proxy"])
-async def test_behind_an_agent_it_uses_the_agents_token_and_leaves_it_alone(
+async def test_behind_an_agent_it_uses_the_agents_token_and_does_not_renew_or_revoke_it(
     embedded_bench: Bench, tmp_path: Path, logged: StringIO, kind: Literal["agent", "proxy"]
 ) -> None:
-    async with agent(embedded_bench.settings, kind, tmp_path) as address, relay(address) as seen:
+    async with agent(embedded_bench.settings, kind, tmp_path) as address, recording_proxy(address) as seen:
         behind = embedded_bench.with_settings(address=seen.address, auth="agent", role_id=None, secret_id=None)
         client = VaultClient(behind.settings, behind.metrics)
         cipher = behind.cipher(client)
@@ -551,7 +546,7 @@ async def test_behind_an_agent_it_uses_the_agents_token_and_leaves_it_alone(
 async def test_a_403_behind_an_agent_is_the_agents_and_costs_one_call(
     embedded_bench: Bench, tmp_path: Path, logged: StringIO
 ) -> None:
-    async with agent(embedded_bench.settings, "proxy", tmp_path) as address, relay(address) as seen:
+    async with agent(embedded_bench.settings, "proxy", tmp_path) as address, recording_proxy(address) as seen:
         behind = embedded_bench.with_settings(address=seen.address, auth="agent", role_id=None, secret_id=None)
         client = behind.client()
         await read_key(client, behind)
@@ -590,7 +585,7 @@ async def test_login_sealing_and_renewal_go_over_tls_with_a_private_authority_an
             async def renewed() -> bool:
                 return bool((await own_token(client)).get("last_renewal_time"))
 
-            await until(renewed)
+            await becomes(renewed)
             context = a_context()
             sealed = await cipher.encrypt(Secret("sk-c4n4ry"), context)
             assert await bench.opened(sealed.ciphertext, context) == "sk-c4n4ry"
@@ -635,22 +630,22 @@ async def test_closing_twice_is_nothing(bench: Bench) -> None:
 
 async def test_a_closed_client_asks_nothing_more(bench: Bench) -> None:
     # What is still under way when a process stops would log in again, with a token that nobody revokes.
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = VaultClient(seen.settings, seen.metrics)
     await read_key(client, seen)
     await client.close()
-    before = len(relay.calls)
+    before = len(recording_proxy.calls)
     try:
         assert await refusal(read_key(client, seen)) == VaultReason.UNREACHABLE
-        assert len(relay.calls) == before
+        assert len(recording_proxy.calls) == before
     finally:
         await client.close()
 
 
 async def test_closing_what_never_logged_in_asks_nothing(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     await VaultClient(seen.settings, seen.metrics).close()
-    assert relay.calls == []
+    assert recording_proxy.calls == []
 
 
 async def test_closing_ends_though_vault_does_not_answer() -> None:
@@ -665,14 +660,14 @@ async def test_closing_ends_though_vault_does_not_answer() -> None:
 
 async def test_closing_ends_the_renewals(bench: Bench) -> None:
     await bench.change_role(token_ttl=1, token_max_ttl=600)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = VaultClient(seen.settings, seen.metrics)
     await read_key(client, seen)
-    await relay.answered(RENEWAL, 1)
+    await recording_proxy.answered(RENEWAL, 1)
     await client.close()
-    before = len(relay.calls)
+    before = len(recording_proxy.calls)
     await asyncio.sleep(1.0)  # a renewal would be due
-    assert len(relay.calls) == before
+    assert len(recording_proxy.calls) == before
 
 
 # --- Answers that no Vault gives
@@ -681,8 +676,8 @@ LOGGED_IN = answer({"auth": {"client_token": "s.fake", "lease_duration": 0, "ren
 
 
 @asynccontextmanager
-async def clients(script: Script, **settings: Any) -> AsyncIterator[tuple[FakeServer, VaultClient]]:
-    async with fake(script) as server:
+async def clients(script: Script, **settings: Any) -> AsyncIterator[tuple[FaultyServer, VaultClient]]:
+    async with faulty_server(script) as server:
         told = VaultSettings(address=server.address, role_id="r", secret_id=Secret("s"), **settings)
         yield server, VaultClient(told, Metrics())
 
@@ -706,25 +701,25 @@ async def test_a_login_answer_that_is_not_understood_is_an_error_of_vault(body: 
 @pytest.mark.usefixtures("early_renewals")
 async def test_a_renewal_that_is_not_understood_does_not_end_the_renewals(bench: Bench) -> None:
     await bench.change_role(token_ttl=3, token_max_ttl=600)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
-    with relay.changing(RENEWAL, without_content):
+    with recording_proxy.changing(RENEWAL, without_content):
         await read_key(client, seen)
-        await relay.answered(RENEWAL, 1)
-    await relay.answered(RENEWAL, 2)
+        await recording_proxy.answered(RENEWAL, 1)
+    await recording_proxy.answered(RENEWAL, 2)
     await read_key(client, seen)
 
 
 @pytest.mark.usefixtures("early_renewals")
 async def test_a_renewal_that_fails_is_tried_again_and_the_service_goes_on(bench: Bench) -> None:
     await bench.change_role(token_ttl=5, token_max_ttl=600)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
-    with relay.changing(RENEWAL, lambda *_: (500, b'{"errors":["internal"]}')):
+    with recording_proxy.changing(RENEWAL, lambda *_: (500, b'{"errors":["internal"]}')):
         await read_key(client, seen)
         first = client.adapter.token
-        await relay.answered(RENEWAL, 1)
-    await relay.answered(RENEWAL, 2)
+        await recording_proxy.answered(RENEWAL, 1)
+    await recording_proxy.answered(RENEWAL, 2)
     await read_key(client, seen)
     assert client.adapter.token == first
 
@@ -734,7 +729,7 @@ async def test_an_unexpected_failure_of_a_renewal_is_logged_without_its_message_
     bench: Bench, logged: StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.change_role(token_ttl=5, token_max_ttl=600)
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     renew, failures = client._token_api.renew_self, [RuntimeError("c4n4ry")]
 
@@ -746,7 +741,7 @@ async def test_an_unexpected_failure_of_a_renewal_is_logged_without_its_message_
 
     monkeypatch.setattr(client._token_api, "renew_self", failing_once)
     await read_key(client, seen)
-    await relay.answered(RENEWAL, 1)
+    await recording_proxy.answered(RENEWAL, 1)
     assert failures == []
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     [line] = [line for line in lines if "unexpected" in line["event"]]
@@ -763,7 +758,7 @@ async def test_one_deadline_bounds_login_and_operation_together() -> None:
         await client.close()
 
 
-# --- What is told
+# --- What is reported
 
 
 async def test_failures_are_counted_by_operation_and_reason(bench: Bench) -> None:
@@ -776,7 +771,7 @@ async def test_failures_are_counted_by_operation_and_reason(bench: Bench) -> Non
 
 
 async def test_neither_log_nor_error_holds_a_credential(bench: Bench, logged: StringIO, tmp_path: Path) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
     await read_key(client, seen)
     await bench.revoke(client.adapter.token)
@@ -794,7 +789,7 @@ async def test_neither_log_nor_error_holds_a_credential(bench: Bench, logged: St
     told += logged.getvalue() + seen.exposed_metrics()
     assert "logged in to vault" in told
     assert "vault refuses the login" in told
-    tokens = {call.token for call in relay.calls} - {None}
+    tokens = {call.token for call in recording_proxy.calls} - {None}
     secret_id = bench.settings.secret_id
     assert secret_id is not None
     assert wrong.settings.secret_id is not None

@@ -16,8 +16,9 @@ from keyman.vault.cipher import Context
 from keyman.vault.guard import sentinel_context
 from keyman.vault.opener import TransitOpener
 from keyman.vault.provision import issue_credentials
-from tests.vault.bench import Bench, Shelf, a_context, everything_in, refusal
-from tests.vault.relay import Call
+from tests.support.exceptions import everything_in
+from tests.support.http import Call
+from tests.vault.bench import Bench, Shelf, a_context, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -94,8 +95,8 @@ async def test_after_old_versions_were_given_up_the_sentinel_that_was_brought_fo
     class Stale(Shelf):
         """Remembers the sentinel of before."""
 
-        async def sentinel(self, *, anew: bool = False) -> str | None:
-            return str(answer["data"]["ciphertext"]) if anew else remembered
+        async def sentinel(self, *, refresh: bool = False) -> str | None:
+            return str(answer["data"]["ciphertext"]) if refresh else remembered
 
     opening.opener._store = Stale(uuid=shelf.uuid)
     await opening.opener.verify(max_age=0)
@@ -136,7 +137,7 @@ async def test_a_key_that_was_made_again_calls_no_value_unopenable(opening: Open
 
 
 async def test_another_word_behind_the_sentinel_is_the_wrong_key(opening: Opening) -> None:
-    """Whoever may seal with the key and write to the database cannot make a sentinel of any word."""
+    """Anyone who may seal with the key and write to the database still cannot turn any word into a sentinel."""
     settings = opening.bench.settings
     for word in ("", "keyman sentinel ", "Keyman sentinel"):
         answer = await opening.bench.transit.encrypt_data(
@@ -172,11 +173,11 @@ STRANGE: dict[str, tuple[int, bytes]] = {
 async def test_an_answer_that_is_not_understood_opens_nothing_and_is_not_repeated(
     embedded_bench: Bench, strange: str, logged: StringIO
 ) -> None:
-    bench, relay = await embedded_bench.behind_a_relay()
+    bench, proxy = await embedded_bench.behind_a_proxy()
     opening = await opening_at(bench)
     status, content = STRANGE[strange]
     with (
-        relay.changing("/decrypt/", lambda _call, _status, _content: (status, content)),
+        proxy.changing("/decrypt/", lambda _call, _status, _content: (status, content)),
         pytest.raises(VaultUnavailable) as caught,
     ):
         await opening.opened()
@@ -195,25 +196,25 @@ async def test_nothing_of_a_value_is_in_the_log_at_debug(opening: Opening, logge
 
 
 async def test_opening_takes_no_longer_than_one_operation_may(embedded_bench: Bench) -> None:
-    bench, relay = await embedded_bench.behind_a_relay()
+    bench, proxy = await embedded_bench.behind_a_proxy()
     opening = await opening_at(bench.with_settings(timeout=0.5))
     assert await opening.opened() == VALUE
     refuse: Callable[[Call, int, bytes], tuple[int, bytes]] = lambda _call, _status, _content: (400, b"{}")  # noqa: E731
     # Each call ends in time; all three of them together do not.
-    with relay.changing("/decrypt/", refuse), relay.slowing("/decrypt/", 0.3):
+    with proxy.changing("/decrypt/", refuse), proxy.slowing("/decrypt/", 0.3):
         assert await refusal(opening.opened()) == VaultReason.TIMEOUT
     assert await opening.opened() == VALUE
 
 
 async def test_many_at_once_get_their_own(embedded_bench: Bench) -> None:
-    bench, relay = await embedded_bench.behind_a_relay()
+    bench, proxy = await embedded_bench.behind_a_proxy()
     opening = await opening_at(bench)
     cipher = bench.cipher()
     contexts = [a_context(user_id=n) for n in range(1, 51)]
     sealed = await asyncio.gather(*(cipher.encrypt(Secret(f"{VALUE}-{c.owner_id}"), c) for c in contexts))
-    before = len(relay.to("/decrypt/"))
+    before = len(proxy.to("/decrypt/"))
     opened = await asyncio.gather(
         *(opening.opener.open(one.ciphertext, c) for one, c in zip(sealed, contexts, strict=True))
     )
     assert [one.reveal() for one in opened] == [f"{VALUE}-{c.owner_id}" for c in contexts]
-    assert len(relay.to("/decrypt/")) == before + 50  # one value a call
+    assert len(proxy.to("/decrypt/")) == before + 50  # one value a call

@@ -1,7 +1,7 @@
 """What each role may do, exactly: every cell of the table in `vault-policies/README.md`, and what lies beside it.
 
 Each request is made with the role's own token. Allowed means that Vault does anything but refuse it with 403 (or with
-405, whoever asks); it may well find that a request without a body makes no sense.
+405 for any caller); it may well find that a request without a body makes no sense.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def concrete(path: str, settings: VaultSettings) -> str:
 
 
 async def token_of(bench: Bench, name: str, **options: Any) -> str:
-    """A token with this policy alone: of the role's AppRole, or made for what has none."""
+    """A token with only this policy: of the role's AppRole, or made for what has none."""
     if name in ROLES:
         role_id, secret_id = await issue_credentials(bench.admin, name)
         body = {"role_id": role_id, "secret_id": secret_id.reveal()}
@@ -188,7 +188,7 @@ async def test_the_admin_sets_everything_up_and_makes_no_key_of_another_nature(b
     try:
         changes = await provision(admin, fresh.settings)
         assert any(change.startswith("mounted") for change in changes)
-        assert any(change.startswith("made the key") for change in changes)
+        assert any(change.startswith("created the key") for change in changes)
         assert await provision(admin, fresh.settings) == []
         for role in ROLES:
             assert (await issue_credentials(admin, role)).secret_id.reveal()

@@ -1,4 +1,4 @@
-"""Setting up: makes what is missing, repairs what differs, and keeps its hands off what it cannot mend."""
+"""Setting up: makes what is missing, repairs what differs, and does not touch what it cannot repair."""
 
 from secrets import token_hex
 from typing import Any
@@ -60,10 +60,10 @@ async def test_from_nothing_everything_is_made_and_named(embedded_bench: Bench) 
         await embedded_bench.admin.delete(f"/v1/sys/namespaces/{namespace}")
     assert changes == [
         "mounted the Transit engine at seals/",
-        "made the key one: aes256-gcm96, derived, not exportable, no plaintext backup",
+        "created the key one: aes256-gcm96, derived, not exportable, no plaintext backup",
         "enabled the AppRole login at auth/approle/",
         *(f"wrote the policy {name}" for name in POLICIES),
-        *(f"made the AppRole {role}" for role in ROLES),
+        *(f"created the AppRole {role}" for role in ROLES),
     ]
     assert again == []
     assert {name: key[name] for name in KEY_PROPERTIES} == KEY_PROPERTIES
@@ -161,7 +161,7 @@ async def test_a_role_asks_for_its_secret_again_and_keeps_what_an_operator_has_n
 @pytest.mark.anyio
 async def test_a_role_that_is_missing_is_made(bench: Bench) -> None:
     await bench.admin.delete(ROLE_PATH)
-    assert await provision(bench.admin, bench.settings) == [f"made the AppRole {ROLE}"]
+    assert await provision(bench.admin, bench.settings) == [f"created the AppRole {ROLE}"]
 
 
 # --- What it refuses
@@ -205,7 +205,7 @@ async def test_a_mount_of_another_kind_is_refused_and_nothing_touched(bench: Ben
         assert await state_of(bench) == before
     finally:
         await bench.admin.delete(f"/v1/sys/mounts/{other.settings.mount}")
-    assert f"{other.settings.mount}/ is mounted already, as kv" in str(caught.value)
+    assert f"{other.settings.mount}/ is already mounted, as kv" in str(caught.value)
     assert "KEYMAN_VAULT_MOUNT" in str(caught.value)
 
 

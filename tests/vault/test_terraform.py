@@ -53,7 +53,7 @@ def test_the_roles_are_the_same_and_set_to_the_same(values: dict[str, Any]) -> N
     assert set(values["roles"]) == set(ROLES)
 
 
-def test_a_role_gets_every_setting_and_the_policy_of_its_own_name_alone(resources: dict[str, dict[str, Any]]) -> None:
+def test_a_role_gets_every_setting_and_only_the_policy_of_its_own_name(resources: dict[str, dict[str, Any]]) -> None:
     role = resources["vault_approle_auth_backend_role"]
     for name in ROLE_SETTINGS:
         assert role[name] == f"${{each.value.{name}}}"

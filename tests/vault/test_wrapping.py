@@ -1,4 +1,4 @@
-"""A wrapped secret ID: taken once, and whatever else lies in its place is said and not taken."""
+"""A wrapped secret ID is unwrapped once; anything else in its place is reported and not used."""
 
 import asyncio
 from io import StringIO
@@ -10,11 +10,12 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
-from keyman.vault.adapter import AsyncAdapter
+from keyman.vault.adapter import AsyncAdapter, extract
 from keyman.vault.provision import issue_wrapped_credentials
 from keyman.vault.wrapping import unwrap
-from tests.vault.bench import ROLE, Bench, Victim, bench_at, everything_in
-from tests.vault.fake import HANG_UP, Reply, Request, answer, fake
+from tests.support.exceptions import everything_in
+from tests.support.http import HANG_UP, Reply, Request, answer, faulty_server
+from tests.vault.bench import ROLE, Bench, SealableVault, bench_at
 
 pytestmark = pytest.mark.anyio
 
@@ -39,11 +40,11 @@ def holding(bench: Bench, token: str) -> Bench:
 async def response_wrapped(bench: Bench, method: str, path: str, body: object) -> Bench:
     """The bench with what Vault answers at `path`, wrapped."""
     made = await bench.admin.request(method, f"/v1/{path}", json=body, wrap_ttl=60)
-    return holding(bench, made["wrap_info"]["token"])
+    return holding(bench, extract(made, str, "wrap_info", "token"))
 
 
 async def refused(bench: Bench, role: str = ROLE) -> str:
-    """What is said of a wrapped secret ID that is not taken."""
+    """What is said of a wrapped secret ID that is not used."""
     with pytest.raises(ConfigurationError) as caught:
         await unwrap(bench.settings, role)
     token = bench.settings.wrapped_secret_id
@@ -62,19 +63,19 @@ async def logs_in(settings: VaultSettings, bench: Bench) -> None:
 
 
 async def test_it_is_exchanged_for_a_secret_id_that_logs_in(bench: Bench, logged: StringIO) -> None:
-    seen, relay = await (await wrapped(bench)).behind_a_relay()
+    seen, proxy = await (await wrapped(bench)).behind_a_proxy()
     unwrapped = await unwrap(seen.settings, ROLE)
     assert unwrapped.wrapped_secret_id is None
     assert unwrapped.secret_id is not None
-    assert [call.path.removeprefix("/v1") for call in relay.calls] == [LOOKUP, UNWRAP]
+    assert [call.path.removeprefix("/v1") for call in proxy.calls] == [LOOKUP, UNWRAP]
     await logs_in(unwrapped, bench)
     assert unwrapped.secret_id.reveal() not in logged.getvalue()
 
 
 async def test_settings_without_one_stay_as_they_are_and_vault_is_not_asked(bench: Bench) -> None:
-    seen, relay = await bench.behind_a_relay()
+    seen, proxy = await bench.behind_a_proxy()
     assert await unwrap(seen.settings, ROLE) is seen.settings
-    assert relay.calls == []
+    assert proxy.calls == []
 
 
 async def test_the_second_who_takes_it_hears_that_somebody_has(bench: Bench) -> None:
@@ -88,10 +89,10 @@ async def test_the_second_who_takes_it_hears_that_somebody_has(bench: Bench) -> 
 
 
 async def test_what_is_taken_between_lookup_and_unwrapping_is_noticed(bench: Bench) -> None:
-    once, relay = await (await wrapped(bench)).behind_a_relay()
-    with relay.holding(UNWRAP):
+    once, proxy = await (await wrapped(bench)).behind_a_proxy()
+    with proxy.holding(UNWRAP):
         second = asyncio.create_task(refused(once))
-        await relay.arrived(UNWRAP, 1)
+        await proxy.arrived(UNWRAP, 1)
         await unwrap(bench.with_settings(wrapped_secret_id=once.settings.wrapped_secret_id).settings, ROLE)
     assert USED_UP in await second
 
@@ -138,13 +139,13 @@ async def test_the_role_can_have_another_name(bench: Bench) -> None:
 async def test_what_was_put_in_its_place_is_not_opened(bench: Bench, method: str, path: str, body: object) -> None:
     await bench.admin.post("/v1/cubbyhole/stored", json={"secret_id": "00000000-0000-0000-0000-000000000000"})
     forged = await response_wrapped(bench, method, path, body)
-    seen, relay = await forged.behind_a_relay()
+    seen, proxy = await forged.behind_a_proxy()
     said = await refused(seen)
     assert FORGED in said
     assert NOT_USED in said
     assert "stolen" in said
-    assert relay.to(UNWRAP) == []
-    # It lies there as it was: whoever looks for the forger can still look at it.
+    assert proxy.to(UNWRAP) == []
+    # It is not changed, so that an investigation of the forgery can still use it.
     token = forged.settings.wrapped_secret_id
     assert token is not None
     assert await bench.admin.post(f"/v1{LOOKUP}", json={"token": token.reveal()})
@@ -175,26 +176,26 @@ async def test_one_of_another_namespace_looks_the_same_and_does_not_log_in(embed
     await embedded_bench.admin.delete(f"/v1/sys/namespaces/{name}")
 
 
-async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(victim: Victim) -> None:
-    once = await wrapped(victim.bench)
-    await victim.seal()
+async def test_a_sealed_vault_neither_uses_it_up_nor_is_called_a_theft(sealable_vault: SealableVault) -> None:
+    once = await wrapped(sealable_vault.bench)
+    await sealable_vault.seal()
     said = await refused(once)
     assert "sealed" in said
     assert NOT_USED in said
     assert "stolen" not in said
-    await victim.unseal()
-    await logs_in(await unwrap(once.settings, ROLE), victim.bench)
+    await sealable_vault.unseal()
+    await logs_in(await unwrap(once.settings, ROLE), sealable_vault.bench)
 
 
-async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(victim: Victim) -> None:
-    once, relay = await (await wrapped(victim.bench)).behind_a_relay()
-    with relay.holding(UNWRAP):
+async def test_a_vault_that_is_sealed_between_the_two_calls_leaves_it_too(sealable_vault: SealableVault) -> None:
+    once, proxy = await (await wrapped(sealable_vault.bench)).behind_a_proxy()
+    with proxy.holding(UNWRAP):
         refusal = asyncio.create_task(refused(once))
-        await relay.arrived(UNWRAP, 1)
-        await victim.seal()
+        await proxy.arrived(UNWRAP, 1)
+        await sealable_vault.seal()
     assert NOT_USED in await refusal
-    await victim.unseal()
-    await logs_in(await unwrap(once.settings, ROLE), victim.bench)
+    await sealable_vault.unseal()
+    await logs_in(await unwrap(once.settings, ROLE), sealable_vault.bench)
 
 
 async def test_a_vault_that_is_away_is_no_theft() -> None:
@@ -211,7 +212,7 @@ async def test_an_answer_that_is_lost_is_not_asked_for_again(bench: Bench) -> No
             return answer({"data": {"creation_path": f"auth/approle/role/{ROLE}/secret-id"}})
         return HANG_UP
 
-    async with fake(losing) as server:
+    async with faulty_server(losing) as server:
         said = await refused(holding(bench, CANARY).with_settings(address=server.address))
         assert [request.target.removeprefix("/v1") for request in server.requests] == [LOOKUP, UNWRAP]
     assert "may be used up" in said
@@ -219,7 +220,7 @@ async def test_an_answer_that_is_lost_is_not_asked_for_again(bench: Bench) -> No
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data": {"secret_id": 7}}', b"not json"])
 async def test_an_answer_that_is_not_understood_is_no_secret_id(bench: Bench, body: bytes) -> None:
-    async with fake([Reply(200, body)]) as server:
+    async with faulty_server([Reply(200, body)]) as server:
         said = await refused(holding(bench, CANARY).with_settings(address=server.address))
     assert NOT_USED in said
 

@@ -1,24 +1,24 @@
-# What needs no provider, so that it can be evaluated without one. A test holds it against keyman/vault/provision.py, which
-# does the same without Terraform.
+# These values need no provider, so they can be evaluated without one. A test compares them with
+# keyman/vault/provision.py, which does the same without Terraform.
 
 locals {
-  # What every AppRole is set to; lives are in seconds.
+  # The settings of every AppRole. Times are in seconds.
   role_settings = {
-    token_ttl               = 3600      # renewed at two thirds while the process lives
-    token_max_ttl           = 86400     # a stolen token is dead within a day, however often it is renewed
-    token_period            = 0         # with a period it would live for ever
+    token_ttl               = 3600      # the process renews it at two thirds
+    token_max_ttl           = 86400     # a stolen token expires within a day, however often it is renewed
+    token_period            = 0         # with a period, a token could be renewed forever
     token_type              = "service" # a batch token can be neither renewed nor revoked
-    token_no_default_policy = true      # the policy file is all that the token may do
+    token_no_default_policy = true      # the token has only the rights of the policy file
     bind_secret_id          = true
   }
 
-  # What the rotator's is set to beside that. A plane's secret ID has no end of its own: a restart at night needs it.
+  # Further settings of the rotator. The secret ID of a plane does not expire, because a restart needs it at any time.
   rotator_settings = {
     token_max_ttl = 3600
-    secret_id_ttl = 86400 # a rotation is a job of minutes, and nobody restarts it next week
+    secret_id_ttl = 86400 # a rotation takes minutes, and nobody needs its secret ID a week later
   }
 
-  # Whoever runs Terraform logs in as themselves: keyman-admin is a policy without an AppRole.
+  # The user of Terraform has their own login: keyman-admin is a policy without an AppRole.
   roles = {
     keyman-management = local.role_settings
     keyman-resolver   = local.role_settings

@@ -1,11 +1,11 @@
-# The state that `keyman vault setup` brings about, for those who keep Vault in Terraform or OpenTofu. Use one or the other.
+# Creates the same state as `keyman vault setup`, for users of Terraform or OpenTofu. Use one or the other.
 
 resource "vault_mount" "transit" {
   path = var.mount
   type = "transit"
 
   lifecycle {
-    prevent_destroy = true # without the key no stored value ever opens again
+    prevent_destroy = true # without the key, no stored value can be opened
   }
 }
 
@@ -13,14 +13,14 @@ resource "vault_transit_secret_backend_key" "keyman" {
   backend                = vault_mount.transit.path
   name                   = var.key
   type                   = "aes256-gcm96"
-  derived                = true # on another key Vault ignores the context, and nothing binds a value to its row
+  derived                = true # otherwise Vault ignores the context, and nothing binds a value to its row
   exportable             = false
   allow_plaintext_backup = false
   deletion_allowed       = false
 
   lifecycle {
     prevent_destroy = true
-    # A rotation's business, after which the next `apply` must not let old versions in again.
+    # A rotation changes it, and a later `apply` must not allow old versions again.
     ignore_changes = [min_decryption_version, min_encryption_version, auto_rotate_period]
   }
 }
@@ -39,7 +39,7 @@ resource "vault_auth_backend" "approle" {
   path = "approle"
 }
 
-# Vault's audit log then tells by which id keyman knows the request that a call was made for.
+# Lets Vault's audit log show the id of keyman's request.
 resource "vault_audit_request_header" "request_id" {
   name = "X-Request-ID"
   hmac = false

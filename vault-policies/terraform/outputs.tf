@@ -1,4 +1,5 @@
-# No secret IDs: whoever reads Terraform's state would have them. `keyman vault secret-id ROLE` issues them, wrapped.
+# No secret IDs, because anyone who can read Terraform's state would have them. `keyman vault secret-id ROLE` issues them,
+# wrapped.
 
 output "role_ids" {
   description = "Each role's KEYMAN_VAULT_ROLE_ID."

@@ -11,13 +11,13 @@ variable "key" {
 }
 
 variable "enable_approle" {
-  description = "Whether to enable the AppRole login at auth/approle; false where it is enabled already."
+  description = "Whether to enable AppRole at auth/approle. Set it to false if it is already enabled."
   type        = bool
   default     = true
 }
 
 variable "networks" {
-  description = "From where a role may log in and its token be used, in CIDR notation; a role that is not named may from everywhere."
+  description = "The networks, in CIDR notation, from which a role may log in and use its token. Other roles may from everywhere."
   type        = map(list(string))
   default     = {}
 

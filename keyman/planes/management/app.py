@@ -1,4 +1,4 @@
-"""The management plane, put together. Nothing else knows all of its parts."""
+"""Builds the management plane. Only this module knows all of its parts."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ AUTHENTICATION = Authentication(
 
 
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
-    """The management plane as an ASGI application.
+    """Return the management plane as an ASGI application.
 
-    Its start-up raises ConfigurationError for a database that is not migrated. Vault is not needed to start: what can
-    be done without it works. `passwords` replaces the production parameters of Argon2id.
+    Its start-up raises ConfigurationError for a database that is not migrated. It starts without Vault, and everything
+    that does not need Vault works. `passwords` replaces the production parameters of Argon2id.
     """
     metrics = Metrics()
     catalogue = Catalogue.load(settings.services_file)
@@ -101,7 +101,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
 
 
 def _described_routes() -> list[ControllerRouterHandler]:
-    """The routes of the OpenAPI document, new ones at each call: one belongs to one application."""
+    """Return new routes of the OpenAPI document at each call, because a route belongs to one application."""
     api = Routes(
         "/api",
         route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
@@ -113,7 +113,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
 
 @cache
 def _document(services: tuple[str, ...]) -> bytes:
-    """The OpenAPI document, made when it is first asked for: it takes a tenth of a second, and few ever ask."""
+    """Return the OpenAPI document. It is made at the first request, because it takes a tenth of a second."""
     return openapi_document(_described_routes(), _DEPENDENCIES, services)
 
 

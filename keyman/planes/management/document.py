@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
 from litestar.di import Provide
 from litestar.openapi.spec import SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
@@ -13,19 +12,19 @@ from keyman.http.document import Words, describe
 from keyman.http.guards import SESSION_COOKIE
 
 DESCRIPTION = """\
-Users leave their API keys for LLM services here. A value goes in once and is sealed by Vault; no answer of this API
-ever holds one.
+Users store their API keys for LLM services here. Vault seals each value when it arrives. No answer of this API contains
+a value.
 
-Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a page about it. Every answer
-carries `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body may be
-64 KiB long. A request that another site's page made a browser send is refused with 403.
+Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a page about it. Every answer has
+`X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body can have at most
+64 KiB. A request that a browser sends for a page of another site is refused with 403.
 """
 
 TAGS = (
-    Tag("Keys", "What users leave here: sealed values, shown by their masks."),
+    Tag("Keys", "The API keys of users: sealed values, shown by their masks."),
     Tag("Access tokens", "For scripts: `Authorization: Bearer km_…`, with scopes and an expiry."),
-    Tag("Account", "Sign-up, sign-in, passwords. A session may do everything that its owner may."),
-    Tag("Trail", "What was done, by whom and from where."),
+    Tag("Account", "Sign-up, sign-in, passwords. A session may do everything that its user may."),
+    Tag("Audit log", "What was done, by whom and from where."),
     Tag("Health", "For the platform that runs keyman."),
 )
 
@@ -78,7 +77,7 @@ EXAMPLES: Mapping[str, object] = {
     "ServiceInfo": {"service": "OPENAI", "name": "OpenAI"},
     "TokenInfo": _TOKEN,
 }
-"""A value of each shape, as it would be on the wire."""
+"""An example of each shape, as JSON."""
 
 
 WORDS = Words(
@@ -106,7 +105,7 @@ WORDS = Words(
 def openapi_document(
     routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], services: Sequence[str]
 ) -> bytes:
-    """The OpenAPI 3.1 document of these routes and this catalogue, as JSON."""
+    """Return the OpenAPI 3.1 document of these routes and this catalogue, as JSON."""
     document = describe(routes, dependencies, WORDS)
-    document["components"]["schemas"]["NewKey"]["properties"]["service"]["enum"] = list(services)
-    return msgspec.json.encode(document)
+    document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
+    return document.encoded()

@@ -1,4 +1,4 @@
-"""What has ended is removed: sessions, throttling windows, idempotency keys. Correctness never waits for it."""
+"""Removes ended sessions, throttling windows and idempotency keys. Correctness does not depend on it."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ from keyman.storage.types import UtcTime
 from keyman.telemetry import frames, log
 
 BATCH = 1000
-"""Rows removed in one transaction: others wait for it, on SQLite all who write."""
+"""Rows that one transaction removes. Others wait for it; on SQLite, all writers do."""
 
 INTERVAL = 3600.0
-"""Seconds between two rounds of one process; what lies around meanwhile is small and answers nobody."""
+"""Seconds between two rounds of one process. The rows that wait meanwhile are small and have no effect."""
 
 
 async def run(db: Database) -> None:
-    """Remove what has ended, for ever. The first round comes after a random part of the interval: replicas that
-    started together do not sweep together.
+    """Remove ended rows, again and again.
+
+    The first round comes after a random part of the interval, so that replicas that started together do not sweep at
+    the same time.
     """
     await asyncio.sleep(random.uniform(0, INTERVAL))  # noqa: S311  # spreads load only
     while True:
         try:
             await sweep(db)
         except DatabaseUnavailable:
-            pass  # logged where it was seen; the next round does it
-        except Exception as fault:  # noqa: BLE001  # a task that dies would go unnoticed
+            pass  # the storage has logged it; the next round tries again
+        except Exception as fault:  # noqa: BLE001  # nobody would notice that the task had ended
             log.error("housekeeping failed", **frames(fault))
         await asyncio.sleep(INTERVAL)
 
 
 async def sweep(db: Database) -> None:
-    """One round, in transactions of at most BATCH rows each. Raises DatabaseUnavailable."""
+    """Run one round, in transactions of at most BATCH rows each. Raises DatabaseUnavailable."""
     moment = now()
     ends = {"moment": moment, "idle_since": moment - SESSION_IDLE, "ended_before": moment - LIFETIME}
     for command, parameters in _SWEEPS:
         removed = BATCH
-        while removed >= BATCH:  # more, where several owners share a key's hash
+        while removed >= BATCH:  # it can be more, if several owners share a key's hash
             async with db.write() as connection:
                 removed = await command.execute(connection, **{name: ends[name] for name in parameters})
 

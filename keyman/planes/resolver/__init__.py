@@ -1,1 +1,1 @@
-"""The plane that gives a key back: the only one whose Vault role may decrypt. Not to be reached from outside."""
+"""The resolver plane: only its Vault role may decrypt. It must not be reachable from outside."""

@@ -1,7 +1,7 @@
-"""The resolver plane, put together; beside the management plane's app.py, and nothing of it.
+"""Builds the resolver plane. It shares no code with the management plane's app.py.
 
-This module alone imports the opener, and nothing imports this module: whoever serves it finds it by name. So no code
-of the management plane leads to a call that decrypts.
+Only this module imports the opener, and no module imports this one: `keyman serve` loads it by name. So no code of the
+management plane can reach a call that decrypts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from keyman.vault.opener import TransitOpener
 
 
 def create_resolver(settings: Settings) -> Edge:
-    """The resolver plane as an ASGI application.
+    """Return the resolver plane as an ASGI application.
 
     Its start-up raises ConfigurationError for a database that is not migrated. Vault is not needed to start.
     """
@@ -76,7 +76,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
 
 @cache
 def _document() -> bytes:
-    """The OpenAPI document, made when it is first asked for."""
+    """Return the OpenAPI document. It is made at the first request."""
     return openapi_document(_DESCRIBED_ROUTES, _DEPENDENCIES)
 
 

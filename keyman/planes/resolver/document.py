@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
 from litestar.di import Provide
 from litestar.openapi.spec import SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
@@ -14,14 +13,15 @@ from keyman.http.document import Words, describe
 WORDS = Words(
     title="keyman resolver",
     description="""\
-Applications get the API keys of their users here, one value a request. For applications inside your network only.
+Applications get the API keys of their users here, one value per request. Only applications inside your network should
+reach it.
 
-Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a text about it. Every answer carries
-`X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body may be 64 KiB
-long. A request that another site's page made a browser send is refused with 403.
+Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a text about it. Every answer has
+`X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body can have at most
+64 KiB. A request that a browser sends for a page of another site is refused with 403.
 """,
     tags=(
-        Tag("Keys", "What users have left with keyman, for the applications that work with it."),
+        Tag("Keys", "The API keys that users have stored, for applications."),
         Tag("Problems", "What the errors mean."),
         Tag("Health", "For the platform that runs keyman."),
     ),
@@ -50,11 +50,11 @@ ONE_OF_TWO_WAYS = [
     {"required": ["key_id"], "properties": {"user_id": False, "service": False}},
     {"required": ["user_id", "service"], "properties": {"key_id": False}},
 ]
-"""How a request names a key, as `Request.check` has it."""
+"""The two ways to name a key, as `Request.check` requires."""
 
 
 def openapi_document(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]) -> bytes:
-    """The OpenAPI 3.1 document of these routes, as JSON."""
+    """Return the OpenAPI 3.1 document of these routes, as JSON."""
     document = describe(routes, dependencies, WORDS)
-    document["components"]["schemas"]["Request"]["oneOf"] = ONE_OF_TWO_WAYS
-    return msgspec.json.encode(document)
+    document.schemas["Request"]["oneOf"] = ONE_OF_TWO_WAYS
+    return document.encoded()

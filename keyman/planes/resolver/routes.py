@@ -1,15 +1,14 @@
-"""`POST /v1/resolve`, and who may send it."""
+"""`POST /v1/resolve`, and the authentication of applications."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
 from litestar import MediaType, Response, get, post
 from litestar.background_tasks import BackgroundTask
-from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
@@ -22,7 +21,7 @@ from keyman.http.guards import PUBLIC, Authentication, is_public, needs
 from keyman.http.limit import RateLimit
 from keyman.http.openapi import BODY_PROBLEMS, check_query, may_answer
 from keyman.http.problems import KINDS
-from keyman.http.requests import AnyRequest, Injected
+from keyman.http.requests import AnyConnection, AnyRequest, Injected
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Principal
 from keyman.keys import release as operations
@@ -32,7 +31,7 @@ from keyman.storage.transactions import Database
 AUTHENTICATION = Authentication([ApplicationProof()], "Send the token of an application: Authorization: Bearer km_…")
 
 
-async def limit_rate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def limit_rate(connection: AnyConnection, handler: BaseRouteHandler) -> None:
     """A guard, after `authenticate` and before the body is read: count the request. Raises RateLimited."""
     if is_public(handler):
         return
@@ -42,7 +41,7 @@ async def limit_rate(connection: ASGIConnection[Any, Any, Any, Any], handler: Ba
 
 
 class ResolvedKey(msgspec.Struct):
-    """The shape of the answer, for the OpenAPI document. No value is ever put into one: it would be shown by `repr`."""
+    """The shape of the answer, for the OpenAPI document. It is never given a value, because `repr` would show it."""
 
     key_id: int
     user_id: int
@@ -60,9 +59,9 @@ class ResolvedKey(msgspec.Struct):
     security=[{"token": []}],
     operation_id="resolveKey",
     summary="Get a key",
-    description="Opens one value: the key with this id, or the newest active one of a user for a service. An entry in "
-    "the audit log is committed before the value leaves. A key that the application may not have gets the same 404 as "
-    "one that does not exist.",
+    description="Opens one value: the key with this id, or the newest active key of a user for a service. An audit "
+    "entry is committed before the value is returned. A key that the application may not have gets the same 404 as one "
+    "that does not exist.",
     responses={
         200: ResponseSpec(ResolvedKey, description="The key, with its value.", generate_examples=False),
         **may_answer(
@@ -73,7 +72,7 @@ class ResolvedKey(msgspec.Struct):
             errors.RateLimited,
             errors.VaultUnavailable,
             *BODY_PROBLEMS,
-            fault=FieldError("key_id", "must be an id: a whole number from 1 on"),
+            fault=FieldError("key_id", "must be an id: a whole number of at least 1"),
         ),
     },
 )
@@ -89,13 +88,13 @@ async def resolve(
     resolved = await operations.resolve(db, opener, deployment, caller, asked)
     after = None
     if not resolved.is_noted:
-        # After the answer has left: it does not wait for a note.
+        # It runs after the answer was sent, so that the answer does not wait for it.
         after = BackgroundTask(operations.note_use, db, caller, resolved.key_id)
-    return Response(_told(resolved), media_type=MediaType.JSON, background=after)
+    return Response(_to_json(resolved), media_type=MediaType.JSON, background=after)
 
 
-def _told(resolved: Resolved) -> bytes:
-    """The answer: the one place where a stored value comes out."""
+def _to_json(resolved: Resolved) -> bytes:
+    """Encode the answer. Only this function puts a stored value into an answer."""
     return msgspec.json.encode(
         {
             "key_id": resolved.key_id,
@@ -116,13 +115,13 @@ def _told(resolved: Resolved) -> bytes:
     operation_id="explainProblem",
     response_description="The explanation.",
     summary="Explain a problem",
-    description="What the `type` of a problem leads to: its title, its status and what to do, in plain text.",
+    description="The page behind the `type` of a problem: its title, its status and what to do, in plain text.",
     responses=may_answer(errors.InvalidRequest, errors.NotFound),
 )
 async def explain_problem(
     slug: Annotated[str, PathParameter(description="The last part of `type`.", examples=[Example(value="not-found")])],
 ) -> str:
-    """What the `type` of a problem leads to. This plane has no pages."""
+    """Return the explanation of a problem as plain text. This plane has no HTML pages."""
     kind = KINDS.get(slug)
     if kind is None:
         raise NotFound("There is no problem of this type.")

@@ -11,8 +11,8 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from tests.planes.resolver.pair import Pair, pair_at
+from tests.support.database import PostgresServer
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ async def postgresql_pair(
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest, anyio_backend: str) -> Pair:
+def shared_pair(request: pytest.FixtureRequest, anyio_backend: str) -> Pair:
     """The worker's pair over one database and over the other."""
     pair: Pair = request.getfixturevalue(f"{request.param}_pair")
     return pair

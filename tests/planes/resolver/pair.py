@@ -23,8 +23,8 @@ from keyman.planes.resolver.app import create_resolver
 from keyman.storage.transactions import Database
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Document, Json, api_plane_at, store
-from tests.storage.rows import AnyRow
 from tests.support.planes import lifespan
+from tests.support.rows import AnyRow
 
 _NUMBERS = itertools.count()
 
@@ -44,7 +44,7 @@ class Owner:
         return int(stored["id"])
 
     async def trail(self) -> list[Json]:
-        """What the owner is told of applications, newest first."""
+        """The owner's audit entries of applications, newest first."""
         entries: list[Json] = (await self.client.get("/api/audit?limit=200")).json()
         return [entry for entry in entries if entry["actor"] == "application"]
 
@@ -102,7 +102,7 @@ class Pair:
             await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(values))
 
     async def entries(self, application: App) -> Sequence[AnyRow]:
-        """The trail of what an application asked for, oldest first."""
+        """The audit entries of what an application asked for, oldest first."""
         mine = (audit_log.c.application == application.name) & (audit_log.c.actor == "application")
         async with self.resolver.database.read() as connection:
             return (await connection.execute(select(audit_log).where(mine).order_by(audit_log.c.id))).all()

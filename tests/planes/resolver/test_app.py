@@ -15,20 +15,23 @@ from sqlalchemy.engine import URL
 
 from keyman import migrations
 from tests.cli.transcript import keyman
-from tests.support.live import Live, Victim, free_port, live, script, serve, sign_up, until, variables, victim_at
+from tests.support.cli import Live, live, serve, variables
+from tests.support.http import free_port, script, sign_up
 from tests.support.planes import Vault
+from tests.support.vault import DisposableVault, disposable_vault_at
+from tests.support.waiting import until
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with victim_at(tmp_path_factory.mktemp("victim")) as made:
+def resolver_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DisposableVault]:
+    with disposable_vault_at(tmp_path_factory.mktemp("victim")) as made:
         yield made
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> URL:
+def resolver_database(tmp_path: Path) -> URL:
     made = URL.create("sqlite+aiosqlite", database=str(tmp_path / "keyman.db"))
     asyncio.run(migrations.upgrade(made))
     return made
@@ -45,8 +48,13 @@ def trail(env: dict[str, str], owner: httpx.Client) -> list[tuple[str, str | Non
     return [(entry["action"], entry["reason"]) for entry in entries if entry["actor"] == "application"]
 
 
-def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(provisioned: Vault, url: URL, tmp_path: Path) -> None:
-    first, second = variables(provisioned.settings, url), variables(provisioned.resolver, url)
+def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(
+    provisioned: Vault, resolver_database: URL, tmp_path: Path
+) -> None:
+    first, second = (
+        variables(provisioned.settings, resolver_database),
+        variables(provisioned.resolver, resolver_database),
+    )
     with (
         serve(first, tmp_path / "management") as management,
         serve(second, tmp_path / "resolver", "--plane", "resolver", "--workers", "2") as resolver,
@@ -76,11 +84,14 @@ def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(provisioned: Va
         assert VALUE not in answer.text + resolver.live.err
 
 
-def test_a_resolver_that_is_killed_while_vault_is_asked_has_told_before(
-    victim: Victim, url: URL, tmp_path: Path
+def test_a_resolver_that_is_killed_during_a_vault_call_has_recorded_the_resolve(
+    resolver_vault: DisposableVault, resolver_database: URL, tmp_path: Path
 ) -> None:
-    resolver_settings = asyncio.run(victim.provisioned("keyman-resolver"))
-    first, second = variables(victim.settings, url), variables(resolver_settings, url)
+    resolver_settings = asyncio.run(resolver_vault.provisioned("keyman-resolver"))
+    first, second = (
+        variables(resolver_vault.settings, resolver_database),
+        variables(resolver_settings, resolver_database),
+    )
     with (
         serve(first, tmp_path / "management") as management,
         serve(second, tmp_path / "resolver", "--plane", "resolver") as resolver,
@@ -90,7 +101,7 @@ def test_a_resolver_that_is_killed_while_vault_is_asked_has_told_before(
         application = script(resolver.url, registered(first))
         body = {"key_id": key["id"]}
         assert application.post("/v1/resolve", json=body).status_code == 200
-        victim.freeze()
+        resolver_vault.freeze()
         answers: list[object] = []
 
         def ask() -> None:
@@ -107,17 +118,17 @@ def test_a_resolver_that_is_killed_while_vault_is_asked_has_told_before(
         asking.join()
         assert not isinstance(answers[0], httpx.Response)
         assert trail(first, ada) == [("key.resolve", None)] * 2
-        victim.thaw()
+        resolver_vault.thaw()
         until(resolver.is_ready, "a new worker")
         assert application.post("/v1/resolve", json=body).json()["api_key"] == VALUE
 
 
 def test_what_a_resolver_does_not_need_is_not_missed_and_what_is_open_is_warned_of(
-    provisioned: Vault, url: URL, tmp_path: Path
+    provisioned: Vault, resolver_database: URL, tmp_path: Path
 ) -> None:
-    env = {**variables(provisioned.resolver, url), "TMPDIR": str(tmp_path)}
+    env = {**variables(provisioned.resolver, resolver_database), "TMPDIR": str(tmp_path)}
     command = ("serve", "--plane", "resolver", "--host", "0.0.0.0", "--port", str(free_port()))  # noqa: S104  # for the warning
     with live(*command, env=env, directory=tmp_path / "output", mark=tmp_path) as running:
         assert isinstance(running, Live)
-        running.says("The resolver answers with keys")
+        running.says("the resolver returns keys")
         assert "KEYMAN_PUBLIC_URL" not in running.err

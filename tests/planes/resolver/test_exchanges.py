@@ -1,7 +1,7 @@
 """Rows exchanged by hand in the database, or put back from an older day: what does not belong together does not open.
 
-What a row holds is bound twice. Its ciphertext opens under its own user, service and value uuid alone, which Vault sees
-to; and the value uuid must be the one that the trail says the key holds, which keyman sees to before Vault is asked.
+What a row holds is bound twice. Its ciphertext opens only under its own user, service and value uuid, which Vault sees
+to; and the value uuid must be the newest one in the audit log, which keyman checks before it asks Vault.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Stored = dict[str, Any]
 """A row of `api_keys`, by column."""
 
 Told = list[tuple[str, str | None]]
-"""Entries of the trail: action and reason."""
+"""Entries of the audit log: action and reason."""
 
 NOT_CURRENT: Told = [("key.resolve-refused", "not-current")]
 DOES_NOT_OPEN: Told = [("key.resolve", None), ("key.resolve-failed", "undecryptable")]
@@ -89,7 +89,7 @@ class Held:
         await put(self.pair.resolver.database, self.now, rows)
 
     async def refuses(self, key_id: int, told: Told) -> None:
-        """The key is not given out; the trail says what is `told`; its row is marked."""
+        """The key is not given out, the audit log has these entries, and the row is marked."""
         known = len(await self.pair.told(self.app))
         answer = await self.app.ask(key_id=key_id)
         problem(answer, "undecryptable")
@@ -115,8 +115,8 @@ class Held:
 
 
 @pytest.fixture
-async def held(shared: Pair) -> Held:
-    ada, grace, app = await shared.owner(), await shared.owner(), await shared.app("OPENAI", "ANTHROPIC")
+async def held(shared_pair: Pair) -> Held:
+    ada, grace, app = await shared_pair.owner(), await shared_pair.owner(), await shared_pair.app("OPENAI", "ANTHROPIC")
     ids = {
         "ada's": await ada.key(value=_value("first")),
         "ada's other": await ada.key(value=_value("second")),
@@ -124,7 +124,7 @@ async def held(shared: Pair) -> Held:
         "grace's": await grace.key(value=_value("fourth")),
         "grace's of another service": await grace.key("ANTHROPIC", _value("fifth")),
     }
-    before = {key_id: await stored(shared, key_id) for key_id in ids.values()}
+    before = {key_id: await stored(shared_pair, key_id) for key_id in ids.values()}
     truths = {}
     for number, (name, key_id) in enumerate(ids.items()):
         owner = ada if name.startswith("ada") else grace
@@ -132,8 +132,8 @@ async def held(shared: Pair) -> Held:
         answer = await owner.client.put(f"/api/keys/{key_id}", json={"api_key": value})
         assert answer.status_code == 200, answer.text
         truths[key_id] = Truth(owner.id, before[key_id]["service"], value)
-    now = {key_id: await stored(shared, key_id) for key_id in ids.values()}
-    return Held(shared, app, ada, ids, truths, now, before)
+    now = {key_id: await stored(shared_pair, key_id) for key_id in ids.values()}
+    return Held(shared_pair, app, ada, ids, truths, now, before)
 
 
 @pytest.mark.parametrize("other", ["ada's other", "ada's of another service", "grace's", "grace's of another service"])
@@ -156,7 +156,7 @@ async def test_two_rows_that_were_exchanged_in_any_part_open_as_nothing(held: He
 
 
 async def test_an_older_value_put_back_into_its_own_row_does_not_open(held: Held) -> None:
-    """Though all that Vault sees of it belongs together: it is held against the trail."""
+    """All that Vault sees of it belongs together, so only the audit log can show it."""
     key_id = held.ids["ada's"]
     now, before = held.now[key_id], held.before[key_id]
     assert await opened(held.pair, before) == _value("first")
@@ -190,7 +190,7 @@ async def test_a_deleted_key_that_is_put_back_does_not_open(held: Held) -> None:
 
 
 async def test_a_row_under_another_id_does_not_open(held: Held) -> None:
-    """Moved, or copied: of a key that was never stored the trail knows nothing."""
+    """Moved or copied: the audit log has no entry of a key that was never stored."""
     row = held.row("ada's")
     strange = max(held.now) + 10_000
     await put(held.pair.resolver.database, [row["id"]], [{**row, "id": strange}])
@@ -365,7 +365,7 @@ def context_of(deployment: UUID, row: Stored) -> str:
 
 
 async def opened(pair: Pair, row: Stored) -> str:
-    """What Vault opens a row as, whatever the trail says."""
+    """What Vault opens a row as, no matter what the audit log says."""
     state = state_of(pair.resolver)
     context = Context(state.deployment, row["owner_id"], row["service"], row["value_uuid"])
     value = await state.opener.open(row["encrypted_key"], context)

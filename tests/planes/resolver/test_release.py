@@ -1,4 +1,4 @@
-"""`POST /v1/resolve`: which key an application gets, which it does not, and what the trail says of both."""
+"""`POST /v1/resolve`: which key an application gets, which it does not, and what the audit log says of both."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OTHER = "sk-Zt81LqoPw5aYc3hVn6Xe9876"
 ANTHROPIC_KEY = "sk-ant-q7w2e9r4t6y1u8i3o5p0"
 
 
-async def test_an_application_gets_a_key_by_its_id_and_by_user_and_service(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_an_application_gets_a_key_by_its_id_and_by_user_and_service(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key(expires_at="2999-01-31T00:00:00Z")
     by_id, by_service = await app.ask(key_id=key_id), await app.ask(user_id=ada.id, service="OPENAI")
     for answer in (by_id, by_service):
@@ -43,8 +43,8 @@ async def test_an_application_gets_a_key_by_its_id_and_by_user_and_service(share
     assert (await app.ask(key_id=key_id)).json()["expires_at"] is None
 
 
-async def test_by_service_it_is_the_newest_active_key(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app("OPENAI", "ANTHROPIC")
+async def test_by_service_it_is_the_newest_active_key(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app("OPENAI", "ANTHROPIC")
     await ada.key("ANTHROPIC", ANTHROPIC_KEY)
     values = [f"sk-{n}-q7w2e9r4t6y1u8i3o5p0" for n in range(5)]
     keys = [await ada.key(value=value) for value in values]
@@ -54,31 +54,31 @@ async def test_by_service_it_is_the_newest_active_key(shared: Pair) -> None:
     assert await app.gets(**wanted) == values[3]
     await ada.client.patch(f"/api/keys/{keys[3]}", json={"disabled": True})
     assert await app.gets(**wanted) == values[2]
-    await shared.change(keys[2], expires_at=now() - timedelta(seconds=1))
+    await shared_pair.change(keys[2], expires_at=now() - timedelta(seconds=1))
     assert await app.gets(**wanted) == values[1]
-    await shared.change(keys[1], undecryptable=True)
+    await shared_pair.change(keys[1], undecryptable=True)
     assert await app.gets(**wanted) == values[0]
     await ada.client.patch(f"/api/keys/{keys[3]}", json={"disabled": False})
     assert await app.gets(**wanted) == values[3]
     assert await app.gets(user_id=ada.id, service="ANTHROPIC") == ANTHROPIC_KEY
 
 
-async def test_a_replaced_value_is_what_is_given_out_from_then_on(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_a_replaced_value_is_what_is_given_out_from_then_on(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     assert await app.gets(key_id=key_id) == OPENAI_KEY
     await ada.client.put(f"/api/keys/{key_id}", json={"api_key": OTHER})
     assert await app.gets(key_id=key_id) == OTHER
 
 
-async def test_whatever_an_application_may_not_have_is_one_and_the_same_answer(shared: Pair) -> None:
-    """Byte for byte; and the trail says why."""
-    ada, grace, app = await shared.owner(), await shared.owner(), await shared.app("OPENAI", "GROQ")
+async def test_whatever_an_application_may_not_have_is_one_and_the_same_answer(shared_pair: Pair) -> None:
+    """Byte for byte; and the audit log says why."""
+    ada, grace, app = await shared_pair.owner(), await shared_pair.owner(), await shared_pair.app("OPENAI", "GROQ")
     paused, expired, other = await ada.key(), await ada.key(), await ada.key("ANTHROPIC", ANTHROPIC_KEY)
     await ada.client.patch(f"/api/keys/{paused}", json={"disabled": True})
-    await shared.change(expired, expires_at=now() - timedelta(seconds=1))
+    await shared_pair.change(expired, expires_at=now() - timedelta(seconds=1))
     theirs = await grace.key()
-    async with shared.resolver.database.write() as connection:
+    async with shared_pair.resolver.database.write() as connection:
         await connection.execute(update(users_table).where(users_table.c.id == grace.id).values(disabled_at=now()))
     refused: list[tuple[dict[str, Any], str, int | None, int | None, str | None]] = [
         ({"key_id": paused}, "disabled", ada.id, paused, "OPENAI"),
@@ -97,28 +97,28 @@ async def test_whatever_an_application_may_not_have_is_one_and_the_same_answer(s
     for answer in answers:
         problem(answer, "not-found")
         assert same_but_for_the_request_id(answer, answers[0])
-    entries = await shared.entries(app)
+    entries = await shared_pair.entries(app)
     assert {entry.action for entry in entries} == {"key.resolve-refused"}
     told = [(entry.reason, entry.user_id, entry.key_id, entry.service) for entry in entries]
     assert told == [tuple(expected) for _, *expected in refused]
     assert [entry.request_id for entry in entries] == [answer.headers["x-request-id"] for answer in answers]
 
 
-async def test_a_key_that_is_marked_undecryptable_is_409_and_vault_is_not_asked(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_a_key_that_is_marked_undecryptable_is_409_and_vault_is_not_asked(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
-    await shared.change(key_id, undecryptable=True, encrypted_key="vault:v1:kNrYcAnArY")
+    await shared_pair.change(key_id, undecryptable=True, encrypted_key="vault:v1:kNrYcAnArY")
     answers = [await app.ask(key_id=key_id), await app.ask(user_id=ada.id, service="OPENAI")]
     for answer in answers:
         problem(answer, "undecryptable")
         assert "kNrY" not in answer.text
-    assert await shared.told(app) == [("key.resolve-refused", "undecryptable")] * 2
-    other = await shared.app("GROQ")
+    assert await shared_pair.told(app) == [("key.resolve-refused", "undecryptable")] * 2
+    other = await shared_pair.app("GROQ")
     problem(await other.ask(key_id=key_id), "not-found")  # who may not have it does not learn what is wrong with it
 
 
-async def test_the_owner_sees_which_application_had_which_key_and_for_what(shared: Pair) -> None:
-    ada, eve, app = await shared.owner(), await shared.owner(), await shared.app()
+async def test_the_owner_sees_which_application_had_which_key_and_for_what(shared_pair: Pair) -> None:
+    ada, eve, app = await shared_pair.owner(), await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     given = await app.ask(key_id=key_id, purpose="Answer to a chat")
     refused = await app.ask(user_id=ada.id, service="GROQ")
@@ -147,8 +147,8 @@ async def test_the_owner_sees_which_application_had_which_key_and_for_what(share
     assert f"Application {app.name}" in page
 
 
-async def test_the_last_use_follows_and_leaves_the_etag_alone(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_the_last_use_follows_and_does_not_change_the_etag(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     before = await ada.client.get(f"/api/keys/{key_id}")
     assert (before.json()["last_used_at"], before.json()["last_used_by"]) == (None, None)
@@ -177,19 +177,19 @@ async def test_the_last_use_is_written_once_a_minute(sqlite_pair: Pair) -> None:
             assert row.last_used_by == (app if at == 0 else other).name
 
 
-async def test_what_was_refused_is_no_use(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app("GROQ")
+async def test_what_was_refused_is_no_use(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app("GROQ")
     key_id = await ada.key()
     problem(await app.ask(key_id=key_id), "not-found")
-    assert (await shared.row(key_id)).last_used_at is None
+    assert (await shared_pair.row(key_id)).last_used_at is None
 
 
-async def test_an_account_that_is_enabled_again_has_its_keys_given_out_again(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_an_account_that_is_enabled_again_has_its_keys_given_out_again(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id, email = await ada.key(), EmailAddress(await email_of(ada.client))
-    await users.disable(shared.resolver.database, email)
+    await users.disable(shared_pair.resolver.database, email)
     problem(await app.ask(key_id=key_id), "not-found")
-    await users.enable(shared.resolver.database, email)
+    await users.enable(shared_pair.resolver.database, email)
     assert await app.gets(key_id=key_id) == OPENAI_KEY
 
 

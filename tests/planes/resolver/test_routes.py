@@ -30,8 +30,8 @@ pytestmark = pytest.mark.anyio
 # --- who is let in
 
 
-async def test_without_the_token_of_an_application_there_is_no_way_in(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_without_the_token_of_an_application_there_is_no_way_in(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     made = await ada.client.post("/api/tokens", json={"name": "x"})
     cookie = ada.client.cookies["keyman_session"]
@@ -48,37 +48,37 @@ async def test_without_the_token_of_an_application_there_is_no_way_in(shared: Pa
         {"Cookie": f"keyman_session={cookie}"},
         {"X-Api-Key": app.token},
     ]
-    rows = await shared.resolver.count(audit_log)
+    rows = await shared_pair.resolver.count(audit_log)
     for headers in shown:
         for body in ({"key_id": key_id}, {"key_id": MAX_ID}, {}):
-            answer = await shared.resolver.client(headers=headers).post("/v1/resolve", json=body)
+            answer = await shared_pair.resolver.client(headers=headers).post("/v1/resolve", json=body)
             problem(answer, "unauthenticated")
             assert CANARY not in answer.text
-    assert await shared.resolver.count(audit_log) == rows
+    assert await shared_pair.resolver.count(audit_log) == rows
     assert await app.gets(key_id=key_id) == OPENAI_KEY
 
 
-async def test_an_applications_token_is_nothing_to_the_management_plane(shared: Pair) -> None:
-    app = await shared.app()
-    script = shared.management.bearer(app.token)
+async def test_an_applications_token_is_nothing_to_the_management_plane(shared_pair: Pair) -> None:
+    app = await shared_pair.app()
+    script = shared_pair.management.bearer(app.token)
     for path in ("/api/keys", "/api/auth/me", "/api/audit", "/api/services"):
         problem(await script.get(path), "unauthenticated")
     answer = await script.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY})
     problem(answer, "unauthenticated")
 
 
-async def test_the_management_plane_has_no_resolver_and_the_resolver_none_of_its_routes(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_the_management_plane_has_no_resolver_and_the_resolver_none_of_its_routes(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     problem(await ada.client.post("/v1/resolve", json={"key_id": await ada.key()}), "not-found")
     for path in ("/", "/api/keys", "/api/services", "/docs", "/schema", "/static/keyman.css"):
         problem(await app.client.get(path, headers={"Accept": "text/html"}), "not-found")
 
 
-async def test_a_revoked_application_is_out_with_its_next_request(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_a_revoked_application_is_out_with_its_next_request(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     assert await app.gets(key_id=key_id) == OPENAI_KEY
-    await applications.revoke(shared.resolver.database, ApplicationName(app.name))
+    await applications.revoke(shared_pair.resolver.database, ApplicationName(app.name))
     problem(await app.ask(key_id=key_id), "unauthenticated")
 
 
@@ -123,7 +123,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-async def test_every_fault_of_a_body_is_named_and_nothing_of_it_repeated_or_told(sqlite_pair: Pair) -> None:
+async def test_every_fault_of_a_body_is_named_and_nothing_of_it_repeated_or_recorded(sqlite_pair: Pair) -> None:
     app = await sqlite_pair.app()
     with capture_logs() as logs:
         for body, fields in WRONG:
@@ -150,8 +150,8 @@ async def test_json_that_is_no_object_is_refused(sqlite_pair: Pair, value: str) 
     problem(answer, "invalid-request", "")
 
 
-async def test_the_longest_purpose_is_told_as_it_is(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_the_longest_purpose_is_recorded_as_it_is(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     for purpose in ("\U0001f511" * 200, "", None):
         assert await app.gets(key_id=key_id, purpose=purpose) == OPENAI_KEY
@@ -217,10 +217,10 @@ async def test_an_application_that_asks_too_fast_waits_and_others_do_not(sqlite_
 # --- what else there is
 
 
-async def test_livez_readyz_and_metrics_answer_everybody(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_livez_readyz_and_metrics_answer_everybody(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     await app.gets(key_id=await ada.key())
-    visitor = shared.resolver.client()
+    visitor = shared_pair.resolver.client()
     assert (await visitor.get("/livez")).json() == {"status": "ok"}
     assert (await visitor.get("/readyz")).json() == {"status": "ok", "checks": {"database": "ok", "vault": "ok"}}
     metrics = (await visitor.get("/metrics")).text
@@ -238,8 +238,8 @@ async def test_the_type_of_every_problem_leads_to_its_explanation(sqlite_pair: P
     problem(await sqlite_pair.resolver.client().get(f"/problems/{slug}x"), "not-found")
 
 
-async def test_the_log_names_the_application_by_its_id_and_no_more(shared: Pair) -> None:
-    ada, app = await shared.owner(), await shared.app()
+async def test_the_log_names_the_application_by_its_id_and_no_more(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
     with capture_logs() as logs:
         await app.ask(key_id=key_id, purpose=CANARY)

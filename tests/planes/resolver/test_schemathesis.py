@@ -19,8 +19,9 @@ from keyman.storage.transactions import Database
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.planes.management.api.test_schemathesis import ACCEPTED, Proof, failures_of
-from tests.support.databases import sqlite_at
-from tests.support.live import serve, sign_up, variables
+from tests.support.cli import serve, variables
+from tests.support.database import sqlite_at
+from tests.support.http import sign_up
 from tests.support.planes import Vault
 
 EXAMPLES = 10

@@ -1,4 +1,4 @@
-"""Vault's own audit log beside keyman's trail: an entry of the one is found in the other."""
+"""Vault's own audit log beside keyman's: an entry of the one is found in the other."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sqlalchemy.engine import URL
 
 from keyman.dev import embedded
 from tests.planes.resolver.pair import pair_at
-from tests.support.live import Victim, victim_at
+from tests.support.vault import DisposableVault, disposable_vault_at
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def audited(tmp_path: Path) -> Iterator[Victim]:
+def audited(tmp_path: Path) -> Iterator[DisposableVault]:
     """A Vault that writes what it is asked to `vault.log`, with the secrets hashed, as it does by default."""
     plain = embedded._config
     log = {"file": {"to-file": {"options": [{"file_path": str(tmp_path / "vault.log")}]}}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "_config", lambda *given: {**plain(*given), "audit": log})
-        with victim_at(tmp_path / "home") as started:
+        with disposable_vault_at(tmp_path / "home") as started:
             yield started
 
 
 @pytest.fixture
-def logins(audited: Victim) -> tuple[Any, Any]:
+def logins(audited: DisposableVault) -> tuple[Any, Any]:
     return asyncio.run(audited.provisioned()), asyncio.run(audited.provisioned("keyman-resolver"))
 
 
@@ -55,7 +55,7 @@ async def test_a_use_of_a_key_is_found_in_both(
     assert told[stored.headers["X-Request-ID"]] in {one["id"] for one in sealing}
     # One call may seal for several requests, and names none of them.
     assert not [one for one in sealing if "x-request-id" in (one.get("headers") or {})]
-    # A resolve is in the trail before Vault is asked: what the two have in common is keyman's id.
+    # A resolve is in the audit log before Vault is asked: what the two have in common is keyman's id.
     assert told[resolved.request_id] is None
     opening = [one for one in requests if one["path"] == "transit/decrypt/keyman"]
     assert resolved.request_id in {id_ for one in opening for id_ in one.get("headers", {}).get("x-request-id", ())}

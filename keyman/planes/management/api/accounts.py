@@ -33,8 +33,8 @@ class AuthController(Controller):
         status_code=201,
         operation_id="signUp",
         response_description="The account; the session is in the cookie.",
-        summary="Make an account",
-        description="Makes an account where sign-up is open, and signs it in.",
+        summary="Create an account",
+        description="Creates an account if sign-up is open, and signs it in.",
         response_headers=[SET_COOKIE],
         responses=may_answer(errors.Forbidden, errors.Conflict, errors.RateLimited, *BODY_PROBLEMS),
     )
@@ -82,9 +82,9 @@ class AuthController(Controller):
         security=SECURITY,
         status_code=204,
         operation_id="logOut",
-        response_description="The session is dead.",
+        response_description="The session has ended.",
         summary="Sign out",
-        description="Ends the session on the server; an access token is refused here.",
+        description="Ends the session on the server. An access token is refused here.",
         response_headers=[SET_COOKIE],
         responses=may_answer(*CALLER_PROBLEMS),
     )
@@ -100,7 +100,7 @@ class AuthController(Controller):
         security=SECURITY,
         operation_id="getAccount",
         response_description="The account.",
-        summary="Who am I",
+        summary="Show your account",
         description="The account of the caller.",
         responses=may_answer(*CALLER_PROBLEMS),
     )
@@ -116,7 +116,7 @@ class AuthController(Controller):
         operation_id="changePassword",
         response_description="The password is changed.",
         summary="Change the password",
-        description="Ends all other sessions. Access tokens go on working. An access token is refused here.",
+        description="Ends all other sessions. Access tokens stay valid. An access token is refused here.",
         responses=may_answer(errors.Conflict, errors.RateLimited, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
     async def change_password(
@@ -139,10 +139,10 @@ class TokenController(Controller):
         status_code=201,
         operation_id="createToken",
         response_description="The token, once.",
-        summary="Make an access token",
+        summary="Create an access token",
         description=(
             "`token` is shown in this answer and never again. Without `scopes` the token gets `keys:read` and "
-            "`keys:write`. A token cannot make one that may do more, or lives longer, than itself."
+            "`keys:write`. A token cannot create a token with more scopes or a later expiry than its own."
         ),
         responses=may_answer(errors.Conflict, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
@@ -167,7 +167,7 @@ class TokenController(Controller):
         security=SECURITY,
         status_code=204,
         operation_id="revokeToken",
-        response_description="The token is dead.",
+        response_description="The token is revoked.",
         summary="Revoke an access token",
         description="Effective at once on every replica.",
         responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),

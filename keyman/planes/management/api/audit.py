@@ -24,13 +24,13 @@ from keyman.values import Instant
     "/audit",
     opt=needs(Scope.AUDIT_READ),
     security=SECURITY,
-    tags=("Trail",),
+    tags=("Audit log",),
     operation_id="listAudit",
-    response_description="A page of the trail, newest first.",
-    summary="List what was done",
-    description="The caller's own trail, newest first: changes to the account, its access tokens and its keys, and "
-    "each time that an application asked for a key: its name, its purpose in its own words, and why it got none. "
-    "`action`, `since` and `until` narrow it down; the `Link` to the next page keeps them.",
+    response_description="A page of the audit log, newest first.",
+    summary="List your audit log",
+    description="The caller's own audit log, newest first: changes to the account, its access tokens and its keys, and "
+    "each time that an application asked for a key: its name, the purpose that it gave, and the reason if it got none. "
+    "`action`, `since` and `until` filter it; the `Link` to the next page keeps the filter.",
     response_headers=[LINK],
     responses=may_answer(*CALLER_PROBLEMS),
 )
@@ -38,14 +38,14 @@ async def list_audit(
     db: Injected[Database],
     caller: Injected[Principal],
     action: Annotated[
-        ActionName | None, QueryParameter(description="Entries of this action alone, such as `key.resolve`.")
+        ActionName | None, QueryParameter(description="Only entries with this action, such as `key.resolve`.")
     ] = None,
     since: Annotated[
         Instant | None,
         QueryParameter(description="From this moment on: RFC 3339, with `Z` or an offset (whose `+` is `%2B` here)."),
     ] = None,
-    until: Annotated[Instant | None, QueryParameter(description="Before this moment, which is left out.")] = None,
-    limit: Annotated[Limit, QueryParameter(description="How many entries a page holds at most.")] = UNSAID,
+    until: Annotated[Instant | None, QueryParameter(description="Before this moment, which is not included.")] = None,
+    limit: Annotated[Limit, QueryParameter(description="The maximum number of entries on a page.")] = UNSAID,
     cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
 ) -> Response[list[AuditEntry]]:
     actions = frozenset({Action(action)} if action is not None else ())

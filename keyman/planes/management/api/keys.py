@@ -31,6 +31,7 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
+from keyman.providers.recognition import check_label, check_new_key
 from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
@@ -39,7 +40,8 @@ IfMatchHeader = Annotated[
     str | None,
     HeaderParameter(
         name="If-Match",
-        description="An `ETag` of this key: the change is made only if it still has it. Without, the last write wins.",
+        description="An `ETag` of this key: the change is made only if the key still has it. Without it, the last "
+        "write wins.",
     ),
 ]
 IdempotencyKeyHeader = Annotated[
@@ -47,18 +49,20 @@ IdempotencyKeyHeader = Annotated[
     HeaderParameter(
         name="Idempotency-Key",
         min_length=1,
-        max_length=255,
-        pattern="^[\\x20-\\x7e]+$",
+        max_length=idempotency.MAX_LENGTH,
+        pattern=idempotency.PATTERN,
         description=(
-            "1 to 255 printable ASCII characters, best a random UUID: the same key with the same body gives the first "
-            "answer again for 24 hours."
+            "1 to 255 printable ASCII characters, preferably a random UUID. For 24 hours, the same key with the same "
+            "body gives the first answer again."
         ),
     ),
 ]
 
 
 async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
-    """Before the body is looked at: what was right at the first time may not be so any more, such as an expiry."""
+    """Return the first answer again. It runs before the body is parsed, because a field, such as an expiry, may have
+    been valid the first time and not now.
+    """
     if "idempotency-key" in request.headers:
         check_media_type(request.headers)  # the same bytes of another type are another request
     retry = await _retry_of(request)
@@ -106,7 +110,7 @@ class KeyController(Controller):
         caller: Injected[Principal],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
-        new = await read_json(request, NewKey, catalogue.check_new_key)
+        new = await read_json(request, NewKey, check_new_key(catalogue))
         key, replayed = await operations.create(db, sealer, caller, new, await _retry_of(request))
         return _created(key, replayed=replayed)
 
@@ -125,9 +129,9 @@ class KeyController(Controller):
         request: AnyRequest,
         db: Injected[Database],
         caller: Injected[Principal],
-        service: Annotated[ServiceSlug | None, QueryParameter(description="Keys of this service alone.")] = None,
+        service: Annotated[ServiceSlug | None, QueryParameter(description="Only keys of this service.")] = None,
         q: Annotated[SearchText | None, QueryParameter(description="Keys whose name contains this.")] = None,
-        limit: Annotated[Limit, QueryParameter(description="How many keys a page holds at most.")] = UNSAID,
+        limit: Annotated[Limit, QueryParameter(description="The maximum number of keys on a page.")] = UNSAID,
         cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
     ) -> Response[list[KeyInfo]]:
         page = await operations.list_own(db, caller, Slice(limit, cursor), service, q)
@@ -156,7 +160,7 @@ class KeyController(Controller):
         operation_id="replaceKey",
         response_description="The key with its new mask.",
         summary="Replace a key's value",
-        description="The service stays; an omitted field keeps its value; `null` clears a name or an expiry.",
+        description="The service stays. An omitted field keeps its value. `null` clears a name or an expiry.",
         response_headers=[ETAG],
         responses=may_answer(
             errors.NotFound, errors.PreconditionFailed, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS
@@ -168,11 +172,10 @@ class KeyController(Controller):
         request: AnyRequest,
         db: Injected[Database],
         sealer: Injected[Sealer],
-        catalogue: Injected[Catalogue],
         caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        replacement = await read_json(request, Replacement, catalogue.check_label)
+        replacement = await read_json(request, Replacement, check_label)
         return _with_etag(
             await operations.replace(db, sealer, caller, KeyId(key_id), replacement, IfMatch.parse(if_match))
         )
@@ -184,7 +187,7 @@ class KeyController(Controller):
         operation_id="changeKey",
         response_description="The key as it is now.",
         summary="Rename, pause or limit a key",
-        description="Changes what surrounds the value; `null` clears a name or an expiry. Does not need Vault.",
+        description="Changes the metadata. `null` clears a name or an expiry. Does not need Vault.",
         response_headers=[ETAG],
         responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
@@ -205,9 +208,9 @@ class KeyController(Controller):
         security=SECURITY,
         status_code=204,
         operation_id="deleteKey",
-        response_description="The key is gone.",
+        response_description="The key is deleted.",
         summary="Delete a key",
-        description="The row and its ciphertext are gone. Does not need Vault.",
+        description="Deletes the row and its ciphertext. Does not need Vault.",
         responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS),
     )
     async def remove(
@@ -228,7 +231,7 @@ class KeyController(Controller):
     operation_id="listServices",
     response_description="The catalogue.",
     summary="List the services",
-    description="The catalogue: what `service` can be, and the name to show for it.",
+    description="The catalogue: the values that `service` can have, and the name to show for each.",
     responses=may_answer(*CALLER_PROBLEMS),
 )
 async def list_services(catalogue: Injected[Catalogue]) -> list[ServiceInfo]:

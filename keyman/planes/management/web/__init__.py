@@ -1,4 +1,4 @@
-"""Pages for people: the settings, the door to them, and what there is to read."""
+"""The pages: settings, sign-in and sign-up, and reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from keyman.planes.management.web.pages import provide_visit
 
 
 def router() -> Routes:
-    """Every page, as new routes at each call: one belongs to one application, whose state has to hold `pages`."""
+    """Return the routes of all pages. Each call returns new ones, because a route belongs to one application.
+
+    The state of the application must hold `pages`.
+    """
     return Routes(
         "/",
         route_handlers=[

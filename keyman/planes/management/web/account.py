@@ -1,4 +1,4 @@
-"""Settings → Account: the address, the password, and where its owner is signed in."""
+"""Settings → Account: the address, the password and the sessions of the user."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def change_password(
 ) -> Response[bytes]:
     form = await Form.read(request)
     try:
-        change = values.decode(ChangePassword, form.given("current_password", "new_password"))
+        change = values.decode(ChangePassword, form.filled("current_password", "new_password"))
         await users.change_password(db, passwords, caller, change)
     except (InvalidRequest, Conflict, RateLimited) as problem:
         return await _account(visit, db, caller, refused=problem)
@@ -64,7 +64,7 @@ async def end_session(
     request: AnyRequest, db: Injected[Database], caller: Injected[Principal], session_id: FromPath[RowId]
 ) -> Response[bytes]:
     await Form.read(request)
-    with suppress(NotFound):  # it has ended already, which is what was wanted
+    with suppress(NotFound):  # it has already ended
         await sessions.end(db, caller, SessionId(session_id))
     return see_other(f"{ACCOUNT}?done=session")
 

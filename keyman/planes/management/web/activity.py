@@ -1,4 +1,4 @@
-"""Settings → Activity: the trail in words, by kind and by period."""
+"""Settings → Activity: the user's audit log in words, by kind and by period."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keyman.storage.transactions import Database
 
 ACTIVITY = "/settings/activity"
 
-# What happened, for whom it concerns.
+# The text of each action, for the user.
 ACTIONS = {
     Action.SIGNUP: "Account created",
     Action.LOGIN: "Signed in",
@@ -50,9 +50,9 @@ ACTIONS = {
     Action.APPLICATION_ROTATE: "Application's token replaced",
     Action.APPLICATION_REVOKE: "Application revoked",
     Action.VAULT_ROTATE: "Vault's key rotated",
-    Action.VAULT_REWRAP: "Keys sealed anew",
+    Action.VAULT_REWRAP: "Keys sealed again",
     Action.TRAIL_PRUNE: "Old entries removed",
-    Action.TRAIL_CARRY: "Key carried over as old entries were removed",
+    Action.TRAIL_CARRY: "Key recorded again when old entries were removed",
 }
 
 ACTORS = {
@@ -70,12 +70,12 @@ REASONS: dict[str, str] = {
     Reason.ACCOUNT_DISABLED: "The account was disabled.",
     Reason.DISABLED: "The key was paused.",
     Reason.EXPIRED: "The key had expired.",
-    Reason.UNDECRYPTABLE: "Vault does not open this key any more: store it again.",
-    Reason.NOT_CURRENT: "Its row holds another value than the trail says: store it again.",
+    Reason.UNDECRYPTABLE: "Vault can no longer open this key: store it again.",
+    Reason.NOT_CURRENT: "The stored value is not the one in the audit log: store the key again.",
     **{reason.value: words for reason, words in VAULT_DETAILS.items()},
 }
 
-# What is looked at together. What operators do for all is in no user's trail, and what is carried over is of no kind.
+# The actions of each filter. Actions of operators for all users are in no user's audit log. TRAIL_CARRY has no filter.
 KINDS = {
     "keys-used": {Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED},
     "keys-changed": {
@@ -104,7 +104,7 @@ PERIOD_NAMES = {"day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30
 
 @dataclass(frozen=True)
 class View:
-    """Which part of the trail somebody looks at; what cannot be one is left out."""
+    """The part of the audit log that a page shows. Invalid parameters are ignored."""
 
     kind: str = ""
     period: str = ""
@@ -124,7 +124,7 @@ class View:
         return bool(self.kind or self.period)
 
     @property
-    def wanted(self) -> Filter:
+    def filter(self) -> Filter:
         since = now() - PERIODS[self.period] if self.period else None
         return Filter(KINDS.get(self.kind, ()), since)
 
@@ -144,9 +144,9 @@ async def show_activity(
 ) -> Response[bytes]:
     view = View.parse(dict(request.query_params))
     part = Slice(before=Cursor.parse(view.cursor) if view.cursor else None)
-    page = await listing.list_own(db, caller.user_id, part, view.wanted)
+    page = await listing.list_own(db, caller.user_id, part, view.filter)
     if view.cursor and not page.items:
-        return see_other(view.url())  # what stood on the last page is out of the period by now
+        return see_other(view.url())  # the entries of the last page are no longer in the period
     return visit.show(
         "activity.html",
         entries=page.items,

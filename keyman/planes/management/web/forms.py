@@ -1,4 +1,4 @@
-"""Forms: what a browser sends of one, and what stands beside its fields when it is refused."""
+"""Forms: reads the fields that a browser sends."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from keyman.identity.principals import Principal
 from keyman.values import FutureTime
 
 MAX_FIELDS = 40
-"""No form of ours has half as many."""
+"""Fields of a form that are parsed. No form of keyman has half as many."""
 
 
 class Form:
-    """The fields of a form that was sent. A field that is missing reads as an empty one, as browsers leave out some."""
+    """The fields of a form. A missing field reads as empty, because browsers do not send all fields."""
 
     def __init__(self, fields: dict[str, list[str]]) -> None:
         self._fields = fields
 
     @classmethod
     async def read(cls, request: AnyRequest) -> Self:
-        """Raises UnsupportedMediaType, InvalidRequest for a body that is no form, and Conflict for a form that was made
-        for another account: two can sign in after each other in two windows of one browser.
+        """Read the form in the body.
+
+        Raises UnsupportedMediaType, InvalidRequest for a body that is not a form, and Conflict for a form of another
+        account: two people can sign in one after the other in two windows of one browser.
         """
         media_type = request.headers.get("content-type", "").lower().partition(";")[0].strip()
         if media_type != "application/x-www-form-urlencoded":
-            raise UnsupportedMediaType("A form is sent as application/x-www-form-urlencoded.")
+            raise UnsupportedMediaType("The form must be sent as application/x-www-form-urlencoded.")
         body = await request.body()
         try:
             form = cls(
                 parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
             )
         except ValueError:
-            # The error's own text would quote the body.
-            raise InvalidRequest.at(FieldError("", "The form is not well-formed.")) from None
+            # Without the original error, whose text would quote the body.
+            raise InvalidRequest.at(FieldError("", "The form is malformed.")) from None
         caller: Principal | None = request.scope.get("user")
-        # Without the field it is no form of a page of ours: a script, which acts for itself.
+        # Forms of keyman's pages have this field. Without it, the sender is a script, which acts for itself.
         if caller is not None and form.text("account") not in ("", str(caller.user_id)):
-            raise Conflict(
-                "Somebody else has signed in with this browser meanwhile. Nothing was done; reload the page."
-            )
+            raise Conflict("Somebody else has signed in with this browser. Nothing was changed. Reload the page.")
         return form
 
     def text(self, name: str) -> str:
@@ -51,17 +51,17 @@ class Form:
     def all(self, name: str) -> list[str]:
         return self._fields.get(name, [])
 
-    def leaves(self, name: str) -> bool:
-        """True when a field was sent as it was shown, which a hidden field beside it tells."""
+    def is_unchanged(self, name: str) -> bool:
+        """Return True when a field was sent as it was shown. A hidden field beside it has the shown value."""
         return self.all(f"shown_{name}") == [self.text(name)]
 
-    def given(self, *names: str) -> dict[str, object]:
-        """The fields of these names that are not empty, for `values.decode`."""
+    def filled(self, *names: str) -> dict[str, object]:
+        """Return the fields with these names that are not empty, for `values.decode`."""
         return {name: self.text(name) for name in names if self.text(name)}
 
 
 class LastDay(FutureTime):
-    """The last day on which something is good, in UTC: a date, as a browser's date field sends it."""
+    """The last day, in UTC, on which a key or a token is valid: a date in the form of a browser's date field."""
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -69,5 +69,5 @@ class LastDay(FutureTime):
             day = date.fromisoformat(raw if isinstance(raw, str) else "")
         except ValueError:
             raise ValueError("must be a date, such as 2030-01-31") from None
-        # To the second, so that a field that is shown again holds the day that was chosen.
+        # One second before midnight, so that the field shows the chosen day again.
         return super().parse(f"{datetime.combine(day, time(23, 59, 59)).isoformat()}Z")

@@ -1,4 +1,4 @@
-"""Settings → API Keys: what a button does to a key after one question: pausing, resuming, deleting."""
+"""Settings → API Keys: pausing, resuming and deleting a key, each after a question."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from keyman.providers.catalogue import Catalogue
 from keyman.storage.transactions import Database
 
 NAMED_USES = 10
-"""How many applications the question before a deletion names; of more it says how many, so that it can be read."""
+"""How many applications the question before a deletion names. It only counts the others, to stay short."""
 
 
 @get("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -47,20 +47,20 @@ async def pause(
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    """Pause a key or resume it, whichever the form says: the key may have changed since it was shown."""
+    """Pause or resume a key, as the form says and not as the key's state suggests: it may have changed meanwhile."""
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
     key = await own_key(db, caller, KeyId(key_id))
     wanted = {"true": True, "false": False}.get(form.text("paused"))
     try:
         if wanted is None:
-            raise InvalidRequest.at(FieldError("", "The form is not well-formed."))
+            raise InvalidRequest.at(FieldError("", "The form is malformed."))
         condition = IfMatch.parse(form.text("etag") or None)
         await operations.change(db, caller, key.id, Change(disabled=wanted), condition)
     except Problem as problem:
         key = await own_key(db, caller, KeyId(key_id))
         is_done = isinstance(problem, PreconditionFailed) and (key.status is Status.DISABLED) == wanted
-        if not is_done:  # else another window has done it, which is what was wanted
+        if not is_done:  # otherwise another window has already done it
             return _ask_to_pause(visit, catalogue, key, view, refused=problem)
     return see_other(view.url(saved=key.id, done="paused" if wanted else "resumed"))
 
@@ -83,7 +83,7 @@ async def delete_form(
         view=view_behind(request),
         uses=used[:NAMED_USES],
         unnamed=len(used[NAMED_USES:]),
-        # Also of a use that the trail does not tell of, as it keeps entries for a shorter time.
+        # True also for a use whose audit entry was pruned.
         is_used=bool(used) or (key.last_used_at is not None and key.last_used_at >= now() - OF_LATE),
     )
 

@@ -29,27 +29,28 @@ from keyman.keys.sealing import Sealer
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue, ServiceSlug
+from keyman.providers.recognition import check_label, check_new_key
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
 FILTER_FROM = 10
-"""With more keys than these the list can be searched; fewer are seen at a glance."""
+"""The list has a search with more keys than this. A shorter list needs none."""
 
 EXPIRES_SOON = timedelta(days=14)
-"""A key that expires within this time is marked: two weeks are enough to get a new one, and near enough to act."""
+"""A key that expires within this time is marked: two weeks are enough to get a new one, and close enough to act."""
 
 
 HUES = 8
-"""Colours of the marks of services, given in the order of the catalogue; `keyman.css` has as many."""
+"""Colours of the marks of services, in the order of the catalogue. `keyman.css` has the same number."""
 
 
 SURROUNDINGS = ("name", "expires_at")
-"""What can be changed of a key without its value."""
+"""The fields of a key that can be changed without its value."""
 
 
 class KeyForm(NewKey):
-    """A new key as the form has it: with a last day instead of an instant."""
+    """A new key in the form, with a last day instead of an instant."""
 
     expires_at: LastDay | None = None
 
@@ -64,7 +65,7 @@ class ChangeForm(Change):
 
 @dataclass(frozen=True)
 class View:
-    """Which part of the list somebody looks at; what cannot be one is left out."""
+    """The part of the list that a page shows. Invalid parameters are ignored."""
 
     service: str = ""
     q: str = ""
@@ -85,7 +86,7 @@ class View:
 
     @property
     def query(self) -> str:
-        """What `of_query` reads."""
+        """The query that `of_query` reads."""
         return urlencode({name: value for name, value in vars(self).items() if value})
 
     def url(self, **more: object) -> str:
@@ -107,7 +108,7 @@ async def show_list(
     page = await operations.list_own(db, caller, part, view.service or None, view.q or None)
     newest = replace(view, cursor="")
     if view.cursor and not page.items:
-        return see_other(newest.url(done=query.get("done")))  # what stood on the last page is gone
+        return see_other(newest.url(done=query.get("done")))  # the keys of the last page are gone
     moment = now()
     return visit.show(
         "keys.html",
@@ -140,10 +141,10 @@ async def create(
     catalogue: Injected[Catalogue],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    given = form.given("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
+    given = form.filled("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
     attempt = form.text("attempt")
     try:
-        new = values.decode(KeyForm, given, catalogue.check_new_key)
+        new = values.decode(KeyForm, given, check_new_key(catalogue))
         key = await _create_once(db, sealer, caller, new, attempt, given)
     except Problem as problem:
         return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
@@ -180,23 +181,23 @@ async def edit(
         await _edit(db, sealer, caller, key, form)
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
-            key = await own_key(db, caller, KeyId(key_id))  # as it is now, if it still is
+            key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it is gone
         return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
     return see_other(view.url(saved=key.id, done="changed"))
 
 
 async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
-    """A key of the caller's, or a problem in words for somebody who pressed its button."""
+    """Return a key of the caller. Raises NotFound, with a text for somebody who pressed a button of the key."""
     try:
         return await operations.get(db, caller, key_id)
     except NotFound:
-        raise NotFound("This key is not there any more. Perhaps it was deleted in another window.") from None
+        raise NotFound("This key no longer exists. It may have been deleted in another window.") from None
 
 
 async def _create_once(
     db: Database, sealer: Sealer, caller: Principal, new: NewKey, attempt: str, given: dict[str, object]
 ) -> KeyInfo:
-    """Store a key once for each form that was handed out, however often it is sent."""
+    """Store a key once for each form that was shown, however often it is sent."""
     if not attempt:
         return (await operations.create(db, sealer, caller, new)).key
     body = json.dumps(given, sort_keys=True).encode()
@@ -205,17 +206,18 @@ async def _create_once(
         first = await idempotency.find(db, retry)
         return first or (await operations.create(db, sealer, caller, new, retry)).key
     except IdempotencyMismatch:
-        # The same form with other words in it, reached by the back button: another key.
+        # The same form with other contents, after the back button: store another key.
         return (await operations.create(db, sealer, caller, new)).key
 
 
 async def _edit(db: Database, sealer: Sealer, caller: Principal, key: KeyInfo, form: Form) -> None:
-    # What was left as it was shown is not sent: an expiry keeps its exact time, and may be in the past.
-    given: dict[str, object] = {name: form.text(name).strip() or None for name in SURROUNDINGS if not form.leaves(name)}
+    # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
+    changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
+    given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
     condition = IfMatch.parse(form.text("etag") or None)
     if form.text("api_key").strip():
         asked = {**given, "api_key": form.text("api_key")}
-        replacement = values.decode(ReplacementForm, asked, Catalogue.check_label)
+        replacement = values.decode(ReplacementForm, asked, check_label)
         await operations.replace(db, sealer, caller, key.id, replacement, condition)
     else:
         await operations.change(db, caller, key.id, values.decode(ChangeForm, given), condition)
@@ -231,17 +233,17 @@ def _form(
     attempt: str = "",
     view: View | None = None,
 ) -> Response[bytes]:
-    """The form to add a key or, with `key`, to edit one; `typed` is what was in it, of which the key is not kept.
+    """Show the form to add a key or, with `key`, to edit one. `typed` is the refused input; its API key is not shown.
 
-    What was not touched is shown as it is stored now, which another window may have changed.
+    Unchanged fields show the stored values, which another window may have changed.
     """
     shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
     filled = {"service": key.service if key is not None else "", **shown}
     if typed is not None:
-        filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.leaves(name)}
+        filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.is_unchanged(name)}
         filled["service"] = key.service if key is not None else typed.text("service")
         if typed.text("api_key").strip() and typed.text("api_key").strip() in filled["name"]:
-            filled["name"] = shown["name"]  # refused for holding the key, which is in no page
+            filled["name"] = shown["name"]  # it was refused because it contains the key, and no page shows a key
     return visit.show(
         "key_form.html",
         refused=refused,
@@ -259,7 +261,7 @@ def _form(
 
 
 def view_behind(request: AnyRequest) -> View:
-    """The part of the list that the form was opened from."""
+    """Return the part of the list from which the form was opened."""
     return View.parse(dict(request.query_params))
 
 

@@ -1,7 +1,8 @@
-"""The one place where pages get their words, dates and numbers from.
+"""The texts, dates and numbers of the pages, in each language.
 
-English is the language of the source: a sentence is its own name. Other languages are gettext catalogues in
-`locales/<code>/keyman.po`, read and compiled in memory when the process starts, so that there is nothing to build.
+English is the language of the source: the English sentence is the key of its translations. Other languages are gettext
+catalogues in `locales/<code>/keyman.po`. They are compiled in memory when the process starts, so no build step is
+needed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from functools import cache
 from gettext import GNUTranslations, NullTranslations
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from babel import Locale
 from babel.dates import format_date, format_datetime, format_timedelta
@@ -29,18 +29,18 @@ LOCALES = Path(__file__).parent / "locales"
 ENGLISH = "en"
 
 JUST_NOW = timedelta(minutes=1)
-"""What is younger is "just now": a last use is noted once a minute."""
+"""A shorter time than this is "just now", because a last use is recorded once a minute."""
 
 
 DAYS_COUNT = timedelta(days=31)
-"""Below it days are said as days: when a key expires, "in 1 week" is not enough."""
+"""A shorter time than this is shown in days: "in 1 week" is too vague for the expiry of a key."""
 
 MAX_TAGS = 20
-"""Of an Accept-Language header that are looked at; browsers send as many as their owner has set, which are few."""
+"""Entries of an Accept-Language header that are read. Browsers send the few languages that their user has set."""
 
 
 class Language:
-    """One language. Every method takes what the code holds and returns what a person reads."""
+    """One language. Each method turns a value into text for a person."""
 
     def __init__(self, code: str, catalogue: NullTranslations) -> None:
         self.code = code
@@ -48,7 +48,7 @@ class Language:
         self._locale = Locale.parse(code)
 
     def say(self, text: str) -> str:
-        """A sentence of the source, with its values where it has some; itself where no translation is there."""
+        """Translate a sentence of the source, with its values. Without a translation, return it in English."""
         if isinstance(text, Sentence):
             return self.catalogue.gettext(text.template).format(
                 **{name: self.say(value) if isinstance(value, str) else value for name, value in text.values.items()}
@@ -62,14 +62,14 @@ class Language:
         return format_date(at.astimezone(UTC), "medium", locale=self._locale)
 
     def from_now(self, at: datetime) -> str:
-        """`3 days ago`, `in 2 months`."""
+        """Return a text such as `3 days ago` or `in 2 months`."""
         distance = at - now()
         if abs(distance) < JUST_NOW:
             return self.say("just now")
-        # Babel takes the next unit from 0.85 of it on, which would make a week of six days.
-        in_days = timedelta(days=1) <= abs(distance) < DAYS_COUNT
-        precision: dict[str, Any] = {"granularity": "day", "threshold": 5} if in_days else {"threshold": 1}
-        return format_timedelta(distance, add_direction=True, locale=self._locale, **precision)
+        # By default Babel uses the next unit from 0.85 of it on, and would show six days as a week.
+        if timedelta(days=1) <= abs(distance) < DAYS_COUNT:
+            return format_timedelta(distance, granularity="day", threshold=5, add_direction=True, locale=self._locale)
+        return format_timedelta(distance, threshold=1, add_direction=True, locale=self._locale)
 
     def number(self, number: int) -> str:
         return format_decimal(number, locale=self._locale)
@@ -86,20 +86,20 @@ class Languages:
         return self._by_code.values()
 
     def choose(self, accept_language: str) -> Language:
-        """The best of an Accept-Language header (RFC 9110, 12.5.4), English where it names none that is here."""
+        """Return the best language for an Accept-Language header (RFC 9110, 12.5.4), or English if none fits."""
         wanted: list[tuple[float, str]] = []
         for part in accept_language.split(",")[:MAX_TAGS]:
             tag, _, weight = part.lower().partition(";")
             with suppress(ValueError):
                 wanted.append((float(weight.strip().removeprefix("q=") or 1), tag.strip().partition("-")[0]))
-        # Of those that weigh the same the first; a weight of 0 means "not this one".
+        # Of equal weights, the first one wins. A weight of 0 means "not this language".
         known = [(weight, code) for weight, code in wanted if weight > 0 and code in self._by_code]
         return self._by_code[max(known, key=lambda pair: pair[0], default=(1.0, ENGLISH))[1]]
 
 
 @cache
 def _catalogue(path: Path) -> GNUTranslations:
-    """Compiled once for a process, which may have many applications: tests do."""
+    """Compile a catalogue, once per process. In tests a process has many applications."""
     with path.open("rb") as file:
         catalogue = read_po(file, locale=path.parent.name)
     compiled = BytesIO()

@@ -1,17 +1,16 @@
-"""How a page is made: templates, the nonce and the policy of each answer, and a problem as a page.
+"""Renders pages: templates, the nonce and the policy of each answer, and problems as pages.
 
-Every page is whole: without JavaScript it is what the browser shows, with it htmx takes a part of it (`hx-select`). So
-there is one answer for both, and no fragment that only one of them ever sees.
+Every answer is a whole page. Without JavaScript the browser shows it; with JavaScript, htmx takes a part of it
+(`hx-select`). So both get the same answer, and there are no fragments that only one of them uses.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -28,29 +27,30 @@ from keyman.http.requests import AnyRequest
 from keyman.identity.principals import Principal
 from keyman.planes.management.web.language import Language, Languages
 from keyman.planes.management.web.static import static_url
+from keyman.values import Value
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 HOME = "/settings/api-keys"
-"""Where somebody lands who is signed in."""
+"""The first page after sign-in."""
 
 POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
     "require-trusted-types-for 'script'; trusted-types htmx"
 )
-"""Of every page: only our own script runs, and only htmx may turn text into elements."""
+"""The policy of every page: only keyman's own script runs, and only htmx may turn text into elements."""
 
 HEADERS = {
     "content-type": "text/html; charset=utf-8",
-    # Not `no-referrer`: browsers then send `Origin: null` with our own forms, which the cross-site rule refuses.
+    # Not `no-referrer`: with it, browsers send `Origin: null` with forms, which the cross-site rule refuses.
     "referrer-policy": "same-origin",
     "permissions-policy": "camera=(), clipboard-write=(self), geolocation=(), microphone=(), payment=(), usb=()",
 }
 
 
 class Pages:
-    """The pages of one application."""
+    """The pages of one plane."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -65,18 +65,19 @@ class Pages:
         status: int = 200,
         caller: Principal | None = None,
         refused: Problem | None = None,
-        **context: Any,
+        say_why: bool = True,
+        context: Mapping[str, object],
     ) -> Answer:
-        """A whole page. `context` is what the template asks for, and may hold no secret.
+        """Render a whole page. `context` has the variables of the template, and must not contain a secret.
 
-        `refused` is why a form comes back: the page has its status, shows it beside the fields that it names (`faults`)
-        or above them (`banner`), and says when to try again.
+        `refused` is the reason that a form is shown again. The page has its status, shows it beside the fields that it
+        names (`faults`) or above them (`banner`), and says when to try again.
         """
         language = self._languages.choose(exchange.headers.get("accept-language", ""))
         nonce = secrets.token_urlsafe(16)
         common = {
-            "banner": _banner(refused),
-            "person": caller.user if caller is not None else None,  # Jinja has a use of its own for `caller`
+            "banner": _banner(refused) if say_why else None,
+            "person": caller.user if caller is not None else None,  # in Jinja, `caller` has another meaning
             "faults": _faults(refused),
             "nonce": nonce,
             "partial": is_partial(exchange),
@@ -90,40 +91,38 @@ class Pages:
             "content-security-policy": POLICY.format(nonce=nonce),
         }
         if refused is not None:
-            # 422, as the form itself was understood: 400 is for a client that did not speak properly.
+            # 422, because the form itself could be read: 400 is for a client that sends malformed requests.
             status = 422 if isinstance(refused, InvalidRequest) else KINDS[refused.slug].status
             headers |= {} if refused.retry_after is None else {"retry-after": str(refused.retry_after)}
             headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
         return Answer(status, headers, body.encode())
 
     def problem(self, problem: Problem, exchange: Exchange) -> Answer:
-        """A problem as a page; for somebody who is not signed in, the page to do so on, which leads back."""
+        """Render a problem as a page. For Unauthenticated this is the sign-in page, which leads back."""
         if isinstance(problem, Unauthenticated):
             had_session = f"{SESSION_COOKIE}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
             return self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
-        answer = self.make(exchange, "problem.html", refused=problem, problem=problem, request_id=exchange.request_id)
+        context = {"problem": problem, "request_id": exchange.request_id}
+        answer = self.make(exchange, "problem.html", refused=problem, context=context)
         return answer._replace(status=KINDS[problem.slug].status)
 
     def sign_in(
         self, exchange: Exchange, refused: Problem | None, *, back: str, email: str = "", say_why: bool = True
     ) -> Answer:
-        """The page to sign in on; for htmx, a form that leaves whatever is on the page where it is."""
-        unsaid: dict[str, Any] = {} if say_why else {"banner": None}
+        """Render the sign-in page. For htmx it is a form over the current page, which stays as it is."""
         return self.make(
             exchange,
             "sign_in.html",
             refused=refused,
-            back=back,
-            email=email,
-            kept=exchange.method == "POST",
-            **unsaid,
+            say_why=say_why,
+            context={"back": back, "email": email, "kept": exchange.method == "POST"},
         )
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One request for a page, and the answers that it can get."""
+    """One request for a page. It renders the answers."""
 
     pages: Pages
     exchange: Exchange
@@ -131,14 +130,19 @@ class Visit:
 
     @property
     def done(self) -> str:
-        """What was done just now, as the address says after a form; nothing when another site's link says so."""
+        """The change that was just made, from the address after a form. Empty when the link is on another site."""
         query = dict(parse_qsl(self.exchange.target.partition("?")[2]))
         is_ours = self.exchange.headers.get("sec-fetch-site", "same-origin") == "same-origin"
         return query.get("done", "") if is_ours else ""
 
-    def show(self, template: str, **context: Any) -> Response[bytes]:
-        """A page for whoever asks; see `Pages.make`."""
-        return as_response(self.pages.make(self.exchange, template, caller=self.caller, **context))
+    def show(
+        self, template: str, *, status: int = 200, refused: Problem | None = None, **context: object
+    ) -> Response[bytes]:
+        """Render a page for this request. See `Pages.make`."""
+        answer = self.pages.make(
+            self.exchange, template, status=status, caller=self.caller, refused=refused, context=context
+        )
+        return as_response(answer)
 
 
 async def provide_visit(request: AnyRequest) -> Visit:
@@ -152,17 +156,17 @@ def as_response(answer: Answer) -> Response[bytes]:
 
 
 def see_other(url: str, cookies: Sequence[Cookie] = ()) -> Response[bytes]:
-    """After a change: the browser asks for `url`, and going back or reloading changes nothing again."""
+    """Redirect to `url` after a change, so that going back or reloading does not repeat the change."""
     return Response(b"", status_code=303, headers={"Location": url}, cookies=list(cookies))
 
 
 def is_partial(exchange: Exchange) -> bool:
-    """True when htmx asks, and takes a part of the page into another."""
+    """Return True for a request of htmx, which inserts a part of the page into another."""
     return exchange.headers.get("hx-request") == "true"
 
 
-def is_one(kind: Any, raw: str | None) -> bool:
-    """True when `kind` can be parsed from what an address holds; what cannot is left out of a page's view."""
+def is_one(kind: type[Value], raw: str | None) -> bool:
+    """Return True when `kind` can be parsed from a query parameter. Pages ignore other parameters."""
     if not raw:
         return False
     try:
@@ -176,12 +180,12 @@ _OWN = re.compile(r"/settings((?!//|\\)[!-~])*")
 
 
 def own_page(url: str) -> str:
-    """`url` where it is a page of the settings, else HOME: nobody is led away from here by what a request says."""
+    """Return `url` if it is a page of the settings, else HOME. So no request can redirect to another site."""
     return url if _OWN.fullmatch(url) else HOME
 
 
 def _whereabouts(exchange: Exchange) -> str:
-    """The page that somebody is on: what they asked for, or where they were when they sent a form."""
+    """Return the page that the user is on: the requested page, or the page of the form that was sent."""
     if exchange.method == "GET" and not is_partial(exchange):
         return own_page(exchange.target)
     referer = urlsplit(exchange.headers.get("referer", ""))
@@ -195,7 +199,7 @@ def _banner(refused: Problem | None) -> str | None:
 
 
 def _faults(refused: Problem | None) -> dict[str, str]:
-    """The first thing that is wrong with each field, by its name."""
+    """Return the first fault of each field, by the field's name."""
     faults: dict[str, str] = {}
     for field, message in refused.errors if refused is not None else ():
         faults.setdefault(field, message)
@@ -203,7 +207,7 @@ def _faults(refused: Problem | None) -> dict[str, str]:
 
 
 def _marked_up(text: str) -> Markup:
-    """Escaped, with `code` between backticks."""
+    """Escape a text, and turn parts between backticks into `code` elements."""
     parts = escape(text).split("`")
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 

@@ -1,4 +1,4 @@
-"""`/problems/*` and `/docs`: pages for readers, all of them public and from this host alone."""
+"""`/problems/*` and `/docs`: public pages, which load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""For the API reference alone: its components set styles inline. Nothing is loaded from another host."""
+"""The policy of the API reference, whose components set inline styles. Nothing is loaded from another host."""
 
 
 @get("/problems", opt=PUBLIC, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""`/`, `/sign-in`, `/sign-up`, `/sign-out`: the door."""
+"""`/`, `/sign-in`, `/sign-up` and `/sign-out`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, 
 from keyman.storage.transactions import Database
 
 SIGNED_IN = "keyman:signed-in"
-"""The event that tells the page under a sign-in form that it can go on; `account` is whose session it is."""
+"""The event that tells the page behind a sign-in form to continue. `account` is the user of the session."""
 
 
 @get("/", opt=PUBLIC, include_in_schema=False)
@@ -49,7 +49,7 @@ async def sign_in(
     form = await Form.read(request)
     back = own_page(form.text("back"))
     try:
-        given = values.decode(LogIn, form.given("email", "password"))
+        given = values.decode(LogIn, form.filled("email", "password"))
         previous = request.cookies.get(SESSION_COOKIE)
         signed_in = await users.log_in(db, passwords, given, origin, previous_cookie=previous)
     except (InvalidRequest, Unauthenticated, RateLimited) as problem:
@@ -81,10 +81,10 @@ async def sign_up(
     _check_open(settings)
     form = await Form.read(request)
     if not form.text("password"):
-        # From the button beside the one to sign in, with whatever was typed there so far.
+        # It comes from the button beside "Sign in", with what was typed so far.
         return visit.show("sign_up.html", email=form.text("email"))
     try:
-        new = values.decode(SignUp, form.given("email", "password"))
+        new = values.decode(SignUp, form.filled("email", "password"))
         signed_in = await users.sign_up(
             db,
             passwords,
@@ -116,4 +116,4 @@ async def _is_signed_in(request: AnyRequest) -> bool:
 
 def _check_open(settings: Settings) -> None:
     if not settings.signup_open:
-        raise Forbidden("Sign-up is closed here. Ask whoever runs this keyman for an account.")
+        raise Forbidden("Sign-up is closed. Ask the operator for an account.")

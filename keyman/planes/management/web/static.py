@@ -1,6 +1,6 @@
-"""The files that pages are made with, each under a name that changes with its content, so that browsers may keep it.
+"""The static files of the pages. The name of each changes with its content, so that browsers can cache it.
 
-They are read once, when the process starts; a path is never looked for on the disk.
+The list of files is read once, when the process starts. A path from a request is never looked up on the disk.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from keyman.http.requests import AnyRequest
 DIRECTORY = Path(__file__).parent / "static"
 
 KEEP = "public, max-age=31536000, immutable"
-"""A year: the longest that caches take at its word (RFC 9111 sets no bound)."""
+"""One year, the longest time that caches respect. RFC 9111 sets no limit."""
 
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
 def static_url(name: str) -> str:
-    """The address of a file of `keyman/static`. Raises KeyError for one that is not there."""
+    """Return the address of a file in `static/`. Raises KeyError for a file that does not exist."""
     return f"/static/{_ADDRESSES[name]}"
 
 
 @get("/static/{file:path}", opt=PUBLIC, include_in_schema=False, sync_to_thread=True)
 def static_file(file: FromPath[Path], request: AnyRequest) -> Response[bytes]:
-    """A file under its present name; an older one is gone, and with it the page that named it."""
+    """Return a file by its current name. Older names get a 404; the pages that used them are gone too."""
     path = _FILES.get(file.as_posix().lstrip("/"))
     if path is None:
         raise NotFound("There is nothing at this address.")
     headers = {"Cache-Control": KEEP, "Vary": "Accept-Encoding"}
     content = _content(path)
-    # These hold nothing that anybody sent and no secret, so compressing them tells nobody anything.
+    # These files contain no user data and no secret, so compression cannot leak anything.
     if "gzip" in request.headers.get("accept-encoding", ""):
         headers["Content-Encoding"] = "gzip"
         content = _compressed(path)
@@ -56,7 +56,7 @@ def _compressed(path: Path) -> bytes:
 
 
 def _address(path: Path) -> str:
-    """`a/b.css` with the first characters of its SHA-256 before the ending."""
+    """Return a name such as `a/b.css`, with the first characters of its SHA-256 before the extension."""
     name = PurePosixPath(path.relative_to(DIRECTORY).as_posix())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return str(name.with_suffix(f".{digest}{name.suffix}"))

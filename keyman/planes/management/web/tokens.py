@@ -1,4 +1,4 @@
-"""Settings → Access tokens: the list, a new one shown once, and the end of one."""
+"""Settings → Access tokens: the list, creating a token, which is shown once, and revoking one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keyman.storage.transactions import Database
 
 TOKENS = "/settings/access-tokens"
 
-# What each scope allows, for whoever decides about it. Marked for translation where it is shown.
+# The explanation of each scope in the form. The template translates it.
 MEANINGS = {
     Scope.KEYS_READ: "List keys and see their masks, never their values.",
     Scope.KEYS_WRITE: "Add, replace, change and delete keys.",
@@ -34,7 +34,7 @@ MEANINGS = {
 
 
 class TokenForm(NewToken):
-    """A new token as the form has it: with a last day instead of an instant."""
+    """A new token in the form, with a last day instead of an instant."""
 
     expires_at: LastDay | None = None
 
@@ -59,7 +59,7 @@ async def create(
     settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    given = {**form.given("name", "expires_at"), "scopes": form.all("scopes")}
+    given = {**form.filled("name", "expires_at"), "scopes": form.all("scopes")}
     try:
         token = await personal.create(db, caller, values.decode(TokenForm, given))
     except Problem as problem:
@@ -70,7 +70,7 @@ async def create(
             expires_at=form.text("expires_at"),
             scopes=form.all("scopes"),
         )
-    # The one page that holds a token. It is the answer to the form itself, so no address leads to it.
+    # Only this page contains a token. It is the answer to the form itself, so that no address leads to it.
     base = settings.public_url or str(request.base_url).rstrip("/")
     return visit.show("token_made.html", token=token, base=base)
 
@@ -87,7 +87,7 @@ async def revoke(
     request: AnyRequest, db: Injected[Database], caller: Injected[Principal], token_id: FromPath[RowId]
 ) -> Response[bytes]:
     await Form.read(request)
-    with suppress(NotFound):  # it is dead already, which is what was wanted
+    with suppress(NotFound):  # it is already revoked
         await personal.revoke(db, caller, TokenId(token_id))
     return see_other(f"{TOKENS}?done=revoked")
 

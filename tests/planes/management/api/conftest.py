@@ -16,8 +16,8 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman.identity.passwords import Passwords
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, fresh_plane_at
+from tests.support.database import PostgresServer
 from tests.support.planes import Vault
-from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def shared(request: pytest.FixtureRequest, anyio_backend: str) -> ApiPlane:
 
 
 @pytest.fixture
-async def plane(database: URL, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[ApiPlane]:
+async def api_plane(database: URL, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[ApiPlane]:
     """A plane of the test's own, over a database of its own, once of each kind."""
     async with api_plane_at(database, provisioned.settings, Passwords(quick_passwords)) as running:
         yield running

@@ -1,4 +1,4 @@
-"""What the API tests ask a plane with: a client that holds every answer against the contract and the document.
+"""Clients for the tests of the API. They check every answer against docs/reference/api.md and the OpenAPI document.
 
 `ApiPlane` is a Plane whose clients come from addresses of their own, so that many tests share one plane without sharing
 its throttle. Whatever it answers is checked on the way: the headers of every answer, the shape of every problem, and
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,13 +29,13 @@ from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.web.static import KEEP
 from keyman.storage.transactions import Database
-from tests.storage.rows import AnyRow
 from tests.support.planes import ORIGIN, PASSWORD, Plane, plane_at
+from tests.support.rows import AnyRow
 
 Json = dict[str, Any]
 
 OPENAI_KEY = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
-"""A value that every rule of the contract lets pass for OPENAI."""
+"""A value that is valid for OPENAI."""
 
 KEY_FIELDS = {
     "id",
@@ -52,7 +53,7 @@ TOKEN_FIELDS = {"id", "name", "scopes", "hint", "created_at", "expires_at", "las
 ACCOUNT_FIELDS = {"id", "email", "created_at"}
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-"""RFC 3339 in UTC with a Z, as the contract wants every time."""
+"""RFC 3339 in UTC with a Z, as docs/reference/api.md says of every time."""
 
 STATUSES = {
     "invalid-request": 400,
@@ -71,7 +72,7 @@ STATUSES = {
     "database-unavailable": 503,
     "internal": 500,
 }
-"""The contract's table of errors, copied by hand: the code's own is what is tested against it."""
+"""The table of errors in docs/reference/api.md, copied by hand. The code's own table is tested against it."""
 
 OBSERVED: Counter[tuple[str, int]] = Counter()
 """Every (operation, status) that the tests of this process have seen."""
@@ -382,7 +383,7 @@ async def email_of(client: httpx.AsyncClient) -> str:
 
 
 async def pages(client: httpx.AsyncClient, target: str) -> AsyncIterator[list[Json]]:
-    """Every page of a listing, by the Link headers alone."""
+    """Every page of a listing, found only by the Link headers."""
     while True:
         answer = await client.get(target)
         assert answer.status_code == 200, answer.text
@@ -416,3 +417,8 @@ def headers_of(client: httpx.AsyncClient, extra: Mapping[str, str] | None = None
     if "keyman_session" in client.cookies:
         headers.append((b"cookie", f"keyman_session={cookie_of(client)}".encode()))
     return headers + [(name.lower().encode(), value.encode("latin-1")) for name, value in (extra or {}).items()]
+
+
+def in_days(days: float) -> str:
+    """A time from now on, as the API writes it."""
+    return (datetime.now(UTC) + timedelta(days=days)).isoformat().replace("+00:00", "Z")

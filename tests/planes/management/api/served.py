@@ -28,7 +28,9 @@ from keyman.identity.passwords import Passwords
 from keyman.planes.management.app import create_app
 from keyman.processes import die_with_parent
 from keyman.telemetry import configure_logging
-from tests.support.live import NO_TLS, PATIENCE, environment, free_port
+from tests.support.cli import environment
+from tests.support.http import NO_TLS, free_port
+from tests.support.waiting import PATIENCE
 
 
 def application() -> Edge:

@@ -35,8 +35,8 @@ from tests.planes.management.api.harness import (
     statements,
     store,
 )
-from tests.support.live import PATIENCE
 from tests.support.planes import PASSWORD, Vault
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -93,10 +93,10 @@ async def test_of_many_sign_ups_of_one_address_at_once_one_succeeds(shared: ApiP
 
 
 async def test_sign_up_is_refused_where_it_is_closed_whatever_the_address(
-    plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
+    api_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    known = await email_of(await plane.user())
-    url, vault = plane.settings.database_url, provisioned.settings
+    known = await email_of(await api_plane.user())
+    url, vault = api_plane.settings.database_url, provisioned.settings
     async with api_plane_at(url, vault, Passwords(quick_passwords), signup_open=False) as closed:
         answers = [
             await closed.client().post("/api/auth/signup", json={"email": email, "password": PASSWORD})
@@ -196,11 +196,11 @@ async def test_a_password_given_at_sign_in_may_have_any_form_up_to_256_character
 # --- unknown, wrong and disabled look alike
 
 
-async def test_an_unknown_address_a_wrong_password_and_a_disabled_account_look_alike(plane: ApiPlane) -> None:
-    known, disabled = await email_of(await plane.user()), await email_of(await plane.user())
-    await users.disable(plane.database, EmailAddress(disabled))
+async def test_an_unknown_address_a_wrong_password_and_a_disabled_account_look_alike(api_plane: ApiPlane) -> None:
+    known, disabled = await email_of(await api_plane.user()), await email_of(await api_plane.user())
+    await users.disable(api_plane.database, EmailAddress(disabled))
     answers = [
-        await plane.client().post("/api/auth/login", json={"email": email, "password": password})
+        await api_plane.client().post("/api/auth/login", json={"email": email, "password": password})
         for email, password in (
             ("nobody@example.com", PASSWORD),
             (known, "wrong" * 3),

@@ -114,13 +114,13 @@ async def test_a_replayed_request_leaves_no_second_entry(shared: ApiPlane) -> No
     assert [entry["action"] for entry in await trail(ada)] == ["key.create", "account.signup"]
 
 
-async def test_a_trail_is_its_owners_alone(shared: ApiPlane) -> None:
+async def test_an_audit_log_is_only_for_its_owner(shared: ApiPlane) -> None:
     ada, eve = await shared.user(), await shared.user()
     await store(ada)
     assert [entry["action"] for entry in await trail(eve)] == ["account.signup"]
 
 
-async def test_what_an_operator_did_is_in_the_trail(shared: ApiPlane) -> None:
+async def test_what_an_operator_did_is_in_the_audit_log(shared: ApiPlane) -> None:
     ada = await shared.user()
     email = await email_of(ada)
     await users.disable(shared.database, EmailAddress(email))
@@ -132,7 +132,7 @@ async def test_what_an_operator_did_is_in_the_trail(shared: ApiPlane) -> None:
     ]
 
 
-async def test_the_trail_of_a_deleted_key_and_a_revoked_token_stays(shared: ApiPlane) -> None:
+async def test_the_audit_entries_of_a_deleted_key_and_a_revoked_token_stay(shared: ApiPlane) -> None:
     ada = await shared.user()
     key = await store(ada)
     made = (await ada.post("/api/tokens", json={"name": "x"})).json()
@@ -143,7 +143,7 @@ async def test_the_trail_of_a_deleted_key_and_a_revoked_token_stays(shared: ApiP
     assert [entry["token_id"] for entry in entries if entry["token_id"]] == [made["id"]] * 2
 
 
-async def test_the_trail_comes_in_pages(shared: ApiPlane) -> None:
+async def test_the_audit_log_comes_in_pages(shared: ApiPlane) -> None:
     ada = await shared.user()
     for n in range(12):
         await ada.post("/api/tokens", json={"name": str(n)})
@@ -165,10 +165,10 @@ async def test_an_entry_holds_no_value_no_mask_and_no_name(shared: ApiPlane) -> 
         assert secret not in rows
 
 
-async def test_a_pause_is_told_as_one_where_it_is_one_and_beside_what_else_was_changed(shared: ApiPlane) -> None:
+async def test_a_pause_is_an_entry_of_its_own_beside_what_else_was_changed(shared: ApiPlane) -> None:
     ada = await shared.user()
     path = f"/api/keys/{(await store(ada))['id']}"
-    told: list[str] = []
+    expected: list[str] = []
     for change, actions in (
         ({"disabled": False}, ["key.change"]),  # as it was
         ({"disabled": True}, ["key.pause"]),
@@ -178,13 +178,14 @@ async def test_a_pause_is_told_as_one_where_it_is_one_and_beside_what_else_was_c
         ({"disabled": True, "expires_at": None}, ["key.change", "key.pause"]),
     ):
         assert (await ada.patch(path, json=change)).status_code == 200
-        told += actions
-        assert [entry["action"] for entry in await trail(ada)][::-1] == ["account.signup", "key.create", *told], change
+        expected += actions
+        recorded = [entry["action"] for entry in await trail(ada)]
+        assert recorded[::-1] == ["account.signup", "key.create", *expected], change
     assert (await ada.put(path, json={"api_key": OPENAI_KEY})).json()["status"] == "disabled"
     assert (await trail(ada))[0]["action"] == "key.replace"
 
 
-async def test_the_trail_is_filtered_by_action_and_time_over_pages_that_keep_the_filter(shared: ApiPlane) -> None:
+async def test_the_audit_log_is_filtered_by_action_and_time_over_pages_that_keep_the_filter(shared: ApiPlane) -> None:
     ada, eve = await shared.user(), await shared.user()
     for _ in range(3):
         path = f"/api/keys/{(await store(ada))['id']}"

@@ -2,7 +2,7 @@
 
 A secret (a key, a password, a token, a cookie, an idempotency key) is found nowhere but in the one answer that hands it
 out; what was refused, or is nobody's business, is found nowhere at all; a name or an address is in its owner's answers
-and in the database alone.
+and only in the database.
 
 Looked through: every answer with its headers, the log at DEBUG with what libraries write, standard output and error,
 the metrics, all of the database (SQLite: the bytes of file and WAL; PostgreSQL: every row of every table, the files of
@@ -38,15 +38,13 @@ from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import Token
 from keyman.keys.tables import api_keys
 from keyman.migrations import tables
-from keyman.telemetry import configure_logging
 from keyman.values import ApplicationName
 from tests.planes.management.api.bodies import BODIES, LATER, Body
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, as_json, cookie_of, headers_of
 from tests.planes.resolver.pair import resolver_at
-from tests.support.databases import copied
+from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server
 from tests.support.needs import require
 from tests.support.planes import PASSWORD, Vault
-from tests.support.postgres import PostgresServer, postgres_absence, postgres_server
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +61,7 @@ class Canaries:
     allowed: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def new(self, allowed: frozenset[str] = NOWHERE, form: str = "{}") -> str:
-        """A word of letters and digits alone: no encoding of a URL or of JSON hides it."""
+        """A word of only letters and digits: no encoding of a URL or of JSON hides it."""
         word = f"kNrY{secrets.token_hex(10)}"
         self.allowed[word] = allowed
         return form.format(word)
@@ -108,25 +106,6 @@ def quiet_postgres() -> Iterator[PostgresServer]:
     require("postgres", postgres_absence())
     with postgres_server(log_statements=False) as server:
         yield server
-
-
-@pytest.fixture
-def logged() -> Iterator[StringIO]:
-    """Everything that is logged while a test runs, at DEBUG, as keyman writes it."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in list(logging.Logger.manager.loggerDict)}
-    root.handlers[:] = []  # configure_logging closes those it finds, and these are pytest's
-    stream = StringIO()
-    configure_logging("json", "debug", stream)
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the client's, not keyman's
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in list(logging.Logger.manager.loggerDict):
-        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
-    structlog.configure(**before)
 
 
 @dataclass
@@ -239,7 +218,7 @@ async def everybody(cage: Cage) -> tuple[httpx.AsyncClient, httpx.AsyncClient, d
     return ada, plane.bearer(made.json()["token"]), created.json()
 
 
-async def test_what_was_accepted_is_found_where_it_belongs_alone(cage: Cage) -> None:
+async def test_what_was_accepted_is_found_only_where_it_belongs(cage: Cage) -> None:
     new = cage.canaries.new
     ada, script, key = await everybody(cage)
     path = f"/api/keys/{key['id']}"
@@ -444,7 +423,7 @@ async def test_a_fault_of_our_own_tells_the_request_id_and_nothing_else(cage: Ca
             request_id = answer.headers["x-request-id"]
             if answer.status_code == 500:
                 broken += 1
-                assert answer.json()["detail"] == f"Tell whoever runs keyman: {request_id}"
+                assert answer.json()["detail"] == f"Give the operator of keyman this request id: {request_id}"
                 assert f'"request_id": "{request_id}"' in cage.log.getvalue()
                 assert not cage.canaries.found({"a fault": answer.content})
             elif target == "/api/tokens" and answer.status_code == 201:
@@ -491,8 +470,8 @@ async def test_the_canaries_are_found_where_they_are(cage: Cage) -> None:
     assert PASSWORD not in str(places)
 
 
-async def test_what_the_resolver_gives_out_is_found_in_that_answer_alone(cage: Cage, provisioned: Vault) -> None:
-    """A value in the answer to the application that asked for it; what an application sends, at most in the trail."""
+async def test_what_the_resolver_gives_out_is_found_only_in_that_answer(cage: Cage, provisioned: Vault) -> None:
+    """The value is only in the answer to the application. What an application sends is at most in the audit log."""
     new, plane = cage.canaries.new, cage.plane
     ada, *_ = await everybody(cage)
     url, database = plane.settings.database_url, plane.database
@@ -511,7 +490,7 @@ async def test_what_the_resolver_gives_out_is_found_in_that_answer_alone(cage: C
         resolver.answers = []
         client = resolver.bearer(made.token.reveal())
         for n, value in values.items():
-            # In the trail, for the owner of the key.
+            # In the audit log, for the owner of the key.
             body = {"key_id": keys[n], "purpose": new(OWN_DATA)}
             assert (await client.post("/v1/resolve", json=body)).json()["api_key"] == value
         refused = [

@@ -37,7 +37,7 @@ ORIGINS = (
 
 
 def is_allowed(site: str | None, origin: str | None, host: str = HOST) -> bool:
-    """The contract's sentence, word by word."""
+    """The rule in docs/reference/api.md, word by word."""
     if site is not None:
         return site in ("same-origin", "none")
     if origin is not None:

@@ -11,8 +11,17 @@ import time_machine
 from sqlalchemy import select, update
 
 from keyman.keys.tables import api_keys
-from tests.planes.management.api.harness import KEY_FIELDS, OPENAI_KEY, TIMESTAMP, ApiPlane, Json, problem, store
-from tests.storage.rows import AnyRow
+from tests.planes.management.api.harness import (
+    KEY_FIELDS,
+    OPENAI_KEY,
+    TIMESTAMP,
+    ApiPlane,
+    Json,
+    in_days,
+    problem,
+    store,
+)
+from tests.support.rows import AnyRow
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +42,7 @@ PREFIXES = {
     "REPLICATE": "r8_",
     "FIREWORKS": "fw_",
 }
-"""Every service that the contract names, with what its keys visibly begin with."""
+"""Every service of the catalogue, with the visible start of its keys."""
 
 CERTAIN = {
     "sk-proj-": "OPENAI",
@@ -60,11 +69,7 @@ NOT_IN_A_NAME = [
 ]
 
 
-def in_days(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).isoformat().replace("+00:00", "Z")
-
-
-async def test_a_new_key_has_the_contracts_fields_and_no_other(shared: ApiPlane) -> None:
+async def test_a_new_key_has_the_documented_fields_and_no_other(shared: ApiPlane) -> None:
     ada = await shared.user()
     answer = await ada.post(
         "/api/keys",
@@ -101,8 +106,8 @@ async def test_the_location_of_a_new_key_shows_it_with_the_same_etag(shared: Api
     assert shown.headers["etag"] == created.headers["etag"]
 
 
-async def test_the_shapes_of_the_first_design_are_still_there(shared: ApiPlane) -> None:
-    """../shared/seeds: clients written for the design document find every field that it showed."""
+async def test_the_fields_of_the_first_api_are_still_there(shared: ApiPlane) -> None:
+    """Clients that were written for the first sketch of the API still find its paths and fields."""
     ada = await shared.user()
     created = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": "your_api_key_here"})
     assert created.status_code == 201

@@ -84,7 +84,7 @@ async def test_pages_join_to_the_whole_listing_whatever_their_size_and_filter(sh
                 assert len(got) == max(1, -(-len(wanted) // limit)), "no page is empty but that of an empty listing"
 
 
-async def test_a_page_holds_50_unless_it_is_told(shared: ApiPlane) -> None:
+async def test_a_page_holds_50_by_default(shared: ApiPlane) -> None:
     ada = await shared.user()
     await fill(shared, ada, 51)
     first = await ada.get("/api/keys")
@@ -207,7 +207,7 @@ async def test_a_query_holds_known_parameters_once_each(shared: ApiPlane, target
     assert "CANARY" not in answer.text
 
 
-async def test_whoever_may_not_ask_learns_nothing_of_the_query(shared: ApiPlane) -> None:
+async def test_a_caller_without_the_scope_learns_nothing_of_the_query(shared: ApiPlane) -> None:
     problem(await shared.client().get("/api/keys?x=1"), "unauthenticated")
     ada = await shared.user()
     problem(await ada.put("/api/keys/1?x=1", json={"api_key": OPENAI_KEY}), "invalid-request", "")
@@ -263,7 +263,7 @@ async def test_a_search_finds_what_a_name_contains_whatever_the_case(
         assert (await ada.get("/api/keys", params={"q": q})).json() == [], q
 
 
-async def test_a_renamed_key_is_found_by_its_new_name_alone(shared: ApiPlane) -> None:
+async def test_a_renamed_key_is_found_only_by_its_new_name(shared: ApiPlane) -> None:
     ada = await shared.user()
     key = await store(ada, name="before")
     path = f"/api/keys/{key['id']}"

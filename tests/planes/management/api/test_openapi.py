@@ -47,11 +47,11 @@ EXPECTED = {
     "readyz": {200},
     "metrics": {200},
 }
-"""What each operation can answer by the contract."""
+"""The statuses that each operation can have."""
 
 
 @pytest.fixture
-def document(sqlite_plane: ApiPlane) -> Document:
+def management_document(sqlite_plane: ApiPlane) -> Document:
     assert sqlite_plane.document is not None
     return sqlite_plane.document
 
@@ -71,12 +71,12 @@ def schemas_of(node: Any) -> Iterator[Json]:
             yield from schemas_of(value)
 
 
-async def test_it_is_openapi_3_1_and_valid(document: Document) -> None:
-    assert document.document["openapi"].startswith("3.1")
-    assert document.document["info"]["version"] == __version__
-    schemathesis.openapi.from_dict(document.document).validate()
-    for schema in schemas_of(document.document):
-        document.validator(schema)
+async def test_it_is_openapi_3_1_and_valid(management_document: Document) -> None:
+    assert management_document.document["openapi"].startswith("3.1")
+    assert management_document.document["info"]["version"] == __version__
+    schemathesis.openapi.from_dict(management_document.document).validate()
+    for schema in schemas_of(management_document.document):
+        management_document.validator(schema)
 
 
 async def test_it_is_the_same_over_both_databases_and_the_same_again(shared: ApiPlane, sqlite_plane: ApiPlane) -> None:
@@ -85,14 +85,14 @@ async def test_it_is_the_same_over_both_databases_and_the_same_again(shared: Api
     assert shared.document.document == sqlite_plane.document.document
 
 
-async def test_every_operation_says_what_it_does_and_who_may(document: Document) -> None:
-    tags = {tag["name"] for tag in document.document["tags"]}
-    assert all(tag.get("description") for tag in document.document["tags"])
-    schemes = document.document["components"]["securitySchemes"]
+async def test_every_operation_says_what_it_does_and_who_may(management_document: Document) -> None:
+    tags = {tag["name"] for tag in management_document.document["tags"]}
+    assert all(tag.get("description") for tag in management_document.document["tags"])
+    schemes = management_document.document["components"]["securitySchemes"]
     assert schemes.keys() == {"token", "session"}
     assert all(scheme["description"] for scheme in schemes.values())
-    assert not document.document.get("security")
-    for name, operation in document.operations.items():
+    assert not management_document.document.get("security")
+    for name, operation in management_document.operations.items():
         assert operation["summary"], name
         assert operation["description"], name
         assert operation["tags"], name
@@ -103,16 +103,20 @@ async def test_every_operation_says_what_it_does_and_who_may(document: Document)
             assert parameter.get("description") or parameter["in"] == "path", (name, parameter["name"])
         for status, response in operation["responses"].items():
             assert response["description"], (name, status)
-    assert len({operation["operationId"] for operation in document.operations.values()}) == len(document.operations)
+    assert len({operation["operationId"] for operation in management_document.operations.values()}) == len(
+        management_document.operations
+    )
 
 
-async def test_every_status_of_the_contract_is_documented_and_no_other(document: Document) -> None:
-    documented = {name: {int(s) for s in operation["responses"]} for name, operation in document.operations.items()}
+async def test_exactly_the_expected_statuses_are_documented(management_document: Document) -> None:
+    documented = {
+        name: {int(s) for s in operation["responses"]} for name, operation in management_document.operations.items()
+    }
     assert documented == {name: statuses | EVERYWHERE for name, statuses in EXPECTED.items()}
 
 
-async def test_every_refusal_is_a_problem_with_an_example_of_its_type(document: Document) -> None:
-    for name, operation in document.operations.items():
+async def test_every_refusal_is_a_problem_with_an_example_of_its_type(management_document: Document) -> None:
+    for name, operation in management_document.operations.items():
         for status, response in operation["responses"].items():
             if int(status) < 400 or (name == "readyz" and status == "503"):
                 continue
@@ -126,20 +130,20 @@ async def test_every_refusal_is_a_problem_with_an_example_of_its_type(document: 
                 assert slug in response["description"]
 
 
-async def test_an_answer_of_204_has_no_body(document: Document) -> None:
-    for name, operation in document.operations.items():
+async def test_an_answer_of_204_has_no_body(management_document: Document) -> None:
+    for name, operation in management_document.operations.items():
         assert "content" not in operation["responses"].get("204", {}), name
 
 
-async def test_every_other_answer_has_a_body(document: Document) -> None:
-    for name, operation in document.operations.items():
+async def test_every_other_answer_has_a_body(management_document: Document) -> None:
+    for name, operation in management_document.operations.items():
         for status, response in operation["responses"].items():
             assert bool(response.get("content")) == (status != "204"), (name, status)
 
 
-async def test_headers_that_clients_rely_on_are_documented(document: Document) -> None:
+async def test_headers_that_clients_rely_on_are_documented(management_document: Document) -> None:
     def headers(name: str, status: int) -> set[str]:
-        response = document.operations[name]["responses"][str(status)]
+        response = management_document.operations[name]["responses"][str(status)]
         return {header.lower() for header in response.get("headers", {})}
 
     assert headers("createKey", 201) >= {"location", "etag", "idempotent-replayed"}
@@ -151,7 +155,7 @@ async def test_headers_that_clients_rely_on_are_documented(document: Document) -
         assert headers(name, status) >= {"set-cookie"}
     parameters = {
         name: {parameter["name"] for parameter in operation.get("parameters", [])}
-        for name, operation in document.operations.items()
+        for name, operation in management_document.operations.items()
     }
     assert parameters["listKeys"] == {"service", "q", "limit", "cursor"}
     assert parameters["listAudit"] == {"action", "since", "until", "limit", "cursor"}
@@ -179,35 +183,39 @@ def examples_of(node: Any) -> Iterator[tuple[Json, Any]]:
             yield from examples_of(value)
 
 
-async def test_every_example_fits_its_schema(document: Document) -> None:
-    examples = list(examples_of(document.document))
+async def test_every_example_fits_its_schema(management_document: Document) -> None:
+    examples = list(examples_of(management_document.document))
     assert len(examples) > 80
     for schema, example in examples:
-        document.validator({key: value for key, value in schema.items() if key != "examples"}).validate(example)
+        management_document.validator({key: value for key, value in schema.items() if key != "examples"}).validate(
+            example
+        )
 
 
-async def test_no_example_is_made_up_by_a_generator(document: Document) -> None:
+async def test_no_example_is_made_up_by_a_generator(management_document: Document) -> None:
     """Random strings teach nobody anything."""
-    for _, example in examples_of(document.document):
+    for _, example in examples_of(management_document.document):
         for word in re.findall(r"[A-Za-z]{20,}", str(example)):
             assert not re.fullmatch(r"[a-z]*[A-Z][A-Za-z]*[A-Z][A-Za-z]*", word), word
 
 
-async def test_every_shape_has_an_example(document: Document) -> None:
-    for name, schema in document.document["components"]["schemas"].items():
+async def test_every_shape_has_an_example(management_document: Document) -> None:
+    for name, schema in management_document.document["components"]["schemas"].items():
         if schema.get("type") == "object" and name not in ("ProblemBody", "FieldFault", "Checks", "Liveness"):
             has_own = bool(schema.get("examples"))
             has_parts = all(part.get("examples") for part in schema["properties"].values())
             assert has_own or has_parts, name
 
 
-async def test_bodies_are_json_with_known_fields_alone(document: Document) -> None:
-    assert BODIES.keys() == {name for name, operation in document.operations.items() if "requestBody" in operation}
+async def test_bodies_are_json_with_only_known_fields(management_document: Document) -> None:
+    assert BODIES.keys() == {
+        name for name, operation in management_document.operations.items() if "requestBody" in operation
+    }
     for name, body in BODIES.items():
-        request = document.operations[name]["requestBody"]
+        request = management_document.operations[name]["requestBody"]
         assert request["required"] is True
         assert request["content"].keys() == {"application/json"}
-        schema = resolved(document, request["content"]["application/json"]["schema"])
+        schema = resolved(management_document, request["content"]["application/json"]["schema"])
         assert schema["additionalProperties"] is False, name
         assert schema["properties"].keys() == {field.encode_name for field in body.fields}
         assert set(schema.get("required", ())) == body.required
@@ -216,10 +224,10 @@ async def test_bodies_are_json_with_known_fields_alone(document: Document) -> No
             assert schema["properties"][secret]["writeOnly"] is True
 
 
-async def test_the_schema_of_a_body_refuses_the_types_that_the_service_refuses(document: Document) -> None:
+async def test_the_schema_of_a_body_refuses_the_types_that_the_service_refuses(management_document: Document) -> None:
     for name, body in BODIES.items():
-        validator = document.validator(
-            document.operations[name]["requestBody"]["content"]["application/json"]["schema"]
+        validator = management_document.validator(
+            management_document.operations[name]["requestBody"]["content"]["application/json"]["schema"]
         )
         assert validator.is_valid(body.valid), name
         assert not validator.is_valid({**body.valid, "unknown": 1})
@@ -253,11 +261,11 @@ async def test_the_schema_of_a_body_refuses_the_types_that_the_service_refuses(d
     ],
 )
 async def test_the_schema_of_a_body_refuses_the_values_that_the_service_refuses(
-    document: Document, operation: str, wrong: Json
+    management_document: Document, operation: str, wrong: Json
 ) -> None:
-    schema = document.operations[operation]["requestBody"]["content"]["application/json"]["schema"]
+    schema = management_document.operations[operation]["requestBody"]["content"]["application/json"]["schema"]
     body = BODIES[operation]
-    assert not document.validator(schema).is_valid({**body.valid, **wrong})
+    assert not management_document.validator(schema).is_valid({**body.valid, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -275,10 +283,10 @@ async def test_the_schema_of_a_body_refuses_the_values_that_the_service_refuses(
     ],
 )
 async def test_the_schema_of_a_parameter_says_what_the_service_takes(
-    document: Document, operation: str, name: str, good: list[Any], bad: list[Any]
+    management_document: Document, operation: str, name: str, good: list[Any], bad: list[Any]
 ) -> None:
-    (parameter,) = [found for found in document.operations[operation]["parameters"] if found["name"] == name]
-    validator = document.validator(parameter["schema"])
+    (parameter,) = [found for found in management_document.operations[operation]["parameters"] if found["name"] == name]
+    validator = management_document.validator(parameter["schema"])
     for value in good:
         assert validator.is_valid(value), value
     for value in bad:
@@ -291,10 +299,10 @@ def resolved(document: Document, schema: Json) -> Json:
     return schema
 
 
-async def test_the_watcher_of_answers_sees_what_is_not_documented(document: Document) -> None:
+async def test_the_watcher_of_answers_sees_what_is_not_documented(management_document: Document) -> None:
     """The test of the tests: an answer of another shape, or of another status, fails whichever test got it."""
     good = {"id": 1, "email": "ada@example.com", "created_at": "2023-10-27T10:00:00Z"}
-    document.check("GET", "/api/auth/me", httpx.Response(200, json=good))
+    management_document.check("GET", "/api/auth/me", httpx.Response(200, json=good))
     for answer in (
         httpx.Response(418, json=good),
         httpx.Response(200, text="x"),
@@ -302,4 +310,4 @@ async def test_the_watcher_of_answers_sees_what_is_not_documented(document: Docu
         httpx.Response(200, json={"id": 1}),
     ):
         with pytest.raises((AssertionError, jsonschema_rs.ValidationError)):
-            document.check("GET", "/api/auth/me", answer)
+            management_document.check("GET", "/api/auth/me", answer)

@@ -27,8 +27,9 @@ from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import ALL_SCOPES, Token, scopes_text
 from keyman.storage.transactions import Database
 from tests.planes.management.api.served import served
-from tests.support.live import NO_TLS, PATIENCE
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD, Vault
+from tests.support.waiting import PATIENCE
 
 EXAMPLES = 8
 """Per operation in the fuzzing phase; the coverage phase, which is systematic, makes most of the requests."""
@@ -167,7 +168,7 @@ def test_every_operation_does_what_the_document_says(
             elif isinstance(event, events.FatalError):
                 errors.append(str(event.exception))
     said = f"schemathesis on {kind} with {proved_by}: {requests.total()} requests {dict(requests)}"
-    print(said)  # noqa: T201  # for whoever runs this with -rP
+    print(said)  # noqa: T201  # for a run with -rP
     record_property("schemathesis", said)
     assert errors == []
     assert not failures, "\n\n".join([f"{len(failures)} failures", *failures[:12]])

@@ -94,7 +94,7 @@ async def test_without_a_proof_every_route_of_the_api_answers_401(shared: ApiPla
 
 
 async def test_a_missing_scope_is_said_before_anything_is_looked_at(shared: ApiPlane) -> None:
-    """Neither whether an id exists nor whether a body is right is told to whom it does not concern."""
+    """A caller without the scope learns neither whether an id exists nor whether a body is valid."""
     ada = await shared.user()
     key = await store(ada)
     script = await shared.token(ada, "audit:read")

@@ -44,7 +44,7 @@ prefix = "px-"
 }
 
 
-async def test_the_catalogue_has_what_the_contract_names(shared: ApiPlane) -> None:
+async def test_the_catalogue_has_the_documented_services(shared: ApiPlane) -> None:
     ada = await shared.user()
     answer = await ada.get("/api/services")
     assert answer.status_code == 200

@@ -122,14 +122,14 @@ async def test_the_last_use_of_a_session_is_written_at_most_once_a_minute(shared
             assert await last_seen() == start + timedelta(seconds=expected), seconds
 
 
-async def test_housekeeping_removes_what_has_ended_and_nothing_else(plane: ApiPlane) -> None:
-    ada = await plane.user()
+async def test_housekeeping_removes_what_has_ended_and_nothing_else(api_plane: ApiPlane) -> None:
+    ada = await api_plane.user()
     email = await email_of(ada)
     with time_machine.travel(datetime.now(UTC) + SESSION_IDLE - timedelta(hours=1), tick=True) as clock:
-        fresh = await log_in(plane, email)
+        fresh = await log_in(api_plane, email)
         clock.shift(timedelta(hours=2))
-        await housekeeping.sweep(plane.database)
-        (left,) = await plane.rows(sessions)
+        await housekeeping.sweep(api_plane.database)
+        (left,) = await api_plane.rows(sessions)
         assert left.id_hash == session_digest(cookie_of(fresh))
         assert (await fresh.get("/api/auth/me")).status_code == 200
 
@@ -147,7 +147,7 @@ async def test_housekeeping_removes_what_has_ended_and_nothing_else(plane: ApiPl
 async def test_the_cookie_is_kept_from_scripts_and_from_plain_http(
     provisioned: Vault, tmp_path_factory: pytest.TempPathFactory, public_url: str | None, secure: bool
 ) -> None:
-    database = sqlite_at(tmp_path_factory)
+    database = cookie_database(tmp_path_factory)
     async with fresh_plane_at(database, provisioned.settings, quick(), public_url=public_url) as plane:
         visitor = plane.client()
         body = {"email": "ada@example.com", "password": PASSWORD}
@@ -166,7 +166,7 @@ async def test_the_cookie_is_kept_from_scripts_and_from_plain_http(
         assert ("strict-transport-security" in answers[0].headers) is is_https
 
 
-def sqlite_at(directories: pytest.TempPathFactory) -> URL:
+def cookie_database(directories: pytest.TempPathFactory) -> URL:
     return make_url(f"sqlite+aiosqlite:///{directories.mktemp('cookies')}/keyman.db")
 
 

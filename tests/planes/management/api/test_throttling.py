@@ -122,15 +122,15 @@ async def test_fifty_guesses_at_once_are_no_more_than_fifty_one_after_the_other(
 
 
 async def test_two_replicas_count_together(
-    plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
+    api_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    url = plane.settings.database_url
+    url = api_plane.settings.database_url
     async with api_plane_at(url, provisioned.settings, Passwords(quick_passwords)) as replica:
-        ada = await email_of(await plane.user())
-        answers = await gather(*(attempt(where, ada) for where in (plane, replica) * 25))
+        ada = await email_of(await api_plane.user())
+        answers = await gather(*(attempt(where, ada) for where in (api_plane, replica) * 25))
         assert [answer.status_code for answer in answers].count(401) <= throttle.MAX_PER_ACCOUNT
         assert {answer.status_code for answer in answers} <= {401, 429}
-        for where in (plane, replica):
+        for where in (api_plane, replica):
             problem(await attempt(where, ada, PASSWORD), "rate-limited")
 
 
@@ -187,7 +187,7 @@ async def test_a_request_that_is_not_well_formed_is_no_attempt(shared: ApiPlane)
 
 
 async def test_an_attempt_that_was_turned_away_unseen_is_no_failure(shared: ApiPlane) -> None:
-    """When too many sign in at once, whoever comes again with the right password is not locked out for it."""
+    """When too many sign in at once, somebody with the right password is not locked out for trying again."""
     session = await shared.user()
     ada, change = await email_of(session), {"current_password": PASSWORD, "new_password": PASSWORD}
     passwords = state_of(shared).passwords

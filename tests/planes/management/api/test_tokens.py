@@ -24,6 +24,7 @@ from tests.planes.management.api.harness import (
     Json,
     api_plane_at,
     cookie_of,
+    in_days,
     problem,
     same_but_for_the_request_id,
 )
@@ -34,11 +35,7 @@ pytestmark = pytest.mark.anyio
 ALL = [scope.value for scope in Scope]
 
 
-def in_days(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).isoformat().replace("+00:00", "Z")
-
-
-async def test_a_new_token_has_the_contracts_fields_and_shows_itself_once(shared: ApiPlane) -> None:
+async def test_a_new_token_has_the_documented_fields_and_is_shown_once(shared: ApiPlane) -> None:
     ada = await shared.user()
     answer = await ada.post("/api/tokens", json={"name": "CI", "scopes": ALL, "expires_at": "2099-01-01T00:00:00Z"})
     assert answer.status_code == 201
@@ -62,7 +59,7 @@ async def test_a_new_token_has_the_contracts_fields_and_shows_itself_once(shared
     assert token[3:-4] not in listed.text
 
 
-async def test_tokens_are_listed_newest_first_and_to_their_owner_alone(shared: ApiPlane) -> None:
+async def test_tokens_are_listed_newest_first_and_only_to_their_owner(shared: ApiPlane) -> None:
     ada, eve = await shared.user(), await shared.user()
     for name in ("a", "b", "a"):
         await ada.post("/api/tokens", json={"name": name})
@@ -117,13 +114,13 @@ async def test_a_token_has_a_name(shared: ApiPlane, name: object) -> None:
 
 
 async def test_a_token_is_dead_once_it_is_revoked_on_every_replica(
-    plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
+    api_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    url = plane.settings.database_url
+    url = api_plane.settings.database_url
     async with api_plane_at(url, provisioned.settings, Passwords(quick_passwords)) as replica:
-        ada = await plane.user()
+        ada = await api_plane.user()
         made = (await ada.post("/api/tokens", json={"name": "x"})).json()
-        here, there = plane.bearer(made["token"]), replica.bearer(made["token"])
+        here, there = api_plane.bearer(made["token"]), replica.bearer(made["token"])
         for script in (here, there):
             assert (await script.get("/api/keys")).status_code == 200
         gone = await ada.delete(f"/api/tokens/{made['id']}")
@@ -199,7 +196,7 @@ async def test_the_scheme_is_read_in_any_case(shared: ApiPlane) -> None:
         assert answer.status_code == 200
 
 
-async def test_with_both_proofs_the_token_alone_counts(shared: ApiPlane) -> None:
+async def test_with_both_proofs_only_the_token_counts(shared: ApiPlane) -> None:
     """A script that names a token never acts as somebody else, or with more scopes, for a cookie that lay around."""
     ada, eve = await shared.user(), await shared.user()
     token = (await ada.post("/api/tokens", json={"name": "x"})).json()["token"]

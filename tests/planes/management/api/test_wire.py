@@ -18,8 +18,9 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from tests.planes.management.api.served import served
-from tests.support.live import NO_TLS, PATIENCE
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD, Vault
+from tests.support.waiting import PATIENCE
 
 LULL = 0.4
 """Seconds of silence after which a request is ended that the server takes for half of one; more would do no harm."""
@@ -28,7 +29,7 @@ VALUE = b"kNrYsk-hq2v9mXbT0c7eUKwN4Rd1234"
 
 
 @pytest.fixture(scope="module")
-def server(provisioned: Vault, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int, Path]]:
+def wire(provisioned: Vault, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int, Path]]:
     directory = tmp_path_factory.mktemp("wire")
     database: URL = make_url(f"sqlite+aiosqlite:///{directory}/keyman.db")
     asyncio.run(migrations.upgrade(database))
@@ -39,7 +40,7 @@ def server(provisioned: Vault, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def speak(server: tuple[str, int, Path], sent: bytes) -> bytes:
-    """Everything that comes back until the server closes; it is told that no more will come once it waits for more."""
+    """Everything that comes back until the server closes. The client closes its side once the server waits for more."""
     host, port, _ = server
     received = b""
     with socket.create_connection((host, port), PATIENCE) as connection, suppress(ConnectionError):
@@ -131,8 +132,8 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("sent", REQUESTS.values(), ids=REQUESTS)
-def test_any_bytes_get_an_answer_below_500_or_none(server: tuple[str, int, Path], sent: bytes) -> None:
-    received = speak(server, sent)
+def test_any_bytes_get_an_answer_below_500_or_none(wire: tuple[str, int, Path], sent: bytes) -> None:
+    received = speak(wire, sent)
     statuses = re.findall(rb"^HTTP/1\.[01] (\d{3})", received, re.MULTILINE)
     assert all(int(status) < 500 for status in statuses), received
     assert b"evil" not in received.lower()
@@ -140,11 +141,11 @@ def test_any_bytes_get_an_answer_below_500_or_none(server: tuple[str, int, Path]
     if b"application/problem+json" in received:
         assert re.search(rb"\nx-request-id: [0-9a-f]{32}\r", received)
     # And the next one is served.
-    assert speak(server, head(b"GET", b"/livez")).startswith(b"HTTP/1.1 200")
-    assert "unhandled" not in server[2].read_text()
+    assert speak(wire, head(b"GET", b"/livez")).startswith(b"HTTP/1.1 200")
+    assert "unhandled" not in wire[2].read_text()
 
 
-def test_a_request_in_the_body_of_another_is_not_carried_out(server: tuple[str, int, Path]) -> None:
+def test_a_request_in_the_body_of_another_is_not_carried_out(wire: tuple[str, int, Path]) -> None:
     """Request smuggling: where the end of a body is in doubt, what follows is not taken for a request."""
     hidden = b'{"email": "smuggled@example.com", "password": "%s"}' % PASSWORD.encode()
     length = b"Content-Length: %d" % len(hidden)
@@ -154,8 +155,8 @@ def test_a_request_in_the_body_of_another_is_not_carried_out(server: tuple[str, 
         head(b"POST", b"/api/auth/login", JSON, b"Content-Length: 0", b"Content-Length: %d" % len(inner)),
         head(b"POST", b"/api/auth/login", JSON, b"Transfer-Encoding: x", b"Content-Length: %d" % len(inner)),
     ):
-        speak(server, outer.replace(b"Connection: close\r\n", b"") + inner)
-    host, port, _ = server
+        speak(wire, outer.replace(b"Connection: close\r\n", b"") + inner)
+    host, port, _ = wire
     login = {"email": "smuggled@example.com", "password": PASSWORD}
     assert (
         httpx.post(f"http://{host}:{port}/api/auth/login", json=login, timeout=PATIENCE, verify=NO_TLS).status_code
@@ -163,8 +164,8 @@ def test_a_request_in_the_body_of_another_is_not_carried_out(server: tuple[str, 
     )
 
 
-def test_a_body_that_does_not_come_is_answered_and_the_door_closed(server: tuple[str, int, Path]) -> None:
-    host, port, _ = server
+def test_a_body_that_does_not_come_is_answered_and_the_door_closed(wire: tuple[str, int, Path]) -> None:
+    host, port, _ = wire
     outer = head(b"POST", b"/api/auth/login", JSON, b"Content-Length: 57").replace(b"Connection: close\r\n", b"")
     with ExitStack() as stack:
         waiting = []
@@ -178,9 +179,9 @@ def test_a_body_that_does_not_come_is_answered_and_the_door_closed(server: tuple
             assert b'"message":"The body did not arrive in time."' in received
 
 
-def test_an_answer_over_http_has_one_of_each_header(server: tuple[str, int, Path]) -> None:
+def test_an_answer_over_http_has_one_of_each_header(wire: tuple[str, int, Path]) -> None:
     for target in (b"/livez", b"/nothing", b"/api/keys", b"/static/page.css", b"/docs"):
-        received = speak(server, head(b"GET", target))
+        received = speak(wire, head(b"GET", target))
         names = [line.partition(b":")[0].lower() for line in received.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]]
         assert len(names) == len(set(names)), names
         assert {b"x-request-id", b"content-security-policy", b"x-content-type-options", b"cache-control"} <= set(names)

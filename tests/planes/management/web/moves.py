@@ -18,9 +18,10 @@ from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
-from tests.planes.management.web.conftest import Person
+from keyman.providers.masking import mask
+from tests.support.browser import Person
 from tests.support.planes import PASSWORD
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 KEYS = "/settings/api-keys"
 TOKENS = "/settings/access-tokens"
@@ -175,7 +176,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
                 "encrypted_key": "vault:v1:none",
                 "key_version": 1,
                 "value_uuid": uuid4(),
-                "last_4_chars": catalogue.mask(key.get("service", "OPENAI"), OPENAI_KEY),
+                "last_4_chars": mask(OPENAI_KEY, catalogue.prefix(key.get("service", "OPENAI"))),
                 "disabled": False,
                 "undecryptable": False,
                 "created_at": moment,
@@ -194,7 +195,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
 
 
 def plant_uses(home: Path, person: Person, *uses: dict[str, Any]) -> None:
-    """Entries of applications straight into the trail, in the order that they came in: of the newest key of a service,
+    """Write entries of applications into the audit log, in the order that they came in: of the newest key of a service,
     granted unless they say otherwise.
     """
     engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})

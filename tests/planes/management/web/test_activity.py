@@ -1,4 +1,4 @@
-"""Settings → Activity: the trail in words, by kind and by period."""
+"""Settings → Activity: the audit log in words, by kind and by period."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from keyman.planes.management.web.activity import (
     View,
 )
 from tests.planes.management.api.harness import ApiPlane, store
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +89,7 @@ async def test_a_period_ends_now_and_what_is_older_is_left_out(shared: ApiPlane)
     ada = await person(shared)
     owner, moment = await id_of(ada), now()
     async with shared.database.write() as connection:
-        # In the order of time, as a trail is.
+        # In the order of time, as an audit log is.
         for days in (31, 29, 8, 6, 2, 0.9):
             row = entry(Action.LOGIN, user_id=owner, at=moment - timedelta(days=days), actor=Actor.SESSION)
             await connection.execute(insert(audit_log).values(row))
@@ -120,7 +120,7 @@ async def test_a_page_that_is_out_of_the_period_by_now_leads_to_the_newest(share
     assert (answer.status_code, answer.headers["location"]) == (303, f"{ACTIVITY}?kind=sign-ins&period=day")
 
 
-async def test_an_application_is_told_of_with_its_name_its_purpose_and_why_it_got_nothing(shared: ApiPlane) -> None:
+async def test_an_application_is_shown_with_its_name_its_purpose_and_why_it_got_nothing(shared: ApiPlane) -> None:
     ada = await person(shared)
     key = await store(ada)
     about = {"user_id": await id_of(ada), "key_id": key["id"], "service": "OPENAI", "application": "chat-backend"}

@@ -8,7 +8,6 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.planes.management.web.conftest import Arrive, Person, Stack
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -28,17 +27,19 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
-from tests.support.live import NO_TLS, PATIENCE, sign_up
+from tests.support.browser import Arrive, DevServer, Person
+from tests.support.http import NO_TLS, sign_up
 from tests.support.planes import PASSWORD
+from tests.support.waiting import PATIENCE
 
 OPENAI = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "first"}
 
 
 @pytest.fixture(scope="module")
-def account(stack: Stack) -> tuple[str, str]:
+def account(dev_server: DevServer) -> tuple[str, str]:
     """Somebody's address and cookie: an account for the module, as sign-ups are slow on purpose, and limited."""
     email = "form@example.com"
-    client = sign_up(stack.origin, email)
+    client = sign_up(dev_server.origin, email)
     client.close()
     return email, client.cookies["keyman_session"]
 
@@ -94,7 +95,7 @@ def test_on_edit_a_key_of_another_service_is_noticed_too_and_the_service_stays(a
     expect(opened.get_by_text("API key looks like a key of Anthropic, not of OpenAI")).to_be_visible()
 
 
-def test_the_key_is_hidden_until_it_is_asked_for_and_browsers_are_told_not_to_keep_it(ada: Person) -> None:
+def test_the_key_is_hidden_until_it_is_asked_for_and_browsers_do_not_store_it(ada: Person) -> None:
     ada.store(OPENAI)
     page = ada.page
     page.reload()
@@ -201,7 +202,7 @@ def test_the_back_button_and_a_reload_change_nothing_again(ada: Person) -> None:
 
 
 def _end_session(person: Person) -> None:
-    """On the server alone: the browser goes on sending its cookie."""
+    """Only on the server: the browser goes on sending its cookie."""
     cookies = {each["name"]: each["value"] for each in person.context.cookies()}
     header = {"Cookie": f"keyman_session={cookies['keyman_session']}"}
     assert (
@@ -210,7 +211,7 @@ def _end_session(person: Person) -> None:
     )
 
 
-def test_a_session_that_ends_while_the_form_is_open_costs_the_key_alone(arrive: Arrive) -> None:
+def test_a_session_that_ends_while_the_form_is_open_loses_only_the_key(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
     ada.open(KEYS)
@@ -315,7 +316,7 @@ def test_a_key_deleted_in_another_window_ends_in_words(ada: Person, way: str) ->
         _delete_elsewhere(ada)
         rows(page).get_by_role("button", name=way).click()
     expect(dialog(page)).to_contain_text("There is nothing here")
-    expect(dialog(page)).to_contain_text("This key is not there any more. Perhaps it was deleted in another window.")
+    expect(dialog(page)).to_contain_text("This key no longer exists. It may have been deleted in another window.")
     back = dialog(page).get_by_role("button", name="Back to your keys")
     expect(back).to_be_focused()
     if way == "Edit":
@@ -332,7 +333,7 @@ def _delete_elsewhere(person: Person) -> None:
         assert person.context.request.delete(f"{person.origin}/api/keys/{key['id']}").status == 204
 
 
-def test_of_two_windows_that_edit_the_second_is_told_and_may_go_on(ada: Person) -> None:
+def test_of_two_windows_that_edit_the_second_gets_a_warning_and_may_go_on(ada: Person) -> None:
     ada.store(OPENAI)
     first, second = ada.page, ada.watch(ada.context.new_page())
     for page in (first, second):
@@ -377,7 +378,7 @@ def test_an_address_that_is_taken_is_said_on_the_form(ada: Person) -> None:
     page.get_by_label("Email").fill(ada.email)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign up").click()
-    expect(page.get_by_role("alert")).to_contain_text("There is an account with this address already.")
+    expect(page.get_by_role("alert")).to_contain_text("An account with this address already exists.")
     expect(page.get_by_label("Email")).to_have_value(ada.email)
     expect(page.get_by_label("Password")).to_have_value("")
     page.get_by_role("button", name="Sign in").click()
@@ -414,7 +415,7 @@ def test_a_search_that_fails_leaves_the_list_and_the_search(ada: Person) -> None
     expect(rows(page)).to_have_count(11)
     page.unroute("**/settings/api-keys?*")
     page.get_by_label("Search labels").fill("nothing like it")
-    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     expect(page.get_by_role("status")).to_have_text("Keys shown: 0")
     assert [line for line in ada.complaints if "TypeError" in line] == []
 
@@ -435,11 +436,11 @@ def test_a_search_that_answers_late_closes_no_form(ada: Person) -> None:
     expect(page.get_by_label("Label", exact=True)).to_have_value("being typed")
 
 
-def test_a_form_of_one_account_is_not_sent_for_another(ada: Person, stack: Stack) -> None:
+def test_a_form_of_one_account_is_not_sent_for_another(ada: Person, dev_server: DevServer) -> None:
     page = ada.page
     opened = press(page, "Add New Key")
     fill(page, "OpenAI", OPENAI_KEY, "belongs to ada")
-    eve = sign_up(stack.origin, "eve.form@example.com")
+    eve = sign_up(dev_server.origin, "eve.form@example.com")
     ada.context.add_cookies([{"name": "keyman_session", "value": eve.cookies["keyman_session"], "url": ada.origin}])
     save(page)
     expect(opened.get_by_role("alert")).to_contain_text("Somebody else has signed in with this browser meanwhile.")

@@ -37,7 +37,7 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-async def plane(
+async def page_plane(
     tmp_path_factory: pytest.TempPathFactory, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> AsyncIterator[ApiPlane]:
     url = make_url(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('pages')}/keyman.db")
@@ -80,8 +80,8 @@ async def keys(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 # --- who gets in
 
 
-async def test_the_front_door_leads_in_or_to_the_sign_in(plane: ApiPlane) -> None:
-    visitor, ada = plane.client(headers=BROWSER), await person(plane)
+async def test_the_front_door_leads_in_or_to_the_sign_in(page_plane: ApiPlane) -> None:
+    visitor, ada = page_plane.client(headers=BROWSER), await person(page_plane)
     assert (await visitor.get("/")).headers["location"] == "/sign-in"
     for path in ("/", "/sign-in", "/sign-up", "/settings"):
         answer = await ada.get(path)
@@ -89,14 +89,16 @@ async def test_the_front_door_leads_in_or_to_the_sign_in(plane: ApiPlane) -> Non
 
 
 @pytest.mark.parametrize("path", [*SETTINGS, "/settings/api-keys/1/edit", "/settings/api-keys/1/delete"])
-async def test_a_page_that_needs_an_account_is_the_sign_in_that_leads_back_to_it(plane: ApiPlane, path: str) -> None:
-    visitor = plane.client(headers=BROWSER)
+async def test_a_page_that_needs_an_account_is_the_sign_in_that_leads_back_to_it(
+    page_plane: ApiPlane, path: str
+) -> None:
+    visitor = page_plane.client(headers=BROWSER)
     page = await visitor.get(f"{path}?q=a%26b")
     assert page.status_code == 401
     assert page.headers["www-authenticate"] == "Bearer"
     assert "<h1" in page.text
     assert field(page, "back") == f"{path}?q=a%26b"
-    ada = await person(plane)
+    ada = await person(page_plane)
     email = (await ada.get("/api/auth/me")).json()["email"]
     form = {"email": email, "password": PASSWORD, "back": field(page, "back")}
     assert (await visitor.post("/sign-in", data=form)).headers["location"] == f"{path}?q=a%26b"
@@ -104,22 +106,22 @@ async def test_a_page_that_needs_an_account_is_the_sign_in_that_leads_back_to_it
 
 
 @pytest.mark.parametrize("path", [*SETTINGS, "/settings/api-keys/1/edit", "/nowhere"])
-async def test_whoever_does_not_read_html_gets_a_problem_in_json(plane: ApiPlane, path: str) -> None:
+async def test_a_client_that_does_not_accept_html_gets_a_problem_in_json(page_plane: ApiPlane, path: str) -> None:
     for accept in ("*/*", "application/json", ""):
-        answer = await plane.client(headers={"Accept": accept}).get(path)
+        answer = await page_plane.client(headers={"Accept": accept}).get(path)
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["status"] == answer.status_code in (401, 404)
 
 
-async def test_the_api_speaks_json_to_browsers_too(plane: ApiPlane) -> None:
-    visitor = plane.client(headers=BROWSER)
+async def test_the_api_speaks_json_to_browsers_too(page_plane: ApiPlane) -> None:
+    visitor = page_plane.client(headers=BROWSER)
     for method, path in (("GET", "/api/keys"), ("GET", "/api/nothing"), ("DELETE", "/api/keys")):
         answer = await visitor.request(method, path)
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_token_opens_pages_of_its_scopes_and_never_the_account(plane: ApiPlane) -> None:
-    script = await plane.token(await plane.user(), "keys:read")
+async def test_a_token_opens_pages_of_its_scopes_and_never_the_account(page_plane: ApiPlane) -> None:
+    script = await page_plane.token(await page_plane.user(), "keys:read")
     script.headers.update(BROWSER)
     assert (await script.get(HOME)).status_code == 200
     for path in ("/settings/api-keys/new", "/settings/access-tokens", "/settings/activity", "/settings/account"):
@@ -139,9 +141,9 @@ async def test_a_token_opens_pages_of_its_scopes_and_never_the_account(plane: Ap
     ],
 )
 async def test_a_refused_sign_in_comes_back_with_the_address_and_without_the_password(
-    plane: ApiPlane, form: dict[str, str]
+    page_plane: ApiPlane, form: dict[str, str]
 ) -> None:
-    page = await send(plane.client(headers=BROWSER), "/sign-in", form)
+    page = await send(page_plane.client(headers=BROWSER), "/sign-in", form)
     assert page.status_code in (401, 422)
     assert 'class="fault"' in page.text or 'role="alert"' in page.text
     assert f'value="{form.get("email", "")}"' in page.text
@@ -150,9 +152,9 @@ async def test_a_refused_sign_in_comes_back_with_the_address_and_without_the_pas
 
 
 async def test_sign_up_closed_is_said_on_a_page(
-    plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
+    page_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    url = plane.settings.database_url
+    url = page_plane.settings.database_url
     async with api_plane_at(url, provisioned.settings, Passwords(quick_passwords), signup_open=False) as closed:
         visitor = closed.client(headers=BROWSER)
         page = await visitor.get("/sign-up")
@@ -162,11 +164,11 @@ async def test_sign_up_closed_is_said_on_a_page(
         assert answer.status_code == 403
 
 
-async def test_signing_out_ends_the_session_on_the_server(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_signing_out_ends_the_session_on_the_server(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     cookie = ada.cookies["keyman_session"]
     assert (await ada.post("/sign-out")).headers["location"] == "/sign-in"
-    again = plane.client(headers=BROWSER, cookies={"keyman_session": cookie})
+    again = page_plane.client(headers=BROWSER, cookies={"keyman_session": cookie})
     page = await again.get(HOME)
     assert page.status_code == 401
     assert "The session has ended." in page.text
@@ -188,8 +190,8 @@ async def test_signing_out_ends_the_session_on_the_server(plane: ApiPlane) -> No
         "",
     ],
 )
-async def test_nobody_is_led_away_after_signing_in(plane: ApiPlane, url: str) -> None:
-    ada = await person(plane)
+async def test_nobody_is_led_away_after_signing_in(page_plane: ApiPlane, url: str) -> None:
+    ada = await person(page_plane)
     email = (await ada.get("/api/auth/me")).json()["email"]
     form = {"email": email, "password": PASSWORD, "back": url}
     assert (await ada.post("/sign-in", data=form)).headers["location"] == HOME
@@ -203,8 +205,8 @@ def test_own_page_is_a_path_of_the_settings_whatever_it_is_given(url: str) -> No
         assert "\\" not in made
 
 
-async def test_a_form_of_another_site_is_refused_with_a_page(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_a_form_of_another_site_is_refused_with_a_page(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     page = await ada.post(HOME, data={"service": "OPENAI", "api_key": VALUE}, headers={"Sec-Fetch-Site": "cross-site"})
     assert page.status_code == 403
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -215,8 +217,8 @@ async def test_a_form_of_another_site_is_refused_with_a_page(plane: ApiPlane) ->
 # --- what every page is
 
 
-async def test_every_page_keeps_its_promises_to_the_browser(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_every_page_keeps_its_promises_to_the_browser(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     key = await add(ada)
     nonces = set()
     pages = (*SETTINGS, f"{HOME}/{key}/edit", f"{HOME}/{key}/delete", "/nowhere", "/problems", "/problems/forbidden")
@@ -248,10 +250,10 @@ async def test_every_page_keeps_its_promises_to_the_browser(plane: ApiPlane) -> 
     assert len(nonces) == len(pages)
 
 
-async def test_behind_https_browsers_are_told_to_stay_there(
-    plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
+async def test_behind_https_browsers_get_hsts(
+    page_plane: ApiPlane, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
-    url, public = plane.settings.database_url, "https://keys.example.com"
+    url, public = page_plane.settings.database_url, "https://keys.example.com"
     async with api_plane_at(url, provisioned.settings, Passwords(quick_passwords), public_url=public) as secure:
         answer = await secure.client(headers=BROWSER).post(
             "/sign-up", data={"email": "https@example.com", "password": PASSWORD}
@@ -267,8 +269,8 @@ MARKUP = st.sampled_from(
 
 @settings(max_examples=40)  # an account, a key and eight pages each; the marks themselves are few
 @given(label=MARKUP | st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=60))
-async def test_a_label_is_text_wherever_it_is_shown(plane: ApiPlane, label: str) -> None:
-    ada = await person(plane)
+async def test_a_label_is_text_wherever_it_is_shown(page_plane: ApiPlane, label: str) -> None:
+    ada = await person(page_plane)
     key = await add(ada, name=label)
     stored = (await keys(ada))[0]["name"]
     assert stored in (label, label.strip())
@@ -285,8 +287,8 @@ async def test_a_label_is_text_wherever_it_is_shown(plane: ApiPlane, label: str)
 # --- keys
 
 
-async def test_a_form_stores_replaces_and_deletes_a_key_and_says_so_once(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_a_form_stores_replaces_and_deletes_a_key_and_says_so_once(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     key = await add(ada, name=" production chat ", expires_at="2031-05-06")
     (stored,) = await keys(ada)
     assert (stored["id"], stored["service"], stored["last_4_chars"]) == (key, "OPENAI", "sk-...1234")
@@ -313,8 +315,8 @@ async def test_a_form_stores_replaces_and_deletes_a_key_and_says_so_once(plane: 
     assert await keys(ada) == []
 
 
-async def test_an_exact_expiry_outlives_an_edit_of_the_label_even_when_it_is_past(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_an_exact_expiry_outlives_an_edit_of_the_label_even_when_it_is_past(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     soon = datetime.now(UTC) + timedelta(seconds=0.4)
     body = {"service": "OPENAI", "api_key": VALUE, "expires_at": soon.isoformat()}
     key = (await ada.post("/api/keys", json=body)).json()
@@ -334,7 +336,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"service": "OPENAI", "api_key": "x" * 513}, "API key must be 8 to 512 characters long."),
     ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must be printable ASCII"),
     ({"service": "OPENAI", "api_key": "sk-ant-c4n4ry-c4n4ry"}, "API key looks like a key of Anthropic, not of OpenAI"),
-    ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is the masked form"),
+    ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is the mask that keyman shows"),
     ({"service": "NOWHERE", "api_key": VALUE}, "Service is not a service of the catalogue"),
     ({"service": "openai", "api_key": VALUE}, "Service must be a service of the catalogue"),
     ({"service": "OPENAI", "api_key": VALUE, "name": "x" * 101}, "Label must be at most 100 characters long."),
@@ -347,9 +349,9 @@ REFUSED: list[tuple[dict[str, str], str]] = [
 
 @pytest.mark.parametrize(("form", "words"), REFUSED)
 async def test_what_is_refused_stands_beside_its_field_and_only_the_key_is_lost(
-    plane: ApiPlane, form: dict[str, str], words: str
+    page_plane: ApiPlane, form: dict[str, str], words: str
 ) -> None:
-    ada = await person(plane)
+    ada = await person(page_plane)
     page = await send(ada, HOME, form)
     assert page.status_code == 422
     assert words in page.text
@@ -362,8 +364,8 @@ async def test_what_is_refused_stands_beside_its_field_and_only_the_key_is_lost(
     assert await keys(ada) == []
 
 
-async def test_a_form_that_is_sent_twice_stores_one_key(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_a_form_that_is_sent_twice_stores_one_key(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     attempt = field(await ada.get(f"{HOME}/new"), "attempt")
     form = {"service": "OPENAI", "api_key": VALUE, "attempt": attempt}
     first, second = [await ada.post(HOME, data=form) for _ in range(2)]
@@ -374,8 +376,8 @@ async def test_a_form_that_is_sent_twice_stores_one_key(plane: ApiPlane) -> None
     assert len(await keys(ada)) == 2
 
 
-async def test_an_edit_over_another_ones_is_said_and_can_be_repeated(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_an_edit_over_another_ones_is_said_and_can_be_repeated(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     key = await add(ada, name="first")
     stale = field(await ada.get(f"{HOME}/{key}/edit"), "etag")
     await ada.patch(f"/api/keys/{key}", json={"name": "second"})
@@ -389,8 +391,8 @@ async def test_an_edit_over_another_ones_is_said_and_can_be_repeated(plane: ApiP
     assert (await keys(ada))[0]["name"] == "third"
 
 
-async def test_what_was_not_touched_after_a_refusal_is_what_is_stored_now(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_what_was_not_touched_after_a_refusal_is_what_is_stored_now(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     key = await add(ada, name="first", expires_at="2030-01-01")
     shown = await ada.get(f"{HOME}/{key}/edit")
     hidden = {name: field(shown, name) for name in ("etag", "shown_name", "shown_expires_at", "account", "view")}
@@ -408,8 +410,8 @@ async def test_what_was_not_touched_after_a_refusal_is_what_is_stored_now(plane:
     assert (after["name"], after["expires_at"]) == ("second", "2031-12-31T08:00:00Z")
 
 
-async def test_a_form_acts_for_nobody_but_whom_it_was_made_for(plane: ApiPlane) -> None:
-    ada, eve = await person(plane), await person(plane)
+async def test_a_form_acts_for_nobody_but_whom_it_was_made_for(page_plane: ApiPlane) -> None:
+    ada, eve = await person(page_plane), await person(page_plane)
     key = await add(eve)
     hers = field(await ada.get(f"{HOME}/new"), "account")
     for path in (HOME, f"{HOME}/{key}/edit", f"{HOME}/{key}/delete", "/settings/access-tokens", "/settings/account"):
@@ -421,8 +423,8 @@ async def test_a_form_acts_for_nobody_but_whom_it_was_made_for(plane: ApiPlane) 
     assert (await eve.get("/api/tokens")).json() == []
 
 
-async def test_the_last_page_of_a_list_that_is_gone_leads_to_the_first(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_the_last_page_of_a_list_that_is_gone_leads_to_the_first(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     for _ in range(2):
         await add(ada)
     (newest, oldest) = await keys(ada)
@@ -433,15 +435,15 @@ async def test_the_last_page_of_a_list_that_is_gone_leads_to_the_first(plane: Ap
     assert f'id="key-{newest["id"]}"' in (await ada.get(HOME)).text
 
 
-async def test_another_sites_link_cannot_say_that_something_was_done(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_another_sites_link_cannot_say_that_something_was_done(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     for site, is_said in (("same-origin", True), ("cross-site", False), ("none", False)):
         page = await ada.get("/settings/account?done=password", headers={"Sec-Fetch-Site": site})
         assert ("Your password is changed." in page.text) == is_said
 
 
-async def test_another_ones_key_is_a_page_like_a_missing_ones(plane: ApiPlane) -> None:
-    ada, eve = await person(plane), await person(plane)
+async def test_another_ones_key_is_a_page_like_a_missing_ones(page_plane: ApiPlane) -> None:
+    ada, eve = await person(page_plane), await person(page_plane)
     key = await add(ada)
     token = (await ada.post("/api/tokens", json={"name": "x"})).json()["id"]
 
@@ -473,8 +475,8 @@ async def test_another_ones_key_is_a_page_like_a_missing_ones(plane: ApiPlane) -
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "multipart/form-data; boundary=x", "text/plain", ""])
-async def test_what_is_no_form_is_refused(plane: ApiPlane, media_type: str) -> None:
-    ada = await person(plane)
+async def test_what_is_no_form_is_refused(page_plane: ApiPlane, media_type: str) -> None:
+    ada = await person(page_plane)
     page = await ada.post(HOME, content=b"service=OPENAI", headers={"Content-Type": media_type})
     assert page.status_code == 415
 
@@ -482,17 +484,17 @@ async def test_what_is_no_form_is_refused(plane: ApiPlane, media_type: str) -> N
 @pytest.mark.parametrize(
     "body", [b"a=%ff%fe", b"\xff", "ä=1".encode(), b"&".join(b"a=1" for _ in range(100)), b"a=%ED%A0%80"]
 )
-async def test_a_form_that_is_not_well_formed_is_said_and_not_repeated(plane: ApiPlane, body: bytes) -> None:
-    ada = await person(plane)
+async def test_a_form_that_is_not_well_formed_is_said_and_not_repeated(page_plane: ApiPlane, body: bytes) -> None:
+    ada = await person(page_plane)
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     page = await ada.post(HOME, content=body, headers=form)
     assert page.status_code == 400
-    assert "The form is not well-formed." in page.text
+    assert "The form is malformed." in page.text
 
 
 @given(fields=st.dictionaries(st.sampled_from(["service", "api_key", "name", "expires_at", "attempt", "x"]), st.text()))
-async def test_no_form_whatever_it_holds_ends_in_a_500(plane: ApiPlane, fields: dict[str, str]) -> None:
-    ada = await person(plane)
+async def test_no_form_whatever_it_holds_ends_in_a_500(page_plane: ApiPlane, fields: dict[str, str]) -> None:
+    ada = await person(page_plane)
     sendable = {name: text.encode("utf-8", "ignore").decode() for name, text in fields.items()}
     page = await send(ada, HOME, sendable)
     assert page.status_code in (303, 400, 422)
@@ -502,8 +504,8 @@ async def test_no_form_whatever_it_holds_ends_in_a_500(plane: ApiPlane, fields: 
 # --- the list
 
 
-async def test_a_few_keys_are_seen_at_a_glance_and_more_can_be_searched(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_a_few_keys_are_seen_at_a_glance_and_more_can_be_searched(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     for number in range(10):
         await add(ada, name=f"label {number}")
     assert 'role="search"' not in (await ada.get(HOME)).text
@@ -514,14 +516,14 @@ async def test_a_few_keys_are_seen_at_a_glance_and_more_can_be_searched(plane: A
     assert re.findall(r'<tr role="row" id="key-', found.text) == ['<tr role="row" id="key-']
     assert "Größe" in found.text
     none = await ada.get(HOME, params={"service": "OPENAI", "q": "Größe"})
-    assert "No key fits" in none.text
+    assert "No matching keys" in none.text
     # A link to a row's form leads back to the part of the list that it was opened from.
     assert "/edit?q=GR%C3%96SSE" in found.text
     assert 'name="q" value="GRÖSSE"' in found.text
 
 
-async def test_pages_of_a_long_list_lead_to_all_of_it(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_pages_of_a_long_list_lead_to_all_of_it(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     for number in range(103):
         body = {"service": "OPENAI", "api_key": VALUE, "name": f"label {number}"}
         assert (await ada.post("/api/keys", json=body)).status_code == 201
@@ -538,8 +540,8 @@ async def test_pages_of_a_long_list_lead_to_all_of_it(plane: ApiPlane) -> None:
 @pytest.mark.parametrize(
     "query", ["cursor=x", "service=x", "service=%00", "q=%00", f"q={'x' * 500}", "cursor=%ff", "saved=<b>"]
 )
-async def test_a_query_that_means_nothing_shows_the_list(plane: ApiPlane, query: str) -> None:
-    ada = await person(plane)
+async def test_a_query_that_means_nothing_shows_the_list(page_plane: ApiPlane, query: str) -> None:
+    ada = await person(page_plane)
     key = await add(ada)
     page = await ada.get(f"{HOME}?{query}")
     assert (page.status_code, f'id="key-{key}"' in page.text) == (200, True)
@@ -549,20 +551,20 @@ async def test_a_query_that_means_nothing_shows_the_list(plane: ApiPlane, query:
 # --- tokens, account, activity
 
 
-async def test_a_token_is_shown_in_the_answer_to_its_form_and_nowhere_else(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_a_token_is_shown_in_the_answer_to_its_form_and_nowhere_else(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     form = {"name": "CI", "scopes": ["keys:read", "audit:read"], "expires_at": "2031-01-01"}
     page = await ada.post("/settings/access-tokens", data=form)
     assert page.status_code == 200
     (token,) = set(re.findall(r"km_[0-9A-Za-z]{36}", page.text))
     assert f"{ORIGIN}/api/keys" in page.text
-    assert (await plane.client(headers={"Authorization": f"Bearer {token}"}).get("/api/keys")).status_code == 200
+    assert (await page_plane.client(headers={"Authorization": f"Bearer {token}"}).get("/api/keys")).status_code == 200
     for path in SETTINGS:
         assert token not in (await ada.get(path)).text
     (listed,) = (await ada.get("/api/tokens")).json()
     assert (listed["scopes"], listed["expires_at"]) == (["keys:read", "audit:read"], "2031-01-01T23:59:59Z")
     await send(ada, f"/settings/access-tokens/{listed['id']}/revoke", {})
-    assert (await plane.client(headers={"Authorization": f"Bearer {token}"}).get("/api/keys")).status_code == 401
+    assert (await page_plane.client(headers={"Authorization": f"Bearer {token}"}).get("/api/keys")).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -575,18 +577,18 @@ async def test_a_token_is_shown_in_the_answer_to_its_form_and_nowhere_else(plane
     ],
 )
 async def test_a_token_form_that_is_refused_says_what_is_wrong(
-    plane: ApiPlane, form: dict[str, str], words: str
+    page_plane: ApiPlane, form: dict[str, str], words: str
 ) -> None:
-    ada = await person(plane)
+    ada = await person(page_plane)
     page = await ada.post("/settings/access-tokens", data=form)
     assert (page.status_code, words in page.text) == (422, True)
     assert (await ada.get("/api/tokens")).json() == []
 
 
-async def test_a_password_change_asks_for_the_current_one_and_ends_the_others(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_a_password_change_asks_for_the_current_one_and_ends_the_others(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     email = (await ada.get("/api/auth/me")).json()["email"]
-    other = plane.client(headers=BROWSER)
+    other = page_plane.client(headers=BROWSER)
     await other.post("/sign-in", data={"email": email, "password": PASSWORD})
     form = {"current_password": "wrong wrong wrong", "new_password": "another horse battery"}
     page = await ada.post("/settings/account", data=form)
@@ -599,11 +601,11 @@ async def test_a_password_change_asks_for_the_current_one_and_ends_the_others(pl
     assert (await other.get("/settings/account")).status_code == 401
 
 
-async def test_sessions_are_listed_by_device_and_end_one_by_one_or_all(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_sessions_are_listed_by_device_and_end_one_by_one_or_all(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     email = (await ada.get("/api/auth/me")).json()["email"]
     agent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
-    others = [plane.client(headers={**BROWSER, "User-Agent": agent}) for _ in range(3)]
+    others = [page_plane.client(headers={**BROWSER, "User-Agent": agent}) for _ in range(3)]
     for other in others:
         await other.post("/sign-in", data={"email": email, "password": PASSWORD})
     page = await ada.get("/settings/account")
@@ -619,10 +621,10 @@ async def test_sessions_are_listed_by_device_and_end_one_by_one_or_all(plane: Ap
     assert activity.count("Session ended") == 2
 
 
-async def test_activity_shows_what_was_done_and_by_what(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_activity_shows_what_was_done_and_by_what(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     key = await add(ada)
-    script = await plane.token(ada, "keys:write", "keys:read")
+    script = await page_plane.token(ada, "keys:write", "keys:read")
     assert (await script.patch(f"/api/keys/{key}", json={"name": "x"})).status_code == 200
     page = (await ada.get("/settings/activity")).text
     said = re.findall(r'<td role="cell" class="label">([^<]*)</td>', page)
@@ -630,8 +632,8 @@ async def test_activity_shows_what_was_done_and_by_what(plane: ApiPlane) -> None
     assert "Access token 1" in page or re.search(r"Access token \d+", page)
 
 
-async def test_no_page_holds_a_value_whatever_was_done_with_it(plane: ApiPlane) -> None:
-    ada = await person(plane)
+async def test_no_page_holds_a_value_whatever_was_done_with_it(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
     canary = "sk-c4n4ryC4N4RYc4n4ry0000"
     key = await add(ada, api_key=canary)
     await ada.post(f"{HOME}/{key}/edit", data={"api_key": canary, "name": "x" * 101})

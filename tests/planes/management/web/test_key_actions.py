@@ -1,4 +1,4 @@
-"""Settings → API Keys: pausing, resuming and deleting, as bytes; in a browser: test_story."""
+"""Settings → API Keys: pausing, resuming and deleting, as bytes; in a browser: test_journeys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.pages import HOME
 from tests.planes.management.api.harness import ApiPlane, store
 from tests.planes.management.web.test_activity import id_of, person
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +74,7 @@ async def test_a_key_is_paused_and_resumed_and_each_is_said_once(shared: ApiPlan
     assert told[:2] == ["key.resume", "key.pause"]
 
 
-async def test_a_key_that_has_changed_meanwhile_is_asked_about_anew(shared: ApiPlane) -> None:
+async def test_a_key_that_has_changed_meanwhile_is_confirmed_again(shared: ApiPlane) -> None:
     ada = await person(shared)
     key_id = (await store(ada))["id"]
     path = f"{HOME}/{key_id}/pause"
@@ -108,7 +108,7 @@ async def test_a_form_that_does_not_say_what_is_wanted_changes_nothing(shared: A
     path = f"{HOME}/{key_id}/pause"
     for fields in ({}, {"paused": ""}, {"paused": "yes"}, {"paused": "TRUE"}):
         answer = await post(ada, path, fields)
-        assert (answer.status_code, "The form is not well-formed." in answer.text) == (422, True)
+        assert (answer.status_code, "The form is malformed." in answer.text) == (422, True)
     for answer in (await eve.get(path), await post(eve, path, {"paused": "true"})):
         assert answer.status_code == 404
     reader = await shared.token(ada, "keys:read")
@@ -167,7 +167,7 @@ async def test_the_question_before_a_deletion_names_who_has_used_the_key(shared:
     assert len(named(page)) == NAMED_USES
 
 
-async def test_a_use_that_the_trail_does_not_tell_of_any_more_is_not_denied(shared: ApiPlane) -> None:
+async def test_a_use_that_was_pruned_from_the_audit_log_is_not_denied(shared: ApiPlane) -> None:
     ada = await person(shared)
     key_id = (await store(ada))["id"]
     async with shared.database.write() as connection:

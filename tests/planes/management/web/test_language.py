@@ -47,7 +47,7 @@ from keyman.providers.catalogue import SHIPPED
 from keyman.storage.paging import Cursor
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
 from tests.support.planes import PASSWORD
-from tests.support.trail import entry
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 
@@ -240,11 +240,11 @@ def test_the_sentences_of_code_and_templates_are_found() -> None:
     assert {
         "must be 8 to 512 characters long",
         "is not your current password",
-        "{count} things are not as they must be; each is listed in errors.",
-        "One field is not as it must be.",
+        "{count} things are invalid; errors lists each of them.",
+        "One field is invalid.",
         "The database cannot be used at the moment. Nothing was stored.",
         "This idempotency key was used for another request",
-        "This key is not there any more. Perhaps it was deleted in another window.",
+        "This key no longer exists. It may have been deleted in another window.",
         "Vault cannot be reached.",
         "just now",
     } <= of_the_code()
@@ -305,8 +305,8 @@ def test_a_sentence_is_the_text_that_its_values_make(word: str, number: int) -> 
 
 def test_a_sentence_is_said_again_with_its_values() -> None:
     problem = InvalidRequest.at(FieldError("a", "is missing"), FieldError("b", "is missing"))
-    assert problem.detail == "2 things are not as they must be; each is listed in errors."
-    assert GERMAN.say(problem.detail).startswith("2 Angaben sind nicht so, ")
+    assert problem.detail == "2 things are invalid; errors lists each of them."
+    assert GERMAN.say(problem.detail).startswith("2 Angaben sind ungültig;")
     assert GERMAN.say(InvalidRequest.at(FieldError("a", "is missing")).detail).startswith("Ein Feld ")
 
 
@@ -714,7 +714,7 @@ async def test_a_header_of_100_kilobytes_is_answered(sqlite_plane: ApiPlane) -> 
         assert answer.headers["content-language"].encode() == code
 
 
-async def test_english_is_for_whoever_asks_for_nothing(sqlite_plane: ApiPlane) -> None:
+async def test_english_is_the_default_language(sqlite_plane: ApiPlane) -> None:
     visitor = sqlite_plane.client(headers={"Accept": "text/html"})
     for headers in ({}, {"Accept-Language": "fr"}, {"Accept-Language": "en-GB,de;q=0.9"}):
         page = await visitor.get("/sign-in", headers=headers)

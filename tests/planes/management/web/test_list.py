@@ -8,17 +8,19 @@ from datetime import timedelta
 from playwright.sync_api import expect
 
 from keyman.clock import now
-from tests.planes.management.web.conftest import Arrive, Stack
 from tests.planes.management.web.moves import KEYS, OPENAI_KEY, join, labels, plant, press, rows, save, texts
+from tests.support.browser import Arrive, DevServer
 
 MANY = [{"service": ("OPENAI", "ANTHROPIC")[number % 2], "name": f"key {number:04}"} for number in range(1000)]
 SOME = MANY[:120]
 
 
-def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(arrive: Arrive, stack: Stack) -> None:
+def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(
+    arrive: Arrive, dev_server: DevServer
+) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
-    plant(stack.home, ada, *MANY[:10])
+    plant(dev_server.home, ada, *MANY[:10])
     ada.open(KEYS)
     expect(rows(page)).to_have_count(10)
     expect(page.get_by_role("search")).to_have_count(0)
@@ -38,7 +40,7 @@ def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(
     expect(page).to_have_url(re.compile(r"service=ANTHROPIC&q=KEY(\+|%20)0003$"))
     expect(page.get_by_label("Search labels")).to_be_focused()
     page.get_by_label("Search labels").fill("nothing like it")
-    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     assert page.evaluate("window.stays") == "the same page"
     # What was searched for is searched for after a reload, too.
     page.get_by_label("Search labels").fill("key 0003")
@@ -61,10 +63,10 @@ def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(
     assert ada.complaints == []
 
 
-def test_without_javascript_the_list_is_searched_by_a_plain_form(arrive: Arrive, stack: Stack) -> None:
+def test_without_javascript_the_list_is_searched_by_a_plain_form(arrive: Arrive, dev_server: DevServer) -> None:
     ada = join(arrive(signed_up=False, java_script_enabled=False))
     page = ada.page
-    plant(stack.home, ada, *MANY[:12])
+    plant(dev_server.home, ada, *MANY[:12])
     ada.open(KEYS)
     page.get_by_label("Show service").select_option(label="OpenAI")
     page.get_by_label("Search labels").fill("0004")
@@ -78,10 +80,10 @@ def test_without_javascript_the_list_is_searched_by_a_plain_form(arrive: Arrive,
     expect(rows(page)).to_have_class("fresh")
 
 
-def test_hundreds_of_keys_are_read_page_by_page(arrive: Arrive, stack: Stack) -> None:
+def test_hundreds_of_keys_are_read_page_by_page(arrive: Arrive, dev_server: DevServer) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
-    plant(stack.home, ada, *SOME)
+    plant(dev_server.home, ada, *SOME)
     ada.open(KEYS)
     seen = labels(page)
     expect(page.get_by_role("link", name="Newest")).to_have_count(0)
@@ -100,7 +102,7 @@ def test_hundreds_of_keys_are_read_page_by_page(arrive: Arrive, stack: Stack) ->
     expect(rows(page)).to_have_count(10)
     expect(page.get_by_label("Show service")).to_have_value("OPENAI")
     # And with a thousand it is the same list.
-    plant(stack.home, ada, *MANY[120:])
+    plant(dev_server.home, ada, *MANY[120:])
     ada.open(KEYS)
     expect(rows(page)).to_have_count(50)
     expect(rows(page).first).to_contain_text("key 0999")
@@ -117,11 +119,11 @@ def test_an_address_that_makes_no_sense_shows_the_list(arrive: Arrive) -> None:
         expect(rows(ada.page)).to_have_count(1)
 
 
-def test_a_row_says_what_became_of_its_key(arrive: Arrive, stack: Stack) -> None:
+def test_a_row_says_what_became_of_its_key(arrive: Arrive, dev_server: DevServer) -> None:
     ada = join(arrive(signed_up=False))
     page, moment = ada.page, now()
     plant(
-        stack.home,
+        dev_server.home,
         ada,
         {"name": "plain", "created_at": moment - timedelta(days=3)},
         {"name": "used", "last_used_at": moment - timedelta(hours=5), "last_used_by": "chat-backend"},
@@ -147,7 +149,7 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, stack: Stack) -> None
     late = rows(page).filter(has_text="ends late").locator(".expiry")
     expect(soon.locator("svg")).to_have_count(1)
     expect(late.locator("svg")).to_have_count(0)
-    # The exact time on hover, in the zone of whoever reads it.
+    # The exact time on hover, in the reader's time zone.
     expect(rows(page).filter(has_text="plain").locator("time")).to_have_attribute("title", re.compile(r"20\d\d at .*:"))
     # A key of a service that is no more can still be edited and deleted.
     opened = press(page, "Edit", rows(page).filter(has_text="service gone"))

@@ -19,7 +19,6 @@ from keyman.audit.entries import Action
 from keyman.clock import now
 from keyman.errors import VaultReason
 from keyman.keys.schemas import Status
-from tests.planes.management.web.conftest import DESKTOP, PHONE, Arrive, Person, Stack
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -41,13 +40,14 @@ from tests.planes.management.web.moves import (
     settled,
     sign_in,
 )
+from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer, Person
 from tests.support.planes import PASSWORD
 
 WIDTHS = (320, 390, 768, 1080, 1280, 1920)
 """Pixels: the narrowest that WCAG 1.4.10 asks for, a phone, a tablet, and what desks have."""
 
 FIRST_LOAD = 150_000
-"""Bytes over the wire, all told."""
+"""Bytes over the wire, in total."""
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
 """What a reader of the docs has, rather than a browser without a head."""
@@ -60,7 +60,7 @@ AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 State = Callable[[Person], object]
 
 
-def _crowd(person: Person, stack: Stack) -> None:
+def _crowd(person: Person, stack: DevServer) -> None:
     """Keys of every kind, with labels and names as long as they may be, and enough of them for a filter and a page."""
     moment = now()
     plant(
@@ -213,12 +213,12 @@ def _newest(person: Person) -> int:
     return number
 
 
-def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, stack: Stack) -> None:
+def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server: DevServer) -> None:
     ada = arrive(signed_up=False, reduced_motion="reduce")
     ada.email = f"{'e' * 64}@{'.'.join(['d' * 56] * 3)}.example"
     found: dict[str, list[str]] = {}
     join(ada)
-    _crowd(ada, stack)
+    _crowd(ada, dev_server)
     for name, show in {**INSIDE, **OUTSIDE}.items():
         if name == "signing in":
             ada.context.clear_cookies()
@@ -256,7 +256,7 @@ def _violations(page: Page, scheme: str) -> list[str]:
 
 
 @pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, stack: Stack, size: str) -> None:
+def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, dev_server: DevServer, size: str) -> None:
     viewport = PHONE if size == "phone" else DESKTOP
     ada = arrive(signed_up=False, reduced_motion="reduce", viewport=viewport, bypass_csp=True)
     found: list[str] = []
@@ -270,7 +270,7 @@ def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, stack: S
     join(ada)
     for path in (KEYS, TOKENS, f"{ACTIVITY}?kind=keys-used"):
         look(f"empty {path}", _at(path))
-    _crowd(ada, stack)
+    _crowd(ada, dev_server)
     states = {**INSIDE, **OUTSIDE}
     if size == "phone":
         # Other boxes than at a desk: lists are cards, and the navigation is on top.
@@ -316,9 +316,9 @@ SHIFT = """() => new Promise((resolve) => {
 })"""
 
 
-def test_a_first_visit_is_light_a_second_one_lighter_and_nothing_jumps(arrive: Arrive, stack: Stack) -> None:
+def test_a_first_visit_is_light_a_second_one_lighter_and_nothing_jumps(arrive: Arrive, dev_server: DevServer) -> None:
     ada = join(arrive(signed_up=False))
-    plant(stack.home, ada, *({"name": f"key {number}"} for number in range(50)))
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(50)))
     wire = Wire(ada)
     page = ada.page
     for path in (KEYS, *SETTINGS):
@@ -348,7 +348,7 @@ def model(arrive: Arrive) -> Person:
     return person
 
 
-def test_pictures_of_every_page(model: Person, stack: Stack, tmp_path: Path) -> None:
+def test_pictures_of_every_page(model: Person, dev_server: DevServer, tmp_path: Path) -> None:
     directory = PICTURES if WRITES_PICTURES else tmp_path
     page = model.page
     taken: list[Path] = []
@@ -367,8 +367,8 @@ def test_pictures_of_every_page(model: Person, stack: Stack, tmp_path: Path) -> 
     join(model)
     model.open(KEYS)
     take("empty")
-    plant(stack.home, model, *_portfolio(now()))
-    plant_uses(stack.home, model, *_uses(now()))
+    plant(dev_server.home, model, *_portfolio(now()))
+    plant_uses(dev_server.home, model, *_uses(now()))
     model.open(KEYS)
     take("api-keys")
     press(page, "Add New Key")

@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from keyman.http.problems import KINDS
 from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.static import DIRECTORY
-from tests.planes.management.web.conftest import DESKTOP, PHONE, Arrive
 from tests.planes.management.web.moves import narrow_places
+from tests.support.browser import DESKTOP, PHONE, Arrive
 
 
 def test_the_reference_shows_each_operation_and_asks_no_other_host(arrive: Arrive) -> None:

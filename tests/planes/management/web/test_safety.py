@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Error, Page, Response, expect
 
-from tests.planes.management.web.conftest import Arrive, Person
 from tests.planes.management.web.moves import (
     ACCOUNT,
     KEYS,
@@ -27,6 +26,7 @@ from tests.planes.management.web.moves import (
     save,
     settled,
 )
+from tests.support.browser import Arrive, Person
 
 PAYLOADS = (
     "<img src=x onerror=document.title='run'>",
@@ -224,7 +224,7 @@ def test_labels_are_text_whatever_they_hold(arrive: Arrive) -> None:
     page.keyboard.press("Escape")
     ada.open(f"{KEYS}?service=OPENAI&q=%22%3E%3Cscript%3Edocument.title%3D1%3C%2Fscript%3E")
     expect(page.get_by_label("Search labels")).to_have_value('"><script>document.title=1</script>')
-    expect(page.get_by_role("heading", name="No key fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     # As the names of tokens, and as an address to sign in with.
     for label in PAYLOADS[:3]:
         assert ada.context.request.post(f"{ada.origin}/api/tokens", data={"name": label}).status == 201

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import expect
 
-from tests.planes.management.web.conftest import Arrive, Person, Stack
 from tests.planes.management.web.moves import (
     ACTIVITY,
     KEYS,
@@ -30,39 +29,44 @@ from tests.planes.management.web.moves import (
     rows,
     save,
 )
-from tests.support.chromium import chromium_absence
-from tests.support.live import PATIENCE, Live, Root, dev, dev_parts, environment, free_port, serve, settings_of
+from tests.support.browser import Arrive, DevServer, Person, chromium_absence
+from tests.support.cli import Live, dev, dev_parts, environment, serve, settings_of
+from tests.support.http import free_port
 from tests.support.needs import require
+from tests.support.vault import RootClient
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Live]]:
+def harmed_dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DevServer, Live]]:
     """A `keyman dev` to be harmed."""
     require("chromium", chromium_absence())
     home, port = tmp_path_factory.mktemp("victim") / ".keyman", free_port()
     with dev(home, port) as running:
-        yield Stack(f"http://127.0.0.1:{port}", home), running
+        yield DevServer(f"http://127.0.0.1:{port}", home), running
 
 
 @pytest.fixture(scope="module")
-def plane(victim: tuple[Stack, Live], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def closed_plane(harmed_dev: tuple[DevServer, Live], tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
     """A plane of its own over what is harmed, which outlives it; sign-up is closed."""
-    stack, _ = victim
+    stack, _ = harmed_dev
     settings = {**settings_of(stack.home), "KEYMAN_SIGNUP": "closed", "KEYMAN_PUBLIC_URL": ""}  # its own
     given = {name: value for name, value in environment(**settings).items() if value}
     with serve(given, tmp_path_factory.mktemp("plane")) as service:
-        yield Stack(service.url, stack.home)
+        yield DevServer(service.url, stack.home)
 
 
-def test_while_vault_is_sealed_the_form_says_so_and_the_list_works(arrive: Arrive, victim: tuple[Stack, Live]) -> None:
-    stack, _ = victim
+def test_while_vault_is_sealed_the_form_says_so_and_the_list_works(
+    arrive: Arrive, harmed_dev: tuple[DevServer, Live]
+) -> None:
+    stack, _ = harmed_dev
     ada = join(arrive(signed_up=False, origin=stack.origin))
     ada.store({"service": "OPENAI", "api_key": OPENAI_KEY, "name": "from before"})
     ada.open(KEYS)
-    Root.of_home(stack.home).ask("PUT", "sys/seal")
+    RootClient.of_home(stack.home).ask("PUT", "sys/seal")
     _works_without_vault(ada, "Vault is sealed: an operator must unseal it. Nothing was stored.")
     keys = json.loads((stack.home / "vault" / "keys.json").read_bytes())
-    Root.of_home(stack.home).ask("PUT", "sys/unseal", {"key": keys["unseal_key"]})
+    RootClient.of_home(stack.home).ask("PUT", "sys/unseal", {"key": keys["unseal_key"]})
 
 
 def _works_without_vault(ada: Person, words: str) -> None:
@@ -92,9 +96,9 @@ def _works_without_vault(ada: Person, words: str) -> None:
     assert ada.troubles(REFUSED) == []
 
 
-def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, victim: tuple[Stack, Live]) -> None:
+def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, harmed_dev: tuple[DevServer, Live]) -> None:
     """A real one: the schema is damaged under the running plane."""
-    stack, _ = victim
+    stack, _ = harmed_dev
     ada = join(arrive(signed_up=False, origin=stack.origin))
     page = ada.page
     ada.open(TOKENS)
@@ -104,7 +108,7 @@ def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, victi
         page.get_by_role("link", name="API Keys").click()
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         expect(page.get_by_role("main")).to_contain_text("Something went wrong on our side")
-        request_id = page.get_by_text("Tell whoever runs keyman").inner_text().rpartition(" ")[2]
+        request_id = page.get_by_text("Give the operator of keyman this request id").inner_text().rpartition(" ")[2]
         assert len(request_id) == 32
         assert "api_keys" not in page.inner_text("body")
         assert page.locator(".wordmark").count() == 1
@@ -119,8 +123,10 @@ def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, victi
     expect(page.get_by_role("heading", name="No keys yet")).to_be_visible()
 
 
-def test_a_mistake_of_our_own_behind_a_button_stays_in_the_dialog(arrive: Arrive, victim: tuple[Stack, Live]) -> None:
-    stack, _ = victim
+def test_a_mistake_of_our_own_behind_a_button_stays_in_the_dialog(
+    arrive: Arrive, harmed_dev: tuple[DevServer, Live]
+) -> None:
+    stack, _ = harmed_dev
     ada = join(arrive(signed_up=False, origin=stack.origin))
     page = ada.page
     assert ada.context.request.post(f"{ada.origin}/api/tokens", data={"name": "a token"}).status == 201
@@ -204,8 +210,8 @@ def test_a_form_on_another_site_changes_nothing(arrive: Arrive) -> None:
             expect(rows(page)).to_have_count(1)
 
 
-def test_where_sign_up_is_closed_nobody_is_asked_to(arrive: Arrive, plane: Stack) -> None:
-    ada = arrive(signed_up=False, origin=plane.origin)
+def test_where_sign_up_is_closed_nobody_is_asked_to(arrive: Arrive, closed_plane: DevServer) -> None:
+    ada = arrive(signed_up=False, origin=closed_plane.origin)
     page = ada.page
     ada.open("/")
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
@@ -218,13 +224,13 @@ def test_where_sign_up_is_closed_nobody_is_asked_to(arrive: Arrive, plane: Stack
 
 
 def test_while_vault_is_gone_the_form_says_so_and_the_list_works(
-    arrive: Arrive, victim: tuple[Stack, Live], plane: Stack
+    arrive: Arrive, harmed_dev: tuple[DevServer, Live], closed_plane: DevServer
 ) -> None:
-    stack, running = victim
+    stack, running = harmed_dev
     ada = join(arrive(signed_up=False, origin=stack.origin))
     ada.store({"service": "OPENAI", "api_key": OPENAI_KEY, "name": "from before"})
     os.kill(dev_parts(running).vault, signal.SIGKILL)
     running.wait()  # `keyman dev` ends with its Vault; the other plane does not
-    ada.origin = plane.origin
+    ada.origin = closed_plane.origin
     ada.open(KEYS)  # a cookie is for a host, whatever the port
     _works_without_vault(ada, "Vault cannot be reached. Nothing was stored.")

@@ -1,14 +1,14 @@
 "use strict";
-// What the pages do beyond plain forms; htmx sends and takes in, this opens and closes. Without it all still works.
+// Opens and closes dialogs, and shows messages; htmx sends requests and inserts answers. Everything works without both.
 (() => {
   const dialog = document.getElementById("dialog");
   const session = document.getElementById("session");
   const status = document.getElementById("status");
 
-  // --- what htmx brings (pages of the settings alone have the dialogs)
+  // --- answers for htmx (only the pages of the settings have dialogs)
 
-  // Only what was asked for is taken in. An answer without it, such as a proxy's own error page, or one that says why a
-  // form could not be heard at all, must not take the place of what somebody has filled in.
+  // Only the expected part of an answer is inserted. Other answers, such as the error page of a proxy or the reason that
+  // a form could not be read, must not replace what somebody has filled in.
   document.addEventListener("htmx:before:swap", (event) => {
     const { ctx, tasks } = event.detail;
     const form = ctx.sourceElement;
@@ -35,10 +35,10 @@
       (top.querySelector("[aria-invalid]") || top.querySelector("[autofocus]"))?.focus();
     } else {
       const region = document.querySelector(ctx.select);
-      // Not for an answer that comes late from elsewhere, such as a search: somebody may be typing in the dialog.
+      // Not for a late answer to another request, such as a search: somebody may be typing in the dialog.
       if (dialog.contains(ctx.sourceElement)) {
         dialog.close();
-        // On the button that asked, or what it has become; on the first one that acts where the row is new.
+        // Focus the button that sent the request, or its successor; in a new row, focus the first button.
         const asked = `.fresh form[action="${ctx.sourceElement.getAttribute("action")}"] button`;
         const found = [asked, ".fresh .actions button", "button"].map((each) => region.querySelector(each));
         found.find((each) => each)?.focus();
@@ -48,7 +48,7 @@
     localTimes();
   });
 
-  // The value leaves the page with the request: whatever comes back, the field is empty.
+  // The value is removed from the page when the request is sent, so that the field is empty after any answer.
   document.addEventListener("htmx:before:request", ({ target }) => {
     for (const button of target.querySelectorAll("[data-reveal]")) reveal(button, false);
     for (const field of target.querySelectorAll("#api_key, [type=password]")) field.value = "";
@@ -85,7 +85,7 @@
 
   document.addEventListener("keyman:signed-in", ({ detail: { account } }) => {
     session.close();
-    // Somebody else's page, or one on which nothing waits to be gone on with.
+    // Another user's page, or one with no request to continue.
     if (document.body.dataset.account !== String(account) || !dialog.open) location.reload();
   });
 
@@ -128,7 +128,7 @@
     }
   }
 
-  // --- a plain form is sent once, however often its button is pressed
+  // --- a plain form is sent only once, however often its button is pressed
 
   document.addEventListener("submit", (event) => {
     const form = event.target;
@@ -141,7 +141,7 @@
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
 
-  // --- another service's key, noticed before it is sent; the server decides
+  // --- warns about a key of another service before it is sent; the server decides
 
   for (const name of ["input", "change"]) {
     document.addEventListener(name, ({ target }) => {
@@ -169,7 +169,7 @@
     }
   }
 
-  // --- what was done is said once, and exact times are in the reader's own zone
+  // --- a change is reported once, and exact times are shown in the reader's time zone
 
   const address = new URL(location.href);
   for (const name of ["done", "saved"]) address.searchParams.delete(name);

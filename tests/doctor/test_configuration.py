@@ -1,0 +1,46 @@
+"""`keyman.doctor.configuration`: what `keyman serve` warns of. The report of `keyman doctor`: cli/test_doctor."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
+from keyman.doctor.configuration import examine, unsafe
+
+TLS = "https://vault.example.com:8200"
+SITE = "https://keys.example.com"
+
+
+def settings(vault: str = TLS, public_url: str | None = SITE) -> Settings:
+    return Settings(make_url("sqlite+aiosqlite:///x"), VaultSettings(vault), public_url=public_url)
+
+
+@pytest.mark.parametrize(
+    ("given", "plane", "host", "checks"),
+    [
+        (settings(), "management", "0.0.0.0", []),  # noqa: S104
+        (settings(), "resolver", "127.0.0.1", []),
+        (settings(), "resolver", "0.0.0.0", ["address"]),  # noqa: S104
+        (settings(vault="http://vault.example.com:8200"), "management", "127.0.0.1", ["vault-address"]),
+        (settings(vault="http://vault.example.com:8200"), "resolver", "::1", ["vault-address"]),
+        (settings(vault="http://127.0.0.1:8200"), "management", "127.0.0.1", []),
+        (settings(public_url=None), "management", "127.0.0.1", ["public-url"]),
+        (settings(public_url=None), "resolver", "127.0.0.1", []),
+        (settings(public_url="http://keys.example.com"), "management", "127.0.0.1", ["public-url"]),
+        (settings(public_url="http://127.0.0.1:8000"), "management", "127.0.0.1", []),
+    ],
+)
+def test_a_start_is_warned_of_what_is_unsafe_about_it(
+    given: Settings, plane: str, host: str, checks: list[str]
+) -> None:
+    found = list(unsafe(given, plane, host))
+    assert [finding.check for finding in found] == checks
+    assert all(finding.remedy for finding in found)
+
+
+def test_a_start_and_the_report_say_the_same() -> None:
+    given = settings(vault="http://vault.example.com:8200", public_url=None)
+    report = list(examine(given, {}))
+    assert all(finding in report for finding in unsafe(given, "management", "127.0.0.1"))

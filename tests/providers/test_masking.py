@@ -1,0 +1,53 @@
+"""`keyman.providers.masking`: masks that show no more than they should, and are known again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from keyman.providers.catalogue import SHIPPED
+from keyman.providers.masking import is_mask, mask
+from tests.providers.values import CATALOGUE, SERVICES, VALUES
+
+
+@given(service=SERVICES, value=VALUES)
+def test_a_mask_is_the_prefix_three_dots_and_four_characters(service: str, value: str) -> None:
+    shown = mask(value, CATALOGUE.prefix(service))
+    if len(value) < 12:
+        assert shown == "..."
+    else:
+        prefix = CATALOGUE.prefix(service)
+        assert shown in (f"{prefix}...{value[-4:]}", f"...{value[-4:]}")
+        assert shown.startswith(prefix) is value.startswith(prefix) or not prefix
+        assert value not in shown
+        assert len(shown) <= 64
+
+
+@given(service=SERVICES, value=VALUES)
+def test_every_mask_is_known_again(service: str, value: str) -> None:
+    assert is_mask(mask(value, CATALOGUE.prefix(service)), CATALOGUE.prefixes().values())
+
+
+@pytest.mark.parametrize("text", ["...", "...abcd", "sk-...abcd", "sk-..."])
+def test_the_forms_of_a_mask(text: str) -> None:
+    assert is_mask(text, ["sk-"])
+
+
+@pytest.mark.parametrize("text", ["", "..", "...abc", "...abcde", "sk...abcd", "xx-...abcd", "sk-...abcd...efgh"])
+def test_what_only_looks_like_one_is_none(text: str) -> None:
+    assert not is_mask(text, ["sk-"])
+
+
+def test_a_long_prefix_and_a_tail_do_not_add_up_to_the_value() -> None:
+    assert mask("acme-live-key-v1abcd", "acme-live-key-v1") == "...abcd"
+    assert mask("acme-live-key-v1abcde", "acme-live-key-v1") == "acme-live-key-v1...bcde"
+
+
+def test_an_unknown_service_of_a_stored_key_shows_no_prefix() -> None:
+    assert mask("sk-Zq7Rk2Lw9Xc4Vb6Nm1", CATALOGUE.prefix("GONE")) == "...6Nm1"
+
+
+def test_the_prefix_of_a_service_is_shown() -> None:
+    for service in SHIPPED:
+        value = f"{service.prefix or ''}Zq7Rk2Lw9Xc4Vb6Nm1"
+        assert mask(value, CATALOGUE.prefix(service.service)) == f"{service.prefix or ''}...6Nm1"

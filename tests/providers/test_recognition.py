@@ -1,0 +1,79 @@
+"""`keyman.providers.recognition`: what is taken for a key, and what is certainly another service's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyman.providers.catalogue import SHIPPED, Catalogue, Service
+from keyman.providers.masking import mask
+from keyman.providers.recognition import ProviderKey, check_label, check_new_key, check_value
+from keyman.secret import Secret
+from tests.providers.values import CATALOGUE, PRINTABLE, SERVICES, VALUES
+
+
+@given(service=SERVICES, value=VALUES, other=SERVICES)
+def test_no_mask_is_taken_for_a_key(service: str, value: str, other: str) -> None:
+    (fault,) = check_value(CATALOGUE, other, mask(value, CATALOGUE.prefix(service)))
+    assert fault.field == "api_key"
+    assert "mask" in fault.message
+
+
+@given(service=SERVICES, value=st.text(PRINTABLE, min_size=8, max_size=60))
+def test_a_value_is_refused_for_its_prefix_only_when_that_is_certain(service: str, value: str) -> None:
+    faults = list(check_value(CATALOGUE, service, value))
+    claims = {known.service for known in SHIPPED for prefix in known.exclusive if value.startswith(prefix)}
+    if faults and "mask" not in faults[0].message:
+        assert claims
+        assert service not in claims
+        assert value not in faults[0].message
+    if not claims and "..." not in value:
+        assert faults == []
+
+
+def test_every_exclusive_prefix_belongs_to_one_service() -> None:
+    owners = {prefix: service.service for service in SHIPPED for prefix in service.exclusive}
+    assert sum(len(service.exclusive) for service in SHIPPED) == len(owners)
+    for prefix, owner in owners.items():
+        for service in SHIPPED:
+            faults = list(check_value(CATALOGUE, service.service, f"{prefix}Zq7Rk2Lw9Xc4Vb6Nm1"))
+            assert bool(faults) is (service.service != owner), (prefix, service.service)
+
+
+def test_a_service_like_another_may_share_its_prefix() -> None:
+    """An operator's own gateway to a provider takes keys that look like the provider's."""
+    catalogue = Catalogue([Service("CLAUDE_EU", "Anthropic, EU", "sk-ant-")])
+    assert not list(check_value(catalogue, "CLAUDE_EU", "sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1"))
+    assert not list(check_value(catalogue, "ANTHROPIC", "sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1"))
+    assert list(check_value(catalogue, "OPENAI", "sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1"))
+
+
+def test_a_label_that_holds_the_key_is_refused() -> None:
+    value = Secret("sk-Zq7Rk2Lw9Xc4Vb6Nm1")
+    (fault,) = check_label({"name": f"my {value.reveal()}", "api_key": value})
+    assert fault.field == "name"
+    assert value.reveal() not in fault.message
+    assert not list(check_label({"name": "my key", "api_key": value}))
+    assert not list(check_label({"name": None, "api_key": value}))
+
+
+def test_a_new_key_is_checked_for_its_service_its_value_and_its_label() -> None:
+    check, value = check_new_key(CATALOGUE), Secret("sk-ant-Zq7Rk2Lw9Xc4Vb6Nm1")
+    assert [fault.field for fault in check({"service": "GONE", "api_key": value})] == ["service"]
+    assert [fault.field for fault in check({"service": "OPENAI", "api_key": value})] == ["api_key"]
+    assert [fault.field for fault in check({"service": "ANTHROPIC", "api_key": value})] == []
+    assert [fault.field for fault in check({"name": value.reveal(), "api_key": value})] == ["name"]
+    assert [fault.field for fault in check({})] == []
+
+
+@given(text=st.text(PRINTABLE, min_size=8, max_size=512))
+def test_a_provider_key_is_kept_but_for_white_space_around_it(text: str) -> None:
+    for around in ("", " ", "\n", "\u00a0", "\t\r\n "):
+        assert ProviderKey.parse(f"{around}{text}{around}").reveal() == text
+
+
+@pytest.mark.parametrize("text", ["...", "...abcd", " ...abcd "])
+def test_a_bare_mask_is_called_one_and_not_too_short(text: str) -> None:
+    with pytest.raises(ValueError, match="is the mask that keyman shows"):
+        ProviderKey.parse(text)

@@ -1,0 +1,31 @@
+"""Bounded waits. Every wait of the tests ends after PATIENCE."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+PATIENCE = 40.0
+"""Seconds: what has not happened by then does not happen."""
+
+
+def until(condition: Callable[[], object], what: str = "what was waited for") -> None:
+    """Return once `condition()` is true; AssertionError after PATIENCE."""
+    began = time.monotonic()
+    while not condition():
+        waited = time.monotonic() - began
+        assert waited < PATIENCE, f"{what} did not come"
+        # Who looks too often slows down what is waited for. This loses a twentieth of the wait at the most.
+        time.sleep(min(0.01 + waited / 20, 0.1))
+
+
+async def becomes(condition: Callable[[], object], what: str = "what was waited for") -> None:
+    """Do the same without blocking the loop. `condition` may be a coroutine function."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = condition()
+        if await found if isinstance(found, Awaitable) else found:
+            return
+        assert time.monotonic() < deadline, f"{what} did not come"
+        await asyncio.sleep(0.02)
