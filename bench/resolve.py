@@ -34,6 +34,7 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity import applications
+from keyman.ids import UserId
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
@@ -208,7 +209,7 @@ async def _store(db: Database, client: VaultClient, deployment: Deployment, user
             statement = insert(api_keys).values(values_of).returning(api_keys.c.id)
             key_id = (await connection.execute(statement)).scalar_one()
             entries.append(
-                Entry(Action.KEY_CREATE, OPERATOR, user_id, key_id=key_id, service="OPENAI", value_uuid=value)
+                Entry(Action.KEY_CREATE, OPERATOR, UserId(user_id), key_id=key_id, service="OPENAI", value_uuid=value)
             )
         await record(connection, *entries)
     return [json.dumps({"ciphertext": one, "context": of}) for one, of in zip(sealed, contexts, strict=True)]

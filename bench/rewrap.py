@@ -34,6 +34,7 @@ from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault import provision
+from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
@@ -102,7 +103,7 @@ async def _measure(vault: EmbeddedVault, url: URL, count: int, rounds: int) -> R
     return best
 
 
-async def _client(admin: embedded.AsyncAdapter, settings: VaultSettings, role: str) -> VaultClient:
+async def _client(admin: AsyncAdapter, settings: VaultSettings, role: str) -> VaultClient:
     issued = await provision.issue_credentials(admin, role)
     return VaultClient(
         VaultSettings(address=settings.address, role_id=issued.role_id, secret_id=issued.secret_id), Metrics()

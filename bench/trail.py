@@ -33,6 +33,7 @@ from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
+from keyman.ids import UserId
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
@@ -141,7 +142,7 @@ async def _touch(db: Database) -> None:
 def _chained(db: Database) -> Write:
     async def write() -> None:
         async with db.write() as connection:
-            await record(connection, Entry(Action.KEY_RESOLVE, ORIGIN, 1, **USE))
+            await record(connection, Entry(Action.KEY_RESOLVE, ORIGIN, UserId(1), **USE))
 
     return write
 

@@ -20,7 +20,7 @@ from keyman.identity.tables import users
 from keyman.ids import MAX_ID, KeyId, UserId
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
-from tests.storage import rows
+from tests.support import rows
 
 pytestmark = pytest.mark.anyio
 
