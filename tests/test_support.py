@@ -1,4 +1,4 @@
-"""The outside parts that other tests stand on, themselves put to work."""
+"""The helpers for outside parts: PostgreSQL, Vault in a container, Chromium, what is required."""
 
 import asyncio
 import json

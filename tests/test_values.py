@@ -1,4 +1,4 @@
-"""`keyman.values`: whatever JSON holds becomes a value that cannot be wrong, or a sentence that repeats nothing."""
+"""`keyman.values`: JSON becomes a valid value, or an error message that does not repeat it."""
 
 from __future__ import annotations
 

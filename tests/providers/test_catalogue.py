@@ -1,4 +1,4 @@
-"""`keyman.providers.catalogue`: files that are right or refused."""
+"""`keyman.providers.catalogue`: which files are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bad input gets: a problem that names the field, nothing stored, nothing repeated, and never a 500."""
+"""Bad input gets a problem that names the field and repeats no value. Nothing is stored. There is no 500."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listings: pages that lose nothing and show nothing twice, and a search that reads alike on both databases."""
+"""Listings: pages miss nothing and repeat nothing; a search gives the same on both databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method on every route: an answer, never a 500, and `Allow` tells the truth."""
+"""Every method on every route: an answer, never a 500, and a correct `Allow`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages as bytes: who gets which, what they may hold, and what a form does whatever is sent in it."""
+"""The pages as bytes: who gets which page, its content, and what a form does with any input."""
 
 from __future__ import annotations
 
