@@ -36,7 +36,8 @@ __all__ = ["pytest_terminal_summary"]  # a hook of the run, found here by pytest
 settings.register_profile(
     "keyman", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-settings.load_profile("keyman")
+settings.register_profile("keyman-fast", settings.get_profile("keyman"), max_examples=fast.EXAMPLES)
+settings.load_profile("keyman-fast" if fast.is_wanted() else "keyman")
 
 
 FIRST = (
@@ -60,6 +61,10 @@ def pytest_configure() -> None:
     take_interrupts()
     needs.pytest_configure()
     scratch.use()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return fast.is_left_out(collection_path) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

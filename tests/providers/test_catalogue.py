@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from keyman.errors import ConfigurationError
 from keyman.providers.catalogue import SHIPPED, Catalogue
+from tests.support.fast import examples
 
 GOOD = {"service": "ACME", "name": "Acme", "prefix": "acme-", "exclusive": ["acme-"]}
 
@@ -120,7 +121,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(content=st.lists(JSON, max_size=3) | JSON)
 def test_any_json_is_a_catalogue_or_a_sentence(tmp_path: Path, content: object) -> None:
     path = tmp_path / "services.json"

@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert
 
 from keyman.keys.tables import api_keys
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Json, next_link, pages, problem, store
+from tests.support.fast import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -277,7 +278,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), max_s
 LETTERS = st.text("aAßẞsS%_\\/'\"éÉe\u0301İiIıﬁΣσς \U0001f511", max_size=8)
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(name=TEXT | LETTERS, q=(TEXT | LETTERS).filter(bool))
 @example(name="ß", q="SS")
 @example(name="İ", q="i̇")
