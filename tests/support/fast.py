@@ -40,6 +40,7 @@ SLOW = (
     "tests/planes/resolver/test_exchanges.py",
     "tests/planes/resolver/test_schemathesis.py",
     "tests/storage/test_plans.py",
+    "tests/test_conventions.py",
     "tests/test_package.py",
     "tests/test_processes.py",
     "tests/test_readme.py",
@@ -64,6 +65,9 @@ SLOW_TESTS = (
     "tests/storage/test_database.py::test_a_server_that_went_away_is_missed_and_found_again",
     "tests/test_interrupts.py::test_a_child_of_a_run_in_the_background_of_a_script_can_be_interrupted",
     "tests/test_structure.py::test_what_the_management_plane_loads_is_what_its_source_says",
+    "tests/test_words.py::test_no_code_is_pending_that_passes",
+    "tests/test_words.py::test_no_code_uses_a_banned_word_in_a_text",
+    "tests/test_words.py::test_no_test_uses_a_banned_word_in_a_docstring_a_comment_or_a_message",
 )
 """Tests that take a second of a processor or more, in files that are otherwise fast."""
 
@@ -99,5 +103,6 @@ def narrow(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    on_postgresql = "postgres" in getattr(item, "fixturenames", ()) or "postgresql" in item.nodeid
-    return on_postgresql or item.nodeid.partition("[")[0] in SLOW_TESTS
+    name, _, parameters = item.nodeid.partition("[")
+    on_postgresql = "postgres" in getattr(item, "fixturenames", ()) or "postgresql" in parameters
+    return on_postgresql or "container" in parameters.rstrip("]").split("-") or name in SLOW_TESTS
