@@ -60,7 +60,7 @@ CANARY = "kNrYcAnArY"
         ({**GOOD, "exclusive": "acme-"}, "exclusive"),
         ({**GOOD, "exclusive": ["x"]}, "prefix"),
         ({**GOOD, "exclusive": [7]}, "exclusive"),
-        ({**GOOD, "prefx": "acme-"}, "known are service, name, prefix, exclusive"),
+        ({**GOOD, "prefx": "acme-"}, "the known fields are service, name, prefix, exclusive"),
         ({**GOOD, CANARY: CANARY}, "known"),
         ("ACME", ""),
         (None, ""),
