@@ -8,6 +8,10 @@ WORKERS ?= 3
 # files run in the order of tests/conftest.py.
 DIST := --dist loadfile --no-loadscope-reorder
 
+# Bytecode is kept, also where the shell forbids it. Without it every worker rewrites the asserts of all tests, which takes
+# 9 s of a processor, and every program that a test starts compiles keyman again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-fast lint types format lock clean
 
@@ -57,6 +61,7 @@ lock: ## pin the newest allowed versions, with hashes (needs uv on the PATH)
 
 clean: ## remove the environment and caches; .keyman, where `keyman dev` keeps its data, stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find bench docker keyman tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,4 +1,4 @@
-"""What most tests stand on: a real Vault and a real PostgreSQL a worker, a database a test, keyman over them."""
+"""Fixtures for all tests: a Vault and a PostgreSQL for each worker, a database for each test, keyman over them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ __all__ = ["pytest_terminal_summary"]  # a hook of the run, found here by pytest
 settings.register_profile(
     "keyman", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-settings.load_profile("keyman")
+settings.register_profile("keyman-fast", settings.get_profile("keyman"), max_examples=fast.EXAMPLES)
+settings.load_profile("keyman-fast" if fast.is_wanted() else "keyman")
 
 
 FIRST = (
@@ -53,7 +54,7 @@ FIRST = (
     "tests/planes/management/api/test_canary.py",
     "tests/planes/resolver/test_schemathesis.py",
 )
-"""Where the files are that take longest, mostly because they start processes."""
+"""The files that take longest, mostly because they start processes."""
 
 
 def pytest_configure() -> None:
@@ -62,14 +63,18 @@ def pytest_configure() -> None:
     scratch.use()
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return fast.is_left_out(collection_path) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the long files first: every worker but one would wait for a long file that begins last."""
+    """Put the long files first, so that the workers end at about the same time."""
     fast.narrow(config, items)
     items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector, looking through all of it again and again, took a fifteenth of a run."""
+    """Take what was imported from the garbage collector, which spent a fifteenth of a run on it."""
     gc.freeze()
 
 
@@ -80,7 +85,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _bare_environment() -> Iterator[None]:
-    """What a developer's shell has set for a keyman or a Vault of their own must not reach the tests."""
+    """Remove the variables that a developer's shell has for another keyman or Vault."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
             if name.startswith(("KEYMAN_", "VAULT_", "BAO_")) and not name.startswith("KEYMAN_TEST_"):
@@ -134,7 +139,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[U
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every migrated database of a test is a copy of: migrating each would take longer than most tests."""
+    """The file that migrated databases are copied from. To migrate each would take longer than most tests."""
     file = tmp_path_factory.mktemp("migrated") / "keyman.db"
     asyncio.run(migrations.upgrade(sqlite_at(file)))
     return file

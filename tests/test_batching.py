@@ -1,4 +1,4 @@
-"""`keyman.batching`: what a batch holds, what each caller gets, and what one caller cannot do to the others."""
+"""`keyman.batching`: what is in a batch, what each caller gets, and that one caller cannot fail the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Children that do not outlive their parent, and ports that are taken."""
+"""Children do not outlive their parent; a port in use is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retries: what a `Retry-After` is worth, and that no pause is endless or ends too late."""
+"""Retries: how `Retry-After` is read, and that every pause is bounded."""
 
 from __future__ import annotations
 

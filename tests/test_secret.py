@@ -1,4 +1,4 @@
-"""`keyman.secret`: a value that leaves by `reveal()` alone."""
+"""`keyman.secret`: only `reveal()` gives out the value."""
 
 from __future__ import annotations
 

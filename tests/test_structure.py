@@ -1,4 +1,4 @@
-"""The house: imports point one way, and what must not be reached is out of reach. Read from the source, not run."""
+"""Imports point one way, and some modules cannot be imported from others. The source is read, not run."""
 
 from __future__ import annotations
 

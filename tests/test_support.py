@@ -1,4 +1,4 @@
-"""The outside parts that other tests stand on, themselves put to work."""
+"""The helpers for outside parts: PostgreSQL, Vault in a container, Chromium, what is required."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from tests.support import needs, scratch
+from tests.support import fast, needs, scratch
 from tests.support.browser import chromium_absence, chromium_path
 from tests.support.cli import has_ended
 from tests.support.containers import docker_absence, vault_container
@@ -317,3 +317,11 @@ def test_memory_without_room_or_that_is_not_there_is_not_used(tmp_path: Path, mo
     monkeypatch.setattr(scratch, "ENOUGH", 1 << 60)
     scratch.use(variables, tmp_path)
     assert variables == {}
+
+
+def test_what_a_fast_run_leaves_out_is_there() -> None:
+    """A name that no test has any more would leave out nothing, and the run would be slow for no visible reason."""
+    assert [path for path in fast.SLOW if not (ROOT / path).exists()] == []
+    for test in fast.SLOW_TESTS:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), test

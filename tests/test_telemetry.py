@@ -1,4 +1,4 @@
-"""What keyman says of itself: where and what class, never what was in it."""
+"""Logs and metrics: they name the place and the class of a fault, never a value."""
 
 from __future__ import annotations
 

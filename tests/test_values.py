@@ -1,4 +1,4 @@
-"""`keyman.values`: whatever JSON holds becomes a value that cannot be wrong, or a sentence that repeats nothing."""
+"""`keyman.values`: JSON becomes a valid value, or an error message that does not repeat it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from keyman.values import (
     Value,
     decode,
 )
+from tests.support.fast import examples
 
 TYPES: tuple[type[Value], ...] = (
     Label, RequiredLabel, SearchText, EmailAddress, NewPassword, GivenPassword, ProviderKey, FutureTime, ScopeName,
@@ -58,7 +59,7 @@ def parsed(kind: type[Value], raw: object) -> Any:
         return fault
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(kind=st.sampled_from(TYPES), raw=ANYTHING)
 def test_whatever_comes_becomes_a_value_or_a_sentence_that_repeats_nothing(kind: type[Value], raw: object) -> None:
     outcome = parsed(kind, raw)
@@ -73,7 +74,7 @@ def test_whatever_comes_becomes_a_value_or_a_sentence_that_repeats_nothing(kind:
         assert isinstance(outcome, kind)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(kind=st.sampled_from([kind for kind in TYPES if kind not in QUERY]), raw=ANYTHING)
 @example(kind=Label, raw="a\nb")
 @example(kind=Label, raw="\u202e")
@@ -143,7 +144,7 @@ def test_the_key_of_an_address_fits_its_column() -> None:
     assert len(longest.key) <= 762
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(moment=st.datetimes(timezones=st.timezones() | st.just(UTC)))
 def test_a_time_to_come_is_the_same_instant_in_utc(moment: datetime) -> None:
     try:
@@ -161,7 +162,7 @@ def test_a_time_to_come_is_the_same_instant_in_utc(moment: datetime) -> None:
         assert outcome.tzinfo is UTC
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     year=st.integers(0, 99_999),
     rest=st.text("0123456789-:.TtZz+ ", max_size=24),
@@ -229,7 +230,7 @@ def test_a_check_sees_what_was_parsed_and_adds_to_the_faults() -> None:
     assert seen == [{"name": "x"}]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(raw=st.dictionaries(st.sampled_from(["name", "count", "flag", "kinds", "other-name", "x", "\0"]), ANYTHING))
 def test_any_object_becomes_the_struct_or_a_list_of_faults(raw: dict[str, Any]) -> None:
     known = {"name", "count", "flag", "kinds", "other-name"}

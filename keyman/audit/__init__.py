@@ -1,4 +1,4 @@
-"""The trail: who did what and when, in entries that cannot be bent unnoticed."""
+"""The audit log: who did what and when, in entries that nobody can change unnoticed."""
 
 from keyman.extras import require_server
 

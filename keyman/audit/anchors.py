@@ -1,7 +1,7 @@
-"""Anchors: where each chain ended at a moment, kept where whoever can write to the database cannot.
+"""Anchors: where each chain ended at a moment. Keep them where nobody who can write to the database can change them.
 
-An anchor is a few KB of JSON, and holds nothing secret. The signature, by a Transit key that no process of keyman has
-to do with, says that it was not made up later; keeping it outside is what makes it worth something.
+An anchor is a few KB of JSON and contains nothing secret. Its signature, by a Transit key that no process of keyman
+uses, proves that it was not made later. An anchor proves something only if it is kept outside.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from keyman.errors import ConfigurationError, raise_alone
 from keyman.ids import MAX_ID
 
 MAX_SIZE = 1_000_000
-"""Bytes of a file that is read as an anchor."""
+"""The maximum size in bytes of an anchor's file."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 
 
 class AnchoredHead(msgspec.Struct, omit_defaults=True):
-    """The end of a chain, of which what is after `base` was there."""
+    """The end of a chain. The entries after `base` existed at that moment."""
 
     chain: Count
     sequence: Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)]
@@ -36,7 +36,7 @@ class AnchoredHead(msgspec.Struct, omit_defaults=True):
 
 
 class Anchor(msgspec.Struct, omit_defaults=True):
-    """The ends of the chains at `at`; `signature` is Vault's over `signed_part`."""
+    """The ends of the chains at `at`. `signature` is Vault's signature of `signed_part`."""
 
     deployment: UUID
     at: datetime
@@ -50,18 +50,18 @@ class Anchor(msgspec.Struct, omit_defaults=True):
     def parsed_heads(self) -> list[Head]:
         return [Head(head.chain, head.sequence, bytes.fromhex(head.hash), head.base) for head in self.heads]
 
-    def shown(self) -> bytes:
+    def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2)
 
 
-def taken(deployment: UUID, heads: Sequence[Head]) -> Anchor:
-    """An anchor of chains that were verified up to `heads`."""
+def create(deployment: UUID, heads: Sequence[Head]) -> Anchor:
+    """Return an anchor of chains that were verified up to `heads`."""
     ends = [AnchoredHead(head.chain, head.sequence, head.hash.hex(), head.base) for head in heads if head.sequence]
     return Anchor(deployment, now(), ends)
 
 
 def load(path: Path, deployment: UUID) -> Anchor:
-    """Read an anchor. Raises ConfigurationError where it is none, or another deployment's."""
+    """Read an anchor. Raises ConfigurationError when the file is not an anchor, or is of another deployment."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_SIZE + 1)

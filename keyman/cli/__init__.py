@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from keyman.errors import ConfigurationError, DatabaseUnavailable, MissingRight, Problem, RefusedStatement
+from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError, MissingRight, Problem, RefusedStatement
 from keyman.version import __version__
 
 COMMANDS = {
@@ -84,14 +84,6 @@ def cli() -> None:
 def main() -> None:
     try:
         cli(prog_name="keyman")
-    except (ConfigurationError, Problem) as fault:
-        # Both say what is wrong and what to do, so a traceback would add nothing. A MissingExtra passes:
-        # `keyman.__main__` says which one the command lacks.
-        kind = f" ({fault.kind})" if isinstance(fault, DatabaseUnavailable) and fault.kind else ""
-        click.echo(f"keyman: {fault}{kind}", err=True)
-        for error in getattr(fault, "errors", ()):
-            click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
-        sys.exit(1)
     except MissingRight:
         click.echo(
             "keyman: The database's user has no right to do this. Run the command as the user that owns the tables.",
@@ -100,6 +92,16 @@ def main() -> None:
         sys.exit(1)
     except RefusedStatement as fault:
         click.echo(f"keyman: {fault}. The database is damaged, or is not a database of keyman.", err=True)
+        sys.exit(1)
+    except KeymanError as fault:
+        # Commands raise a plain KeymanError. It, ConfigurationError and Problem say what is wrong and what to do, so a
+        # traceback would add nothing. A MissingExtra passes: `keyman.__main__` says which one the command lacks.
+        if type(fault) is not KeymanError and not isinstance(fault, ConfigurationError | Problem):
+            raise
+        kind = f" ({fault.kind})" if isinstance(fault, DatabaseUnavailable) and fault.kind else ""
+        click.echo(f"keyman: {fault}{kind}", err=True)
+        for error in getattr(fault, "errors", ()):
+            click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
         sys.exit(1)
     except SystemExit:
         _flush()

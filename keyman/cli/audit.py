@@ -164,12 +164,12 @@ def anchor(signing_key: str | None, home: Path | None) -> None:
         deployment = (await Deployment.load(db)).uuid
         found = await _verified(db, deployment)
         _refuse(found)
-        return anchors.taken(deployment, found.heads)
+        return anchors.create(deployment, found.heads)
 
     made = run(work, home)
     if signing_key is not None:
         made.signature = _with_signer(home, signing_key, lambda signer: _sign(signer, made, signing_key))
-    click.echo(made.shown())
+    click.echo(made.to_json())
 
 
 @group.command("prune")

@@ -1,4 +1,4 @@
-"""Users, their sessions and their personal access tokens; applications and theirs."""
+"""Users with their sessions and personal access tokens, and applications with their tokens."""
 
 from keyman.extras import require_server
 

@@ -1,4 +1,4 @@
-"""Passwords: Argon2id, off the event loop, a bounded number at a time."""
+"""Passwords: Argon2id in threads, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from keyman.secret import Secret
 T = TypeVar("T")
 
 THREADS = max(1, (os.cpu_count() or 1) // 2)
-"""Hashes at once. Each takes four lanes, 64 MiB and some 100 ms of processor; the rest of the machine is for others."""
+"""Hashes at the same time. Each takes four lanes, 64 MiB and about 100 ms of a processor. The others stay free."""
 
 MAX_WAITING = 16 * THREADS
-"""Who comes when this many wait is turned away: the queue would outlast the client's patience."""
+"""When this many wait, further requests are refused, because clients would time out before their turn."""
 
 
 class WrongPassword(KeymanError):
@@ -31,24 +31,24 @@ class WrongPassword(KeymanError):
 
 
 class Passwords:
-    """Hashes and verifies. `parameters` are argon2-cffi's; production uses RFC 9106's low-memory profile."""
+    """Hashes and verifies passwords. Without `hasher`, it uses the low-memory profile of RFC 9106."""
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
         self._waiting = 0
-        # Verified against when the account does not exist, so that the answer takes as long.
+        # For an account that does not exist, so that the answer takes the same time.
         self._decoy = _decoy(self._hasher)
 
     async def hash(self, password: Secret) -> str:
-        """The PHC string to store. Raises RateLimited when too many wait."""
+        """Return the PHC string to store. Raises RateLimited when too many wait."""
         return await self._run(lambda: self._hasher.hash(password.reveal()))
 
     async def verify(self, stored: str | None, password: Secret) -> str | None:
-        """Return when the password is right: the new hash to store when the parameters have risen, else None.
+        """Verify a password. Return the new hash to store if the parameters have risen, else None.
 
-        Raises WrongPassword otherwise, after the same time whether `stored` is a hash or None (no such account).
-        Raises RateLimited when too many wait.
+        Raises WrongPassword, after the same time for a hash and for None (no such account). Raises RateLimited when
+        too many wait.
         """
 
         def verify() -> str | None:
@@ -76,9 +76,9 @@ class Passwords:
 
 
 def _decoy(hasher: PasswordHasher) -> str:
-    """A PHC string with the parameters of `hasher` that no password fits: its salt and its digest are random.
+    """Return a PHC string with the parameters of `hasher` that matches no password: its salt and its digest are random.
 
-    Put together instead of computed, which would take every start the time of a sign-in.
+    It is put together and not computed, because that would take each start as long as a sign-in.
     """
     cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
     salt, digest = (

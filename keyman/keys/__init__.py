@@ -1,4 +1,4 @@
-"""API keys: what users leave here."""
+"""API keys of users."""
 
 from keyman.extras import require_server
 

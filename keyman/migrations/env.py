@@ -1,4 +1,4 @@
-"""Alembic runs this; the connection comes from `keyman.migrations`, the transaction with it."""
+"""Alembic runs this module. The connection and the transaction come from `keyman.migrations`."""
 
 from alembic import context
 

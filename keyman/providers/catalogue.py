@@ -29,7 +29,7 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class ServiceInfo(msgspec.Struct):
-    """A service as the dropdown shows it."""
+    """A service in the dropdown."""
 
     service: str
     name: str
@@ -58,7 +58,7 @@ _PREFIX = re.compile(r"[!-~]{2,16}")
 
 
 class ServiceSlug(str):
-    """The name of a service in the catalogue, as a request spells it."""
+    """The identifier of a service in a request."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -70,7 +70,7 @@ class ServiceSlug(str):
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        """The shape alone; `recognition.check_new_key` knows which services there are."""
+        """Check only the form. `recognition.check_new_key` checks that the service exists."""
         if not isinstance(raw, str):
             raise ValueError("must be a string")
         if not _SLUG.fullmatch(raw):
@@ -79,7 +79,7 @@ class ServiceSlug(str):
 
 
 class Catalogue:
-    """The shipped services and an operator's own, which come after them or replace one of the same name."""
+    """The shipped services, followed by an operator's own services, which can replace shipped ones by their name."""
 
     def __init__(self, added: Iterable[Service] = ()) -> None:
         services = {service.service: service for service in (*SHIPPED, *added)}
@@ -88,7 +88,10 @@ class Catalogue:
 
     @classmethod
     def load(cls, path: Path | None) -> Catalogue:
-        """With the services of a JSON or TOML file. Raises ConfigurationError naming the entry that is wrong."""
+        """Load the catalogue with the services of a JSON or TOML file.
+
+        Raises ConfigurationError, which names the invalid entry.
+        """
         try:
             return cls() if path is None else cls(read_services(path))
         except ValueError as fault:
@@ -101,7 +104,7 @@ class Catalogue:
         return [ServiceInfo(service.service, service.name) for service in self._services.values()]
 
     def name(self, service: str) -> str:
-        """What people call a service; its own word where the operator has taken it out of the catalogue since."""
+        """Return the name of a service, or its identifier if the operator has removed it from the catalogue."""
         known = self._services.get(service)
         return known.name if known is not None else service
 
@@ -111,26 +114,27 @@ class Catalogue:
         return (known.prefix or "") if known is not None else ""
 
     def prefixes(self) -> dict[str, str]:
-        """The public prefix of each service's keys, by service; empty where there is none."""
+        """Return the public prefix of the keys of each service; empty if there is none."""
         return {service.service: service.prefix or "" for service in self._services.values()}
 
     def exclusive_prefixes(self) -> dict[str, str]:
-        """Prefixes that begin the keys of one service only, and that service."""
+        """Return the prefixes that only one service uses, and that service."""
         return {prefix: service.service for prefix, service in self._exclusive.items()}
 
 
 def read_services(path: Path) -> list[Service]:
-    """The services of a JSON or TOML file. Raises ValueError with what is wrong with the file, in words that repeat
-    nothing of it.
+    """Read the services of a JSON or TOML file.
+
+    Raises ValueError with a text about the fault that repeats nothing of the file.
     """
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError):
-        raise ValueError("names a file that is not JSON or TOML (by its ending)") from None
+        raise ValueError("names a file that is not JSON or TOML, by its extension") from None
     entries = content.get("services") if isinstance(content, dict) else content
     if not isinstance(entries, list):
-        raise ValueError('must hold a list of services, in TOML as "[[services]]"')
+        raise ValueError('must contain a list of services, in TOML as "[[services]]"')
     return [_entry(number, entry) for number, entry in enumerate(entries, 1)]
 
 
@@ -144,7 +148,7 @@ def _entry(number: int, entry: object) -> Service:
 def _service(entry: object) -> Service:
     known = Service.__struct_fields__
     if isinstance(entry, dict) and not entry.keys() <= set(known):
-        raise ValueError(f"it has a field that is not known; known are {', '.join(known)}")
+        raise ValueError(f"it has an unknown field; the known fields are {', '.join(known)}")
     try:
         service = msgspec.convert(entry, Service)
     except msgspec.ValidationError as fault:

@@ -1,4 +1,4 @@
-"""What a driver raises, and whether it is an outage or a mistake."""
+"""The exceptions of a driver, and whether each is an outage or a bug."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class DriverFault(KeymanError):
 _BARE = (OSError, TimeoutError, UnicodeError, OverflowError)
 
 DRIVER_FAULTS = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, DriverFault)
-"""What comes only from the database, wherever it is caught."""
+"""Exceptions that only come from the database."""
 
 FAULTS = (*DRIVER_FAULTS, *_BARE)
-"""What opening, executing and committing can raise."""
+"""Exceptions of opening, executing and committing."""
 
 
 def wrap_bare_faults(context: ExceptionContext) -> BaseException | None:
@@ -45,7 +45,7 @@ def wrap_bare_faults(context: ExceptionContext) -> BaseException | None:
 
 
 def is_outage(fault: BaseException) -> bool:
-    """True when the database is away, busy, full or read-only, and the same statement may succeed later."""
+    """Return True when the database is down, busy, full or read-only, and the same statement may succeed later."""
     fault = fault.orig if isinstance(fault, DriverFault) else fault
     if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
         return True
@@ -73,7 +73,7 @@ def is_outage(fault: BaseException) -> bool:
 
 
 def kind(fault: BaseException) -> str:
-    """A fault by its class and code: enough to look it up, and nothing of the statement."""
+    """Return the class and code of a fault: enough to look it up, and nothing of the statement."""
     origin = getattr(fault, "orig", None) or fault
     # Of a bound that ran out the cause is only how asyncio ends what waits.
     cause = origin if isinstance(origin, TimeoutError) else origin.__cause__ or origin

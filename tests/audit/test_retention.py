@@ -1,4 +1,4 @@
-"""`keyman.audit.retention`: what goes is old and anchored; what stays verifies, and says what each key holds."""
+"""`keyman.audit.retention`: pruning removes only old, anchored entries; the rest verify and name each key's value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands work on: a database of the test's own, named by the variable as an operator names it."""
+"""The database and the Vault that commands work on, named by variables as an operator names them."""
 
 from __future__ import annotations
 

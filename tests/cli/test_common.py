@@ -1,4 +1,4 @@
-"""What all commands have in common: exit codes, where they write, and that whatever fails is said in words."""
+"""What all commands have in common: exit codes, output streams, and errors in sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyman doctor`: every check both ways, on a real Vault and a real database that something is really wrong with."""
+"""`keyman doctor`: every check passes and fails, on a real Vault and a real database."""
 
 from __future__ import annotations
 

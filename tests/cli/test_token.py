@@ -1,4 +1,4 @@
-"""`keyman token`, as transcripts; and what operators' commands do to a service that runs."""
+"""`keyman token`, as transcripts, and the effect of operators' commands on a running service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyman vault`, as transcripts, on a Vault of this file's own where nothing was set up."""
+"""`keyman vault`, as transcripts, on a Vault for this file where nothing is set up."""
 
 from __future__ import annotations
 

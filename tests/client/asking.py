@@ -1,4 +1,4 @@
-"""Either kind of client, asked from a test that awaits: what one promises, the other keeps."""
+"""One interface over both kinds of client, so that a test runs with and without asyncio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["async", "sync"]
 T = TypeVar("T")
 
 TOKEN = "km_0123456789abcdefghijABCDEFGHIJ0kzTqD"
-"""Of the right shape, for servers that look at none."""
+"""A token of the right shape, for servers that do not check it."""
 
 VALUE = "sk-cAnArYq7Rk2Lw9Xc4Vb6"
 

@@ -1,4 +1,4 @@
-"""Both planes in this process over SQLite, for the clients' tests: the client knows of no database."""
+"""Both planes in this process over SQLite, for the tests of the client, which does not depend on the database."""
 
 from __future__ import annotations
 

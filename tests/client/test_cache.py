@@ -1,4 +1,4 @@
-"""The cache: bounded in number and time, and never beyond what made a value good."""
+"""The cache: it is bounded in number and time, and never outlives a value."""
 
 from __future__ import annotations
 

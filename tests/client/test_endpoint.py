@@ -1,4 +1,4 @@
-"""Where a client may send a token, and where it has it from."""
+"""Where a client may send a token, and where it reads the token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's errors are those that the server has."""
+"""The client has an error for each error of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer means, and when a call is tried again: without a connection, so for any answer there can be."""
+"""What an answer means and when a call is retried. There is no connection, so every answer can be tested."""
 
 from __future__ import annotations
 

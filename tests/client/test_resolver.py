@@ -1,4 +1,4 @@
-"""The resolver's clients: a user's key out of the real plane, and what a cache may and may not do."""
+"""The resolver's clients: a user's key from the real plane, and the rules of the cache."""
 
 from __future__ import annotations
 

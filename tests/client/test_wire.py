@@ -1,4 +1,4 @@
-"""Both kinds of client against servers that fail, and servers that mean harm."""
+"""Both kinds of client against servers that fail and servers that attack."""
 
 from __future__ import annotations
 

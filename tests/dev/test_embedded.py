@@ -1,4 +1,4 @@
-"""The embedded server: it comes up by itself, keeps its data whatever happens to it, and goes with its parent."""
+"""The embedded server: it starts by itself, keeps its data when it is killed, and ends with its parent."""
 
 import asyncio
 import json

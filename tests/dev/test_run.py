@@ -1,4 +1,4 @@
-"""`keyman dev`: all of keyman on one machine, however it is started and ended."""
+"""`keyman dev`: all of keyman on one machine, with every way to start and end it."""
 
 from __future__ import annotations
 

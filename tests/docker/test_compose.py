@@ -1,4 +1,4 @@
-"""The compose file as it is written: what no service of it may lack. Read, not run; `test_stack` runs it."""
+"""The compose file as text: what every service must have. `test_stack` runs it."""
 
 from __future__ import annotations
 

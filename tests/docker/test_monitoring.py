@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for what keyman tells, and for nothing else."""
+"""The dashboard and the alerts use only metrics that keyman has."""
 
 from __future__ import annotations
 

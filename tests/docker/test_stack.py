@@ -1,6 +1,6 @@
-"""The stack, brought up and lived in: real containers, networks and volumes, through the proxy's TLS.
+"""The whole stack in use: real containers, networks and volumes, through the proxy's TLS.
 
-One test, for there is one stack, and what follows needs what came before; its parts are named and reported apart.
+It is one test, because there is one stack and each part needs the parts before it. The parts are reported as subtests.
 """
 
 from __future__ import annotations

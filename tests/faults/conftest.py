@@ -1,4 +1,4 @@
-"""Parts that the tests here harm: never those that the rest of the suite shares."""
+"""Servers that these tests may harm. The rest of the suite does not share them."""
 
 from __future__ import annotations
 

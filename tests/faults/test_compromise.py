@@ -1,4 +1,4 @@
-"""The management plane in the hands of somebody else: its Vault token, its database user, a way to the resolver.
+"""An attacker has the management plane: its Vault token, its database user, a way to the resolver.
 
 On PostgreSQL, with a database user for each plane that has the rights that `keyman db upgrade --management … --resolver
 …` gives. SQLite has no users: there, anyone who has management's file can register an application (see SECURITY.md).

@@ -1,4 +1,4 @@
-"""The database away, busy or full: 503 with nothing stored, and all is well again without a restart."""
+"""The database away, busy or full: 503 with nothing stored, and recovery without a restart."""
 
 from __future__ import annotations
 

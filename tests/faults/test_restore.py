@@ -1,4 +1,4 @@
-"""The restore drill of the operator's guide: database without Vault, Vault without database, each of another day."""
+"""The restore drill of docs/guide/operator.md: only the database, only Vault, backups of different days."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vault away, shut or strange: nothing is stored then, metadata stays at hand, and nobody has to restart anything."""
+"""Vault away, sealed or misconfigured: nothing is stored, metadata stays readable, no restart is needed."""
 
 from __future__ import annotations
 

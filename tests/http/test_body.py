@@ -1,6 +1,6 @@
 """`keyman.http.body`: when a body is read, and that a route reads what its description says.
 
-Faults in bodies, over every route: planes/management/api/test_bad_input.
+tests/planes/management/api/test_bad_input.py tests faults in bodies over every route.
 """
 
 from __future__ import annotations

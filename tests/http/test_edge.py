@@ -1,4 +1,4 @@
-"""`keyman.http.edge`: what happens to every request, whatever the application behind it does."""
+"""`keyman.http.edge`: what happens to every request, independent of the application behind it."""
 
 from __future__ import annotations
 

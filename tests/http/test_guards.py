@@ -1,4 +1,4 @@
-"""`keyman.http.guards`: a route that forgets to say who may call it. Scopes and credentials: planes/management/api."""
+"""`keyman.http.guards`: a route without an access rule. planes/management/api tests scopes and credentials."""
 
 from __future__ import annotations
 

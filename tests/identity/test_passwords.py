@@ -1,4 +1,4 @@
-"""`keyman.identity.passwords`: Argon2id, off the event loop, so many at a time and no more."""
+"""`keyman.identity.passwords`: Argon2id, outside the event loop, with a bound on concurrent hashes."""
 
 from __future__ import annotations
 

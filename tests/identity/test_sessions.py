@@ -1,4 +1,4 @@
-"""Whose sessions somebody sees and ends; and what a device is called, whatever it says of itself."""
+"""Users see and end only their own sessions; a device gets a name from its User-Agent."""
 
 from __future__ import annotations
 

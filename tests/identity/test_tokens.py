@@ -1,4 +1,4 @@
-"""`keyman.identity.tokens`: a format that a secret scanner can verify without asking anybody."""
+"""`keyman.identity.tokens`: a format that a secret scanner can verify by itself."""
 
 from __future__ import annotations
 

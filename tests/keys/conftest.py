@@ -1,4 +1,4 @@
-"""A Transit mount of the test's own on the worker's Vault, whose key is rotated and harmed, with rows sealed by it."""
+"""A Transit mount for each test, with stored keys sealed by it. Tests rotate and damage its encryption key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one row of a deployment: what a start says of a schema that is not its own, and how the sentinel is kept."""
+"""The one row of a deployment: a start with another schema, and the stored sentinel."""
 
 from __future__ import annotations
 

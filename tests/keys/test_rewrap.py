@@ -1,4 +1,4 @@
-"""Rewrapping: everything that can be opened comes to the newest version, and nothing else changes."""
+"""Rewrapping: every value that opens gets the newest version, and nothing else changes."""
 
 from __future__ import annotations
 

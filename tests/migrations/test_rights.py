@@ -1,4 +1,4 @@
-"""What `keyman db upgrade` refuses to grant. That rights suffice, and are not too many: faults/test_compromise.py."""
+"""What `keyman db upgrade` refuses to grant. tests/faults/test_compromise.py tests the granted rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyman.providers.catalogue`: files that are right or refused."""
+"""`keyman.providers.catalogue`: which files are accepted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from keyman.errors import ConfigurationError
 from keyman.providers.catalogue import SHIPPED, Catalogue
+from tests.support.fast import examples
 
 GOOD = {"service": "ACME", "name": "Acme", "prefix": "acme-", "exclusive": ["acme-"]}
 
@@ -59,7 +60,7 @@ CANARY = "kNrYcAnArY"
         ({**GOOD, "exclusive": "acme-"}, "exclusive"),
         ({**GOOD, "exclusive": ["x"]}, "prefix"),
         ({**GOOD, "exclusive": [7]}, "exclusive"),
-        ({**GOOD, "prefx": "acme-"}, "known are service, name, prefix, exclusive"),
+        ({**GOOD, "prefx": "acme-"}, "the known fields are service, name, prefix, exclusive"),
         ({**GOOD, CANARY: CANARY}, "known"),
         ("ACME", ""),
         (None, ""),
@@ -120,7 +121,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(content=st.lists(JSON, max_size=3) | JSON)
 def test_any_json_is_a_catalogue_or_a_sentence(tmp_path: Path, content: object) -> None:
     path = tmp_path / "services.json"

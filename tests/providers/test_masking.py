@@ -1,4 +1,4 @@
-"""`keyman.providers.masking`: masks that show no more than they should, and are known again."""
+"""`keyman.providers.masking`: masks show no more than they should, and are recognised as masks."""
 
 from __future__ import annotations
 

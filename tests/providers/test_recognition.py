@@ -1,4 +1,4 @@
-"""`keyman.providers.recognition`: what is taken for a key, and what is certainly another service's."""
+"""`keyman.providers.recognition`: what looks like a key, and what certainly belongs to another service."""
 
 from __future__ import annotations
 

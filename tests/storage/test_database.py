@@ -49,6 +49,7 @@ from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics
 from tests.support.database import postgres_server
 from tests.support.exceptions import everything_in, stands_alone
+from tests.support.fast import examples
 from tests.support.rows import add, add_owner, count, foreign_keys, row, table
 
 pytestmark = pytest.mark.anyio
@@ -166,7 +167,7 @@ ZONES = st.integers(-23 * 60 - 59, 23 * 60 + 59).map(lambda minutes: timezone(ti
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=ZONES)  # noqa: DTZ001  # hypothesis adds the zone
 )

@@ -1,4 +1,4 @@
-"""Each statement is answered from the index that is there for it, on both databases, whatever the planner knows.
+"""Each statement uses the index that is meant for it, on both databases, with and without statistics.
 
 `bench/plans.py` catches the statements while keyman's operations run, and writes docs/reference/query-plans.md as well.
 """

@@ -27,7 +27,7 @@ def chromium_path() -> str | None:
 
 
 def chromium_absence() -> str | None:
-    """None when there is a browser to drive, else why not, in one line."""
+    """None if there is a browser, else the reason in one line."""
     return None if chromium_path() else f"none of {', '.join(_NAMES)} is on the PATH"
 
 
@@ -64,7 +64,7 @@ class DevServer(NamedTuple):
 
 @dataclass
 class Person:
-    """Somebody with a browser of their own: what it asked for, and what it complained of."""
+    """Somebody with a browser of their own. `asked` has its requests, `complaints` its errors."""
 
     origin: str
     context: BrowserContext
@@ -84,7 +84,7 @@ class Person:
         self.page.goto(f"{self.origin}{path}")
 
     def sign_up(self) -> None:
-        """Through the form, which ends on the list of keys."""
+        """Sign up with the form, which leads to the list of keys."""
         self.open("/sign-up")
         self.page.get_by_label("Email").fill(self.email)
         self.page.get_by_label("Password").fill(PASSWORD)
@@ -99,7 +99,7 @@ class Person:
 
     @property
     def foreign_hosts(self) -> set[str]:
-        """The hosts that were asked for anything and are not keyman."""
+        """The hosts other than keyman that got a request."""
         own = urlsplit(self.origin).netloc
         return {urlsplit(url).netloc for url in self.asked if not url.startswith("data:")} - {own}
 

@@ -1,4 +1,4 @@
-"""keyman as its users run it: commands as processes of their own, watched from outside and always ended."""
+"""Commands of keyman as processes of their own, as users run them. Every process ends with its test."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_keyman(
 
 
 def without_privilege() -> None:
-    """For `preexec_fn`: root, too, is refused what a file's mode refuses to its owner."""
+    """For `preexec_fn`: make file modes hold for root, too."""
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, out of the bounding set
         _LIBC.prctl(24, capability)
 
@@ -68,7 +68,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def processes(mark: str | Path) -> dict[int, str]:
-    """The living processes, this one aside, whose command line or environment holds `mark`: id and command line."""
+    """The running processes, except this one, with `mark` in the command line or environment: id and command line."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -109,14 +109,14 @@ def has_ended(pid: int) -> bool:
 
 
 def end_processes(mark: str | Path) -> None:
-    """Kill what is left of a test, so that it does no harm to the next one."""
+    """Kill the processes that a test left."""
     for pid in processes(mark):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 class Live:
-    """A command under way, the first of a process group of its own, as a shell would start it."""
+    """A running command in a process group of its own, as a shell starts it."""
 
     def __init__(self, arguments: list[str | Path], env: Mapping[str, str], directory: Path, **options: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ class Live:
         self.process.send_signal(number)
 
     def send_group(self, number: signal.Signals) -> None:
-        """What a terminal does on Ctrl-C."""
+        """Signal the whole group, as a terminal does on Ctrl-C."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -216,7 +216,7 @@ class DevParts(NamedTuple):
 
 
 def dev_parts(running: Live) -> DevParts:
-    """Once all of them are there."""
+    """Wait until all parts run, and return them."""
 
     def find() -> DevParts | None:
         below = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(running.pid)}
@@ -235,7 +235,7 @@ def dev_parts(running: Live) -> DevParts:
 
 
 class Service(NamedTuple):
-    """A `keyman serve` under way, and where it answers."""
+    """A running `keyman serve` and its URL."""
 
     live: Live
     url: str
@@ -291,6 +291,6 @@ def variables(vault: VaultSettings, database: URL) -> dict[str, str]:
 
 
 def settings_of(home: Path) -> dict[str, str]:
-    """What `keyman dev` wrote down for its service and for the operator's commands."""
+    """The variables that `keyman dev` stored for its service and for the operator's commands."""
     lines = (home / "settings.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if not line.startswith("#"))

@@ -307,7 +307,7 @@ def copied(file: Path, target: Path) -> URL:
 
 
 class StoredKey(NamedTuple):
-    """A row of `api_keys` with what it is bound to."""
+    """A row of `api_keys` with the parts of its context."""
 
     id: int
     user_id: int
@@ -323,7 +323,7 @@ class StoredKey(NamedTuple):
 
 
 async def stored_keys(url: URL) -> dict[int, StoredKey]:
-    """Every key of a database, by id, as it lies there."""
+    """Every stored key of a database, by id."""
     engine = create_async_engine(url, poolclass=NullPool)
     columns = (api_keys.c.id, api_keys.c.user_id, api_keys.c.service, api_keys.c.last_4_chars)
     sealed = (api_keys.c.encrypted_key, deployment.c.uuid, api_keys.c.value_uuid)

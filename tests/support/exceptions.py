@@ -21,5 +21,5 @@ def everything_in(fault: BaseException) -> str:
 
 
 def stands_alone(fault: BaseException) -> bool:
-    """It carries no other exception along, not even a hidden one."""
+    """Return True for an exception without a cause and without a context, hidden or not."""
     return fault.__cause__ is None and fault.__context__ is None

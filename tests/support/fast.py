@@ -1,14 +1,17 @@
-"""What `make test-fast` leaves out: a shorter run for the inner loop, 163 s on two idle cores.
+"""What `make test-fast` leaves out: a shorter run for the inner loop.
 
-It runs on SQLite and the embedded Vault. Tests on PostgreSQL, in a browser or a container, and files that mostly start
-processes are left to `make test`.
+It runs on SQLite and the embedded Vault. Tests on PostgreSQL, in a browser or a container, and those that mostly start
+processes are left to `make test`. Properties are tried with fewer inputs.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 VARIABLE = "KEYMAN_TEST_FAST"
 """Set by `make test-fast`."""
@@ -33,9 +36,11 @@ SLOW = (
     "tests/planes/management/web/test_safety.py",
     "tests/planes/management/web/test_journeys.py",
     "tests/planes/management/web/test_trouble.py",
+    "tests/planes/resolver/test_app.py",
     "tests/planes/resolver/test_exchanges.py",
     "tests/planes/resolver/test_schemathesis.py",
     "tests/storage/test_plans.py",
+    "tests/test_conventions.py",
     "tests/test_package.py",
     "tests/test_processes.py",
     "tests/test_readme.py",
@@ -46,18 +51,58 @@ SLOW = (
 )
 """Files and directories, most of whose time goes to processes that start or to bounds that run out."""
 
+SLOW_TESTS = (
+    "tests/audit/test_listing.py::test_a_filter_takes_what_it_says_and_its_pages_join_to_the_whole",
+    "tests/audit/test_retention.py::test_replacing_deleting_and_pruning_at_once_leave_a_valid_audit_log",
+    "tests/keys/test_rewrap.py::test_a_run_that_is_stopped_has_lost_nothing_and_the_next_one_goes_on",
+    "tests/keys/test_rewrap.py::test_every_row_comes_to_the_newest_version_and_holds_what_it_held",
+    "tests/keys/test_rewrap.py::test_two_runs_at_once_do_no_harm",
+    "tests/migrations/test_migrations.py::test_several_processes_that_upgrade_at_once_make_one_schema",
+    "tests/migrations/test_upgrade.py::test_everyone_who_can_sign_in_reads_every_key_after_an_upgrade",
+    "tests/planes/management/web/test_activity.py::test_a_kind_and_a_period_are_chosen_by_a_plain_form_and_kept_over_pages",
+    "tests/planes/management/web/test_http.py::test_pages_of_a_long_list_lead_to_all_of_it",
+    "tests/planes/management/web/test_language.py::test_every_page_says_that_it_is_german",
+    "tests/storage/test_database.py::test_a_server_that_went_away_is_missed_and_found_again",
+    "tests/test_interrupts.py::test_a_child_of_a_run_in_the_background_of_a_script_can_be_interrupted",
+    "tests/test_structure.py::test_what_the_management_plane_loads_is_what_its_source_says",
+    "tests/test_words.py::test_no_code_is_pending_that_passes",
+    "tests/test_words.py::test_no_code_uses_a_banned_word_in_a_text",
+    "tests/test_words.py::test_no_test_uses_a_banned_word_in_a_docstring_a_comment_or_a_message",
+)
+"""Tests that take a second of a processor or more, in files that are otherwise fast."""
 
-def is_fast(item: pytest.Item) -> bool:
-    """Return True for a test that `make test-fast` runs."""
-    names = getattr(item, "fixturenames", ())
-    on_postgresql = "postgres" in names or "postgresql" in item.nodeid
-    return not on_postgresql and not item.nodeid.startswith(SLOW)
+EXAMPLES = 20
+"""How many inputs Hypothesis tries at most for a property in a fast run."""
+
+
+def is_wanted() -> bool:
+    """Return True in a fast run."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def examples(whole: int) -> int:
+    """Return how many inputs to try for a property: `whole`, and in a fast run EXAMPLES at most."""
+    return min(whole, EXAMPLES) if is_wanted() else whole
+
+
+def is_left_out(path: Path) -> bool:
+    """Return True for a file or a directory that a fast run does not even import.
+
+    Every worker imports what it collects: to leave the others out afterwards takes each some seconds.
+    """
+    return is_wanted() and f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}".startswith(SLOW)
 
 
 def narrow(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the other tests out of a fast run, and say so to pytest, which counts them as deselected."""
-    if not os.environ.get(VARIABLE):
+    """Leave single tests out of a fast run, and say so to pytest, which counts them as deselected."""
+    if not is_wanted():
         return
-    left_out = [item for item in items if not is_fast(item)]
-    items[:] = [item for item in items if is_fast(item)]
+    left_out = [item for item in items if _is_slow(item)]
+    items[:] = [item for item in items if not _is_slow(item)]
     config.hook.pytest_deselected(items=left_out)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    name, _, parameters = item.nodeid.partition("[")
+    on_postgresql = "postgres" in getattr(item, "fixturenames", ()) or "postgresql" in parameters
+    return on_postgresql or "container" in parameters.rstrip("]").split("-") or name in SLOW_TESTS

@@ -32,7 +32,7 @@ authorities, which takes 18 ms of a processor.
 
 
 def free_port() -> int:
-    """A port on loopback that nobody has, and neither the next one, for the resolver of `keyman dev`.
+    """A free port on loopback. The next port is free, too, for the resolver of `keyman dev`.
 
     Below those that the kernel gives to outgoing connections (32768 and up, ip(7)): one of them would take it before
     it is used. No two calls of a process give the same.
@@ -78,7 +78,7 @@ def client_of(url: str, **headers: str) -> httpx.Client:
 
 @asynccontextmanager
 async def slow_proxy(port: int, seconds: float) -> AsyncIterator[int]:
-    """A port on loopback that leads to another one, where every answer comes `seconds` late."""
+    """A port on loopback in front of another one. Every answer through it comes `seconds` late."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
         with suppress(OSError):
@@ -112,7 +112,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What it gets. `raw` goes out as it is, in the place of everything else."""
+    """What a client gets. `raw` is sent as it is, instead of the other fields."""
 
     status: int = 200
     body: bytes = b'{"data": {}}'
@@ -181,7 +181,7 @@ class FaultyServer:
         return reply
 
     async def _reply(self, reply: Reply, writer: asyncio.StreamWriter) -> bool:
-        """True when the connection goes on."""
+        """Send a reply. Return True if the connection stays open."""
         await asyncio.sleep(reply.delay)
         writer.write(reply.head_and_body())
         await writer.drain()
@@ -206,7 +206,7 @@ class FaultyServer:
 
 
 async def turns_of_the_loop() -> None:
-    """Let asyncio finish what it does in steps: accept a connection, close an aborted one.
+    """Let asyncio finish accepting a connection or closing an aborted one, which takes several steps.
 
     A listener that is closed while it accepts leaks the connection (python/cpython#109564).
     """

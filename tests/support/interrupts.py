@@ -1,4 +1,4 @@
-"""Ctrl-C in tests, whatever the shell that started the run does with it."""
+"""Ctrl-C in tests, independent of the shell that started the run."""
 
 from __future__ import annotations
 

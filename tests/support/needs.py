@@ -1,10 +1,10 @@
-"""The one place that decides whether a missing outside part skips tests or fails them, and that says so.
+"""Decide whether a missing outside part skips tests or fails them, and report it.
 
-On a developer's machine a test whose outside part is absent is skipped. In CI that would be a silent hole:
-there `KEYMAN_TEST_REQUIRE` names the parts that must be present, and their absence fails the test.
+On a developer's machine a test is skipped if its outside part is absent. CI sets `KEYMAN_TEST_REQUIRE` to the parts
+that must be present; there the absence of one fails the test.
 
-The module is a pytest plugin as well (`pytest_plugins = ["tests.support.needs"]`): right above pytest's own
-closing line it tells what the run did not exercise and why. With pytest-xdist the controller tells, once.
+The module has the hook that reports, right above pytest's closing line, what the run did not exercise and why. With
+pytest-xdist the controller reports it, once.
 """
 
 import os
@@ -39,7 +39,7 @@ def require(what: str, absence: str | None) -> None:
 
 
 def pytest_configure() -> None:
-    """Refuse a misspelt `KEYMAN_TEST_REQUIRE` before any test runs: it would demand nothing."""
+    """Reject a misspelt `KEYMAN_TEST_REQUIRE` before any test runs, because it would require nothing."""
     try:
         required()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Planes for a test: in this process, through their whole ASGI stack, with their real start and stop."""
+"""Planes in the test's process, with their whole ASGI stack and their real start and stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A valid row of every table, to be made wrong in one place at a time."""
+"""A valid row of every table. Tests change one value at a time."""
 
 from __future__ import annotations
 
@@ -130,13 +130,13 @@ def foreign_keys() -> list[ForeignKeyConstraint]:
 
 
 _CHAIN = 9_000
-"""Far from those that a migration makes."""
+"""A chain that no migration makes. No test verifies it."""
 
 
 _SEQUENCE = itertools.count(1)
 
 
 def entry(action: Action, **values: Any) -> dict[str, Any]:
-    """A row of `audit_log`, of an application and of this moment where it does not say otherwise."""
+    """A row of `audit_log`, by default of an application and of this moment."""
     unsaid = {"at": now(), "actor": Actor.APPLICATION, "actor_id": 1}
     return {**unsaid, "action": action, "chain": _CHAIN, "sequence": next(_SEQUENCE), "hash": bytes(32), **values}

@@ -1,6 +1,6 @@
-"""Where a run keeps its files: in memory where there is plenty, for hundreds of databases and servers come and go.
+"""Where a run keeps its files: in memory if there is enough, because it makes hundreds of databases and servers.
 
-On a disk a file system's own work for that is a fifth of what the whole suite takes of the processors.
+On a disk, the file system takes a fifth of the processor time of the whole suite.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ENOUGH = 4 << 30
 
 
 def use(variables: dict[str, str] | os._Environ[str] = os.environ, memory: Path = MEMORY) -> None:
-    """Have everything temporary from here on made in memory, by the workers of the run as well.
+    """Make all temporary files from here on in memory, also those of the run's workers.
 
     A developer's own TMPDIR stays.
     """
@@ -26,7 +26,7 @@ def use(variables: dict[str, str] | os._Environ[str] = os.environ, memory: Path 
 
 
 def is_roomy(memory: Path) -> bool:
-    """Whether it can be written to, programs in it can be run, and both it and the machine have room."""
+    """Return True if it is writable, programs in it can run, and both it and the machine have room."""
     try:
         system = os.statvfs(memory)
         available = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]

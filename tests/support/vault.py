@@ -1,4 +1,4 @@
-"""Vaults for tests: one that answers, one with its root token, one that a test may harm."""
+"""Vaults for tests: a running one, a client with its root token, one that a test may harm."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def as_running(server: EmbeddedVault) -> RunningVault:
 
 
 def kill(server: EmbeddedVault) -> None:
-    """End a server that nobody needs any more: stopping it in order takes it a second."""
+    """Kill a server that is no longer needed. An orderly stop takes a second."""
     server.process.kill()
     server.process.wait()
 
 
 class RootClient:
-    """A Vault with its root token: sees everything, and opens what keyman cannot."""
+    """A client with the root token. It can read and decrypt everything."""
 
     def __init__(self, address: str, token: str) -> None:
         self._client = client_of(f"{address}/v1/", **{"X-Vault-Token": token})
@@ -103,7 +103,7 @@ class RootClient:
 
 
 class DisposableVault:
-    """A Vault set up for keyman, to be harmed: frozen, killed, sealed; and repaired, at the address that it had."""
+    """A Vault, set up for keyman, that a test may freeze, kill or seal. `repair` brings it back at the same address."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -160,7 +160,7 @@ class DisposableVault:
         until(lambda: self._health() is not None, "Vault")
 
     def repair(self) -> None:
-        """Whatever was done to it, it serves again."""
+        """Undo what a test did, so that it serves again."""
         self.thaw()
         if self._process.poll() is not None:
             self.start()

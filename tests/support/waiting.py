@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 PATIENCE = 40.0
-"""Seconds: what has not happened by then does not happen."""
+"""Seconds. It measures no speed: it is for a machine that does much at once."""
 
 
 def until(condition: Callable[[], object], what: str = "what was waited for") -> None:

@@ -1,4 +1,4 @@
-"""The fake resolvers: they answer as the clients do, and show no value."""
+"""The fake resolvers: they answer as the clients do and show no value."""
 
 from __future__ import annotations
 

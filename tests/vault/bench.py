@@ -1,4 +1,4 @@
-"""A Transit mount of its own for one test, set up as `keyman vault setup` does it, and the parts that work on it."""
+"""A Transit mount for one test, set up as `keyman vault setup` does it, and the parts of keyman that use it."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ ROLE = "keyman-management"
 
 
 class Shelf:
-    """Keeps a sentinel as the database does. `has_keys`: there are stored keys, so a missing one may not be made."""
+    """Stores a sentinel as the database does. With `has_keys` there are stored keys, so no new sentinel is accepted."""
 
     def __init__(self, *, sentinel: str | None = None, has_keys: bool = False, uuid: UUID | None = None) -> None:
         self.uuid = uuid or uuid4()
@@ -78,7 +78,7 @@ class Authority:
         return chain
 
     async def server_context(self, **names: str) -> ssl.SSLContext:
-        """The same, loaded."""
+        """The TLS context of such a server."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(await self.server_chain(**names))
         return context

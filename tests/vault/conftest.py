@@ -1,6 +1,6 @@
 """Servers for the whole run of a worker; a mount of its own for each test.
 
-Not the server that the rest of the suite shares: tests here take policies and roles away. Everything that takes `bench`
+These are not the servers of the rest of the suite, because tests here remove policies and roles. A test with `bench`
 runs twice: on the server that `keyman dev` starts, and on the container.
 """
 

@@ -1,4 +1,4 @@
-"""The adapter: what goes out, what is tried again, how long it may take, and that nothing leaks when it fails."""
+"""The adapter: requests, retries, bounds, and errors that show nothing of a request."""
 
 import asyncio
 import gzip

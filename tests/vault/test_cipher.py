@@ -24,6 +24,7 @@ from keyman.vault import cipher as module
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.cipher import MAX_BATCH, MAX_BATCHES, Context, Item, Sealed, TransitCipher
 from tests.support.exceptions import everything_in
+from tests.support.fast import examples
 from tests.support.http import Call, RecordingProxy
 from tests.support.vault import as_running, kill
 from tests.vault.bench import Bench, SealableVault, a_context, bench_at, refusal
@@ -68,7 +69,7 @@ async def waiting_in(cipher: TransitCipher, count: int) -> None:
 # --- What is sealed
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(alphabet=VISIBLE, min_size=8, max_size=512))
 async def test_what_is_sealed_opens_to_the_same_text(bench: Bench, text: str) -> None:
     context = a_context()

@@ -1,4 +1,4 @@
-"""Staying logged in: with what, for how long, how often, and what a dead token, a lost policy or a bad secret does."""
+"""Logging in and renewing: credentials, leases, intervals, revoked tokens, lost policies, bad secrets."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The opener: what it gives back, and how it fails. What the plane makes of that: tests/faults/test_resolver.py."""
+"""The opener: what it returns and how it fails. tests/faults/test_resolver.py tests the plane over it."""
 
 import asyncio
 import base64

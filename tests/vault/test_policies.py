@@ -1,4 +1,4 @@
-"""What each role may do, exactly: every cell of the table in `vault-policies/README.md`, and what lies beside it.
+"""What each role may do: every cell of the table in `vault-policies/README.md`, and paths that are not in it.
 
 Each request is made with the role's own token. Allowed means that Vault does anything but refuse it with 403 (or with
 405 for any caller); it may well find that a request without a body makes no sense.

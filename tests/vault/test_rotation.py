@@ -1,4 +1,4 @@
-"""The key's versions, on the embedded server and on the container, with the rotator's own login."""
+"""Versions of the encryption key, on the embedded server and on the container, with the rotator's login."""
 
 from __future__ import annotations
 

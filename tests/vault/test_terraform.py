@@ -1,7 +1,7 @@
 """`vault-policies/terraform/` brings about what `keyman vault setup` does: the same policies, the same settings.
 
-What is written is read with a parser of HCL. What it comes to is asked of Terraform or OpenTofu where one of them is on
-the PATH, and without the provider for Vault, which cannot be had everywhere.
+The files are read with a parser of HCL. Terraform or OpenTofu evaluates them where one is on the PATH, without the
+provider for Vault, which is not available everywhere.
 """
 
 import json

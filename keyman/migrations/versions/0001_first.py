@@ -1,4 +1,4 @@
-"""The first schema: accounts, sessions, tokens, keys, and what surrounds them."""
+"""The first schema: accounts, sessions, tokens, keys and the tables around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications that get keys back, their tokens, and what the trail says of them."""
+"""Applications that get keys, their tokens, and their columns in the audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of planes that tests share: one over each database for a worker, where every test is a stranger."""
+"""Pairs of planes that tests share: one over each database for a worker. Every test adds users of its own."""
 
 from __future__ import annotations
 

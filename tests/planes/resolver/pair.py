@@ -1,4 +1,4 @@
-"""Both planes over one database, in this process: a user leaves a key with the one, an application asks the other."""
+"""Both planes over one database, in this process: a user stores a key in one, an application asks the other."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rows exchanged by hand in the database, or put back from an older day: what does not belong together does not open.
+"""Rows that were swapped in the database, or put back from a backup: values that do not belong together do not open.
 
-What a row holds is bound twice. Its ciphertext opens only under its own user, service and value uuid, which Vault sees
+A row is bound twice. Its ciphertext opens only under its own user, service and value uuid, which Vault sees
 to; and the value uuid must be the newest one in the audit log, which keyman checks before it asks Vault.
 """
 

@@ -1,7 +1,6 @@
 """The resolver's OpenAPI document: complete, consistent with itself, and as narrow and wide as the service.
 
-What the service answers is held against it in every test of this directory; that requests made from it fare as it says,
-by test_schemathesis.
+Every test of this directory checks the answers against it. test_schemathesis sends requests that are made from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The resolver's routes: who is let in, what a body must be, and what else the plane answers."""
+"""The resolver's routes: who may call them, which bodies are valid, and what else the plane answers."""
 
 from __future__ import annotations
 

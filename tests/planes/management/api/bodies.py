@@ -1,4 +1,4 @@
-"""Every body that the API takes, described by its struct, and ways to get one wrong."""
+"""Every body that the API accepts, described by its struct, and invalid variants."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Planes that tests share: one over each database for a worker, where every test is a stranger with users of its own.
+"""Planes that tests share: one over each database for a worker. Every test adds users of its own.
 
-A test that changes settings, time for everybody, or the database itself takes a `plane` of its own.
+A test that changes settings, the time or the database itself takes an `api_plane` of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Clients for the tests of the API. They check every answer against docs/reference/api.md and the OpenAPI document.
 
 `ApiPlane` is a Plane whose clients come from addresses of their own, so that many tests share one plane without sharing
-its throttle. Whatever it answers is checked on the way: the headers of every answer, the shape of every problem, and
-that the OpenAPI document knows the operation's status and its body.
+its throttle. It checks each answer: the headers, the shape of a problem, and that the OpenAPI document has
+the operation's status and body.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The management plane behind its real HTTP server, in a process of its own, as `keyman serve` runs it.
 
-Only Argon2id's parameters are others: hundreds of sign-ins would take minutes with those of production.
+Only the parameters of Argon2id differ: with production's, hundreds of sign-ins would take minutes.
 """
 
 from __future__ import annotations

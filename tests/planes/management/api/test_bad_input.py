@@ -1,4 +1,4 @@
-"""What bad input gets: a problem that names the field, nothing stored, nothing repeated, and never a 500."""
+"""Bad input gets a problem that names the field and repeats no value. Nothing is stored. There is no 500."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from tests.planes.management.api.bodies import (
     wrong_values,
 )
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, as_json, headers_of, problem, store
+from tests.support.fast import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -330,7 +331,7 @@ async def test_unknown_fields_are_refused_and_not_repeated(desk: Desk, body: Bod
     assert await desk.state() == before
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(mistake=mistakes().filter(lambda mistake: bool(mistake.faults)))
 async def test_everything_that_is_wrong_is_named_at_once(one_desk: Desk, mistake: Mistake) -> None:
     before = await one_desk.state()
@@ -360,7 +361,7 @@ async def test_bad_values_of_several_fields_are_all_listed(desk: Desk) -> None:
 NO_OBJECT = st.binary(max_size=200).filter(lambda content: content.strip() != b"{}")
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(content=NO_OBJECT, operation=st.sampled_from(sorted(BODIES)))
 async def test_random_bytes_are_refused(one_desk: Desk, content: bytes, operation: str) -> None:
     before = await one_desk.state()
@@ -368,7 +369,7 @@ async def test_random_bytes_are_refused(one_desk: Desk, content: bytes, operatio
     assert await one_desk.state() == before
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(value=ANY_JSON, operation=st.sampled_from(["createKey", "replaceKey", "createToken", "signUp", "logIn"]))
 async def test_random_json_is_refused(one_desk: Desk, value: Any, operation: str) -> None:
     before = await one_desk.state()
@@ -383,7 +384,7 @@ TEXT = st.text(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(field=st.sampled_from(FIELDS), text=TEXT)
 @example(field=("createKey", "name"), text="\ud800")
 @example(field=("changePassword", "new_password"), text="\udfff" * 12)
@@ -411,7 +412,7 @@ async def test_any_text_in_any_field_is_taken_as_it_is_or_refused_by_its_name(
             assert await desk.state() == before
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(damage=damaged())
 async def test_a_right_body_with_damage_never_breaks_anything(one_desk: Desk, damage: tuple[Body, bytes]) -> None:
     body, content = damage
@@ -462,7 +463,7 @@ async def test_what_is_no_id_is_like_an_id_that_does_not_exist(desk: Desk, metho
     assert await desk.state() == before
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     key_id=st.text(min_size=1, max_size=30).filter(lambda text: "/" not in text and text.strip(" ./"))
     | st.integers().map(str),
@@ -479,7 +480,7 @@ QUERY = ("limit", "cursor", "service", "q", "action", "since", "until")
 MOMENTS = st.datetimes(timezones=st.none() | st.timezones()).map(datetime.isoformat)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     query=st.binary(max_size=60)
     | st.lists(st.tuples(st.sampled_from((*QUERY, "x", "")), st.text(max_size=20) | MOMENTS), max_size=5).map(
@@ -518,7 +519,7 @@ VALUES = st.binary(max_size=40).map(lambda raw: raw.translate(None, b"\r\n\0")) 
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(
     headers=st.lists(st.tuples(st.sampled_from(HEADERS), VALUES), min_size=1, max_size=4),
     request=st.sampled_from(

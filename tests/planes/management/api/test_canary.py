@@ -1,10 +1,9 @@
-"""Canaries: a word of its own in every place where a client can put one, and a look at every place where it may be.
+"""Canaries: a unique word in every place where a client can put one, and a search of every place where it could appear.
 
-A secret (a key, a password, a token, a cookie, an idempotency key) is found nowhere but in the one answer that hands it
-out; what was refused, or is nobody's business, is found nowhere at all; a name or an address is in its owner's answers
-and only in the database.
+A secret (a key, a password, a token, a cookie, an idempotency key) is only in the one answer that hands it out. What
+was refused is nowhere. A name or an address is only in its owner's answers and in the database.
 
-Looked through: every answer with its headers, the log at DEBUG with what libraries write, standard output and error,
+Searched are: every answer with its headers, the log at DEBUG with what libraries write, standard output and error,
 the metrics, all of the database (SQLite: the bytes of file and WAL; PostgreSQL: every row of every table, the files of
 the database, its write-ahead log and its server's log). That server logs no statements, as production would: its log
 may hold names of a row that broke a constraint (PostgreSQL prints it), so only secrets are looked for there.

@@ -1,4 +1,4 @@
-"""The cross-site rule: a page of another site cannot have a browser change anything here."""
+"""The cross-site rule: a page of another site cannot make a browser change anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a POST that is sent again, by a client that does not know whether it arrived, stores one key."""
+"""`Idempotency-Key`: a POST that a client sends twice stores one key."""
 
 from __future__ import annotations
 

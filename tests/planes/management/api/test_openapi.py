@@ -1,7 +1,7 @@
 """The OpenAPI document: complete, consistent with itself, and no narrower than what the service does.
 
-What the service answers is held against it by `harness.Document` in every test of this directory; that requests made
-from it fare as it says, by test_schemathesis.
+`harness.Document` checks the answers in every test of this directory against it. test_schemathesis sends requests that
+are made from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`ETag` and `If-Match`: nobody overwrites what they have not seen, unless they do not ask."""
+"""`ETag` and `If-Match`: with `If-Match`, nobody overwrites a change that they have not seen."""
 
 from __future__ import annotations
 

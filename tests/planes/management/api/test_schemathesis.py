@@ -1,4 +1,4 @@
-"""The OpenAPI document against the running service: schemathesis makes requests from it, right ones and wrong ones.
+"""The OpenAPI document against the running service: schemathesis makes valid and invalid requests from it.
 
 All of its checks, all of its phases, over real HTTP; on SQLite with an access token of all scopes, on PostgreSQL with a
 session. What is relaxed is relaxed below, each with its reason; no operation and no check is left out.

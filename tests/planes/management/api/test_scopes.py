@@ -1,4 +1,4 @@
-"""Who may do what: every route with every set of scopes, with a session, and with nothing."""
+"""Every route with every set of scopes, with a session, and without credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions: cookies that are dead when the server says so."""
+"""Sessions: a cookie is invalid as soon as the server ends its session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guessing passwords is slow, for one address and from one network, however many ask at once and wherever they ask."""
+"""Guessing passwords is slow for one address and from one network, also with many requests at once."""
 
 from __future__ import annotations
 

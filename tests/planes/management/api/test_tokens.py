@@ -1,4 +1,4 @@
-"""`/api/tokens`: proofs for scripts, shown once, stored as hashes, dead as soon as they are revoked."""
+"""`/api/tokens`: credentials for scripts, shown once, stored as hashes, invalid as soon as they are revoked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Bytes on a socket, to the real server: what no client library would send. What it gets is an answer or a closed door.
+"""Bytes on a socket to the real server that no client library would send. It answers or closes the connection.
 
-What the server itself refuses as no HTTP never reaches keyman; everything that does is answered like anything else.
+What the server refuses as invalid HTTP does not reach keyman. What does is answered like any other request.
 """
 
 from __future__ import annotations

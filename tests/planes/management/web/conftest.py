@@ -1,6 +1,6 @@
 """The pages in a real browser, over the whole of `keyman dev`; and as bytes, over a plane in this process.
 
-Playwright's synchronous loop lives as long as a module: no asynchronous test can run in a module of these.
+Playwright's synchronous loop lasts as long as a module, so a module that uses it cannot have an asynchronous test.
 """
 
 from __future__ import annotations

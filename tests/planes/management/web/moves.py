@@ -1,4 +1,4 @@
-"""What people do on the pages, in their words: the moves that the tests of the pages are made of."""
+"""What people do on the pages: the steps of the page tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def join(person: Person) -> Person:
 
 
 def sign_in(page: Page, email: str, password: str = PASSWORD) -> None:
-    """Fill in whatever form asks for it, and send it."""
+    """Fill in the form for signing in, and send it."""
     page.get_by_label("Email").fill(email)
     page.get_by_label("Password").fill(password)
     page.get_by_role("button", name="Sign in").click()
@@ -94,7 +94,7 @@ def fill(
 
 
 def save(page: Page) -> None:
-    """Press Save, and wait for what comes of it."""
+    """Press Save, and wait for the result."""
     page.get_by_role("button", name="Save", exact=True).click()
     page.locator(".htmx-request").wait_for(state="detached")
 
@@ -121,7 +121,7 @@ def settled(page: Page) -> None:
 
 
 def narrow_places(page: Page) -> list[str]:
-    """What is wider than its place: the page itself, a dialog, a cell, a field."""
+    """What is wider than its container: the page, a dialog, a cell, a field."""
     found: list[str] = page.evaluate(
         """() => {
           const root = document.documentElement;

@@ -1,4 +1,4 @@
-"""The form for a key: what it says before it sends, that it sends once, and what becomes of it when the world moves."""
+"""The form for a key: its messages, sending once, and a session or a key that changes meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages as bytes: who gets which, what they may hold, and what a form does whatever is sent in it."""
+"""The pages as bytes: who gets which page, its content, and what a form does with any input."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.web.pages import HOME, own_page
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, fresh_plane_at
+from tests.support.fast import examples
 from tests.support.planes import ORIGIN, PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
@@ -267,7 +268,7 @@ MARKUP = st.sampled_from(
 )
 
 
-@settings(max_examples=40)  # an account, a key and eight pages each; the marks themselves are few
+@settings(max_examples=examples(40))  # an account, a key and eight pages each; the marks themselves are few
 @given(label=MARKUP | st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=60))
 async def test_a_label_is_text_wherever_it_is_shown(page_plane: ApiPlane, label: str) -> None:
     ada = await person(page_plane)

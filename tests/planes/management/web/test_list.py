@@ -1,4 +1,4 @@
-"""The list of keys when there are many: filter, search, pages; and what a row says."""
+"""The list of keys when there are many: filter, search, pages and the text of a row."""
 
 from __future__ import annotations
 

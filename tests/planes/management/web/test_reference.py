@@ -1,4 +1,4 @@
-"""The pages for readers: problems, and the API reference, in a real browser."""
+"""The pages of problems and of the API reference, in a real browser."""
 
 from __future__ import annotations
 

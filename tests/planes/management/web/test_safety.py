@@ -1,4 +1,4 @@
-"""What must never happen on the pages: a secret that stays, a label that runs, another host that hears of it."""
+"""The pages store no secret, run no script from a label, and send nothing to another host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that pages are made with: all of them, nothing else, and kept by browsers for a year."""
+"""Static files: all of them are served, nothing else is, and browsers cache them for a year."""
 
 from __future__ import annotations
 

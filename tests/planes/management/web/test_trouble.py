@@ -1,4 +1,4 @@
-"""Pages when something is wrong: with Vault, with keyman, with what was asked for, or with who asks."""
+"""Pages when something is wrong with Vault, with keyman, with the request or with the session."""
 
 from __future__ import annotations
 
