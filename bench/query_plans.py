@@ -38,8 +38,8 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
 
 ## What they show
 
-- keyman reads a page of a listing backwards from the index `(user_id, id)`: 51 rows and as many pages, on the
-  first page and in the middle alike. For one service it reads from `(user_id, service, id)`. Nothing is sorted
+- keyman reads a page of a listing backwards from the index `(owner_id, id)`: 51 rows and as many pages, on the
+  first page and in the middle alike. For one service it reads from `(owner_id, service, id)`. Nothing is sorted
   and nothing skipped.
 - An owner with few or no keys is answered from the same index in a few pages. PostgreSQL does not walk the
   primary key backwards in the hope of meeting the rows of that owner, which is the usual trap of

@@ -13,7 +13,7 @@ import msgspec
 from keyman.cli.common import environment, home_option, json_option
 from keyman.config.settings import Settings, load
 from keyman.dev.home import Home
-from keyman.doctor import configuration, database, vault
+from keyman.doctor import configuration, database, encryption_key, vault
 from keyman.doctor.findings import Finding, State, failed, ok, skipped
 from keyman.errors import ConfigurationError
 from keyman.providers.catalogue import read_services
@@ -74,13 +74,13 @@ async def _examine(
         findings += [finding async for finding in vault.examine(client, settings.vault, role)]
         findings += [finding async for finding in database.examine(settings, db, is_plane=role.is_plane)]
         if settings.vault.wrapped_secret_id is not None:
-            findings += [skipped(check, vault.NOT_TAKEN) for check in database.OF_THE_KEY]
+            findings += [skipped(check, vault.NOT_TAKEN) for check in encryption_key.OF_THE_KEY]
         elif role.reads_key:
-            findings += [finding async for finding in database.examine_key(settings.vault, db, client)]
+            findings += [finding async for finding in encryption_key.examine(settings.vault, db, client)]
         else:
             findings += [
                 skipped(check, f"{role.name} may not rewrap; the /readyz of its plane opens the sentinel")
-                for check in database.OF_THE_KEY
+                for check in encryption_key.OF_THE_KEY
             ]
     finally:
         await client.close()
