@@ -20,10 +20,19 @@ LEFT_OUT = "PostgreSQL, browser, Docker, faults, the command line and whatever e
 """For the end of a fast run."""
 
 SLOW = (
-    "tests/cli/",
+    "tests/cli/test_audit.py",
+    "tests/cli/test_common.py",
+    "tests/cli/test_db.py",
+    "tests/cli/test_doctor.py",
+    "tests/cli/test_rewrap.py",
+    "tests/cli/test_serve.py",
+    "tests/cli/test_token.py",
+    "tests/cli/test_user.py",
+    "tests/cli/test_vault.py",
     "tests/dev/test_embedded.py",
     "tests/dev/test_run.py",
-    "tests/docker/",
+    "tests/docker/test_certificates.py",
+    "tests/docker/test_stack.py",
     "tests/faults/",
     "tests/planes/management/api/test_canary.py",
     "tests/planes/management/api/test_schemathesis.py",
@@ -47,7 +56,6 @@ SLOW = (
     "tests/test_support.py",
     "tests/vault/test_login.py",
     "tests/vault/test_terraform.py",
-    "tests/vault/test_wrapping.py",
 )
 """Files and directories, most of whose time goes to processes that start or to bounds that run out."""
 
@@ -60,6 +68,7 @@ SLOW_TESTS = (
     "tests/migrations/test_migrations.py::test_several_processes_that_upgrade_at_once_make_one_schema",
     "tests/migrations/test_upgrade.py::test_everyone_who_can_sign_in_reads_every_key_after_an_upgrade",
     "tests/planes/management/web/test_activity.py::test_a_kind_and_a_period_are_chosen_by_a_plain_form_and_kept_over_pages",
+    "tests/planes/management/web/test_http.py::test_a_label_is_text_wherever_it_is_shown",
     "tests/planes/management/web/test_http.py::test_pages_of_a_long_list_lead_to_all_of_it",
     "tests/planes/management/web/test_language.py::test_every_page_says_that_it_is_german",
     "tests/storage/test_database.py::test_a_server_that_went_away_is_missed_and_found_again",
