@@ -228,7 +228,7 @@ def test_a_key_of_another_nature_is_not_touched(
     for arguments in (SETUP, (*SETUP, "--dry-run")):
         said = failed(keyman(*arguments, env=admin))
         assert f"({named})" in said
-        assert "Nothing was changed" in said
+        assert "Nothing was done" in said
     assert untouched_root.ask("GET", f"{mount}/keys/keyman") == before
 
 
