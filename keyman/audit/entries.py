@@ -1,4 +1,4 @@
-"""The vocabulary of the audit log: who did what, and what an entry holds.
+"""The vocabulary of the audit log: actions, actors, reasons, and the fields of an entry.
 
 An entry names who, what, when and from where; never a value, a ciphertext, a mask or a token.
 """
@@ -44,7 +44,9 @@ class Action(StrEnum):
 
 
 class Actor(StrEnum):
-    """What acted: a signed-in person, a personal token, an application, an operator at the command line, or nobody."""
+    """The kind of actor: a signed-in user, a personal token, an application, an operator at the command line, or
+    nobody.
+    """
 
     SESSION = "session"
     TOKEN = "token"  # noqa: S105  # the name of a kind
@@ -54,10 +56,11 @@ class Actor(StrEnum):
 
 
 class Origin(NamedTuple):
-    """Where a call came from. `actor_id` is a token's id, personal or an application's; address and device are the
-    client's, as far as known.
+    """The origin of a call.
 
-    The device is for the session that a sign-in opens; the audit log does not keep it.
+    `actor_id` is the id of a personal or application token. Address and device are those of the client, if known.
+
+    The device is for the session that a sign-in opens. The audit log does not store it.
     """
 
     actor: Actor
@@ -82,14 +85,14 @@ class Reason(StrEnum):
 OPERATOR = Origin(Actor.OPERATOR)
 
 NO_VALUE = UUID(int=0)
-"""What a key holds from its deletion on: a row that is put back later is not the current one."""
+"""The value of a deleted key. A row that is restored later has another value, so it is not the current one."""
 
 
 class Entry(NamedTuple):
-    """What is recorded of one act. `user_id` is whose audit log it belongs to; None for an act of no account.
+    """One audit entry. `user_id` is the user whose audit log it belongs to; None for an action without an account.
 
-    `value_uuid` says which value a key holds from here on. `as_of` is given only when an entry repeats the word of an
-    older one. `vault_request_id` is Vault's own id of the call, `detail` what a command did, in keyman's words.
+    `value_uuid` is the current value of the key from this entry on. `as_of` is given only when an entry repeats an
+    older one. `vault_request_id` is Vault's id of the call. `detail` describes what a command did.
     """
 
     action: Action

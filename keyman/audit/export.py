@@ -1,4 +1,4 @@
-"""The whole trail, for an archive or another system to keep."""
+"""Exports the whole audit log, for an archive or another system."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
 
 PAGE = 2000
-"""Entries that are read at once."""
+"""Entries that one statement reads."""
 
 
 async def lines(db: Database, since: datetime | None) -> AsyncIterator[bytes]:
-    """A line of JSON for each entry, chain by chain, in the order in which they are chained.
+    """Yield a line of JSON for each entry, chain by chain, in the order of the chain.
 
-    A line holds `hash`; without it, it is just what was hashed (see chain.py).
+    A line contains `hash`. Without it, the line is exactly what was hashed (see chain.py).
     """
     async with db.read() as connection:
         chains = await _CHAINS.all(connection)
@@ -47,7 +47,7 @@ def _with_hash(hashed: bytes, value: bytes) -> bytes:
 
 
 class _Line(NamedTuple):
-    """An entry, and the hash of the one before it; on SQLite a hash may be of any type."""
+    """An entry, and the hash of the one before it. On SQLite a damaged hash can have any type."""
 
     entry: AuditRow
     previous: object

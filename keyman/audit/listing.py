@@ -1,7 +1,7 @@
-"""Reading the trail: newest first, which is by id. A filter by time reads no more than that time's part of it.
+"""Reads the audit log, newest first, by id. A filter by time reads only the entries of that time.
 
-Ids follow the time of their entries as closely as the clocks of the replicas agree. So a time is turned into an id
-first, a little further off than it is, and what lies between the two is told apart by its own time.
+Ids follow the times of their entries, as far as the clocks of the replicas agree. So a time is first turned into an id
+with some margin, and the entries in the margin are compared by their own time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
 CLOCKS_APART = timedelta(minutes=10)
-"""How far the clocks of two replicas may differ, with the time that a transaction takes, before a filter by time could
-miss an entry: far more than any machine whose clock is set by others, and than any transaction of keyman's may take."""
+"""The margin for the difference between the clocks of two replicas and the time of a transaction, so that a filter by
+time misses no entry.
+
+Synchronised clocks differ by much less, and no transaction of keyman takes that long.
+"""
 
 EARLIEST = datetime.min.replace(tzinfo=UTC) + CLOCKS_APART
 LATEST = datetime.max.replace(tzinfo=UTC) - CLOCKS_APART
 
 
 class AuditEntry(msgspec.Struct):
-    """One entry of the trail as its owner sees it. `reason` says why an application got no key."""
+    """One audit entry, as the user sees it. `reason` says why an application got no key."""
 
     id: int
     at: datetime
@@ -47,7 +50,7 @@ class AuditEntry(msgspec.Struct):
 
 
 class OperatorEntry(msgspec.Struct):
-    """One entry of the trail as an operator sees it: whole, but for what the chain and the resolver alone need."""
+    """One audit entry, as an operator sees it: all fields except those that only the chain and the resolver need."""
 
     id: int
     at: datetime
@@ -70,7 +73,7 @@ class OperatorEntry(msgspec.Struct):
 
 
 class ActionName(str):
-    """An action, as a query parameter spells it."""
+    """An action in a query parameter."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, object]] = {
@@ -82,12 +85,12 @@ class ActionName(str):
     @classmethod
     def parse(cls, raw: object) -> Self:
         if not isinstance(raw, str) or raw not in list(Action):
-            raise ValueError("must be an action as an entry names it, such as key.resolve")
+            raise ValueError("must be an action of the audit log, such as key.resolve")
         return cls(raw)
 
 
 class Filter(NamedTuple):
-    """Which entries are wanted: of these actions, or all; from `since` on; before `until`."""
+    """A filter of entries: with these actions, or all; from `since` on; before `until`."""
 
     actions: Collection[Action] = ()
     since: datetime | None = None
@@ -149,7 +152,7 @@ def _filtered(wanted: Filter, part: Slice) -> Listing[_Own]:
 
 
 def _newest(statement: Select[*tuple[object, ...]], action: Action, part: Slice) -> Select[*tuple[object, ...]]:
-    """As many entries of one action as a page can hold of it, so that each action is read from an index, in order:
+    """Select as many entries of one action as a page can have, so that each action is read from an index, in order:
     for several at once a database would read the whole audit log, or sort it.
     """
     if part.before is not None:

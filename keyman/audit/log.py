@@ -1,9 +1,9 @@
-"""Writing the audit log: one entry for each change to an account, a token, a key or an application, in the transaction
-of the change itself; and one for each time that an application asks for a key, committed before it gets one.
+"""Writes the audit log: one entry for each change to an account, a token, a key or an application, in the transaction
+of the change; and one for each time that an application asks for a key, committed before it gets one.
 
-The hash of each entry covers the one before it in its chain. A writer locks the end of a chain until its transaction is
-over. A single chain would serialise all writers. So a database that takes several writers has several chains, and an
-entry goes to any whose end nobody has locked. Write the entries last: that keeps the lock short.
+The hash of each entry covers the one before it in its chain. A writer locks the end of a chain until its transaction
+ends. A single chain would serialise all writers. So a database that allows several writers has several chains, and an
+entry goes to any chain whose end is not locked. Write the entries last, to keep the lock short.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from keyman.storage.statements import Command, Query
 
 
 async def record(connection: AsyncConnection, *entries: Entry, chain: int | None = None) -> None:
-    """Write entries in the caller's transaction, as the last thing in it: all is committed, or nothing.
+    """Write entries in the caller's transaction, as its last step: everything is committed, or nothing.
 
-    All go to one chain: this one, or any. A transaction that waited for a second chain while it holds one could
-    deadlock with another.
+    All entries go to one chain: to this one, or to any. A transaction that holds one chain and waits for another could
+    deadlock.
     """
     for entry in entries:
         chain = await _write(connection, entry, chain)

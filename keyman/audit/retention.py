@@ -1,8 +1,8 @@
-"""Pruning: entries that are old enough, and anchored, are removed, and what remains still verifies.
+"""Pruning removes entries that are old enough and anchored. The remaining entries still verify.
 
-A chain then begins behind the last entry that went, whose place and hash stay with the chain, and an entry of the chain
-says so: nobody shortens it unnoticed by moving its beginning. What the trail says of the current value of a key is said
-again when the entry that said it goes.
+A chain then begins after the last removed entry. Its place and hash stay with the chain, and an entry in the chain
+records the pruning, so that nobody can shorten a chain unnoticed by moving its beginning. If a removed entry named the
+current value of a key, a new entry names it again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import Id, UtcTime
 
 BATCH = 1000
-"""Entries that go in one transaction, and are told by one entry: on SQLite all who write wait for it, and to say all
-of them again takes nearly a second, a fifth of BUSY_TIMEOUT.
+"""Entries that one transaction removes and one entry records.
+
+On SQLite all writers wait for it, and repeating all of them takes nearly a second, a fifth of BUSY_TIMEOUT.
 """
 
 PAUSE = 0.2
-"""Seconds between two batches on SQLite, where who waits for the lock looks for it every 0.1 seconds at the latest: one
-that is taken again at once is had by nobody else until all is pruned.
+"""Seconds between two batches on SQLite.
+
+A waiting writer tries the lock at least every 0.1 seconds, so without this pause no other writer would get it until the
+end of the pruning.
 """
 
 PARAMETERS = 500
@@ -40,7 +43,7 @@ PARAMETERS = 500
 
 
 class Cut(NamedTuple):
-    """The last entry of a chain that may go, and how many go with it."""
+    """The last entry of a chain that may be removed, and how many are removed up to it."""
 
     chain: int
     sequence: int
@@ -48,14 +51,14 @@ class Cut(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """How many entries went, and of how many keys the current value was said again."""
+    """How many entries were removed, and for how many keys the current value was recorded again."""
 
     entries: int
     carried: int
 
 
 async def prunable(db: Database, before: datetime, anchored: Sequence[Head]) -> list[Cut]:
-    """Up to where each chain may be pruned: as far as the anchor goes, and short of the first entry that is newer."""
+    """Return up to where each chain may be pruned: at most up to the anchor, and before the first newer entry."""
     found = []
     for head in anchored:
         async with db.read() as connection:
@@ -68,9 +71,9 @@ async def prunable(db: Database, before: datetime, anchored: Sequence[Head]) -> 
 
 
 async def prune(db: Database, cuts: Sequence[Cut], report: Report = lambda _count: None) -> Pruned:
-    """Remove the entries up to each of these. Raises DatabaseUnavailable; what was done until then holds.
+    """Remove the entries up to each of these. Raises DatabaseUnavailable; what was removed until then stays removed.
 
-    For chains that were verified: what does not verify is evidence.
+    The chains must have been verified: a chain that does not verify is evidence.
     """
     entries = carried = 0
     for cut in cuts:
@@ -87,7 +90,7 @@ async def prune(db: Database, cuts: Sequence[Cut], report: Report = lambda _coun
 
 
 async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
-    """How many entries went, and how many were said again."""
+    """Prune one batch. Return how many entries were removed, and how many were repeated."""
     await lock_end(connection, cut.chain)
     going = await _GOING.all(connection, chain=cut.chain, last=cut.sequence)
     if not going:

@@ -1,8 +1,8 @@
-"""What SQLite takes into a column of the trail though keyman never writes it there.
+"""Detects values in the audit log that SQLite accepts although keyman never writes them.
 
-SQLite keeps any kind of value in any column, and a time or a uuid as text. So an entry can be made into another thing
-where entries are searched and sorted, though it looks the same, and hashes alike, once it is read: a time in another
-zone, bytes for a text, a uuid in capital letters.
+SQLite stores any kind of value in any column, and a time or a uuid as text. So somebody can change an entry in such a
+way that it is found and sorted differently, but reads and hashes the same: a time in another zone, bytes instead of
+text, a uuid in capital letters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keyman.storage.types import UtcTime
 T = TypeVar("T")
 
 TIME = "-".join(("[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2)) + " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
-"""What a time looks like, in SQLite's GLOB: UTC, to the microsecond."""
+"""The form of a time as a GLOB pattern of SQLite: UTC, to the microsecond."""
 
 
 def is_whole(number: ColumnElement[T]) -> ColumnElement[bool]:
@@ -29,7 +29,7 @@ def _is(kind: str, value: ColumnElement[T]) -> ColumnElement[bool]:
 
 
 def _is_written(one: Column[object]) -> ColumnElement[bool]:
-    """Whether a column that is not empty holds something as keyman writes it."""
+    """Return a condition: the column is empty, or has a value in the form that keyman writes."""
     if isinstance(one.type, BigInteger | Integer):
         return is_whole(one)
     if isinstance(one.type, LargeBinary):
@@ -43,4 +43,4 @@ def _is_written(one: Column[object]) -> ColumnElement[bool]:
 
 
 IS_STRANGE = or_(*(and_(one.is_not(None), ~_is_written(one)) for one in audit_log.c))
-"""Of an entry on SQLite that keyman cannot have written."""
+"""Return a condition for an entry on SQLite that keyman cannot have written."""

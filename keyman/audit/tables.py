@@ -28,25 +28,27 @@ audit_log = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("at", UtcTime, nullable=False),
-    Column("user_id", Id, ForeignKey("users.id")),  # whose audit log it is in; null for a sign-in to no account
+    Column(
+        "user_id", Id, ForeignKey("users.id")
+    ),  # the user whose audit log it is in; null for a sign-in to an unknown account
     Column("actor", String(16), nullable=False),
     Column("actor_id", Id),
     Column("action", String(32), nullable=False),
-    # No foreign keys here: the audit log outlives what it records.
+    # No foreign keys, because entries stay when what they record is deleted.
     Column("token_id", Id),
     Column("key_id", Id),
     Column("service", String(64)),
     Column("request_id", String(64)),
     Column("address", String(64)),
     Column("application", String(64)),  # its name: who asked for a key, or what an operator registered
-    Column("purpose", String(200)),  # in the application's own words
+    Column("purpose", String(200)),  # given by the application
     Column("reason", String(32)),  # why no key was given out
-    Column("value_uuid", Uuid),  # which value a key holds from here on
+    Column("value_uuid", Uuid),  # the current value of the key from this entry on
     Column(
         "as_of", Id
     ),  # of an entry with a value: its own id; or that of the entry, pruned since, whose word it repeats
     Column("vault_request_id", String(64)),  # Vault's own, where it was asked before: its audit log has the same
-    Column("detail", String(200)),  # what a command did, in keyman's words
+    Column("detail", String(200)),  # what a command did
     Column("chain", Integer, nullable=False),
     Column("sequence", BigInteger, nullable=False),  # from 1 in each chain, without a gap
     Column("hash", LargeBinary(32), nullable=False),
@@ -54,9 +56,9 @@ audit_log = Table(
     CheckConstraint("length(hash) = 32", name="hash_is_sha256"),
     Index("ix_audit_log_owner", "user_id", "id"),
     Index("ix_audit_log_owner_action", "user_id", "action", "id"),
-    Index("ix_audit_log_at", "at"),  # where a filter by time begins: see listing.py
-    Index("ix_audit_log_uses", "key_id", "action", "application", "at"),  # who has got a key: see keys/uses.py
-    # In the order in which it is verified; and no chain ever forks.
+    Index("ix_audit_log_at", "at"),  # for a filter by time: see listing.py
+    Index("ix_audit_log_uses", "key_id", "action", "application", "at"),  # for the uses of a key: see keys/uses.py
+    # The order of verification. As it is unique, no chain can fork.
     Index("ix_audit_log_chain", "chain", "sequence", unique=True),
     sqlite_autoincrement=True,
 )
@@ -70,7 +72,7 @@ Index(
     sqlite_where=audit_log.c.value_uuid.is_not(None),
 )
 
-# The two ends of each chain. The migration makes them: one on SQLite, 32 on PostgreSQL.
+# The two ends of each chain. The migration creates one on SQLite and 32 on PostgreSQL.
 audit_chains = Table(
     "audit_chains",
     metadata,

@@ -1,10 +1,10 @@
-"""Recomputing the chains, entry by entry, and saying where and how one is broken.
+"""Recomputes the chains, entry by entry, and reports where and how a chain is broken.
 
-A chain is read in pages, each with the end of the chain in the same statement, so both are of one moment: it may be
-verified while others write, and it ends where the database says that it ends. A page is all that is held in memory.
+A chain is read in pages. The same statement reads the end of the chain, so both are of one moment: a chain can be
+verified while others write, and it ends where the database says. Only one page is in memory at a time.
 
-Whoever can write to the database can also compute hashes, and bend the trail so that it holds again. What they cannot
-bend is an anchor that was taken before and is kept elsewhere: see anchors.py.
+Anyone who can write to the database can also compute hashes, and change the audit log so that it verifies. They cannot
+change an older anchor that is kept elsewhere: see anchors.py.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
 
 PAGE = 2000
-"""Entries that are read at once: less than a MB."""
+"""Entries that one statement reads: less than 1 MB."""
 
 MOST = 1000
-"""Chains that are said to be gone. Somebody may give one a number of nine digits; all before it need no line each."""
+"""Missing chains that are reported. Somebody may give a chain a number of nine digits, and the report must stay short.
+"""
 
 STRANGE = "it holds what no entry can hold"
 
@@ -38,10 +39,10 @@ UNREADABLE = RefusedStatement
 """Raised for a value that its column's type cannot hold, which SQLite takes: by the driver, or as an UnreadableRow."""
 
 PRUNED = re.compile(r"up to ([0-9]{1,18}) ([0-9a-f]{64})")
-"""The detail of an entry that says up to where its chain was pruned: the sequence of the last that went, its hash."""
+"""The detail of an entry about pruning: the sequence and the hash of the last removed entry."""
 
 Report = Callable[[int], None]
-"""Told how many more entries were read."""
+"""Called with the number of further entries that were read."""
 
 
 class Head(NamedTuple):
@@ -66,9 +67,9 @@ class Break(NamedTuple):
 
 @dataclass
 class Verified:
-    """What was found: how many entries were read, where each chain ends, what is broken; which anchored entries are
-    there, and which were pruned since, so that nothing can be said of them; and how many entries from before the
-    newest anchor were pruned after it was taken: that they were is the word of the database alone.
+    """The result of a verification: how many entries were read, where each chain ends, and what is broken; which
+    anchored entries exist, and which were pruned since, so that nothing is known about them; and how many entries from
+    before the newest anchor were pruned after it was taken, which only the database itself says.
     """
 
     entries: int = 0
@@ -124,7 +125,7 @@ async def _find_strange(db: Database, found: Verified) -> None:
 
 
 class _Chain:
-    """The verification of one chain."""
+    """Verifies one chain."""
 
     def __init__(
         self, db: Database, deployment: UUID, chain: int, anchored: Sequence[Head], found: Verified, report: Report

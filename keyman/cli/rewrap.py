@@ -17,7 +17,7 @@ from keyman.cli.progress import progress
 from keyman.config.settings import Settings
 from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.deployment import Deployment
-from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, tell_rotation
+from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, record_rotation
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
@@ -47,7 +47,7 @@ def rotate(home: Path | None) -> None:
         await parts.guard.verify(0)
         versions = await parts.rotation.rotate()
         click.echo(f"New values are now sealed with version {versions.latest} of the encryption key.", err=True)
-        await tell_rotation(parts.db, versions.latest)
+        await record_rotation(parts.db, versions.latest)
         return await _rewrap(parts)
 
     _finish(_run(work, home))

@@ -1,7 +1,7 @@
-"""Applications: what gets keys back from the resolver, for the services that an operator has registered it for.
+"""Applications get users' keys from the resolver, for the services that an operator has registered them for.
 
-An application has one token, and while it is being exchanged two: `rotate` makes a new one and lets the others end.
-Nothing is cached, so a revoked application is refused with its next request, on every replica.
+An application has one token, or two during a rotation: `rotate` creates a new one and lets the others expire. Nothing
+is cached, so a revoked application is refused from its next request on, on every replica.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from keyman.values import ApplicationName
 
 
 class Registered(NamedTuple):
-    """A token at its making: the one time that it is known."""
+    """A new token. It is known only at this moment."""
 
     token: Token
     services: tuple[str, ...]
 
 
 class ApplicationInfo(msgspec.Struct):
-    """An application as an operator's list shows it; the last use is that of any token it has."""
+    """An application in an operator's list. The last use is that of any of its tokens."""
 
     id: int
     name: str
@@ -160,33 +160,36 @@ _DISABLE = Command(
 
 
 async def create(db: Database, name: ApplicationName, services: Sequence[str]) -> Registered:
-    """Register an application for these services and make its first token. Raises Conflict for a name that is taken."""
+    """Register an application for these services, with its first token.
+
+    Raises Conflict for a name that was used before.
+    """
     wanted = tuple(dict.fromkeys(services))
     try:
         async with db.write() as connection:
             application_id = await _INSERT.one(connection, name=str(name), services=" ".join(wanted), created_at=now())
             token = await _add_token(connection, application_id, name, Action.APPLICATION_CREATE)
     except IntegrityError:
-        raise Conflict("There is an application with this name already, or there was one.") from None
+        raise Conflict("An application with this name already exists, or existed before.") from None
     return Registered(token, wanted)
 
 
 async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Registered:
-    """Make a new token; those that there are end after `overlap`, at the latest.
+    """Create a new token. The existing ones expire after `overlap` at the latest.
 
     Raises NotFound, and Conflict for an application that was revoked.
     """
     async with db.write() as connection:
         row = await _lock(connection, name)
         if row.disabled_at is not None:
-            raise Conflict("This application was revoked. Register another one, under a name of its own.")
+            raise Conflict("This application was revoked. Register another one with a new name.")
         await _END_TOKENS.execute(connection, of_id=row.id, until=now() + overlap)
         token = await _add_token(connection, row.id, name, Action.APPLICATION_ROTATE)
     return Registered(token, tuple(row.services.split()))
 
 
 async def revoke(db: Database, name: ApplicationName) -> None:
-    """Shut an application out at once, with all its tokens, for good. Raises NotFound."""
+    """Revoke an application and all its tokens, at once and permanently. Raises NotFound."""
     async with db.write() as connection:
         row = await _lock(connection, name)
         await _DISABLE.execute(connection, of_id=row.id, moment=now())
@@ -194,15 +197,15 @@ async def revoke(db: Database, name: ApplicationName) -> None:
 
 
 async def list_all(db: Database) -> list[ApplicationInfo]:
-    """Every application, by name, with the hints of the tokens that it can use."""
+    """Return every application, by name, with the hints of its valid tokens."""
     moment = now()
     async with db.read() as connection:
         listed = await _EVERY.all(connection)
         tokens = await _EVERY_TOKEN.all(connection)
-    return [_shown(row, [token for token in tokens if token.application_id == row.id], moment) for row in listed]
+    return [_to_info(row, [token for token in tokens if token.application_id == row.id], moment) for row in listed]
 
 
-def _shown(row: _Application, tokens: Sequence[_Token], moment: datetime) -> ApplicationInfo:
+def _to_info(row: _Application, tokens: Sequence[_Token], moment: datetime) -> ApplicationInfo:
     usable = [token.hint for token in tokens if token.expires_at is None or token.expires_at > moment]
     return ApplicationInfo(
         id=row.id,

@@ -1,4 +1,4 @@
-"""Personal access tokens: made, listed and revoked by their owner, or by an operator for them."""
+"""Personal access tokens: created, listed and revoked by their user or by an operator."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 MAX_TOKENS = 200
-"""Per account: more than anybody has use for, and a listing that needs no pages."""
+"""Tokens per account: more than anybody needs, and few enough for a listing without pages."""
 
 
 class NewToken(msgspec.Struct):
-    """What a new token is to be."""
+    """The request for a new token."""
 
     name: RequiredLabel
     scopes: Annotated[list[ScopeName], msgspec.Meta(min_length=1)] | msgspec.UnsetType = msgspec.UNSET
@@ -39,7 +39,7 @@ class NewToken(msgspec.Struct):
 
 
 class TokenInfo(msgspec.Struct):
-    """A token as a list shows it."""
+    """A token in a list."""
 
     id: int
     name: str
@@ -51,13 +51,13 @@ class TokenInfo(msgspec.Struct):
 
 
 class CreatedToken(TokenInfo):
-    """A token at its making: the one time that it is shown."""
+    """A new token. It is shown only once."""
 
     token: str
 
 
 class OwnedToken(TokenInfo):
-    """A token as an operator's list shows it."""
+    """A token in an operator's list."""
 
     email: str
 
@@ -118,7 +118,7 @@ _NOTE_USE = Command(
 
 
 async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken:
-    """Make a token for the caller. A token makes none that may do more, or lives longer, than itself.
+    """Create a token for the caller. A token cannot create one with more scopes or a later expiry than its own.
 
     Raises Forbidden for that, Conflict at MAX_TOKENS.
     """
@@ -137,26 +137,26 @@ async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken
 async def create_for(
     db: Database, email: EmailAddress, name: RequiredLabel, scopes: frozenset[Scope], expires_at: datetime | None = None
 ) -> CreatedToken:
-    """Make a token for an account as an operator. Raises NotFound, Conflict at MAX_TOKENS."""
+    """Create a token for an account, as an operator. Raises NotFound, Conflict at MAX_TOKENS."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         return await _insert(connection, OPERATOR, user_id, str(name), scopes, expires_at)
 
 
 async def list_own(db: Database, caller: Principal) -> list[TokenInfo]:
-    """The caller's tokens, newest first."""
+    """Return the caller's tokens, newest first."""
     async with db.read() as connection:
-        return [TokenInfo(*_shown(row)) for row in await _OWN.all(connection, user_id=caller.user_id)]
+        return [TokenInfo(*_fields_of(row)) for row in await _OWN.all(connection, user_id=caller.user_id)]
 
 
 async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]:
-    """Everybody's tokens, or one account's, newest first. Raises NotFound."""
+    """Return all tokens, or those of one account, newest first. Raises NotFound."""
     async with db.read() as connection:
         if email is None:
             rows = await _EVERY.all(connection)
         else:
             rows = await _OF_ACCOUNT.all(connection, user_id=await id_by_email(connection, email))
-    return [OwnedToken(*_shown(_Shown(*row[:-1])), row.email) for row in rows]
+    return [OwnedToken(*_fields_of(_Shown(*row[:-1])), row.email) for row in rows]
 
 
 async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
@@ -165,7 +165,7 @@ async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
 
 
 async def revoke_any(db: Database, token_id: TokenId) -> None:
-    """Delete anybody's token, as an operator. Raises NotFound."""
+    """Delete any token, as an operator. Raises NotFound."""
     await _delete(db, OPERATOR, token_id)
 
 
@@ -215,7 +215,7 @@ _DELETE_ANY = scalar(_DELETE, UserId)
 _DELETE_OWN = scalar(_DELETE.where(_OF_USER), UserId)
 
 
-def _shown(row: _Shown) -> tuple[int, str, list[str], str, datetime, datetime | None, datetime | None]:
+def _fields_of(row: _Shown) -> tuple[int, str, list[str], str, datetime, datetime | None, datetime | None]:
     scopes = parse_scopes(row.scopes)
     in_order = [scope.value for scope in Scope if scope in scopes]
     return (row.id, row.name, in_order, row.hint, row.created_at, row.expires_at, row.last_used_at)
@@ -249,7 +249,7 @@ async def _insert(
         expires_at=expires_at,
     )
     await record(connection, Entry(Action.TOKEN_CREATE, origin, user_id, token_id=row.id))
-    return CreatedToken(*_shown(row), token.reveal())
+    return CreatedToken(*_fields_of(row), token.reveal())
 
 
 async def _delete(db: Database, origin: Origin, token_id: TokenId, owner: UserId | None = None) -> None:

@@ -27,20 +27,21 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
 
 SESSION_LIFETIME = timedelta(days=14)
-"""A session ends then whatever happens: a stolen cookie does not work for ever."""
+"""A session always ends after this time, so that a stolen cookie does not work forever."""
 
 SESSION_IDLE = timedelta(days=3)
 """A session that was not used for so long ends: a weekend away does not end it."""
 
 MAX_USER_AGENT = 512
-"""Characters of a User-Agent that are looked at: a browser's has some 120, and looking takes time with the length."""
+"""Characters of a User-Agent that are parsed. A browser's has about 120, and the time of parsing grows with the length.
+"""
 
 MAX_SHOWN = 100
-"""Sessions in the list: more than anybody has devices, fewer than a script makes that signs in every minute."""
+"""Sessions in the list: more than anybody's devices, and a limit for scripts that sign in every minute."""
 
 
 class SessionInfo(msgspec.Struct):
-    """A session as its owner sees it; `device` is what the client said it is, None where it said nothing known."""
+    """A session, as its user sees it. `device` is from the client; None if it is not known."""
 
     id: int
     device: str | None

@@ -1,4 +1,4 @@
-"""Tables of people, of applications, and of what proves who they are. Proofs are stored as hashes alone."""
+"""The tables of users, applications and their credentials. Credentials are stored only as hashes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ users = Table(
     "users",
     metadata,
     Column("id", Id, ForeignKey("owners.id"), primary_key=True, autoincrement=False),
-    Column("email", String(254), nullable=False),  # as its owner spells it
-    Column("email_key", String(762), nullable=False, unique=True),  # case-folded: one account an address
+    Column("email", String(254), nullable=False),  # as its owner writes it
+    Column("email_key", String(762), nullable=False, unique=True),  # case-folded: one account per address
     Column("password_hash", String(255), nullable=False),  # Argon2id, PHC string
     Column("created_at", UtcTime, nullable=False),
     Column("disabled_at", UtcTime),
@@ -37,7 +37,7 @@ sessions = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("last_seen_at", UtcTime, nullable=False, index=True),
     Column("expires_at", UtcTime, nullable=False, index=True),
-    Column("device", String(100)),  # what the client said it is, for its owner to tell sessions apart
+    Column("device", String(100)),  # from the client, so that its user can distinguish sessions
     CheckConstraint("length(id_hash) = 32", name="id_hash_is_sha256"),
     sqlite_autoincrement=True,
 )
@@ -80,17 +80,17 @@ application_tokens = Table(
     Column("token_hash", LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the whole token
     Column("hint", String(16), nullable=False),
     Column("created_at", UtcTime, nullable=False),
-    Column("expires_at", UtcTime),  # set when another one takes its place
+    Column("expires_at", UtcTime),  # set when another token replaces it
     Column("last_used_at", UtcTime),
     CheckConstraint("length(token_hash) = 32", name="token_hash_is_sha256"),
     sqlite_autoincrement=True,
 )
 
-# Failed attempts in one window of time, by what they have in common (an address, a network): see throttle.py.
+# Failed attempts in one time window, by a common property (an address, a network): see throttle.py.
 throttle = Table(
     "throttle",
     metadata,
-    Column("bucket", LargeBinary(32), primary_key=True),  # a hash: strangers' addresses are not collected
+    Column("bucket", LargeBinary(32), primary_key=True),  # a hash, so that no addresses are collected
     Column("attempts", Integer, nullable=False),
     Column("ends_at", UtcTime, nullable=False, index=True),
     CheckConstraint("attempts >= 0", name="attempts_not_negative"),

@@ -1,7 +1,9 @@
-"""Guessing passwords is slow: failed attempts are counted in the database, so that all replicas count together.
+"""Slows down the guessing of passwords.
 
-An attempt is counted before the password is looked at and taken back when it was right; a thousand attempts at once
-get no more guesses than one after the other.
+Failed attempts are counted in the database, so that all replicas count together.
+
+An attempt is counted before the password is verified, and taken back if it was right. So a thousand attempts at once
+get no more guesses than a thousand in sequence.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
 
 WINDOW = timedelta(minutes=15)
-"""How long failures are remembered from the first one on."""
+"""How long failures count, from the first one on."""
 
 MAX_PER_ACCOUNT = 10
-"""Failures for one e-mail address in a window: 960 guesses a day, against passwords of ten characters and more."""
+"""Failures for one e-mail address in a window: 960 guesses a day, for passwords of at least ten characters."""
 
 MAX_PER_NETWORK = 100
 """Failures from one address (IPv6: one /64) in a window: an office behind one address mistypes less than that."""
@@ -43,7 +45,7 @@ TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait befor
 
 @dataclass(frozen=True)
 class Bucket:
-    """What attempts have in common, and how many of them a window allows."""
+    """A common property of attempts, and how many of them a window allows."""
 
     name: str
     limit: int
@@ -58,7 +60,11 @@ def login_buckets(email_key: str, address: str | None) -> tuple[Bucket, ...]:
 
 
 def password_buckets(user_id: UserId, address: str | None) -> tuple[Bucket, ...]:
-    """Apart from sign-ins: whoever knows the address can use those up, and the owner could not change a password."""
+    """Return the buckets of a password change.
+
+    They are separate from those of sign-ins, which anyone who knows the address can use up: the user could then not
+    change the password.
+    """
     return (Bucket(f"password|account|{user_id}", MAX_PER_ACCOUNT), *_by_network("password", address, MAX_PER_NETWORK))
 
 
@@ -67,7 +73,7 @@ def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
 
 
 async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
-    """Count one attempt in each bucket. Raises RateLimited, in the words of `refusal`, when one of them is full;
+    """Count one attempt in each bucket. Raises RateLimited with the text `refusal` when one of them is full.
     `retry_after` says until when.
     """
     if not buckets:
@@ -85,9 +91,9 @@ async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MA
 
 
 async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> None:
-    """Take back what `count` counted, for the attempt was right; an account's failures are forgotten with it.
+    """Take back an attempt because it was right, and forget the failures of the account.
 
-    In the transaction of what the attempt was for: one that comes to nothing is not forgiven.
+    It runs in the transaction of the action itself, so that an attempt whose action fails is not forgiven.
     """
     account = buckets[0]
     for bucket in _in_order(buckets):
@@ -96,7 +102,7 @@ async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> N
 
 
 async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
-    """Take back what `count` counted, for the attempt was turned away before it was looked at."""
+    """Take back an attempt because it was refused before its password was verified."""
     if not buckets:
         return
     async with db.write() as connection:
@@ -105,7 +111,7 @@ async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
 
 
 def _in_order(buckets: tuple[Bucket, ...]) -> list[Bucket]:
-    """One order for all, so that two transactions never wait for each other."""
+    """Return the buckets in a fixed order, so that two transactions never deadlock."""
     return sorted(buckets, key=lambda bucket: bucket.digest)
 
 
@@ -142,7 +148,7 @@ def _by_network(what: str, address: str | None, limit: int) -> tuple[Bucket, ...
 
 
 def _network(address: str) -> str:
-    """One client: an IPv4 address, or the /64 that an IPv6 one has to itself."""
+    """Return the network of one client: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -1,8 +1,8 @@
-"""Tokens: `km_`, 30 random base62 characters, and 6 that check them.
+"""Tokens: `km_`, 30 random base62 characters, and 6 check characters.
 
-The random part holds 178 bits. The check is the CRC-32 (IEEE 802.3) of its ASCII bytes, as a base62 number with
-leading zeros; the alphabet is 0-9, A-Z, a-z. So a secret scanner can tell a token from something that looks like
-one without asking anybody. The database holds the SHA-256 of a token: 178 bits need no slow hash and no salt.
+The random part has 178 bits. The check is the CRC-32 (IEEE 802.3) of its ASCII bytes, as a base62 number with leading
+zeros; the alphabet is 0-9, A-Z, a-z. So a secret scanner can recognise a token without a server. The database stores
+the SHA-256 of a token: 178 bits need no slow hash and no salt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULT_SCOPES = frozenset({Scope.KEYS_READ, Scope.KEYS_WRITE})
 
 
 class ScopeName(str):
-    """A scope as a request spells it."""
+    """A scope in a request."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, object]] = {"type": "string", "enum": [scope.value for scope in Scope]}
@@ -48,12 +48,12 @@ class ScopeName(str):
     @classmethod
     def parse(cls, raw: object) -> Self:
         if raw not in [scope.value for scope in Scope]:
-            raise ValueError(f"may hold {', '.join(Scope)} only")
+            raise ValueError(f"may contain only {', '.join(Scope)}")
         return cls(raw)
 
 
 class Token(Secret):
-    """A personal access token, or an application's: whoever shows it is who it was made for."""
+    """A personal access token or an application token. Anyone who has it can act as its owner."""
 
     __slots__ = ()
 
@@ -64,18 +64,18 @@ class Token(Secret):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises Unauthenticated for a text that was never a token of keyman; asks no database."""
+        """Parse a token. Raises Unauthenticated for a text that cannot be a token of keyman. Uses no database."""
         shape = _SHAPE.fullmatch(text)
         if shape is None or _check(shape[1]) != shape[2]:
             raise Unauthenticated("This is not an access token of keyman, or it was not copied completely.")
         return cls(text)
 
     def digest(self) -> bytes:
-        """What is stored of it: SHA-256, 32 bytes."""
+        """Return the stored form: SHA-256, 32 bytes."""
         return hashlib.sha256(self.reveal().encode()).digest()
 
     def hint(self) -> str:
-        """What a list shows of it. The last four characters belong to the check and tell 24 of its 178 bits."""
+        """Return the part that a list shows. Its four characters are from the check, and reveal 24 of the 178 bits."""
         return f"{PREFIX}...{self.reveal()[-4:]}"
 
 

@@ -1,4 +1,4 @@
-"""Accounts: sign-up, sign-in, sign-out, passwords; and what an operator does to them."""
+"""Accounts: sign-up, sign-in, sign-out, passwords, and the operations of an operator."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SignUp(msgspec.Struct):
 
 
 class LogIn(msgspec.Struct):
-    """Proof of an account."""
+    """The request to sign in."""
 
     email: EmailAddress
     password: GivenPassword
@@ -51,7 +51,7 @@ class ChangePassword(msgspec.Struct):
 
 
 class Account(msgspec.Struct):
-    """An account as its owner sees it."""
+    """An account, as its user sees it."""
 
     id: int
     email: str
@@ -59,7 +59,7 @@ class Account(msgspec.Struct):
 
 
 class AccountState(msgspec.Struct):
-    """An account as an operator sees it."""
+    """An account, as an operator sees it."""
 
     id: int
     email: str
@@ -75,7 +75,7 @@ class SignedIn(NamedTuple):
 async def sign_up(
     db: Database, passwords: Passwords, new: SignUp, origin: Origin, *, is_open: bool, previous_cookie: str | None
 ) -> SignedIn:
-    """Make an account and sign it in. Raises Forbidden where sign-up is closed, Conflict for a known address."""
+    """Create an account and sign it in. Raises Forbidden when sign-up is closed, Conflict for a known address."""
     if not is_open:
         raise Forbidden("Sign-up is closed. Ask the operator for an account.")
     buckets = throttle.signup_buckets(origin.address)
@@ -114,13 +114,13 @@ async def log_in(
             raise WrongPassword
         async with db.write() as connection:
             await _lock(connection, row, new_hash)
-            # An id that was planted in the browser before must not be signed in by this.
+            # A session id that somebody planted in the browser must not become signed in.
             await sessions.end_by_cookie(connection, previous_cookie)
             cookie = await sessions.open_session(connection, row.id, origin.device)
             await throttle.forgive(connection, buckets)
             await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
     except WrongPassword:
-        # For an unknown address too: a missing write would be heard in the time that the answer takes.
+        # For an unknown address too, because without this write the answer would be measurably faster.
         async with db.write() as connection:
             await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
         raise Unauthenticated("E-mail or password is wrong.") from None
@@ -169,7 +169,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
 
 
 async def add(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> Account:
-    """Make an account as an operator. Raises Conflict for a known address."""
+    """Create an account, as an operator. Raises Conflict for a known address."""
     password_hash = await passwords.hash(password)
     try:
         async with db.write() as connection:
@@ -181,13 +181,13 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
 
 
 async def list_all(db: Database) -> list[AccountState]:
-    """Every account, in the order in which they were made."""
+    """Return every account, oldest first."""
     async with db.read() as connection:
         return [AccountState(*row) for row in await _EVERY.all(connection)]
 
 
 async def disable(db: Database, email: EmailAddress) -> None:
-    """Shut an account out at once: sessions end, sign-in and tokens are refused; keys stay. Raises NotFound."""
+    """Disable an account at once: its sessions end, sign-in and tokens are refused, keys stay. Raises NotFound."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         await _DISABLE.execute(connection, user_id=user_id, moment=now())
@@ -196,7 +196,7 @@ async def disable(db: Database, email: EmailAddress) -> None:
 
 
 async def enable(db: Database, email: EmailAddress) -> None:
-    """Let a disabled account in again; its tokens work again. Raises NotFound."""
+    """Enable a disabled account. Its tokens work again. Raises NotFound."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         await _ENABLE.execute(connection, user_id=user_id)

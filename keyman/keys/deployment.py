@@ -1,7 +1,7 @@
-"""The one row that says which deployment this database belongs to, and holds the sentinel.
+"""The row that identifies the deployment of this database and holds the sentinel.
 
-The uuid is part of every value's context, so that a ciphertext of one deployment does not open in another that shares
-the Transit key. The sentinel is a ciphertext of a known word: while Vault still rewraps it, its key is the one that
+The uuid is part of every context, so that a ciphertext of one deployment does not open in another one with the same
+Transit key. The sentinel is a ciphertext of a known word: as long as Vault rewraps it, Vault's key is the one that
 sealed this database.
 """
 
@@ -33,7 +33,7 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime, metadata
 
 SCHEMA_REVISION = "0005"
-"""The migration that this code was written for; a test holds it against the newest file in `migrations/`."""
+"""The migration that this code needs. A test compares it with the newest file in `migrations/`."""
 
 deployment = Table(
     "deployment",
@@ -59,7 +59,7 @@ _REPLACE = Command(
 
 
 class Deployment:
-    """This deployment's uuid, and where its sentinel is kept."""
+    """The uuid of the deployment, and the storage of its sentinel."""
 
     def __init__(self, db: Database, uuid: UUID) -> None:
         self.uuid = uuid
@@ -68,7 +68,10 @@ class Deployment:
 
     @classmethod
     async def load(cls, db: Database) -> Deployment:
-        """Raises ConfigurationError, naming the command to run, when the schema is not the one this code is for."""
+        """Load the deployment.
+
+        Raises ConfigurationError, with the command to run, when the schema is not the one of this code.
+        """
         if not db.exists:
             raise ConfigurationError("The database does not exist yet. Run: keyman db upgrade")
         async with db.read() as connection:
@@ -84,24 +87,24 @@ class Deployment:
         return cls(db, uuid)
 
     async def sentinel(self, *, refresh: bool = False) -> str | None:
-        """The stored sentinel, read once unless it is to be read `anew`; None when none was stored yet."""
+        """Return the stored sentinel, or None. It is read only once, unless `refresh` is set."""
         if self._sentinel is None or refresh:
             async with self._db.read() as connection:
                 self._sentinel = await _SENTINEL.one(connection)
         return self._sentinel
 
     async def store_sentinel(self, ciphertext: str) -> str | None:
-        """Store the sentinel unless there is one, and return the one that is stored.
+        """Store the sentinel unless there is one, and return the stored one.
 
-        A database that holds keys and no sentinel was tampered with or restored in part: nothing is stored then, for
-        the key that Vault has now may not be the one that sealed them, and None is returned.
+        A database with keys and without a sentinel was tampered with or restored in part. Then nothing is stored,
+        because Vault's current key may not be the one that sealed the keys, and None is returned.
         """
         async with self._db.write() as connection:
             await _KEEP.execute(connection, ciphertext=ciphertext)
         return await self.sentinel()
 
     async def replace_sentinel(self, before: str, ciphertext: str) -> None:
-        """Store the same sentinel under another version of the key, unless somebody has done so since `before`."""
+        """Store the same sentinel with another key version, unless another process has replaced `before`."""
         async with self._db.write() as connection:
             await _REPLACE.execute(connection, before=before, ciphertext=ciphertext)
 

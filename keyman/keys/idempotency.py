@@ -1,7 +1,7 @@
 """`Idempotency-Key`: a POST that is sent again gets the first answer again.
 
-The body holds a plaintext, so what is kept of it is an HMAC under the client's own idempotency key, of which only a
-hash is stored: who has the database cannot test a guess of the body without guessing that key too.
+The body contains a plaintext. So only its HMAC is stored, with the client's idempotency key as the HMAC key, of which
+only a hash is stored: an attacker with the database cannot test a guess of the body without guessing that key too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PATTERN = r"^[\x20-\x7e]+$"
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """One client's key with the request that came with it; holds hashes alone."""
+    """The idempotency key of a client and its request, as hashes."""
 
     user_id: UserId
     key_hash: bytes
@@ -57,7 +57,7 @@ class IdempotencyKey:
 
 
 async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
-    """The first answer, or None where there was none in the last 24 hours. Raises IdempotencyMismatch."""
+    """Return the first answer, or None if there was none in the last 24 hours. Raises IdempotencyMismatch."""
     async with db.read() as connection:
         row = await _FIND.first(connection, user_id=key.user_id, key_hash=key.key_hash, ended_before=now() - LIFETIME)
     if row is None:
@@ -70,10 +70,10 @@ async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
 
 
 async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo) -> None:
-    """Keep the first answer, in the transaction that makes it true.
+    """Store the first answer, in the transaction of the change itself.
 
-    Raises IntegrityError when the same key was kept at the same moment: the transaction is rolled back then, and
-    `find` has the answer.
+    Raises IntegrityError when the same key was stored at the same moment. The transaction is then rolled back, and
+    `find` returns the answer.
     """
     moment = now()
     await _FORGET.execute(connection, of_user=key.user_id, of_hash=key.key_hash, ended_before=moment - LIFETIME)

@@ -1,7 +1,7 @@
-"""What can be done with keys. Every read starts from `_OWNED`, so that nobody sees another's.
+"""The operations on keys. Every read starts from `_OWNED`, so that no caller sees another owner's key.
 
-A value is sealed before its transaction begins: no connection is held while Vault is asked, and what fails to be
-sealed leaves nothing behind.
+A value is sealed before its transaction begins, so that no connection is held during a call to Vault, and a failed call
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Created(NamedTuple):
 
 
 class IfMatch(NamedTuple):
-    """The ETags of an `If-Match` header; None for no condition, as with no header or `*`."""
+    """The ETags of an `If-Match` header. It is None without a condition: with no header or with `*`."""
 
     etags: frozenset[str] | None = None
 
@@ -79,7 +79,7 @@ async def create(
     }
     try:
         async with db.write() as connection:
-            key = _shown(await _INSERT.one(connection, **values), moment)
+            key = _to_info(await _INSERT.one(connection, **values), moment)
             if retry is not None:
                 await idempotency.keep(connection, retry, key)
             await record(
@@ -95,7 +95,7 @@ async def create(
                 ),
             )
     except IntegrityError:
-        # The same request, sent twice at once: the other one was first.
+        # The same request was sent twice at the same time, and the other one was first.
         first = await idempotency.find(db, retry) if retry is not None else None
         if first is None:
             raise
@@ -116,13 +116,13 @@ async def list_own(
     async with db.read() as connection:
         page = await listing.page(connection, part, **parameters)
     moment = now()
-    return Page([_shown(row, moment) for row in page.items], page.cursor)
+    return Page([_to_info(row, moment) for row in page.items], page.cursor)
 
 
 async def get(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
-    """Raises NotFound for a key that is not the caller's, as for one that does not exist."""
+    """Return a key of the caller. Raises NotFound for a key that does not exist or is not the caller's."""
     async with db.read() as connection:
-        return _shown(await _one(connection, _ONE, caller, key_id), now())
+        return _to_info(await _one(connection, _ONE, caller, key_id), now())
 
 
 async def replace(
@@ -148,7 +148,7 @@ async def replace(
 
 
 async def change(db: Database, caller: Principal, key_id: KeyId, new: Change, condition: IfMatch) -> KeyInfo:
-    """Change what surrounds a key's value. Raises NotFound, PreconditionFailed."""
+    """Change the metadata of a key. Raises NotFound, PreconditionFailed."""
     values = _surroundings(new)
     if new.disabled is not msgspec.UNSET:
         values["disabled"] = new.disabled
@@ -162,7 +162,7 @@ async def change(db: Database, caller: Principal, key_id: KeyId, new: Change, co
 async def remove(db: Database, caller: Principal, key_id: KeyId, condition: IfMatch) -> None:
     """Delete a key with its ciphertext. Raises NotFound, PreconditionFailed."""
     async with db.write() as connection:
-        key = _shown(await _one(connection, _LOCK, caller, key_id), now())
+        key = _to_info(await _one(connection, _LOCK, caller, key_id), now())
         condition.check(key)
         await _DELETE.execute(connection, of_id=key.id)
         await record(
@@ -248,11 +248,11 @@ async def _update(
 ) -> KeyInfo:
     async with db.write() as connection:
         row = await _one(connection, _LOCK, caller, key_id)
-        before = _shown(row, now())
+        before = _to_info(row, now())
         condition.check(before)
-        # Always later than before, whatever the clock does, so that the ETag is always a new one.
+        # Always later than before, whatever the clock says, so that the ETag always changes.
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
-        key = _shown(await _UPDATE.one(connection, of_id=key_id, **values, updated_at=moment), moment)
+        key = _to_info(await _UPDATE.one(connection, of_id=key_id, **values, updated_at=moment), moment)
         entries = [
             Entry(
                 recorded,
@@ -278,7 +278,7 @@ def _recorded_actions(before: _Shown, values: dict[str, object], action: Action)
         yield Action.KEY_RESUME if before.disabled else Action.KEY_PAUSE
 
 
-def _shown(row: _Shown, moment: datetime) -> KeyInfo:
+def _to_info(row: _Shown, moment: datetime) -> KeyInfo:
     return KeyInfo(
         id=row.id,
         service=row.service,
@@ -307,7 +307,7 @@ def _label(name: str | None) -> dict[str, object]:
 
 
 def _folded(text: str) -> str:
-    """What two spellings of a label have in common: no case, one composition."""
+    """Return a label without case and in one Unicode composition, to compare spellings."""
     return unicodedata.normalize("NFC", text.casefold())
 
 

@@ -1,10 +1,10 @@
-"""How an application gets a key back: found, put into the trail, opened, given out; in this order.
+"""Releases a key to an application, in this order: find it, write the audit entry, open it, return it.
 
-The entry is committed before Vault is asked: no entry, no key. What goes wrong after that gets a second entry, so the
-trail may say of a key that it left when it did not, and never the other way round.
+The entry is committed before the call to Vault: no entry, no key. A later failure gets a second entry. So the audit log
+can name a release that did not happen, but never misses one.
 
-A value is opened only if it is the one that the trail says the key holds. An older value that somebody puts back into
-its row opens in Vault, for it belongs there; here it does not.
+A value is opened only if the audit log names it as the current value of the key. An older value that somebody restores
+in its row would open in Vault, because its context is right. This check refuses it.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ T = TypeVar("T")
 
 
 class Opener(Protocol):
-    """Opens what a Cipher sealed.
+    """Opens values that a Cipher sealed.
 
-    An implementation fails closed: it raises Undecryptable only when Vault refuses this ciphertext under exactly this
-    context while its key is proven to be the one of this database; VaultUnavailable, within a bound of time, for
-    whatever else goes wrong. Nothing that it raises or logs holds the ciphertext or the plaintext.
+    An implementation fails closed. It raises Undecryptable only when Vault refuses this ciphertext with exactly this
+    context, while its key is proven to be the one of this database. For any other failure it raises VaultUnavailable,
+    within a limited time. Nothing that it raises or logs contains the ciphertext or the plaintext.
     """
 
     async def open(self, ciphertext: str, context: Context) -> Secret: ...
 
 
 class Request(msgspec.Struct):
-    """Which key an application asks for: one key, or the newest active one of a user for a service."""
+    """The key that an application asks for: one key by its id, or the newest active key of a user for a service."""
 
     key_id: RowNumber | msgspec.UnsetType = msgspec.UNSET
     user_id: RowNumber | msgspec.UnsetType = msgspec.UNSET
@@ -67,15 +67,15 @@ class Request(msgspec.Struct):
     purpose: Purpose | None = None
 
     def check(self) -> None:
-        """Raises InvalidRequest unless it names a key in exactly one of the two ways."""
+        """Raises InvalidRequest unless the request names a key in exactly one of the two ways."""
         by_key = self.key_id is not msgspec.UNSET
         by_user = [self.user_id is not msgspec.UNSET, self.service is not msgspec.UNSET]
         if any(by_user) if by_key else not all(by_user):
-            raise InvalidRequest.at(FieldError("", "The body must hold either key_id, or user_id and service."))
+            raise InvalidRequest.at(FieldError("", "The body must have either key_id, or user_id and service."))
 
 
 class Resolved(NamedTuple):
-    """A key on its way to an application. `is_noted`: the row says already that it is used about now."""
+    """A key for an application. `is_noted`: the stored last use is recent enough."""
 
     key_id: KeyId
     user_id: UserId
@@ -86,10 +86,10 @@ class Resolved(NamedTuple):
 
 
 async def resolve(db: Database, opener: Opener, deployment: UUID, application: Principal, asked: Request) -> Resolved:
-    """The value of one key, for an application that is registered for its service.
+    """Return the value of one key, for an application that is registered for its service.
 
-    Raises NotFound for whatever the application may not have, the same whether it exists or not; Undecryptable;
-    VaultUnavailable; DatabaseUnavailable, also when the entry in the trail could not be written.
+    Raises NotFound for a key that does not exist or that the application may not have, in the same way; Undecryptable;
+    VaultUnavailable; DatabaseUnavailable, also when the audit entry could not be written.
     """
     row = await _released(db, application, asked)
     try:
@@ -98,7 +98,7 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: P
         except Undecryptable:
             if await _record_failure(db, application, asked, row, Reason.UNDECRYPTABLE):
                 raise
-            # The row is another one by now: replaced by its owner, or rewrapped while Vault gave up an old version.
+            # The row has changed: its owner replaced it, or it was rewrapped while Vault retired an old version.
             row = await _released(db, application, asked)
             value = await _open(opener, deployment, row)
     except VaultUnavailable as fault:
@@ -111,7 +111,7 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: P
 
 
 async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
-    """Write the last use of a key, if that can be done at once. Raises nothing that a database can cause."""
+    """Write the last use of a key, if that is possible at once. Raises no fault of the database."""
     moment = now()
     await db.note(
         _NOTE_USE,
@@ -123,15 +123,15 @@ async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
 
 
 async def _released(db: Database, application: Principal, asked: Request) -> _Found:
-    """The row of a key that the application may have, once the trail says that it gets it.
+    """Return the row of a key that the application may have, after its audit entry was committed.
 
-    Raises NotFound and Undecryptable, once the trail says that it was refused, and why.
+    Raises NotFound and Undecryptable, after the audit entry with the reason was committed.
     """
     moment = now()
     known = application.require_application()
     async with db.write() as connection:
         user_id, row = await _find(connection, asked, moment)
-        service = row.service if row is not None else _given(asked.service)
+        service = row.service if row is not None else _or_none(asked.service)
         reason = _refusal(row, service, known.services, moment)
         if row is not None and reason is Reason.NOT_CURRENT:
             await _mark(connection, row)
@@ -151,14 +151,14 @@ async def _released(db: Database, application: Principal, asked: Request) -> _Fo
     if reason is Reason.UNDECRYPTABLE:
         raise Undecryptable("Vault can no longer open this key. Its owner must store it again.")
     if reason is Reason.NOT_CURRENT:
-        raise Undecryptable("What is stored is not this key's current value. Its owner must store it again.")
+        raise Undecryptable("The stored value is not this key's current one. Its owner must store it again.")
     if row is None or reason is not None:
         raise NotFound("There is no such key for this application.")
     return row
 
 
 def _refusal(row: _Found | None, service: str | None, services: frozenset[str], moment: datetime) -> Reason | None:
-    """Why this application does not get this key; None when it does."""
+    """Return why this application does not get this key, or None."""
     if service is not None and service not in services:
         return Reason.NOT_GRANTED
     if row is None:
@@ -178,9 +178,12 @@ async def _open(opener: Opener, deployment: UUID, row: _Found) -> Secret:
 async def _record_failure(
     db: Database, application: Principal, asked: Request, row: _Found, reason: Reason | VaultReason
 ) -> bool:
-    """The second entry; and the mark on a row that does not open. False when the row has changed since it was read."""
+    """Write the second entry, and mark a row that does not open.
+
+    Return False when the row has changed since it was read.
+    """
     is_as_it_was = True
-    with contextlib.suppress(DatabaseUnavailable):  # logged where it was seen, and no key leaves
+    with contextlib.suppress(DatabaseUnavailable):  # the storage has logged it, and no key is returned
         async with db.write() as connection:
             if reason is Reason.UNDECRYPTABLE:
                 is_as_it_was = await _mark(connection, row)
@@ -201,7 +204,7 @@ async def _record_failure(
 
 
 async def _mark(connection: AsyncConnection, row: _Found) -> bool:
-    """Mark a row as one that does not open; False when it has changed since it was read."""
+    """Mark a row as undecryptable. Return False when it has changed since it was read."""
     return await _MARK.execute(connection, of_id=row.key_id, of_ciphertext=row.encrypted_key) == 1
 
 
@@ -214,7 +217,7 @@ async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -
         row = await _BY_KEY.first(connection, key_id=asked.key_id)
         return (None, None) if row is None else (row.user_id, row)
     whose = {"user_id": asked.user_id, "service": asked.service}
-    # Where none is active, the newest of any state says why.
+    # If none is active, the newest one in any state gives the reason.
     row = await _NEWEST_ACTIVE.first(connection, **whose, moment=moment) or await _NEWEST.first(connection, **whose)
     if row is not None:
         return row.user_id, row
@@ -281,5 +284,5 @@ def _key_id(asked: Request) -> KeyId | None:
     return None if isinstance(asked.key_id, msgspec.UnsetType) else KeyId(asked.key_id)
 
 
-def _given(value: T | msgspec.UnsetType) -> T | None:
+def _or_none(value: T | msgspec.UnsetType) -> T | None:
     return None if isinstance(value, msgspec.UnsetType) else value

@@ -1,8 +1,8 @@
-"""Bringing stored ciphertexts to the newest version of Vault's key, while the service goes on.
+"""Rewraps stored ciphertexts with the newest version of Vault's key, while the planes keep running.
 
-Each row is stored by compare-and-set on its value uuid and ciphertext, so whoever replaced or deleted the key meanwhile
-wins. A chunk is committed by itself: a run that ends early has lost nothing, the next one goes on, and two at once do
-the same work twice at worst. `updated_at` stays, for nothing that a client sees has changed.
+Each row is stored by compare-and-set on its value uuid and ciphertext, so that a replacement or deletion in the
+meantime wins. Each chunk is committed separately: a run that ends early loses nothing, the next one continues, and two
+at the same time do some work twice at worst. `updated_at` stays, because nothing that a client sees has changed.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
 
 IN_FLIGHT = 4
-"""Chunks under way at once: while one is stored Vault works on others. More do not make it faster."""
+"""Chunks at the same time: while one is stored, Vault works on others. More do not make it faster."""
 
 
 PASSES = 10
-"""Times over the table. The first does the work, the others find the few that were stored behind it; what is still
-behind after so many stays so, and a run that went on would never end.
+"""Rounds over the table. The first does the work; the others find the few rows that were stored meanwhile. If some are
+still behind after that, more rounds would not help, and the run would never end.
 """
 
 
 class ReplaceableSentinel(SentinelStore, Protocol):
-    """Where the sentinel is kept, if it can be replaced by the same under another version."""
+    """The storage of the sentinel, which can replace it by the same sentinel with another key version."""
 
     async def replace_sentinel(self, before: str, ciphertext: str) -> None: ...
 
 
 class RefusedKey(NamedTuple):
-    """A key whose ciphertext Vault does not open; it is marked `undecryptable`."""
+    """A key whose ciphertext Vault does not open. It is marked `undecryptable`."""
 
     id: KeyId
     user_id: UserId
@@ -53,8 +53,8 @@ class RefusedKey(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a run did: how many rows were brought to `latest`, which ones Vault refused, and the ids of damaged rows,
-    which hold what no row can hold and are left as they are.
+    """The result of a run: how many rows were rewrapped to `latest`, which ones Vault refused, and the ids of damaged
+    rows, whose values are invalid and which are not changed.
     """
 
     latest: int
@@ -64,7 +64,7 @@ class Summary:
 
 
 class Rewrap:
-    """One run. `report` is called with the number of rows that each chunk has settled."""
+    """One run. `report` is called with the number of rows of each finished chunk."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Rewrap:
         """Rewrap every row that is behind, and the sentinel. Raises VaultUnavailable and DatabaseUnavailable; what was
         done until then is stored; KeymanError where rows stay behind for good.
         """
-        # Of another Vault, or another key, every row would look damaged.
+        # With another Vault or another key, every row would look damaged.
         await self._guard.verify(0)
         summary = Summary((await self._rotation.versions()).latest)
         # Again, until there is nothing: what was sealed just before the rotation may be stored only now.
@@ -178,7 +178,7 @@ class Rewrap:
         self._report(len(rows))
 
     async def _rewrap_sentinel(self) -> None:
-        """Or the service would take a key whose old versions were retired for another one."""
+        """Rewrap the sentinel. Otherwise, once old versions are retired, the key would look like another one."""
         sentinel = await self._store.sentinel(refresh=True)
         if sentinel is None:
             return
@@ -187,8 +187,8 @@ class Rewrap:
             await self._store.replace_sentinel(sentinel, sealed.ciphertext)
 
 
-async def tell_rotation(db: Database, version: int) -> None:
-    """Write into the trail that Vault's key has a new version. Raises DatabaseUnavailable."""
+async def record_rotation(db: Database, version: int) -> None:
+    """Write an audit entry about a new version of Vault's key. Raises DatabaseUnavailable."""
     await _tell(db, Action.VAULT_ROTATE, f"version {version}")
 
 
@@ -198,13 +198,13 @@ async def _tell(db: Database, action: Action, detail: str) -> None:
 
 
 async def behind(db: Database, latest: int) -> Mapping[int, int]:
-    """How many rows a run would try, by the version of the key that sealed them."""
+    """Return how many rows a run would try, by the key version that sealed them."""
     async with db.read() as connection:
         return {row.key_version: row.total for row in await _COUNT_BEHIND.all(connection, latest=latest)}
 
 
 async def oldest_version(db: Database) -> int | None:
-    """Of all that are stored; None when nothing is."""
+    """Return the oldest key version of all stored keys; None when no key is stored."""
     async with db.read() as connection:
         return await _OLDEST.one(connection)
 
@@ -231,7 +231,7 @@ class _Count(NamedTuple):
     total: int
 
 
-# What is marked is tried again whatever its version: the right Vault may be back.
+# Rows that are marked are tried again, whatever their version: the right Vault may be back.
 _IS_BEHIND = or_(api_keys.c.key_version < bindparam("latest"), api_keys.c.undecryptable)
 
 

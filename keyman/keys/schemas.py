@@ -1,4 +1,4 @@
-"""The shapes of keys on the wire."""
+"""The shapes of keys in requests and answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NewKey(msgspec.Struct):
 
 
 class Replacement(msgspec.Struct):
-    """A new value for a stored key; a field that is left out keeps what it holds."""
+    """A new value for a stored key. A field that is left out keeps its value."""
 
     api_key: ProviderKey
     name: Label | msgspec.UnsetType | None = msgspec.UNSET
@@ -33,7 +33,7 @@ class Replacement(msgspec.Struct):
 
 
 class Change(msgspec.Struct):
-    """A change to what surrounds the value; `null` clears a label or an expiry."""
+    """A change to the metadata of a key. `null` clears a label or an expiry."""
 
     name: Label | msgspec.UnsetType | None = msgspec.UNSET
     expires_at: FutureTime | msgspec.UnsetType | None = msgspec.UNSET
@@ -48,7 +48,7 @@ class Status(StrEnum):
 
 
 class HasStatus(Protocol):
-    """What the status of a stored key depends on."""
+    """The columns that determine the status of a key."""
 
     @property
     def disabled(self) -> bool: ...
@@ -59,7 +59,7 @@ class HasStatus(Protocol):
 
 
 def status_of(row: HasStatus, moment: datetime) -> Status:
-    """What a stored key is at this moment. The worst first: what does not open is no better for being paused."""
+    """Return the status of a key at this moment. The worst one counts: a paused undecryptable key is undecryptable."""
     if row.undecryptable:
         return Status.UNDECRYPTABLE
     if row.expires_at is not None and row.expires_at <= moment:
@@ -68,7 +68,7 @@ def status_of(row: HasStatus, moment: datetime) -> Status:
 
 
 class KeyInfo(msgspec.Struct):
-    """A key as every answer shows it."""
+    """A key in an answer."""
 
     id: KeyId
     service: str

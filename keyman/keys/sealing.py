@@ -1,4 +1,4 @@
-"""From a value that a user left to what is stored of it: checked, sealed, masked."""
+"""Checks, seals and masks a value before it is stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keyman.vault.cipher import Cipher, Context
 
 
 class StoredValue(NamedTuple):
-    """The columns of `api_keys` that change with the value, and only together."""
+    """The columns of `api_keys` that always change together with the value."""
 
     encrypted_key: str
     key_version: int
@@ -23,7 +23,7 @@ class StoredValue(NamedTuple):
 
 
 class SealedValue(NamedTuple):
-    """What is stored of a value, and Vault's own id of the call that sealed it, for the trail."""
+    """The stored columns of a value, and Vault's id of the call that sealed it, for the audit log."""
 
     stored: StoredValue
     vault_request_id: str | None
@@ -42,8 +42,8 @@ class Sealer:
         faults = tuple(check_value(self._catalogue, service, value.reveal()))
         if faults:
             raise InvalidRequest.at(*faults)
-        # A new uuid with each value: an older ciphertext put back into the row does not open, and with its uuid it is
-        # not the one that the trail names.
+        # A new uuid for each value: an older ciphertext in the row does not open, and together with its uuid it is
+        # not the value that the audit log names.
         value_uuid = uuid4()
         sealed = await self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
         shown = mask(value.reveal(), self._catalogue.prefix(service))

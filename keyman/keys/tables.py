@@ -1,4 +1,4 @@
-"""Tables of what is kept for a user: sealed values with their metadata, and the answers that may be asked for again."""
+"""The tables of users' data: sealed values with their metadata, and stored answers for idempotency keys."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("user_id", Id, ForeignKey("users.id"), nullable=False),  # who left it here
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),  # the user who stored it
     Column("service", String(64), nullable=False),  # never changes: the ciphertext is bound to it
     Column("name", String(100)),
-    Column("name_folded", String(400)),  # what `?q=` is looked for in, the same on both databases
+    Column("name_folded", String(400)),  # the text that `?q=` searches, the same on both databases
     Column("encrypted_key", Text, nullable=False),  # Vault's ciphertext, `vault:v<version>:…`
-    Column("key_version", Integer, nullable=False),  # of the Transit key, so that a rewrap finds what is behind
+    Column("key_version", Integer, nullable=False),  # of the Transit key, so that a rewrap finds old ones
     Column("value_uuid", Uuid, nullable=False, unique=True),  # part of the context: new with every value
     Column("last_4_chars", String(64), nullable=False),  # the mask, computed once
     Column("disabled", Boolean, nullable=False),
@@ -46,16 +46,16 @@ api_keys = Table(
     # Newest first within one owner, and within one owner and service: the two ways of listing.
     Index("ix_api_keys_owner", "owner_id", "id"),
     Index("ix_api_keys_owner_service", "owner_id", "service", "id"),
-    sqlite_autoincrement=True,  # the id of a deleted key is not given to another
+    sqlite_autoincrement=True,  # the id of a deleted key is never used again
 )
 
-# The answer that an Idempotency-Key was given first: see idempotency.py.
+# The first answer for an Idempotency-Key: see idempotency.py.
 idempotency = Table(
     "idempotency",
     metadata,
     Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
     Column("key_hash", LargeBinary(32), primary_key=True),
     Column("fingerprint", LargeBinary(32), nullable=False),
-    Column("response", Text, nullable=False),  # the key as it was shown: metadata and mask
+    Column("response", Text, nullable=False),  # the key in the answer: metadata and mask
     Column("created_at", UtcTime, nullable=False, index=True),
 )

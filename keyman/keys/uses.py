@@ -1,4 +1,4 @@
-"""Which applications a key was given to, as the trail has it."""
+"""Which applications have got a key, according to the audit log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
 OF_LATE = timedelta(days=30)
-"""What counts when a key is about to be deleted: a job that runs once a month still shows."""
+"""The period that counts when a key is about to be deleted. A job that runs once a month still shows."""
 
 
 class Use(NamedTuple):
@@ -25,10 +25,10 @@ class Use(NamedTuple):
 
 
 async def of_late(db: Database, caller: Principal, key_id: KeyId) -> list[Use]:
-    """The applications that a key of the caller's was given to within OF_LATE, the last one first.
+    """Return the applications that got a key of the caller within OF_LATE, the last one first.
 
-    One step for each application, of which there are few, in an index by application and time: the last use of the
-    last one by name, then of the one before it. The uses themselves may be millions, and are not read.
+    It takes one step per application, of which there are few, in an index by application and time: the last use of the
+    last one by name, then of the one before it. There may be millions of uses, which are not read.
     """
     uses: list[Use] = []
     async with db.read() as connection:

@@ -1,6 +1,6 @@
-"""The schema's history, and how a database is brought to its end.
+"""Migrations of the schema.
 
-`tables()` names every table in one place, for Alembic and for whoever wants to see the schema whole.
+`tables()` names every table in one place, for Alembic and for anyone who wants to see the whole schema.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ PATIENCE = 600.0
 
 
 def tables() -> MetaData:
-    """Every table; importing this module has defined them."""
+    """Return the metadata of every table."""
     _ = (accounts_tables, keys_tables, audit_log, audit_chains, deployment)
     return metadata
 
 
 async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, str]:
-    """Bring a database to the newest schema, in one transaction; return the revisions before and after.
+    """Upgrade a database to the newest schema, in one transaction. Return the revisions before and after.
 
-    With `planes` their users get their rights to its tables, and lose all others; without, rights stay as they are.
+    With `planes`, their users get exactly their rights to the tables. Without, rights do not change.
 
-    Raises ConfigurationError and DatabaseUnavailable; the database is as it was then.
+    Raises ConfigurationError and DatabaseUnavailable; the database is then unchanged.
     """
     create_private_file(url)
     # SQLite ignores a change of this within a transaction, so it is set when the connection is opened.
     bare = create_engine(url, statement_timeout=None, busy_timeout=PATIENCE, foreign_keys=False, poolclass=NullPool)
     engine = transactional(bare)
-    with _faults_said("could not be upgraded"):
+    with _report_faults("could not be upgraded"):
         try:
             async with engine.begin() as connection:
                 return await connection.run_sync(_upgrade, planes)
@@ -65,14 +65,14 @@ async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, s
 
 
 async def differences(url: URL) -> list[str]:
-    """What a database lacks or has beyond the schema of this code, a line each; empty when they agree.
+    """Return the differences between a database and the schema of this code, a line for each.
 
     Raises DatabaseUnavailable.
     """
     if not Database(url).exists:
         return ["the database does not exist"]
     engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT, read_only=True, poolclass=NullPool)
-    with _faults_said("could not be read"):
+    with _report_faults("could not be read"):
         try:
             async with engine.connect() as connection:
                 return await connection.run_sync(_differences)
@@ -81,11 +81,11 @@ async def differences(url: URL) -> list[str]:
 
 
 @contextmanager
-def _faults_said(what: str) -> Iterator[None]:
+def _report_faults(what: str) -> Iterator[None]:
     try:
         yield
     except CommandError:
-        # Alembic does not know the revision that the database says it is at.
+        # Alembic does not know the revision of the database.
         raise_alone(
             ConfigurationError(
                 "A newer keyman has upgraded this database: run that one, or restore a backup from before."

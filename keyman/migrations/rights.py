@@ -1,8 +1,8 @@
-"""What each plane may do in PostgreSQL, table by table: its database user has this and no more.
+"""The rights of each plane's PostgreSQL user, table by table. It has no others.
 
-An application that somebody registers gets keys from the resolver. So the user of the management plane, which faces
-the internet, cannot register one, nor read how one proves itself; and neither plane can change or remove an entry of
-the trail. Registering, pruning and migrating are an operator's, as the user that owns the tables.
+A registered application gets keys from the resolver. So the user of the management plane, which faces the internet,
+cannot register an application or read the hashes of its tokens, and neither plane can change or remove an audit entry.
+Only an operator can register, prune and migrate, as the user that owns the tables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MANAGEMENT: Mapping[str, str] = {
     "throttle": ROWS,
     "users": "SELECT, INSERT, UPDATE",
 }
-"""By table; what is not here, it cannot even read."""
+"""The rights by table. A plane cannot even read a table that is not listed."""
 
 RESOLVER: Mapping[str, str] = {
     "alembic_version": "SELECT",
@@ -49,10 +49,10 @@ NOBODYS = (
     *((right, "audit_log") for right in ("UPDATE", "DELETE", "TRUNCATE")),
     *((right, "audit_chains") for right in ("INSERT", "UPDATE (base_sequence)", "DELETE", "TRUNCATE")),
 )
-"""What neither plane may do: whoever may, makes an application of their own, or bends the trail."""
+"""The rights that no plane may have: with them, an attacker could register an application or change the audit log."""
 
 UNNUMBERED = ("idempotency", "throttle", "users")
-"""Tables into which a plane inserts, and which number no rows."""
+"""Tables into which a plane inserts, and which have no sequence."""
 
 OWNED = {
     "TABLE": "SELECT tablename FROM pg_tables WHERE tableowner = current_user AND schemaname = current_schema()",
@@ -69,19 +69,25 @@ class Planes(NamedTuple):
 
 
 def grant(connection: Connection, planes: Planes) -> None:
-    """Give each plane's user its rights to every table that there is now, and take all others from it.
+    """Give each plane's user its rights to every table, and revoke all others.
 
-    For the user that owns the tables, at the end of an upgrade and in its transaction: a table that was added is
-    nobody's until it is named here. Raises ConfigurationError.
+    It runs as the user that owns the tables, at the end of an upgrade and in its transaction. No plane has rights to a
+    new table until it is listed here. Raises ConfigurationError.
     """
     if connection.dialect.name != "postgresql":
-        raise ConfigurationError("SQLite has no users: whoever opens its file may do everything. Leave the planes out.")
+        raise ConfigurationError(
+            "SQLite has no users: anyone who can open its file may do all. Leave out --management and --resolver."
+        )
     current = connection.execute(text("SELECT current_user")).scalar_one()
     if len({*planes, current}) < 3:
-        raise ConfigurationError("The planes need a database user each, and neither may be the one that upgrades.")
+        raise ConfigurationError(
+            "Each plane needs its own database user, and neither may be the one that runs the upgrade."
+        )
     for user in planes:
         if not connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :user"), {"user": user}).scalar():
-            raise ConfigurationError("The database has no user of the name that was given for a plane: make it first.")
+            raise ConfigurationError(
+                "A user that was given for a plane does not exist in the database. Create it first."
+            )
     quote = connection.dialect.identifier_preparer.quote
     owned = {kind: [quote(name) for name in connection.execute(text(names)).scalars()] for kind, names in OWNED.items()}
     for user, rights in zip(planes, (MANAGEMENT, RESOLVER), strict=True):
@@ -90,18 +96,19 @@ def grant(connection: Connection, planes: Planes) -> None:
 
 
 def excess(connection: Connection) -> list[str]:
-    """What the user of this connection may do, and no plane's may, such as `INSERT on applications`; nothing of a table
-    that is not there.
+    """Return the rights of this connection's user that no plane may have, such as `INSERT on applications`.
+
+    A table that does not exist is ignored.
     """
     return [
         f"{right} on {table}"
         for right, table in NOBODYS
-        if connection.execute(text(f"SELECT {_asked(right)}"), {"table": table}).scalar_one()
+        if connection.execute(text(f"SELECT {_check_sql(right)}"), {"table": table}).scalar_one()
     ]
 
 
-def _asked(right: str) -> str:
-    """How PostgreSQL is asked for a right to `:table`; rights to rows may be granted column by column, too."""
+def _check_sql(right: str) -> str:
+    """Return the SQL that checks a right to `:table`. Rights can also be granted for single columns."""
     name, _, column = right.removesuffix(")").partition(" (")
     if column:
         return f"has_column_privilege(to_regclass(:table), '{column}', '{name}')"
@@ -111,7 +118,7 @@ def _asked(right: str) -> str:
 
 def _statements(user: str, rights: Mapping[str, str], owned: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for kind, names in owned.items():
-        # Earlier stacks gave every plane everything on whatever the owner would make.
+        # Earlier stacks gave every plane all rights on the owner's future tables.
         yield f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON {kind}S FROM {user}"
         yield from (f"REVOKE ALL ON {kind} {name} FROM {user}" for name in names)
     for table, granted in rights.items():

@@ -1,4 +1,4 @@
-"""Engines that treat a database as keyman needs it treated."""
+"""Creates engines with the settings that keyman needs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from keyman.errors import ConfigurationError, raise_alone
 from keyman.storage.faults import wrap_bare_faults
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a write waits for another one on SQLite, or for a pooled connection, before it gives up: as long as a
-client waits for Vault."""
+"""Seconds that a write waits for another one on SQLite, or for a pooled connection.
+
+It is the same time that a client waits for Vault.
+"""
 
 STATEMENT_TIMEOUT = 10.0
-"""Seconds for one statement on PostgreSQL; a migration alone has no bound."""
+"""Seconds for one statement on PostgreSQL. Only a migration has no limit."""
 
 POOL_SIZE = 10
-"""Connections per process. PostgreSQL's default of 100 then carries eight workers with room for an operator."""
+"""Connections per process. PostgreSQL's default of 100 is then enough for eight workers and an operator."""
 
 
 class PoolOptions(TypedDict, total=False):
@@ -89,7 +91,7 @@ def create_engine(
         return engine.execution_options(keyman_reads=True) if read_only else engine
     arguments = {
         "timeout": BUSY_TIMEOUT,
-        # The server's own bound comes first; this one is for a server that does not answer any more.
+        # The server's own limit comes first. This one is for a server that no longer answers.
         "command_timeout": None if statement_timeout is None else statement_timeout + 1,
         "server_settings": {
             "application_name": "keyman",
@@ -113,7 +115,7 @@ def transactional(engine: AsyncEngine) -> AsyncEngine:
 
 
 def create_private_file(url: URL) -> None:
-    """Create the file of a SQLite database readable by its owner alone; its WAL inherits the mode. Else do nothing.
+    """Create the file of a SQLite database so that only its owner can read it. Its WAL gets the same mode.
 
     Raises ConfigurationError where it cannot be created.
     """
@@ -145,7 +147,7 @@ async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
     try:
         return await connection
     except BaseException:
-        # Its thread was told to end and still reports that to the loop, which a command would have closed by then.
+        # Its thread is ending and still reports to the loop, which a command may have closed by then.
         connection._thread.join(BUSY_TIMEOUT)
         raise
 
@@ -156,7 +158,7 @@ def _prepare_sqlite(
     cursor = connection.cursor()
     _turn_wal_on(patience, cursor)  # readers and the writer do not wait for each other
     for pragma in (
-        "synchronous = FULL",  # what was acknowledged survives a power cut, not only a crash
+        "synchronous = FULL",  # confirmed data survives a power failure, not only a crash
         f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
         "secure_delete = ON",  # a deleted ciphertext is overwritten, not only unlinked
     ):

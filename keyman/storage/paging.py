@@ -1,4 +1,4 @@
-"""Pages of a listing that is newest first: a cursor is the id that the last page ended with, opaque to the client."""
+"""Pages of a listing, newest first. A cursor is the last id of a page, in a form that is opaque to the client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_LIMIT = 200
 
 
 class Limit(int):
-    """How many items a page may hold, as a query parameter says it."""
+    """The maximum number of items on a page, in a query parameter."""
 
     schema: ClassVar[dict[str, object]] = {
         "type": "integer",
@@ -43,7 +43,7 @@ _CURSOR = "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$"
 
 
 class Cursor(int):
-    """Where a page begins: below the id that the page before ended with. Opaque on the wire."""
+    """The position where a page begins: below the last id of the page before. It is opaque to clients."""
 
     schema: ClassVar[dict[str, object]] = {
         "type": "string",
@@ -54,7 +54,7 @@ class Cursor(int):
     @classmethod
     def parse(cls, raw: object) -> Self:
         if not isinstance(raw, str) or not re.fullmatch(_CURSOR, raw):
-            raise ValueError("must be a cursor that a Link header has given")
+            raise ValueError("must be a cursor from a Link header")
         (number,) = struct.unpack(">q", base64.urlsafe_b64decode(f"{raw}="))
         return cls(number)
 
@@ -63,18 +63,18 @@ class Cursor(int):
 
 
 UNSAID = Limit(DEFAULT_LIMIT)
-"""The limit of a request that names none."""
+"""The limit of a request without a limit."""
 
 
 class Page(NamedTuple, Generic[T]):
-    """Some of a listing; `cursor` asks for what follows, None at the end."""
+    """One page of a listing. `cursor` asks for the next page; it is None on the last one."""
 
     items: list[T]
     cursor: Cursor | None
 
 
 class Slice(NamedTuple):
-    """Which part of a listing is asked for."""
+    """The requested part of a listing."""
 
     limit: int = DEFAULT_LIMIT
     before: Cursor | None = None

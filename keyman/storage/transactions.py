@@ -1,7 +1,7 @@
 """Transactions that fail closed.
 
-`Database.write()` and `Database.read()` are the only ways in. Both turn a fault of the driver into
-DatabaseUnavailable without chaining it: a driver's message can hold the parameters of the statement.
+All access goes through `Database.write()` and `Database.read()`. Both turn a fault of the driver into
+DatabaseUnavailable without chaining it, because a driver's message can contain the parameters of the statement.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from keyman.storage.statements import Command
 from keyman.telemetry import Metrics, log
 
 NOTE_PATIENCE = 0.05
-"""Seconds that a note waits for a lock before it is left out: no reader would notice them."""
+"""Seconds that a note waits for a lock before it is skipped: too short to notice."""
 
 NOTE_PAUSE = 1.0
-"""Seconds without another note after one that was left out: of many requests one waits, not each."""
+"""Seconds without another note after a skipped one, so that only one of many requests waits."""
 
 
 class Database:
-    """One engine. `metrics`, where given, counts the connections in use; `read_only` is for who only looks."""
+    """A database. `metrics`, if given, counts the connections in use. `read_only` is for callers that only read."""
 
     def __init__(self, url: URL, metrics: Metrics | None = None, *, read_only: bool = False) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
@@ -55,24 +55,24 @@ class Database:
             max_overflow=0,
             pool_timeout=engine.BUSY_TIMEOUT,
         )
-        # A SELECT needs no BEGIN and COMMIT around it: two round trips less, and on SQLite no lock.
+        # A SELECT needs no BEGIN and COMMIT: this saves two round trips, and on SQLite a lock.
         self._reader = self._engine.execution_options(keyman_reads=True)
         self._engine = engine.transactional(self._engine)
-        # SQLite has one writer at a time. Waiting here is first come, first served; inside SQLite it is a lottery.
+        # SQLite has one writer at a time. This lock is fair; waiting inside SQLite is not.
         self._writer = asyncio.Lock() if self.is_sqlite else None
         self._next_note = 0.0  # by the monotonic clock
 
     @property
     def exists(self) -> bool:
-        """False for a SQLite database whose file is not there; a server is asked by connecting."""
+        """Return False for a SQLite database whose file does not exist. For a server, only connecting shows it."""
         return self._file is None or self._file.exists()
 
     @asynccontextmanager
     async def write(self, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """One transaction, committed when the block ends and rolled back when it raises.
+        """Open a transaction, which is committed when the block ends and rolled back when it raises.
 
-        `patience` is how many seconds it waits for others' locks, instead of BUSY_TIMEOUT. Raises
-        DatabaseUnavailable. An IntegrityError of the block passes: the caller knows what it means.
+        It waits for locks for `patience` seconds, by default BUSY_TIMEOUT. Raises DatabaseUnavailable. Passes on an
+        IntegrityError of the block, because the caller knows what it means.
         """
         async with _faults_translated(is_expected=patience is not None) as own, self._turn(patience):
             self._check_file()
@@ -92,7 +92,7 @@ class Database:
                         await transaction.commit()
                     except (DBAPIError, DriverFault, OSError, TimeoutError) as fault:
                         report(fault)
-                        # It may still hold the transaction, and on SQLite the lock.
+                        # The connection may still have the transaction and, on SQLite, the lock.
                         with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
                             await connection.invalidate()
                         raise_alone(
@@ -104,7 +104,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for SELECTs, each its own snapshot. Raises DatabaseUnavailable."""
+        """Open a connection for SELECTs. Each has its own snapshot. Raises DatabaseUnavailable."""
         async with _faults_translated() as own:
             self._check_file()
             async with self._reader.connect() as connection:

@@ -1,4 +1,4 @@
-"""Column types that read alike on both databases, and the metadata that every table belongs to."""
+"""Column types that are the same on both databases, and the metadata of all tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData
 from sqlalchemy.types import TypeDecorator
 
-# Names that migrations can refer to, the same on both databases.
+# Constraint names for migrations, the same on both databases.
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -18,12 +18,12 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows by itself only in a column that is spelt INTEGER.
+# SQLite numbers rows automatically only in a column of type INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An instant with microseconds: aware in, aware and in UTC out. SQLite keeps it as naive text in UTC."""
+    """An instant with microseconds. It takes aware values and returns them in UTC. SQLite stores naive text in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

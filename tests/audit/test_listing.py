@@ -122,5 +122,5 @@ async def test_the_ends_of_time_can_be_asked_for(db: Database) -> None:
 def test_every_action_can_be_named_and_nothing_else() -> None:
     assert [Action(ActionName.parse(action.value)) for action in Action] == list(Action)
     for wrong in ("key", "KEY.RESOLVE", "key.resolve ", "", None, 1, "nothing"):
-        with pytest.raises(ValueError, match=r"^must be an action as an entry names it, such as key\.resolve$"):
+        with pytest.raises(ValueError, match=r"^must be an action of the audit log, such as key\.resolve$"):
             ActionName.parse(wrong)

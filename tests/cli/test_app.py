@@ -44,7 +44,7 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
         assert token.reveal() not in listed.out + table
 
     again = keyman("app", "create", "chat-backend", "--service", "GROQ", env=env)
-    assert failed(again) == "keyman: There is an application with this name already, or there was one.\n"
+    assert failed(again) == "keyman: An application with this name already exists, or existed before.\n"
 
     at_once = keyman("app", "rotate", "chat-backend", "--overlap", "0s", env=env)
     assert at_once.err == "Created a new token for chat-backend. Its old tokens end now.\n"

@@ -27,7 +27,7 @@ async def test_what_cannot_be_granted_is_said_and_nothing_is_upgraded(empty_data
     owner = str(empty_database.username)
     is_sqlite = empty_database.get_backend_name() == "sqlite"
     for planes, said in (
-        (Planes("keyman_a", "keyman_a"), "a database user each"),
+        (Planes("keyman_a", "keyman_a"), "its own database user"),
         (Planes("keyman_a", owner), "neither may be the one that upgrades"),
         (Planes("keyman_a", 'keyman"; DROP TABLE users; --'), "has no user of the name"),
     ):

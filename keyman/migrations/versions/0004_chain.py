@@ -1,6 +1,6 @@
-"""The trail is chained by hashes, and says which value of a key is the current one.
+"""Audit entries are chained by hashes, and name the current value of each key.
 
-Entries from before are chained as they are found, all in the first chain.
+Existing entries are chained in their order, all in the first chain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ down_revision = "0003"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# What keyman.audit.chain has, as it was at this revision.
+# A copy of keyman.audit.chain at this revision.
 FIELDS = (
     *("id", "at", "user_id", "actor", "actor_id", "action", "token_id", "key_id", "service"),
     *("request_id", "address", "application", "purpose", "reason"),

@@ -99,8 +99,8 @@ PUT_TOGETHER = {
 
 NOT_FOR_PEOPLE = {
     "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
-    "must be a cursor that a Link header has given": "a page takes any other cursor for none",
-    "must be an action as an entry names it, such as key.resolve": "a page asks for kinds of actions, which it names",
+    "must be a cursor from a Link header": "a page takes any other cursor for none",
+    "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
 }
 
 THE_SAME = {"Name", "Status", "Token"}
