@@ -159,7 +159,7 @@ async def test_sign_up_closed_is_said_on_a_page(
     async with api_plane_at(url, provisioned.settings, Passwords(quick_passwords), signup_open=False) as closed:
         visitor = closed.client(headers=BROWSER)
         page = await visitor.get("/sign-up")
-        assert (page.status_code, "Sign-up is closed here" in page.text) == (403, True)
+        assert (page.status_code, "Sign-up is closed" in page.text) == (403, True)
         assert "Sign up" not in (await visitor.get("/sign-in")).text
         answer = await visitor.post("/sign-up", data={"email": "a@example.com", "password": PASSWORD})
         assert answer.status_code == 403

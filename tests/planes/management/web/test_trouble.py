@@ -219,7 +219,7 @@ def test_where_sign_up_is_closed_nobody_is_asked_to(arrive: Arrive, closed_plane
     answer = page.goto(f"{ada.origin}/sign-up")
     assert answer is not None
     assert answer.status == 403
-    expect(page.get_by_role("main")).to_contain_text("Sign-up is closed here.")
+    expect(page.get_by_role("main")).to_contain_text("Sign-up is closed.")
     assert ada.troubles(REFUSED) == []
 
 
