@@ -38,6 +38,7 @@ from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, V
 from keyman.http.problems import KINDS
 from keyman.identity.throttle import TOO_MANY_SIGNUPS
 from keyman.keys.tables import api_keys
+from keyman.planes.management.app import AUTHENTICATION
 from keyman.planes.management.web.activity import ACTIONS, ACTORS, KIND_NAMES, PERIOD_NAMES, REASONS
 from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
@@ -78,7 +79,8 @@ NEVER_ON_A_PAGE = {
 
 FOR_OPERATORS = {
     *(("providers/catalogue.py", name) for name in ("load", "read_services", "_entry", "_service")),
-    *(("identity/applications.py", name) for name in ("create", "rotate", "_by_name", "by_token")),
+    *(("identity/applications.py", name) for name in ("create", "rotate", "_lock", "verify")),
+    *(("identity/principals.py", name) for name in ("require_user", "require_application")),
 }
 """Functions that read a file of settings and speak at the start, or at a command line; and to an application."""
 
@@ -88,6 +90,7 @@ PUT_TOGETHER = {
         "require",
         "JoinedStr",
     ): "a script asks for a page with a token that cannot have it",
+    ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
@@ -210,7 +213,7 @@ def of_the_code() -> frozenset[str]:
     return frozenset(
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
-        | {TOO_MANY_SIGNUPS}
+        | {TOO_MANY_SIGNUPS, AUTHENTICATION.advice}
         | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
     )
 
