@@ -193,7 +193,7 @@ def test_another_key_of_the_same_name_is_not_rotated(
     rotated_vault.root.ask("DELETE", key)
     rotated_vault.root.ask("POST", key, {"derived": True, "type": "aes256-gcm96"})
     for command in ("rotate", "rewrap"):
-        assert "not the one this database was sealed with" in failed(keyman(command, env=operator))
+        assert "not the one that this database was sealed with" in failed(keyman(command, env=operator))
     assert rotated_vault.root.ask("GET", key)["latest_version"] == 1
 
 
@@ -202,8 +202,8 @@ def test_a_database_without_a_sentinel_is_not_rotated_by_somebody_who_cannot_mak
 ) -> None:
     execute(operator, update(deployment).values(sentinel=None))
     said = failed(keyman("rotate", env=operator))
-    assert "its policy does not allow" in said or "not the one this database was sealed with" in said
+    assert "its policy does not allow" in said or "not the one that this database was sealed with" in said
 
 
 def test_a_home_is_rotated_by_its_own_vaults_rotator_and_needs_its_keyman_dev(tmp_path: Path) -> None:
-    assert "Start keyman there first" in failed(keyman("rotate", "--home", tmp_path / "nothing"))
+    assert "First run: keyman dev" in failed(keyman("rotate", "--home", tmp_path / "nothing"))

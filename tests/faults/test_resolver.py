@@ -252,7 +252,7 @@ async def test_a_vault_that_was_another_one_for_a_moment_marks_nothing(one_scene
         wrong = 3  # and when the sentinel does not open either
         answer = await one_scene.app.ask(key_id=one_scene.key_id)
     problem(answer, "vault-unavailable")
-    assert "not the one this database was sealed with" in answer.json()["detail"]
+    assert "not the one that this database was sealed with" in answer.json()["detail"]
     assert not (await one_scene.pair.row(one_scene.key_id)).undecryptable
 
 
@@ -325,7 +325,7 @@ async def test_a_key_of_vaults_that_was_deleted_or_made_again_marks_nothing(
             for key_id in keys:
                 answer = await app.ask(key_id=key_id)
                 problem(answer, "vault-unavailable")
-                assert "not the one this database was sealed with" in answer.json()["detail"]
+                assert "not the one that this database was sealed with" in answer.json()["detail"]
                 assert not (await pair.row(key_id)).undecryptable
             assert (await checks(pair.resolver.client()))["vault"] == "wrong-key"
             await disposable_vault.provisioned(mount=vaults[0].mount)  # under the same name, with the same properties

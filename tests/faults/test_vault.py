@@ -211,16 +211,16 @@ async def test_a_key_that_was_deleted_or_made_again_seals_nothing(
         delete_key(disposable_vault, settings)
         await state_becomes(ada, "wrong-key")
         body = {"service": "OPENAI", "api_key": VALUE}
-        unavailable(await ada.post("/api/keys", json=body), "vault", "not the one this database was sealed with")
+        unavailable(await ada.post("/api/keys", json=body), "vault", "not the one that this database was sealed with")
 
         # Under the same name, with the same properties: only the sentinel can tell.
         await disposable_vault.provisioned(mount=settings.mount)
         for _ in range(3):
             assert await checks(ada) == {"database": "ok", "vault": "wrong-key"}
             answer = await ada.post("/api/keys", json=body)
-            unavailable(answer, "vault", "not the one this database was sealed with")
+            unavailable(answer, "vault", "not the one that this database was sealed with")
             replaced = await ada.put(f"/api/keys/{kept['id']}", json={"api_key": OTHER_VALUE})
-            unavailable(replaced, "vault", "not the one this database was sealed with")
+            unavailable(replaced, "vault", "not the one that this database was sealed with")
         assert await stored_keys(sqlite) == before
         await metadata_is_at_hand(ada, kept, spare)
 

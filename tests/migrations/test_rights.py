@@ -28,8 +28,8 @@ async def test_what_cannot_be_granted_is_said_and_nothing_is_upgraded(empty_data
     is_sqlite = empty_database.get_backend_name() == "sqlite"
     for planes, said in (
         (Planes("keyman_a", "keyman_a"), "its own database user"),
-        (Planes("keyman_a", owner), "neither may be the one that upgrades"),
-        (Planes("keyman_a", 'keyman"; DROP TABLE users; --'), "has no user of the name"),
+        (Planes("keyman_a", owner), "neither may be the one that runs the upgrade"),
+        (Planes("keyman_a", 'keyman"; DROP TABLE users; --'), "does not exist in the database"),
     ):
         with pytest.raises(ConfigurationError, match="SQLite has no users" if is_sqlite else said):
             await migrations.upgrade(empty_database, planes)

@@ -554,7 +554,7 @@ async def test_a_403_behind_an_agent_is_the_agents_and_costs_one_call(
         before = len(seen.calls)
         assert await refusal(read_key(client, behind)) == VaultReason.FORBIDDEN
         assert len(seen.calls) == before + 1
-        assert "the token of the agent in front" in logged.getvalue()
+        assert "vault refuses the token of the vault agent" in logged.getvalue()
 
 
 async def test_where_no_agent_stands_in_front_a_client_without_a_token_is_refused(embedded_bench: Bench) -> None:

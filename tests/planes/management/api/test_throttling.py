@@ -172,7 +172,7 @@ async def test_accounts_made_from_one_network_are_counted(shared: ApiPlane) -> N
     counted = await shared.count(users)
     client = shared.client(address="198.51.100.99")
     refused = await client.post("/api/auth/signup", json={"email": "more@example.com", "password": PASSWORD})
-    assert "accounts were made" in problem(refused, "rate-limited")["detail"]
+    assert "accounts were created" in problem(refused, "rate-limited")["detail"]
     assert await shared.count(users) == counted
     await log_in(shared, "crowd0@example.com")
 

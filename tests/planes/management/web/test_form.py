@@ -147,7 +147,9 @@ def test_a_form_that_was_refused_or_lost_can_be_sent_again(ada: Person) -> None:
     opened = press(page, "Add New Key")
     fill(page, "OpenAI", "has white space", "kept")
     save(page)
-    expect(opened.get_by_text("API key must be printable ASCII characters without white space")).to_be_visible()
+    expect(
+        opened.get_by_text("API key must contain only printable ASCII characters, without white space")
+    ).to_be_visible()
     ada.context.set_offline(True)
     fill(page, key=OPENAI_KEY)
     save(page)
@@ -443,7 +445,7 @@ def test_a_form_of_one_account_is_not_sent_for_another(ada: Person, dev_server: 
     eve = sign_up(dev_server.origin, "eve.form@example.com")
     ada.context.add_cookies([{"name": "keyman_session", "value": eve.cookies["keyman_session"], "url": ada.origin}])
     save(page)
-    expect(opened.get_by_role("alert")).to_contain_text("Somebody else has signed in with this browser meanwhile.")
+    expect(opened.get_by_role("alert")).to_contain_text("Somebody else has signed in with this browser.")
     assert eve.get("/api/keys").json() == []
     eve.close()
 

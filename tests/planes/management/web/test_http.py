@@ -332,16 +332,16 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({}, "Service is missing."),
     ({"service": "OPENAI"}, "API key is missing."),
     ({"service": "OPENAI", "api_key": "   "}, "API key must not be empty."),
-    ({"service": "OPENAI", "api_key": VALUE, "name": f"my {VALUE}"}, "Label must not hold the key itself"),
+    ({"service": "OPENAI", "api_key": VALUE, "name": f"my {VALUE}"}, "Label must not contain the key itself"),
     ({"service": "OPENAI", "api_key": "short"}, "API key must be 8 to 512 characters long."),
     ({"service": "OPENAI", "api_key": "x" * 513}, "API key must be 8 to 512 characters long."),
-    ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must be printable ASCII"),
+    ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must contain only printable ASCII"),
     ({"service": "OPENAI", "api_key": "sk-ant-c4n4ry-c4n4ry"}, "API key looks like a key of Anthropic, not of OpenAI"),
     ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is the mask that keyman shows"),
     ({"service": "NOWHERE", "api_key": VALUE}, "Service is not a service of the catalogue"),
     ({"service": "openai", "api_key": VALUE}, "Service must be a service of the catalogue"),
     ({"service": "OPENAI", "api_key": VALUE, "name": "x" * 101}, "Label must be at most 100 characters long."),
-    ({"service": "OPENAI", "api_key": VALUE, "name": "a\u202eb"}, "Label must not hold control characters"),
+    ({"service": "OPENAI", "api_key": VALUE, "name": "a\u202eb"}, "Label must not contain control characters"),
     ({"service": "OPENAI", "api_key": VALUE, "expires_at": "2001-01-01"}, "Expires must be in the future."),
     ({"service": "OPENAI", "api_key": VALUE, "expires_at": "tomorrow"}, "Expires must be a date"),
     ({"service": "OPENAI", "api_key": VALUE, "expires_at": "2031-02-30"}, "Expires must be a date"),
@@ -419,7 +419,7 @@ async def test_a_form_acts_for_nobody_but_whom_it_was_made_for(page_plane: ApiPl
         sent = {"account": hers, "service": "OPENAI", "api_key": VALUE, "name": "x", "scopes": "keys:read"}
         page = await eve.post(path, data=sent)
         assert page.status_code == 409, path
-        assert "Somebody else has signed in with this browser meanwhile." in page.text
+        assert "Somebody else has signed in with this browser." in page.text
     assert [(stored["id"], stored["name"]) for stored in await keys(eve)] == [(key, None)]
     assert (await eve.get("/api/tokens")).json() == []
 
@@ -573,7 +573,7 @@ async def test_a_token_is_shown_in_the_answer_to_its_form_and_nowhere_else(page_
     [
         ({"name": "", "scopes": "keys:read"}, "Name is missing."),
         ({"name": "x"}, "Scopes must be a list that is not empty."),
-        ({"name": "x", "scopes": "everything"}, "Scopes may hold"),
+        ({"name": "x", "scopes": "everything"}, "Scopes may contain only"),
         ({"name": "x", "scopes": "keys:read", "expires_at": "2001-01-01"}, "Expires must be in the future."),
     ],
 )

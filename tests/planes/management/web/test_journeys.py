@@ -163,7 +163,7 @@ def _deletes_it(ada: Person) -> None:
     expect(opened).to_contain_text("No application has used it in the last 30 days.")
     expect(opened).to_contain_text("OpenAI")
     expect(opened).to_contain_text("sk-...9876")
-    expect(opened).to_contain_text("Applications that get this key from here will get it no more")
+    expect(opened).to_contain_text("Applications can no longer get this key")
     expect(opened.get_by_role("button", name="Cancel")).to_be_focused()
     opened.get_by_role("button", name="Cancel").click()
     expect(opened).to_be_hidden()
