@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from keyman.errors import KeymanError
+from keyman.extras import require_server
+
+require_server()
 
 T = TypeVar("T")
 R = TypeVar("R")
