@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from keyman.errors import VaultReason
-from keyman.ids import KeyId, TokenId, UserId
+from keyman.ids import ApplicationTokenId, KeyId, TokenId, UserId
 
 
 class Action(StrEnum):
@@ -98,7 +98,7 @@ class Entry(NamedTuple):
     action: Action
     origin: Origin
     user_id: UserId | None = None
-    token_id: TokenId | None = None
+    token_id: TokenId | ApplicationTokenId | None = None
     key_id: KeyId | None = None
     service: str | None = None
     application: str | None = None

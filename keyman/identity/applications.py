@@ -22,7 +22,7 @@ from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
-from keyman.ids import ApplicationId, TokenId
+from keyman.ids import ApplicationId, ApplicationTokenId
 from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
@@ -75,7 +75,7 @@ class _Found(NamedTuple):
     id: ApplicationId
     name: str
     services: str
-    token_id: TokenId
+    token_id: ApplicationTokenId
     last_used_at: datetime | None
 
 
@@ -88,7 +88,7 @@ class _Application(NamedTuple):
 
 
 class _Token(NamedTuple):
-    id: TokenId
+    id: ApplicationTokenId
     application_id: ApplicationId
     hint: str
     expires_at: datetime | None
@@ -140,7 +140,7 @@ _EVERY_TOKEN = Query(
 # Locked until the transaction ends: two rotations at once would end each other's tokens.
 _LOCK_BY_NAME = Query(_APPLICATION.where(applications.c.name == bindparam("name")).with_for_update(), _Application)
 _INSERT = scalar(insert(applications).returning(applications.c.id), ApplicationId)
-_INSERT_TOKEN = scalar(insert(application_tokens).returning(application_tokens.c.id), TokenId)
+_INSERT_TOKEN = scalar(insert(application_tokens).returning(application_tokens.c.id), ApplicationTokenId)
 _END_TOKENS = Command(
     update(application_tokens)
     .where(
