@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from io import StringIO
@@ -188,6 +189,8 @@ def logged() -> Iterator[StringIO]:
     stream = StringIO()
     with own_logging():
         configure_logging("json", "debug", stream)
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # of the test's client, not of keyman
         yield stream
 
 

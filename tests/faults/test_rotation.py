@@ -41,7 +41,9 @@ async def test_a_rotation_under_traffic_fails_no_request_and_loses_no_update(
         held: dict[int, str] = {}
         for client in clients:
             held |= await client
-        assert [f"version {number} of the key" in text for number, text in enumerate(said, 2)] == [True] * ROTATIONS
+        assert [f"version {number} of the encryption key" in text for number, text in enumerate(said, 2)] == [
+            True
+        ] * ROTATIONS
         # What was sealed before the last rotation and stored after the run was over is for the next one.
         await _keyman(rotator, "rewrap")
         keys = await stored_keys(database)

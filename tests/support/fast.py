@@ -83,7 +83,6 @@ SLOW_TESTS = (
     "tests/test_structure.py::test_what_the_management_plane_loads_is_what_its_source_says",
     "tests/test_telemetry.py::test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent",
     "tests/test_telemetry.py::test_several_processes_add_up",
-    "tests/test_words.py::test_no_code_is_pending_that_passes",
     "tests/test_words.py::test_no_code_uses_a_banned_word_in_a_text",
     "tests/test_words.py::test_no_test_uses_a_banned_word_in_a_docstring_a_comment_or_a_message",
     "tests/vault/test_cipher.py::test_when_vault_is_killed_every_caller_hears_it_and_nothing_sealed_is_lost",

@@ -88,9 +88,9 @@ async def test_a_context_has_the_layout_that_other_programs_rely_on() -> None:
     "change",
     [
         {"deployment": UUID(int=1)},
-        {"user_id": 8},
-        {"user_id": 71},
-        {"user_id": 0},
+        {"owner_id": 8},
+        {"owner_id": 71},
+        {"owner_id": 0},
         {"service": "ANTHROPIC"},
         {"service": "openai"},
         {"service": "OPENAI|"},
