@@ -95,8 +95,8 @@ class Entry(NamedTuple):
     """An audit entry to write. `user_id` is the user in whose audit log it appears, None for an action without account.
 
     `value_uuid` identifies the current value of the key from this entry on. `as_of` is given only for an entry that
-    repeats an older one, and is the `as_of` of that entry. `vault_request_id` is Vault's id of the request to
-    Vault. `detail` describes what a command did.
+    repeats an older one, and is the `as_of` of that entry. `vault_request_id` is Vault's id of keyman's
+    request to it. `detail` describes what a command did.
     """
 
     action: Action

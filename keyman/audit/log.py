@@ -39,7 +39,7 @@ from keyman.storage.statements import Command, Query
 
 
 async def record(connection: AsyncConnection, *entries: Entry, chain: int | None = None) -> None:
-    """Write entries in the caller's transaction, as its last step, so that they are committed with the change.
+    """Write entries in the caller's transaction, as its last step: they are committed with the change or not at all.
 
     All entries are written to one chain: to `chain`, or to any chain if it is None. A transaction that locks one chain
     and waits for another could deadlock.

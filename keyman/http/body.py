@@ -75,7 +75,7 @@ def check_media_type(headers: Mapping[str, str]) -> None:
 def _half_characters(model: type[msgspec.Struct], body: bytes) -> list[FieldError]:
     """Return an error for each field with a lone surrogate.
 
-    msgspec rejects the whole body for one and does not name the field. Python's own decoder accepts lone surrogates.
+    msgspec rejects the whole body if it contains one, and does not name the field. Python's own decoder accepts them.
     """
     names = [field.encode_name for field in msgspec.structs.fields(model)]
     try:

@@ -34,7 +34,7 @@ CALLER_PROBLEMS = (errors.InvalidRequest, errors.Unauthenticated, errors.Forbidd
 
 
 def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[list[T]]:
-    """Return a page of a listing, with a `Link` to the next page if there is one (RFC 8288). The link is relative."""
+    """Return a page of a listing, with a relative (RFC 3986) `Link` to the next page if there is one (RFC 8288)."""
     headers = {}
     if page.cursor is not None:
         asked = {name: str(value) for name, value in query.items() if value is not None}

@@ -23,8 +23,7 @@ from keyman.errors import ConfigurationError, raise_alone
 from keyman.storage.faults import wrap_bare_faults
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a write waits for another write on SQLite, or a statement for a lock on PostgreSQL, or any of them for a
-connection.
+"""Seconds that keyman waits for another write on SQLite, for a lock on PostgreSQL, or for a pooled connection.
 
 A client waits for Vault for the same time.
 """
