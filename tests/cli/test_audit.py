@@ -111,7 +111,7 @@ def test_what_cannot_be_exported_is_said_in_words(told: dict[str, str], file: Pa
         assert (said.code, "Traceback" in said.err) == (1, False)
         assert "An entry is invalid." in said.err
     assert "An entry is invalid." in keyman("audit", "list", env=told).err
-    assert "place 3 (no entry): it holds" in keyman("audit", "verify", env=told).out
+    assert "place 3 (no entry): the entry contains a value" in keyman("audit", "verify", env=told).out
 
 
 def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
