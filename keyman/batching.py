@@ -1,4 +1,4 @@
-"""Collects single items into batches: one round trip for many callers."""
+"""Collects the items of many callers into batches, so that one round trip serves all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class BatchRefused(KeymanError):
-    """A batch was refused as a whole, and it is not known because of which item. Each item may succeed by itself."""
+    """A whole batch was refused, and the item that caused this is unknown. Each item may succeed by itself."""
 
 
 class BatcherClosed(KeymanError):
@@ -40,24 +40,24 @@ class _Waiting(Generic[T, R]):
             self.result.set_result(outcome)
 
     def __repr__(self) -> str:
-        return "_Waiting(***)"  # an item can hold a plaintext
+        return "_Waiting(***)"  # an item can contain a plaintext
 
 
 class Batcher(Generic[T, R]):
-    """Passes the items of many callers to `run` in batches, and gives each caller its own result or its own failure.
+    """Passes the items of many callers to `run` in batches, and gives each caller its own result or exception.
 
     No item waits for a batch to fill. While fewer than `max_batches` are running, a submitted item starts a batch in
-    the next turn of the loop. Items that come later wait and are sent together, in order, at most `max_batch` at once.
-    If a caller gives up before its batch starts, its item is not passed to `run`.
+    the next iteration of the event loop. Later items wait until a batch ends. They are then sent together, in order, at
+    most `max_batch` at once. If a caller gives up before its batch starts, its item is not passed to `run`.
 
     `run` takes the items of a batch and returns as many outcomes in the same order, each a result or the exception of
     that item. If it raises BatchRefused for several items, they are passed to it again one by one. If it raises
     anything else, or returns another number of outcomes, the batch fails. Then `failure` is called with that exception
-    once for each caller, and returns the exception that this caller gets. If several tasks raised one exception
-    object, it would collect the frames of all of them.
+    once for each caller, and returns the exception that this caller gets. A shared exception object would collect the
+    traceback frames of all callers.
 
     `run` is called in an empty context: it works for all callers of a batch, so nothing that it logs or sends may
-    have the request id of one of them. It must limit its own time.
+    have the request id of one of them. It must have its own timeout.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Batcher(Generic[T, R]):
         self._max_batches = max_batches
         self._queue: deque[_Waiting[T, R]] = deque()
         self._under_way = 0
-        self._workers: set[asyncio.Task[None]] = set()  # asyncio keeps no reference to a task
+        self._workers: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
         self._is_closed = False
 
     def submit(self, item: T) -> asyncio.Future[R]:
@@ -91,7 +91,7 @@ class Batcher(Generic[T, R]):
         return waiting.result
 
     async def close(self) -> None:
-        """Take no more items, and return once those that were submitted have their outcomes."""
+        """Refuse new items, and wait until all submitted items have their outcomes."""
         self._is_closed = True
         while self._workers:
             await asyncio.wait(self._workers)
@@ -101,7 +101,7 @@ class Batcher(Generic[T, R]):
             while batch := self._next_batch():
                 await self._carry_out(batch)
         finally:
-            # Not in a done callback: an item that is submitted in between would never be sent.
+            # Not in a done callback: an item that is submitted before the callback runs would never be sent.
             self._under_way -= 1
 
     def _next_batch(self) -> list[_Waiting[T, R]]:
@@ -113,7 +113,7 @@ class Batcher(Generic[T, R]):
         return batch
 
     async def _carry_out(self, batch: list[_Waiting[T, R]]) -> None:
-        """Settle a batch in any case. After that, raises a BaseException such as CancelledError again."""
+        """Settle every item of a batch, also if `run` fails. Then re-raises a BaseException such as CancelledError."""
         try:
             await self._settle(batch)
         except BaseException as fault:

@@ -9,11 +9,11 @@ from keyman.extras import require_server
 require_server()
 
 MAX_ID = 2**63 - 1
-"""The largest id that a column can hold. A larger id in a request does not exist."""
+"""The largest id that a column can store. No row has a larger one."""
 
 OwnerId = NewType("OwnerId", int)
 UserId = NewType("UserId", int)
-"""The id of a user is that of their owner: see `owner_of`."""
+"""Each user is an owner with the same id: see `owner_of`."""
 
 KeyId = NewType("KeyId", int)
 SessionId = NewType("SessionId", int)
@@ -23,5 +23,5 @@ ApplicationTokenId = NewType("ApplicationTokenId", int)
 
 
 def owner_of(user_id: UserId) -> OwnerId:
-    """Return the owner that a user is."""
+    """Return the owner id of a user. It is the same number."""
     return OwnerId(user_id)

@@ -9,8 +9,8 @@ from typing import NoReturn
 class Secret:
     """A plaintext, a token or a password.
 
-    `repr`, `str` and `format` show a mask. Serialisers have no encoder for it, and pickle is refused. Only `reveal()`
-    returns the value, so that you can find every such place by its name.
+    `repr`, `str` and `format` show a mask. Serialisers have no encoder for it, and pickling raises TypeError. Only
+    `reveal()` returns the value, so a search for this name finds every place that uses one.
     """
 
     __slots__ = ("_value",)
@@ -35,7 +35,7 @@ class Secret:
             return NotImplemented
         return hmac.compare_digest(self._value.encode(), other._value.encode())
 
-    __hash__ = None  # type: ignore[assignment]  # secrets do not belong into sets and dictionaries
+    __hash__ = None  # type: ignore[assignment]  # secrets do not belong in sets and dictionaries
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be serialised")

@@ -1,7 +1,8 @@
-"""Anchors: where each chain ended at a moment. Keep them where nobody who can write to the database can change them.
+"""An anchor records where each chain of the audit log ended at one moment.
 
-An anchor is a few KB of JSON and contains nothing secret. Its signature, by a Transit key that no process of keyman
-uses, proves that it was not made later. An anchor proves something only if it is kept outside.
+It is a few KB of JSON and contains no secret. It proves something only if it is kept outside the database, where nobody
+who can write to the database can change it. A signature, by a Transit key that no process of keyman uses, proves that
+the anchor was not created later.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from keyman.errors import ConfigurationError, raise_alone
 from keyman.ids import MAX_ID
 
 MAX_SIZE = 1_000_000
-"""The maximum size in bytes of an anchor's file."""
+"""The maximum size of an anchor file, in bytes."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 
 
 class AnchoredHead(msgspec.Struct, omit_defaults=True):
-    """The end of a chain. The entries after `base` existed at that moment."""
+    """The end of a chain when the anchor was created. The entries after `base`, up to `sequence`, existed then."""
 
     chain: Count
     sequence: Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)]
@@ -36,7 +37,7 @@ class AnchoredHead(msgspec.Struct, omit_defaults=True):
 
 
 class Anchor(msgspec.Struct, omit_defaults=True):
-    """The ends of the chains at `at`. `signature` is Vault's signature of `signed_part`."""
+    """The ends of the chains at the time `at`. `signature` is Vault's signature of `signed_part`."""
 
     deployment: UUID
     at: datetime
@@ -61,7 +62,7 @@ def create(deployment: UUID, heads: Sequence[Head]) -> Anchor:
 
 
 def load(path: Path, deployment: UUID) -> Anchor:
-    """Read an anchor. Raises ConfigurationError when the file is not an anchor, or is of another deployment."""
+    """Read an anchor. Raises ConfigurationError if the file is not an anchor, or if it is of another deployment."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_SIZE + 1)
@@ -73,7 +74,9 @@ def load(path: Path, deployment: UUID) -> Anchor:
         anchor = msgspec.json.decode(text, type=Anchor)
         anchor.parsed_heads()
     except (ValueError, RecursionError):
-        raise_alone(ConfigurationError(f"{path} is no anchor: give a file that `keyman audit anchor` has printed."))
+        raise_alone(
+            ConfigurationError(f"{path} is not an anchor. Give a file with the output of `keyman audit anchor`.")
+        )
     if anchor.deployment != deployment:
-        raise ConfigurationError(f"The anchor {path} is of another deployment than this database.")
+        raise ConfigurationError(f"The anchor {path} belongs to another deployment than this database.")
     return anchor

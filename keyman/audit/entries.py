@@ -1,6 +1,7 @@
 """The vocabulary of the audit log: actions, actors, reasons, and the fields of an entry.
 
-An entry names who, what, when and from where; never a value, a ciphertext, a mask or a token.
+An entry records who did what, when and from where. It never contains a token, or the value, ciphertext or mask of a
+key.
 """
 
 from __future__ import annotations
@@ -58,9 +59,8 @@ class Actor(StrEnum):
 class Origin(NamedTuple):
     """The origin of a call.
 
-    `actor_id` is the id of a personal or application token. Address and device are those of the client, if known.
-
-    The device is for the session that a sign-in opens. The audit log does not store it.
+    `actor_id` is the id of a personal or application token. `address` and `device` are those of the client, if known.
+    `device` is stored with the session that a sign-in opens, and not in the audit log.
     """
 
     actor: Actor
@@ -71,7 +71,7 @@ class Origin(NamedTuple):
 
 
 class Reason(StrEnum):
-    """Why an application gets no key. The resolver records it, and the pages show it to the key's owner."""
+    """The reason why an application got no key. The resolver records it, and the pages show it to the key's owner."""
 
     NOT_GRANTED = "not-granted"
     UNKNOWN = "unknown"
@@ -85,14 +85,18 @@ class Reason(StrEnum):
 OPERATOR = Origin(Actor.OPERATOR)
 
 NO_VALUE = UUID(int=0)
-"""The value of a deleted key. A row that is restored later has another value, so it is not the current one."""
+"""The `value_uuid` in the entry about a deleted key.
+
+If somebody restores the key's row later, the row has another `value_uuid`, so its value is not the current one.
+"""
 
 
 class Entry(NamedTuple):
-    """One audit entry. `user_id` is the user whose audit log it belongs to; None for an action without an account.
+    """An audit entry to write. `user_id` is the user in whose audit log it appears, None for an action without account.
 
-    `value_uuid` is the current value of the key from this entry on. `as_of` is given only when an entry repeats an
-    older one. `vault_request_id` is Vault's id of the call. `detail` describes what a command did.
+    `value_uuid` identifies the current value of the key from this entry on. `as_of` is given only for an entry that
+    repeats an older one, and is the `as_of` of that entry. `vault_request_id` is Vault's id of keyman's
+    request to it. `detail` describes what a command did.
     """
 
     action: Action

@@ -15,7 +15,7 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
 
 PAGE = 2000
-"""Entries that one statement reads."""
+"""The number of entries that one statement reads."""
 
 
 async def lines(db: Database, since: datetime | None) -> AsyncIterator[bytes]:
@@ -47,7 +47,7 @@ def _with_hash(hashed: bytes, value: bytes) -> bytes:
 
 
 class _Line(NamedTuple):
-    """An entry, and the hash of the one before it. On SQLite a damaged hash can have any type."""
+    """An entry, and the hash of the entry before it. On SQLite a damaged hash can have any type."""
 
     entry: AuditRow
     previous: object

@@ -1,7 +1,7 @@
-"""Reads the audit log, newest first, by id. A filter by time reads only the entries of that time.
+"""Reads the audit log in the order of its ids, newest first. A filter by time reads only the entries of that time.
 
-Ids follow the times of their entries, as far as the clocks of the replicas agree. So a time is first turned into an id
-with some margin, and the entries in the margin are compared by their own time.
+A later entry has a higher id, except as far as the clocks of the replicas differ. So the filter first converts a time
+to an id, with a margin. It then compares the entries within the margin by their own time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
 CLOCKS_APART = timedelta(minutes=10)
-"""The margin for the difference between the clocks of two replicas and the time of a transaction, so that a filter by
-time misses no entry.
+"""The margin of a filter by time, so that it misses no entry: for the difference between the clocks of two replicas and
+the duration of a transaction.
 
 Synchronised clocks differ by much less, and no transaction of keyman takes that long.
 """
@@ -32,7 +32,7 @@ LATEST = datetime.max.replace(tzinfo=UTC) - CLOCKS_APART
 
 
 class AuditEntry(msgspec.Struct):
-    """One audit entry, as the user sees it. `reason` says why an application got no key."""
+    """One audit entry, as its user sees it. `reason` is the reason why an application got no key."""
 
     id: int
     at: datetime
@@ -90,7 +90,7 @@ class ActionName(str):
 
 
 class Filter(NamedTuple):
-    """A filter of entries: with these actions, or all; from `since` on; before `until`."""
+    """A filter for entries: with one of `actions`, or any action if it is empty; from `since` on; before `until`."""
 
     actions: Collection[Action] = ()
     since: datetime | None = None
@@ -111,7 +111,7 @@ async def list_own(db: Database, user_id: UserId, part: Slice, wanted: Filter = 
 async def list_all(
     db: Database, user_id: UserId | None, limit: int, wanted: Filter = EVERYTHING
 ) -> list[OperatorEntry]:
-    """Return the newest entries that fit, oldest first."""
+    """Return the newest entries that match, of one user or of all, oldest first."""
     statement = select(*(audit_log.c[name] for name in OperatorEntry.__struct_fields__)).where(*_within(wanted))
     if user_id is not None:
         statement = statement.where(audit_log.c.user_id == user_id)
@@ -152,8 +152,10 @@ def _filtered(wanted: Filter, part: Slice) -> Listing[_Own]:
 
 
 def _newest(statement: Select[*tuple[object, ...]], action: Action, part: Slice) -> Select[*tuple[object, ...]]:
-    """Select as many entries of one action as a page can have, so that each action is read from an index, in order:
-    for several at once a database would read the whole audit log, or sort it.
+    """Return a SELECT of as many entries of one action as a page can have.
+
+    With one SELECT for each action, the database reads the entries of each from an index, in order. With one SELECT for
+    several actions, it would read the whole audit log, or sort it.
     """
     if part.before is not None:
         statement = statement.where(audit_log.c.id < part.before)

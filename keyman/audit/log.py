@@ -1,9 +1,12 @@
-"""Writes the audit log: one entry for each change to an account, a token, a key or an application, in the transaction
-of the change; and one for each time that an application asks for a key, committed before it gets one.
+"""Writes the audit log.
 
-The hash of each entry covers the one before it in its chain. A writer locks the end of a chain until its transaction
-ends. A single chain would serialise all writers. So a database that allows several writers has several chains, and an
-entry goes to any chain whose end is not locked. Write the entries last, to keep the lock short.
+There is one entry for each change to an account, a token, a key or an application, in the transaction of the change.
+There is also one for each time that an application asks for a key; it is committed before the application gets the key.
+
+The hash of each entry covers the hash of the entry before it in its chain. A writer locks the end of a chain until its
+transaction ends. A single chain would serialise all writers. So a database that allows several writers has several
+chains, and an entry is written to any chain whose end is not locked. Write the entries as the last step of a
+transaction, to keep the lock short.
 """
 
 from __future__ import annotations
@@ -36,10 +39,10 @@ from keyman.storage.statements import Command, Query
 
 
 async def record(connection: AsyncConnection, *entries: Entry, chain: int | None = None) -> None:
-    """Write entries in the caller's transaction, as its last step: everything is committed, or nothing.
+    """Write entries in the caller's transaction, as its last step: they are committed with the change or not at all.
 
-    All entries go to one chain: to this one, or to any. A transaction that holds one chain and waits for another could
-    deadlock.
+    All entries are written to one chain: to `chain`, or to any chain if it is None. A transaction that locks one chain
+    and waits for another could deadlock.
     """
     for entry in entries:
         chain = await _write(connection, entry, chain)
@@ -69,13 +72,17 @@ async def _write(connection: AsyncConnection, entry: Entry, chain: int | None) -
 
 
 def current_value(key_id: ColumnElement[int] | int) -> ScalarSelect[UUID | None]:
-    """The uuid of the value that a key holds, as the audit log has it."""
+    """Return a subquery for the `value_uuid` of a key's current value, according to the audit log."""
     newest = select(audit_log.c.value_uuid).where(audit_log.c.key_id == key_id, audit_log.c.value_uuid.is_not(None))
     return newest.order_by(audit_log.c.as_of.desc()).limit(1).scalar_subquery()
 
 
 class End(NamedTuple):
-    """The end of a chain: its newest entry's sequence and hash; where it begins; the id for its next entry."""
+    """The end of a chain.
+
+    `sequence` and `hash` are those of its newest entry. `base_sequence` and `base_hash` are those of the last entry
+    that was pruned. `entry_id` is the id for the next entry.
+    """
 
     chain: int
     sequence: int
@@ -86,10 +93,10 @@ class End(NamedTuple):
 
 
 async def lock_end(connection: AsyncConnection, chain: int | None = None) -> End:
-    """Lock the end of this chain, or of any, until the transaction is over, and return it.
+    """Lock the end of this chain, or of any chain, until the transaction ends, and return it.
 
-    An end that nobody has locked is preferred; where there is none, this waits as for any lock. Raises RefusedStatement
-    where the chain is gone.
+    If `chain` is None, it locks an end that nobody has locked. If all of them are locked, it waits for one. Raises
+    RefusedStatement if the row of the chain is missing in `audit_chains`.
     """
     dialect = connection.dialect.name
     if chain is None:
@@ -97,7 +104,7 @@ async def lock_end(connection: AsyncConnection, chain: int | None = None) -> End
     else:
         end = await _THIS[dialect].first(connection, this=chain)
     if end is None:
-        raise RefusedStatement("the database refused an entry of the audit log: its chain is gone")
+        raise RefusedStatement("the database refused an entry of the audit log: the row of its chain is missing")
     return end
 
 
@@ -110,7 +117,10 @@ _NEXT_ID: Mapping[str, ColumnElement[int]] = {
 
 
 def _locking(wanted: Select[*tuple[object, ...]]) -> Mapping[str, Query[End]]:
-    """By dialect: an end, and the id for the next entry, drawn once the end is locked: ids rise along a chain."""
+    """Return, for each dialect, a query that locks an end and returns it with the id for the next entry.
+
+    The id is drawn after the end is locked, so ids rise along a chain.
+    """
     locked = wanted.subquery()
     return {dialect: Query(select(locked, next_id.label("entry_id")), End) for dialect, next_id in _NEXT_ID.items()}
 
@@ -128,5 +138,5 @@ _END = (
 )
 _WRITE: Mapping[str, Sequence[Command]] = {
     "sqlite": (Command(_ENTRY), Command(_END)),
-    "postgresql": (Command(_ENTRY.add_cte(_END.cte("ended"))),),  # one trip instead of two
+    "postgresql": (Command(_ENTRY.add_cte(_END.cte("ended"))),),  # one round trip instead of two
 }

@@ -1,8 +1,8 @@
 """Pruning removes entries that are old enough and anchored. The remaining entries still verify.
 
-A chain then begins after the last removed entry. Its place and hash stay with the chain, and an entry in the chain
-records the pruning, so that nobody can shorten a chain unnoticed by moving its beginning. If a removed entry named the
-current value of a key, a new entry names it again.
+A chain then begins after its last removed entry. `audit_chains` keeps the place and hash of that entry, and a new entry
+in the chain records the pruning, so that nobody can shorten a chain unnoticed by moving its beginning. If a removed
+entry named the current value of a key, a new entry names it again.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import Id, UtcTime
 
 BATCH = 1000
-"""Entries that one transaction removes and one entry records.
+"""The number of entries that one transaction removes, and that one new entry records as pruned.
 
-On SQLite all writers wait for it, and repeating all of them takes nearly a second, a fifth of BUSY_TIMEOUT.
+On SQLite all writers wait for this transaction. If all of the entries must be repeated, it takes nearly a second, a
+fifth of BUSY_TIMEOUT.
 """
 
 PAUSE = 0.2
 """Seconds between two batches on SQLite.
 
-A waiting writer tries the lock at least every 0.1 seconds, so without this pause no other writer would get it until the
-end of the pruning.
+A waiting writer tries to get the lock at least every 0.1 seconds. So without this pause no other writer would get it
+until the end of the pruning.
 """
 
 PARAMETERS = 500
-"""Ids in one statement."""
+"""The maximum number of ids in one statement."""
 
 
 class Cut(NamedTuple):
-    """The last entry of a chain that may be removed, and how many are removed up to it."""
+    """The last entry of a chain that may be removed, and the number of entries to remove, up to and including it."""
 
     chain: int
     sequence: int
@@ -51,14 +52,14 @@ class Cut(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """How many entries were removed, and for how many keys the current value was recorded again."""
+    """The number of removed entries, and the number of keys whose current value was recorded again."""
 
     entries: int
     carried: int
 
 
 async def prunable(db: Database, before: datetime, anchored: Sequence[Head]) -> list[Cut]:
-    """Return up to where each chain may be pruned: at most up to the anchor, and before the first newer entry."""
+    """Return which part of each chain may be pruned: up to the anchored entry, and before the first newer entry."""
     found = []
     for head in anchored:
         async with db.read() as connection:
@@ -71,9 +72,9 @@ async def prunable(db: Database, before: datetime, anchored: Sequence[Head]) -> 
 
 
 async def prune(db: Database, cuts: Sequence[Cut], report: Report = lambda _count: None) -> Pruned:
-    """Remove the entries up to each of these. Raises DatabaseUnavailable; what was removed until then stays removed.
+    """Remove the entries of each cut, in batches. Raises DatabaseUnavailable; the batches before that stay removed.
 
-    The chains must have been verified: a chain that does not verify is evidence.
+    Verify the chains first. A chain that does not verify is evidence and must not be changed.
     """
     entries = carried = 0
     for cut in cuts:
@@ -124,10 +125,10 @@ async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
 
 
 async def _current(connection: AsyncConnection, rows: Sequence[_Going]) -> list[_Valued]:
-    """Return those of the entries that say what a key holds now.
+    """Return those of the entries that name the current value of a key.
 
-    A client that replaces the key meanwhile writes one with a higher `as_of`, and is not overruled by what is said
-    again.
+    A client that replaces the key meanwhile writes an entry with a higher `as_of`, so the repeated entry does not
+    override it.
     """
     named = [
         _Valued(row.id, row.user_id, row.key_id, row.service, row.value_uuid, row.as_of, row.vault_request_id)
@@ -141,7 +142,7 @@ async def _current(connection: AsyncConnection, rows: Sequence[_Going]) -> list[
 
 
 async def _has_a_value(connection: AsyncConnection, key_id: KeyId) -> bool:
-    """Whether an entry still says that a deleted key holds something: an older one, of a chain that goes later."""
+    """Return True if an older entry, in a chain that is pruned later, still names a value of a deleted key."""
     return await _VALUE.one(connection, key_id=key_id) is not None
 
 

@@ -1,8 +1,8 @@
 """Detects values in the audit log that SQLite accepts although keyman never writes them.
 
-SQLite stores any kind of value in any column, and a time or a uuid as text. So somebody can change an entry in such a
-way that it is found and sorted differently, but reads and hashes the same: a time in another zone, bytes instead of
-text, a uuid in capital letters.
+SQLite stores any type of value in any column, and a time or a uuid as text. So somebody can change an entry in such a
+way that queries select and sort it differently, although it reads and hashes the same. Examples are a time in another
+zone, bytes instead of text, and a uuid in capital letters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keyman.storage.types import UtcTime
 T = TypeVar("T")
 
 TIME = "-".join(("[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2)) + " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
-"""The form of a time as a GLOB pattern of SQLite: UTC, to the microsecond."""
+"""The form of a stored time, as a GLOB pattern of SQLite: in UTC, with microseconds."""
 
 
 def is_whole(number: ColumnElement[T]) -> ColumnElement[bool]:
@@ -29,12 +29,14 @@ def _is(kind: str, value: ColumnElement[T]) -> ColumnElement[bool]:
 
 
 def _is_written(one: Column[object]) -> ColumnElement[bool]:
-    """Return a condition: the column is empty, or has a value in the form that keyman writes."""
+    """Return a condition: the column, which is not null, has a value in the form that keyman writes."""
     if isinstance(one.type, BigInteger | Integer):
         return is_whole(one)
     if isinstance(one.type, LargeBinary):
         return _is("blob", one)
-    text: ColumnElement[str] = literal_column(f"audit_log.{one.name}")  # not as the column's type has it
+    text: ColumnElement[str] = literal_column(
+        f"audit_log.{one.name}"
+    )  # the text as it is stored, which the column's type does not decode
     if isinstance(one.type, UtcTime):
         return and_(_is("text", one), text.op("GLOB")(TIME))
     if isinstance(one.type, Uuid):
@@ -43,4 +45,4 @@ def _is_written(one: Column[object]) -> ColumnElement[bool]:
 
 
 IS_STRANGE = or_(*(and_(one.is_not(None), ~_is_written(one)) for one in audit_log.c))
-"""Return a condition for an entry on SQLite that keyman cannot have written."""
+"""A condition for an entry on SQLite: keyman cannot have written it."""

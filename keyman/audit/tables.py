@@ -28,29 +28,26 @@ audit_log = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("at", UtcTime, nullable=False),
-    Column(
-        "user_id", Id, ForeignKey("users.id")
-    ),  # the user whose audit log it is in; null for a sign-in to an unknown account
+    # The user in whose audit log it appears; null for an action without account, such as a sign-in to an unknown one.
+    Column("user_id", Id, ForeignKey("users.id")),
     Column("actor", String(16), nullable=False),
     Column("actor_id", Id),
     Column("action", String(32), nullable=False),
-    # No foreign keys, because entries stay when what they record is deleted.
+    # No foreign keys, because an entry stays when the token or key that it names is deleted.
     Column("token_id", Id),
     Column("key_id", Id),
     Column("service", String(64)),
     Column("request_id", String(64)),
     Column("address", String(64)),
-    Column("application", String(64)),  # its name: who asked for a key, or what an operator registered
+    Column("application", String(64)),  # the name of the one that asked for a key or was registered
     Column("purpose", String(200)),  # given by the application
     Column("reason", String(32)),  # why no key was given out
     Column("value_uuid", Uuid),  # the current value of the key from this entry on
-    Column(
-        "as_of", Id
-    ),  # of an entry with a value: its own id; or that of the entry, pruned since, whose word it repeats
-    Column("vault_request_id", String(64)),  # Vault's own, where it was asked before: its audit log has the same
+    Column("as_of", Id),  # if there is a `value_uuid`: the entry's own id, or that of the pruned entry that it repeats
+    Column("vault_request_id", String(64)),  # Vault's id of the request for this, if any; Vault's audit log has it, too
     Column("detail", String(200)),  # what a command did
     Column("chain", Integer, nullable=False),
-    Column("sequence", BigInteger, nullable=False),  # from 1 in each chain, without a gap
+    Column("sequence", BigInteger, nullable=False),  # counts from 1 in each chain, without a gap
     Column("hash", LargeBinary(32), nullable=False),
     CheckConstraint(f"actor IN ({', '.join(repr(a.value) for a in Actor)})", name="actor_known"),
     CheckConstraint("length(hash) = 32", name="hash_is_sha256"),
@@ -58,12 +55,12 @@ audit_log = Table(
     Index("ix_audit_log_owner_action", "user_id", "action", "id"),
     Index("ix_audit_log_at", "at"),  # for a filter by time: see listing.py
     Index("ix_audit_log_uses", "key_id", "action", "application", "at"),  # for the uses of a key: see keys/uses.py
-    # The order of verification. As it is unique, no chain can fork.
+    # Verification reads in this order. Because the index is unique, no chain can fork.
     Index("ix_audit_log_chain", "chain", "sequence", unique=True),
     sqlite_autoincrement=True,
 )
 
-# Which value of a key is the current one: the entry with the highest `as_of`.
+# For the current value of a key: the entry with the highest `as_of` names it.
 Index(
     "ix_audit_log_value",
     audit_log.c.key_id,
@@ -72,15 +69,15 @@ Index(
     sqlite_where=audit_log.c.value_uuid.is_not(None),
 )
 
-# The two ends of each chain. The migration creates one on SQLite and 32 on PostgreSQL.
+# The beginning and the end of each chain. The migration creates one chain on SQLite and 32 on PostgreSQL.
 audit_chains = Table(
     "audit_chains",
     metadata,
     Column("chain", Integer, primary_key=True, autoincrement=False),
     Column("sequence", BigInteger, nullable=False),  # of the newest entry; 0 before the first
-    Column("hash", LargeBinary(32), nullable=False),  # of the newest entry; the genesis before the first
-    Column("base_sequence", BigInteger, nullable=False),  # of the newest one that was pruned; 0 when none was
-    Column("base_hash", LargeBinary(32), nullable=False),  # of that; the genesis when none was
+    Column("hash", LargeBinary(32), nullable=False),  # of the newest entry; the genesis hash before the first
+    Column("base_sequence", BigInteger, nullable=False),  # of the last entry that was pruned; 0 if none was
+    Column("base_hash", LargeBinary(32), nullable=False),  # of the same entry; the genesis hash if none was pruned
     CheckConstraint("base_sequence >= 0 AND sequence >= base_sequence", name="ends_in_order"),
     CheckConstraint("length(hash) = 32 AND length(base_hash) = 32", name="hashes_are_sha256"),
     postgresql_with={"fillfactor": 10},  # each commit updates a row in place, as long as its page has room
@@ -88,7 +85,7 @@ audit_chains = Table(
 
 
 class AuditRow(NamedTuple):
-    """A whole row of `audit_log`, its columns in the table's order."""
+    """A row of `audit_log` with all columns, in the table's order."""
 
     id: int
     at: datetime

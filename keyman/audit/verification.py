@@ -1,7 +1,8 @@
 """Recomputes the chains, entry by entry, and reports where and how a chain is broken.
 
-A chain is read in pages. The same statement reads the end of the chain, so both are of one moment: a chain can be
-verified while others write, and it ends where the database says. Only one page is in memory at a time.
+A chain is read in pages, and only one page is in memory at a time. The statement that reads a page also reads the ends
+of the chain from `audit_chains`, so both are from the same moment. So a chain can be verified while others write, and
+it must end where `audit_chains` says.
 
 Anyone who can write to the database can also compute hashes, and change the audit log so that it verifies. They cannot
 change an older anchor that is kept elsewhere: see anchors.py.
@@ -27,27 +28,33 @@ from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
 
 PAGE = 2000
-"""Entries that one statement reads: less than 1 MB."""
+"""The number of entries that one statement reads: less than 1 MB."""
 
 MOST = 1000
-"""Missing chains that are reported. Somebody may give a chain a number of nine digits, and the report must stay short.
+"""The maximum number of missing chains that are reported.
+
+Somebody may give a chain a number of nine digits, and the report must stay short.
 """
 
-STRANGE = "it holds what no entry can hold"
+STRANGE = "the entry contains a value that keyman cannot have written"
 
 UNREADABLE = RefusedStatement
-"""Raised for a value that its column's type cannot hold, which SQLite takes: by the driver, or as an UnreadableRow."""
+"""Raised for a stored value that does not fit its column's type. SQLite accepts such values.
+
+It is an UnreadableRow, or stands for an exception of the driver.
+"""
 
 PRUNED = re.compile(r"up to ([0-9]{1,18}) ([0-9a-f]{64})")
 """The detail of an entry about pruning: the sequence and the hash of the last removed entry."""
 
 Report = Callable[[int], None]
-"""Called with the number of further entries that were read."""
+"""A function that is called with the number of further entries that were read, or removed."""
 
 
 class Head(NamedTuple):
-    """An entry of a chain by its place, and its hash: it stands for all that came before, down to behind `base`, the
-    place of the last that was pruned.
+    """The place of an entry in its chain, and its hash, which covers all entries before it, back to `base`.
+
+    `base` is the place of the last entry that was pruned, 0 if none was.
     """
 
     chain: int
@@ -57,7 +64,10 @@ class Head(NamedTuple):
 
 
 class Break(NamedTuple):
-    """Where a chain is broken, and how. `entry_id` is that of the entry at which it shows, None at an end."""
+    """A place where a chain is broken, and how.
+
+    `entry_id` is the id of the entry at this place. It is None if there is no such entry, or if it cannot be read.
+    """
 
     chain: int
     sequence: int
@@ -67,9 +77,12 @@ class Break(NamedTuple):
 
 @dataclass
 class Verified:
-    """The result of a verification: how many entries were read, where each chain ends, and what is broken; which
-    anchored entries exist, and which were pruned since, so that nothing is known about them; and how many entries from
-    before the newest anchor were pruned after it was taken, which only the database itself says.
+    """The result of a verification.
+
+    `entries` is the number of entries that were read. `heads` are the ends of the chains. `held` are the anchored
+    entries that exist unchanged. `pruned` are the anchored entries that were pruned since, so that nothing is known
+    about them. `pruned_since` is the number of entries from before the newest anchor that were pruned after it was
+    taken, according to the database itself, which is the only source for it.
     """
 
     entries: int = 0
@@ -80,12 +93,12 @@ class Verified:
     pruned_since: int = 0
 
     def unheld(self) -> set[int]:
-        """The chains of which no anchored entry is left: nothing that was anchored says anything of them."""
+        """Return the chains whose anchored entries were all pruned. The anchors prove nothing about them."""
         return {head.chain for head in self.pruned} - {head.chain for head in self.held}
 
 
 async def count(db: Database) -> int:
-    """How many entries there are to verify, as the chains say."""
+    """Return the number of entries to verify, according to `audit_chains`."""
     async with db.read() as connection:
         return int(await _COUNT.one(connection))  # PostgreSQL sums integers to a decimal
 
@@ -93,7 +106,7 @@ async def count(db: Database) -> int:
 async def verify(
     db: Database, deployment: UUID, anchored: Sequence[Head] = (), report: Report = lambda _count: None
 ) -> Verified:
-    """Verify every chain, and that each anchored entry is still the same. Raises DatabaseUnavailable."""
+    """Verify every chain, and check that each anchored entry is unchanged. Raises DatabaseUnavailable."""
     found = Verified()
     async with db.read() as connection:
         chains = await _CHAINS.all(connection)
@@ -101,7 +114,9 @@ async def verify(
     expected = {0, *itertools.islice(_gaps(chains), MOST), *(n for n in (lowest, highest) if isinstance(n, int))}
     expected |= {head.chain for head in anchored}
     for chain in sorted(expected - set(chains)):
-        found.breaks.append(Break(chain, 0, None, "its ends are gone, and with them what its entries are held to"))
+        found.breaks.append(
+            Break(chain, 0, None, "the row of the chain in audit_chains is missing, so its entries cannot be verified")
+        )
     for chain in chains:
         mine = [head for head in anchored if head.chain == chain]
         await _Chain(db, deployment, chain, mine, found, report).verify()
@@ -111,13 +126,15 @@ async def verify(
 
 
 def _gaps(chains: Sequence[int]) -> Iterator[int]:
-    """The numbers that are left out in a row of them, which rises."""
+    """Yield the numbers from 0 on that are missing in a sorted list of chains."""
     for before, after in itertools.pairwise((-1, *chains)):
         yield from range(before + 1, after)
 
 
 async def _find_strange(db: Database, found: Verified) -> None:
-    """Find what the reading of the chains does not: what hashes alike, and what has no place in any."""
+    """Add breaks that `_Chain` does not detect: changed values that hash the same, and entries that have no valid place
+    in a chain.
+    """
     async with db.read() as connection:
         rows = await _STRANGE.all(connection)
     known = {(one.chain, one.sequence) for one in found.breaks if one.what == STRANGE}
@@ -141,8 +158,8 @@ class _Chain:
         self._found = found
         self._report = report
         self._at = 0  # the sequence of the last entry that was read
-        self._hash: bytes | None = self._genesis  # and its hash, as stored; None when that cannot be read
-        self._pruned: set[tuple[int, bytes]] = set()  # up to where, as entries say
+        self._hash: bytes | None = self._genesis  # and its stored hash; None if that cannot be read
+        self._pruned: set[tuple[int, bytes]] = set()  # the last removed entry of each pruning that an entry records
 
     async def verify(self) -> None:
         limit = PAGE
@@ -151,20 +168,20 @@ class _Chain:
                 page = await self._page(limit)
             except UNREADABLE:
                 if limit > 1:
-                    limit //= 2  # closer to the one that it is
+                    limit //= 2  # to get closer to the entry that cannot be read
                 else:
                     await self._skip()
                     limit = PAGE
                 continue
             if not page:
-                return self._broken(0, None, "its ends are gone")
+                return self._broken(0, None, "the row of the chain in audit_chains is missing")
             end = page[0].end
             if [type(value) for value in end] != [int, bytes, int, bytes]:
-                return self._broken(0, None, "its ends hold what no end can hold")
-            if end.base_sequence > self._at:  # at the beginning, or pruned in the meantime
+                return self._broken(0, None, "the row of the chain in audit_chains contains a value of the wrong type")
+            if end.base_sequence > self._at:  # on the first page, or because entries were pruned meanwhile
                 self._at, self._hash = end.base_sequence, end.base_hash
             for entry, _ in page:
-                # The end stands there without an entry, too; and what is before the beginning is found in the end.
+                # An empty page has one row, without an entry. `_find_before` reports the entries before the beginning.
                 if entry is not None and entry.sequence > end.base_sequence:
                     self._take(entry)
             if len(page) < limit:
@@ -172,14 +189,14 @@ class _Chain:
                 return self._finish(end)
 
     async def _page(self, limit: int) -> list[_Row]:
-        """The next entries, each with the ends of the chain."""
+        """Read the next entries, each with the ends of the chain."""
         async with self._db.read() as connection:
             rows = await self._queries.page.all(connection, chain=self._chain, after=self._at, limit=limit)
         self._report(sum(row.entry is not None for row in rows))
         return rows
 
     async def _skip(self) -> None:
-        """Pass over an entry that cannot be read. What follows it may well be whole."""
+        """Report an entry that cannot be read, and continue after it, because the entries after it may be intact."""
         async with self._db.read() as connection:
             sequence = await self._queries.next_place.one(connection, chain=self._chain, after=self._at)
         self._broken(sequence, None, STRANGE)
@@ -189,16 +206,20 @@ class _Chain:
         self._found.entries += 1
         missing = row.sequence - self._at - 1
         if missing:
-            self._broken(row.sequence, row.id, f"{missing:,} before it are missing")
+            self._broken(row.sequence, row.id, f"entries missing before this one: {missing:,}")
         elif self._hash is not None and digest(self._hash, row._asdict()) != row.hash:
-            self._broken(row.sequence, row.id, "it was changed, or exchanged, or the one before it was")
-        if isinstance(row.as_of, int) and row.as_of > row.id:  # SQLite takes a text, which is found by its kind
-            self._broken(row.sequence, row.id, "it claims to be newer than it is")
+            self._broken(
+                row.sequence, row.id, "its hash does not match: this entry or the one before it was changed or replaced"
+            )
+        if isinstance(row.as_of, int) and row.as_of > row.id:  # on SQLite it can be text, which `_find_strange` reports
+            self._broken(
+                row.sequence, row.id, "as_of is higher than the id, so the entry claims to be newer than it is"
+            )
         for anchored in self._anchored.pop(row.sequence, ()):
             if anchored.hash == row.hash:
                 self._found.held.append(anchored)
             else:
-                self._broken(row.sequence, row.id, "it is not the entry that was anchored")
+                self._broken(row.sequence, row.id, "this is not the entry that was anchored")
         if row.action == Action.TRAIL_PRUNE and (said := PRUNED.fullmatch(str(row.detail))):
             self._pruned.add((int(said[1]), bytes.fromhex(said[2])))
         self._at, self._hash = row.sequence, row.hash if isinstance(row.hash, bytes) else None
@@ -206,41 +227,45 @@ class _Chain:
     def _finish(self, end: _End) -> None:
         base = (end.base_sequence, end.base_hash)
         if end.base_sequence == 0 and end.base_hash != self._genesis:
-            self._broken(0, None, "it does not begin where this deployment's begins")
+            self._broken(0, None, "the first hash of the chain is not that of this deployment")
         if end.base_sequence > 0 and base not in self._pruned:
-            self._broken(1, None, f"{end.base_sequence:,} at its beginning are missing, and no entry says so")
+            self._broken(
+                1,
+                None,
+                f"entries missing at the beginning of the chain, whose pruning no entry records: {end.base_sequence:,}",
+            )
         if self._at < end.sequence:
-            self._broken(self._at + 1, None, f"{end.sequence - self._at:,} at its end are missing")
+            self._broken(self._at + 1, None, f"entries missing at the end of the chain: {end.sequence - self._at:,}")
         elif self._at > end.sequence:
-            self._broken(end.sequence + 1, None, f"{self._at - end.sequence:,} stand behind its end")
+            self._broken(end.sequence + 1, None, f"entries after the end of the chain: {self._at - end.sequence:,}")
         elif self._hash != end.hash:
-            self._broken(self._at, None, "its end was changed")
+            self._broken(self._at, None, "the hash of the last entry is not the one in audit_chains")
         for head in itertools.chain.from_iterable(self._anchored.values()):
             if head.sequence == end.base_sequence and head.hash == end.base_hash:
                 self._found.held.append(head)
             elif head.sequence < end.base_sequence:
                 self._found.pruned.append(head)
             else:
-                self._broken(head.sequence, None, "the entry that was anchored is gone")
+                self._broken(head.sequence, None, "the entry that was anchored is missing")
         if self._newest is not None:
             gone = min(end.base_sequence, self._newest.sequence) - self._newest.base
             self._found.pruned_since += max(0, gone)
             if end.base_sequence < self._newest.base:
-                self._broken(0, None, "it begins before the place where it began when it was anchored")
+                self._broken(0, None, "the chain begins at an earlier place than when it was anchored")
         self._found.heads.append(Head(self._chain, self._at, self._hash or end.hash, end.base_sequence))
 
     async def _find_before(self, base: int) -> None:
-        """Find what stands where nothing can: at or before what was pruned, or before the first place of all."""
+        """Report the entries at places that were pruned, or before the first place."""
         async with self._db.read() as connection:
             for sequence, entry_id in await _BEFORE.all(connection, chain=self._chain, base=base):
-                self._broken(sequence, entry_id, "it stands before the beginning")
+                self._broken(sequence, entry_id, "the entry is before the beginning of the chain")
 
     def _broken(self, sequence: int, entry_id: int | None, what: str) -> None:
         self._found.breaks.append(Break(self._chain, sequence, entry_id, what))
 
 
 class _End(NamedTuple):
-    """The end of a chain, and its base."""
+    """The two ends of a chain: the columns of `audit_chains`."""
 
     sequence: int
     hash: bytes
@@ -249,7 +274,7 @@ class _End(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An entry, None where a page has none, and the end of its chain in the same moment."""
+    """An entry, and the ends of its chain at the same moment. `entry` is None in the only row of an empty page."""
 
     entry: AuditRow | None
     end: _End
@@ -278,7 +303,7 @@ class _PlaceInChain(NamedTuple):
 
 
 class _Queries(NamedTuple):
-    """What follows in a chain: a page of it, and the place of the next entry."""
+    """The queries for the entries that follow in a chain: for a page, and for the place of the next entry."""
 
     page: Query[_Row]
     next_place: Query[int]
@@ -300,7 +325,7 @@ def _queries(follows: ColumnElement[bool]) -> _Queries:
 
 _FOLLOWS = audit_log.c.sequence > bindparam("after", type_=BigInteger)
 _QUERIES = {
-    # An entry whose place is no number has no place in the chain.
+    # An entry whose sequence is not a whole number has no place in the chain.
     "sqlite": _queries(and_(_FOLLOWS, shapes.is_whole(audit_log.c.sequence))),
     "postgresql": _queries(_FOLLOWS),
 }

@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Callable[..., object])
 LONGEST = timedelta(days=36500)
 
 SHOWN = 50
-"""Breaks that are printed. An audit log that was replaced as a whole is broken at every entry."""
+"""The maximum number of breaks that are printed. An audit log that was replaced as a whole has one at every entry."""
 
 
 class _KeyName(click.ParamType[str]):
@@ -129,8 +129,8 @@ def print_all(since: str | None, home: Path | None) -> None:
 def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, as_json: bool) -> None:
     """Recompute the hash chain and report every broken entry. The planes keep running meanwhile.
 
-    Without an anchor, this finds changes by somebody who did not recompute the hashes of the entries that follow. With
-    an anchor, it finds every change to entries from before the anchor.
+    Without an anchor, this detects changes by somebody who did not recompute the hashes of the entries that follow.
+    With an anchor, it detects every change to entries from before the anchor.
     """
     if signing_key is not None and not files:
         raise click.UsageError("--signing-key checks the signatures of anchors: give --anchor, too")
@@ -242,7 +242,7 @@ def _refuse(found: Verified) -> None:
 
 
 def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
-    """Print the breaks, unless they were printed as JSON, and the result. Exits with 1 when there is a break."""
+    """Print the breaks, unless they were printed as JSON, and the result. Exits with 1 if there is a break."""
     for one in found.breaks[:SHOWN] if not as_json else ():
         which = f"entry {one.entry_id}" if one.entry_id is not None else "no entry"
         click.echo(f"chain {one.chain}, place {one.sequence} ({which}): {one.what}")
@@ -250,7 +250,7 @@ def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
         click.echo(f"… and {len(found.breaks) - SHOWN:,} more. --json prints all of them.")
     if found.pruned:
         click.echo(
-            f"{len(found.pruned)} of the anchored entries were pruned since. A newer anchor covers more.", err=True
+            f"{len(found.pruned)} of the anchored entries were pruned after that. A newer anchor covers more.", err=True
         )
     if found.pruned_since:
         click.echo(
@@ -290,7 +290,7 @@ def _print_json(found: Verified) -> None:
 
 
 def _check_signatures(anchored: Sequence[Anchor], files: Sequence[Path], signing_key: str, home: Path | None) -> None:
-    """Raises KeymanError for an anchor without a signature of that key."""
+    """Raise KeymanError if an anchor has no valid signature of this key."""
 
     async def work(signer: Signer) -> list[bool]:
         return [

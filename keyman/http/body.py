@@ -1,4 +1,7 @@
-"""Bodies: JSON, decoded by `keyman.values`, every fault reported at once; and their place in the OpenAPI document."""
+"""Reads JSON bodies, which `keyman.values` decodes, and describes them in the OpenAPI document.
+
+All faults of a body are reported at once.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,26 @@ from keyman.values import Check
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_BYTES = 64 * 1024
-"""Of a body, as docs/reference/api.md says: a hundred times the longest key."""
+"""The maximum size of a body, as documented in docs/reference/api.md: a hundred times the longest key."""
 
 TAKES = "keyman_takes"
-"""Where a route's `opt` keeps the model of its body."""
+"""The key for the model of the body in a route's `opt`."""
 
 
 def takes(model: type[msgspec.Struct]) -> dict[str, object]:
-    """For a route's `opt`: the body that its handler reads, so that the OpenAPI document can describe it."""
+    """Return the `opt` of a route whose handler reads this body, so that the OpenAPI document can describe it."""
     return {TAKES: model}
 
 
 async def read_json(request: AnyRequest, model: type[S], check: Check | None = None) -> S:
-    """The body of a request. `check` looks at what goes beyond the fields themselves.
+    """Return the decoded body of a request. `check` can check more than the single fields.
 
-    Litestar would decode it for a handler that takes `data`, but it stops at the first fault and repeats values in its
-    messages. Nothing is read before a handler calls this, so that the guards are through by then; the application's
-    `request_max_body_size` bounds what is read.
+    Litestar would decode the body for a handler with a parameter `data`, but it stops at the first fault and repeats
+    values in its messages. The body is not read before a handler calls this, so the guards have run by then. The limit
+    `request_max_body_size` of the Litestar application applies.
 
-    Raises InvalidRequest with everything that is at fault, UnsupportedMediaType, and Litestar's
-    RequestEntityTooLarge, which becomes PayloadTooLarge.
+    Raises InvalidRequest with all faults, UnsupportedMediaType, and Litestar's RequestEntityTooLarge, which becomes
+    PayloadTooLarge.
     """
     body = await request.body()
     if not body:
@@ -50,15 +53,16 @@ async def read_json(request: AnyRequest, model: type[S], check: Check | None = N
     except RecursionError:
         raise InvalidRequest.at(FieldError("", "The body is nested too deeply.")) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # msgspec's own message says where, and may quote what is there.
+        # The message of msgspec is not repeated, because it may quote the body.
         faults = _half_characters(model, body) or [FieldError("", "The body is not well-formed JSON in UTF-8.")]
         raise InvalidRequest.at(*faults) from None
     return values.decode(model, raw, check)
 
 
 def check_media_type(headers: Mapping[str, str]) -> None:
-    """Raises UnsupportedMediaType for a body that is said to be anything but JSON in UTF-8 as it is. A parameter other
-    than the charset means nothing for JSON (RFC 8259, 11).
+    """Raise UnsupportedMediaType if the headers declare anything else than uncompressed JSON in UTF-8.
+
+    Parameters other than the charset are ignored, because they have no meaning for JSON (RFC 8259, 11).
     """
     media_type, *parameters = (part.strip() for part in headers.get("content-type", "").lower().split(";"))
     charsets = {part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")}
@@ -69,7 +73,10 @@ def check_media_type(headers: Mapping[str, str]) -> None:
 
 
 def _half_characters(model: type[msgspec.Struct], body: bytes) -> list[FieldError]:
-    """The fields for whose lone surrogates msgspec refuses a body as a whole; Python's own decoder takes them."""
+    """Return an error for each field with a lone surrogate.
+
+    msgspec rejects the whole body if it contains one, and does not name the field. Python's own decoder accepts them.
+    """
     names = [field.encode_name for field in msgspec.structs.fields(model)]
     try:
         raw = json.loads(body.decode())
@@ -83,7 +90,7 @@ def _is_half(value: object) -> bool:
 
 
 class ValueSchemas(OpenAPISchemaPlugin):
-    """Shows the types of `keyman.values` in the OpenAPI document as the JSON that they are parsed from."""
+    """Describes the types of `keyman.values` in the OpenAPI document as the JSON from which they are parsed."""
 
     @staticmethod
     def is_plugin_supported_type(value: object) -> bool:

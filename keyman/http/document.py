@@ -1,4 +1,4 @@
-"""An OpenAPI document of routes, made by Litestar and completed with what Litestar cannot know."""
+"""Generates the OpenAPI document of routes with Litestar, and adds the parts that Litestar cannot know."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from keyman.version import __version__
 
 @get("/docs/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=True)
 def openapi_document(openapi: Injected[Callable[[], bytes]]) -> Response[bytes]:
-    """The document of a plane, which its state has under `openapi`."""
+    """Return the document of a plane, from `openapi` in the state of the Litestar application."""
     return Response(openapi(), media_type="application/json")
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a plane's document says beside its routes. `examples` holds a value of each shape, as it is on the wire."""
+    """The parts of a plane's document besides its routes. `examples` has an example, as JSON, of each schema."""
 
     title: str
     description: str
@@ -39,9 +39,9 @@ class Words:
 
 
 class Document:
-    """An OpenAPI 3.1 document as JSON, and the parts of it that are completed.
+    """An OpenAPI 3.1 document as JSON, and the parts of it to which keyman adds something.
 
-    `schemas` are those of its components, by name; `operations` are those of all paths.
+    `schemas` are the schemas of its components, by name. `operations` are the operations of all paths.
     """
 
     def __init__(self, described: Litestar) -> None:
@@ -54,10 +54,10 @@ class Document:
 
 
 def describe(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], words: Words) -> Document:
-    """The document of these routes.
+    """Return the document of these routes.
 
-    Made by an application of its own that serves nobody: Litestar adds pages to one that has a document, and they load
-    scripts from other hosts.
+    A separate Litestar application generates it and serves no request. Litestar adds pages to an application that has a
+    document, and these pages load scripts from other hosts.
     """
     described = _described(routes, dependencies, words)
     document = Document(described)
@@ -86,14 +86,16 @@ def _described(
 
 
 def _models(app: Litestar) -> dict[str, type[msgspec.Struct]]:
-    """The models of the bodies that handlers read themselves, by operation id."""
+    """Return the models of the bodies that handlers read themselves, by operation id."""
     handlers = [handler for route in app.routes for handler in getattr(route, "route_handlers", [])]
     return {handler.operation_id: handler.opt[TAKES] for handler in handlers if TAKES in handler.opt}
 
 
 def _add_bodies(document: Document, models: Mapping[str, type[msgspec.Struct]]) -> None:
-    """Describe the bodies. Litestar describes one only where it decodes it, so it is given handlers that have it do so,
-    and what it says of those is taken over.
+    """Add the descriptions of the bodies to the document.
+
+    Litestar describes a body only if it decodes the body itself. So this creates handlers for which Litestar decodes
+    the same bodies, and copies the descriptions from their document.
     """
     decoding = [_decoded(name, model) for name, model in models.items()]
     bodies = Document(_described(decoding, {}, Words("bodies", "", (), {}, {})))
@@ -111,7 +113,7 @@ def _decoded(name: str, model: type[msgspec.Struct]) -> HTTPRouteHandler:
 
 
 def _refine(document: Document, examples: Mapping[str, object]) -> None:
-    """Say what Litestar cannot know: that unknown fields are refused, and what the shapes look like with values."""
+    """Add to the document that unknown fields are rejected, and the examples. Litestar cannot know them."""
     for name, example in examples.items():
         document.schemas[name]["examples"] = [example]
     for operation in document.operations:
@@ -122,9 +124,9 @@ def _refine(document: Document, examples: Mapping[str, object]) -> None:
                 header["schema"] = {"type": "string"}
             for content in answer.get("content", {}).values():
                 for example in content.get("examples", {}).values():
-                    del example["id"]  # Litestar's own name for it, which OpenAPI does not know
+                    del example["id"]  # Litestar adds this name, which OpenAPI does not have
         operation["responses"].get("204", {}).pop("content", None)
-        # Litestar adds an answer of its own shape to whatever takes a parameter; keyman never gives it.
+        # Litestar adds its own answer 400 to each operation that has a parameter. keyman never returns that answer.
         answer = operation["responses"].get("400")
         if answer is not None and MEDIA_TYPE not in answer["content"]:
             del operation["responses"]["400"]

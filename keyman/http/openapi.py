@@ -1,4 +1,4 @@
-"""What the JSON routes have in common: pages of a listing, and their answers in the OpenAPI document."""
+"""Shared by the JSON routes: pages of a listing, the check of a query, and the answers in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from keyman.storage.paging import Page
 T = TypeVar("T")
 
 BODY_PROBLEMS = (errors.InvalidRequest, errors.PayloadTooLarge, errors.UnsupportedMediaType)
-"""What a request with a body can get."""
+"""The problems that a request with a body can get."""
 
 SECURITY: list[dict[str, list[str]]] = [{"token": []}, {"session": []}]
-"""What the OpenAPI document says of routes that need a caller: one of the two."""
+"""The security of a route that needs a caller, for the OpenAPI document: a token or a session."""
 
 CALLER_PROBLEMS = (errors.InvalidRequest, errors.Unauthenticated, errors.Forbidden)
-"""What a request that needs a caller can get; the first one for its query."""
+"""The problems that a request that needs a caller can get. InvalidRequest is for its query."""
 
 
 def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[list[T]]:
-    """A page of a listing, with a `Link` to the next one where there is one (RFC 8288), relative as RFC 3986 has it."""
+    """Return a page of a listing, with a relative (RFC 3986) `Link` to the next page if there is one (RFC 8288)."""
     headers = {}
     if page.cursor is not None:
         asked = {name: str(value) for name, value in query.items() if value is not None}
@@ -43,18 +43,18 @@ def linked(page: Page[T], path: str, query: Mapping[str, object]) -> Response[li
 
 
 async def check_query(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """A guard: refuses a query with a parameter that the route does not take, or with one twice. Raises InvalidRequest.
+    """Raise InvalidRequest for a query with a parameter that the route does not have, or with one twice. It is a guard.
 
-    A misspelt filter that is passed over would look like one that everything fits.
+    If keyman ignored a misspelt filter, the answer would look as if everything matched the filter.
     """
     parameters = handler.parsed_fn_signature.parameters
     known = [name for name, field in parameters.items() if isinstance(field.kwarg_definition, QueryParameter)]
     sent = Counter(name for name, _ in connection.query_params.multi_items())
-    faults = [FieldError(name, "is there more than once") for name in known if sent[name] > 1]
+    faults = [FieldError(name, "is given more than once") for name in known if sent[name] > 1]
     if sent.keys() - set(known):
-        # Their names are not repeated, as those of unknown fields are not.
-        takes = f"known are {', '.join(known)}" if known else "this address takes none"
-        faults.append(FieldError("", f"The query holds an unknown parameter; {takes}."))
+        # Their names are not repeated, like those of unknown fields.
+        takes = f"the known ones are {', '.join(known)}" if known else "this address has no parameters"
+        faults.append(FieldError("", f"The query contains an unknown parameter; {takes}."))
     if faults:
         raise InvalidRequest.at(*faults)
 
@@ -66,8 +66,9 @@ _FAULT = FieldError("api_key", "must be 8 to 512 characters long")
 
 
 def may_answer(*kinds: type[Problem], fault: FieldError = _FAULT) -> dict[int, ResponseSpec]:
-    """The problems of an operation for the OpenAPI document, with those that every operation can give. `fault` is the
-    example of a field that is refused.
+    """Return the problems of an operation for the OpenAPI document, with those that every operation can return.
+
+    `fault` is the example of an invalid field.
     """
     by_status: dict[int, list[type[Problem]]] = {}
     everywhere: tuple[type[Problem], ...] = (errors.DatabaseUnavailable, Internal)
@@ -102,18 +103,18 @@ def _documented(status: int, kinds: list[type[Problem]], fault: FieldError) -> R
 
 ETAG = ResponseHeader(
     name="ETag",
-    description="Changes with what the owner can change. Send it back as If-Match.",
+    description="Changes when something changes that the owner can change. Send it back as If-Match.",
     documentation_only=True,
 )
 LOCATION = ResponseHeader(name="Location", description="Where the new resource is.", documentation_only=True)
 LINK = ResponseHeader(
     name="Link",
-    description='`<…>; rel="next"` when there is a next page (RFC 8288).',
+    description='`<…>; rel="next"` if there is a next page (RFC 8288).',
     documentation_only=True,
 )
 REPLAYED = ResponseHeader(
     name="Idempotent-Replayed",
-    description="`true` when this is the first answer to this Idempotency-Key again.",
+    description="`true` if this answer repeats the first answer to this Idempotency-Key.",
     documentation_only=True,
 )
 SET_COOKIE = ResponseHeader(name="Set-Cookie", description="The session, `keyman_session`.", documentation_only=True)

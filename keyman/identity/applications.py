@@ -31,14 +31,14 @@ from keyman.values import ApplicationName
 
 
 class Registered(NamedTuple):
-    """A new token. It is known only at this moment."""
+    """The new token of an application, and its services. keyman cannot show the token again."""
 
     token: Token
     services: tuple[str, ...]
 
 
 class ApplicationInfo(msgspec.Struct):
-    """An application in an operator's list. The last use is that of any of its tokens."""
+    """An application in an operator's list. `last_used_at` is the last use of any of its tokens."""
 
     id: int
     name: str
@@ -50,13 +50,13 @@ class ApplicationInfo(msgspec.Struct):
 
 
 class ApplicationProof:
-    """Proves an application by its token; a Proof."""
+    """A Proof that identifies an application by its token."""
 
     def find(self, credentials: Credentials) -> str | None:
         return credentials.bearer
 
     async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
-        """Return the application. Raises Unauthenticated, also for a personal access token."""
+        """Return the application that has this token. Raises Unauthenticated, also for a personal access token."""
         token = Token.parse(credential)
         moment = now()
         async with db.read() as connection:
@@ -137,7 +137,7 @@ _EVERY_TOKEN = Query(
     ).order_by(application_tokens.c.id),
     _Token,
 )
-# Locked until the transaction ends: two rotations at once would end each other's tokens.
+# Locks the row until the transaction ends. Otherwise two rotations at the same time could expire each other's tokens.
 _LOCK_BY_NAME = Query(_APPLICATION.where(applications.c.name == bindparam("name")).with_for_update(), _Application)
 _INSERT = scalar(insert(applications).returning(applications.c.id), ApplicationId)
 _INSERT_TOKEN = scalar(insert(application_tokens).returning(application_tokens.c.id), ApplicationTokenId)
@@ -162,7 +162,7 @@ _DISABLE = Command(
 async def create(db: Database, name: ApplicationName, services: Sequence[str]) -> Registered:
     """Register an application for these services, with its first token.
 
-    Raises Conflict for a name that was used before.
+    Raises Conflict if the name is in use or was used before.
     """
     wanted = tuple(dict.fromkeys(services))
     try:
@@ -177,7 +177,7 @@ async def create(db: Database, name: ApplicationName, services: Sequence[str]) -
 async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Registered:
     """Create a new token. The existing ones expire after `overlap` at the latest.
 
-    Raises NotFound, and Conflict for an application that was revoked.
+    Raises NotFound, and Conflict for a revoked application.
     """
     async with db.write() as connection:
         row = await _lock(connection, name)
@@ -197,7 +197,7 @@ async def revoke(db: Database, name: ApplicationName) -> None:
 
 
 async def list_all(db: Database) -> list[ApplicationInfo]:
-    """Return every application, by name, with the hints of its valid tokens."""
+    """Return every application, ordered by name, with the hints of its valid tokens."""
     moment = now()
     async with db.read() as connection:
         listed = await _EVERY.all(connection)

@@ -1,4 +1,4 @@
-"""Passwords: Argon2id in threads, a limited number at a time."""
+"""Hashes and verifies passwords with Argon2id, in a limited number of threads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from keyman.secret import Secret
 T = TypeVar("T")
 
 THREADS = max(1, (os.cpu_count() or 1) // 2)
-"""Hashes at the same time. Each takes four lanes, 64 MiB and about 100 ms of a processor. The others stay free."""
+"""The maximum number of hashes at the same time. Each takes four lanes, 64 MiB and about 100 ms of a processor. The
+other processors stay free.
+"""
 
 MAX_WAITING = 16 * THREADS
-"""When this many wait, further requests are refused, because clients would time out before their turn."""
+"""The maximum number of unfinished hashes. Further requests are refused, because their clients would time out."""
 
 
 class WrongPassword(KeymanError):
-    """The password is not the one that was hashed."""
+    """The password does not match the stored hash."""
 
 
 class Passwords:
@@ -37,7 +39,7 @@ class Passwords:
         self._hasher = hasher or PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
         self._waiting = 0
-        # For an account that does not exist, so that the answer takes the same time.
+        # Verified for an account that does not exist, so that the answer takes the same time.
         self._decoy = _decoy(self._hasher)
 
     async def hash(self, password: Secret) -> str:
@@ -45,10 +47,10 @@ class Passwords:
         return await self._run(lambda: self._hasher.hash(password.reveal()))
 
     async def verify(self, stored: str | None, password: Secret) -> str | None:
-        """Verify a password. Return the new hash to store if the parameters have risen, else None.
+        """Verify a password. Return a new hash to store if the parameters of `stored` are outdated, else None.
 
-        Raises WrongPassword, after the same time for a hash and for None (no such account). Raises RateLimited when
-        too many wait.
+        Raises WrongPassword. If `stored` is None (no such account), this takes the same time as with a hash. Raises
+        RateLimited when too many wait.
         """
 
         def verify() -> str | None:
@@ -78,7 +80,7 @@ class Passwords:
 def _decoy(hasher: PasswordHasher) -> str:
     """Return a PHC string with the parameters of `hasher` that matches no password: its salt and its digest are random.
 
-    It is put together and not computed, because that would take each start as long as a sign-in.
+    It is not the hash of a password, because computing one would delay each start by as long as a sign-in takes.
     """
     cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
     salt, digest = (

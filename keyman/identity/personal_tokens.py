@@ -24,7 +24,7 @@ from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 MAX_TOKENS = 200
-"""Tokens per account: more than anybody needs, and few enough for a listing without pages."""
+"""The maximum number of tokens per account: more than anybody needs, and few enough for a list without pages."""
 
 
 class NewToken(msgspec.Struct):
@@ -63,13 +63,13 @@ class OwnedToken(TokenInfo):
 
 
 class TokenProof:
-    """Proves a person by a personal access token; a Proof."""
+    """A Proof that identifies a user by a personal access token."""
 
     def find(self, credentials: Credentials) -> str | None:
         return credentials.bearer
 
     async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
-        """Return the person with the token's scopes. Raises Unauthenticated, also for an application's token."""
+        """Return the user with the token's scopes. Raises Unauthenticated, also for an application's token."""
         token = Token.parse(credential)
         moment = now()
         async with db.read() as connection:
@@ -120,7 +120,7 @@ _NOTE_USE = Command(
 async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken:
     """Create a token for the caller. A token cannot create one with more scopes or a later expiry than its own.
 
-    Raises Forbidden for that, Conflict at MAX_TOKENS.
+    Raises Forbidden for such a token, and Conflict if the caller already has MAX_TOKENS.
     """
     scopes = new.wanted_scopes()
     if not scopes <= caller.scopes:
@@ -137,7 +137,7 @@ async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken
 async def create_for(
     db: Database, email: EmailAddress, name: RequiredLabel, scopes: frozenset[Scope], expires_at: datetime | None = None
 ) -> CreatedToken:
-    """Create a token for an account, as an operator. Raises NotFound, Conflict at MAX_TOKENS."""
+    """Create a token for an account, as an operator. Raises NotFound, and Conflict if it already has MAX_TOKENS."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         return await _insert(connection, OPERATOR, user_id, str(name), scopes, expires_at)
@@ -150,7 +150,7 @@ async def list_own(db: Database, caller: Principal) -> list[TokenInfo]:
 
 
 async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]:
-    """Return all tokens, or those of one account, newest first. Raises NotFound."""
+    """Return all tokens, or those of one account, newest first. Raises NotFound for an unknown account."""
     async with db.read() as connection:
         if email is None:
             rows = await _EVERY.all(connection)
@@ -160,7 +160,7 @@ async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]
 
 
 async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
-    """Delete one of the caller's tokens. Raises NotFound for any other."""
+    """Delete one of the caller's tokens. Raises NotFound for any other token."""
     await _delete(db, caller.origin, token_id, caller.user_id)
 
 
@@ -205,8 +205,9 @@ _WITH_EMAIL = select(*_SHOWN, users.c.email).join_from(api_tokens, users).order_
 _EVERY = Query(_WITH_EMAIL, _ShownWithEmail)
 _OF_ACCOUNT = Query(_WITH_EMAIL.where(_OF_USER), _ShownWithEmail)
 
-# Locked, so that requests at once are counted one after the other. Not so strongly that the foreign key of an audit
-# entry waits for it: that writer holds the end of a chain, for which this transaction may wait.
+# Locks the row of the user, so that concurrent requests are counted one after the other. The lock is weak enough that
+# an audit entry whose foreign key refers to this row can be inserted. Otherwise the two could deadlock: the writer of
+# the entry has locked the end of a chain, for which this transaction may wait.
 _LOCK_USER = scalar(select(users.c.id).where(users.c.id == bindparam("user_id")).with_for_update(key_share=True), int)
 _COUNT = scalar(select(func.count()).select_from(api_tokens).where(_OF_USER), int)
 _INSERT = Query(insert(api_tokens).returning(*_SHOWN), _Shown)
@@ -253,7 +254,7 @@ async def _insert(
 
 
 async def _delete(db: Database, origin: Origin, token_id: TokenId, owner: UserId | None = None) -> None:
-    """Delete a token; with `owner`, only one of theirs. Raises NotFound."""
+    """Delete a token. If `owner` is given, delete only a token of theirs. Raises NotFound."""
     if not 0 < token_id <= MAX_ID:
         raise NotFound("There is nothing with this id.")
     async with db.write() as connection:

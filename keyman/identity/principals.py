@@ -1,8 +1,8 @@
-"""Who calls, and how a request proves it.
+"""Identifies the caller of a request.
 
-`Principal` is the one type for everyone who calls. A `Proof` recognises one kind of credential. A plane has an ordered
-list of proofs, and the first that recognises a credential of the request decides: where a request shows an access
-token, its cookie does not count.
+`Principal` is the type of every authenticated caller. A `Proof` recognises one kind of credential. A plane has an
+ordered list of proofs, and the first one that recognises a credential of the request decides. For example, if a request
+has an access token, its cookie is ignored.
 
 Nothing is cached, so a revoked token, an ended session or a disabled account is refused at once on every replica.
 """
@@ -23,7 +23,7 @@ from keyman.storage.transactions import Database
 
 @dataclass(frozen=True)
 class User:
-    """The person behind a session or a personal token."""
+    """The user of a session or of a personal access token."""
 
     id: UserId
     email: str
@@ -43,9 +43,9 @@ class Application:
 class Principal:
     """An authenticated caller.
 
-    `origin` says what it is, by which token, and from where; the audit log repeats it. A person has a `user`, and an
-    application an `application`; a signed-in person has a `session_id`, too. `expires_at` is when a token ends, None
-    for one that does not, and for anything else.
+    `origin` contains the kind of caller, its token and its address, as the audit log records them. A user has a `user`,
+    and an application has an `application`. A signed-in user also has a `session_id`. `expires_at` is the expiry of a
+    personal access token. It is None for a token that does not expire, a session and an application.
     """
 
     origin: Origin
@@ -57,38 +57,38 @@ class Principal:
 
     @property
     def kind(self) -> Actor:
-        """What it is, as the audit log names it."""
+        """The kind of caller, as the audit log names it."""
         return self.origin.actor
 
     @property
     def owner_id(self) -> OwnerId:
-        """The owner whose keys it works with. Raises Forbidden for a principal that acts for no owner."""
+        """The owner whose keys the caller works with. Raises Forbidden for a caller that acts for no owner."""
         return owner_of(self.user_id)
 
     @property
     def user_id(self) -> UserId:
-        """The person's id. Raises Forbidden for an application."""
+        """The user's id. Raises Forbidden for an application."""
         return self.require_user().id
 
     def require(self, scope: Scope) -> None:
-        """Raises Forbidden for a principal that lacks this scope."""
+        """Raise Forbidden if the principal lacks this scope."""
         if scope not in self.scopes:
             raise Forbidden(f"This access token lacks the scope {scope}.")
 
     def require_session(self) -> SessionId:
-        """Return the session's id. Raises Forbidden for a token: only a person changes the account itself."""
+        """Return the session's id. Raises Forbidden for a token: it cannot change the account itself."""
         if self.session_id is None:
             raise Forbidden("You cannot do this with an access token. Sign in with e-mail and password.")
         return self.session_id
 
     def require_user(self) -> User:
-        """Return the person. Raises Forbidden for an application."""
+        """Return the user. Raises Forbidden for an application."""
         if self.user is None:
             raise Forbidden("An application cannot do this.")
         return self.user
 
     def require_application(self) -> Application:
-        """Return the application. Raises Forbidden for a person."""
+        """Return the application. Raises Forbidden for a user."""
         if self.application is None:
             raise Forbidden("Only an application can do this.")
         return self.application
@@ -96,8 +96,8 @@ class Principal:
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a request shows: the bearer token of its Authorization header, and the session cookie; None for each that it
-    lacks. `request_id` and `address` are for the audit log.
+    """The credentials of a request: the bearer token of its Authorization header, and its session cookie. Each is None
+    if the request has none. `request_id` and `address` are for the audit log.
     """
 
     bearer: str | None
@@ -112,24 +112,24 @@ class Credentials:
 class Proof(Protocol):
     """Recognises one kind of credential.
 
-    An implementation fails closed: `verify` returns a principal only when the database says now that the credential is
-    good, and its account or application is not disabled. It raises Unauthenticated for anything else, and
-    DatabaseUnavailable. Nothing that it raises or logs holds the credential.
+    An implementation fails closed: `verify` returns a principal only if the database confirms for this request that the
+    credential is valid and that its account or application is not disabled. Otherwise it raises Unauthenticated, or
+    DatabaseUnavailable if the database does not answer. Nothing that it raises or logs contains the credential.
     """
 
     def find(self, credentials: Credentials) -> str | None:
-        """Return the credential of this kind that the request shows, None where it shows none."""
+        """Return the request's credential of this kind, or None if it has none."""
         ...
 
     async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
-        """Return whose credential it is."""
+        """Return the principal to whom the credential belongs."""
         ...
 
 
 async def identify(db: Database, proofs: Sequence[Proof], credentials: Credentials, advice: str) -> Principal:
-    """Return who calls, by the first of the proofs that recognises a credential.
+    """Return the caller, from the first proof that recognises a credential of the request.
 
-    Raises Unauthenticated, in the words of `advice` where none does.
+    Raises Unauthenticated. If no proof recognises a credential, its text is `advice`.
     """
     for proof in proofs:
         credential = proof.find(credentials)

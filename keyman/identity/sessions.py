@@ -1,4 +1,4 @@
-"""Sessions: opened by a sign-in, proved by a cookie, listed and ended by the person whose they are."""
+"""Sessions: a sign-in opens one, a cookie proves it, and its user can list and end it."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ SESSION_LIFETIME = timedelta(days=14)
 """A session always ends after this time, so that a stolen cookie does not work forever."""
 
 SESSION_IDLE = timedelta(days=3)
-"""A session that was not used for so long ends: a weekend away does not end it."""
+"""A session ends when it is not used for this time, which is longer than a weekend."""
 
 MAX_USER_AGENT = 512
-"""Characters of a User-Agent that are parsed. A browser's has about 120, and the time of parsing grows with the length.
+"""The number of characters of a User-Agent header that are parsed. A browser sends about 120, and a longer header would
+take longer to parse.
 """
 
 MAX_SHOWN = 100
-"""Sessions in the list: more than anybody's devices, and a limit for scripts that sign in every minute."""
+"""The maximum number of sessions in the list: more than a user has devices. A script may sign in every minute."""
 
 
 class SessionInfo(msgspec.Struct):
-    """A session, as its user sees it. `device` is from the client; None if it is not known."""
+    """A session, as its user sees it. `device` comes from the client, and is None if it is unknown."""
 
     id: int
     device: str | None
@@ -51,13 +52,13 @@ class SessionInfo(msgspec.Struct):
 
 
 class SessionProof:
-    """Proves a signed-in person by the session cookie; a Proof."""
+    """A Proof that identifies a signed-in user by the session cookie."""
 
     def find(self, credentials: Credentials) -> str | None:
         return credentials.cookie
 
     async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
-        """Return the person. Raises Unauthenticated for a session that is unknown, ended or idle for too long."""
+        """Return the user. Raises Unauthenticated for a session that is unknown, ended or idle for too long."""
         moment = now()
         async with db.read() as connection:
             row = await _BY_COOKIE.first(connection, id_hash=session_digest(credential))
@@ -103,7 +104,7 @@ _NOTE_USE = Command(
 
 
 async def open_session(connection: AsyncConnection, user_id: UserId, device: str | None = None) -> Secret:
-    """Open a session under a new id, and return its cookie; the database gets only the cookie's hash."""
+    """Open a session under a new id, and return its cookie. The database stores only the cookie's hash."""
     cookie = Secret(secrets.token_urlsafe(32))
     moment = now()
     await _INSERT.execute(
@@ -122,19 +123,22 @@ _INSERT = Command(insert(sessions))
 
 
 def session_digest(cookie: str) -> bytes:
-    """Return what is stored of a cookie: SHA-256, 32 bytes."""
+    """Return the stored form of a cookie: SHA-256, 32 bytes."""
     return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).digest()
 
 
 def device_name(user_agent: str) -> str | None:
-    """Return browser and system of a User-Agent header, such as `Firefox · Linux`; at most 100 characters."""
+    """Return the browser and the operating system of a User-Agent header, such as `Firefox · Linux`.
+
+    The text has at most 100 characters. It is None if neither is known.
+    """
     found = ua_parser.parse(user_agent[:MAX_USER_AGENT])
     names = [part.family for part in (found.user_agent, found.os) if part is not None]
     return " · ".join(name for name in names if name.isprintable())[:100] or None
 
 
 async def list_own(db: Database, caller: Principal) -> list[SessionInfo]:
-    """Return the caller's sessions that still work, the one used last first. Raises Forbidden for a token."""
+    """Return the caller's valid sessions, most recently used first. Raises Forbidden for a token."""
     current = caller.require_session()
     moment = now()
     async with db.read() as connection:
@@ -163,14 +167,14 @@ _OWN = Query(
 
 
 async def end(db: Database, caller: Principal, session_id: SessionId) -> None:
-    """End one of the caller's sessions. Raises NotFound for any other, Forbidden for a token."""
+    """End one of the caller's sessions. Raises NotFound for any other session, and Forbidden for a token."""
     caller.require_session()
     if not 0 < session_id <= MAX_ID or not await _end(db, caller, _END_ONE, session_id):
         raise NotFound("There is nothing with this id.")
 
 
 async def end_others(db: Database, caller: Principal) -> None:
-    """End all sessions of the caller but the one that asks. Raises Forbidden for a token."""
+    """End all sessions of the caller except the current one. Raises Forbidden for a token."""
     await _end(db, caller, _END_OTHERS, caller.require_session())
 
 
@@ -190,13 +194,13 @@ async def _end(db: Database, caller: Principal, command: Command, session_id: Se
 
 
 async def end_by_cookie(connection: AsyncConnection, cookie: str | None) -> None:
-    """End the session of this cookie in the caller's transaction, if there is one."""
+    """End the session of this cookie, if there is one, in the transaction of the caller."""
     if cookie is not None:
         await _END_BY_COOKIE.execute(connection, id_hash=session_digest(cookie))
 
 
 async def end_all(connection: AsyncConnection, user_id: UserId, *, but: SessionId | None = None) -> None:
-    """End every session of a user in the caller's transaction, but this one."""
+    """End every session of a user except `but`, in the transaction of the caller."""
     if but is None:
         await _END_ALL.execute(connection, user_id=user_id)
     else:
@@ -204,5 +208,5 @@ async def end_all(connection: AsyncConnection, user_id: UserId, *, but: SessionI
 
 
 async def end_one(connection: AsyncConnection, user_id: UserId, session_id: SessionId) -> None:
-    """End this session in the caller's transaction."""
+    """End this session, in the transaction of the caller."""
     await _END_ONE.execute(connection, user_id=user_id, session_id=session_id)

@@ -6,12 +6,12 @@ from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary
 
 from keyman.storage.types import Id, UtcTime, metadata
 
-# What keys belong to. It hands out the ids: a user's is that of their owner.
+# Keys belong to owners. Each user is an owner: an insert here creates the id, and the row of the user has the same one.
 owners = Table(
     "owners",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("kind", String(16), nullable=False),  # `user`: so far there is no other
+    Column("kind", String(16), nullable=False),  # so far always `user`
     CheckConstraint("length(kind) > 0", name="kind_present"),
     sqlite_autoincrement=True,
 )
@@ -20,7 +20,7 @@ users = Table(
     "users",
     metadata,
     Column("id", Id, ForeignKey("owners.id"), primary_key=True, autoincrement=False),
-    Column("email", String(254), nullable=False),  # as its owner writes it
+    Column("email", String(254), nullable=False),  # as the user wrote it
     Column("email_key", String(762), nullable=False, unique=True),  # case-folded: one account per address
     Column("password_hash", String(255), nullable=False),  # Argon2id, PHC string
     Column("created_at", UtcTime, nullable=False),
@@ -37,7 +37,7 @@ sessions = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("last_seen_at", UtcTime, nullable=False, index=True),
     Column("expires_at", UtcTime, nullable=False, index=True),
-    Column("device", String(100)),  # from the client, so that its user can distinguish sessions
+    Column("device", String(100)),  # browser and system, so that the user can distinguish sessions
     CheckConstraint("length(id_hash) = 32", name="id_hash_is_sha256"),
     sqlite_autoincrement=True,
 )
@@ -86,11 +86,11 @@ application_tokens = Table(
     sqlite_autoincrement=True,
 )
 
-# Failed attempts in one time window, by a common property (an address, a network): see throttle.py.
+# Counts failed attempts in one time window, by a common property (an address, a network): see throttle.py.
 throttle = Table(
     "throttle",
     metadata,
-    Column("bucket", LargeBinary(32), primary_key=True),  # a hash, so that no addresses are collected
+    Column("bucket", LargeBinary(32), primary_key=True),  # a hash, so that the table contains no addresses
     Column("attempts", Integer, nullable=False),
     Column("ends_at", UtcTime, nullable=False, index=True),
     CheckConstraint("attempts >= 0", name="attempts_not_negative"),

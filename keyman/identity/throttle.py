@@ -2,8 +2,8 @@
 
 Failed attempts are counted in the database, so that all replicas count together.
 
-An attempt is counted before the password is verified, and taken back if it was right. So a thousand attempts at once
-get no more guesses than a thousand in sequence.
+An attempt is counted before the password is verified, and subtracted again if the password was right. So a thousand
+attempts at the same time get no more guesses than a thousand one after the other.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
 
 WINDOW = timedelta(minutes=15)
-"""How long failures count, from the first one on."""
+"""The time for which failures count, from the first one on."""
 
 MAX_PER_ACCOUNT = 10
-"""Failures for one e-mail address in a window: 960 guesses a day, for passwords of at least ten characters."""
+"""The maximum number of failures for one e-mail address in a window. That is 960 guesses a day, for passwords of at
+least ten characters.
+"""
 
 MAX_PER_NETWORK = 100
-"""Failures from one address (IPv6: one /64) in a window: an office behind one address mistypes less than that."""
+"""The maximum number of failures from one address (IPv6: one /64) in a window. An office behind one address mistypes
+less often.
+"""
 
 MAX_SIGNUPS_PER_NETWORK = 50
-"""New accounts from one address in a window."""
+"""The maximum number of new accounts from one address in a window."""
 
 TOO_MANY_FAILURES = "Too many attempts failed. Wait before you try again."
 TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait before you create another one."
@@ -45,7 +49,7 @@ TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait befor
 
 @dataclass(frozen=True)
 class Bucket:
-    """A common property of attempts, and how many of them a window allows."""
+    """A common property of attempts, and the number of attempts that a window allows."""
 
     name: str
     limit: int
@@ -62,8 +66,8 @@ def login_buckets(email_key: str, address: str | None) -> tuple[Bucket, ...]:
 def password_buckets(user_id: UserId, address: str | None) -> tuple[Bucket, ...]:
     """Return the buckets of a password change.
 
-    They are separate from those of sign-ins, which anyone who knows the address can use up: the user could then not
-    change the password.
+    They are separate from the buckets of sign-ins. Anyone who knows the address can fill those, and the user could then
+    not change the password.
     """
     return (Bucket(f"password|account|{user_id}", MAX_PER_ACCOUNT), *_by_network("password", address, MAX_PER_NETWORK))
 
@@ -74,7 +78,7 @@ def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
 
 async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
     """Count one attempt in each bucket. Raises RateLimited with the text `refusal` when one of them is full.
-    `retry_after` says until when.
+    Its `retry_after` is the number of seconds until the window ends.
     """
     if not buckets:
         return
@@ -91,9 +95,9 @@ async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MA
 
 
 async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> None:
-    """Take back an attempt because it was right, and forget the failures of the account.
+    """Subtract an attempt whose password was right, and delete the failures of the account.
 
-    It runs in the transaction of the action itself, so that an attempt whose action fails is not forgiven.
+    It runs in the transaction of the action itself, so that the attempt still counts if the action fails.
     """
     account = buckets[0]
     for bucket in _in_order(buckets):
@@ -102,7 +106,7 @@ async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> N
 
 
 async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
-    """Take back an attempt because it was refused before its password was verified."""
+    """Subtract an attempt that was refused before its password was verified."""
     if not buckets:
         return
     async with db.write() as connection:
@@ -121,7 +125,7 @@ class _Counted(NamedTuple):
 
 
 def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert]) -> Query[_Counted]:
-    """Count an attempt in a bucket, in a new window where the last one has ended."""
+    """Return a statement that counts an attempt in a bucket, and starts a new window if the last one has ended."""
     new = insert(throttle).values(bucket=bindparam("bucket"), attempts=1, ends_at=bindparam("new_end", type_=UtcTime))
     is_over = throttle.c.ends_at <= bindparam("moment", type_=UtcTime)
     counted = new.on_conflict_do_update(

@@ -27,7 +27,7 @@ _SHAPE = re.compile(rf"{PREFIX}([0-9A-Za-z]{{{RANDOM_CHARACTERS}}})([0-9A-Za-z]{
 
 
 class Scope(StrEnum):
-    """What a personal access token may do. A session may do all of it."""
+    """A permission of a personal access token. A session has all of them."""
 
     KEYS_READ = "keys:read"
     KEYS_WRITE = "keys:write"
@@ -53,7 +53,7 @@ class ScopeName(str):
 
 
 class Token(Secret):
-    """A personal access token or an application token. Anyone who has it can act as its owner."""
+    """A personal access token or an application token. Anyone who has it can act as its user or application."""
 
     __slots__ = ()
 
@@ -75,7 +75,7 @@ class Token(Secret):
         return hashlib.sha256(self.reveal().encode()).digest()
 
     def hint(self) -> str:
-        """Return the part that a list shows. Its four characters are from the check, and reveal 24 of the 178 bits."""
+        """Return the part that a list shows. Its four characters are from the check, and reveal 24 of 178 bits."""
         return f"{PREFIX}...{self.reveal()[-4:]}"
 
 

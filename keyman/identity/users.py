@@ -26,11 +26,11 @@ from keyman.storage.types import UtcTime
 from keyman.values import EmailAddress, GivenPassword, NewPassword
 
 OWNER_KIND = "user"
-"""The kind of an owner that is a user."""
+"""The value of `owners.kind` for a user."""
 
 
 class SignUp(msgspec.Struct):
-    """A new account."""
+    """The request for a new account."""
 
     email: EmailAddress
     password: NewPassword
@@ -44,7 +44,7 @@ class LogIn(msgspec.Struct):
 
 
 class ChangePassword(msgspec.Struct):
-    """A new password, with the old one as proof."""
+    """The request to change the password, with the current one as proof."""
 
     current_password: GivenPassword
     new_password: NewPassword
@@ -101,8 +101,10 @@ async def sign_up(
 async def log_in(
     db: Database, passwords: Passwords, given: LogIn, origin: Origin, *, previous_cookie: str | None
 ) -> SignedIn:
-    """Sign in, always with a new session. Raises Unauthenticated, the same and after the same time for an unknown
-    address, a disabled account and a wrong password; RateLimited after repeated failures.
+    """Sign in with a new session.
+
+    Raises Unauthenticated for an unknown address, a disabled account and a wrong password, with the same text and after
+    the same time. Raises RateLimited after repeated failures.
     """
     buckets = throttle.login_buckets(given.email.key, origin.address)
     await throttle.count(db, buckets)
@@ -120,7 +122,7 @@ async def log_in(
             await throttle.forgive(connection, buckets)
             await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
     except WrongPassword:
-        # For an unknown address too, because without this write the answer would be measurably faster.
+        # Written for an unknown address too, because without this write the answer would be measurably faster.
         async with db.write() as connection:
             await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
         raise Unauthenticated("E-mail or password is wrong.") from None
@@ -139,8 +141,8 @@ async def log_out(db: Database, caller: Principal) -> None:
 
 
 async def change_password(db: Database, passwords: Passwords, caller: Principal, change: ChangePassword) -> None:
-    """Set a new password and end all other sessions. Raises InvalidRequest when the current one is wrong, Conflict when
-    it was changed meanwhile, RateLimited after repeated failures.
+    """Set a new password and end all other sessions. Raises InvalidRequest if the current one is wrong, Conflict if
+    another request changed the account meanwhile, and RateLimited after repeated failures.
     """
     session_id = caller.require_session()
     row = await _by_id(db, caller.user_id)
@@ -187,7 +189,7 @@ async def list_all(db: Database) -> list[AccountState]:
 
 
 async def disable(db: Database, email: EmailAddress) -> None:
-    """Disable an account at once: its sessions end, sign-in and tokens are refused, keys stay. Raises NotFound."""
+    """Disable an account at once. Its sessions end, sign-in and tokens are refused, keys stay. Raises NotFound."""
     async with db.write() as connection:
         user_id = await id_by_email(connection, email)
         await _DISABLE.execute(connection, user_id=user_id, moment=now())
@@ -214,7 +216,7 @@ async def set_password(db: Database, passwords: Passwords, email: EmailAddress, 
 
 
 async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> UserId:
-    """Raises NotFound."""
+    """Return the id of the account with this address. Raises NotFound."""
     user_id = await _ID_BY_EMAIL.first(connection, email_key=email.key)
     if user_id is None:
         raise NotFound("There is no account with this address.")
@@ -265,11 +267,10 @@ async def _by_id(db: Database, user_id: UserId) -> _User | None:
 
 
 async def _lock(connection: AsyncConnection, proved: _User, new_hash: str | None = None) -> None:
-    """Lock an account as it was when its password was verified, until the transaction ends; `new_hash` replaces the
-    one that was verified. Raises WrongPassword when the password has changed since, or the account was disabled.
+    """Lock an account whose password was verified, until the transaction ends. If `new_hash` is given, store it.
 
-    Verifying takes its time. Without this, an old password would open a session that outlives the change that was to
-    end it.
+    Raises WrongPassword if the password was changed after it was verified, or the account was disabled. Without this
+    check, a sign-in with the old password could open a session just after a password change has ended all sessions.
     """
     proved_hash = proved.password_hash
     is_same = await _LOCK_AS_PROVED.execute(

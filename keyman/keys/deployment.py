@@ -1,4 +1,4 @@
-"""The row that identifies the deployment of this database and holds the sentinel.
+"""The row that identifies the deployment of this database and contains the sentinel.
 
 The uuid is part of every context, so that a ciphertext of one deployment does not open in another one with the same
 Transit key. The sentinel is a ciphertext of a known word: as long as Vault rewraps it, Vault's key is the one that
@@ -70,7 +70,7 @@ class Deployment:
     async def load(cls, db: Database) -> Deployment:
         """Load the deployment.
 
-        Raises ConfigurationError, with the command to run, when the schema is not the one of this code.
+        Raises ConfigurationError, with the command to run, if the database does not have the schema of this code.
         """
         if not db.exists:
             raise ConfigurationError("The database does not exist yet. Run: keyman db upgrade")
@@ -80,8 +80,8 @@ class Deployment:
                 raise ConfigurationError("The database is empty. Run: keyman db upgrade")
             if revision != SCHEMA_REVISION:
                 raise ConfigurationError(
-                    f"The database is at schema {revision}, this keyman works with {SCHEMA_REVISION}. Run: keyman db "
-                    "upgrade (or, if a newer keyman has upgraded it, start that one)"
+                    f"The database has schema {revision}, but this version of keyman needs {SCHEMA_REVISION}. Run: "
+                    "keyman db upgrade (or, if a newer version has upgraded the database, start that version)"
                 )
             uuid = await _UUID.one(connection)
         return cls(db, uuid)
@@ -96,15 +96,15 @@ class Deployment:
     async def store_sentinel(self, ciphertext: str) -> str | None:
         """Store the sentinel unless there is one, and return the stored one.
 
-        A database with keys and without a sentinel was tampered with or restored in part. Then nothing is stored,
-        because Vault's current key may not be the one that sealed the keys, and None is returned.
+        A database with keys and without a sentinel was tampered with or restored in part. Then this stores nothing and
+        returns None, because Vault's current key may not be the one that sealed the keys.
         """
         async with self._db.write() as connection:
             await _KEEP.execute(connection, ciphertext=ciphertext)
         return await self.sentinel()
 
     async def replace_sentinel(self, before: str, ciphertext: str) -> None:
-        """Store the same sentinel with another key version, unless another process has replaced `before`."""
+        """Store the rewrapped sentinel, unless another process has already replaced `before`."""
         async with self._db.write() as connection:
             await _REPLACE.execute(connection, before=before, ciphertext=ciphertext)
 

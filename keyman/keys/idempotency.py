@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a POST that is sent again gets the first answer again.
+"""`Idempotency-Key`: a repeated POST gets the first answer again.
 
-The body contains a plaintext. So only its HMAC is stored, with the client's idempotency key as the HMAC key, of which
-only a hash is stored: an attacker with the database cannot test a guess of the body without guessing that key too.
+The body contains a plaintext. So keyman stores only its HMAC, with the client's idempotency key as the HMAC key, and
+only a hash of that key. An attacker with the database cannot test a guess of the body without guessing the key too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from keyman.storage.types import UtcTime
 LIFETIME = timedelta(hours=24)
 
 MAX_LENGTH = 255
-"""Characters of an Idempotency-Key."""
+"""The maximum number of characters of an Idempotency-Key."""
 
 PATTERN = r"^[\x20-\x7e]+$"
-"""Printable ASCII, for a parser and for the OpenAPI document."""
+"""Printable ASCII, for the parser and for the OpenAPI document."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class IdempotencyKey:
 
     @classmethod
     def parse(cls, header: str, user_id: UserId, body: bytes) -> IdempotencyKey:
-        """Raises InvalidRequest for a key that is empty, too long or not printable ASCII."""
+        """Parse the header. Raises InvalidRequest for a key that is empty, too long or not printable ASCII."""
         if len(header) > MAX_LENGTH or not re.fullmatch(PATTERN, header):
             raise InvalidRequest.at(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters"))
         secret = header.encode()

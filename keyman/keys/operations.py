@@ -1,7 +1,7 @@
 """The operations on keys. Every read starts from `_OWNED`, so that no caller sees another owner's key.
 
-A value is sealed before its transaction begins, so that no connection is held during a call to Vault, and a failed call
-leaves nothing behind.
+A value is sealed before its transaction begins, so that a call to Vault keeps no database connection busy, and a failed
+call stores nothing.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Created(NamedTuple):
 
 
 class IfMatch(NamedTuple):
-    """The ETags of an `If-Match` header. It is None without a condition: with no header or with `*`."""
+    """The ETags of an `If-Match` header. They are None if there is no condition: no header, or `*`."""
 
     etags: frozenset[str] | None = None
 
     @classmethod
     def parse(cls, header: str | None) -> IfMatch:
-        """A weak ETag never matches (RFC 9110, 13.1.1), and neither does what is not an ETag."""
+        """Parse the header. A weak ETag never matches (RFC 9110, 13.1.1), nor does a text that is not an ETag."""
         if header is None or header.strip() == "*":
             return cls()
         return cls(frozenset(part.strip() for part in header.split(",")))
@@ -58,10 +58,10 @@ class IfMatch(NamedTuple):
 async def create(
     db: Database, sealer: Sealer, caller: Principal, new: NewKey, retry: IdempotencyKey | None = None
 ) -> Created:
-    """Seal and store a key; with `retry`, once in 24 hours for the same request, for which `idempotency.find` was
-    asked before.
+    """Seal and store a key. With `retry`, a repeated request stores only one key in 24 hours.
 
-    Raises InvalidRequest, IdempotencyMismatch, VaultUnavailable; nothing is stored then.
+    Call `idempotency.find` before, if you give `retry`. Raises InvalidRequest, IdempotencyMismatch and
+    VaultUnavailable, and then stores nothing.
     """
     stored, vault_request_id = await sealer.seal(caller.owner_id, new.service, new.api_key)
     moment = now()
@@ -106,8 +106,11 @@ async def create(
 async def list_own(
     db: Database, caller: Principal, part: Slice, service: str | None = None, text: str | None = None
 ) -> Page[KeyInfo]:
-    """The caller's keys, newest first; of one service, or with `text` in the label whatever its case."""
-    listing = _LISTINGS[service is not None, bool(text)]  # a search for nothing: a key without a label fits it too
+    """Return the caller's keys, newest first.
+
+    `service` selects the keys of one service, and `text` the keys with this text in their label, ignoring case.
+    """
+    listing = _LISTINGS[service is not None, bool(text)]  # an empty text also matches keys without a label
     parameters: dict[str, object] = {"owner_id": caller.owner_id}
     if service is not None:
         parameters["service"] = service
@@ -128,7 +131,7 @@ async def get(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
 async def replace(
     db: Database, sealer: Sealer, caller: Principal, key_id: KeyId, new: Replacement, condition: IfMatch
 ) -> KeyInfo:
-    """Seal a new value into a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable."""
+    """Seal a new value for a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable."""
     before = await get(db, caller, key_id)
     condition.check(before)
     if new.api_key.reveal() == before.last_4_chars:
@@ -217,7 +220,7 @@ _LISTINGS: Mapping[tuple[bool, bool], Listing[_Shown]] = {
     (False, True): Listing(_OWNED.where(_IS_LIKE), api_keys.c.id, _Shown),
     (True, True): Listing(_OWNED.where(_OF_SERVICE, _IS_LIKE), api_keys.c.id, _Shown),
 }
-"""By whether they are of one service, and whether their label is searched."""
+"""The lists of keys, by two flags: whether they are of one service, and whether their labels are searched."""
 
 _ONE = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")), _Shown)
 _LOCK = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")).with_for_update(), _Shown)
@@ -250,7 +253,7 @@ async def _update(
         row = await _one(connection, _LOCK, caller, key_id)
         before = _to_info(row, now())
         condition.check(before)
-        # Always later than before, whatever the clock says, so that the ETag always changes.
+        # Always later than before, even if the clock was set back, so that the ETag always changes.
         moment = max(now(), before.updated_at + timedelta(microseconds=1))
         key = _to_info(await _UPDATE.one(connection, of_id=key_id, **values, updated_at=moment), moment)
         entries = [
@@ -270,7 +273,10 @@ async def _update(
 
 
 def _recorded_actions(before: _Shown, values: dict[str, object], action: Action) -> Iterator[Action]:
-    """What the audit log records of an update: `action`; pausing and resuming have their own."""
+    """Yield the actions to record for an update.
+
+    Pausing and resuming have their own action. It replaces `action` if the update changes nothing else.
+    """
     is_switched = values.get("disabled", before.disabled) != before.disabled
     if not is_switched or values.keys() != {"disabled"}:
         yield action
@@ -312,6 +318,6 @@ def _folded(text: str) -> str:
 
 
 def _pattern(text: str) -> str:
-    """Return the pattern for LIKE of labels that contain this text, in which no character has a meaning of its own."""
+    """Return a LIKE pattern for labels that contain this text. Wildcards in the text are escaped."""
     escaped = _folded(text).replace("/", "//").replace("%", "/%").replace("_", "/_")
     return f"%{escaped}%"

@@ -1,10 +1,10 @@
 """Releases a key to an application, in this order: find it, write the audit entry, open it, return it.
 
-The entry is committed before the call to Vault: no entry, no key. A later failure gets a second entry. So the audit log
-can name a release that did not happen, but never misses one.
+The entry is committed before the call to Vault, so no application gets a key without an entry. A later failure gets a
+second entry. So the audit log can contain a release that did not happen, but never misses one.
 
-A value is opened only if the audit log names it as the current value of the key. An older value that somebody restores
-in its row would open in Vault, because its context is right. This check refuses it.
+A value is opened only if the audit log names it as the current value of the key. If somebody restores an
+older value in its row, Vault would open it, because its context is right. This check refuses it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ T = TypeVar("T")
 class Opener(Protocol):
     """Opens values that a Cipher sealed.
 
-    An implementation fails closed. It raises Undecryptable only when Vault refuses this ciphertext with exactly this
-    context, while its key is proven to be the one of this database. For any other failure it raises VaultUnavailable,
-    within a limited time. Nothing that it raises or logs contains the ciphertext or the plaintext.
+    An implementation fails closed. It raises Undecryptable only if Vault refuses this ciphertext with exactly this
+    context, and if Vault's key is proven to be the one that sealed this database. For any other failure it raises
+    VaultUnavailable, within a limited time. Nothing that it raises or logs contains the ciphertext or the plaintext.
     """
 
     async def open(self, ciphertext: str, context: Context) -> Secret: ...
@@ -67,7 +67,7 @@ class Request(msgspec.Struct):
     purpose: Purpose | None = None
 
     def check(self) -> None:
-        """Raises InvalidRequest unless the request names a key in exactly one of the two ways."""
+        """Raise InvalidRequest unless the request names a key in exactly one of the two ways."""
         by_key = self.key_id is not msgspec.UNSET
         by_user = [self.user_id is not msgspec.UNSET, self.service is not msgspec.UNSET]
         if any(by_user) if by_key else not all(by_user):
@@ -75,7 +75,7 @@ class Request(msgspec.Struct):
 
 
 class Resolved(NamedTuple):
-    """A key for an application. `is_noted`: the stored last use is recent enough."""
+    """A key for an application. `is_noted` is True if the stored last use is so recent that it need not change."""
 
     key_id: KeyId
     user_id: UserId
@@ -88,8 +88,8 @@ class Resolved(NamedTuple):
 async def resolve(db: Database, opener: Opener, deployment: UUID, application: Principal, asked: Request) -> Resolved:
     """Return the value of one key, for an application that is registered for its service.
 
-    Raises NotFound for a key that does not exist or that the application may not have, in the same way; Undecryptable;
-    VaultUnavailable; DatabaseUnavailable, also when the audit entry could not be written.
+    Raises the same NotFound for a key that does not exist and for one that the application may not have. Raises
+    Undecryptable, VaultUnavailable, and DatabaseUnavailable, also when the audit entry could not be written.
     """
     row = await _released(db, application, asked)
     try:
@@ -98,7 +98,7 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: P
         except Undecryptable:
             if await _record_failure(db, application, asked, row, Reason.UNDECRYPTABLE):
                 raise
-            # The row has changed: its owner replaced it, or it was rewrapped while Vault retired an old version.
+            # The row has changed: its owner replaced the key, or a rewrap changed it and Vault retired the old version.
             row = await _released(db, application, asked)
             value = await _open(opener, deployment, row)
     except VaultUnavailable as fault:
@@ -111,7 +111,7 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: P
 
 
 async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
-    """Write the last use of a key, if that is possible at once. Raises no fault of the database."""
+    """Store the last use of a key, unless the database is busy or unavailable. Raises no fault of the database."""
     moment = now()
     await db.note(
         _NOTE_USE,
@@ -123,9 +123,9 @@ async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
 
 
 async def _released(db: Database, application: Principal, asked: Request) -> _Found:
-    """Return the row of a key that the application may have, after its audit entry was committed.
+    """Find the requested key, commit an audit entry about its release, and return its row.
 
-    Raises NotFound and Undecryptable, after the audit entry with the reason was committed.
+    Raises NotFound and Undecryptable, after it has committed an audit entry with the reason.
     """
     moment = now()
     known = application.require_application()
@@ -158,7 +158,7 @@ async def _released(db: Database, application: Principal, asked: Request) -> _Fo
 
 
 def _refusal(row: _Found | None, service: str | None, services: frozenset[str], moment: datetime) -> Reason | None:
-    """Return why this application does not get this key, or None."""
+    """Return the reason for which this application does not get this key, or None if it does."""
     if service is not None and service not in services:
         return Reason.NOT_GRANTED
     if row is None:
@@ -209,15 +209,15 @@ async def _mark(connection: AsyncConnection, row: _Found) -> bool:
 
 
 async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -> tuple[UserId | None, _Found | None]:
-    """Return the row that is asked for, whatever its state, and whose it is.
+    """Return the user and the row of the requested key, in any state.
 
-    There is a user and no row for a user who has no key for the service, and neither for a user who does not exist.
+    The row is None if the user has no key for the service. Both are None if the key or the user does not exist.
     """
     if not isinstance(asked.key_id, msgspec.UnsetType):
         row = await _BY_KEY.first(connection, key_id=asked.key_id)
         return (None, None) if row is None else (row.user_id, row)
     whose = {"user_id": asked.user_id, "service": asked.service}
-    # If none is active, the newest one in any state gives the reason.
+    # If no key is active, the newest one determines the reason of the refusal.
     row = await _NEWEST_ACTIVE.first(connection, **whose, moment=moment) or await _NEWEST.first(connection, **whose)
     if row is not None:
         return row.user_id, row
@@ -280,7 +280,7 @@ _NOTE_USE = Command(
 
 
 def _key_id(asked: Request) -> KeyId | None:
-    """Return the id that is asked for, for the audit log."""
+    """Return the id of the requested key, for the audit log."""
     return None if isinstance(asked.key_id, msgspec.UnsetType) else KeyId(asked.key_id)
 
 

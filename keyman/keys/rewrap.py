@@ -1,8 +1,10 @@
 """Rewraps stored ciphertexts with the newest version of Vault's key, while the planes keep running.
 
+A row is behind if an older version of the key sealed it, or if it is marked `undecryptable`.
+
 Each row is stored by compare-and-set on its value uuid and ciphertext, so that a replacement or deletion in the
-meantime wins. Each chunk is committed separately: a run that ends early loses nothing, the next one continues, and two
-at the same time do some work twice at worst. `updated_at` stays, because nothing that a client sees has changed.
+meantime wins. Each chunk is committed separately. A run that ends early loses nothing, and the next one continues. Two
+runs at the same time do some work twice at worst. `updated_at` stays, because nothing that a client sees has changed.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
 
 IN_FLIGHT = 4
-"""Chunks at the same time: while one is stored, Vault works on others. More do not make it faster."""
+"""The number of chunks at the same time: while one is stored, Vault works on others. More do not make a run faster."""
 
 
 PASSES = 10
-"""Rounds over the table. The first does the work; the others find the few rows that were stored meanwhile. If some are
-still behind after that, more rounds would not help, and the run would never end.
+"""The maximum number of passes over the table. The first one does the work. The others find the few rows that were
+stored meanwhile. If some rows are still behind after that, more passes would not help, and the run would never end.
 """
 
 
 class ReplaceableSentinel(SentinelStore, Protocol):
-    """The storage of the sentinel, which can replace it by the same sentinel with another key version."""
+    """The storage of the sentinel, which can also replace it with the rewrapped sentinel."""
 
     async def replace_sentinel(self, before: str, ciphertext: str) -> None: ...
 
@@ -53,8 +55,8 @@ class RefusedKey(NamedTuple):
 
 @dataclass
 class Summary:
-    """The result of a run: how many rows were rewrapped to `latest`, which ones Vault refused, and the ids of damaged
-    rows, whose values are invalid and which are not changed.
+    """The result of a run: the number of rows that were rewrapped to `latest`, the keys that Vault refused, and the ids
+    of damaged rows. The values of a damaged row are invalid, and a run does not change them.
     """
 
     latest: int
@@ -83,21 +85,22 @@ class Rewrap:
         self._after = 0
 
     async def run(self) -> Summary:
-        """Rewrap every row that is behind, and the sentinel. Raises VaultUnavailable and DatabaseUnavailable; what was
-        done until then is stored; KeymanError where rows stay behind for good.
+        """Rewrap every row that is behind, and the sentinel.
+
+        Raises VaultUnavailable, DatabaseUnavailable, and KeymanError if rows are still behind after PASSES passes. The
+        chunks that were finished before stay stored.
         """
-        # With another Vault or another key, every row would look damaged.
+        # With the wrong Vault or the wrong key, Vault would refuse every row.
         await self._guard.verify(0)
         summary = Summary((await self._rotation.versions()).latest)
-        # Again, until there is nothing: what was sealed just before the rotation may be stored only now.
+        # Repeated until no row is behind: a value that was sealed just before the rotation may be stored only now.
         for _ in range(PASSES):
             if not await self._pass(summary):
                 break
         else:
             raise KeymanError(
-                "Some keys are still at an older version however often they are rewrapped: something else writes them "
-                "as well, or the database holds them in a form that is not keyman's. `keyman rewrap --dry-run` counts "
-                "them."
+                "Some keys are still at an older version after several passes: another program writes to the database, "
+                "or some rows contain values that keyman did not write. `keyman rewrap --dry-run` counts these keys."
             )
         await self._rewrap_sentinel()
         summary.refused.sort()
@@ -106,7 +109,7 @@ class Rewrap:
         return summary
 
     async def _pass(self, summary: Summary) -> bool:
-        """Go over the table once; False when there was nothing to do."""
+        """Make one pass over the table. Return False if there was nothing to do."""
         self._after = 0
         skipped = {key.id for key in summary.refused}
         before = summary.rewrapped + len(summary.refused)
@@ -125,9 +128,9 @@ class Rewrap:
         return summary.rewrapped + len(summary.refused) > before
 
     async def _next(self, summary: Summary) -> Sequence[_Row]:
-        """The next rows that are behind, in the order of their ids; each goes to one worker.
+        """Return the next rows that are behind, in the order of their ids. Each row goes to only one worker.
 
-        A row that cannot be read is added to the damaged ones and passed over.
+        A row that cannot be read is added to the damaged ones and skipped.
         """
         limit = MAX_BATCH
         behind = _BEHIND_ON_SQLITE if self._db.is_sqlite else _BEHIND
@@ -136,13 +139,13 @@ class Rewrap:
                 try:
                     async with self._db.read() as connection:
                         rows = await behind.rows.all(connection, after=self._after, latest=summary.latest, limit=limit)
-                except RefusedStatement:  # by the driver, for text that is not UTF-8, or by the column types
+                except RefusedStatement:  # from the driver for text that is not UTF-8, or from the column types
                     if limit > 1:
-                        limit //= 2  # closer to the one that it is
+                        limit //= 2  # narrows the search for the row that cannot be read
                         continue
                     async with self._db.read() as connection:
                         damaged = await behind.lowest.one(connection, after=self._after, latest=summary.latest)
-                    if damaged is not None:  # else somebody has deleted it since
+                    if damaged is not None:  # None if somebody has deleted it since
                         summary.damaged.add(damaged)
                         self._after = damaged
                     limit = MAX_BATCH
@@ -165,8 +168,8 @@ class Rewrap:
             else:
                 rewrapped.append(as_read | {"to": sealed.ciphertext, "version": sealed.key_version})
         if refused:
-            await self._guard.verify(0)  # no row is marked for a key that was exchanged under this run
-        # Rows are locked in the order of their ids, so that two runs wait for each other and never crosswise.
+            await self._guard.verify(0)  # so that no row is marked if the key was replaced during this run
+        # Rows are locked in the order of their ids, so that two runs at the same time never deadlock.
         async with self._db.write() as connection:
             if rewrapped:
                 await _STORE.execute_many(connection, rewrapped)
@@ -178,7 +181,7 @@ class Rewrap:
         self._report(len(rows))
 
     async def _rewrap_sentinel(self) -> None:
-        """Rewrap the sentinel. Otherwise, once old versions are retired, the key would look like another one."""
+        """Rewrap the sentinel. Otherwise it would stop opening once its version is retired, as with a wrong key."""
         sentinel = await self._store.sentinel(refresh=True)
         if sentinel is None:
             return
@@ -198,7 +201,7 @@ async def _tell(db: Database, action: Action, detail: str) -> None:
 
 
 async def behind(db: Database, latest: int) -> Mapping[int, int]:
-    """Return how many rows a run would try, by the key version that sealed them."""
+    """Return the number of rows that a run would try to rewrap, by the key version that sealed them."""
     async with db.read() as connection:
         return {row.key_version: row.total for row in await _COUNT_BEHIND.all(connection, latest=latest)}
 
@@ -220,7 +223,7 @@ class _Row(NamedTuple):
 
 
 class _Behind(NamedTuple):
-    """The next rows that are behind, and the lowest id among all of them; on SQLite other rows than on PostgreSQL."""
+    """Queries for the next rows that are behind, and for the lowest id of them. SQLite needs other ones."""
 
     rows: Query[_Row]
     lowest: Query[KeyId | None]
@@ -231,7 +234,7 @@ class _Count(NamedTuple):
     total: int
 
 
-# Rows that are marked are tried again, whatever their version: the right Vault may be back.
+# Rows that are marked are tried again at every version: the right Vault may be back.
 _IS_BEHIND = or_(api_keys.c.key_version < bindparam("latest"), api_keys.c.undecryptable)
 
 
@@ -255,7 +258,7 @@ _READ = (
 
 
 _BEHIND = _behind(_IS_BEHIND)
-# SQLite takes a text for a number, and sorts it above all numbers.
+# SQLite accepts a text in a column of numbers, and sorts it above all numbers.
 _BEHIND_ON_SQLITE = _behind(or_(_IS_BEHIND, func.typeof(api_keys.c.key_version) != "integer"))
 _COUNT_BEHIND = Query(
     select(api_keys.c.key_version, func.count().label("total"))
@@ -268,7 +271,7 @@ _OLDEST = optional(select(func.min(api_keys.c.key_version)), int)
 
 
 def _is_sound(row: _Row, summary: Summary) -> bool:
-    """Return False for a row whose values are of other types than keyman writes, and add it to the damaged ones."""
+    """Return True if the values have the types that keyman writes. Otherwise add the row to the damaged ones."""
     sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, int, str, UUID, str, int), strict=True))
     if not sound:
         summary.damaged.add(row.id)

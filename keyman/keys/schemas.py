@@ -59,7 +59,10 @@ class HasStatus(Protocol):
 
 
 def status_of(row: HasStatus, moment: datetime) -> Status:
-    """Return the status of a key at this moment. The worst one counts: a paused undecryptable key is undecryptable."""
+    """Return the status of a key at this moment, the worst one if several apply.
+
+    For example, a paused key that is undecryptable is UNDECRYPTABLE.
+    """
     if row.undecryptable:
         return Status.UNDECRYPTABLE
     if row.expires_at is not None and row.expires_at <= moment:
@@ -85,8 +88,9 @@ class KeyInfo(msgspec.Struct):
 
     @property
     def etag(self) -> str:
-        """A strong validator of what its owner can change: it follows the visible fields, so a rewrap leaves it, and
-        leaves out the last use, so that an application that works with the key does not get in its owner's way.
+        """A strong validator, computed from the visible fields except the last use.
+
+        So a rewrap does not change it, and an application that uses the key does not make an edit of its owner fail.
         """
         seen = [getattr(self, name) for name in self.__struct_fields__ if name not in self.USE]
         return f'"{hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:32]}"'

@@ -38,12 +38,12 @@ class Sealer:
         self._catalogue = catalogue
 
     async def seal(self, owner_id: int, service: str, value: Secret) -> SealedValue:
-        """Seal a value under a new context. Raises VaultUnavailable, and InvalidRequest for another service's key."""
+        """Seal a value under a new context. Raises VaultUnavailable, InvalidRequest for a key of another service."""
         faults = tuple(check_value(self._catalogue, service, value.reveal()))
         if faults:
             raise InvalidRequest.at(*faults)
-        # A new uuid for each value: an older ciphertext in the row does not open, and together with its uuid it is
-        # not the value that the audit log names.
+        # Each value gets a new uuid. If somebody restores an older ciphertext in the row, it does not open. If they
+        # restore its uuid too, it is not the value that the audit log names.
         value_uuid = uuid4()
         sealed = await self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
         shown = mask(value.reveal(), self._catalogue.prefix(service))

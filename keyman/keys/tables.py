@@ -27,8 +27,8 @@ api_keys = Table(
     Column("name", String(100)),
     Column("name_folded", String(400)),  # the text that `?q=` searches, the same on both databases
     Column("encrypted_key", Text, nullable=False),  # Vault's ciphertext, `vault:v<version>:…`
-    Column("key_version", Integer, nullable=False),  # of the Transit key, so that a rewrap finds old ones
-    Column("value_uuid", Uuid, nullable=False, unique=True),  # part of the context: new with every value
+    Column("key_version", Integer, nullable=False),  # of the Transit key, so that a rewrap finds old ciphertexts
+    Column("value_uuid", Uuid, nullable=False, unique=True),  # part of the context; every value gets a new one
     Column("last_4_chars", String(64), nullable=False),  # the mask, computed once
     Column("disabled", Boolean, nullable=False),
     Column("undecryptable", Boolean, nullable=False),
@@ -37,13 +37,13 @@ api_keys = Table(
     Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("last_used_by", String(100)),
-    # Whose it is. Part of the context, so it never changes; it is equal to `user_id` as long as only users own keys.
+    # It is part of the context, so it never changes. It equals `user_id` as long as only users own keys.
     Column("owner_id", Id, ForeignKey("owners.id"), nullable=False),
     CheckConstraint("length(service) > 0", name="service_present"),
     CheckConstraint("encrypted_key LIKE 'vault:v%'", name="encrypted_key_is_sealed"),
     CheckConstraint("key_version > 0", name="key_version_positive"),
     CheckConstraint("updated_at >= created_at", name="updated_after_created"),
-    # Newest first within one owner, and within one owner and service: the two ways of listing.
+    # For the two lists, newest first: all keys of an owner, and the keys of an owner for one service.
     Index("ix_api_keys_owner", "owner_id", "id"),
     Index("ix_api_keys_owner_service", "owner_id", "service", "id"),
     sqlite_autoincrement=True,  # the id of a deleted key is never used again
@@ -56,6 +56,6 @@ idempotency = Table(
     Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
     Column("key_hash", LargeBinary(32), primary_key=True),
     Column("fingerprint", LargeBinary(32), nullable=False),
-    Column("response", Text, nullable=False),  # the key in the answer: metadata and mask
+    Column("response", Text, nullable=False),  # the key as the answer shows it: metadata and mask
     Column("created_at", UtcTime, nullable=False, index=True),
 )

@@ -1,4 +1,4 @@
-"""Which applications have got a key, according to the audit log."""
+"""Finds the applications that got a key, in the audit log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
 OF_LATE = timedelta(days=30)
-"""The period that counts when a key is about to be deleted. A job that runs once a month still shows."""
+"""The period of the uses that a user sees before deleting a key. It includes a job that runs once a month."""
 
 
 class Use(NamedTuple):
@@ -25,10 +25,10 @@ class Use(NamedTuple):
 
 
 async def of_late(db: Database, caller: Principal, key_id: KeyId) -> list[Use]:
-    """Return the applications that got a key of the caller within OF_LATE, the last one first.
+    """Return the applications that got a key of the caller within OF_LATE, latest use first.
 
-    It takes one step per application, of which there are few, in an index by application and time: the last use of the
-    last one by name, then of the one before it. There may be millions of uses, which are not read.
+    There are few applications, but there may be millions of uses. So this reads only one entry per application, from an
+    index by application and time: the last use of the last application by name, then of the one before it.
     """
     uses: list[Use] = []
     async with db.read() as connection:

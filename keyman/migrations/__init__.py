@@ -32,11 +32,11 @@ from keyman.storage.transactions import Database
 from keyman.storage.types import metadata
 
 ADVISORY_LOCK = 0x6B65796D616E
-"""PostgreSQL's lock for migrations ("keyman" in ASCII), so that two replicas that start at once do not both migrate."""
+"""The number of PostgreSQL's lock for migrations ("keyman" in ASCII), so that only one of two replicas migrates."""
 
 
 PATIENCE = 600.0
-"""Seconds that an upgrade waits for another one, on either database: a large table takes its time."""
+"""Seconds that an upgrade waits for another one, on either database. Upgrading a large table takes long."""
 
 
 def tables() -> MetaData:
@@ -48,12 +48,12 @@ def tables() -> MetaData:
 async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, str]:
     """Upgrade a database to the newest schema, in one transaction. Return the revisions before and after.
 
-    With `planes`, their users get exactly their rights to the tables. Without, rights do not change.
+    With `planes`, the users of the planes get exactly their rights to the tables. Without it, rights do not change.
 
-    Raises ConfigurationError and DatabaseUnavailable; the database is then unchanged.
+    Raises ConfigurationError or DatabaseUnavailable. The database is then unchanged.
     """
     create_private_file(url)
-    # SQLite ignores a change of this within a transaction, so it is set when the connection is opened.
+    # SQLite ignores a change of `foreign_keys` within a transaction, so it is set when the connection is opened.
     bare = create_engine(url, statement_timeout=None, busy_timeout=PATIENCE, foreign_keys=False, poolclass=NullPool)
     engine = transactional(bare)
     with _report_faults("could not be upgraded"):
@@ -65,7 +65,7 @@ async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, s
 
 
 async def differences(url: URL) -> list[str]:
-    """Return the differences between a database and the schema of this code, a line for each.
+    """Return the differences between a database and the schema of this code, one line for each.
 
     Raises DatabaseUnavailable.
     """
@@ -88,13 +88,13 @@ def _report_faults(what: str) -> Iterator[None]:
         # Alembic does not know the revision of the database.
         raise_alone(
             ConfigurationError(
-                "A newer keyman has upgraded this database: run that one, or restore a backup from before."
+                "A newer version of keyman has upgraded this database. Run that version, or restore an older backup."
             )
         )
-    except ValueError:  # which holds what was read
+    except ValueError:  # its text contains the stored value
         raise_alone(
             ConfigurationError(
-                f"The database {what}: it holds something that its columns cannot hold, so it was changed by hand. "
+                f"The database {what}: it contains a value that does not fit its column, so it was changed by hand. "
                 "Restore a backup."
             )
         )
@@ -111,7 +111,7 @@ def newest_revision() -> str:
 
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
-    # Alembic interpolates "%" in options.
+    # Alembic interpolates "%" in options, so it is escaped.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
@@ -135,7 +135,7 @@ def _upgrade(connection: Connection, planes: Planes | None) -> tuple[str | None,
 
 
 def _sequences(connection: Connection) -> dict[str, int]:
-    """Read the highest id that each table of SQLite has ever given, by the table's name."""
+    """Return the highest id that each table of SQLite has ever given to a row, by the table's name."""
     if not inspect(connection).has_table("sqlite_sequence"):
         return {}
     rows = connection.execute(text("SELECT name, seq FROM sqlite_sequence"))
@@ -143,10 +143,10 @@ def _sequences(connection: Connection) -> dict[str, int]:
 
 
 def _keep_sequences(connection: Connection, given: Mapping[str, int]) -> None:
-    """Keep each table of SQLite from giving an id again that it gave before.
+    """Restore the highest ids of SQLite's tables, so that no id is used a second time.
 
-    Copying a table starts its sequence at the highest row that is left, so the id of a deleted row would be given to
-    another one.
+    A copied table continues after the highest id that it contains. Without this, a new row could get the id of a
+    deleted one.
     """
     statement = text("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%'")
     numbered = set(connection.execute(statement).scalars())
@@ -161,7 +161,7 @@ def _keep_sequences(connection: Connection, given: Mapping[str, int]) -> None:
 
 
 def _check_foreign_keys(connection: Connection) -> None:
-    """Check on SQLite what was not enforced during the upgrade. Raises ConfigurationError."""
+    """Check the foreign keys, which SQLite did not enforce during the upgrade. Raises ConfigurationError."""
     tables = sorted({str(row[0]) for row in connection.execute(text("PRAGMA foreign_key_check"))})
     if tables:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The rights of each plane's PostgreSQL user, table by table. It has no others.
+"""The rights of each plane's PostgreSQL user, table by table. The user has no others.
 
 A registered application gets keys from the resolver. So the user of the management plane, which faces the internet,
 cannot register an application or read the hashes of its tokens, and neither plane can change or remove an audit entry.
@@ -52,7 +52,7 @@ NOBODYS = (
 """The rights that no plane may have: with them, an attacker could register an application or change the audit log."""
 
 UNNUMBERED = ("idempotency", "throttle", "users")
-"""Tables into which a plane inserts, and which have no sequence."""
+"""Tables without a sequence into which a plane inserts."""
 
 OWNED = {
     "TABLE": "SELECT tablename FROM pg_tables WHERE tableowner = current_user AND schemaname = current_schema()",
@@ -76,7 +76,7 @@ def grant(connection: Connection, planes: Planes) -> None:
     """
     if connection.dialect.name != "postgresql":
         raise ConfigurationError(
-            "SQLite has no users: anyone who can open its file may do all. Leave out --management and --resolver."
+            "SQLite has no users: anyone who can open its file can do anything. Leave out --management and --resolver."
         )
     current = connection.execute(text("SELECT current_user")).scalar_one()
     if len({*planes, current}) < 3:
@@ -108,7 +108,7 @@ def excess(connection: Connection) -> list[str]:
 
 
 def _check_sql(right: str) -> str:
-    """Return the SQL that checks a right to `:table`. Rights can also be granted for single columns."""
+    """Return the SQL that checks a right to `:table`. A right can also be granted for single columns."""
     name, _, column = right.removesuffix(")").partition(" (")
     if column:
         return f"has_column_privilege(to_regclass(:table), '{column}', '{name}')"

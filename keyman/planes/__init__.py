@@ -1,4 +1,4 @@
-"""The processes that keyman runs as. A plane never imports another plane."""
+"""The planes: keyman runs each in its own processes. A plane never imports another plane."""
 
 from keyman.extras import require_server
 

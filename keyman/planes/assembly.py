@@ -22,7 +22,7 @@ from keyman.vault.login import VaultClient
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a running plane. What is added to `closing` is closed before the client and the database."""
+    """The parts of a running plane. Additions to `closing` are closed before the client and the database."""
 
     db: Database
     deployment: Deployment
@@ -32,9 +32,9 @@ class Parts:
 
 @asynccontextmanager
 async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Parts]:
-    """Open the database and a client of Vault. At the end, close both and what was added, in reverse order.
+    """Open the database and a client of Vault. At the end, close both and the added parts, in reverse order.
 
-    Raises ConfigurationError for a database that is not migrated. Vault is not needed to start.
+    Raises ConfigurationError for a database that is not migrated. A plane can start without Vault.
     """
     async with AsyncExitStack() as stack:
         db = Database(settings.database_url, metrics)
@@ -46,14 +46,14 @@ async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Parts]:
 
 
 async def check_vault(guard: Guard) -> None:
-    """Log in and check the encryption key before the first request. A fault is in the log and in `/readyz`."""
+    """Log in to Vault and check the encryption key, before the first request. The log and `/readyz` show a fault."""
     with contextlib.suppress(Problem):
         await guard.verify()
 
 
 def from_environment(create: Callable[[Settings], Edge]) -> Edge:
-    """Make the plane of a worker process of `keyman serve`; its parent has checked the settings."""
-    # Otherwise a worker whose parent was killed, even during the worker's start, would keep running and hold the port.
+    """Create the plane of a worker process of `keyman serve`, whose parent has checked the settings."""
+    # Otherwise a worker whose parent was killed, even during the worker's start, would keep running and block the port.
     die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
     settings = load(os.environ)
     configure_logging(settings.log_format, settings.log_level)

@@ -1,4 +1,4 @@
-"""Providers of LLM services: the catalogue, how to recognise their keys, and how to mask them."""
+"""LLM services: the catalogue, recognising their keys, and masking them."""
 
 from keyman.extras import require_server
 

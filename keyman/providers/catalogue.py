@@ -1,7 +1,7 @@
-"""The catalogue: the services whose keys can be stored, shipped ones and an operator's own.
+"""The catalogue: the services whose keys can be stored. keyman ships some, and an operator can add others.
 
-Prefixes are what providers print in their own documentation. They are used for two things only: for the mask
-(`masking`), and to tell a person who pasted a key into the wrong form (`recognition`).
+The prefixes are from the providers' own documentation. They are used for only two things: for the mask (`masking`), and
+to refuse a key that a user has entered for the wrong service (`recognition`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keyman.values import JsonSchema
 
 
 class Service(msgspec.Struct, frozen=True):
-    """One service. `prefix` is shown in masks; `exclusive` prefixes begin keys of this service and of no other."""
+    """One service. Masks show `prefix`. Only keys of this service start with one of the `exclusive` prefixes."""
 
     service: str
     name: str
@@ -29,7 +29,7 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class ServiceInfo(msgspec.Struct):
-    """A service in the dropdown."""
+    """A service in the list of services."""
 
     service: str
     name: str
@@ -79,7 +79,7 @@ class ServiceSlug(str):
 
 
 class Catalogue:
-    """The shipped services, followed by an operator's own services, which can replace shipped ones by their name."""
+    """The shipped services, then those of the operator. They replace shipped ones that have the same identifier."""
 
     def __init__(self, added: Iterable[Service] = ()) -> None:
         services = {service.service: service for service in (*SHIPPED, *added)}
@@ -109,29 +109,29 @@ class Catalogue:
         return known.name if known is not None else service
 
     def prefix(self, service: str) -> str:
-        """The public prefix of a service's keys; empty where there is none, or no such service."""
+        """Return the public prefix of a service's keys, or an empty text if it has none or is not in the catalogue."""
         known = self._services.get(service)
         return (known.prefix or "") if known is not None else ""
 
     def prefixes(self) -> dict[str, str]:
-        """Return the public prefix of the keys of each service; empty if there is none."""
+        """Return the public prefix of the keys of each service, or an empty text if it has none."""
         return {service.service: service.prefix or "" for service in self._services.values()}
 
     def exclusive_prefixes(self) -> dict[str, str]:
-        """Return the prefixes that only one service uses, and that service."""
+        """Return each prefix that only one service uses, with the identifier of this service."""
         return {prefix: service.service for prefix, service in self._exclusive.items()}
 
 
 def read_services(path: Path) -> list[Service]:
     """Read the services of a JSON or TOML file.
 
-    Raises ValueError with a text about the fault that repeats nothing of the file.
+    Raises ValueError. Its text describes the fault and quotes nothing from the file.
     """
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError):
-        raise ValueError("names a file that is not JSON or TOML, by its extension") from None
+        raise ValueError("names a file that cannot be read as JSON, or as TOML if its name ends in .toml") from None
     entries = content.get("services") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise ValueError('must contain a list of services, in TOML as "[[services]]"')
@@ -142,7 +142,7 @@ def _entry(number: int, entry: object) -> Service:
     try:
         return _service(entry)
     except ValueError as fault:
-        raise ValueError(f"is wrong at entry {number}: {fault}") from None
+        raise ValueError(f"has an invalid entry {number}: {fault}") from None
 
 
 def _service(entry: object) -> Service:
@@ -154,11 +154,11 @@ def _service(entry: object) -> Service:
     except msgspec.ValidationError as fault:
         raise ValueError(str(fault)) from None
     if not _SLUG.fullmatch(service.service):
-        raise ValueError("service must be upper case letters, digits and _, 64 at most")
+        raise ValueError("service must be 1 to 64 upper case letters, digits and _, and start with a letter")
     if not 0 < len(service.name) <= 100:
         raise ValueError("name must be 1 to 100 characters long")
     prefixes = [*service.exclusive, *([service.prefix] if service.prefix is not None else [])]
     if not all(_PREFIX.fullmatch(prefix) for prefix in prefixes):
-        # A longer one would show, in every mask, more of a value than a prefix should.
-        raise ValueError("a prefix is 2 to 16 printable characters")
+        # With a longer prefix, every mask would show too much of the value.
+        raise ValueError("a prefix must be 2 to 16 printable ASCII characters, without spaces")
     return service

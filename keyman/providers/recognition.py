@@ -1,6 +1,6 @@
-"""What can be a key, and what tells that a value is a key of another service.
+"""Checks that a value can be a key, and recognises a key of another service.
 
-A value without a known prefix is never refused: providers change their formats.
+A value without a known prefix is never refused, because providers change their formats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from keyman.values import Check, JsonSchema
 
 
 class ProviderKey(Secret):
-    """The value that keyman exists for, of any provider."""
+    """An API key of any provider, which keyman stores sealed."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -41,7 +41,7 @@ class ProviderKey(Secret):
                 "must contain only printable ASCII characters, without white space; if you copied it from a document, "
                 "copy it again from the provider's page"
             )
-        if is_mask(text):  # without a public prefix: shorter than any key
+        if is_mask(text):  # without a public prefix, and so shorter than any key
             raise ValueError(IS_MASK)
         if not 8 <= len(text) <= 512:
             raise ValueError("must be 8 to 512 characters long")
@@ -49,7 +49,7 @@ class ProviderKey(Secret):
 
 
 def check_new_key(catalogue: Catalogue) -> Check:
-    """What finds out what is wrong with the parsed fields of a NewKey beyond their shapes."""
+    """Return a check of the parsed fields of a NewKey, for what the type of a single field cannot check."""
 
     def check(values: Mapping[str, object]) -> Iterator[FieldError]:
         yield from check_label(values)
@@ -63,14 +63,14 @@ def check_new_key(catalogue: Catalogue) -> Check:
 
 
 def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
-    """A label that holds the value would show it, and keep it in the database in clear."""
+    """Yield a fault if the label contains the value. Labels are shown, and stored in clear."""
     label, value = values.get("name"), values.get("api_key")
     if isinstance(label, str) and isinstance(value, Secret) and value.reveal() in label:
         yield FieldError("name", "must not contain the key itself, because labels are shown")
 
 
 def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[FieldError]:
-    """Why this value cannot be a key of this service, if that is certain."""
+    """Yield a fault if this value is certainly not a key of this service."""
     if is_mask(value, catalogue.prefixes().values()):
         yield FieldError("api_key", IS_MASK)
         return
@@ -78,7 +78,7 @@ def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[Fiel
     own = prefix if value.startswith(prefix) else ""
     owners = catalogue.exclusive_prefixes()
     claim = max((begin for begin in owners if value.startswith(begin)), key=len, default="")
-    # The service's own prefix counts when it says as much: an operator may add a second service like Anthropic.
+    # The service's own prefix wins if it is as long: an operator may add a second service with keys like Anthropic's.
     if len(claim) > len(own) and owners[claim] != service:
         yield FieldError(
             "api_key",

@@ -1,4 +1,4 @@
-"""Creates engines with the settings that keyman needs."""
+"""Creates SQLAlchemy engines with the settings that keyman needs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from keyman.errors import ConfigurationError, raise_alone
 from keyman.storage.faults import wrap_bare_faults
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a write waits for another one on SQLite, or for a pooled connection.
+"""Seconds that keyman waits for another write on SQLite, for a lock on PostgreSQL, or for a pooled connection.
 
-It is the same time that a client waits for Vault.
+A client waits for Vault for the same time.
 """
 
 STATEMENT_TIMEOUT = 10.0
-"""Seconds for one statement on PostgreSQL. Only a migration has no limit."""
+"""The time limit for one statement on PostgreSQL, in seconds. Only a migration has none."""
 
 POOL_SIZE = 10
 """Connections per process. PostgreSQL's default of 100 is then enough for eight workers and an operator."""
 
 
 class PoolOptions(TypedDict, total=False):
-    """What SQLAlchemy takes for a pool of connections."""
+    """SQLAlchemy's options for a pool of connections."""
 
     poolclass: type[Pool]
     pool_size: int
@@ -66,15 +66,15 @@ def create_engine(
     foreign_keys: bool = True,
     **options: Unpack[PoolOptions],
 ) -> AsyncEngine:
-    """An engine that treats a database as keyman needs it treated; `options` are SQLAlchemy's.
+    """Return an engine with the settings that keyman needs. `options` are passed to SQLAlchemy.
 
-    `statement_timeout` is in seconds; None means no bound. SQLite needs none, because only a lock makes it wait.
-    `busy_timeout`, in seconds, is how long SQLite waits for that, BUSY_TIMEOUT unless said. With `read_only` a SQLite
-    file is left as it is, its journal mode included. Without `foreign_keys` SQLite does not enforce them. An upgrade
-    needs that, because it replaces tables: dropping the old one would delete the rows that refer to it.
+    `statement_timeout` is in seconds; None means no limit. It has no effect on SQLite, where a statement waits only for
+    a lock. `busy_timeout` is how long SQLite waits for a lock, in seconds; None means BUSY_TIMEOUT. With `read_only`, a
+    SQLite file is not changed, not even its journal mode. Without `foreign_keys`, SQLite does not enforce them. An
+    upgrade needs that, because it replaces tables: dropping the old table would delete the rows that refer to it.
     """
     if url.get_backend_name() == "sqlite":
-        # mode=rw: only `create_private_file` creates the file, for SQLite would leave it readable by everybody.
+        # mode=rw: only `create_private_file` creates the file. SQLite would create one that everybody can read.
         address = url.set(database=f"file:{quote(url.database or '')}").update_query_dict({"mode": "rw", "uri": "true"})
         patience = BUSY_TIMEOUT if busy_timeout is None else busy_timeout
         arguments: dict[str, object] = {
@@ -91,7 +91,7 @@ def create_engine(
         return engine.execution_options(keyman_reads=True) if read_only else engine
     arguments = {
         "timeout": BUSY_TIMEOUT,
-        # The server's own limit comes first. This one is for a server that no longer answers.
+        # The server's own limit is shorter. This limit is for a server that no longer answers.
         "command_timeout": None if statement_timeout is None else statement_timeout + 1,
         "server_settings": {
             "application_name": "keyman",
@@ -101,7 +101,7 @@ def create_engine(
             "idle_in_transaction_session_timeout": "30000",
         },
     }
-    # In autocommit the ping before each use is one round trip instead of three; `write` asks for a transaction.
+    # With autocommit, the ping before each use is one round trip instead of three. `write` opens a transaction itself.
     engine = create_async_engine(
         url, hide_parameters=True, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options
     )
@@ -110,14 +110,14 @@ def create_engine(
 
 
 def transactional(engine: AsyncEngine) -> AsyncEngine:
-    """The same engine for transactions. SQLite's are begun by `_begin_sqlite`."""
+    """Return the engine with the options for transactions. On SQLite, `_begin_sqlite` begins them."""
     return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="READ COMMITTED")
 
 
 def create_private_file(url: URL) -> None:
     """Create the file of a SQLite database so that only its owner can read it. Its WAL gets the same mode.
 
-    Raises ConfigurationError where it cannot be created.
+    Raises ConfigurationError if it cannot be created.
     """
     if url.get_backend_name() != "sqlite" or not url.database:
         return
@@ -128,26 +128,26 @@ def create_private_file(url: URL) -> None:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that ends its transaction when it is closed.
+    """A connection that rolls back its transaction when it is closed.
 
     SQLite keeps a closed connection alive, with its transaction and its locks, until its last statement is finalized.
-    A task that is cancelled before it has fetched the rows of a statement leaves such a statement, and nobody could
-    write until the garbage collector found it.
+    If a task is cancelled before it has fetched the rows of a statement, that statement is not finalized. Without the
+    rollback, nobody could then write until the garbage collector deletes the statement.
     """
 
     def close(self) -> None:
-        with contextlib.suppress(sqlite3.Error):  # it was closed before, or has lost its file
+        with contextlib.suppress(sqlite3.Error):  # the connection is already closed, or its file is missing
             self.rollback()
         super().close()
 
 
 async def _open_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
     connection = aiosqlite.connect(*arguments, **options)
-    connection._thread.daemon = True  # as SQLAlchemy has it: a process does not wait for it to end
+    connection._thread.daemon = True  # as SQLAlchemy does: a process does not wait for it to end
     try:
         return await connection
     except BaseException:
-        # Its thread is ending and still reports to the loop, which a command may have closed by then.
+        # Wait for its thread, which still reports to the event loop: a command may close the loop right after this.
         connection._thread.join(BUSY_TIMEOUT)
         raise
 
@@ -167,7 +167,10 @@ def _prepare_sqlite(
 
 
 def _turn_wal_on(patience: float, cursor: _Cursor) -> None:
-    """SQLite does this for one connection at a time, and for the others it does not wait as it does for a lock."""
+    """Turn on WAL, and retry for `patience` seconds while another connection does the same.
+
+    SQLite allows this for one connection at a time. The others fail at once, because its busy timeout does not apply.
+    """
     deadline = monotonic() + patience
     while True:
         try:
@@ -187,8 +190,8 @@ def _leave_sqlite(connection: _DriverConnection, _entry: ConnectionPoolEntry) ->
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # IMMEDIATE: a transaction that reads first and writes later would otherwise fail at once, whatever the timeout,
-    # when another one wrote in between. A reader takes no lock at all.
+    # IMMEDIATE: otherwise a transaction that reads first and writes later would fail at once, whatever the timeout is,
+    # if another transaction wrote in between. A reader needs no lock.
     options = connection.get_execution_options()
     if options.get("keyman_reads"):
         return

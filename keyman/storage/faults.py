@@ -1,4 +1,4 @@
-"""The exceptions of a driver, and whether each is an outage or a bug."""
+"""Classifies the exceptions of a database driver: as an outage or as a bug."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from keyman.errors import KeymanError
 from keyman.telemetry import log
 
 INSUFFICIENT_PRIVILEGE = "(42501)"
-"""PostgreSQL's SQLSTATE, as `kind` shows it, of a statement that its user may not execute."""
+"""PostgreSQL's SQLSTATE for a statement that its user may not execute, as it appears in the result of `kind`."""
 
 
 class DriverFault(KeymanError):
     """An OSError, TimeoutError, UnicodeError or OverflowError that a driver raised while it executed a statement.
 
-    Drivers raise these as they are. Wrapped, they cannot be taken for the same exceptions of code that runs inside a
-    transaction and has nothing to do with the database. `orig` is what was raised; the text repeats nothing of it,
-    because sqlite3 puts values into its own.
+    Drivers do not wrap these exceptions. keyman wraps them to distinguish them from the same exceptions of other code
+    that runs inside a transaction and has nothing to do with the database. `orig` is the exception of the driver. Its
+    text is not repeated, because sqlite3 puts values into it.
     """
 
     def __init__(self, orig: BaseException) -> None:
@@ -32,20 +32,20 @@ class DriverFault(KeymanError):
 _BARE = (OSError, TimeoutError, UnicodeError, OverflowError)
 
 DRIVER_FAULTS = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, DriverFault)
-"""Exceptions that only come from the database."""
+"""Exceptions that can only come from the database."""
 
 FAULTS = (*DRIVER_FAULTS, *_BARE)
-"""Exceptions of opening, executing and committing."""
+"""Exceptions that can occur while a connection is opened, a statement is executed or a transaction is committed."""
 
 
 def wrap_bare_faults(context: ExceptionContext) -> BaseException | None:
-    """Replace a driver's bare exception by a DriverFault; for SQLAlchemy's event `handle_error`."""
+    """Return a DriverFault to replace a driver's bare exception, for SQLAlchemy's event `handle_error`."""
     fault = context.original_exception
     return DriverFault(fault) if isinstance(fault, _BARE) else None
 
 
 def is_outage(fault: BaseException) -> bool:
-    """Return True when the database is down, busy, full or read-only, and the same statement may succeed later."""
+    """Return True if the database is down, busy, full or read-only, so that the same statement may succeed later."""
     fault = fault.orig if isinstance(fault, DriverFault) else fault
     if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
         return True
@@ -55,8 +55,8 @@ def is_outage(fault: BaseException) -> bool:
         origin = getattr(fault.orig, "driver_exception", None) or fault.orig or fault
         return is_outage(origin.__cause__ or origin) if origin is not fault else False
     if isinstance(fault, asyncpg.PostgresError):
-        # Classes of SQLSTATE: connection, resources, operator intervention, system error; lock timeout; read-only;
-        # the last two of the list: database or role that is not there (yet).
+        # Classes of SQLSTATE: connection (08), resources (53), operator intervention (57), system error (58),
+        # read-only (25), rollback (40), role (28) or database (3D) that does not exist (yet). 55P03: lock timeout.
         state = str(getattr(fault, "sqlstate", "") or "")
         return state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state == "55P03"
     if isinstance(fault, sqlite3.OperationalError):
@@ -73,9 +73,9 @@ def is_outage(fault: BaseException) -> bool:
 
 
 def kind(fault: BaseException) -> str:
-    """Return the class and code of a fault: enough to look it up, and nothing of the statement."""
+    """Return the class and code of a fault. That is enough to look it up, and repeats nothing of the statement."""
     origin = getattr(fault, "orig", None) or fault
-    # Of a bound that ran out the cause is only how asyncio ends what waits.
+    # The cause of a TimeoutError is only the cancellation by which asyncio ends the wait.
     cause = origin if isinstance(origin, TimeoutError) else origin.__cause__ or origin
     code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
     return f"{type(cause).__name__}{f' ({code})' if code else ''}"

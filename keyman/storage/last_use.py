@@ -1,4 +1,4 @@
-"""When something was last used, stored once a minute: one write a minute, not one for each request."""
+"""Decides when the time of a last use is stored: once a minute, and not at each request."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from sqlalchemy import ColumnElement, bindparam, or_
 from keyman.storage.types import UtcTime
 
 PRECISION = timedelta(minutes=1)
-"""How old a stored last use may be before it is written again."""
+"""How old a stored time of last use must be before it is written again."""
 
 
 def is_due(last: datetime | None, moment: datetime) -> bool:
-    """Return True where a use at `moment` is to be written."""
+    """Return True if a use at `moment` must be written."""
     return last is None or moment - last >= PRECISION
 
 
 def is_stale(column: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """The same as a condition on the parameter `stale_at`: of many requests at once one writes."""
+    """Return the same check as a condition in SQL, with the parameter `stale_at`.
+
+    It lets only one of many simultaneous requests write.
+    """
     return or_(column.is_(None), column <= bindparam("stale_at", type_=UtcTime))
 
 
 def stale_at(moment: datetime) -> datetime:
-    """Return the parameter of `is_stale`."""
+    """Return the parameter `stale_at` of the condition `is_stale`."""
     return moment - PRECISION

@@ -39,11 +39,11 @@ class Limit(int):
 
 
 _CURSOR = "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$"
-"""Base64url of eight bytes, not all zero, whose first bit is 0: an id."""
+"""An id in base64url: eight bytes, which are not all zero, and whose first bit is 0."""
 
 
 class Cursor(int):
-    """The position where a page begins: below the last id of the page before. It is opaque to clients."""
+    """The position where a page begins: after the last id of the page before it. It is opaque to clients."""
 
     schema: ClassVar[dict[str, object]] = {
         "type": "string",
@@ -91,7 +91,7 @@ H = TypeVar("H", bound=HasId)
 
 
 class Listing(Generic[H]):
-    """A statement whose rows are read in pages, newest first. Its parameters are those of the statement."""
+    """A statement whose rows are read in pages, newest first. `page` takes the parameters of the statement."""
 
     def __init__(
         self, statement: Select[*tuple[object, ...]], id_column: ColumnElement[int], row: Callable[..., H]
@@ -101,7 +101,7 @@ class Listing(Generic[H]):
         self._following = Query(part.where(id_column < bindparam("before", type_=Id)), row)
 
     async def page(self, connection: AsyncConnection, part: Slice, **parameters: object) -> Page[H]:
-        """Return the rows of this part, newest first; one more is read, to know whether there are more."""
+        """Return the rows of this part, newest first. It reads one row more, to know whether there is a next page."""
         limit = part.limit + 1
         if part.before is None:
             rows = await self._first.all(connection, limit=limit, **parameters)

@@ -1,7 +1,7 @@
 """Statements: each is built once, from SQLAlchemy Core, together with the type of the rows that it returns.
 
-A `Query` returns rows, and a `Command` returns how many rows it changed. Both are made when their module is imported,
-because building a statement takes as long as executing it. They are executed here and nowhere else.
+A `Query` returns rows, and a `Command` returns how many rows it changed. Both are created when their module is
+imported, because building a statement takes as long as executing it. Only this module executes them.
 
     class Found(NamedTuple):
         id: KeyId
@@ -35,8 +35,9 @@ class UnreadableRow(RefusedStatement):
 class Query(Generic[R]):
     """A statement that returns rows: a SELECT, or a change with RETURNING.
 
-    `row` makes a row of the columns' values, in their order: a NamedTuple or a struct, whose fields must be the columns
-    by name (TypeError is raised where they are not), or a function. For a single column see `scalar`.
+    `row` is called with the values of the columns, in their order, and returns a row. It is a function, a NamedTuple or
+    a struct. The fields of a NamedTuple or struct must have the names of the columns; otherwise TypeError is raised.
+    For a single column, see `scalar`.
     """
 
     def __init__(self, statement: Executable, row: Callable[..., R]) -> None:
@@ -52,14 +53,14 @@ class Query(Generic[R]):
         return [self.row(*values) for values in rows]
 
     async def first(self, connection: AsyncConnection, **parameters: object) -> R | None:
-        """Return the only row, None where there is none. Raises RefusedStatement for a second one; UnreadableRow."""
+        """Return the only row, or None. Raises RefusedStatement if there is more than one, and UnreadableRow."""
         rows = await self.all(connection, **parameters)
         if len(rows) > 1:
             raise RefusedStatement("a statement that returns one row at most returned more")
         return rows[0] if rows else None
 
     async def one(self, connection: AsyncConnection, **parameters: object) -> R:
-        """Return the only row. Raises RefusedStatement where there is none or a second one, and UnreadableRow."""
+        """Return the only row. Raises RefusedStatement if there is none or more than one, and UnreadableRow."""
         rows = await self.all(connection, **parameters)
         if len(rows) != 1:
             raise RefusedStatement("a statement that returns one row returned none, or more")
@@ -67,9 +68,9 @@ class Query(Generic[R]):
 
 
 def scalar(statement: Executable, _kind: Callable[..., R]) -> Query[R]:
-    """A query of one column whose rows are its values, such as `scalar(select(func.count()), int)`.
+    """Return a query of one column whose rows are its values, such as `scalar(select(func.count()), int)`.
 
-    The values are as the column's type decodes them; the second argument tells the type checker what that is.
+    The column's type decodes the values. The second argument is their Python type, and only the type checker uses it.
     """
 
     def value(only: R) -> R:
@@ -79,7 +80,7 @@ def scalar(statement: Executable, _kind: Callable[..., R]) -> Query[R]:
 
 
 def optional(statement: Executable, _kind: Callable[..., R]) -> Query[R | None]:
-    """A query of one column like `scalar`, where a value may be null."""
+    """Return a query of one column, like `scalar`, whose values may be null."""
 
     def value(only: R | None) -> R | None:
         return only
@@ -94,11 +95,11 @@ class Command:
         self.statement = statement
 
     async def execute(self, connection: AsyncConnection, **parameters: object) -> int:
-        """Return how many rows it changed."""
+        """Execute the statement, and return how many rows it changed."""
         return (await _execute(connection, self.statement, parameters)).rowcount
 
     async def execute_many(self, connection: AsyncConnection, rows: Sequence[Mapping[str, object]]) -> None:
-        """Execute it once with each of these parameters, in one round trip where the database can."""
+        """Execute the statement once for each mapping of parameters, in one round trip if the database can do that."""
         await connection.execute(self.statement, [dict(row) for row in rows])
 
 
@@ -109,15 +110,15 @@ async def _execute(
 
 
 def _read(result: CursorResult[*tuple[object, ...]]) -> Sequence[Sequence[object]]:
-    """Return all rows of a result. Raises UnreadableRow, which repeats nothing of what is stored.
+    """Return all rows of a result. Raises UnreadableRow, whose text contains no stored value.
 
-    Only the column types run in here. So a TypeError or an AttributeError of other code of keyman is never taken for a
-    damaged row.
+    Only the column types run inside the `try`. So a TypeError or an AttributeError of other code of keyman is never
+    mistaken for a damaged row.
     """
     try:
         return result.all()
-    except (ValueError, TypeError, AttributeError):  # the types' own errors hold the value
-        raise_alone(UnreadableRow("a stored row holds a value that its column cannot hold"))
+    except (ValueError, TypeError, AttributeError):  # the types' own errors contain the value
+        raise_alone(UnreadableRow("a stored row contains a value that does not fit its column"))
 
 
 def _columns(statement: Executable) -> tuple[str, ...]:

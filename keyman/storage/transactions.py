@@ -33,10 +33,10 @@ from keyman.storage.statements import Command
 from keyman.telemetry import Metrics, log
 
 NOTE_PATIENCE = 0.05
-"""Seconds that a note waits for a lock before it is skipped: too short to notice."""
+"""Seconds that `Database.note` waits for a lock before it skips the command: too short to notice."""
 
 NOTE_PAUSE = 1.0
-"""Seconds without another note after a skipped one, so that only one of many requests waits."""
+"""Seconds without another note after a skipped one, so that only one of many requests waits for a lock."""
 
 
 class Database:
@@ -55,24 +55,24 @@ class Database:
             max_overflow=0,
             pool_timeout=engine.BUSY_TIMEOUT,
         )
-        # A SELECT needs no BEGIN and COMMIT: this saves two round trips, and on SQLite a lock.
+        # A SELECT needs no BEGIN and COMMIT. Leaving them out saves two round trips, and a lock on SQLite.
         self._reader = self._engine.execution_options(keyman_reads=True)
         self._engine = engine.transactional(self._engine)
-        # SQLite has one writer at a time. This lock is fair; waiting inside SQLite is not.
+        # SQLite has one writer at a time. Writers get this lock in order; waiting inside SQLite has no order.
         self._writer = asyncio.Lock() if self.is_sqlite else None
-        self._next_note = 0.0  # by the monotonic clock
+        self._next_note = 0.0  # in seconds of the monotonic clock
 
     @property
     def exists(self) -> bool:
-        """Return False for a SQLite database whose file does not exist. For a server, only connecting shows it."""
+        """Return False for a SQLite database whose file does not exist, and True for a server, which is not asked."""
         return self._file is None or self._file.exists()
 
     @asynccontextmanager
     async def write(self, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
         """Open a transaction, which is committed when the block ends and rolled back when it raises.
 
-        It waits for locks for `patience` seconds, by default BUSY_TIMEOUT. Raises DatabaseUnavailable. Passes on an
-        IntegrityError of the block, because the caller knows what it means.
+        It waits for locks for `patience` seconds, by default BUSY_TIMEOUT. Raises DatabaseUnavailable. It does not
+        translate an IntegrityError of the block, because the caller knows what it means.
         """
         async with _faults_translated(is_expected=patience is not None) as own, self._turn(patience):
             self._check_file()
@@ -92,7 +92,7 @@ class Database:
                         await transaction.commit()
                     except (DBAPIError, DriverFault, OSError, TimeoutError) as fault:
                         report(fault)
-                        # The connection may still have the transaction and, on SQLite, the lock.
+                        # The connection may still have an open transaction and, on SQLite, the lock.
                         with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
                             await connection.invalidate()
                         raise_alone(
@@ -104,7 +104,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection for SELECTs. Each has its own snapshot. Raises DatabaseUnavailable."""
+        """Open a connection for SELECTs. Each SELECT has its own snapshot. Raises DatabaseUnavailable."""
         async with _faults_translated() as own:
             self._check_file()
             async with self._reader.connect() as connection:
@@ -112,15 +112,15 @@ class Database:
                     yield connection
 
     async def note(self, command: Command, **parameters: object) -> None:
-        """Execute a command in its own transaction. It is left out when it cannot be executed at once."""
+        """Execute a command in its own transaction. It is skipped if it cannot be executed at once."""
         if monotonic() < self._next_note:
             return
         try:
-            # The patience ends waiting for a lock; the bound around it everything else, such as a connection.
+            # `patience` limits the wait for a lock. The timeout around it limits any other wait, as for a connection.
             async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(patience=NOTE_PATIENCE) as connection:
                 await command.execute(connection, **parameters)
         except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
-            log.info("note left out", fault=getattr(fault, "kind", type(fault).__name__))
+            log.info("note skipped", fault=getattr(fault, "kind", type(fault).__name__))
             self._next_note = monotonic() + NOTE_PAUSE
 
     async def close(self) -> None:
@@ -139,8 +139,9 @@ class Database:
             self._writer.release()
 
     def _check_file(self) -> None:
-        """An open SQLite connection goes on writing to a file that was removed or replaced, where nobody will find
-        it. Raises OSError then, until the file is put back.
+        """Raise OSError if the file of a SQLite database was removed or replaced, until it is put back.
+
+        An open connection would continue to write to the old file, where the data would be lost.
         """
         if self._file is None:
             return
@@ -153,7 +154,7 @@ class Database:
 
 @contextmanager
 def _remembered(own: list[BaseException]) -> Iterator[None]:
-    """Add what the caller's block raises to `own`."""
+    """Add the exception that the caller's block raises to `own`."""
     try:
         yield
     except BaseException as fault:
@@ -163,8 +164,10 @@ def _remembered(own: list[BaseException]) -> Iterator[None]:
 
 @asynccontextmanager
 async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[list[BaseException]]:
-    """Translate faults of the database. The list takes what the caller's block raises: an OSError or a TimeoutError
-    of the caller's own, such as that of a file or of Vault, passes as it is.
+    """Translate faults of the database to DatabaseUnavailable or RefusedStatement.
+
+    The yielded list is for the exception that the caller's block raises. An OSError or a TimeoutError in it is not
+    translated, because it is not of the database but, for example, of a file or of Vault.
     """
     own: list[BaseException] = []
     try:
@@ -175,7 +178,7 @@ async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[list
         if any(fault is one for one in own) and not isinstance(fault, DRIVER_FAULTS):
             raise
         if not is_outage(fault):
-            # keyman made a mistake when the database does not accept a statement. Say so without its parameters.
+            # The database rejected the statement: keyman has a bug or lacks a right. Its parameters are not repeated.
             refusal = MissingRight if INSUFFICIENT_PRIVILEGE in kind(fault) else RefusedStatement
             raise_alone(refusal(f"the database refused a statement: {kind(fault)}"))
         if not is_expected:  # a caller that does not wait expects that the database can be busy

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData
 from sqlalchemy.types import TypeDecorator
 
-# Constraint names for migrations, the same on both databases.
+# The names of constraints, which migrations need: they are the same on both databases.
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -23,7 +23,7 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An instant with microseconds. It takes aware values and returns them in UTC. SQLite stores naive text in UTC."""
+    """A time with microseconds. It accepts times with a zone and returns UTC. SQLite stores UTC without a zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

@@ -122,7 +122,11 @@ async def test_a_second_pruning_that_somebody_hides_is_found(bent: Trail) -> Non
     await bent.remove(*[row.id for row in first])
     await bent.end(rows[0].chain, base_sequence=rows[3].sequence, base_hash=rows[3].hash)
     (found,) = await bent.broken()
-    assert found == (1, None, f"{rows[3].sequence} at its beginning are missing, and no entry says so")
+    assert found == (
+        1,
+        None,
+        f"entries missing at the beginning of the chain, whose pruning no entry records: {rows[3].sequence}",
+    )
 
 
 async def test_what_a_key_holds_is_said_again(kept: Trail) -> None:

@@ -43,7 +43,8 @@ CHANGES: list[dict[str, Any]] = [
     {"as_of": 1},
     {"hash": bytes(32)},
 ]
-CHANGED = "it was changed, or exchanged, or the one before it was"
+NO_ROW = "the row of the chain in audit_chains is missing, so its entries cannot be verified"
+CHANGED = "its hash does not match: this entry or the one before it was changed or replaced"
 
 
 async def test_an_unchanged_audit_log_verifies_with_every_entry(bent: Trail) -> None:
@@ -141,7 +142,9 @@ async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verif
     for harm in ("sequence = 'c4n4ry'", "base_sequence = 'c4n4ry', sequence = 'd'", "base_hash = printf('%032d', 7)"):
         async with bent.db.write() as connection:
             await connection.execute(text(f"UPDATE audit_chains SET {harm}"))  # noqa: S608
-        assert await bent.broken() == [(0, None, "its ends hold what no end can hold")]
+        assert await bent.broken() == [
+            (0, None, "the row of the chain in audit_chains contains a value of the wrong type")
+        ]
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL refuses such values
@@ -171,7 +174,7 @@ async def test_what_hashes_alike_and_is_another_thing_in_sqlite_is_found(bent: T
 async def test_an_entry_before_the_beginning_is_found(bent: Trail, sequence: int) -> None:
     row = (await bent.longest())[4]
     await bent.put(**{**row._mapping, "id": 1000, "sequence": sequence, "value_uuid": uuid4(), "as_of": 1000})
-    assert await bent.broken() == [(sequence, 1000, "it stands before the beginning")]
+    assert await bent.broken() == [(sequence, 1000, "the entry is before the beginning of the chain")]
 
 
 async def test_what_was_pruned_and_put_back_is_found(bent: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +184,9 @@ async def test_what_was_pruned_and_put_back_is_found(bent: Trail, monkeypatch: p
         detail = f"up to 5 {rows[4].hash.hex()}"
         await record(connection, Entry(Action.TRAIL_PRUNE, OPERATOR, detail=detail), chain=rows[0].chain)
     await bent.end(rows[0].chain, base_sequence=5, base_hash=rows[4].hash)
-    assert await bent.broken() == [(n + 1, rows[n].id, "it stands before the beginning") for n in range(5)]
+    assert await bent.broken() == [
+        (n + 1, rows[n].id, "the entry is before the beginning of the chain") for n in range(5)
+    ]
 
 
 async def test_a_chain_of_any_number_is_found_without_a_line_for_each_before_it(bent: Trail) -> None:
@@ -207,7 +212,7 @@ async def test_an_anchor_finds_what_was_pruned_after_it_though_the_audit_log_rec
     later = found.heads
     assert (await bent.verified(later)).pruned_since == 0
     await bent.end(rows[0].chain, base_sequence=3)
-    assert (0, None, "it begins before the place where it began when it was anchored") in await bent.broken(later)
+    assert (0, None, "the chain begins at an earlier place than when it was anchored") in await bent.broken(later)
 
 
 async def test_what_an_anchor_does_not_hold_any_more_it_does_not_vouch_for(bent: Trail) -> None:
@@ -228,7 +233,7 @@ async def test_anchors_that_differ_do_not_hide_each_other(bent: Trail) -> None:
     other = head._replace(hash=bytes(32))
     for anchored in ([head, other], [other, head]):
         found = await bent.verified(anchored)
-        assert [one.what for one in found.breaks] == ["it is not the entry that was anchored"]
+        assert [one.what for one in found.breaks] == ["this is not the entry that was anchored"]
         assert found.held == [head]
 
 
@@ -255,19 +260,19 @@ async def test_removed_entries_are_counted_where_they_were(bent: Trail, first: i
     rows = (await bent.longest())[:10]
     await bent.remove(*[row.id for row in rows[first : first + count]])
     after = rows[first + count]
-    assert await bent.broken() == [(after.sequence, after.id, f"{count} before it are missing")]
+    assert await bent.broken() == [(after.sequence, after.id, f"entries missing before this one: {count}")]
 
 
 async def test_entries_that_are_cut_off_are_counted(bent: Trail) -> None:
     rows = await bent.longest()
     await bent.remove(rows[-1].id, rows[-2].id)
-    assert await bent.broken() == [(len(rows) - 1, None, "2 at its end are missing")]
+    assert await bent.broken() == [(len(rows) - 1, None, "entries missing at the end of the chain: 2")]
 
 
 async def test_a_whole_chain_that_is_gone_is_counted(bent: Trail) -> None:
     rows = await bent.longest()
     await bent.remove(*[row.id for row in rows])
-    assert await bent.broken() == [(1, None, f"{len(rows)} at its end are missing")]
+    assert await bent.broken() == [(1, None, f"entries missing at the end of the chain: {len(rows)}")]
 
 
 async def test_exchanged_entries_are_named(bent: Trail) -> None:
@@ -291,14 +296,16 @@ async def test_an_entry_that_was_added_behind_the_end_is_found(bent: Trail) -> N
     forged = {**last._mapping, "id": last.id + 1000, "sequence": last.sequence + 1}
     forged["hash"] = digest(last.hash, forged)
     await bent.put(**forged)
-    assert await bent.broken() == [(last.sequence + 1, None, "1 stand behind its end")]
+    assert await bent.broken() == [(last.sequence + 1, None, "entries after the end of the chain: 1")]
 
 
 async def test_an_entry_that_would_overrule_all_that_come_is_found_though_it_was_chained(bent: Trail) -> None:
     async with bent.db.write() as connection:
         await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=KeyId(1), value_uuid=uuid4(), as_of=10_000))
     (last,) = await bent.rows(audit_log.c.as_of == 10_000)
-    assert await bent.broken() == [(last.sequence, last.id, "it claims to be newer than it is")]
+    assert await bent.broken() == [
+        (last.sequence, last.id, "as_of is higher than the id, so the entry claims to be newer than it is")
+    ]
 
 
 async def test_an_entry_of_a_chain_that_does_not_exist_is_found(bent: Trail) -> None:
@@ -306,26 +313,28 @@ async def test_an_entry_of_a_chain_that_does_not_exist_is_found(bent: Trail) -> 
     await bent.put(**{**last._mapping, "id": last.id + 1000, "chain": 77, "sequence": 1})
     breaks = (await bent.verified()).breaks
     assert {one.chain for one in breaks} == set(range(max(one.chain for one in breaks), 78)) - {0}
-    assert {one.what for one in breaks} == {"its ends are gone, and with them what its entries are held to"}
+    assert {one.what for one in breaks} == {NO_ROW}
 
 
 async def test_an_end_that_was_changed_or_removed_is_found(bent: Trail) -> None:
     chain = (await bent.longest())[-1].chain
     count = len(await bent.longest())
     await bent.end(chain, hash=bytes(32))
-    assert await bent.broken() == [(count, None, "its end was changed")]
+    assert await bent.broken() == [(count, None, "the hash of the last entry is not the one in audit_chains")]
     await bent.end(chain, base_hash=bytes(32), hash=(await bent.longest())[-1].hash)
-    assert (0, None, "it does not begin where this deployment's begins") in await bent.broken()
+    assert (0, None, "the first hash of the chain is not that of this deployment") in await bent.broken()
     async with bent.db.write() as connection:
         await connection.execute(delete(audit_chains).where(audit_chains.c.chain == chain))
-    assert (0, None, "its ends are gone, and with them what its entries are held to") in await bent.broken()
+    assert (0, None, NO_ROW) in await bent.broken()
 
 
 async def test_a_beginning_that_was_cut_off_is_found_though_the_end_was_moved_with_it(bent: Trail) -> None:
     rows = await bent.longest()
     await bent.remove(*[row.id for row in rows[:4]])
     await bent.end(rows[0].chain, base_sequence=4, base_hash=rows[3].hash)
-    assert await bent.broken() == [(1, None, "4 at its beginning are missing, and no entry says so")]
+    assert await bent.broken() == [
+        (1, None, "entries missing at the beginning of the chain, whose pruning no entry records: 4")
+    ]
 
 
 async def test_a_changed_entry_with_recomputed_hashes_is_found_only_with_an_anchor(bent: Trail) -> None:
@@ -334,7 +343,7 @@ async def test_a_changed_entry_with_recomputed_hashes_is_found_only_with_an_anch
     await bent.rewrite(rows[5:], application="somebody else")
     assert await bent.broken() == []
     last = rows[-1]
-    assert await bent.broken(heads) == [(last.sequence, last.id, "it is not the entry that was anchored")]
+    assert await bent.broken(heads) == [(last.sequence, last.id, "this is not the entry that was anchored")]
 
 
 async def test_removed_entries_with_the_end_moved_are_found_only_with_an_anchor(bent: Trail) -> None:
@@ -343,7 +352,7 @@ async def test_removed_entries_with_the_end_moved_are_found_only_with_an_anchor(
     await bent.remove(rows[-1].id)
     await bent.end(rows[-1].chain, sequence=rows[-2].sequence, hash=rows[-2].hash)
     assert await bent.broken() == []
-    assert await bent.broken(heads) == [(rows[-1].sequence, None, "the entry that was anchored is gone")]
+    assert await bent.broken(heads) == [(rows[-1].sequence, None, "the entry that was anchored is missing")]
 
 
 async def test_an_anchor_holds_however_many_entries_follow(bent: Trail) -> None:
@@ -362,7 +371,7 @@ async def test_an_audit_log_longer_than_a_page_verifies_and_its_breaks_between_p
     assert (found.breaks, sum(reported)) == ([], found.entries)
     rows = await bent.longest()
     await bent.remove(rows[4].id)
-    assert await bent.broken() == [(6, rows[5].id, "1 before it are missing")]
+    assert await bent.broken() == [(6, rows[5].id, "entries missing before this one: 1")]
 
 
 async def test_writers_at_once_leave_one_chain_of_each(kept: Trail) -> None:

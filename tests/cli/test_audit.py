@@ -85,7 +85,8 @@ def test_an_audit_log_is_exported_and_verified_and_its_breaks_are_named(told: di
     bend(file, "UPDATE audit_log SET application = 'c4n4ry' WHERE id = 2")
     broken = keyman("audit", "verify", env=told)
     assert broken.code == 1
-    assert broken.out == "chain 0, place 2 (entry 2): it was changed, or exchanged, or the one before it was\n"
+    changed = "its hash does not match: this entry or the one before it was changed or replaced"
+    assert broken.out == f"chain 0, place 2 (entry 2): {changed}\n"
     assert "The audit log is broken: 1 break in 3 entries." in broken.err
     assert "c4n4ry" not in broken.out + broken.err
     found = json.loads(keyman("audit", "verify", "--json", env=told).out)
@@ -93,7 +94,7 @@ def test_an_audit_log_is_exported_and_verified_and_its_breaks_are_named(told: di
     refused(keyman("audit", "anchor", env=told), "does not verify. It is evidence")
 
     bend(file, "DELETE FROM audit_log WHERE id = 2")
-    assert "1 before it are missing" in keyman("audit", "verify", env=told).out
+    assert "entries missing before this one: 1" in keyman("audit", "verify", env=told).out
 
 
 def test_what_somebody_wrote_into_an_entry_does_not_steer_the_terminal(told: dict[str, str], file: Path) -> None:
@@ -110,7 +111,7 @@ def test_what_cannot_be_exported_is_said_in_words(told: dict[str, str], file: Pa
         assert (said.code, "Traceback" in said.err) == (1, False)
         assert "An entry is invalid." in said.err
     assert "An entry is invalid." in keyman("audit", "list", env=told).err
-    assert "place 3 (no entry): it holds" in keyman("audit", "verify", env=told).out
+    assert "place 3 (no entry): the entry contains a value" in keyman("audit", "verify", env=told).out
 
 
 def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
@@ -147,7 +148,7 @@ def test_an_anchor_finds_what_was_bent_and_made_to_fit_and_lets_old_entries_go(
     bend(file, "UPDATE audit_chains SET base_sequence = 0")
     found = keyman("audit", "verify", "--anchor", str(anchor), env=told)
     assert found.code == 1
-    assert "the entry that was anchored is gone" in found.out
+    assert "the entry that was anchored is missing" in found.out
     refused(keyman("audit", "prune", "--older-than", "0s", "--anchor", str(anchor), env=told), "evidence")
 
 
@@ -157,7 +158,7 @@ def test_an_anchor_that_is_none_is_said(told: dict[str, str], tmp_path: Path) ->
     for text in ("", "{}", "[1]", '{"deployment": "c4n4ry"}', '{"heads": ["c4n4ry"]}'):
         anchor.write_text(text)
         said = keyman("audit", "verify", "--anchor", str(anchor), env=told)
-        refused(said, "is no anchor")
+        refused(said, "is not an anchor")
         assert "c4n4ry" not in said.err
     other: dict[str, object] = {
         "deployment": "00000000-0000-0000-0000-000000000001",
@@ -168,7 +169,7 @@ def test_an_anchor_that_is_none_is_said(told: dict[str, str], tmp_path: Path) ->
     refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "another deployment")
     other["heads"] = [{"chain": 0, "sequence": 1, "hash": "zz"}]
     anchor.write_text(json.dumps(other))
-    refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "is no anchor")
+    refused(keyman("audit", "verify", "--anchor", str(anchor), env=told), "is not an anchor")
 
 
 def test_an_anchor_of_which_nothing_is_left_proves_nothing_unless_a_newer_one_is_given_too(
@@ -206,7 +207,7 @@ def test_a_hostile_anchor_is_none(tmp_path: Path) -> None:
     nested = '{"more":' + "[" * 400_000 + "]" * 400_000 + "}"
     for text in (*texts, nested, json.dumps(whole).replace(": 1,", ": 1e400,"), json.dumps(whole) + " " * 1_000_000):
         path.write_text(text)
-        with pytest.raises(ConfigurationError, match="is no anchor"):
+        with pytest.raises(ConfigurationError, match="is not an anchor"):
             anchors.load(path, deployment)
 
 

@@ -65,7 +65,7 @@ async def test_another_schema_names_both_revisions_and_what_to_do(db: Database, 
     assert revision in said
     assert SCHEMA_REVISION in said
     assert COMMAND in said
-    assert "if a newer keyman has upgraded it, start that one" in said
+    assert "if a newer version has upgraded the database, start that version" in said
 
 
 async def test_a_server_that_is_away_is_no_fault_of_the_schema(postgres: PostgresServer) -> None:

@@ -73,7 +73,7 @@ def test_a_wrong_entry_stops_the_start_and_is_named_by_its_number(tmp_path: Path
     with pytest.raises(ConfigurationError) as refused:
         Catalogue.load(path)
     message = str(refused.value)
-    assert message.startswith("KEYMAN_SERVICES_FILE is wrong at entry 2: ")
+    assert message.startswith("KEYMAN_SERVICES_FILE has an invalid entry 2: ")
     assert word in message
     assert CANARY not in message
 

@@ -11,7 +11,7 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-# The types as they were at this revision, so that a later change of keyman's own does not change history.
+# Copies of the types at this revision, so that a later change of keyman's own types does not change this migration.
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 

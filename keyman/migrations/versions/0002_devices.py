@@ -1,4 +1,4 @@
-"""Sessions have the device that opened them, for the page that lists them."""
+"""Sessions have the name of the device that opened them, for the page that lists them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ FIELDS = (
 )
 
 BATCH = 1000
-"""Entries that are read, and written, at once."""
+"""The number of entries that are read, and written, at a time."""
 
 
 def upgrade() -> None:
@@ -118,8 +118,9 @@ LOG = sa.table(
 
 
 def _name_current_values(connection: sa.Connection) -> None:
-    """The newest entry of each key that stored a value names the value that is stored now. A key without one, whose
-    entry somebody has removed, is not vouched for: it has to be stored again.
+    """Add the key's current value to the newest entry of each key that stored a value.
+
+    If somebody has removed that entry of a key, no entry names its current value, so the key must be stored again.
     """
     connection.execute(
         sa.text(
@@ -132,7 +133,7 @@ def _name_current_values(connection: sa.Connection) -> None:
 
 
 def _chain(connection: sa.Connection, previous: bytes) -> tuple[int, bytes]:
-    """Chain every entry behind `previous`; return how many there are, and the hash of the last."""
+    """Chain every entry, the first to the hash `previous`. Return the number of entries, and the hash of the last."""
     sequence, last_id = 0, 0
     while True:
         rows = connection.execute(sa.select(LOG).where(LOG.c.id > last_id).order_by(LOG.c.id).limit(BATCH)).mappings()
@@ -153,7 +154,7 @@ def _chain(connection: sa.Connection, previous: bytes) -> tuple[int, bytes]:
 
 def _line(previous: bytes, row: sa.RowMapping, sequence: int) -> bytes:
     told = {name: row[name] for name in (*FIELDS, "value_uuid", "as_of")}
-    # SQLite keeps it without a zone.
+    # SQLite stores the time without a zone.
     at = told["at"].replace(tzinfo=UTC) if told["at"].tzinfo is None else told["at"].astimezone(UTC)
     told |= {"at": at.isoformat().replace("+00:00", "Z"), "chain": 0, "sequence": sequence, "previous": previous.hex()}
     if told["value_uuid"] is not None:

@@ -1,4 +1,4 @@
-"""A key belongs to an owner. Every user is one, with the same number, and owners hand the numbers out from now on."""
+"""A key belongs to an owner. Every user is an owner with the same id. From now on `owners` generates these ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
-# The types as they were at this revision, so that a later change of keyman's own does not change history.
+# A copy of the type at this revision, so that a later change of keyman's own type does not change this migration.
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -40,16 +40,19 @@ def upgrade() -> None:
 
 
 def _hand_numbers_over_on_sqlite() -> None:
-    """Continue where the users' numbers ended, also above a user that was deleted. An empty table has no sequence."""
+    """Let the ids of `owners` continue after the highest id that a user ever had, even a deleted one.
+
+    An empty table has no sequence.
+    """
     op.execute("DELETE FROM sqlite_sequence WHERE name = 'owners'")
     op.execute("INSERT INTO sqlite_sequence (name, seq) SELECT 'owners', seq FROM sqlite_sequence WHERE name = 'users'")
-    # The copy has no AUTOINCREMENT: a user without an owner's number is refused by the foreign key.
+    # The copied table has no AUTOINCREMENT. The foreign key refuses a user whose id is not the id of an owner.
     with op.batch_alter_table("users", recreate="always") as users:
         users.create_foreign_key("fk_users_id_owners", "owners", ["id"], ["id"])
 
 
 def _hand_numbers_over_on_postgresql() -> None:
-    """Continue where the users' numbers ended, also above a user that was deleted."""
+    """Let the ids of `owners` continue after the highest id that a user ever had, even a deleted one."""
     op.execute("SELECT setval('owners_id_seq', last_value, is_called) FROM users_id_seq")
     op.execute("ALTER TABLE users ALTER COLUMN id DROP DEFAULT")
     op.execute("DROP SEQUENCE users_id_seq")

@@ -37,7 +37,7 @@ from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
 
 AUTHENTICATION = Authentication(
-    # Where a request shows a token, its cookie does not count.
+    # If a request has a token, its cookie is ignored.
     [TokenProof(), SessionProof()],
     "Send an access token (Authorization: Bearer km_…), or sign in.",
 )
@@ -79,7 +79,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
 
 
 def from_environment() -> Edge:
-    """Make the application of a worker of `keyman serve`."""
+    """Create the ASGI application of a worker of `keyman serve`."""
     return assembly.from_environment(create_app)
 
 
@@ -113,7 +113,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
 
 @cache
 def _document(services: tuple[str, ...]) -> bytes:
-    """Return the OpenAPI document. It is made at the first request, because it takes a tenth of a second."""
+    """Return the OpenAPI document. It is created at the first request, because that takes a tenth of a second."""
     return openapi_document(_described_routes(), _DEPENDENCIES, services)
 
 

@@ -24,8 +24,8 @@ TAGS = (
     Tag("Keys", "The API keys of users: sealed values, shown by their masks."),
     Tag("Access tokens", "For scripts: `Authorization: Bearer km_…`, with scopes and an expiry."),
     Tag("Account", "Sign-up, sign-in, passwords. A session may do everything that its user may."),
-    Tag("Audit log", "What was done, by whom and from where."),
-    Tag("Health", "For the platform that runs keyman."),
+    Tag("Audit log", "The changes to an account and the uses of its keys, with time, caller and address."),
+    Tag("Health", "Checks and metrics, for the platform that runs keyman."),
 )
 
 
@@ -95,7 +95,7 @@ WORDS = Words(
             type="apiKey",
             security_scheme_in="cookie",
             name=SESSION_COOKIE,
-            description="Set by sign-up and sign-in.",
+            description="The session cookie. Sign-up and sign-in set it.",
         ),
     },
     examples=EXAMPLES,

@@ -1,4 +1,4 @@
-"""Removes ended sessions, throttling windows and idempotency keys. Correctness does not depend on it."""
+"""Deletes ended sessions, throttling windows and idempotency keys. keyman ignores them even before that."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from keyman.storage.types import UtcTime
 from keyman.telemetry import frames, log
 
 BATCH = 1000
-"""Rows that one transaction removes. Others wait for it; on SQLite, all writers do."""
+"""The maximum number of rows that one transaction deletes. Others may wait for it; on SQLite, all writers do."""
 
 INTERVAL = 3600.0
-"""Seconds between two rounds of one process. The rows that wait meanwhile are small and have no effect."""
+"""Seconds between two rounds of one process. The rows that stay until then are small and have no effect."""
 
 
 async def run(db: Database) -> None:
-    """Remove ended rows, again and again.
+    """Delete ended rows once in every INTERVAL.
 
     The first round comes after a random part of the interval, so that replicas that started together do not sweep at
     the same time.
@@ -37,7 +37,7 @@ async def run(db: Database) -> None:
             await sweep(db)
         except DatabaseUnavailable:
             pass  # the storage has logged it; the next round tries again
-        except Exception as fault:  # noqa: BLE001  # nobody would notice that the task had ended
+        except Exception as fault:  # noqa: BLE001  # otherwise the task would end, and nobody would notice
             log.error("housekeeping failed", **frames(fault))
         await asyncio.sleep(INTERVAL)
 
@@ -48,7 +48,7 @@ async def sweep(db: Database) -> None:
     ends = {"moment": moment, "idle_since": moment - SESSION_IDLE, "ended_before": moment - LIFETIME}
     for command, parameters in _SWEEPS:
         removed = BATCH
-        while removed >= BATCH:  # it can be more, if several owners share a key's hash
+        while removed >= BATCH:  # it can be more, if several users have the same `key_hash`
             async with db.write() as connection:
                 removed = await command.execute(connection, **{name: ends[name] for name in parameters})
 
@@ -56,7 +56,7 @@ async def sweep(db: Database) -> None:
 def _sweep(
     table: Table, key: ColumnElement[object], has_ended: ColumnElement[bool], *parameters: str
 ) -> tuple[Command, tuple[str, ...]]:
-    """A command that removes at most BATCH rows that have ended, and the names of its parameters."""
+    """Return a command that deletes at most BATCH rows that have ended, and the names of its parameters."""
     some = select(key).where(has_ended).limit(BATCH)
     return Command(delete(table).where(key.in_(some), has_ended)), parameters
 

@@ -32,7 +32,7 @@ from keyman.vault.opener import TransitOpener
 def create_resolver(settings: Settings) -> Edge:
     """Return the resolver plane as an ASGI application.
 
-    Its start-up raises ConfigurationError for a database that is not migrated. Vault is not needed to start.
+    Its start-up raises ConfigurationError for a database that is not migrated. It can start without Vault.
     """
     metrics = Metrics()
     litestar = Litestar(
@@ -60,7 +60,7 @@ def create_resolver(settings: Settings) -> Edge:
 
 
 def from_environment() -> Edge:
-    """Make the application of a worker of `keyman serve --plane resolver`."""
+    """Create the ASGI application of a worker of `keyman serve --plane resolver`."""
     return assembly.from_environment(create_resolver)
 
 
@@ -76,7 +76,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
 
 @cache
 def _document() -> bytes:
-    """Return the OpenAPI document. It is made at the first request."""
+    """Return the OpenAPI document. It is created at the first request."""
     return openapi_document(_DESCRIBED_ROUTES, _DEPENDENCIES)
 
 

@@ -22,8 +22,8 @@ Every error is `application/problem+json` (RFC 9457), with a `type` that leads t
 """,
     tags=(
         Tag("Keys", "The API keys that users have stored, for applications."),
-        Tag("Problems", "What the errors mean."),
-        Tag("Health", "For the platform that runs keyman."),
+        Tag("Problems", "Explanations of the errors."),
+        Tag("Health", "Checks and metrics, for the platform that runs keyman."),
     ),
     security={
         "token": SecurityScheme(

@@ -32,7 +32,7 @@ AUTHENTICATION = Authentication([ApplicationProof()], "Send the token of an appl
 
 
 async def limit_rate(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """A guard, after `authenticate` and before the body is read: count the request. Raises RateLimited."""
+    """Count the request. This guard runs after `authenticate` and before the body is read. Raises RateLimited."""
     if is_public(handler):
         return
     limit: RateLimit = connection.app.state.limit
@@ -41,7 +41,7 @@ async def limit_rate(connection: AnyConnection, handler: BaseRouteHandler) -> No
 
 
 class ResolvedKey(msgspec.Struct):
-    """The shape of the answer, for the OpenAPI document. It is never given a value, because `repr` would show it."""
+    """The shape of the answer, for the OpenAPI document. It has no instances: their `repr` would show the value."""
 
     key_id: int
     user_id: int
@@ -115,7 +115,7 @@ def _to_json(resolved: Resolved) -> bytes:
     operation_id="explainProblem",
     response_description="The explanation.",
     summary="Explain a problem",
-    description="The page behind the `type` of a problem: its title, its status and what to do, in plain text.",
+    description="Explains the problem that has this `type`: its title, its status and what to do, in plain text.",
     responses=may_answer(errors.InvalidRequest, errors.NotFound),
 )
 async def explain_problem(

@@ -138,7 +138,7 @@ class TokenController(Controller):
         security=SECURITY,
         status_code=201,
         operation_id="createToken",
-        response_description="The token, once.",
+        response_description="The new token.",
         summary="Create an access token",
         description=(
             "`token` is shown in this answer and never again. Without `scopes` the token gets `keys:read` and "
@@ -155,7 +155,7 @@ class TokenController(Controller):
         operation_id="listTokens",
         response_description="The tokens, newest first.",
         summary="List the access tokens",
-        description="Newest first, without the tokens themselves.",
+        description="The caller's own access tokens, newest first, without the tokens themselves.",
         responses=may_answer(*CALLER_PROBLEMS),
     )
     async def list_own(self, db: Injected[Database], caller: Injected[Principal]) -> list[TokenInfo]:
@@ -169,7 +169,7 @@ class TokenController(Controller):
         operation_id="revokeToken",
         response_description="The token is revoked.",
         summary="Revoke an access token",
-        description="Effective at once on every replica.",
+        description="The token stops working at once on every replica.",
         responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),
     )
     async def revoke(self, token_id: FromPath[RowId], db: Injected[Database], caller: Injected[Principal]) -> None:

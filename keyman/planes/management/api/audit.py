@@ -29,8 +29,8 @@ from keyman.values import Instant
     response_description="A page of the audit log, newest first.",
     summary="List your audit log",
     description="The caller's own audit log, newest first: changes to the account, its access tokens and its keys, and "
-    "each time that an application asked for a key: its name, the purpose that it gave, and the reason if it got none. "
-    "`action`, `since` and `until` filter it; the `Link` to the next page keeps the filter.",
+    "each time that an application asked for a key: its name, the purpose that it gave, and the reason if it got no "
+    "key. `action`, `since` and `until` filter it; the `Link` to the next page keeps the filter.",
     response_headers=[LINK],
     responses=may_answer(*CALLER_PROBLEMS),
 )
@@ -42,11 +42,15 @@ async def list_audit(
     ] = None,
     since: Annotated[
         Instant | None,
-        QueryParameter(description="From this moment on: RFC 3339, with `Z` or an offset (whose `+` is `%2B` here)."),
+        QueryParameter(
+            description="Only entries from this moment on: RFC 3339, with `Z` or an offset (write its `+` as `%2B`)."
+        ),
     ] = None,
-    until: Annotated[Instant | None, QueryParameter(description="Before this moment, which is not included.")] = None,
+    until: Annotated[Instant | None, QueryParameter(description="Only entries before this moment.")] = None,
     limit: Annotated[Limit, QueryParameter(description="The maximum number of entries on a page.")] = UNSAID,
-    cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
+    cursor: Annotated[
+        Cursor | None, QueryParameter(description="Copy it from the `Link` header of the previous page.")
+    ] = None,
 ) -> Response[list[AuditEntry]]:
     actions = frozenset({Action(action)} if action is not None else ())
     page = await listing.list_own(db, caller.user_id, Slice(limit, cursor), Filter(actions, since, until))

@@ -40,8 +40,8 @@ IfMatchHeader = Annotated[
     str | None,
     HeaderParameter(
         name="If-Match",
-        description="An `ETag` of this key: the change is made only if the key still has it. Without it, the last "
-        "write wins.",
+        description="An `ETag` of this key: keyman changes the key only if the key still has it. Without this header, "
+        "the last write wins.",
     ),
 ]
 IdempotencyKeyHeader = Annotated[
@@ -60,11 +60,13 @@ IdempotencyKeyHeader = Annotated[
 
 
 async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
-    """Return the first answer again. It runs before the body is parsed, because a field, such as an expiry, may have
-    been valid the first time and not now.
+    """Return the first answer again, or None if there is none.
+
+    It runs before the body is parsed, because a field, such as an expiry, may have been valid the first time and not
+    now.
     """
     if "idempotency-key" in request.headers:
-        check_media_type(request.headers)  # the same bytes of another type are another request
+        check_media_type(request.headers)  # the same bytes with another media type are another request
     retry = await _retry_of(request)
     first = await idempotency.find(request.app.state.db, retry) if retry is not None else None
     return None if first is None else _created(first, replayed=True)
@@ -130,9 +132,11 @@ class KeyController(Controller):
         db: Injected[Database],
         caller: Injected[Principal],
         service: Annotated[ServiceSlug | None, QueryParameter(description="Only keys of this service.")] = None,
-        q: Annotated[SearchText | None, QueryParameter(description="Keys whose name contains this.")] = None,
+        q: Annotated[SearchText | None, QueryParameter(description="Only keys whose name contains this text.")] = None,
         limit: Annotated[Limit, QueryParameter(description="The maximum number of keys on a page.")] = UNSAID,
-        cursor: Annotated[Cursor | None, QueryParameter(description="From the Link header of the page before.")] = None,
+        cursor: Annotated[
+            Cursor | None, QueryParameter(description="Copy it from the `Link` header of the previous page.")
+        ] = None,
     ) -> Response[list[KeyInfo]]:
         page = await operations.list_own(db, caller, Slice(limit, cursor), service, q)
         return linked(page, "/api/keys", {"service": service, "q": q, "limit": limit})
@@ -144,7 +148,7 @@ class KeyController(Controller):
         operation_id="getKey",
         response_description="The key.",
         summary="Show a key",
-        description="Its metadata and mask. Works while Vault is sealed or down.",
+        description="The metadata and the mask of a key. Works while Vault is sealed or down.",
         response_headers=[ETAG],
         responses=may_answer(errors.NotFound, *CALLER_PROBLEMS),
     )
@@ -160,7 +164,7 @@ class KeyController(Controller):
         operation_id="replaceKey",
         response_description="The key with its new mask.",
         summary="Replace a key's value",
-        description="The service stays. An omitted field keeps its value. `null` clears a name or an expiry.",
+        description="The service does not change. An omitted field keeps its value. `null` clears a name or an expiry.",
         response_headers=[ETAG],
         responses=may_answer(
             errors.NotFound, errors.PreconditionFailed, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS

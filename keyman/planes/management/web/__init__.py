@@ -14,7 +14,7 @@ from keyman.planes.management.web.pages import provide_visit
 def router() -> Routes:
     """Return the routes of all pages. Each call returns new ones, because a route belongs to one application.
 
-    The state of the application must hold `pages`.
+    The state of the application must contain `pages`.
     """
     return Routes(
         "/",

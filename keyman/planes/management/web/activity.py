@@ -1,4 +1,4 @@
-"""Settings → Activity: the user's audit log in words, by kind and by period."""
+"""Settings → Activity: the user's audit log as sentences, with filters for kind and period."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keyman.storage.transactions import Database
 
 ACTIVITY = "/settings/activity"
 
-# The text of each action, for the user.
+# The text of each action, as the user sees it.
 ACTIONS = {
     Action.SIGNUP: "Account created",
     Action.LOGIN: "Signed in",
@@ -63,7 +63,7 @@ ACTORS = {
     Actor.ANONYMOUS: "Not signed in",
 }
 
-# Why an application got no key.
+# The text of each reason for which an application got no key.
 REASONS: dict[str, str] = {
     Reason.NOT_GRANTED: "The application is not registered for this service.",
     Reason.UNKNOWN: "There was no such key.",
@@ -75,7 +75,7 @@ REASONS: dict[str, str] = {
     **{reason.value: words for reason, words in VAULT_DETAILS.items()},
 }
 
-# The actions of each filter. Actions of operators for all users are in no user's audit log. TRAIL_CARRY has no filter.
+# The actions of each filter. A user's audit log has no actions of operators for all users. TRAIL_CARRY has no filter.
 KINDS = {
     "keys-used": {Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED},
     "keys-changed": {

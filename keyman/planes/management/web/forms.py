@@ -1,4 +1,4 @@
-"""Forms: reads the fields that a browser sends."""
+"""Reads the fields of the forms that a browser sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keyman.identity.principals import Principal
 from keyman.values import FutureTime
 
 MAX_FIELDS = 40
-"""Fields of a form that are parsed. No form of keyman has half as many."""
+"""The maximum number of fields of a form. No form of keyman has half as many."""
 
 
 class Form:
@@ -37,10 +37,10 @@ class Form:
                 parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
             )
         except ValueError:
-            # Without the original error, whose text would quote the body.
+            # The original error is left out, because its text quotes the body.
             raise InvalidRequest.at(FieldError("", "The form is malformed.")) from None
         caller: Principal | None = request.scope.get("user")
-        # Forms of keyman's pages have this field. Without it, the sender is a script, which acts for itself.
+        # Forms of keyman's pages have this field. Without it, the sender is a script, which knows whose session it has.
         if caller is not None and form.text("account") not in ("", str(caller.user_id)):
             raise Conflict("Somebody else has signed in with this browser. Nothing was changed. Reload the page.")
         return form
@@ -52,7 +52,7 @@ class Form:
         return self._fields.get(name, [])
 
     def is_unchanged(self, name: str) -> bool:
-        """Return True when a field was sent as it was shown. A hidden field beside it has the shown value."""
+        """Return True if the user did not change a field. A hidden field beside it contains the shown value."""
         return self.all(f"shown_{name}") == [self.text(name)]
 
     def filled(self, *names: str) -> dict[str, object]:

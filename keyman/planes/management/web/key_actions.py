@@ -1,4 +1,4 @@
-"""Settings → API Keys: pausing, resuming and deleting a key, each after a question."""
+"""Settings → API Keys: pausing, resuming and deleting a key, each after the user has confirmed it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from keyman.providers.catalogue import Catalogue
 from keyman.storage.transactions import Database
 
 NAMED_USES = 10
-"""How many applications the question before a deletion names. It only counts the others, to stay short."""
+"""The number of applications that the question before a deletion names. It only counts the others, to stay short."""
 
 
 @get("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -47,7 +47,7 @@ async def pause(
     catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    """Pause or resume a key, as the form says and not as the key's state suggests: it may have changed meanwhile."""
+    """Pause or resume a key, as the form requests. It does not toggle: the key may have changed meanwhile."""
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
     key = await own_key(db, caller, KeyId(key_id))

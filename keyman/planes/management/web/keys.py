@@ -35,14 +35,14 @@ from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
 FILTER_FROM = 10
-"""The list has a search with more keys than this. A shorter list needs none."""
+"""The list has a search if it has more keys than this. A shorter list needs none."""
 
 EXPIRES_SOON = timedelta(days=14)
 """A key that expires within this time is marked: two weeks are enough to get a new one, and close enough to act."""
 
 
 HUES = 8
-"""Colours of the marks of services, in the order of the catalogue. `keyman.css` has the same number."""
+"""The number of colours for the marks of services, in the order of the catalogue. `keyman.css` has as many."""
 
 
 SURROUNDINGS = ("name", "expires_at")
@@ -50,7 +50,7 @@ SURROUNDINGS = ("name", "expires_at")
 
 
 class KeyForm(NewKey):
-    """A new key in the form, with a last day instead of an instant."""
+    """A new key in the form, with a last day instead of an exact time."""
 
     expires_at: LastDay | None = None
 
@@ -108,7 +108,7 @@ async def show_list(
     page = await operations.list_own(db, caller, part, view.service or None, view.q or None)
     newest = replace(view, cursor="")
     if view.cursor and not page.items:
-        return see_other(newest.url(done=query.get("done")))  # the keys of the last page are gone
+        return see_other(newest.url(done=query.get("done")))  # the keys of this page were deleted
     moment = now()
     return visit.show(
         "keys.html",
@@ -181,13 +181,13 @@ async def edit(
         await _edit(db, sealer, caller, key, form)
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
-            key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it is gone
+            key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
         return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
     return see_other(view.url(saved=key.id, done="changed"))
 
 
 async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
-    """Return a key of the caller. Raises NotFound, with a text for somebody who pressed a button of the key."""
+    """Return a key of the caller. Raises NotFound, with a text for a user who has just seen the key in the list."""
     try:
         return await operations.get(db, caller, key_id)
     except NotFound:
@@ -197,7 +197,7 @@ async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
 async def _create_once(
     db: Database, sealer: Sealer, caller: Principal, new: NewKey, attempt: str, given: dict[str, object]
 ) -> KeyInfo:
-    """Store a key once for each form that was shown, however often it is sent."""
+    """Store only one key for each form that was shown, even if the browser sends it several times."""
     if not attempt:
         return (await operations.create(db, sealer, caller, new)).key
     body = json.dumps(given, sort_keys=True).encode()
@@ -206,7 +206,7 @@ async def _create_once(
         first = await idempotency.find(db, retry)
         return first or (await operations.create(db, sealer, caller, new, retry)).key
     except IdempotencyMismatch:
-        # The same form with other contents, after the back button: store another key.
+        # The user went back, and sent the same form with other contents: store another key.
         return (await operations.create(db, sealer, caller, new)).key
 
 

@@ -1,4 +1,4 @@
-"""The texts, dates and numbers of the pages, in each language.
+"""Translates the texts of the pages, and formats their dates and numbers, for each language.
 
 English is the language of the source: the English sentence is the key of its translations. Other languages are gettext
 catalogues in `locales/<code>/keyman.po`. They are compiled in memory when the process starts, so no build step is
@@ -29,14 +29,14 @@ LOCALES = Path(__file__).parent / "locales"
 ENGLISH = "en"
 
 JUST_NOW = timedelta(minutes=1)
-"""A shorter time than this is "just now", because a last use is recorded once a minute."""
+"""A shorter time than this is "just now", because a last use is recorded at most once a minute."""
 
 
 DAYS_COUNT = timedelta(days=31)
 """A shorter time than this is shown in days: "in 1 week" is too vague for the expiry of a key."""
 
 MAX_TAGS = 20
-"""Entries of an Accept-Language header that are read. Browsers send the few languages that their user has set."""
+"""The number of entries of an Accept-Language header that are read. Browsers send the few languages of their user."""
 
 
 class Language:
@@ -66,7 +66,7 @@ class Language:
         distance = at - now()
         if abs(distance) < JUST_NOW:
             return self.say("just now")
-        # By default Babel uses the next unit from 0.85 of it on, and would show six days as a week.
+        # By default Babel changes to the next unit at 0.85 of it, and would show six days as a week.
         if timedelta(days=1) <= abs(distance) < DAYS_COUNT:
             return format_timedelta(distance, granularity="day", threshold=5, add_direction=True, locale=self._locale)
         return format_timedelta(distance, threshold=1, add_direction=True, locale=self._locale)

@@ -1,7 +1,7 @@
 """Renders pages: templates, the nonce and the policy of each answer, and problems as pages.
 
 Every answer is a whole page. Without JavaScript the browser shows it; with JavaScript, htmx takes a part of it
-(`hx-select`). So both get the same answer, and there are no fragments that only one of them uses.
+(`hx-select`). So both get the same answer, and there are no templates that only one of them uses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
     "require-trusted-types-for 'script'; trusted-types htmx"
 )
-"""The policy of every page: only keyman's own script runs, and only htmx may turn text into elements."""
+"""The Content-Security-Policy of pages: only keyman's own script runs, and only htmx may turn text into elements."""
 
 HEADERS = {
     "content-type": "text/html; charset=utf-8",
@@ -70,8 +70,8 @@ class Pages:
     ) -> Answer:
         """Render a whole page. `context` has the variables of the template, and must not contain a secret.
 
-        `refused` is the reason that a form is shown again. The page has its status, shows it beside the fields that it
-        names (`faults`) or above them (`banner`), and says when to try again.
+        `refused` is the problem for which a form is shown again. The answer has its status and its `Retry-After`. The
+        page shows its text beside the fields that it names (`faults`) or, if `say_why` is set, above them (`banner`).
         """
         language = self._languages.choose(exchange.headers.get("accept-language", ""))
         nonce = secrets.token_urlsafe(16)
@@ -91,14 +91,14 @@ class Pages:
             "content-security-policy": POLICY.format(nonce=nonce),
         }
         if refused is not None:
-            # 422, because the form itself could be read: 400 is for a client that sends malformed requests.
+            # 422, because the form itself could be read. 400 is for a client that sends malformed requests.
             status = 422 if isinstance(refused, InvalidRequest) else KINDS[refused.slug].status
             headers |= {} if refused.retry_after is None else {"retry-after": str(refused.retry_after)}
             headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
         return Answer(status, headers, body.encode())
 
     def problem(self, problem: Problem, exchange: Exchange) -> Answer:
-        """Render a problem as a page. For Unauthenticated this is the sign-in page, which leads back."""
+        """Render a problem as a page. Unauthenticated gets the sign-in page, which then returns to the current page."""
         if isinstance(problem, Unauthenticated):
             had_session = f"{SESSION_COOKIE}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
@@ -110,7 +110,7 @@ class Pages:
     def sign_in(
         self, exchange: Exchange, refused: Problem | None, *, back: str, email: str = "", say_why: bool = True
     ) -> Answer:
-        """Render the sign-in page. For htmx it is a form over the current page, which stays as it is."""
+        """Render the sign-in page. For htmx it is a form over the current page, which does not change."""
         return self.make(
             exchange,
             "sign_in.html",
@@ -130,7 +130,7 @@ class Visit:
 
     @property
     def done(self) -> str:
-        """The change that was just made, from the address after a form. Empty when the link is on another site."""
+        """The change that a form has just made, from the address. Empty if a link on another site led here."""
         query = dict(parse_qsl(self.exchange.target.partition("?")[2]))
         is_ours = self.exchange.headers.get("sec-fetch-site", "same-origin") == "same-origin"
         return query.get("done", "") if is_ours else ""
@@ -161,12 +161,12 @@ def see_other(url: str, cookies: Sequence[Cookie] = ()) -> Response[bytes]:
 
 
 def is_partial(exchange: Exchange) -> bool:
-    """Return True for a request of htmx, which inserts a part of the page into another."""
+    """Return True for a request by htmx, which inserts a part of the answer into the current page."""
     return exchange.headers.get("hx-request") == "true"
 
 
 def is_one(kind: type[Value], raw: str | None) -> bool:
-    """Return True when `kind` can be parsed from a query parameter. Pages ignore other parameters."""
+    """Return True if a query parameter is a valid `kind`. Pages ignore invalid parameters."""
     if not raw:
         return False
     try:
@@ -180,7 +180,7 @@ _OWN = re.compile(r"/settings((?!//|\\)[!-~])*")
 
 
 def own_page(url: str) -> str:
-    """Return `url` if it is a page of the settings, else HOME. So no request can redirect to another site."""
+    """Return `url` if it is a page of the settings, else HOME. So no request can cause a redirect to another site."""
     return url if _OWN.fullmatch(url) else HOME
 
 

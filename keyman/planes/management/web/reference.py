@@ -15,7 +15,7 @@ DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""The policy of the API reference, whose components set inline styles. Nothing is loaded from another host."""
+"""The Content-Security-Policy of the API reference. Its components set inline styles; no other host is used."""
 
 
 @get("/problems", opt=PUBLIC, include_in_schema=False)

@@ -21,7 +21,7 @@ from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, 
 from keyman.storage.transactions import Database
 
 SIGNED_IN = "keyman:signed-in"
-"""The event that tells the page behind a sign-in form to continue. `account` is the user of the session."""
+"""The event after which the page behind a sign-in form continues. `account` is the id of the signed-in user."""
 
 
 @get("/", opt=PUBLIC, include_in_schema=False)
@@ -81,7 +81,7 @@ async def sign_up(
     _check_open(settings)
     form = await Form.read(request)
     if not form.text("password"):
-        # It comes from the button beside "Sign in", with what was typed so far.
+        # The user pressed the button beside "Sign in". The form contains the address that they have typed.
         return visit.show("sign_up.html", email=form.text("email"))
     try:
         new = values.decode(SignUp, form.filled("email", "password"))

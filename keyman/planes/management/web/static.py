@@ -20,7 +20,7 @@ from keyman.http.requests import AnyRequest
 DIRECTORY = Path(__file__).parent / "static"
 
 KEEP = "public, max-age=31536000, immutable"
-"""One year, the longest time that caches respect. RFC 9111 sets no limit."""
+"""One year. Caches ignore a longer time, although RFC 9111 sets no limit."""
 
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
@@ -32,7 +32,7 @@ def static_url(name: str) -> str:
 
 @get("/static/{file:path}", opt=PUBLIC, include_in_schema=False, sync_to_thread=True)
 def static_file(file: FromPath[Path], request: AnyRequest) -> Response[bytes]:
-    """Return a file by its current name. Older names get a 404; the pages that used them are gone too."""
+    """Return a file by its current name. Older names get a 404: no current page uses them."""
     path = _FILES.get(file.as_posix().lstrip("/"))
     if path is None:
         raise NotFound("There is nothing at this address.")

@@ -1,4 +1,4 @@
-"""Settings → Access tokens: the list, creating a token, which is shown once, and revoking one."""
+"""Settings → Access tokens: the list, the forms to create and revoke a token, and the page that shows a new one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MEANINGS = {
 
 
 class TokenForm(NewToken):
-    """A new token in the form, with a last day instead of an instant."""
+    """A new token in the form, with a last day instead of an exact time."""
 
     expires_at: LastDay | None = None
 
@@ -70,7 +70,7 @@ async def create(
             expires_at=form.text("expires_at"),
             scopes=form.all("scopes"),
         )
-    # Only this page contains a token. It is the answer to the form itself, so that no address leads to it.
+    # Only this page contains a token. It is the answer to the form itself, so that no link can open it again.
     base = settings.public_url or str(request.base_url).rstrip("/")
     return visit.show("token_made.html", token=token, base=base)
 
