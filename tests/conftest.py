@@ -69,8 +69,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the long files first, so that the workers end at about the same time."""
+    """Skip the slow tests unless they are wanted, and put the long files first, so that the workers end together."""
     fast.narrow(config, items)
+    needs.skip_slow(items)
     items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
 

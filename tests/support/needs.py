@@ -15,8 +15,12 @@ import pytest
 
 from tests.support import fast
 
-KNOWN = frozenset({"docker", "chromium", "postgres", "terraform"})
+KNOWN = frozenset({"docker", "chromium", "postgres", "proxies", "terraform"})
+"""`proxies` are nginx, HAProxy and PgBouncer."""
+
 VARIABLE = "KEYMAN_TEST_REQUIRE"
+SLOW = "KEYMAN_TEST_SLOW"
+"""Set to run the tests that are marked `slow`: floods, soaks, and those through proxies. `.ci/run` sets it."""
 
 
 def required() -> frozenset[str]:
@@ -36,6 +40,15 @@ def require(what: str, absence: str | None) -> None:
     if what in required():
         pytest.fail(f"{VARIABLE} demands {what}, but {absence}", pytrace=False)
     pytest.skip(f"{what}: {absence}")
+
+
+def skip_slow(items: list[pytest.Item]) -> None:
+    """Mark the tests that are marked `slow` as skipped, unless `KEYMAN_TEST_SLOW` is set."""
+    if os.environ.get(SLOW):
+        return
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.skip(reason=f"slow: set {SLOW}=1 to run it"))
 
 
 def pytest_configure() -> None:
