@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import ssl
@@ -25,6 +26,9 @@ MAX_TIMEOUT = 300.0
 MAX_CONNECTIONS = 64
 """Connections of one client. Further calls wait for a free one, within their deadlines."""
 
+MAX_TOKEN_FILE = 4096
+"""Bytes of a token's file that are read."""
+
 IDLE = 5.0
 """Seconds until an unused connection is closed. Servers and load balancers keep theirs open for longer."""
 
@@ -32,12 +36,16 @@ IDLE = 5.0
 class Endpoint:
     """The address of one plane, with the token and the timeout of its calls.
 
-    Raises ValueError for an invalid address, token or timeout. The error repeats none of them.
+    A token that came from a file is read again for each request, so that a new one counts at once. Raises ValueError
+    for an invalid address, token or timeout. The error repeats none of them.
     """
 
-    def __init__(self, url: str, token: Secret, timeout: float, *, allow_http: bool) -> None:
+    def __init__(
+        self, url: str, token: Secret, timeout: float, *, allow_http: bool, token_file: Path | None = None
+    ) -> None:
         self.base = _checked_url(url, allow_http=allow_http)
-        self.token = _checked_token(token)
+        self._token = self._earlier = _checked_token(token)
+        self._token_file = token_file
         if not 0 < timeout <= MAX_TIMEOUT:
             raise ValueError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
         self.timeout = timeout
@@ -46,13 +54,27 @@ class Endpoint:
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # without compression a small answer cannot unpack to a large one
-            "Authorization": f"Bearer {self.token.reveal()}",
+            "Authorization": f"Bearer {self._current_token().reveal()}",
             "User-Agent": f"keyman-client/{__version__}",
             **({} if call.body is None else {"Content-Type": "application/json"}),
             **call.headers,
         }
         url = httpx.URL(f"{self.base}{call.path}", params=call.query or None)
         return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=dict(extensions))
+
+    @property
+    def tokens(self) -> tuple[Secret, Secret]:
+        """The token of the last request, and the one before it. No error may repeat them."""
+        return self._token, self._earlier
+
+    def _current_token(self) -> Secret:
+        """Return the token, from its file if there is one. While that holds no valid token, return the last one."""
+        if self._token_file is not None:
+            with contextlib.suppress(OSError, ValueError):  # the file is just being replaced
+                found = _checked_token(_read_token(self._token_file))
+                if found.reveal() != self._token.reveal():
+                    self._token, self._earlier = found, self._token
+        return self._token
 
 
 def find_url(value: str | None, variable: str) -> str:
@@ -63,15 +85,22 @@ def find_url(value: str | None, variable: str) -> str:
     return found
 
 
-def find_token(value: str | Secret | None, variable: str) -> Secret:
-    """Do the same for a token, which can also be in the file that `…_FILE` names."""
+def find_token(value: str | Secret | None, variable: str) -> tuple[Secret, Path | None]:
+    """Do the same for a token, which can also be in the file that `…_FILE` names. Return the file, too."""
     found = value or os.environ.get(variable)
     path = os.environ.get(f"{variable}_FILE")
-    if not found and path:
-        found = Path(path).read_text(encoding="utf-8").strip()
-    if not found:
-        raise ValueError(f"no token: pass it as an argument, or set {variable} or {variable}_FILE")
-    return as_secret(found)
+    if found:
+        return as_secret(found), None
+    if path and (token := _read_token(Path(path))).reveal():
+        return token, Path(path)
+    raise ValueError(f"no token: pass it as an argument, or set {variable} or {variable}_FILE")
+
+
+def _read_token(path: Path) -> Secret:
+    """Raises OSError."""
+    with path.open("rb") as file:
+        # Not decoded strictly: the error would contain the token.
+        return Secret(file.read(MAX_TOKEN_FILE).decode(errors="replace").strip())
 
 
 def as_secret(value: str | Secret) -> Secret:

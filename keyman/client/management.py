@@ -48,8 +48,8 @@ class Keyman:
         allow_http: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        token = find_token(token, TOKEN)
-        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
+        token, file = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http, token_file=file)
         self._wire = Wire(endpoint, ca_file, transport)
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class Keyman:
 
 
 class AsyncKeyman:
-    """The same client for asyncio, within one event loop."""
+    """The same client for asyncio. Each event loop that uses it has connections of its own."""
 
     def __init__(
         self,
@@ -140,8 +140,8 @@ class AsyncKeyman:
         allow_http: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        token = find_token(token, TOKEN)
-        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
+        token, file = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http, token_file=file)
         self._wire = AsyncWire(endpoint, ca_file, transport)
 
     def __repr__(self) -> str:
@@ -201,6 +201,7 @@ class AsyncKeyman:
                 yield item
 
     async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
         await self._wire.aclose()
 
     async def __aenter__(self) -> Self:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Self, overload
@@ -17,6 +18,7 @@ from keyman.client.cache import Cache, Epoch, Wanted
 from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, find_token, find_url
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Call, Lost, Outcome, result
+from keyman.client.forks import reset_after_fork
 from keyman.client.shapes import Resolved
 from keyman.client.wire import AsyncWire, Wire
 from keyman.secret import Secret
@@ -44,12 +46,25 @@ class _Flight:
 
 
 class _Asking:
-    """The common part of both clients: an endpoint, and the cache if there is one."""
+    """The common part of both clients: an endpoint, the cache if there is one, and the calls that others wait for.
+
+    A flight belongs to a key and to an event loop, because only tasks of that loop can wait for it. Without asyncio,
+    the loop is None.
+    """
 
     def __init__(self, endpoint: Endpoint, cache_ttl: float, cache_entries: int) -> None:
         self._endpoint = endpoint
-        self._cache = Cache(cache_ttl, cache_entries) if cache_ttl else None
-        self._flights: dict[Wanted, _Flight] = {}
+        self._new_cache = partial(Cache, cache_ttl, cache_entries)
+        self._cache = self._new_cache() if cache_ttl else None
+        self._flights: dict[tuple[Wanted, object], _Flight] = {}
+        self._lock = threading.Lock()  # of the cache and the flights; event loops run in threads, too
+        reset_after_fork(self)
+
+    def _after_fork(self) -> None:
+        """Start without values and flights. The thread that was changing them does not exist in this process."""
+        self._cache = self._new_cache() if self._cache is not None else None
+        self._flights = {}
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._endpoint.base}>"
@@ -58,7 +73,7 @@ class _Asking:
         """Return the result of a flight and update the cache with it. Raises ClientError."""
         assert flight.outcome is not None
         try:
-            resolved = result(call, flight.outcome, self._endpoint.token)
+            resolved = result(call, flight.outcome, *self._endpoint.tokens)
         except ClientError as refused:
             cache.learn(wanted, refused)
             raise
@@ -86,11 +101,10 @@ class Resolver(_Asking):
         allow_http: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        token = find_token(token, TOKEN)
-        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
+        token, file = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http, token_file=file)
         super().__init__(endpoint, cache_ttl, cache_entries)
         self._wire = Wire(endpoint, ca_file, transport)
-        self._lock = threading.Lock()
 
     @overload
     def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
@@ -121,9 +135,9 @@ class Resolver(_Asking):
             with self._lock:
                 if (held := cache.get(wanted)) is not None:
                     return held
-                flight = self._flights.get(wanted)
+                flight = self._flights.get((wanted, None))
                 if flight is None:
-                    mine = self._flights[wanted] = _Flight(threading.Event(), cache.epoch())
+                    mine = self._flights[wanted, None] = _Flight(threading.Event(), cache.epoch())
                     break
             assert isinstance(flight.done, threading.Event)
             if not flight.done.wait(max(0.0, deadline - monotonic())):
@@ -138,7 +152,7 @@ class Resolver(_Asking):
         finally:
             # Only now, with the result in the cache: otherwise a thread could find neither and ask again.
             with self._lock:
-                del self._flights[wanted]
+                del self._flights[wanted, None]
             mine.done.set()
 
     def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
@@ -162,7 +176,7 @@ class Resolver(_Asking):
 
 
 class AsyncResolver(_Asking):
-    """The same client for asyncio, within one event loop."""
+    """The same client for asyncio. Each event loop that uses it has connections of its own."""
 
     def __init__(
         self,
@@ -176,8 +190,8 @@ class AsyncResolver(_Asking):
         allow_http: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        token = find_token(token, TOKEN)
-        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http)
+        token, file = find_token(token, TOKEN)
+        endpoint = Endpoint(find_url(url, URL), token, timeout, allow_http=allow_http, token_file=file)
         super().__init__(endpoint, cache_ttl, cache_entries)
         self._wire = AsyncWire(endpoint, ca_file, transport)
 
@@ -202,30 +216,37 @@ class AsyncResolver(_Asking):
 
     async def _shared(self, cache: Cache, wanted: Wanted, call: Call[Resolved]) -> Resolved:
         deadline = monotonic() + self._endpoint.timeout
+        key = (wanted, asyncio.get_running_loop())
         while True:
-            if (held := cache.get(wanted)) is not None:
-                return held
-            flight = self._flights.get(wanted)
-            if flight is None:
-                break
+            with self._lock:
+                if (held := cache.get(wanted)) is not None:
+                    return held
+                flight = self._flights.get(key)
+                if flight is None:
+                    mine = self._flights[key] = _Flight(asyncio.Event(), cache.epoch())
+                    break
             assert isinstance(flight.done, asyncio.Event)
             await flight.done.wait()  # the flight has its own deadline, which is earlier than this one
             if flight.is_shared():
-                return self._finish(cache, wanted, call, flight)
-        mine = self._flights[wanted] = _Flight(asyncio.Event(), cache.epoch())
+                with self._lock:
+                    return self._finish(cache, wanted, call, flight)
         try:
             mine.outcome = await self._wire.outcome(call, deadline)
-            return self._finish(cache, wanted, call, mine)
+            with self._lock:
+                return self._finish(cache, wanted, call, mine)
         finally:
-            del self._flights[wanted]
+            with self._lock:
+                del self._flights[key]
             mine.done.set()
 
     def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
         """See Resolver.forget."""
         if self._cache is not None:
-            _forget(self._cache, key_id, user_id, service)
+            with self._lock:
+                _forget(self._cache, key_id, user_id, service)
 
     async def aclose(self) -> None:
+        """Close the connections of the running event loop, and forget every value."""
         self.forget()
         await self._wire.aclose()
 

@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 from time import monotonic
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import httpcore
 import httpx
@@ -19,6 +19,7 @@ import httpx
 from keyman.client.deadline import CONNECT, DeadlineTransport
 from keyman.client.endpoint import IDLE, MAX_CONNECTIONS, Endpoint, tls_context
 from keyman.client.exchange import MAX_ANSWER, Answer, Attempts, Call, Lost, Outcome, result
+from keyman.client.forks import reset_after_fork
 from keyman.errors import KeymanError
 
 T = TypeVar("T")
@@ -52,6 +53,21 @@ class _TooLarge(KeymanError):
     """An answer that no keyman gives; it becomes a BadAnswer."""
 
 
+FORKED = "a transport that you pass works only in the process that passed it: create the client after the fork"
+
+
+class _NotInherited(httpx.BaseTransport):
+    """Stands for the caller's transport in a forked process: its connections belong to the parent."""
+
+    def handle_request(self, request: httpx.Request) -> NoReturn:
+        raise RuntimeError(FORKED)
+
+
+class _AsyncNotInherited(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request: httpx.Request) -> NoReturn:
+        raise RuntimeError(FORKED)
+
+
 class Wire:
     """Sends calls without asyncio. Threads may share one."""
 
@@ -59,14 +75,24 @@ class Wire:
         self, endpoint: Endpoint, ca_file: str | os.PathLike[str] | None, transport: httpx.BaseTransport | None
     ) -> None:
         self.endpoint = endpoint
-        self._transport = _given_transport(transport, ca_file) or DeadlineTransport(
-            tls_context(endpoint.base, ca_file), MAX_CONNECTIONS, IDLE
-        )
+        self._given = _given_transport(transport, ca_file)
+        self._tls = None if self._given else tls_context(endpoint.base, ca_file)
+        self._transport = self._given or self._pool()
+        self._abandoned: list[httpx.BaseTransport] = []
+        reset_after_fork(self)
+
+    def _pool(self) -> DeadlineTransport:
+        assert self._tls is not None
+        return DeadlineTransport(self._tls, MAX_CONNECTIONS, IDLE)
+
+    def _after_fork(self) -> None:
+        self._abandoned.append(self._transport)
+        self._transport = _NotInherited() if self._given else self._pool()
 
     def ask(self, call: Call[T]) -> T:
         """Return the result of a call. Raises ClientError."""
         outcome = self.outcome(call, monotonic() + self.endpoint.timeout)
-        return result(call, outcome, self.endpoint.token)
+        return result(call, outcome, *self.endpoint.tokens)
 
     def outcome(self, call: Call[object], deadline: float) -> Outcome:
         """Return the outcome of the last attempt."""
@@ -101,21 +127,44 @@ class Wire:
 
 
 class AsyncWire:
-    """Sends calls with asyncio, within one event loop."""
+    """Sends calls with asyncio. Connections belong to the event loop that opened them, so each loop has a pool."""
 
     def __init__(
         self, endpoint: Endpoint, ca_file: str | os.PathLike[str] | None, transport: httpx.AsyncBaseTransport | None
     ) -> None:
         self.endpoint = endpoint
-        self._transport = _given_transport(transport, ca_file) or httpx.AsyncHTTPTransport(
-            verify=tls_context(endpoint.base, ca_file),
-            trust_env=False,
-            limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=IDLE),
-        )
+        self._given = _given_transport(transport, ca_file)
+        self._tls = None if self._given else tls_context(endpoint.base, ca_file)
+        self._pools: dict[asyncio.AbstractEventLoop, httpx.AsyncBaseTransport] = {}
+        self._abandoned: list[object] = []
+        reset_after_fork(self)
+
+    def _transport(self) -> httpx.AsyncBaseTransport:
+        """Return the caller's transport, or the pool of the running loop. It also forgets the pools of closed loops."""
+        if self._given is not None:
+            return self._given
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            assert self._tls is not None
+            for other in [other for other in list(self._pools) if other.is_closed()]:
+                self._pools.pop(other, None)  # another thread may do the same
+            pool = self._pools[loop] = httpx.AsyncHTTPTransport(
+                verify=self._tls,
+                trust_env=False,
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=IDLE),
+            )
+        return pool
+
+    def _after_fork(self) -> None:
+        self._abandoned.append((self._pools, self._given))
+        self._pools = {}
+        if self._given is not None:
+            self._given = _AsyncNotInherited()
 
     async def ask(self, call: Call[T]) -> T:
         outcome = await self.outcome(call, monotonic() + self.endpoint.timeout)
-        return result(call, outcome, self.endpoint.token)
+        return result(call, outcome, *self.endpoint.tokens)
 
     async def outcome(self, call: Call[object], deadline: float) -> Outcome:
         attempts = Attempts(call, deadline)
@@ -130,7 +179,7 @@ class AsyncWire:
         request = self.endpoint.request(call, {"timeout": _spans(deadline)})
         try:
             async with asyncio.timeout(deadline - monotonic()):
-                response = await self._transport.handle_async_request(request)
+                response = await self._transport().handle_async_request(request)
                 try:
                     content = bytearray()
                     async for chunk in response.aiter_raw():
@@ -144,7 +193,10 @@ class AsyncWire:
         return Answer(response.status_code, response.headers, bytes(content))
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        """Close the connections of the running loop."""
+        pool = self._given or self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.aclose()
 
 
 def _given_transport(transport: T | None, ca_file: object) -> T | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from stack.certificates import authority, issue
 
-from keyman.client import AsyncKeyman, AsyncResolver, Keyman, Resolver, Secret, Unreachable
-from tests.client.asking import TOKEN, VALUE, Kind, given, resolver
+from keyman.client import AsyncKeyman, AsyncResolver, Forbidden, Keyman, Resolver, Secret, Unreachable
+from keyman.identity.tokens import Token
+from tests.client.asking import TOKEN, VALUE, Asked, Kind, given, problem, resolver
 from tests.support.http import faulty_server
 
 CLIENTS = (Resolver, AsyncResolver, Keyman, AsyncKeyman)
@@ -86,6 +89,50 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="token must"):
         Keyman("https://x")
     assert Keyman("https://x", Secret(TOKEN))
+
+
+@pytest.mark.anyio
+async def test_a_token_in_a_file_is_read_again_and_the_last_one_counts_while_there_is_none(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation replaces the file, or the link to it; some tools empty it first."""
+    file, second, third = tmp_path / "token", Token.generate().reveal(), Token.generate().reveal()
+    file.write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("KEYMAN_APP_TOKEN_FILE", str(file))
+    async with faulty_server([given()]) as server, _from_environment(kind, server.address) as client:
+        for content in (None, second, "", "km_half", "\ufffd", None, third):
+            if content is not None:
+                file.write_text(content)
+            await client.resolve()
+        file.unlink()
+        await client.resolve()
+    sent = [request.headers["authorization"].removeprefix("Bearer ") for request in server.requests]
+    assert sent == [TOKEN, second, second, second, second, second, third, third]
+
+
+@pytest.mark.anyio
+async def test_an_error_repeats_neither_the_token_of_a_file_nor_the_one_before(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, second = tmp_path / "token", Token.generate().reveal()
+    file.write_text(TOKEN)
+    monkeypatch.setenv("KEYMAN_APP_TOKEN_FILE", str(file))
+    refusal = problem(403, "forbidden", f"neither {TOKEN} nor {second}")
+    async with faulty_server([given(), refusal]) as server, _from_environment(kind, server.address) as client:
+        await client.resolve()
+        file.write_text(second)
+        with pytest.raises(Forbidden, match=r"neither \*\*\* nor \*\*\*"):
+            await client.resolve()
+
+
+@asynccontextmanager
+async def _from_environment(kind: Kind, url: str) -> AsyncIterator[Asked]:
+    if kind == "async":
+        async with AsyncResolver(url) as client:
+            yield Asked(client)
+    else:
+        with Resolver(url) as blocking:
+            yield Asked(blocking)
 
 
 def test_authorities_that_would_not_be_asked_are_refused(tmp_path: Path) -> None:
