@@ -35,6 +35,10 @@ class Reader:
         """Return True when the variable or its `…_FILE` is set."""
         return self.has(name) or self.has(f"{name}_FILE")
 
+    def file_of(self, name: str) -> Path | None:
+        """Return the file that the variable's `…_FILE` names, for values that are read again, or None."""
+        return Path(self._environ[f"{name}_FILE"]) if self.has(f"{name}_FILE") else None
+
     def exclude(self, name: str, *, by: str) -> None:
         """Record a fault when both `name` and `by`, which replaces it, are set."""
         if self.has_secret(name):
@@ -70,18 +74,26 @@ class Reader:
             return self._environ.get(name) or None
         if self.has(name):
             raise ValueError(f"and {name}_FILE are both set; keep one")
-        try:
-            with Path(self._environ[f"{name}_FILE"]).open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
-            if len(content) > MAX_FILE_BYTES:
-                raise ValueError("_FILE names a file that is too large to be one secret")
-            text = content.decode().strip()
-        except (OSError, UnicodeDecodeError):
-            # `from None`: the text of the original error would repeat the path or bytes of the file.
-            raise ValueError("_FILE names a file that cannot be read as text") from None
-        if not text:
-            raise ValueError("_FILE names an empty file")
-        return text
+        return read_secret_file(Path(self._environ[f"{name}_FILE"]))
+
+
+def read_secret_file(path: Path) -> str:
+    """Return the content of a `…_FILE`, without the white space around it.
+
+    Raises ValueError with the end of a sentence that begins with the variable's name.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError("_FILE names a file that is too large to be one secret")
+        text = content.decode().strip()
+    except (OSError, UnicodeDecodeError):
+        # `from None`: the text of the original error would repeat the path or bytes of the file.
+        raise ValueError("_FILE names a file that cannot be read as text") from None
+    if not text:
+        raise ValueError("_FILE names an empty file")
+    return text
 
 
 def text(raw: str) -> str:

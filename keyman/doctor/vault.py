@@ -208,7 +208,8 @@ def _paths(settings: VaultSettings, role: Role) -> list[str]:
 
 
 def _probes(settings: VaultSettings) -> dict[str, str]:
-    return {path.format(mount=settings.mount, key=settings.key): what for path, what in FORBIDDEN_PATHS.items()}
+    named = {path.format(mount=settings.mount, key=settings.key): what for path, what in FORBIDDEN_PATHS.items()}
+    return {settings.policy_path(path): what for path, what in named.items()}
 
 
 def _policy(held: Mapping[str, set[str]], token: TokenInfo, settings: VaultSettings, role: Role) -> Finding:

@@ -15,6 +15,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -81,11 +82,43 @@ class VaultFault(KeymanError):
         return detail if self.why is None else f"{detail} The certificate: {self.why}."
 
 
+class CertificateFile:
+    """A file of CA certificates. It is read again when it changes, so that you can replace a CA while keyman runs.
+
+    While a new file cannot be read, the certificates of the old one count.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._context = ssl.create_default_context(cafile=str(path))
+        self._version = self._read_version()
+
+    def context(self) -> ssl.SSLContext:
+        version = self._read_version()
+        if version is not None and version != self._version:
+            self._version = version
+            try:
+                # A new context, so that no connection of the old one is used again.
+                self._context = ssl.create_default_context(cafile=str(self._path))
+                log.info("the CA of vault was replaced", variable="KEYMAN_VAULT_CACERT")
+            except OSError:  # errors of OpenSSL are of this class too
+                log.error("the new file with the CA of vault cannot be read", variable="KEYMAN_VAULT_CACERT")
+        return self._context
+
+    def _read_version(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 class _Call(NamedTuple):
     """One request, as each attempt sends it."""
 
     method: str
     url: str
+    namespace: str | None
     params: Mapping[str, str] | None
     body: bytes | None
     wrap_ttl: str | int | None
@@ -95,18 +128,20 @@ class _Call(NamedTuple):
 
 
 class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
-    """The connections to one address of Vault. Each request carries `token`."""
+    """The connections to one address of Vault. Each request carries `token`.
+
+    Logins, tokens, policies and wrapping belong to the namespace of the login, engines to the configured namespace.
+    """
 
     def __init__(self, settings: VaultSettings, metrics: Metrics) -> None:
         # Not super().__init__: it would open a `requests` session, which this adapter does not use.
         self.base_uri = settings.address
+        self.settings = settings
         self.namespace = settings.namespace
         self.token: str | None = None
         self.timeout = settings.timeout
         self._metrics = metrics
-        self._tls: ssl.SSLContext | bool = (
-            ssl.create_default_context(cafile=str(settings.ca_certificate)) if settings.ca_certificate else True
-        )
+        self._authorities = None if settings.ca_certificate is None else CertificateFile(settings.ca_certificate)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -115,7 +150,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         """The session. It is opened at the first use, because it belongs to the running loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=self._tls, keepalive_timeout=30),
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=self._tls(), keepalive_timeout=30),
                 timeout=aiohttp.ClientTimeout(total=None),  # `request` has its own deadline
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
@@ -149,12 +184,21 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
     ) -> object:
         """Return the JSON answer as a dict, or None for a 204. Raises VaultFault."""
         body = None if json is None else msgspec.json.encode(json)
-        call = _Call(method.upper(), self.urljoin(self.base_uri, url), params, body, wrap_ttl)
+        namespace = self._namespace_of(url)
+        call = _Call(method.upper(), self.urljoin(self.base_uri, url), namespace, params, body, wrap_ttl)
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._retried(call, attempts)
         except TimeoutError:
             raise_alone(VaultFault(VaultReason.TIMEOUT))
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        return True if self._authorities is None else self._authorities.context()
+
+    def _namespace_of(self, url: str) -> str | None:
+        path = url.removeprefix("/v1/")
+        is_of_login = path.startswith(("auth/", "sys/")) and not path.startswith("sys/mounts")
+        return self.settings.login_namespace if is_of_login else self.settings.namespace
 
     async def _retried(self, call: _Call, attempts: int) -> object:
         deadline = monotonic() + self.timeout
@@ -178,8 +222,8 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
         if self.token:
             headers["X-Vault-Token"] = self.token
-        if self.namespace:
-            headers["X-Vault-Namespace"] = self.namespace
+        if call.namespace:
+            headers["X-Vault-Namespace"] = call.namespace
         if (asked := current_request_id()) is not None:
             headers[REQUEST_ID_HEADER] = asked
         if call.wrap_ttl is not None:
@@ -188,7 +232,13 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
             headers["Content-Type"] = "application/json"
         with _transport_faults(), self._metrics.vault_connections.track_inprogress():
             async with self.session.request(
-                call.method, call.url, headers=headers, data=call.body, params=call.params, allow_redirects=False
+                call.method,
+                call.url,
+                headers=headers,
+                data=call.body,
+                params=call.params,
+                allow_redirects=False,
+                ssl=self._tls(),
             ) as response:
                 content = await response.read()
                 if response.status == 204:

@@ -48,7 +48,7 @@ class TokenInfo(msgspec.Struct):
 async def health(settings: VaultSettings) -> Health:
     """Return `sys/health` in any state of Vault, without a token. Raises VaultFault."""
     # Without a namespace, because the health is that of the server.
-    adapter = AsyncAdapter(replace(settings, namespace=None), Metrics())
+    adapter = AsyncAdapter(replace(settings, namespace=None, auth_namespace=None), Metrics())
     try:
         return shaped(await adapter.get("/v1/sys/health", params=dict.fromkeys(HEALTH_STATES, "200")), Health)
     finally:

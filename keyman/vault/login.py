@@ -22,8 +22,10 @@ from hvac.api.auth_methods.jwt import JWT
 from hvac.api.auth_methods.kubernetes import Kubernetes
 from hvac.api.auth_methods.token import Token
 
-from keyman.config.vault import VaultSettings
+from keyman.config.reader import read_secret_file
+from keyman.config.vault import SECRET_ID, VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
+from keyman.secret import Secret
 from keyman.telemetry import Metrics, frames, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, extract
 
@@ -155,38 +157,54 @@ class VaultClient:
 
     async def _credentials(self) -> tuple[str, int, bool]:
         """Return a new token, its lease in seconds (0: it does not expire) and whether it can be renewed."""
-        settings = self._settings
+        settings, mount = self._settings, self._settings.auth_mount
         if settings.auth == "token":
-            assert settings.token is not None  # config/vault.py requires it
-            self.adapter.token = settings.token.reveal()
-            try:
-                answer = await self._token_api.lookup_self()
-            except VaultFault:
-                self.adapter.token = None
-                raise
-            if "root" in extract(answer, list, "data", "policies"):
-                # A root token could decrypt, which the management plane must not be able to do.
-                log.error("a root token is refused: use a token that has only the policy of its role")
-                self.adapter.token = None
-                raise VaultFault(VaultReason.LOGIN, 403)
-            return (
-                settings.token.reveal(),
-                extract(answer, int, "data", "ttl"),
-                extract(answer, bool, "data", "renewable"),
-            )
+            return await self._configured_token()
         if settings.auth == "approle":
-            assert settings.secret_id is not None  # config/vault.py requires it, or wrapping.py provides it
-            request = AppRole(self.adapter).login(settings.role_id, settings.secret_id.reveal(), use_token=False)
+            secret_id, mount = await self._credential(settings.secret_id), settings.approle_mount
+            login = AppRole(self.adapter).login(
+                settings.role_id, secret_id.reveal(), use_token=False, mount_point=mount
+            )
         elif settings.auth == "kubernetes":
-            request = Kubernetes(self.adapter).login(settings.role, await self._jwt(), use_token=False)
+            kubernetes, jwt = Kubernetes(self.adapter), await self._jwt()
+            login = kubernetes.login(settings.role, jwt, use_token=False, mount_point=mount or "kubernetes")
         else:
-            request = JWT(self.adapter).jwt_login(settings.role, await self._jwt(), use_token=False)
-        answer = await request
+            login = JWT(self.adapter).jwt_login(settings.role, await self._jwt(), use_token=False, path=mount or "jwt")
+        answer = await login
         return (
             extract(answer, str, "auth", "client_token"),
             extract(answer, int, "auth", "lease_duration"),
             extract(answer, bool, "auth", "renewable"),
         )
+
+    async def _configured_token(self) -> tuple[str, int, bool]:
+        """Return the token of the variable or its file, like `_credentials`, after a look-up. Raises VaultFault."""
+        token = (await self._credential(self._settings.token)).reveal()
+        self.adapter.token = token
+        try:
+            answer = await self._token_api.lookup_self()
+        except VaultFault:
+            self.adapter.token = None
+            raise
+        if "root" in extract(answer, list, "data", "policies"):
+            # A root token could decrypt, which the management plane must not be able to do.
+            log.error("a root token is refused: use a token that has only the policy of its role")
+            self.adapter.token = None
+            raise VaultFault(VaultReason.LOGIN, 403)
+        return token, extract(answer, int, "data", "ttl"), extract(answer, bool, "data", "renewable")
+
+    async def _credential(self, configured: Secret | None) -> Secret:
+        """Return the secret ID or the token. Its file is read each time, because you can replace it."""
+        path = self._settings.credential_file
+        if path is None:
+            assert configured is not None  # config/vault.py requires it, or wrapping.py provides it
+            return configured
+        try:
+            return Secret(await asyncio.to_thread(read_secret_file, path))
+        except ValueError as fault:
+            variable = "KEYMAN_VAULT_TOKEN" if self._settings.auth == "token" else SECRET_ID
+            log.error("the file with the credential for Vault's login cannot be used", why=f"{variable} {fault}")
+            raise VaultFault(VaultReason.LOGIN) from None
 
     async def _jwt(self) -> str:
         """Read the file each time, because the platform replaces it while the process runs."""

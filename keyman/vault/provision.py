@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from string import Template
@@ -60,9 +61,12 @@ def policies_directory() -> Path:
 
 
 def policy(name: str, settings: VaultSettings) -> str:
-    """Return the HCL of a policy for this mount and key."""
+    """Return the HCL of a policy for this mount, this key, and the namespace and mount of the login."""
     text = (policies_directory() / f"{name}.hcl").read_text()
-    return Template(text).substitute(mount=settings.mount, key=settings.key)
+    text = Template(text).substitute(mount=settings.mount, key=settings.key)
+    return re.sub(
+        r'^path "([^"]+)"', lambda found: f'path "{settings.policy_path(found[1])}"', text, flags=re.MULTILINE
+    )
 
 
 def capabilities(name: str, settings: VaultSettings) -> dict[str, set[str]]:
@@ -116,9 +120,9 @@ async def provision(admin: AsyncAdapter, settings: VaultSettings, networks: Sequ
 
 async def issue_credentials(admin: AsyncAdapter, role: str) -> AppRoleCredentials:
     """Return the role ID of an AppRole and a new secret ID. Raises VaultFault; ConfigurationError without the role."""
-    approle = AppRole(admin)
-    role_id = await _role_id(approle, role)
-    secret_id = extract(await approle.generate_secret_id(role), str, "data", "secret_id")
+    approle, mount = AppRole(admin), admin.settings.approle_mount
+    role_id = await _role_id(approle, role, mount)
+    secret_id = extract(await approle.generate_secret_id(role, mount_point=mount), str, "data", "secret_id")
     return AppRoleCredentials(role_id, Secret(secret_id))
 
 
@@ -127,14 +131,14 @@ async def issue_wrapped_credentials(admin: AsyncAdapter, role: str, wrap_ttl: in
 
     Raises like `issue_credentials`.
     """
-    approle = AppRole(admin)
-    role_id = await _role_id(approle, role)
-    wrapping = await approle.generate_secret_id(role, wrap_ttl=wrap_ttl)
+    approle, mount = AppRole(admin), admin.settings.approle_mount
+    role_id = await _role_id(approle, role, mount)
+    wrapping = await approle.generate_secret_id(role, wrap_ttl=wrap_ttl, mount_point=mount)
     return AppRoleCredentials(role_id, Secret(extract(wrapping, str, "wrap_info", "token")))
 
 
-async def _role_id(approle: AppRole, role: str) -> str:
-    answer = await none_if_missing(approle.read_role_id(role))
+async def _role_id(approle: AppRole, role: str, mount: str) -> str:
+    answer = await none_if_missing(approle.read_role_id(role, mount_point=mount))
     if answer is None:
         raise ConfigurationError(f"There is no AppRole {role} yet. First run: keyman vault setup")
     return extract(answer, str, "data", "role_id")
@@ -187,9 +191,16 @@ async def _key(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:
 
 async def _app_role_method(admin: AsyncAdapter) -> list[Change]:
     methods = extract(await Auth(admin).list_auth_methods(), dict, "data")
-    if "approle/" in methods:
-        return []
-    return [Change("enabled the AppRole login at auth/approle/", (), lambda: Auth(admin).enable_auth_method("approle"))]
+    mount = admin.settings.approle_mount
+    existing = methods.get(f"{mount}/")
+    if existing is None:
+        enable = partial(Auth(admin).enable_auth_method, "approle", path=mount)
+        return [Change(f"enabled the AppRole login at auth/{mount}/", (), enable)]
+    if existing["type"] != "approle":
+        raise ConfigurationError(
+            f"auth/{mount}/ is already enabled, as {existing['type']}: choose another KEYMAN_VAULT_AUTH_MOUNT"
+        )
+    return []
 
 
 async def _audited_header(admin: AsyncAdapter) -> list[Change]:
@@ -198,7 +209,7 @@ async def _audited_header(admin: AsyncAdapter) -> list[Change]:
     The setting is global, outside any namespace. It is skipped when the token may not change it, because nothing else
     depends on it.
     """
-    if admin.namespace:
+    if admin.settings.login_namespace:
         return []
     path = f"/v1/sys/config/auditing/request-headers/{REQUEST_ID_HEADER}"
     try:
@@ -233,7 +244,8 @@ async def _role(admin: AsyncAdapter, role: str, cidrs: Sequence[str] | None) -> 
     wanted = {**ROLE_SETTINGS, **(ROTATOR_SETTINGS if role == "keyman-rotator" else {}), "token_policies": [role]}
     if cidrs is not None:
         wanted |= {"token_bound_cidrs": list(cidrs), "secret_id_bound_cidrs": list(cidrs)}
-    answer = await none_if_missing(AppRole(admin).read_role(role))
+    approle, mount = AppRole(admin), admin.settings.approle_mount
+    answer = await none_if_missing(approle.read_role(role, mount_point=mount))
     existing = {} if answer is None else extract(answer, dict, "data")
     differing = [name for name, value in wanted.items() if not _same(name, existing.get(name), value)]
     if not differing:
@@ -242,7 +254,7 @@ async def _role(admin: AsyncAdapter, role: str, cidrs: Sequence[str] | None) -> 
         Change(
             f"{'created' if answer is None else 'updated'} the AppRole {role}",
             [] if answer is None else [f"{name}: {existing.get(name)} -> {wanted[name]}" for name in differing],
-            lambda: AppRole(admin).create_or_update_approle(role, **wanted),
+            lambda: approle.create_or_update_approle(role, mount_point=mount, **wanted),
         )
     ]
 

@@ -8,6 +8,7 @@ the token is used up, and a second attempt would look like a theft.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple, Self
 
 from keyman.config.vault import WRAPPED_SECRET_ID, VaultSettings
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
@@ -19,6 +20,18 @@ UNTOUCHED = (VaultReason.SEALED, VaultReason.QUOTA)
 """The reasons with which Vault did not process a request."""
 
 
+class _Role(NamedTuple):
+    """The AppRole that a wrapping token must be for: its name, and its path in Vault."""
+
+    name: str
+    path: str
+
+    @classmethod
+    def of(cls, settings: VaultSettings, role: str) -> Self:
+        name = settings.role or role
+        return cls(name, f"auth/{settings.approle_mount}/role/{name}")
+
+
 async def unwrap(settings: VaultSettings, role: str) -> VaultSettings:
     """Return settings with the secret ID instead of its wrapping token. Settings without one are returned unchanged.
 
@@ -27,10 +40,10 @@ async def unwrap(settings: VaultSettings, role: str) -> VaultSettings:
     """
     if settings.wrapped_secret_id is None:
         return settings
-    vault, role = AsyncAdapter(settings, Metrics()), settings.role or role
+    vault, named = AsyncAdapter(settings, Metrics()), _Role.of(settings, role)
     try:
-        await _check_path(vault, settings.wrapped_secret_id, role)
-        secret_id = await _unwrap(vault, settings.wrapped_secret_id, role)
+        await _check_path(vault, settings.wrapped_secret_id, named)
+        secret_id = await _unwrap(vault, settings.wrapped_secret_id, named)
     finally:
         await vault.close()
     return replace(settings, secret_id=secret_id, wrapped_secret_id=None)
@@ -41,22 +54,22 @@ async def check(settings: VaultSettings, role: str) -> None:
     assert settings.wrapped_secret_id is not None
     vault = AsyncAdapter(settings, Metrics())
     try:
-        await _check_path(vault, settings.wrapped_secret_id, settings.role or role)
+        await _check_path(vault, settings.wrapped_secret_id, _Role.of(settings, role))
     finally:
         await vault.close()
 
 
-async def _check_path(vault: AsyncAdapter, token: Secret, role: str) -> None:
+async def _check_path(vault: AsyncAdapter, token: Secret, role: _Role) -> None:
     try:
         answer = await vault.post("/v1/sys/wrapping/lookup", json={"token": token.reveal()})
         made_by = extract(answer, str, "data", "creation_path")
     except VaultFault as fault:
         raise _invalid(role) if fault.status == 400 else _not_used(fault) from None
-    if made_by != f"auth/approle/role/{role}/secret-id":
+    if made_by != f"{role.path}/secret-id":
         raise _forged(role)
 
 
-async def _unwrap(vault: AsyncAdapter, token: Secret, role: str) -> Secret:
+async def _unwrap(vault: AsyncAdapter, token: Secret, role: _Role) -> Secret:
     vault.token = token.reveal()
     try:
         answer = await vault.post("/v1/sys/wrapping/unwrap", attempts=1)
@@ -67,22 +80,22 @@ async def _unwrap(vault: AsyncAdapter, token: Secret, role: str) -> Secret:
         raise _not_used(fault) if fault.reason in UNTOUCHED else _lost(fault, role) from None
 
 
-def _invalid(role: str) -> ConfigurationError:
+def _invalid(role: _Role) -> ConfigurationError:
     return ConfigurationError(
         f"The wrapping token in {WRAPPED_SECRET_ID} is used up or has expired. Each start of keyman needs a new one. "
         f"If no start used this one, somebody may have stolen the secret ID. {_reaction(role)}"
     )
 
 
-def _forged(role: str) -> ConfigurationError:
+def _forged(role: _Role) -> ConfigurationError:
     return ConfigurationError(
-        f"The wrapping token in {WRAPPED_SECRET_ID} holds no secret ID of the AppRole {role}, and was not used. If "
-        "this is the right role (KEYMAN_VAULT_ROLE can name another), somebody may have stolen the real token and "
+        f"The wrapping token in {WRAPPED_SECRET_ID} holds no secret ID of the AppRole {role.name}, and was not used. "
+        "If this is the right role (KEYMAN_VAULT_ROLE can name another), somebody may have stolen the real token and "
         f"replaced it with this one. {_reaction(role)}"
     )
 
 
-def _lost(fault: VaultFault, role: str) -> ConfigurationError:
+def _lost(fault: VaultFault, role: _Role) -> ConfigurationError:
     return ConfigurationError(
         f"{VAULT_DETAILS[fault.reason]} The wrapping token in {WRAPPED_SECRET_ID} was sent and may be used up. "
         f"Somebody in the network may have the secret ID. {_reaction(role)}"
@@ -96,9 +109,8 @@ def _not_used(fault: VaultFault) -> ConfigurationError:
     )
 
 
-def _reaction(role: str) -> str:
-    path = f"auth/approle/role/{role}"
+def _reaction(role: _Role) -> str:
     return (
-        f"If so, destroy it (vault list {path}/secret-id, then vault write {path}/secret-id-accessor/destroy "
-        f"secret_id_accessor=…). Issue another: keyman vault secret-id {role}"
+        f"If so, destroy it (vault list {role.path}/secret-id, then vault write {role.path}/secret-id-accessor/destroy "
+        f"secret_id_accessor=…). Issue another: keyman vault secret-id {role.name}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -196,7 +196,46 @@ def test_vaults_own_variable_serves_where_ours_is_not_set() -> None:
     assert faults({**rest, "VAULT_ADDR": "nonsense"}).keys() == {"VAULT_ADDR"}
 
 
-@pytest.mark.parametrize("name", ["VAULT_TOKEN", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_SKIP_VERIFY"])
+def test_namespace_and_ca_may_come_from_vaults_own_variables_and_keymans_come_first(tmp_path: Path) -> None:
+    certificate = tmp_path / "ca.pem"
+    certificate.write_text(CERTIFICATE)
+    vault = load({**COMPLETE, "VAULT_NAMESPACE": "admin", "VAULT_CACERT": str(certificate)}).vault
+    assert (vault.namespace, vault.ca_certificate) == ("admin", certificate)
+    both = {**COMPLETE, "VAULT_NAMESPACE": "admin", "KEYMAN_VAULT_NAMESPACE": "team"}
+    assert load(both).vault.namespace == "team"
+    assert faults({**COMPLETE, "VAULT_NAMESPACE": "../x", "VAULT_CACERT": "/no/file"}).keys() == {
+        "VAULT_NAMESPACE",
+        "VAULT_CACERT",
+    }
+
+
+@pytest.mark.parametrize(
+    ("namespace", "of_login", "expected"),
+    [
+        ("admin/team", "admin", "admin"),
+        ("admin/team", "admin/team/", "admin/team"),
+        ("admin/team", "/", ""),
+        ("admin", "root", ""),
+    ],
+)
+def test_the_login_may_be_in_a_namespace_above(namespace: str, of_login: str, expected: str) -> None:
+    given = {**COMPLETE, "KEYMAN_VAULT_NAMESPACE": namespace, "KEYMAN_VAULT_AUTH_NAMESPACE": of_login}
+    assert load(given).vault.login_namespace == expected
+
+
+@pytest.mark.parametrize(("namespace", "of_login"), [("admin/team", "admin/te"), ("admin", "admin/team"), ("", "team")])
+def test_a_login_in_a_namespace_that_is_not_above_is_refused(namespace: str, of_login: str) -> None:
+    given = {**COMPLETE, "KEYMAN_VAULT_NAMESPACE": namespace, "KEYMAN_VAULT_AUTH_NAMESPACE": of_login}
+    fault = "must be KEYMAN_VAULT_NAMESPACE or a namespace above it ('/' is the root namespace)"
+    assert faults(given) == {"KEYMAN_VAULT_AUTH_NAMESPACE": fault}
+
+
+@pytest.mark.parametrize("given", ["approle-eu", "auth/approle-eu/", "/approle-eu"])
+def test_the_mount_of_the_login_is_taken_as_vault_shows_it(given: str) -> None:
+    assert load({**COMPLETE, "KEYMAN_VAULT_AUTH_MOUNT": given}).vault.approle_mount == "approle-eu"
+
+
+@pytest.mark.parametrize("name", ["VAULT_TOKEN", "VAULT_SKIP_VERIFY"])
 def test_nothing_else_is_taken_from_vaults_own_variables(name: str) -> None:
     assert load({**COMPLETE, name: "anything"}) == load(COMPLETE)
 
@@ -229,7 +268,11 @@ def test_every_secret_comes_from_a_file_as_well(name: str, tmp_path: Path) -> No
     rest = {other: value for other, value in values.items() if other != name} | auth
     file = tmp_path / "secret"
     file.write_text(f"\n {values[name]} \n")
-    assert load({**rest, f"{name}_FILE": str(file)}) == load({**values, **auth})
+    read = load({**rest, f"{name}_FILE": str(file)})
+    if name in ("KEYMAN_VAULT_SECRET_ID", "KEYMAN_VAULT_TOKEN"):
+        assert read.vault.credential_file == file
+        read = replace(read, vault=replace(read.vault, credential_file=None))
+    assert read == load({**values, **auth})
 
 
 @pytest.mark.parametrize("name", SECRET_VARIABLES[:3])

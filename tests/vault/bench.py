@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 from prometheus_client import generate_latest
 
@@ -170,13 +171,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench_at(
-    vault: RunningVault, *, namespace: str | None = None, ca_certificate: Path | None = None
-) -> AsyncIterator[Bench]:
+async def bench_at(vault: RunningVault, **settings: Any) -> AsyncIterator[Bench]:
     """Provision a mount of its own on `vault`; unmount it and close everything at the end."""
-    unfinished = VaultSettings(
-        address=vault.address, namespace=namespace, ca_certificate=ca_certificate, mount=f"transit-{token_hex(4)}"
-    )
+    unfinished = VaultSettings(address=vault.address, mount=f"transit-{token_hex(4)}", **settings)
     admin = AsyncAdapter(replace(unfinished, timeout=20), Metrics())
     admin.token = vault.root_token
     try:
@@ -318,3 +315,14 @@ async def refusal(attempt: Any) -> VaultReason:
     except VaultUnavailable as fault:
         return fault.reason
     raise AssertionError(f"not refused: {result!r}")
+
+
+async def read_key(client: VaultClient, bench: Bench) -> Any:
+    """An operation that the management policy allows."""
+    transit, settings = Transit(client.adapter), bench.settings
+    return await client.call("read-key", lambda: transit.read_key(settings.key, mount_point=settings.mount))
+
+
+async def own_token(client: VaultClient) -> dict[str, Any]:
+    token: dict[str, Any] = (await client.call("lookup", Token(client.adapter).lookup_self))["data"]
+    return token

@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import pytest
 import structlog
-from hvac.api.auth_methods.token import Token
-from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
@@ -39,7 +37,18 @@ from tests.support.http import (
     recording_proxy,
 )
 from tests.support.waiting import becomes
-from tests.vault.bench import ROLE, Bench, SealableVault, a_context, agent, bench_at, refusal, tls_vault
+from tests.vault.bench import (
+    ROLE,
+    Bench,
+    SealableVault,
+    a_context,
+    agent,
+    bench_at,
+    own_token,
+    read_key,
+    refusal,
+    tls_vault,
+)
 from tests.vault.es256 import Signer
 
 pytestmark = pytest.mark.anyio
@@ -53,17 +62,6 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
 path "auth/token/renew-self" { capabilities = ["update"] }
 path "auth/token/revoke-self" { capabilities = ["update"] }
 """
-
-
-async def read_key(client: VaultClient, bench: Bench) -> Any:
-    """An operation that the management policy allows."""
-    transit, settings = Transit(client.adapter), bench.settings
-    return await client.call("read-key", lambda: transit.read_key(settings.key, mount_point=settings.mount))
-
-
-async def own_token(client: VaultClient) -> dict[str, Any]:
-    token: dict[str, Any] = (await client.call("lookup", Token(client.adapter).lookup_self))["data"]
-    return token
 
 
 async def lives(bench: Bench, token: str | None) -> bool:
