@@ -20,6 +20,7 @@ from litestar.routes import HTTPRoute
 from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
 from keyman.errors import ConfigurationError, Unauthenticated
+from keyman.http.cookies import cookie_values
 from keyman.http.edge import exchange_of
 from keyman.http.requests import AnyConnection, AnyRequest
 from keyman.identity import principals
@@ -112,6 +113,12 @@ async def provide_origin(request: AnyRequest) -> Origin:
     return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
 
 
+def sent_session_cookie(connection: AnyConnection) -> str | None:
+    """Return the session cookie of the request, or None without one. The last one counts."""
+    values = cookie_values(exchange_of(connection.scope).headers.get("cookie", ""), SESSION_COOKIE)
+    return (values[-1] or None) if values else None
+
+
 def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
     return Cookie(
         key=SESSION_COOKIE,
@@ -143,7 +150,7 @@ async def identify(connection: AnyConnection) -> Principal:
     exchange = exchange_of(connection.scope)
     credentials = Credentials(
         bearer_token(connection),
-        connection.cookies.get(SESSION_COOKIE) or None,
+        sent_session_cookie(connection),
         exchange.request_id,
         exchange.address,
     )

@@ -9,7 +9,7 @@ from keyman import errors
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.http.body import read_json, takes
-from keyman.http.guards import PUBLIC, SESSION_COOKIE, ended_session_cookie, needs, session_cookie
+from keyman.http.guards import PUBLIC, ended_session_cookie, needs, sent_session_cookie, session_cookie
 from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import personal_tokens as personal
@@ -47,7 +47,7 @@ class AuthController(Controller):
         origin: Injected[Origin],
     ) -> Response[Account]:
         wanted = await read_json(request, SignUp)
-        previous = request.cookies.get(SESSION_COOKIE)
+        previous = sent_session_cookie(request)
         signed_in = await users.sign_up(
             db, passwords, wanted, origin, is_open=settings.signup_open, previous_cookie=previous
         )
@@ -73,7 +73,7 @@ class AuthController(Controller):
         origin: Injected[Origin],
     ) -> Response[Account]:
         proof = await read_json(request, LogIn)
-        previous = request.cookies.get(SESSION_COOKIE)
+        previous = sent_session_cookie(request)
         return _signed_in(await users.log_in(db, passwords, proof, origin, previous_cookie=previous), settings, 200)
 
     @post(

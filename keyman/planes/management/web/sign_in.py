@@ -10,7 +10,7 @@ from keyman import values
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
-from keyman.http.guards import PUBLIC, SESSION_COOKIE, ended_session_cookie, identify, needs, session_cookie
+from keyman.http.guards import PUBLIC, ended_session_cookie, identify, needs, sent_session_cookie, session_cookie
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
@@ -50,7 +50,7 @@ async def sign_in(
     back = own_page(form.text("back"))
     try:
         given = values.decode(LogIn, form.filled("email", "password"))
-        previous = request.cookies.get(SESSION_COOKIE)
+        previous = sent_session_cookie(request)
         signed_in = await users.log_in(db, passwords, given, origin, previous_cookie=previous)
     except (InvalidRequest, Unauthenticated, RateLimited) as problem:
         return as_response(pages.sign_in(visit.exchange, problem, back=back, email=form.text("email")))
@@ -91,7 +91,7 @@ async def sign_up(
             new,
             origin,
             is_open=settings.signup_open,
-            previous_cookie=request.cookies.get(SESSION_COOKIE),
+            previous_cookie=sent_session_cookie(request),
         )
     except (InvalidRequest, Conflict, RateLimited) as problem:
         return visit.show("sign_up.html", refused=problem, email=form.text("email"))
