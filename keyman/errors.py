@@ -13,6 +13,7 @@ KeymanError
 │   ├── Undecryptable
 │   ├── PreconditionFailed
 │   ├── PayloadTooLarge
+│   ├── HeadersTooLarge
 │   ├── UnsupportedMediaType
 │   ├── IdempotencyMismatch
 │   ├── RateLimited         `retry_after` seconds
@@ -169,6 +170,11 @@ class PreconditionFailed(Problem):
 class PayloadTooLarge(Problem):
     slug = "payload-too-large"
     title = "The request is too large"
+
+
+class HeadersTooLarge(Problem):
+    slug = "headers-too-large"
+    title = "The headers are too large"
 
 
 class UnsupportedMediaType(Problem):

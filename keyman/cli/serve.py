@@ -11,7 +11,8 @@ from functools import partial
 
 import click
 from granian import Granian
-from granian.constants import Interfaces, Loops
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from keyman.cli import import_late
@@ -26,6 +27,14 @@ from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
 DRAIN_SECONDS = 12
 """Seconds in which a worker may finish its requests. The longest request waits for Vault and the database, for less."""
 
+HTTP1 = HTTP1Settings(header_read_timeout=5_000, max_buffer_size=64 * 1024)
+"""How long a connection may take to send the headers of a request, in milliseconds, and what a request line with its
+headers may have, in bytes. The time also counts between two requests, so a connection that sends nothing ends. Headers
+of up to twice of what `http/edge.py` allows still get its answer; for longer ones the server's own is empty.
+
+Only HTTP/1.1 is served: in HTTP/2, 90 KB can be 90,000 headers, and the server has no time limit for a silent
+connection. A proxy in front can speak HTTP/2.
+"""
 
 PLANES = {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
 """The module that builds each plane. A process imports only one, so the management plane has no code that decrypts."""
@@ -62,6 +71,8 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
             port=port,
             interface=Interfaces.ASGI,
             loop=Loops.uvloop,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1,
             workers=workers,
             websockets=False,
             log_level=LogLevels.warning,

@@ -1,7 +1,7 @@
 """The errors that the client raises.
 
 ClientError                 `status`, `slug`, `request_id`, `retry_after`, `errors` of the answer, or None
-├── InvalidRequest          400, 413, 415: `errors` names each invalid field
+├── InvalidRequest          400, 413, 415, 431: `errors` names each invalid field
 ├── Unauthenticated         401: the token is wrong, expired or revoked
 ├── Forbidden               403
 ├── NotFound                404: no such key, or one that the caller may not have
@@ -111,6 +111,7 @@ BY_STATUS: dict[int, type[ClientError]] = {
     412: PreconditionFailed,
     413: InvalidRequest,
     415: InvalidRequest,
+    431: InvalidRequest,
     422: IdempotencyMismatch,
     429: RateLimited,
     502: Unavailable,

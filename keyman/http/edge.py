@@ -18,7 +18,7 @@ from uuid import uuid4
 import structlog
 
 from keyman.config.settings import Settings
-from keyman.errors import FieldError, Forbidden, Internal, InvalidRequest, Problem, raise_alone
+from keyman.errors import FieldError, Forbidden, HeadersTooLarge, Internal, InvalidRequest, Problem, raise_alone
 from keyman.http import problems
 from keyman.http.problems import Answer
 from keyman.telemetry import Metrics, frames, log
@@ -37,6 +37,15 @@ BODY_TIMEOUT = 10.0
 """Seconds for a whole body, from when the application reads it. That is 64 KiB at 52 kbit/s, and less than a worker
 that stops waits for its requests.
 """
+
+MAX_HEADERS = 100
+"""Header fields of a request. A browser sends about 20, and a proxy adds about 10."""
+
+MAX_HEADER_BYTES = 32 * 1024
+"""Bytes of the names and values of all headers, with those of path and query. Servers in front allow 8 to 32 KiB."""
+
+MAX_PARAMETERS = 100
+"""Parameters of a query. No address of keyman has a tenth. Litestar keeps the last 1,024 parsed queries in memory."""
 
 SCOPE_KEY = "keyman.exchange"
 """The key of a request's Exchange in its ASGI scope."""
@@ -115,7 +124,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        headers = _headers(scope)
+        is_too_large = _is_too_large(scope)
+        headers = {} if is_too_large else _headers(scope)
         page = self._page if _reads_pages(scope["path"], headers) else None
         method = scope["method"]
         query = scope.get("query_string", b"").decode("latin-1")
@@ -137,7 +147,10 @@ class Edge:
 
         with self._metrics.requests_in_progress.track_inprogress():
             try:
+                if is_too_large:
+                    raise HeadersTooLarge("Send at most 100 header fields, and at most 32 KiB of headers and address.")
                 _refuse_cross_site(method, headers)
+                _check_query(scope)
                 await self._app(scope, _in_time(receive), send_with_headers)
             except Exception as fault:  # noqa: BLE001  # the last handler: every exception becomes an answer
                 problem = fault
@@ -249,13 +262,33 @@ async def _answer(problem: Problem, exchange: Exchange, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+def _is_too_large(scope: Scope) -> bool:
+    """Return True for a request with more headers than MAX_HEADERS or MAX_HEADER_BYTES allow.
+
+    Decide this before anything else is done with them: some parsers need time that grows with the square of a length.
+    """
+    headers = scope["headers"]
+    if len(headers) > MAX_HEADERS:
+        return True
+    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+    return target + sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES
+
+
+def _check_query(scope: Scope) -> None:
+    """Raises InvalidRequest for a query with more than MAX_PARAMETERS."""
+    if scope.get("query_string", b"").count(b"&") >= MAX_PARAMETERS:
+        raise InvalidRequest.at(FieldError("", "The query has more than 100 parameters."))
+
+
 def _headers(scope: Scope) -> dict[str, str]:
-    """Return the headers by lower-case name. Repeated headers are joined with commas (RFC 9110, 5.3)."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
+    """Return the headers by lower-case name.
+
+    Repeated headers are joined with commas (RFC 9110, 5.3), and cookies with semicolons (RFC 9113, 8.2.3).
+    """
+    lines: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        lines.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return {name: ("; " if name == "cookie" else ", ").join(values) for name, values in lines.items()}
 
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -71,7 +71,7 @@ def may_answer(*kinds: type[Problem], fault: FieldError = _FAULT) -> dict[int, R
     `fault` is the example of an invalid field.
     """
     by_status: dict[int, list[type[Problem]]] = {}
-    everywhere: tuple[type[Problem], ...] = (errors.DatabaseUnavailable, Internal)
+    everywhere: tuple[type[Problem], ...] = (errors.HeadersTooLarge, errors.DatabaseUnavailable, Internal)
     for kind in dict.fromkeys((*kinds, *everywhere)):
         by_status.setdefault(KINDS[kind.slug].status, []).append(kind)
     return {status: _documented(status, kinds, fault) for status, kinds in sorted(by_status.items())}

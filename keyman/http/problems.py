@@ -87,6 +87,12 @@ KINDS = {
             "Existing sessions and access tokens stay valid.",
         ),
         Kind(
+            431,
+            errors.HeadersTooLarge,
+            "A request can have at most 100 header fields, and at most 32 KiB of headers and address. Send fewer or "
+            "shorter headers. In a browser, remove the cookies of this host.",
+        ),
+        Kind(
             503,
             errors.VaultUnavailable,
             "Vault seals and opens keys, and it could not be used: `detail` says why. Nothing was stored, and no key "

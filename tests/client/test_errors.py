@@ -14,6 +14,7 @@ CLOSE_ENOUGH = {
     "method-not-allowed": errors.ServerFailed,  # the client asks by none that is not
     "payload-too-large": errors.InvalidRequest,
     "unsupported-media-type": errors.InvalidRequest,
+    "headers-too-large": errors.InvalidRequest,
     "vault-unavailable": Unavailable,
     "database-unavailable": Unavailable,
     "internal": errors.ServerFailed,

@@ -68,6 +68,7 @@ STATUSES = {
     "unsupported-media-type": 415,
     "idempotency-mismatch": 422,
     "rate-limited": 429,
+    "headers-too-large": 431,
     "vault-unavailable": 503,
     "database-unavailable": 503,
     "internal": 500,

@@ -17,10 +17,11 @@ from pathlib import Path
 import httpx
 from argon2 import PasswordHasher
 from granian import Granian
-from granian.constants import Interfaces, Loops
+from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 from sqlalchemy.engine import URL
 
+from keyman.cli.serve import HTTP1
 from keyman.config.settings import load
 from keyman.config.vault import VaultSettings
 from keyman.http.edge import Edge
@@ -93,6 +94,8 @@ if __name__ == "__main__":
         port=int(sys.argv[1]),
         interface=Interfaces.ASGI,
         loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1,
         websockets=False,
         log_level=LogLevels.warning,
     ).serve()

@@ -145,6 +145,23 @@ def test_any_bytes_get_an_answer_below_500_or_none(wire: tuple[str, int, Path], 
     assert "unhandled" not in wire[2].read_text()
 
 
+def test_http_2_is_not_spoken(wire: tuple[str, int, Path]) -> None:
+    """In HTTP/2, 90 KB can be 90,000 headers, and the server has no time limit for a silent connection."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+    assert re.match(rb"(HTTP/1\.1 400 |$)", speak(wire, preface)), "HTTP/2 begins with a SETTINGS frame"
+
+
+def test_more_than_100_headers_and_more_than_32_kib_get_431(wire: tuple[str, int, Path]) -> None:
+    many = b"".join(b"x-%d: 1\r\n" % number for number in range(101))
+    for headers in (many, b"a: 1\r\n" * 5_000, b"x: " + b"y" * 33_000 + b"\r\n", b"x: " + b"y" * 1_000_000 + b"\r\n"):
+        received = speak(wire, b"GET /livez HTTP/1.1\r\nHost: a\r\n" + headers + b"Connection: close\r\n\r\n")
+        assert received.startswith(b"HTTP/1.1 431 ")
+    fits = b"x: " + b"y" * 32_000 + b"\r\n"
+    assert speak(wire, b"GET /livez HTTP/1.1\r\nHost: a\r\n" + fits + b"Connection: close\r\n\r\n").startswith(
+        b"HTTP/1.1 200 "
+    )
+
+
 def test_a_request_in_the_body_of_another_is_not_carried_out(wire: tuple[str, int, Path]) -> None:
     """Request smuggling: where the end of a body is in doubt, what follows is not taken for a request."""
     hidden = b'{"email": "smuggled@example.com", "password": "%s"}' % PASSWORD.encode()

@@ -709,8 +709,8 @@ async def test_a_token_without_scopes_is_refused_in_german(walk: Walk) -> None:
     assert [text for text in Words(page.text).texts if unexplained(text)] == []
 
 
-async def test_a_header_of_100_kilobytes_is_answered(sqlite_plane: ApiPlane) -> None:
-    for header, code in ((b"de," * 33_000, b"de"), (b"\xff" * 100_000, b"en"), (b"", b"en")):
+async def test_a_header_of_30_kilobytes_is_answered(sqlite_plane: ApiPlane) -> None:
+    for header, code in ((b"de," * 10_000, b"de"), (b"\xff" * 30_000, b"en"), (b"", b"en")):
         headers = [(b"accept", b"text/html"), (b"accept-language", header)]
         answer = await sqlite_plane.wire("GET", b"/sign-in", headers)
         assert answer.status_code == 200
