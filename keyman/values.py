@@ -293,7 +293,7 @@ def decode(model: type[S], raw: object, check: Check | None = None) -> S:
         try:
             values[field.name] = _field(field.type, raw[field.encode_name])
         except ValueError as fault:
-            errors.append(FieldError(field.encode_name, str(fault)))
+            errors.append(FieldError(field.encode_name, _message(fault)))
     unknown = len(raw.keys() - {field.encode_name for field in fields})
     if unknown:
         # Do not repeat their names: a name can be a key that was pasted in the wrong place.
@@ -312,7 +312,7 @@ def _field(kind: object, raw: object) -> object:
         return msgspec.convert(raw, kind, dec_hook=lambda wanted, value: cast("type[Value]", wanted).parse(value))
     except msgspec.ValidationError as fault:
         if isinstance(fault.__cause__, ValueError):
-            raise ValueError(str(fault.__cause__)) from None
+            raise ValueError(_message(fault.__cause__)) from None
         # msgspec's message for a wrong type names only types. Its other messages may repeat the value.
         message = str(fault).partition(" - at ")[0]
         if message.startswith("Expected `bool`"):
@@ -322,6 +322,12 @@ def _field(kind: object, raw: object) -> object:
         if message.startswith("Expected `array`"):
             raise ValueError("must be a list") from None
         raise ValueError("is of the wrong type") from None
+
+
+def _message(fault: ValueError) -> str:
+    """Return the message of a value type. `str(fault)` would turn a Sentence into a plain text."""
+    (message,) = fault.args
+    return message if isinstance(message, str) else str(fault)
 
 
 def _string(raw: object) -> str:

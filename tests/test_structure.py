@@ -365,7 +365,6 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.client.endpoint",  # a token, into the header of a request
         "keyman.client.exchange",  # looked for in a server's words, to mask them
         "keyman.dev.run",  # the AppRole's secret is written to the home
-        "keyman.keys.operations",  # compared with the mask
         "keyman.keys.sealing",  # checked and masked
         "keyman.providers.recognition",  # its prefix is looked at
         "keyman.planes.resolver.routes",  # a value, in the answer to an application

@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from keyman.client.cache import Wanted
 from keyman.client.exchange import Answer, Call
-from keyman.client.shapes import AuditEntry, Key, Resolved, Service
+from keyman.client.shapes import AuditEntry, Key, Resolved, Service, is_value
 from keyman.secret import Secret
 
 T = TypeVar("T")
@@ -51,10 +51,10 @@ class _Given(msgspec.Struct):
 
 
 def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
-    """Raises ValueError for a key that was not asked for, and for a value that a header cannot carry."""
+    """Raises ValueError for a key that was not asked for, and for a value that no server gives."""
     given = msgspec.json.decode(answer.content, type=_Given)
     resolved = Resolved(given.api_key, given.key_id, given.user_id, given.service, given.expires_at)
-    if not wanted.is_answered_by(resolved) or not re.fullmatch("[!-~]{8,512}", given.api_key):
+    if not wanted.is_answered_by(resolved) or not is_value(given.api_key):
         raise ValueError
     if given.expires_at is not None and given.expires_at.tzinfo is None:
         raise ValueError
@@ -63,7 +63,7 @@ def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
 
 def add_key(service: str, api_key: Secret, name: str | None, expires_at: datetime | None) -> Call[Key]:
     """Store a key. The Idempotency-Key makes the call repeatable: however often it is sent, one key is stored."""
-    fields = {"service": service, "api_key": _ascii(api_key), "name": name, "expires_at": expires_at}
+    fields = {"service": service, "api_key": _encodable(api_key), "name": name, "expires_at": expires_at}
     return Call(
         "POST",
         "/api/keys",
@@ -87,7 +87,7 @@ def get_key(key_id: int) -> Call[Key]:
 def replace_key(
     key: Key | int, api_key: Secret, name: str | UnsetType | None, expires_at: datetime | UnsetType | None
 ) -> Call[Key]:
-    fields = _set(api_key=_ascii(api_key), name=name, expires_at=expires_at)
+    fields = _set(api_key=_encodable(api_key), name=name, expires_at=expires_at)
     headers = _if_match(key)
     return Call(
         "PUT",
@@ -139,10 +139,13 @@ def _if_match(key: Key | int) -> dict[str, str]:
     return {"If-Match": key.etag} if isinstance(key, Key) and key.etag is not None else {}
 
 
-def _ascii(api_key: Secret) -> str:
-    """Raises ValueError for a character that is not ASCII. The encoder's own error would contain the whole value."""
-    if not api_key.reveal().isascii():
-        raise ValueError("api_key must contain only ASCII characters")
+def _encodable(api_key: Secret) -> str:
+    """Return the value. The server decides what it may contain.
+
+    Raises ValueError for a lone surrogate. The encoder's own error would contain the whole value.
+    """
+    if re.search("[\ud800-\udfff]", api_key.reveal()):
+        raise ValueError("api_key must not contain a lone surrogate")
     return api_key.reveal()
 
 

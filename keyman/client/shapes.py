@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 import msgspec
 
 from keyman.secret import Secret
+
+MAX_KEY = 8192
+"""The maximum number of characters of a key."""
+
+MAX_CREDENTIAL = 16 * 1024
+"""The maximum number of bytes of a JSON credential, such as a service-account file."""
+
+
+def is_value(text: str) -> bool:
+    """Return True if keyman can store this value: a key of printable ASCII, without spaces, or a JSON object."""
+    if text.lstrip().startswith("{"):
+        return len(text.encode(errors="replace")) <= MAX_CREDENTIAL and _is_object(text)
+    return re.fullmatch(f"[!-~]{{8,{MAX_KEY}}}", text) is not None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (ValueError, RecursionError):  # a lone surrogate, too, is a ValueError
+        return False
 
 
 class Resolved(Secret):

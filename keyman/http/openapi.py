@@ -62,7 +62,7 @@ async def check_query(connection: AnyConnection, handler: BaseRouteHandler) -> N
 _REQUEST_ID = "9f3c1d0e5b7a4c2f8e6d0b1a2c3d4e5f"
 
 
-_FAULT = FieldError("api_key", "must be 8 to 512 characters long")
+_FAULT = FieldError("api_key", "must be 8 to 8,192 characters long")
 
 
 def may_answer(*kinds: type[Problem], fault: FieldError = _FAULT) -> dict[int, ResponseSpec]:

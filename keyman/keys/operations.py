@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keyman.audit.entries import NO_VALUE, Action, Entry
 from keyman.audit.log import record
 from keyman.clock import now
-from keyman.errors import FieldError, InvalidRequest, NotFound, PreconditionFailed
+from keyman.errors import NotFound, PreconditionFailed
 from keyman.identity.principals import Principal
 from keyman.ids import MAX_ID, KeyId
 from keyman.keys import idempotency
@@ -134,8 +134,6 @@ async def replace(
     """Seal a new value for a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable."""
     before = await get(db, caller, key_id)
     condition.check(before)
-    if new.api_key.reveal() == before.last_4_chars:
-        raise InvalidRequest.at(FieldError("api_key", "is the mask of the stored key, not a key"))
     stored, vault_request_id = await sealer.seal(caller.owner_id, before.service, new.api_key)
     values = {**stored._asdict(), "undecryptable": False, **_surroundings(new)}
     return await _update(

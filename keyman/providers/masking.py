@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
 
-IS_MASK = "is the mask that keyman shows, not the key; copy the key from the provider"
+IS_MASK = (
+    "is a mask, which shows only the ends of a key; copy the whole key from the provider, or create a new one there"
+)
+
+_HIDDEN = re.compile(r"\.\.\.|\u2026|\u22ef|\*{3}|[\u2022\u25cf\u25e6\u2219\u22c5\u00b7\u2217\u2588\u25aa\uff0a]{2}")
+"""What keyman and providers show in place of the middle of a key: three dots, three asterisks, or two bullets."""
 
 
 def mask(value: str, prefix: str) -> str:
@@ -19,7 +24,6 @@ def mask(value: str, prefix: str) -> str:
     return f"{prefix if shows else ''}...{value[-4:]}"
 
 
-def is_mask(value: str, prefixes: Collection[str] = ("",)) -> bool:
-    """Return True if a text has the form of a mask, with one of these prefixes or without a prefix."""
-    head, dots, tail = value.partition("...")
-    return bool(dots) and head in {"", *prefixes} and len(tail) in (0, 4)
+def is_mask(value: str) -> bool:
+    """Return True if a text is a key without its middle, as keyman or a provider shows it, such as `sk-...1234`."""
+    return _HIDDEN.search(value) is not None

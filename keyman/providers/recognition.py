@@ -11,8 +11,15 @@ from typing import ClassVar, Self
 from keyman.errors import FieldError, Sentence
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.masking import IS_MASK, is_mask
+from keyman.providers.pasted import check_pasted
 from keyman.secret import Secret
 from keyman.values import Check, JsonSchema
+
+MAX_KEY = 8192
+"""The maximum number of characters of a key: short-term keys of Amazon Bedrock have over 1,000."""
+
+MAX_CREDENTIAL = 16 * 1024
+"""The maximum number of bytes of a JSON credential: a service-account file has about 2,400."""
 
 
 class ProviderKey(Secret):
@@ -23,7 +30,7 @@ class ProviderKey(Secret):
         "type": "string",
         "format": "password",
         "minLength": 8,
-        "maxLength": 512,
+        "maxLength": MAX_KEY,
         "pattern": r"^[\x21-\x7e]+$",
         "writeOnly": True,
         "examples": ["sk-hq2v9mXbT0c7eUKwN4Rd1234"],
@@ -36,15 +43,14 @@ class ProviderKey(Secret):
         text = raw.strip()
         if not text:
             raise ValueError("must not be empty")
+        check_pasted(text)
         if not all("!" <= c <= "~" for c in text):
             raise ValueError(
                 "must contain only printable ASCII characters, without white space; if you copied it from a document, "
                 "copy it again from the provider's page"
             )
-        if is_mask(text):  # without a public prefix, and so shorter than any key
-            raise ValueError(IS_MASK)
-        if not 8 <= len(text) <= 512:
-            raise ValueError("must be 8 to 512 characters long")
+        if not 8 <= len(text) <= MAX_KEY:
+            raise ValueError("must be 8 to 8,192 characters long")
         return cls(text)
 
 
@@ -71,7 +77,7 @@ def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
 
 def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[FieldError]:
     """Yield a fault if this value is certainly not a key of this service."""
-    if is_mask(value, catalogue.prefixes().values()):
+    if is_mask(value):
         yield FieldError("api_key", IS_MASK)
         return
     prefix = catalogue.prefix(service)

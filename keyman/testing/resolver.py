@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self, overload
 
 from keyman.client.errors import NotFound, Undecryptable
-from keyman.client.shapes import Resolved
+from keyman.client.shapes import Resolved, is_value
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class _Fake:
     def add(self, value: str, *, user_id: int, service: str, expires_at: datetime | None = None) -> Resolved:
         """Add an active key and return it; its `key_id` is greater than that of every earlier key.
 
-        Raises ValueError for a value that no server gives (it has 8 to 512 printable ASCII characters, without spaces)
-        and for an `expires_at` without a time zone.
+        Raises ValueError for a value that no server gives (it has 8 to 8,192 printable ASCII characters, without
+        spaces, or is a JSON object of at most 16 KiB) and for an `expires_at` without a time zone.
         """
-        if not re.fullmatch("[!-~]{8,512}", value):
-            raise ValueError("value must have 8 to 512 printable ASCII characters and no space")
+        if not is_value(value):
+            raise ValueError("value must have 8 to 8,192 printable ASCII characters and no space, or be a JSON object")
         if expires_at is not None and expires_at.tzinfo is None:
             raise ValueError("expires_at must have a time zone")
         key = Resolved(value, self._next_id(), user_id, service, expires_at)

@@ -14,6 +14,7 @@ from keyman.client import Forbidden, InvalidRequest, Key, NotFound, Precondition
 from tests.client.asking import TOKEN, Asked, keyman
 from tests.planes.management.api.harness import OPENAI_KEY, STATUSES
 from tests.planes.resolver.pair import Pair
+from tests.providers.pastes import BODY, PASTES
 from tests.support.planes import ORIGIN
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +49,26 @@ async def script(pair: Pair, *scopes: str, losses: int = 0) -> AsyncIterator[Ask
     async with keyman("async", ORIGIN, made.json()["token"], transport=transport) as client:
         client.answers = transport.answers  # type: ignore[attr-defined]
         yield client
+
+
+async def test_every_paste_is_stored_or_its_mistake_is_named(pair: Pair) -> None:
+    async with script(pair) as client:
+        for paste in PASTES:
+            if paste.message is None:
+                assert (await client("add", paste.service, paste.text)).status == "active"
+                continue
+            with pytest.raises(InvalidRequest) as refused:
+                await client("add", paste.service, paste.text)
+            assert refused.value.errors == (("api_key", paste.message),)
+            assert BODY not in str(refused.value)
+
+
+async def test_a_value_that_cannot_be_sent_is_refused_without_being_repeated(pair: Pair) -> None:
+    async with script(pair) as client:
+        with pytest.raises(ValueError, match="lone surrogate") as refused:
+            await client("add", "OPENAI", f"{BODY}\ud800")
+        assert BODY not in str(refused.value)
+        assert refused.value.__context__ is None
 
 
 async def test_a_key_is_stored_listed_replaced_paused_and_deleted(pair: Pair) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from keyman.providers.catalogue import SHIPPED, Catalogue, Service
@@ -67,13 +67,14 @@ def test_a_new_key_is_checked_for_its_service_its_value_and_its_label() -> None:
     assert [fault.field for fault in check({})] == []
 
 
-@given(text=st.text(PRINTABLE, min_size=8, max_size=512))
+@given(text=st.text(PRINTABLE.filter(lambda character: character not in "=:\"'`\\,;.*{"), min_size=8, max_size=512))
 def test_a_provider_key_is_kept_but_for_white_space_around_it(text: str) -> None:
+    assume(text[0] + text[-1] not in ("()", "<>", "[]"))
     for around in ("", " ", "\n", "\u00a0", "\t\r\n "):
         assert ProviderKey.parse(f"{around}{text}{around}").reveal() == text
 
 
 @pytest.mark.parametrize("text", ["...", "...abcd", " ...abcd "])
 def test_a_bare_mask_is_called_one_and_not_too_short(text: str) -> None:
-    with pytest.raises(ValueError, match="is the mask that keyman shows"):
+    with pytest.raises(ValueError, match="is a mask"):
         ProviderKey.parse(text)

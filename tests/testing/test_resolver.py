@@ -155,7 +155,7 @@ def test_no_value_is_shown(fake: Fake) -> None:
     assert VALUE not in f"{fake!r} {fake} {fake.calls} {added!r} {vars(fake)}"
 
 
-@pytest.mark.parametrize("value", ["short", f"{VALUE} {VALUE}", f"{VALUE}\n", "ключ-длинный", "x" * 513])
+@pytest.mark.parametrize("value", ["short", f"{VALUE} {VALUE}", f"{VALUE}\n", "ключ-длинный", "x" * 8193, "{", '["x"]'])
 def test_a_value_that_no_server_gives_is_refused_and_not_repeated(fake: Fake, value: str) -> None:
     with pytest.raises(ValueError, match="value must") as caught:
         fake.add(value, **HERS)

@@ -21,6 +21,8 @@ from tests.planes.management.api.harness import (
     problem,
     store,
 )
+from tests.providers.pastes import BODY as PASTED_BODY
+from tests.providers.pastes import PASTES
 from tests.support.rows import AnyRow
 
 pytestmark = pytest.mark.anyio
@@ -184,9 +186,9 @@ async def test_white_space_around_a_value_is_stripped(shared: ApiPlane, around: 
     assert answer.json()["last_4_chars"] == "sk-...1234"
 
 
-async def test_a_value_has_8_to_512_characters_after_stripping(shared: ApiPlane) -> None:
+async def test_a_value_has_8_to_8192_characters_after_stripping(shared: ApiPlane) -> None:
     ada = await shared.user()
-    for length, status in ((0, 400), (1, 400), (7, 400), (8, 201), (9, 201), (511, 201), (512, 201), (513, 400)):
+    for length, status in ((0, 400), (1, 400), (7, 400), (8, 201), (9, 201), (8191, 201), (8192, 201), (8193, 400)):
         answer = await ada.post("/api/keys", json={"service": "COHERE", "api_key": f"  {'x' * length}  "})
         assert answer.status_code == status, length
         if status == 400:
@@ -295,8 +297,33 @@ async def test_a_mask_that_is_sent_back_is_refused(shared: ApiPlane, service: st
 
 async def test_a_value_with_dots_that_is_no_mask_is_taken(shared: ApiPlane) -> None:
     ada = await shared.user()
-    for value in ("abc...defgh", "...............", "sk-...12345", "sk-a...1234"):
+    for value in ("abc..defgh", "a.b.c.d.e", "..sk-12345", "sk-a.1234"):
         assert (await store(ada, api_key=value))["status"] == "active"
+
+
+async def test_every_paste_is_stored_or_its_mistake_is_named(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    for paste in PASTES:
+        answer = await ada.post("/api/keys", json={"service": paste.service, "api_key": paste.text})
+        if paste.message is None:
+            assert answer.status_code == 201, paste
+        else:
+            refused = problem(answer, "invalid-request", "api_key")
+            assert [error["message"] for error in refused["errors"]] == [paste.message], paste
+            assert PASTED_BODY not in answer.text
+    assert len((await ada.get("/api/keys?limit=200")).json()) == sum(paste.message is None for paste in PASTES)
+
+
+async def test_every_paste_is_refused_as_a_replacement_too(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    paths = {service: f"/api/keys/{(await store(ada, service=service, api_key=BODY))['id']}" for service in PREFIXES}
+    for paste in PASTES:
+        answer = await ada.put(paths[paste.service], json={"api_key": paste.text})
+        if paste.message is None:
+            assert answer.status_code == 200, paste
+        else:
+            refused = problem(answer, "invalid-request", "api_key")
+            assert [error["message"] for error in refused["errors"]] == [paste.message], paste
 
 
 @pytest.mark.parametrize("service", ["openai", "Openai", "NOPE", "", "OPENAI ", "OPEN\0AI", "ＯＰＥＮＡＩ", "A" * 65])

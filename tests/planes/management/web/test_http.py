@@ -19,6 +19,8 @@ from sqlalchemy.engine import make_url
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.web.pages import HOME, own_page
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, fresh_plane_at
+from tests.providers.pastes import BODY as PASTED_BODY
+from tests.providers.pastes import PASTES
 from tests.support.fast import examples
 from tests.support.planes import ORIGIN, PASSWORD, Vault
 
@@ -333,11 +335,11 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"service": "OPENAI"}, "API key is missing."),
     ({"service": "OPENAI", "api_key": "   "}, "API key must not be empty."),
     ({"service": "OPENAI", "api_key": VALUE, "name": f"my {VALUE}"}, "Label must not contain the key itself"),
-    ({"service": "OPENAI", "api_key": "short"}, "API key must be 8 to 512 characters long."),
-    ({"service": "OPENAI", "api_key": "x" * 513}, "API key must be 8 to 512 characters long."),
+    ({"service": "OPENAI", "api_key": "short"}, "API key must be 8 to 8,192 characters long."),
+    ({"service": "OPENAI", "api_key": "x" * 8193}, "API key must be 8 to 8,192 characters long."),
     ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must contain only printable ASCII"),
     ({"service": "OPENAI", "api_key": "sk-ant-c4n4ry-c4n4ry"}, "API key looks like a key of Anthropic, not of OpenAI"),
-    ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is the mask that keyman shows"),
+    ({"service": "OPENAI", "api_key": "sk-...1234"}, "API key is a mask, which shows only the ends of a key"),
     ({"service": "NOWHERE", "api_key": VALUE}, "Service is not a service of the catalogue"),
     ({"service": "openai", "api_key": VALUE}, "Service must be a service of the catalogue"),
     ({"service": "OPENAI", "api_key": VALUE, "name": "x" * 101}, "Label must be at most 100 characters long."),
@@ -363,6 +365,19 @@ async def test_what_is_refused_stands_beside_its_field_and_only_the_key_is_lost(
         assert f'value="{kept}"' in page.text
     assert not value or value in words or value not in page.text
     assert await keys(ada) == []
+
+
+async def test_every_paste_is_stored_or_its_mistake_is_named_beside_the_field(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
+    for paste in PASTES:
+        page = await send(ada, HOME, {"service": paste.service, "api_key": paste.text})
+        if paste.message is None:
+            assert page.status_code == 303, paste
+        else:
+            assert page.status_code == 422, paste
+            assert f">API key {paste.message}.</p>" in html.unescape(page.text), paste
+            assert PASTED_BODY not in page.text, paste
+    assert len(await keys(ada)) == sum(paste.message is None for paste in PASTES)
 
 
 async def test_a_form_that_is_sent_twice_stores_one_key(page_plane: ApiPlane) -> None:

@@ -241,7 +241,7 @@ def test_the_sentences_of_code_and_templates_are_found() -> None:
     """Each way of saying something has an example here, so that no search comes back empty unnoticed."""
     assert {"Skip to the content", "key %(id)s", "Choose {service}"} <= of_the_templates()
     assert {
-        "must be 8 to 512 characters long",
+        "must be 8 to 8,192 characters long",
         "is not your current password",
         "{count} things are invalid; errors lists each of them.",
         "One field is invalid.",
@@ -677,7 +677,7 @@ async def test_the_walk_meets_every_sentence_of_the_templates(walk: Walk) -> Non
 async def test_what_is_wrong_with_a_field_makes_a_sentence_with_its_label(walk: Walk) -> None:
     assert {
         "API-Schlüssel fehlt.",
-        "API-Schlüssel muss 8 bis 512 Zeichen lang sein.",
+        "API-Schlüssel muss 8 bis 8.192 Zeichen lang sein.",
         "API-Schlüssel sieht nach einem Schlüssel von Anthropic aus, nicht von Groq: Wählen Sie stattdessen Anthropic "
         "als Dienst.",
         "Ablaufdatum muss ein Datum sein, etwa 2030-01-31.",

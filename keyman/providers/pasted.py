@@ -1,0 +1,106 @@
+"""Recognises what people paste instead of a key, or around one.
+
+Each check raises ValueError with a message that names the mistake and says what to do. A value is any text without
+white space around it. The checks are in the order in which a person fixes the mistakes: what is around a key first,
+then what is wrong with the key itself. Each takes time that is linear in the length of the value.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from keyman.errors import Sentence
+from keyman.providers.masking import IS_MASK, is_mask
+
+_QUOTES = "\"'\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u2032\u2033\uff02\uff07"
+"""Straight, typographic and full-width quotation marks, and the primes that are typed for them."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}://|www\.|([a-z0-9-]{1,63}\.){1,5}(com|ai|org|net|io|dev|co)/", re.IGNORECASE)
+_AUTHORIZATION = re.compile(r"[\"'`]?(proxy-)?authorization[\"'`]?\s*[:=]|(bearer|basic|token)\s", re.IGNORECASE)
+_BEARER = re.compile(r"[\"'`]?bearer\s", re.IGNORECASE)
+# A name is an identifier, or ends with a word such as `key`: a hyphen or a colon may also be part of a key.
+_ENDING = r"[\w.-]{0,64}(key|token|secret)"
+_DECLARED = r"(?:(?:export|setx?|declare|const|let|var|env|arg)\s{1,9}|\$env:|-e\s{1,9}|--?|\#\s{0,9})?"
+_ASSIGNMENT = re.compile(
+    rf"{_DECLARED}[\"'`]?(?:[a-z_][a-z0-9_.]{{0,63}}|{_ENDING})[\"'`\]]{{0,2}}\s{{0,9}}:?=\s{{0,9}}[^\s=]",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"[\"'`]?[a-z][\w .-]{0,63}[\"'`]?\s{0,9}:\s"  # name: value
+    r"|[\"'`][a-z][\w .-]{0,63}[\"'`]\s{0,9}:"  # "name":"value"
+    r"|[a-z][\w.-]{0,63}\s{0,9}:[\"'`]"  # name:"value"
+    rf"|{_ENDING}\s{{0,9}}:",  # x-api-key:value
+    re.IGNORECASE,
+)
+_ESCAPE = re.compile(r"\\[nrt]?\Z")
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Characters that are displayed as nothing, although their category is that of letters, marks or symbols."""
+
+
+def check_pasted(text: str) -> None:
+    """Raise ValueError if the text is certainly not a bare key. The message never repeats the text."""
+    _check_invisible(text)
+    if "\n" in text or "\r" in text:
+        raise ValueError("has more than one line; paste only one key, without other lines")
+    _check_surroundings(text)
+    _check_marks(text)
+    if is_mask(text):
+        raise ValueError(IS_MASK)
+    if any(character.isspace() for character in text):
+        raise ValueError("contains white space; paste only the key, without anything before or after it")
+
+
+def _check_invisible(text: str) -> None:
+    """Raise ValueError, which names the character. It says nothing about the key, because no key has such a one."""
+    for character in text:
+        if not "!" <= character <= "~" and _is_invisible(character):
+            name = unicodedata.name(character, "")
+            raise ValueError(
+                Sentence(
+                    "contains an invisible character ({character}); copy the key again, directly from the provider's "
+                    "page",
+                    character=f"U+{ord(character):04X} {name}".strip(),
+                )
+            )
+
+
+def _is_invisible(character: str) -> bool:
+    if character in " \t\n\r":
+        return False
+    is_selector = "\ufe00" <= character <= "\ufe0f" or "\u180b" <= character <= "\u180f"
+    is_tag = "\U000e0000" <= character <= "\U000e0fff"
+    return unicodedata.category(character)[0] in "CZ" or is_selector or is_tag or character in _BLANK
+
+
+def _check_surroundings(text: str) -> None:
+    """Raise ValueError for a key with its name, and for an address."""
+    if _URL.match(text):
+        raise ValueError("is an address (URL), not a key; copy the key that the provider shows there")
+    if _BEARER.match(text):
+        raise ValueError("begins with Bearer; paste only the key after it")
+    if _AUTHORIZATION.match(text):
+        raise ValueError("is an Authorization header; paste only the key in it")
+    if _ASSIGNMENT.match(text):
+        raise ValueError("is an assignment (NAME=value); paste only the value after the equals sign")
+    if _NAMED.match(text):
+        raise ValueError("has its name in front of it (name: value); paste only the value after the colon")
+
+
+def _check_marks(text: str) -> None:
+    """Raise ValueError for what stays at the ends of a key that was copied from code, JSON or a sentence."""
+    first, last = text[:1], text[-1:]
+    if last in (",", ";"):
+        raise ValueError("ends with a comma or a semicolon; remove it")
+    if _ESCAPE.search(text):
+        raise ValueError("ends with a backslash or an escape such as \\n, which is not a line break; remove it")
+    if first in _QUOTES or last in _QUOTES:
+        raise ValueError("has quotation marks around it; remove them")
+    if first == "`" or last == "`":
+        raise ValueError("has backticks around it; remove them")
+    if first + last == "()":
+        raise ValueError("has parentheses around it; remove them")
+    if first + last == "<>":
+        raise ValueError("has angle brackets around it; remove them, and replace a placeholder by your key")
+    if first + last in ("[]", "{}"):
+        raise ValueError("has brackets around it; remove them")
