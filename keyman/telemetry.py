@@ -20,6 +20,8 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from keyman.errors import VaultReason
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("keyman")
 
 MULTIPROCESS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -29,6 +31,13 @@ REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 """Seconds. A listing takes 2 ms, a sign-in 150 ms (Argon2id), an operation that waits for Vault at most 5 s."""
 
 
+VAULT_OPERATIONS = ("capabilities", "check-key", "decrypt", "encrypt", "lookup", "read-key", "rewrap", "rotate")
+"""The label `operation` of calls to Vault. `check-key` is the comparison of Vault's key with the sentinel."""
+
+ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 415, 422, 429, 431, 500, 501, 502, 503, 504)
+"""The label `status` of answers that are errors."""
+
+
 def current_request_id() -> str | None:
     """Return the id of the current request, or None outside a request."""
     bound = structlog.contextvars.get_contextvars().get("request_id")
@@ -36,7 +45,11 @@ def current_request_id() -> str | None:
 
 
 class Metrics:
-    """The metrics of one plane, in their own registry."""
+    """The metrics of one plane, in their own registry.
+
+    The series of every counter exist from the start, at 0: `increase()` of Prometheus does not count the first value of
+    a series, so the first failure of its kind would raise no alert.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -47,6 +60,14 @@ class Metrics:
             buckets=REQUEST_BUCKETS,
             registry=self.registry,
         )
+        self.errors = Counter(
+            "keyman_http_errors_total",
+            "Answers that were errors, by status.",
+            ("status",),
+            registry=self.registry,
+        )
+        for status in ERROR_STATUSES:
+            self.errors.labels(str(status))
         self.requests_in_progress = Gauge(
             "keyman_http_requests_in_progress",
             "Requests being answered now.",
@@ -66,6 +87,9 @@ class Metrics:
             ("operation", "reason"),
             registry=self.registry,
         )
+        for operation in VAULT_OPERATIONS:
+            for reason in VaultReason:
+                self.vault_failures.labels(operation, reason.value)
         self.vault_retries = Counter(
             "keyman_vault_retries_total",
             "Attempts that failed and were tried again.",

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from keyman import telemetry
 from keyman.errors import RefusedStatement
 from keyman.storage.transactions import Database
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
@@ -220,6 +222,13 @@ def test_an_operation_that_fails_is_measured_as_well() -> None:
     with pytest.raises(ValueError, match="x"), metrics.vault_operation("encrypt"):
         raise ValueError("x")
     assert _samples(metrics, "keyman_vault_operation_seconds_count") == {("encrypt",): 1}
+
+
+def test_every_operation_of_vault_is_counted_from_the_start() -> None:
+    named: set[str] = set()
+    for source in Path(telemetry.__file__).parent.rglob("*.py"):
+        named |= set(re.findall(r'\.(?:call|count_failure)\(\s*"([\w-]+)"', source.read_text()))
+    assert named == set(telemetry.VAULT_OPERATIONS)
 
 
 def test_every_metric_is_keymans_and_explains_itself() -> None:

@@ -146,7 +146,7 @@ async def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: st
                 if process.poll() is not None:
                     raise ConfigurationError(f"{name} stopped during its start. Its output is above.")
                 await asyncio.sleep(pause)
-                pause = min(1.5 * pause, 6 * POLL)  # each check adds a line to the log that the user sees
+                pause = min(1.5 * pause, 6 * POLL)  # a check that fails adds a line to the log that the user sees
     except TimeoutError:
         raise ConfigurationError(f"{name} was not ready within {READY_TIMEOUT:.0f} s. Its output is above.") from None
 

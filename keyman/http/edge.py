@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -32,6 +33,9 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+"""Routes whose requests are logged at `debug`, unless they fail."""
 
 BODY_TIMEOUT = 10.0
 """Seconds for a whole body, from when the application reads it. That is 64 KiB at 52 kbit/s, and less than a worker
@@ -171,7 +175,12 @@ class Edge:
         route = scope.get("path_template") or "unmatched"
         known = method if method in KNOWN_METHODS else "other"
         self._metrics.requests.labels(known, route, str(exchange.status)).observe(seconds)
-        log.info(
+        if exchange.status >= 400:
+            self._metrics.errors.labels(str(exchange.status)).inc()
+        # A platform asks every few seconds. Its requests would push everything else out of a log that is rotated.
+        is_routine = route in PROBES and exchange.status < 400
+        log.log(
+            logging.DEBUG if is_routine else logging.INFO,
             "request",
             method=known,
             route=route,

@@ -95,6 +95,12 @@ class Guard(ABC):
         """Return what is wrong with the key, or None. Raises DatabaseUnavailable when the sentinel cannot be read."""
 
 
+def wrong_key(client: VaultClient) -> VaultUnavailable:
+    """Count a wrong key, which no failed call counts: Vault answered. Return the error."""
+    client.count_failure("check-key", VaultReason.WRONG_KEY)
+    return VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+
+
 def _retrieve(check: asyncio.Task[None]) -> None:
     """Retrieve a check's exception, so that asyncio logs no error when the caller that started it has given up."""
     if not check.cancelled():
@@ -141,7 +147,7 @@ class KeyGuard(Guard):
                 mount=self._settings.mount,
                 properties=wrong if data else "missing",
             )
-            raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+            raise wrong_key(self._client)
 
     async def _check_sentinel(self, sentinel: str | None) -> None:
         if sentinel is not None and await self._rewraps(sentinel):
@@ -150,7 +156,7 @@ class KeyGuard(Guard):
         newer = await self._store.sentinel(refresh=True)
         if newer is None or newer == sentinel or not await self._rewraps(newer):
             log.error("vault's key does not open the sentinel: another key, another Vault or another database")
-            raise VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+            raise wrong_key(self._client)
 
     async def _seal_sentinel(self) -> str:
         async def encrypt() -> str:

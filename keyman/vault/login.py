@@ -74,10 +74,13 @@ class VaultClient:
                 fault = VaultFault(VaultReason.TIMEOUT)
             except VaultFault as raised:
                 fault = raised
-        self._metrics.vault_failures.labels(operation, fault.reason.value).inc()
+        self.count_failure(operation, fault.reason)
         log.warning("vault call failed", operation=operation, reason=fault.reason.value, status=fault.status)
         # Outside the except block, so that the fault is not chained.
         raise VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5)
+
+    def count_failure(self, operation: str, reason: VaultReason) -> None:
+        self._metrics.vault_failures.labels(operation, reason.value).inc()
 
     async def close(self) -> None:
         """Revoke the token, unless it was configured, and close the connections."""

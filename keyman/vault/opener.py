@@ -19,7 +19,7 @@ from keyman.secret import Secret
 from keyman.telemetry import log
 from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.cipher import Context
-from keyman.vault.guard import SENTINEL_PLAINTEXT, Guard, SentinelStore, sentinel_context
+from keyman.vault.guard import SENTINEL_PLAINTEXT, Guard, SentinelStore, sentinel_context, wrong_key
 from keyman.vault.login import VaultClient
 
 
@@ -62,7 +62,7 @@ class TransitOpener(Guard):
         except VaultUnavailable as fault:
             return fault
         log.error("vault's key does not open the sentinel: another key, another Vault or another database")
-        return VaultUnavailable(VaultReason.WRONG_KEY, retry_after=60)
+        return wrong_key(self._client)
 
     async def _opens(self, sentinel: str) -> bool:
         opened = await self._decrypt(sentinel, sentinel_context(self._store.uuid))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from keyman.http.problems import KINDS
 from keyman.telemetry import Metrics
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -39,6 +40,19 @@ def registered(registry: CollectorRegistry) -> dict[str, set[str]]:
 SERIES = registered(Metrics().registry)
 
 
+def starting() -> dict[str, list[tuple[dict[str, str], float]]]:
+    """The series of each counter before the first request: labels and value."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in Metrics().registry.collect():
+        if family.type == "counter":
+            series = [sample for sample in family.samples if sample.name.endswith("_total")]
+            found[f"{family.name}_total"] = [(sample.labels, sample.value) for sample in series]
+    return found
+
+
+STARTING = starting()
+
+
 def expressions() -> Iterator[tuple[str, str]]:
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", []):
@@ -57,6 +71,35 @@ def test_every_series_asked_for_exists_with_the_labels_asked_for(where: str, exp
         asked |= {label.strip() for label in group.split(",")}
     known = SCRAPED.union(*(SERIES[name] for name in names))
     assert asked <= known, where
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_each_series_that_an_alert_counts_exists_from_the_start_at_0(rule: dict[str, Any]) -> None:
+    """`increase` and `rate` see only changes: a series that begins at 1 raises no alert."""
+    counted = re.findall(r"\b(?:increase|rate)\((keyman_\w+)(?:\{([^}]*)\})?\[", rule["expr"])
+    for name, selector in counted:
+        matchers = re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', selector)
+        matchers = [matcher for matcher in matchers if matcher[0] not in SCRAPED]
+        if not name.endswith("_total"):  # a share of all requests, or how long they took: one request does not count
+            assert all(operator.startswith("!") for _, operator, _ in matchers), (name, selector)
+            continue
+        assert STARTING[name], name
+        for label, operator, value in matchers:
+            for one in value.split("|") if operator == "=~" else [value]:
+                found = [labels[label] for labels, _ in STARTING[name] if re.fullmatch(one, labels[label])]
+                assert found, f"{label}={one}"
+    assert "increase(" not in rule["expr"] or any(name.endswith("_total") for name, _ in counted)
+
+
+def test_every_counter_starts_at_0_whatever_its_labels() -> None:
+    for name, samples in STARTING.items():
+        assert {value for _, value in samples} == {0}, name
+
+
+def test_every_status_of_a_problem_exists_from_the_start() -> None:
+    assert {str(kind.status) for kind in KINDS.values() if kind.status >= 400} <= {
+        labels["status"] for labels, _ in STARTING["keyman_http_errors_total"]
+    }
 
 
 def test_every_series_is_shown() -> None:

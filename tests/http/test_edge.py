@@ -265,11 +265,37 @@ async def test_a_request_leaves_one_line_with_words_from_fixed_sets() -> None:
         answer, _ = await ask(app, CANARY, headers)
     (line,) = lines
     assert line.keys() == {"event", "log_level", "method", "route", "status", "duration_ms", "request_id", "user_id"}
-    assert line["method"] == "other"
+    assert (line["method"], line["log_level"]) == ("other", "info")
     assert line["route"] == "/api/keys/{key_id}"
     assert (line["status"], line["user_id"]) == (200, 7)
     assert line["request_id"] == answer.header("x-request-id")
     assert CANARY not in str(line)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("route", ["/livez", "/readyz", "/metrics"])
+@pytest.mark.parametrize(("status", "level"), [(200, "debug"), (503, "info"), (405, "info")])
+async def test_requests_of_the_platform_are_only_seen_at_debug_unless_they_fail(
+    method: str, route: str, status: int, level: str
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path_template"] = route
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with capture_logs() as lines:
+        await ask(app, method)
+    assert [(line["event"], line["log_level"]) for line in lines] == [("request", level)]
+
+
+async def test_an_error_is_counted_by_its_status() -> None:
+    metrics = Metrics()
+    for failing in (hello, raising(lambda: RuntimeError("x")), raising(lambda: NotFound("No."))):
+        await ask(failing, edge=Edge(failing, settings(), metrics))
+    counted = [
+        metrics.registry.get_sample_value("keyman_http_errors_total", {"status": s}) for s in ("404", "500", "503")
+    ]
+    assert counted == [1, 1, 0]
 
 
 async def test_what_is_bound_to_one_request_is_not_in_the_next_ones_lines() -> None:

@@ -106,6 +106,7 @@ async def test_a_missing_key_is_the_wrong_key_and_stays_missing(bench: Bench) ->
     await bench.delete_key()
     assert await refusal(bench.guard(shelf).verify()) == VaultReason.WRONG_KEY
     assert await refusal(bench.guard(Shelf()).verify()) == VaultReason.WRONG_KEY
+    assert bench.count("keyman_vault_failures_total", operation="check-key", reason="wrong-key") >= 2
     assert bench.settings.key not in await keys_of(bench)
 
 
@@ -133,6 +134,7 @@ async def test_the_sentinel_of_another_deployment_is_the_wrong_key(bench: Bench)
     await bench.guard(ours).verify()
     theirs = Shelf(sentinel=ours.stored)
     assert await refusal(bench.guard(theirs).verify()) == VaultReason.WRONG_KEY
+    assert bench.count("keyman_vault_failures_total", operation="check-key", reason="wrong-key") == 1
 
 
 async def test_a_database_with_keys_and_without_a_sentinel_is_the_wrong_key(bench: Bench) -> None:

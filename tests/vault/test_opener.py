@@ -30,6 +30,7 @@ class Opening:
     """An opener with the resolver's own role, and one value that was sealed with the management plane's."""
 
     bench: Bench
+    own: Bench  # with the resolver's login, and the metrics of the opener
     opener: TransitOpener
     shelf: Shelf
     ciphertext: str
@@ -48,7 +49,7 @@ async def opening_at(bench: Bench) -> Opening:
     role_id, secret_id = await issue_credentials(bench.admin, "keyman-resolver")
     theirs = replace(bench.settings, role_id=role_id, secret_id=secret_id)
     own = bench.with_settings(role_id=role_id, secret_id=secret_id)
-    return Opening(bench, TransitOpener(own.client(), theirs, shelf), shelf, sealed.ciphertext, context)
+    return Opening(bench, own, TransitOpener(own.client(), theirs, shelf), shelf, sealed.ciphertext, context)
 
 
 @pytest.fixture
@@ -148,6 +149,7 @@ async def test_another_word_behind_the_sentinel_is_the_wrong_key(opening: Openin
         )
         opening.shelf.stored = answer["data"]["ciphertext"]
         assert await refusal(opening.opener.verify(max_age=0)) == VaultReason.WRONG_KEY
+    assert opening.own.count("keyman_vault_failures_total", operation="check-key", reason="wrong-key") == 3
 
 
 def _answer(data: object) -> bytes:
