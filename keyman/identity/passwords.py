@@ -7,6 +7,8 @@ import base64
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from time import monotonic
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -14,7 +16,8 @@ from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatc
 from argon2.low_level import ARGON2_VERSION
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
-from keyman.errors import KeymanError, RateLimited
+from keyman.errors import KeymanError
+from keyman.identity.turns import FairQueue, Place, groups_of
 from keyman.secret import Secret
 
 T = TypeVar("T")
@@ -24,8 +27,10 @@ THREADS = max(1, (os.cpu_count() or 1) // 2)
 other processors stay free.
 """
 
-MAX_WAITING = 16 * THREADS
-"""The maximum number of unfinished hashes. Further requests are refused, because their clients would time out."""
+MAX_WAITING = min(64 * THREADS, 512)
+"""The maximum number of requests whose hashes are unfinished, a quarter of it from one network. Further requests are
+refused, because their clients would time out.
+"""
 
 
 class WrongPassword(KeymanError):
@@ -38,15 +43,22 @@ class Passwords:
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
-        self._waiting = 0
+        self._queue = FairQueue(THREADS, MAX_WAITING)
         # Verified for an account that does not exist, so that the answer takes the same time.
         self._decoy = _decoy(self._hasher)
 
-    async def hash(self, password: Secret) -> str:
-        """Return the PHC string to store. Raises RateLimited when too many wait."""
-        return await self._run(lambda: self._hasher.hash(password.reveal()))
+    def place(self, account: str, address: str | None) -> AbstractContextManager[Place]:
+        """Take a place in the queue, for the length of a block. `account` is the key of the e-mail address.
 
-    async def verify(self, stored: str | None, password: Secret) -> str | None:
+        It costs nothing else, so take it before any other work. Raises RateLimited when there is none.
+        """
+        return self._queue.place(groups_of(account, address))
+
+    async def hash(self, password: Secret, place: Place | None = None) -> str:
+        """Return the PHC string to store. Without `place`, it takes one. Raises RateLimited when too many wait."""
+        return await self._run(lambda: self._hasher.hash(password.reveal()), place)
+
+    async def verify(self, stored: str | None, password: Secret, place: Place | None = None) -> str | None:
         """Verify a password. Return a new hash to store if the parameters of `stored` are outdated, else None.
 
         Raises WrongPassword. If `stored` is None (no such account), this takes the same time as with a hash. Raises
@@ -60,21 +72,23 @@ class Passwords:
             return self._hasher.hash(password.reveal()) if self._hasher.check_needs_rehash(stored) else None
 
         try:
-            return await self._run(verify)
+            return await self._run(verify, place)
         except (VerifyMismatchError, VerificationError, InvalidHashError):
             raise WrongPassword from None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        if self._waiting >= MAX_WAITING:
-            raise RateLimited("Too many people are signing in at this moment.", retry_after=2)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._waiting -= 1
+    async def _run(self, work: Callable[[], T], place: Place | None) -> T:
+        if place is None:
+            with self._queue.place() as own:
+                return await self._run(work, own)
+        await self._queue.turn(place)
+        started = monotonic()
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        running.add_done_callback(lambda _: self._queue.end_turn(place, monotonic() - started))
+        # If the client gives up, the thread goes on. The turn lasts until it has finished.
+        return await asyncio.shield(running)
 
 
 def _decoy(hasher: PasswordHasher) -> str:

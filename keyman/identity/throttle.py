@@ -9,18 +9,18 @@ attempts at the same time get no more guesses than a thousand one after the othe
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, case, delete, update
+from sqlalchemy import ColumnElement, bindparam, case, delete, or_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.clock import now
 from keyman.errors import RateLimited
+from keyman.identity.networks import network_of
 from keyman.identity.tables import throttle
 from keyman.ids import UserId
 from keyman.storage.statements import Command, Query
@@ -29,6 +29,12 @@ from keyman.storage.types import UtcTime
 
 WINDOW = timedelta(minutes=15)
 """The time for which failures count, from the first one on."""
+
+CLOCKS_APART = timedelta(minutes=1)
+"""If a window ends later than one that starts now, by more than this, a clock that ran ahead has started it. It then
+counts as over: otherwise, a clock that runs a day ahead for a moment would keep an owner out for a day. The difference
+between the clocks of two replicas, and the time for which an attempt waits for a lock, are shorter.
+"""
 
 MAX_PER_ACCOUNT = 10
 """The maximum number of failures for one e-mail address in a window. That is 960 guesses a day, for passwords of at
@@ -87,7 +93,7 @@ async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MA
     waits = []
     async with db.write() as connection:
         for bucket in _in_order(buckets):
-            row = await query.one(connection, bucket=bucket.digest, moment=moment, new_end=moment + WINDOW)
+            row = await query.one(connection, bucket=bucket.digest, **_window(moment))
             if row.attempts > bucket.limit:
                 waits.append((row.ends_at - moment).total_seconds())
     if waits:
@@ -114,6 +120,12 @@ async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
             await _ONE_LESS.execute(connection, of_bucket=bucket.digest)
 
 
+def _window(moment: datetime) -> dict[str, datetime]:
+    """Return the parameters of `_is_over` and of a new window."""
+    new_end = moment + WINDOW
+    return {"moment": moment, "new_end": new_end, "last_end": new_end + CLOCKS_APART}
+
+
 def _in_order(buckets: tuple[Bucket, ...]) -> list[Bucket]:
     """Return the buckets in a fixed order, so that two transactions never deadlock."""
     return sorted(buckets, key=lambda bucket: bucket.digest)
@@ -127,7 +139,7 @@ class _Counted(NamedTuple):
 def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert]) -> Query[_Counted]:
     """Return a statement that counts an attempt in a bucket, and starts a new window if the last one has ended."""
     new = insert(throttle).values(bucket=bindparam("bucket"), attempts=1, ends_at=bindparam("new_end", type_=UtcTime))
-    is_over = throttle.c.ends_at <= bindparam("moment", type_=UtcTime)
+    is_over = _is_over()
     counted = new.on_conflict_do_update(
         index_elements=[throttle.c.bucket],
         set_={
@@ -136,6 +148,14 @@ def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert]) -> Query[_C
         },
     )
     return Query(counted.returning(throttle.c.attempts, throttle.c.ends_at), _Counted)
+
+
+def _is_over() -> ColumnElement[bool]:
+    """Return the condition for a window that has ended, or that a wrong clock has started."""
+    return or_(
+        throttle.c.ends_at <= bindparam("moment", type_=UtcTime),
+        throttle.c.ends_at > bindparam("last_end", type_=UtcTime),
+    )
 
 
 _COUNT = {"sqlite": _counting(sqlite.Insert), "postgresql": _counting(postgresql.Insert)}
@@ -148,17 +168,4 @@ _ONE_LESS = Command(
 
 
 def _by_network(what: str, address: str | None, limit: int) -> tuple[Bucket, ...]:
-    return (Bucket(f"{what}|network|{_network(address)}", limit),) if address else ()
-
-
-def _network(address: str) -> str:
-    """Return the network of one client: an IPv4 address, or the /64 of an IPv6 address."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped:
-            return str(ip.ipv4_mapped)
-        return str(ipaddress.ip_network((ip, 64), strict=False))
-    return str(ip)
+    return (Bucket(f"{what}|network|{network_of(address)}", limit),) if address else ()

@@ -18,6 +18,7 @@ from keyman.identity import sessions, throttle
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
 from keyman.identity.tables import owners, users
+from keyman.identity.throttle import Bucket
 from keyman.ids import OwnerId, UserId
 from keyman.secret import Secret
 from keyman.storage.statements import Command, Query, scalar
@@ -78,23 +79,24 @@ async def sign_up(
     """Create an account and sign it in. Raises Forbidden when sign-up is closed, Conflict for a known address."""
     if not is_open:
         raise Forbidden("Sign-up is closed. Ask the operator for an account.")
-    buckets = throttle.signup_buckets(origin.address)
-    await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
-    if await _by_email(db, new.email) is not None:
-        raise Conflict("An account with this address already exists. Sign in instead.")
-    try:
-        password_hash = await passwords.hash(new.password)
-    except RateLimited:
-        await throttle.take_back(db, buckets)
-        raise
-    try:
-        async with db.write() as connection:
-            account = await _insert(connection, new.email, password_hash)
-            await sessions.end_by_cookie(connection, previous_cookie)
-            cookie = await sessions.open_session(connection, UserId(account.id), origin.device)
-            await record(connection, Entry(Action.SIGNUP, origin, UserId(account.id)))
-    except IntegrityError:
-        raise Conflict("An account with this address already exists. Sign in instead.") from None
+    with passwords.place(new.email.key, origin.address) as place:
+        buckets = throttle.signup_buckets(origin.address)
+        await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
+        if await _by_email(db, new.email) is not None:
+            raise Conflict("An account with this address already exists. Sign in instead.")
+        try:
+            password_hash = await passwords.hash(new.password, place)
+        except RateLimited:
+            await throttle.take_back(db, buckets)
+            raise
+        try:
+            async with db.write() as connection:
+                account = await _insert(connection, new.email, password_hash)
+                await sessions.end_by_cookie(connection, previous_cookie)
+                cookie = await sessions.open_session(connection, UserId(account.id), origin.device)
+                await record(connection, Entry(Action.SIGNUP, origin, UserId(account.id)))
+        except IntegrityError:
+            raise Conflict("An account with this address already exists. Sign in instead.") from None
     return SignedIn(account, cookie)
 
 
@@ -106,29 +108,31 @@ async def log_in(
     Raises Unauthenticated for an unknown address, a disabled account and a wrong password, with the same text and after
     the same time. Raises RateLimited after repeated failures.
     """
-    buckets = throttle.login_buckets(given.email.key, origin.address)
-    await throttle.count(db, buckets)
-    row = await _by_email(db, given.email)
-    is_usable = row is not None and row.disabled_at is None
-    try:
-        new_hash = await passwords.verify(row.password_hash if row is not None else None, given.password)
-        if row is None or not is_usable:
-            raise WrongPassword
-        async with db.write() as connection:
-            await _lock(connection, row, new_hash)
-            # A session id that somebody planted in the browser must not become signed in.
-            await sessions.end_by_cookie(connection, previous_cookie)
-            cookie = await sessions.open_session(connection, row.id, origin.device)
-            await throttle.forgive(connection, buckets)
-            await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
-    except WrongPassword:
-        # Written for an unknown address too, because without this write the answer would be measurably faster.
-        async with db.write() as connection:
-            await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
-        raise Unauthenticated("E-mail or password is wrong.") from None
-    except RateLimited:
-        await throttle.take_back(db, buckets)
-        raise
+    with passwords.place(given.email.key, origin.address) as place:
+        buckets = throttle.login_buckets(given.email.key, origin.address)
+        await throttle.count(db, buckets)
+        row = await _by_email(db, given.email)
+        is_usable = row is not None and row.disabled_at is None
+        try:
+            stored = row.password_hash if row is not None else None
+            new_hash = await passwords.verify(stored, given.password, place)
+            if row is None or not is_usable:
+                raise WrongPassword
+            async with db.write() as connection:
+                await _lock(connection, row, new_hash)
+                # A session id that somebody planted in the browser must not become signed in.
+                await sessions.end_by_cookie(connection, previous_cookie)
+                cookie = await sessions.open_session(connection, row.id, origin.device)
+                await throttle.forgive(connection, buckets)
+                await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
+        except WrongPassword:
+            # Written for an unknown address too, because without this write the answer would be measurably faster.
+            async with db.write() as connection:
+                await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
+            raise Unauthenticated("E-mail or password is wrong.") from None
+        except RateLimited:
+            await throttle.take_back(db, buckets)
+            raise
     return SignedIn(_account(row), cookie)
 
 
@@ -149,17 +153,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
     if row is None:
         raise Unauthenticated("The session has ended. Sign in again.")
     buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
-    await throttle.count(db, buckets)
-    try:
-        await passwords.verify(row.password_hash, change.current_password)
-        new_hash = await passwords.hash(change.new_password)
-    except WrongPassword:
-        async with db.write() as connection:
-            await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, row.id))
-        raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
-    except RateLimited:
-        await throttle.take_back(db, buckets)
-        raise
+    new_hash = await _prove_and_hash(db, passwords, row, caller.origin, buckets, change)
     try:
         async with db.write() as connection:
             await _lock(connection, row, new_hash)
@@ -168,6 +162,29 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
             await record(connection, Entry(Action.PASSWORD, caller.origin, row.id))
     except WrongPassword:
         raise Conflict("Another request changed the account at the same time.") from None
+
+
+async def _prove_and_hash(
+    db: Database,
+    passwords: Passwords,
+    row: _User,
+    origin: Origin,
+    buckets: tuple[Bucket, ...],
+    change: ChangePassword,
+) -> str:
+    """Verify the current password, and return the hash of the new one. Raises InvalidRequest and RateLimited."""
+    with passwords.place(EmailAddress(row.email).key, origin.address) as place:
+        await throttle.count(db, buckets)
+        try:
+            await passwords.verify(row.password_hash, change.current_password, place)
+            return await passwords.hash(change.new_password, place)
+        except WrongPassword:
+            async with db.write() as connection:
+                await record(connection, Entry(Action.PASSWORD_FAILED, origin, row.id))
+            raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
+        except RateLimited:
+            await throttle.take_back(db, buckets)
+            raise
 
 
 async def add(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> Account:

@@ -1,6 +1,7 @@
 """The management plane behind its real HTTP server, in a process of its own, as `keyman serve` runs it.
 
-Only the parameters of Argon2id differ: with production's, hundreds of sign-ins would take minutes.
+Only the parameters of Argon2id differ, unless a test wants production's, with which hundreds of sign-ins would take
+minutes.
 """
 
 from __future__ import annotations
@@ -33,18 +34,22 @@ from tests.support.cli import environment
 from tests.support.http import NO_TLS, free_port
 from tests.support.waiting import PATIENCE
 
+PRODUCTION = "TEST_PRODUCTION_ARGON2"
+"""A variable that is set for production's parameters of Argon2id."""
+
 
 def application() -> Edge:
     """What the server's worker process runs."""
     die_with_parent(os.getppid(), signal.SIGKILL)
     settings = load(os.environ)
     configure_logging("json", "warning")
-    return create_app(settings, passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)))
+    quick = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    return create_app(settings, passwords=None if PRODUCTION in os.environ else Passwords(quick))
 
 
 @contextmanager
-def served(database: URL, vault: VaultSettings, log: Path) -> Iterator[str]:
-    """Run a plane over a migrated database; yields its URL. `log` gets what it says."""
+def served(database: URL, vault: VaultSettings, log: Path, **more: str) -> Iterator[str]:
+    """Run a plane over a migrated database; yields its URL. `log` gets what it says. `more` are further variables."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     assert vault.role_id is not None
@@ -56,6 +61,7 @@ def served(database: URL, vault: VaultSettings, log: Path) -> Iterator[str]:
         KEYMAN_VAULT_SECRET_ID=vault.secret_id.reveal(),
         KEYMAN_PUBLIC_URL=url,
         KEYMAN_SIGNUP="open",
+        **more,
     )
     with log.open("wb") as output:
         process = subprocess.Popen(
