@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
+from keyman.characters import DEFAULT_IGNORABLE, REFUSED_IN_ADDRESSES
 from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest
 from keyman.ids import MAX_ID
@@ -32,13 +33,19 @@ SPACE = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
 
 # These patterns mean the same in ECMAScript and Python, so that the OpenAPI document matches the parser.
 LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*$"
-REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{BIDIRECTIONAL}{SPACE}][^{CONTROL}{BIDIRECTIONAL}]*$"
-# RFC 5321, 4.5.3.1: 64 before the @, 254 in total. No invisible characters, so that no two addresses look the same.
-_VISIBLE = rf"[^@{CONTROL}{BIDIRECTIONAL}{SPACE}\u200b-\u200d\u2060\ufeff]"
-EMAIL = rf"^{_VISIBLE}{{1,64}}@{_VISIBLE}+$"
+# For characters above U+FFFF, which the two write differently, the parser is stricter than this pattern.
+_BLANK = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in DEFAULT_IGNORABLE.ranges() if last <= 0xFFFF)
+REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{SPACE}\u2800{_BLANK}][^{CONTROL}{BIDIRECTIONAL}]*$"
+# RFC 5321, 4.5.3.1: 64 before the @, 254 in total.
+# `EmailAddress.parse` refuses more than this pattern, in which all of the characters would take 9 KB.
+_IN_ADDRESS = rf"[^@{CONTROL}{SPACE}{_BLANK}<>]"
+EMAIL = rf"^{_IN_ADDRESS}{{1,64}}@{_IN_ADDRESS}+$"
 
 
 APPLICATION_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+BRAILLE_BLANK = "\u2800"
+"""A Braille pattern without dots: a symbol for Unicode, and blank."""
 
 HALF_CHARACTERS = "must not contain half characters (lone surrogates)"
 
@@ -57,7 +64,7 @@ class Value(Protocol):
 
 
 class Label(str):
-    """The name that a user gives to a key or a token."""
+    """The name that a user gives to a key or a token. One that shows nothing is empty."""
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -73,7 +80,7 @@ class Label(str):
         if len(text) > 100:
             raise ValueError("must be at most 100 characters long")
         _plain(text)
-        return cls(text)
+        return cls(text if _shows_something(text) else "")
 
 
 class Purpose(str):
@@ -110,7 +117,7 @@ class RequiredLabel(Label):
     @classmethod
     def parse(cls, raw: object) -> Self:
         label = super().parse(raw)
-        if not re.fullmatch(REQUIRED_LABEL, label):
+        if not label:
             raise ValueError("must not be empty")
         return label
 
@@ -169,7 +176,10 @@ class SearchText(str):
 
 
 class EmailAddress(str):
-    """An e-mail address for sign-in, as its owner writes it. Two spellings of one address have the same `key`."""
+    """An e-mail address for sign-in, as its owner writes it. Two spellings of one address have the same `key`.
+
+    It has no character that is invisible or a symbol, so that no two addresses look the same because of one.
+    """
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
@@ -187,6 +197,8 @@ class EmailAddress(str):
         text = unicodedata.normalize("NFC", sent)
         if not re.fullmatch(EMAIL, text):
             raise ValueError("must be an e-mail address, such as ada@example.com")
+        if any(map(REFUSED_IN_ADDRESSES.holds, text)):
+            raise ValueError("must not contain spaces, symbols or invisible characters; type the address by hand")
         if len(text) > 254:
             raise ValueError("is too long for an e-mail address")
         _encodable(text)
@@ -334,6 +346,11 @@ def _string(raw: object) -> str:
     if not isinstance(raw, str):
         raise ValueError("must be a string")
     return raw
+
+
+def _shows_something(text: str) -> bool:
+    """Return False for a text of characters that are blank or not displayed."""
+    return any(not (one.isspace() or one == BRAILLE_BLANK or DEFAULT_IGNORABLE.holds(one)) for one in text)
 
 
 def _plain(text: str) -> None:

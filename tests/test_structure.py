@@ -65,6 +65,7 @@ LAYERS = (
         "errors",
         "secret",
         "extras",
+        "characters",
         "clock",
         "ids",
         "loopback",
