@@ -79,7 +79,7 @@ class Endpoint:
 
 def find_url(value: str | None, variable: str) -> str:
     """Return the argument, or else the value of the environment variable. Raises ValueError when both are missing."""
-    found = value or os.environ.get(variable)
+    found = value or os.environ.get(variable, "").strip()  # a line break at the end is a copying mistake
     if not found:
         raise ValueError(f"no URL: pass it as an argument, or set {variable}")
     return found
@@ -87,8 +87,8 @@ def find_url(value: str | None, variable: str) -> str:
 
 def find_token(value: str | Secret | None, variable: str) -> tuple[Secret, Path | None]:
     """Do the same for a token, which can also be in the file that `…_FILE` names. Return the file, too."""
-    found = value or os.environ.get(variable)
-    path = os.environ.get(f"{variable}_FILE")
+    found = value or os.environ.get(variable, "").strip()
+    path = os.environ.get(f"{variable}_FILE", "").strip()
     if found:
         return as_secret(found), None
     if path and (token := _read_token(Path(path))).reveal():

@@ -1,12 +1,14 @@
 """Reads variables one by one and collects the faults.
 
 A parser takes the text of a variable and returns its value, or raises ValueError with the end of a sentence that begins
-with the variable's name, such as "must be between 0.1 and 60 seconds". No message repeats a value: a mistyped secret is
+with the variable's name, such as "must be between 0.1 and 60 seconds". White space around a value never reaches a
+parser: shells and files easily add a line break at the end. No message repeats a value: a mistyped secret is
 still a secret.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +31,7 @@ class Reader:
 
     def has(self, name: str) -> bool:
         """Return True when the variable is set. An empty one counts as not set, as in compose files and shells."""
-        return bool(self._environ.get(name))
+        return bool(self._get(name))
 
     def has_secret(self, name: str) -> bool:
         """Return True when the variable or its `…_FILE` is set."""
@@ -37,12 +39,16 @@ class Reader:
 
     def file_of(self, name: str) -> Path | None:
         """Return the file that the variable's `…_FILE` names, for values that are read again, or None."""
-        return Path(self._environ[f"{name}_FILE"]) if self.has(f"{name}_FILE") else None
+        return Path(self._get(f"{name}_FILE")) if self.has(f"{name}_FILE") else None
 
     def exclude(self, name: str, *, by: str) -> None:
         """Record a fault when both `name` and `by`, which replaces it, are set."""
         if self.has_secret(name):
             self._faults.append(f"{name} and {by} are both set; keep one")
+
+    def refuse(self, name: str, why: str) -> None:
+        """Record a fault of a variable that is valid by itself, but not with the others."""
+        self._faults.append(f"{name} {why}")
 
     def required(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
         """Return the parsed value. Returns None, and records a fault, when the variable is not set or invalid."""
@@ -71,10 +77,14 @@ class Reader:
 
     def _text(self, name: str, *, secret: bool) -> str | None:
         if not (secret and self.has(f"{name}_FILE")):
-            return self._environ.get(name) or None
+            return self._get(name) or None
         if self.has(name):
             raise ValueError(f"and {name}_FILE are both set; keep one")
-        return read_secret_file(Path(self._environ[f"{name}_FILE"]))
+        return read_secret_file(Path(self._get(f"{name}_FILE")))
+
+    def _get(self, name: str) -> str:
+        """Return a variable without the white space around it: a line break at its end is a copying mistake."""
+        return self._environ.get(name, "").strip()
 
 
 def read_secret_file(path: Path) -> str:
@@ -141,4 +151,15 @@ def existing_file(raw: str) -> Path:
         raise ValueError("names a file that cannot be reached") from None
     if not is_file:
         raise ValueError("names a file that does not exist")
+    return path
+
+
+def certificate_file(raw: str) -> Path:
+    """Return the path of a file that contains certificates in PEM."""
+    path = existing_file(raw)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except OSError:  # errors of OpenSSL are of this class too
+        raise ValueError("names a file that cannot be read as PEM certificates") from None
     return path

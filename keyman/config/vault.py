@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +95,7 @@ def read_vault(reader: Reader, auth: VaultAuth | None = None) -> VaultSettings |
         "namespace": (namespace := reader.optional(_own_or_vaults(reader, "KEYMAN_VAULT_NAMESPACE"), _path)),
         "auth_namespace": reader.optional("KEYMAN_VAULT_AUTH_NAMESPACE", partial(_namespace_of_login, namespace)),
         "auth_mount": reader.optional("KEYMAN_VAULT_AUTH_MOUNT", _auth_mount),
-        "ca_certificate": reader.optional(_own_or_vaults(reader, "KEYMAN_VAULT_CACERT"), _certificate_file),
+        "ca_certificate": reader.optional(_own_or_vaults(reader, "KEYMAN_VAULT_CACERT"), parsers.certificate_file),
         "mount": reader.optional("KEYMAN_VAULT_MOUNT", _path),
         "key": reader.optional("KEYMAN_VAULT_KEY", _path),
         "timeout": reader.optional("KEYMAN_VAULT_TIMEOUT", parsers.number(0.1, 60, "seconds")),
@@ -167,13 +166,3 @@ def _namespace_of_login(namespace: str | None, raw: str) -> str:
         # A token of Vault works in its own namespace and in those below, nowhere else.
         raise ValueError("must be KEYMAN_VAULT_NAMESPACE or a namespace above it ('/' is the root namespace)")
     return login
-
-
-def _certificate_file(raw: str) -> Path:
-    path = parsers.existing_file(raw)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(path)
-    except OSError:  # errors of OpenSSL are of this class too
-        raise ValueError("names a file that cannot be read as PEM certificates") from None
-    return path

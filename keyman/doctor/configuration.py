@@ -18,6 +18,7 @@ def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, .
     yield _public_url(settings)
     yield _sign_up(settings)
     yield _proxies(settings)
+    yield from _channel_binding(settings)
     yield _secret_files(settings, environ, files)
 
 
@@ -25,6 +26,7 @@ def unsafe(settings: Settings, plane: str, host: str) -> Iterator[Finding]:
     """Find what is unsafe about starting this plane on this address: the findings that are not `ok`."""
     findings = [_vault_address(settings)]
     findings.append(_public_url(settings) if plane == "management" else _resolver_address(host))
+    findings += _channel_binding(settings)
     yield from (finding for finding in findings if finding.state is not State.OK)
 
 
@@ -50,6 +52,19 @@ def _vault_address(settings: Settings) -> Finding:
         "Vault is reached without TLS: anyone who can read the network can read every key that is stored",
         "give Vault a certificate, set KEYMAN_VAULT_ADDR to https://… and KEYMAN_VAULT_CACERT to its CA",
     )
+
+
+def _channel_binding(settings: Settings) -> Iterator[Finding]:
+    """Warn of a URL that requires channel binding, which the driver cannot do, and verifies nothing instead."""
+    given = settings.database_url.query
+    if given.get("channel_binding") == "require" and given.get("ssl") not in ("verify-ca", "verify-full"):
+        yield warning(
+            "database-tls",
+            "the database's URL requires channel binding, which keyman cannot do: a server in the network in between "
+            "could take the database's place",
+            "write sslmode=verify-full in the URL, and set KEYMAN_DATABASE_CACERT unless a public CA signed the "
+            "database's certificate",
+        )
 
 
 def _public_url(settings: Settings) -> Finding:

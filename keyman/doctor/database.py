@@ -50,7 +50,7 @@ async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncI
         yield failed(
             "database",
             f"it cannot be used ({fault.kind or 'no answer'})",
-            "check that it runs, that KEYMAN_DATABASE_URL is correct, and the network in between",
+            _remedy(fault.kind),
         )
         for check in BY_ITSELF[1:]:
             yield skipped(check, "the database cannot be used")
@@ -68,6 +68,17 @@ async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncI
             theirs = await _CLOCK.one(connection)
             yield clock("database-clock", (now() - theirs).total_seconds(), "its")
     yield await _values(db)
+
+
+def _remedy(kind: str) -> str:
+    if "(28" in kind:  # SQLSTATE class 28: the server refuses the user or the password
+        return (
+            "check the user and the password in KEYMAN_DATABASE_URL: percent-encode the characters @ : / % ? # in "
+            "them, or set KEYMAN_DATABASE_PASSWORD"
+        )
+    if "SSL" in kind:
+        return "set KEYMAN_DATABASE_CACERT to the CA that signed the database's certificate, and check the host's name"
+    return "check that it runs, that KEYMAN_DATABASE_URL is correct, and the network in between"
 
 
 async def _schema(settings: Settings) -> Finding:

@@ -27,13 +27,16 @@ from keyman.keys import tables as keys_tables
 from keyman.keys.deployment import deployment
 from keyman.migrations.rights import Planes, grant
 from keyman.storage.engine import STATEMENT_TIMEOUT, create_engine, create_private_file, transactional
-from keyman.storage.faults import DriverFault, is_outage, kind
+from keyman.storage.faults import INSUFFICIENT_PRIVILEGE, DriverFault, is_outage, kind
 from keyman.storage.transactions import Database
 from keyman.storage.types import metadata
 
 ADVISORY_LOCK = 0x6B65796D616E
 """The number of PostgreSQL's lock for migrations ("keyman" in ASCII), so that only one of two replicas migrates."""
 
+
+SCHEMA_REFUSALS = (INSUFFICIENT_PRIVILEGE, "(3F000)")
+"""SQLSTATEs of a user without rights to a schema, as they appear in the result of `kind`. 3F000: it can use none."""
 
 PATIENCE = 600.0
 """Seconds that an upgrade waits for another one, on either database. Upgrading a large table takes long."""
@@ -128,10 +131,36 @@ def _upgrade(connection: Connection, planes: Planes | None) -> tuple[str | None,
         _keep_sequences(connection, given)
         _check_foreign_keys(connection)
     else:
-        command.upgrade(_config(connection), "head")
+        with _schema_rights_explained(connection):
+            command.upgrade(_config(connection), "head")
     if planes is not None:
         grant(connection, planes)
     return before, newest_revision()
+
+
+@contextmanager
+def _schema_rights_explained(connection: Connection) -> Iterator[None]:
+    """Raise ConfigurationError, with the GRANT, if the user cannot create tables in its schema on PostgreSQL.
+
+    Since PostgreSQL 15, nobody but the owner of a database can create tables in its schema `public`.
+    """
+    row = connection.execute(
+        text("SELECT current_schema(), current_user, has_schema_privilege(current_schema(), 'CREATE')")
+    ).one()
+    schema, user, may_create = row
+    try:
+        yield
+    except SQLAlchemyError as fault:
+        if may_create or not any(state in kind(fault) for state in SCHEMA_REFUSALS):
+            raise
+        quote = connection.dialect.identifier_preparer.quote
+        raise_alone(
+            ConfigurationError(
+                "The database user cannot create tables in the schema. Since PostgreSQL 15, only the owner of a "
+                "database can create them in the schema public. As this owner or as a superuser, run in this database: "
+                f"GRANT USAGE, CREATE ON SCHEMA {quote(schema or 'public')} TO {quote(user)};"
+            )
+        )
 
 
 def _sequences(connection: Connection) -> dict[str, int]:

@@ -61,6 +61,9 @@ OWNED = {
 }
 
 
+_MAY_USE_SCHEMA = "SELECT has_schema_privilege(:user, current_schema(), 'USAGE')"
+
+
 class Planes(NamedTuple):
     """The PostgreSQL users of the two planes."""
 
@@ -93,6 +96,9 @@ def grant(connection: Connection, planes: Planes) -> None:
     for user, rights in zip(planes, (MANAGEMENT, RESOLVER), strict=True):
         for statement in _statements(quote(user), rights, owned):
             connection.exec_driver_sql(statement)
+        if not connection.execute(text(_MAY_USE_SCHEMA), {"user": user}).scalar_one():
+            schema = connection.execute(text("SELECT current_schema()")).scalar_one()
+            connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {quote(schema)} TO {quote(user)}")
 
 
 def excess(connection: Connection) -> list[str]:

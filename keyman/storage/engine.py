@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util import await_only
 
 from keyman.errors import ConfigurationError, raise_alone
+from keyman.storage.connecting import OURS, Connector
 from keyman.storage.faults import wrap_bare_faults
 
 BUSY_TIMEOUT = 5.0
@@ -89,18 +90,20 @@ def create_engine(
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
         return engine.execution_options(keyman_reads=True) if read_only else engine
+    settings = {
+        "application_name": "keyman",
+        "timezone": "UTC",
+        "statement_timeout": str(int((statement_timeout or 0) * 1000)),
+        "lock_timeout": str(int(BUSY_TIMEOUT * 1000)),
+        "idle_in_transaction_session_timeout": "30000",
+    }
     arguments = {
         "timeout": BUSY_TIMEOUT,
         # The server's own limit is shorter. This limit is for a server that no longer answers.
         "command_timeout": None if statement_timeout is None else statement_timeout + 1,
-        "server_settings": {
-            "application_name": "keyman",
-            "timezone": "UTC",
-            "statement_timeout": str(int((statement_timeout or 0) * 1000)),
-            "lock_timeout": str(int(BUSY_TIMEOUT * 1000)),
-            "idle_in_transaction_session_timeout": "30000",
-        },
+        "async_creator_fn": Connector(url, settings),
     }
+    url = url.difference_update_query(OURS)
     # With autocommit, the ping before each use is one round trip instead of three. `write` opens a transaction itself.
     engine = create_async_engine(
         url, hide_parameters=True, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options

@@ -135,6 +135,16 @@ async def _from_environment(kind: Kind, url: str) -> AsyncIterator[Asked]:
             yield Asked(blocking)
 
 
+def test_a_line_break_at_the_end_of_a_variable_does_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("KEYMAN_RESOLVER_URL", "https://resolver.example.com\n")
+    monkeypatch.setenv("KEYMAN_APP_TOKEN_FILE", f"{file}\n")
+    assert repr(Resolver()) == "<Resolver of https://resolver.example.com>"
+    monkeypatch.setenv("KEYMAN_TOKEN", f"{TOKEN}\r\n")
+    assert Keyman("https://x")
+
+
 def test_authorities_that_would_not_be_asked_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ca_file"):
         Resolver("https://x", TOKEN, ca_file=tmp_path, transport=httpx.HTTPTransport())

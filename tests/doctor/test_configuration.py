@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy.engine import make_url
 
+from keyman.config.database import load_database_url
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.doctor.configuration import examine, unsafe
@@ -44,3 +47,18 @@ def test_a_start_and_the_report_say_the_same() -> None:
     given = settings(vault="http://vault.example.com:8200", public_url=None)
     report = list(examine(given, {}))
     assert all(finding in report for finding in unsafe(given, "management", "127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("query", "checks"),
+    [
+        ("channel_binding=require", ["database-tls"]),
+        ("sslmode=require&channel_binding=require", ["database-tls"]),
+        ("sslmode=verify-full&channel_binding=require", []),
+        ("sslmode=require", []),
+    ],
+)
+def test_channel_binding_that_is_required_and_replaced_by_nothing_is_warned_of(query: str, checks: list[str]) -> None:
+    url = load_database_url({"KEYMAN_DATABASE_URL": f"postgres://u:x@db/keyman?{query}"})
+    found = [finding.check for finding in unsafe(replace(settings(), database_url=url), "management", "127.0.0.1")]
+    assert found == checks

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -133,6 +133,32 @@ class PostgresServer:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
                 raise RuntimeError(f"PostgreSQL did not start; its log ends with\n{tail}")
             time.sleep(0.02)
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Set parameters that count from a start on, and restart the server."""
+        self.stop()
+        with (self._data / "postgresql.conf").open("a") as configuration:
+            configuration.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        self.start()
+
+    def enable_tls(self) -> Path:
+        """Restart the server with TLS, for the name `localhost`. Returns its certificate, which is its own CA."""
+        certificate, key = self._data / "server.crt", self._data / "server.key"
+        _run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+                *("-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost"),
+                *("-addext", "subjectAltName=DNS:localhost"),
+            ]
+        )
+        key.chmod(0o600)
+        if user := _server_user():
+            os.chown(key, user.pw_uid, user.pw_gid)
+        copy = self._data.parent / "ca.crt"
+        shutil.copyfile(certificate, copy)
+        self._data.parent.chmod(0o755)  # so that other users can read the copy
+        self.configure({"ssl": "on"})
+        return copy
 
     def stop(self, *, crash: bool = False) -> None:
         """End the server and every connection to it; nothing happens when it is stopped already.
