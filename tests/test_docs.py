@@ -22,6 +22,7 @@ from keyman.identity.tokens import Scope
 from keyman.planes.management.web.activity import ACTIONS
 from keyman.providers.catalogue import SHIPPED
 from keyman.storage.types import metadata
+from tests.support.sources import tree_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +170,7 @@ def messages() -> str:
     """Every text of keyman's code, a line each; `…` takes the place of a value."""
     lines = []
     for path in (ROOT / "keyman").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.JoinedStr):
                 parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
                 lines.append("".join(map(str, parts)))

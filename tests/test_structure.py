@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keyman.cli.serve import PLANES
+from tests.support.sources import tree_of
 
 PACKAGE = Path(__file__).parents[1] / "keyman"
 
@@ -22,9 +23,8 @@ MODULES = {
 }
 
 
-@cache
 def tree(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text())
+    return tree_of(MODULES[module])
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from tokenize import COMMENT, generate_tokens
@@ -62,11 +63,17 @@ def documents() -> Iterator[tuple[str, str]]:
             yield str(path.relative_to(ROOT)), path.read_text()
 
 
-def sources(directory: str, *, literals: bool = False) -> Iterator[tuple[str, str]]:
+@cache
+def sources(directory: str, *, literals: bool = False) -> tuple[tuple[str, str], ...]:
     """The docstrings, comments and messages of assertions in the Python files of a directory, on their own lines.
 
-    With `literals`, every string literal is added: the texts of errors, commands and pages.
+    With `literals`, every string literal is added: the texts of errors, commands and pages. Each directory is
+    read once, because that takes seconds.
     """
+    return tuple(_texts(directory, literals=literals))
+
+
+def _texts(directory: str, *, literals: bool) -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / directory).rglob("*.py")):
         source = path.read_text()
         lines = [""] * (source.count("\n") + 1)

@@ -27,6 +27,7 @@ from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest
 from keyman.planes import management, resolver
 from keyman.telemetry import Metrics
 from keyman.values import Label
+from tests.support.sources import tree_of
 
 pytestmark = pytest.mark.anyio
 
@@ -150,7 +151,7 @@ def test_every_route_reads_the_body_that_its_description_shows() -> None:
     described = dict[str, str]()
     for package in (management, resolver):
         for path in sorted(Path(inspect.getfile(package)).parent.rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(tree_of(path)):
                 if isinstance(node, ast.AsyncFunctionDef):
                     shown, read = _names(node, "takes", 0), _names(node, "read_json", 1)
                     assert shown == read, (path, node.name)

@@ -49,6 +49,7 @@ from keyman.storage.paging import Cursor
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
 from tests.support.planes import PASSWORD
 from tests.support.rows import entry
+from tests.support.sources import tree_of
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +127,7 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         file = path.relative_to(PACKAGE)
         if not any(file.is_relative_to(name) for name in NEVER_ON_A_PAGE):
-            yield file.as_posix(), ast.parse(path.read_text())
+            yield file.as_posix(), tree_of(path)
 
 
 @cache
