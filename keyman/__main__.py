@@ -10,12 +10,14 @@ import sys
 from importlib import import_module
 
 from keyman.extras import missing
+from keyman.memory import protect
 
 EXTRAS = {"": "cli", "dev": "dev"}
 """The extra that each command needs; those that are not listed need [server]. "" is `keyman` without a command."""
 
 
 def main() -> None:
+    protect()
     try:
         import_module("keyman.cli").main()
     except ModuleNotFoundError as fault:

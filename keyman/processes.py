@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from keyman.errors import ConfigurationError
 from keyman.extras import require_server
+from keyman.memory import forbid_core_dumps
 
 require_server()
 
@@ -47,8 +49,9 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a child in its own session, so that Ctrl-C reaches only the parent, which then stops the child in order.
 
-    If the parent dies first, the child gets SIGTERM. Call this from the main thread, because the kernel takes the
-    thread that started a child as its parent. `output` is a file descriptor for its standard output and error.
+    If the parent dies first, the child gets SIGTERM. It leaves no core dump. Call this from the main thread, because
+    the kernel takes the thread that started a child as its parent. `output` is a file descriptor for its standard
+    output and error.
     """
     parent = os.getpid()
     return subprocess.Popen(  # noqa: S603  # commands are ours
@@ -58,8 +61,14 @@ def spawn(
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509  # single-threaded here
+        preexec_fn=partial(_prepare, parent),  # noqa: PLW1509  # single-threaded here
     )
+
+
+def _prepare(parent: int) -> None:
+    """Prepare a child between its start and its program."""
+    forbid_core_dumps()
+    die_with_parent(parent, signal.SIGTERM)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

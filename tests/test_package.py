@@ -161,7 +161,11 @@ def test_a_plain_install_is_the_client_and_its_fakes(run: Run) -> None:
 
 
 PLAIN = {
-    f"keyman{name}" for name in ("", ".__main__", ".errors", ".extras", ".loopback", ".retry", ".secret", ".version")
+    "keyman",
+    *(
+        f"keyman.{name}"
+        for name in ("__main__", "errors", "extras", "loopback", "memory", "retry", "secret", "version")
+    ),
 }
 """What a plain install can import besides the client and its fakes."""
 

@@ -69,6 +69,7 @@ LAYERS = (
         "clock",
         "ids",
         "loopback",
+        "memory",
         "retry",
         "version",
         "processes",

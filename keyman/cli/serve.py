@@ -20,6 +20,7 @@ from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
+from keyman.memory import protect
 from keyman.processes import PARENT, check_port
 from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
@@ -88,6 +89,7 @@ def load_application(module: str) -> Callable[..., object]:
     Granian calls this function, because its own loader looks for modules in the current directory first. The import is
     here because the parent process does not need the module.
     """
+    protect()
     application: Callable[..., object] = import_late(module).from_environment()
     return application
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import aiohttp
 
 from keyman.config.vault import VaultSettings
-from keyman.dev.home import write_private
+from keyman.dev.home import open_private, read_private, write_private
 from keyman.errors import ConfigurationError, raise_alone
 from keyman.extras import missing
 from keyman.processes import spawn, stop
@@ -64,7 +64,7 @@ def root_token(directory: Path) -> Secret:
     Raises ConfigurationError when no server was initialised there.
     """
     try:
-        return Secret(json.loads((directory / "keys.json").read_bytes())["root_token"])
+        return Secret(json.loads(read_private(directory / "keys.json"))["root_token"])
     except (OSError, ValueError, KeyError):
         raise_alone(ConfigurationError(f"{directory / 'keys.json'}, a file of `keyman dev`, cannot be read"))
 
@@ -97,7 +97,7 @@ async def start(directory: Path) -> EmbeddedVault:
     address = f"http://127.0.0.1:{port}"
     config = directory / "config.json"
     write_private(config, json.dumps(_config(data, port), indent=2))
-    with log.open("ab") as output:
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as output:
         os.fchmod(output.fileno(), 0o600)
         process = spawn(
             [binary(), "server", "-config", config, "-log-level", "warn"],
@@ -173,7 +173,7 @@ async def _open(address: str, keys_file: Path, process: subprocess.Popen[bytes],
                 answer = await vault.put("/v1/sys/init", json={"secret_shares": 1, "secret_threshold": 1})
                 keys = {"unseal_key": answer["keys_base64"][0], "root_token": answer["root_token"]}
                 write_private(keys_file, json.dumps(keys))
-            keys = json.loads(keys_file.read_bytes())
+            keys = json.loads(read_private(keys_file))
             await vault.put("/v1/sys/unseal", json={"key": keys["unseal_key"]})
             while await _health(vault) != 200:
                 _check_running(process, log)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,7 @@ class Home:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory.resolve()
+        self.directory = Path(os.path.abspath(directory))  # resolve() would follow a link
         self.settings_file = self.directory / "settings.env"
         self.resolver_file = self.directory / "resolver.env"
         self.vault = self.directory / "vault"
@@ -34,10 +37,12 @@ class Home:
 
         Raises ConfigurationError.
         """
+        check_ours(self.directory)
         return _read(self.settings_file)
 
     def resolver_settings(self) -> dict[str, str]:
         """Return the variables of the resolver plane. Raises ConfigurationError."""
+        check_ours(self.directory)
         return _read(self.resolver_file)
 
     def environment(self) -> dict[str, str]:
@@ -60,12 +65,14 @@ class Home:
     def locked(self) -> Iterator[None]:
         """Create the private directory and lock it for this process.
 
-        Raises ConfigurationError when another process holds the lock.
+        Raises ConfigurationError when another process holds the lock, and when the directory is not ours.
         """
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
-            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(FileExistsError):  # also of a link, which is not followed
+                self.directory.mkdir(mode=0o700, parents=True)
+            _close_to_others(self.directory)
+            check_ours(self.vault)
+            lock = open_private(self.directory / "lock", os.O_RDWR | os.O_CREAT)
         except OSError:
             raise ConfigurationError(
                 f"{self.directory} cannot be written to: give another directory with --home"
@@ -85,7 +92,7 @@ class Home:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text().splitlines()
+        lines = read_private(path).decode().splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError):
@@ -105,6 +112,59 @@ def _write(path: Path, settings: Mapping[str, str]) -> None:
 def without_own(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are not keyman's. A shell may have set others for another keyman."""
     return {name: value for name, value in environ.items() if not name.startswith(("KEYMAN_", "VAULT_"))}
+
+
+def check_ours(directory: Path) -> None:
+    """Raises ConfigurationError for a directory that another user could exchange or fill. None at all is fine."""
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return
+    except OSError:
+        raise ConfigurationError(f"{directory} cannot be read") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise ConfigurationError(f"{directory} is a symbolic link: give the directory itself with --home")
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigurationError(f"{directory} is not a directory: give another with --home")
+    if found.st_uid != os.geteuid():
+        raise ConfigurationError(f"{directory} belongs to another user: give a directory of your own with --home")
+
+
+def _close_to_others(directory: Path) -> None:
+    """Let only the owner use a directory. Raises ConfigurationError if it is not ours, or others may have filled it."""
+    check_ours(directory)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid():  # it was exchanged since the check
+            raise ConfigurationError(f"{directory} belongs to another user: give a directory of your own with --home")
+        os.fchmod(descriptor, 0o700)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.listdir(descriptor):
+            raise ConfigurationError(
+                f"Other users could write to {directory}, so its files may not be yours: give an empty directory with "
+                "--home"
+            )
+    finally:
+        os.close(descriptor)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file that only its owner can read, and return its descriptor.
+
+    Raises OSError, also for a symbolic link and for a file of another user.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "not a file of this user")
+    return descriptor
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of a private file. Raises OSError as `open_private` does."""
+    with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
+        return file.read()
 
 
 def write_private(path: Path, content: str) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from keyman.config.settings import Settings
 from keyman.doctor.findings import Finding, State, failed, ok, warning
 from keyman.loopback import is_loopback
+from keyman.memory import dumps_go_to_a_program
 
 
 def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...] = ()) -> Iterator[Finding]:
@@ -20,6 +21,19 @@ def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, .
     yield _proxies(settings)
     yield from _channel_binding(settings)
     yield _secret_files(settings, environ, files)
+    yield core_dumps()
+
+
+def core_dumps() -> Finding:
+    """Check where this machine's core dumps go."""
+    if dumps_go_to_a_program():
+        return warning(
+            "core-dumps",
+            "the kernel gives core dumps to a program, whatever their limit is. keyman's processes leave none, but "
+            "Vault and the database may",
+            "set kernel.core_pattern to a file name such as core, or let that program store nothing",
+        )
+    return ok("core-dumps", "keyman's processes leave none, and no program gets those of others")
 
 
 def unsafe(settings: Settings, plane: str, host: str) -> Iterator[Finding]:

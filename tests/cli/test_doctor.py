@@ -73,8 +73,12 @@ def doctor(env: dict[str, str], *arguments: str) -> tuple[int, Findings]:
 
 
 def wrong(findings: Findings) -> dict[str, str]:
-    """The checks that are not ok, and how they are."""
-    return {name: finding["state"] for name, finding in findings.items() if finding["state"] != "ok"}
+    """The checks that are not ok, and how they are; without that of the machine that runs the test."""
+    return {
+        name: finding["state"]
+        for name, finding in findings.items()
+        if finding["state"] != "ok" and name != "core-dumps"
+    }
 
 
 # --- As it should be
@@ -88,7 +92,7 @@ def test_all_is_well_and_nothing_is_changed(
     code, findings = doctor(management_env)
     assert (code, wrong(findings)) == (0, {})
     assert set(findings) == {
-        *("configuration", "vault-address", "public-url", "sign-up", "proxies", "secret-files"),
+        *("configuration", "vault-address", "public-url", "sign-up", "proxies", "secret-files", "core-dumps"),
         *("vault", "vault-clock", "vault-login", "vault-token", "vault-policy", "vault-key"),
         *("database", "schema", "database-settings", "database-rights", "database-clock", "values"),
         *("sentinel", "key-versions", "sample", "undecryptable"),

@@ -49,6 +49,76 @@ def test_a_home_that_was_open_is_closed(tmp_path: Path) -> None:
         assert _mode(tmp_path / "home") == 0o700
 
 
+@pytest.mark.parametrize("target", ["ours", "nowhere"])
+def test_a_home_that_is_a_link_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "ours").mkdir(mode=0o755)
+    (tmp_path / "home").symlink_to(tmp_path / target)
+    home = Home(tmp_path / "home")
+    for use in (home.settings, home.resolver_settings, home.environment, lambda: home.locked().__enter__()):
+        with pytest.raises(ConfigurationError, match=r"symbolic link.*--home"):
+            use()
+    assert _mode(tmp_path / "ours") == 0o755
+    assert not (tmp_path / "nowhere").exists()
+    assert list((tmp_path / "ours").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_home_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o755)
+    (tmp_path / "home" / "settings.env").write_text("KEYMAN_DATABASE_URL=theirs\n")
+    os.chown(tmp_path / "home", 65534, -1)
+    home = Home(tmp_path / "home")
+    for use in (home.settings, home.resolver_settings, home.environment, lambda: home.locked().__enter__()):
+        with pytest.raises(ConfigurationError, match=r"belongs to another user.*--home"):
+            use()
+    assert _mode(tmp_path / "home") == 0o755
+    assert not (tmp_path / "home" / "lock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", ["settings.env", "lock"])
+def test_a_file_of_another_user_is_not_used(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path / "home")
+    with home.locked():
+        (home.directory / name).write_text("KEYMAN_DATABASE_URL=theirs\n")
+    os.chown(home.directory / name, 65534, -1)
+    with pytest.raises(ConfigurationError, match="cannot be"), home.locked():
+        home.settings()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_home_that_others_could_fill_is_refused_unless_it_is_empty(tmp_path: Path, mode: int) -> None:
+    directory = tmp_path / "home"
+    directory.mkdir()
+    directory.chmod(mode)
+    with Home(directory).locked():
+        assert _mode(directory) == 0o700
+    directory.chmod(mode)
+    with pytest.raises(ConfigurationError, match="may not be yours"), Home(directory).locked():
+        pass
+
+
+@pytest.mark.parametrize("name", ["lock", "settings.env", "resolver.env", "vault"])
+def test_a_link_inside_a_home_is_not_followed(tmp_path: Path, name: str) -> None:
+    home, elsewhere = Home(tmp_path / "home"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("KEYMAN_X=1\n")
+    with home.locked():
+        (home.directory / "lock").unlink()
+        (home.directory / name).symlink_to(elsewhere if name == "vault" else elsewhere / "file")
+    with pytest.raises(ConfigurationError), home.locked():  # noqa: PT012
+        home.settings()
+        home.resolver_settings()
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
+    assert (elsewhere / "file").read_text() == "KEYMAN_X=1\n"
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("x")
+    with pytest.raises(ConfigurationError, match="not a directory"), Home(tmp_path / "home").locked():
+        pass
+
+
 def test_a_file_that_was_open_is_replaced_by_one_that_is_not(tmp_path: Path) -> None:
     path = tmp_path / "settings.env"
     path.write_text("old")

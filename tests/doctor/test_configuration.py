@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
 
+from keyman import memory
 from keyman.config.database import load_database_url
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
@@ -41,6 +43,26 @@ def test_a_start_is_warned_of_what_is_unsafe_about_it(
     found = list(unsafe(given, plane, host))
     assert [finding.check for finding in found] == checks
     assert all(finding.remedy for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "state"),
+    [
+        (b"core\n", "ok"),
+        (b"/var/cores/%e.%p\n", "ok"),
+        (b"|/usr/lib/systemd/systemd-coredump %P\n", "warning"),
+        (None, "ok"),
+    ],
+)
+def test_a_program_that_gets_core_dumps_is_warned_of(
+    pattern: bytes | None, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pattern is not None:
+        (tmp_path / "core_pattern").write_bytes(pattern)
+    monkeypatch.setattr(memory, "CORE_PATTERN", tmp_path / "core_pattern")
+    (finding,) = (finding for finding in examine(settings(), {}) if finding.check == "core-dumps")
+    assert finding.state == state
+    assert "systemd" not in finding.found
 
 
 def test_a_start_and_the_report_say_the_same() -> None:
