@@ -1,11 +1,14 @@
-"""Parsers for the variables about addresses: the URL that browsers use, and the proxies in front of keyman."""
+"""Parsers for the variables about what is in front of keyman: the URL that browsers use, origins, proxies."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import SplitResult, urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def address(raw: str) -> str:
@@ -25,6 +28,50 @@ def public_url(raw: str) -> str:
     if urlsplit(origin).path:
         raise ValueError("must be a bare origin such as https://keys.example.com, without a path")
     return origin
+
+
+def without_default_port(origin: str) -> str:
+    """Return an http or https origin as browsers send it in `Origin`: without the default port of its scheme."""
+    scheme = origin.partition("://")[0]
+    return origin.removesuffix(f":{DEFAULT_PORTS[scheme]}") if scheme in DEFAULT_PORTS else origin
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def origins(raw: str) -> frozenset[str]:
+    """Parse a comma-separated list of origins, such as `https://chat.example.com, http://localhost:5173`.
+
+    An origin that no browser sends is refused, because it would never match: one with capitals, a path or the default
+    port. `*` and `null` are refused, because they would be every page.
+    """
+    found = [part.strip() for part in raw.split(",") if part.strip()]
+    if not all(_ORIGIN.fullmatch(origin) and without_default_port(origin) == origin for origin in found):
+        raise ValueError(
+            "must be a comma-separated list of origins such as https://chat.example.com: in lower case, without a "
+            "path, without the default port, and neither * nor null"
+        )
+    return frozenset(found)
+
+
+_COOKIE_NAME = re.compile(r"(?!__)[A-Za-z0-9_-]{1,64}")
+
+
+def cookie_name(raw: str) -> str:
+    """Parse the name of a cookie. `__Host-` and `__Secure-` are keyman's to add."""
+    if not _COOKIE_NAME.fullmatch(raw):
+        raise ValueError("must be 1 to 64 letters, digits, - and _, and must not begin with __")
+    return raw
+
+
+_HSTS = re.compile(r"max-age=[0-9]{1,10}( *; *(includeSubDomains|preload))*", re.IGNORECASE)
+
+
+def hsts(raw: str) -> str:
+    """Parse the value of a `Strict-Transport-Security` header (RFC 6797). An empty one turns the header off."""
+    if raw and not _HSTS.fullmatch(raw):
+        raise ValueError("must be empty, or max-age=SECONDS with or without ; includeSubDomains and ; preload")
+    return raw
 
 
 def networks(raw: str) -> tuple[Network, ...]:

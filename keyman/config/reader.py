@@ -69,6 +69,12 @@ class Reader:
             self._faults.append(f"{name} {fault}")
             return None
 
+    def even_empty(self, name: str, parse: Callable[[str], T]) -> T | None:
+        """Return the parsed value of a variable for which an empty text means something. See `optional`."""
+        if name in self._environ and not self.has(name):
+            return parse("")
+        return self.optional(name, parse)
+
     def finish(self) -> None:
         """Raise ConfigurationError when any fault was recorded."""
         if self._faults:

@@ -39,6 +39,9 @@ class Settings:
     resolve_rate: float = 100.0
     log_format: Literal["json", "console"] = "json"
     log_level: str = "info"
+    cookie_name: str = "keyman_session"
+    cors_origins: frozenset[str] = frozenset()
+    hsts: str = "max-age=63072000"  # two years, without includeSubDomains: the names below it may be other people's
 
     @property
     def cookies_are_secure(self) -> bool:
@@ -52,6 +55,19 @@ class Settings:
     def is_https(self) -> bool:
         """True when browsers reach keyman over https."""
         return self.public_url is not None and urlsplit(self.public_url).scheme == "https"
+
+    @property
+    def public_origin(self) -> str | None:
+        """The public URL as browsers send it in `Origin`."""
+        return None if self.public_url is None else network.without_default_port(self.public_url)
+
+    @property
+    def session_cookie(self) -> str:
+        """The name of the session cookie.
+
+        A browser accepts the prefix `__Host-` only from this host over https, so no neighbour can plant such a cookie.
+        """
+        return f"__Host-{self.cookie_name}" if self.is_https else self.cookie_name
 
 
 def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | None = None) -> Settings:
@@ -69,6 +85,9 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
         "signup_open": None if signup is None else signup == "open",
         "services_file": reader.optional("KEYMAN_SERVICES_FILE", _file_for(read_services)),
         "trusted_proxies": reader.optional("KEYMAN_TRUSTED_PROXIES", network.networks),
+        "cookie_name": reader.optional("KEYMAN_COOKIE_NAME", network.cookie_name),
+        "cors_origins": reader.optional("KEYMAN_CORS_ORIGINS", network.origins),
+        "hsts": reader.even_empty("KEYMAN_HSTS", network.hsts),
         "resolve_rate": reader.optional("KEYMAN_RESOLVE_RATE", number(0.1, 100_000, "requests a second")),
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", one_of("json", "console")),
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", one_of(*LOG_LEVELS)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -20,8 +21,10 @@ import structlog
 
 from keyman.config.settings import Settings
 from keyman.errors import FieldError, Forbidden, HeadersTooLarge, Internal, InvalidRequest, Problem, raise_alone
-from keyman.http import problems
+from keyman.http import problems, sites
+from keyman.http.credentials import bearer_token
 from keyman.http.problems import Answer
+from keyman.http.sites import CROSS_SITE, PREFLIGHT, SAFE_METHODS, Cors
 from keyman.telemetry import Metrics, frames, log
 
 # The types of ASGI. Those of Litestar are narrower than what a server may send.
@@ -31,7 +34,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
@@ -66,16 +68,14 @@ SECURITY_HEADERS = {
 }
 """On every answer, unless the route says otherwise."""
 
-HSTS = "max-age=63072000; includeSubDomains"
-"""Two years, where the public URL is https."""
-
 
 @dataclass
 class Exchange:
     """One request and its answer, for the log line and for the handlers.
 
     `headers` are those of the request, by lower-case name. `page` renders a problem as a page; it is None for a client
-    that reads JSON.
+    that reads JSON. `is_foreign` says that a page of another site sent the request, and `is_excused` that a bearer
+    token authenticated it nevertheless.
     """
 
     request_id: str
@@ -84,6 +84,8 @@ class Exchange:
     target: str  # path and query
     headers: Mapping[str, str]
     page: ProblemPage | None = None
+    is_foreign: bool = False
+    is_excused: bool = False
     user_id: int | None = None
     application_id: int | None = None
     status: int = 500
@@ -95,6 +97,21 @@ class Exchange:
         if self.application_id is not None:
             return {"application_id": self.application_id}
         return {"user_id": self.user_id}
+
+    @property
+    def counts_cookies(self) -> bool:
+        """False for a script of another origin. A link on another site leads here with its user's session."""
+        return not (self.is_foreign and "origin" in self.headers)
+
+    @property
+    def is_cross_site(self) -> bool:
+        """True for a request that must change nothing: unsafe, sent by a page of another site, without a token."""
+        return self.is_foreign and self.method not in SAFE_METHODS and not self.is_excused
+
+    def require_same_site(self) -> None:
+        """Raise Forbidden for a request that is_cross_site."""
+        if self.is_cross_site:
+            raise Forbidden(CROSS_SITE)
 
     def render(self, problem: Problem) -> Answer:
         """Return the answer for this problem, as JSON or as a page."""
@@ -114,14 +131,23 @@ def exchange_of(scope: Mapping[str, object]) -> Exchange:
 class Edge:
     """The outermost layer of a plane."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, page: ProblemPage | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        page: ProblemPage | None = None,
+        cors: Cors | None = None,
+    ) -> None:
         self._app = app
         self._page = page
+        self._cors = cors or Cors()
         self._metrics = metrics
+        self._public_origin = settings.public_origin
         self._trusted = settings.trusted_proxies
         self._headers = dict(SECURITY_HEADERS)
-        if settings.is_https:
-            self._headers["strict-transport-security"] = HSTS
+        if settings.is_https and settings.hsts:
+            self._headers["strict-transport-security"] = settings.hsts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,7 +160,8 @@ class Edge:
         method = scope["method"]
         query = scope.get("query_string", b"").decode("latin-1")
         target = f"{scope['path']}?{query}" if query else scope["path"]
-        exchange = Exchange(uuid4().hex, self._address(scope, headers), method, target, headers, page)
+        foreign = sites.is_foreign(headers, self._public_origin)
+        exchange = Exchange(uuid4().hex, self._address(scope, headers), method, target, headers, page, foreign)
         scope[SCOPE_KEY] = exchange
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         if method == "HEAD":
@@ -144,7 +171,7 @@ class Edge:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status, exchange.started = message["status"], True
-                self._add_headers(message, exchange)
+                self._add_headers(message, exchange, scope["path"])
             elif method == "HEAD" and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -153,9 +180,13 @@ class Edge:
             try:
                 if is_too_large:
                     raise HeadersTooLarge("Send at most 100 header fields, and at most 32 KiB of headers and address.")
-                _refuse_cross_site(method, headers)
+                if bearer_token(scope) is None:
+                    exchange.require_same_site()  # with a token, once the token was found to be valid or not
                 _check_query(scope)
-                await self._app(scope, _in_time(receive), send_with_headers)
+                if self._cors.is_preflight(method, scope["path"], headers):
+                    await _send_preflight(send_with_headers)
+                else:
+                    await self._app(scope, _in_time(receive), send_with_headers)
             except Exception as fault:  # noqa: BLE001  # the last handler: every exception becomes an answer
                 problem = fault
                 if not isinstance(problem, Problem):
@@ -189,11 +220,12 @@ class Edge:
             **exchange.caller,
         )
 
-    def _add_headers(self, message: Message, exchange: Exchange) -> None:
+    def _add_headers(self, message: Message, exchange: Exchange, path: str) -> None:
         headers: list[tuple[bytes, bytes]] = list(message["headers"])
         present = {name.lower() for name, _ in headers}
         wanted = {**self._headers, "x-request-id": exchange.request_id}
         headers += [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in present]
+        headers += self._cors.headers(path, exchange.headers)
         message["headers"] = headers
 
     def _address(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
@@ -204,28 +236,11 @@ class Edge:
         hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
         address = _parse_address(str(client[0]))
         while hops and address is not None and any(address in network for network in self._trusted):
-            hop = _parse_address(hops.pop())
+            hop = _parse_address(_without_port(hops.pop()))
             if hop is None:
                 break  # not an address, so its sender may have invented everything further left
             address = hop
         return None if address is None else str(address)
-
-
-def _refuse_cross_site(method: str, headers: Mapping[str, str]) -> None:
-    """Raises Forbidden for an unsafe request that a browser sent for a page of another site.
-
-    Browsers send `Sec-Fetch-Site`, older ones `Origin`. A client that sends neither is not a browser.
-    """
-    if method in SAFE_METHODS:
-        return
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        allowed = site in ("same-origin", "none")
-    else:
-        origin = headers.get("origin")
-        allowed = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
-    if not allowed:
-        raise Forbidden("The request was sent by a page of another site.")
 
 
 def _in_time(receive: Receive) -> Receive:
@@ -289,6 +304,12 @@ def _check_query(scope: Scope) -> None:
         raise InvalidRequest.at(FieldError("", "The query has more than 100 parameters."))
 
 
+async def _send_preflight(send: Send) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in PREFLIGHT.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def _headers(scope: Scope) -> dict[str, str]:
     """Return the headers by lower-case name.
 
@@ -298,6 +319,15 @@ def _headers(scope: Scope) -> dict[str, str]:
     for name, value in scope["headers"]:
         lines.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     return {name: ("; " if name == "cookie" else ", ").join(values) for name, values in lines.items()}
+
+
+_WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
+
+
+def _without_port(hop: str) -> str:
+    """Return the address of `203.0.113.7:51234` or `[2001:db8::1]:443`, or the text as it is."""
+    found = _WITH_PORT.fullmatch(hop)
+    return hop if found is None else found["v6"] or found["v4"] or ""
 
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from litestar import Litestar
 from litestar.datastructures import Cookie
@@ -21,6 +21,7 @@ from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
 from keyman.errors import ConfigurationError, Unauthenticated
 from keyman.http.cookies import cookie_values
+from keyman.http.credentials import bearer_token
 from keyman.http.edge import exchange_of
 from keyman.http.requests import AnyConnection, AnyRequest
 from keyman.identity import principals
@@ -29,8 +30,6 @@ from keyman.identity.sessions import SESSION_LIFETIME, device_name
 from keyman.identity.tokens import Scope
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
-
-SESSION_COOKIE = "keyman_session"
 
 _NEEDS = "keyman_needs"
 _ANY_CALLER = "any caller"
@@ -54,12 +53,18 @@ class Authentication:
 
 
 async def authenticate(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """Set the request's user to a Principal. Raises Unauthenticated or Forbidden."""
+    """Set the request's user to a Principal. Raises Unauthenticated or Forbidden.
+
+    A request of another site needs a bearer token that authenticates it, so a public route refuses it.
+    """
+    exchange = exchange_of(connection.scope)
     if is_public(handler):
+        exchange.require_same_site()
         return
     needed = handler.opt[_NEEDS]
     principal = await identify(connection)
-    exchange = exchange_of(connection.scope)
+    exchange.is_excused = principal.kind is not Actor.SESSION
+    exchange.require_same_site()
     if principal.user is not None:
         exchange.user_id = principal.user.id
     if principal.application is not None:
@@ -88,17 +93,6 @@ def _only_lists_methods(handler: BaseRouteHandler) -> bool:
     return isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}
 
 
-def bearer_token(connection: AnyConnection) -> str | None:
-    """Return the token in the Authorization header, or None without one. Raises Unauthenticated."""
-    header = connection.headers.get("authorization")
-    if header is None:
-        return None
-    scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("The Authorization header must be: Bearer, a space, and an access token.")
-    return token.strip()
-
-
 async def provide_caller(request: AnyRequest) -> Principal:
     """Return who calls, for a handler of a route that is not public."""
     caller: Principal = request.user
@@ -113,46 +107,63 @@ async def provide_origin(request: AnyRequest) -> Origin:
     return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
 
 
-def sent_session_cookie(connection: AnyConnection) -> str | None:
-    """Return the session cookie of the request, or None without one. The last one counts."""
-    values = cookie_values(exchange_of(connection.scope).headers.get("cookie", ""), SESSION_COOKIE)
-    return (values[-1] or None) if values else None
+def shown_session(connection: AnyConnection) -> str | None:
+    """Return the session cookie of a request, or None. Raises Unauthenticated for two of them.
+
+    A cookie does not count on a request that a script of another origin sent. Only the name with the prefix counts
+    where there is one: a neighbour on another host name can plant a cookie without it.
+    """
+    exchange = exchange_of(connection.scope)
+    if not exchange.counts_cookies:
+        return None
+    values = cookie_values(exchange.headers.get("cookie", ""), connection.app.state.settings.session_cookie)
+    if len(values) > 1:  # one of them was planted, and nothing says which
+        raise Unauthenticated(
+            "The browser sent two session cookies. Delete the cookies of this site, then sign in again."
+        )
+    return values[0] or None if values else None
 
 
-def session_cookie(cookie: Secret, settings: Settings) -> Cookie:
-    return Cookie(
-        key=SESSION_COOKIE,
-        value=cookie.reveal(),
-        max_age=int(SESSION_LIFETIME.total_seconds()),
+def previous_session(connection: AnyConnection) -> str | None:
+    """Return the session cookie that a new sign-in replaces, or None if there is none or it is not clear which."""
+    try:
+        return shown_session(connection)
+    except Unauthenticated:
+        return None
+
+
+def session_cookies(cookie: Secret, settings: Settings) -> list[Cookie]:
+    """Return the cookies of an answer that opens a session."""
+    return _set_session(settings, cookie.reveal(), int(SESSION_LIFETIME.total_seconds()))
+
+
+def ended_session_cookies(settings: Settings) -> list[Cookie]:
+    """Return cookies that make the browser delete the session cookie."""
+    return _set_session(settings, "", 0)
+
+
+def _set_session(settings: Settings, value: str, max_age: int) -> list[Cookie]:
+    session = Cookie(
+        key=settings.session_cookie,
+        value=value,
+        max_age=max_age,
         path="/",
         httponly=True,
         samesite="lax",
         secure=settings.cookies_are_secure,
     )
-
-
-def ended_session_cookie(settings: Settings) -> Cookie:
-    """Return a cookie that makes the browser delete the session cookie."""
-    return Cookie(
-        key=SESSION_COOKIE,
-        value="",
-        max_age=0,
-        path="/",
-        httponly=True,
-        samesite="lax",
-        secure=settings.cookies_are_secure,
-    )
+    if settings.session_cookie == settings.cookie_name:
+        return [session]
+    # The cookie from before the prefix, or one that somebody planted.
+    return [session, replace(session, key=settings.cookie_name, value="", max_age=0)]
 
 
 async def identify(connection: AnyConnection) -> Principal:
     """Return who calls. Raises Unauthenticated."""
     authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)
-    credentials = Credentials(
-        bearer_token(connection),
-        sent_session_cookie(connection),
-        exchange.request_id,
-        exchange.address,
-    )
+    token = bearer_token(connection.scope)
+    cookie = shown_session(connection) if token is None else None
+    credentials = Credentials(token, cookie, exchange.request_id, exchange.address)
     db: Database = connection.app.state.db
     return await principals.identify(db, authentication.proofs, credentials, authentication.advice)

@@ -71,7 +71,13 @@ def may_answer(*kinds: type[Problem], fault: FieldError = _FAULT) -> dict[int, R
     `fault` is the example of an invalid field.
     """
     by_status: dict[int, list[type[Problem]]] = {}
-    everywhere: tuple[type[Problem], ...] = (errors.HeadersTooLarge, errors.DatabaseUnavailable, Internal)
+    # Two Authorization headers are a bad request everywhere.
+    everywhere: tuple[type[Problem], ...] = (
+        errors.InvalidRequest,
+        errors.HeadersTooLarge,
+        errors.DatabaseUnavailable,
+        Internal,
+    )
     for kind in dict.fromkeys((*kinds, *everywhere)):
         by_status.setdefault(KINDS[kind.slug].status, []).append(kind)
     return {status: _documented(status, kinds, fault) for status, kinds in sorted(by_status.items())}
@@ -117,4 +123,4 @@ REPLAYED = ResponseHeader(
     description="`true` if this answer repeats the first answer to this Idempotency-Key.",
     documentation_only=True,
 )
-SET_COOKIE = ResponseHeader(name="Set-Cookie", description="The session, `keyman_session`.", documentation_only=True)
+SET_COOKIE = ResponseHeader(name="Set-Cookie", description="The session cookie.", documentation_only=True)

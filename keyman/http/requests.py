@@ -18,6 +18,7 @@ from litestar.utils import normalize_path
 from keyman import errors
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.http.edge import exchange_of
+from keyman.http.sites import CROSS_SITE
 from keyman.ids import MAX_ID
 from keyman.telemetry import frames, log
 from keyman.values import JsonSchema
@@ -68,7 +69,10 @@ class RowId(int):
 
 
 def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:
-    status, headers, body = exchange_of(request.scope).render(problem)
+    exchange = exchange_of(request.scope)
+    if exchange.is_cross_site:
+        problem = errors.Forbidden(CROSS_SITE)  # a page of another site learns nothing else
+    status, headers, body = exchange.render(problem)
     return Response(body, status_code=status, headers=headers, media_type=headers["content-type"])
 
 
@@ -78,7 +82,7 @@ def _on_problem(request: AnyRequest, problem: Problem) -> Response[bytes]:
 
 def _on_http_exception(request: AnyRequest, fault: HTTPException) -> Response[bytes]:
     response = respond(_to_problem(fault), request)
-    if fault.status_code == 405:
+    if response.status_code == 405:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
 

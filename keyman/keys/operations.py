@@ -6,6 +6,7 @@ call stores nothing.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -38,6 +39,9 @@ class Created(NamedTuple):
     replayed: bool
 
 
+_CHANGED_BY_PROXY = re.compile(r'\A(?:W/)?"([^"]*?)(?:-gzip|-br)?"\Z')
+
+
 class IfMatch(NamedTuple):
     """The ETags of an `If-Match` header. They are None if there is no condition: no header, or `*`."""
 
@@ -45,10 +49,14 @@ class IfMatch(NamedTuple):
 
     @classmethod
     def parse(cls, header: str | None) -> IfMatch:
-        """Parse the header. A weak ETag never matches (RFC 9110, 13.1.1), nor does a text that is not an ETag."""
+        """Parse the header. A text that is not an ETag never matches.
+
+        A proxy that compresses an answer weakens its ETag (`W/`) or appends `-gzip` or `-br`. Neither matters: keyman
+        makes an ETag of what the owner sees, not of bytes.
+        """
         if header is None or header.strip() == "*":
             return cls()
-        return cls(frozenset(part.strip() for part in header.split(",")))
+        return cls(frozenset(_CHANGED_BY_PROXY.sub(r'"\1"', part.strip()) for part in header.split(",")))
 
     def check(self, key: KeyInfo) -> None:
         if self.etags is not None and key.etag not in self.etags:

@@ -57,6 +57,9 @@ VARIABLES = (
     "KEYMAN_SIGNUP",
     "KEYMAN_SERVICES_FILE",
     "KEYMAN_TRUSTED_PROXIES",
+    "KEYMAN_COOKIE_NAME",
+    "KEYMAN_CORS_ORIGINS",
+    "KEYMAN_HSTS",
     "KEYMAN_RESOLVE_RATE",
     "KEYMAN_LOG_FORMAT",
     "KEYMAN_LOG_LEVEL",
@@ -135,6 +138,9 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
             "KEYMAN_SIGNUP": "Open",
             "KEYMAN_SERVICES_FILE": str(services),
             "KEYMAN_TRUSTED_PROXIES": "10.0.0.0/8, 2001:db8::1",
+            "KEYMAN_COOKIE_NAME": "keyman-2",
+            "KEYMAN_CORS_ORIGINS": "https://chat.example.com, http://localhost:5173,http://[::1]:8080",
+            "KEYMAN_HSTS": "max-age=31536000; includeSubDomains; preload",
             "KEYMAN_RESOLVE_RATE": "0.5",
             "KEYMAN_LOG_FORMAT": "CONSOLE",
             "KEYMAN_LOG_LEVEL": "debug",
@@ -149,6 +155,10 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
     assert settings.signup_open
     assert settings.services_file == services
     assert settings.trusted_proxies == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::1"))
+    assert settings.cookie_name == "keyman-2"
+    assert settings.session_cookie == "__Host-keyman-2"
+    assert settings.cors_origins == {"https://chat.example.com", "http://localhost:5173", "http://[::1]:8080"}
+    assert settings.hsts == "max-age=31536000; includeSubDomains; preload"
     assert settings.resolve_rate == 0.5
     assert (settings.log_format, settings.log_level) == ("console", "debug")
 
@@ -423,6 +433,22 @@ BAD: dict[str, list[str]] = {
     "KEYMAN_SIGNUP": ["CANARY", "yes", "true", "1"],
     "KEYMAN_SERVICES_FILE": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_TRUSTED_PROXIES": ["CANARY", "10.0.0.0/8,CANARY", "10.0.0.1/8"],
+    "KEYMAN_COOKIE_NAME": [
+        "CANARY CANARY",
+        "__Host-CANARY",
+        "__CANARY",
+        "CANARY=",
+        "CANARYé",
+        "CANARY" * 11,
+        "CANARY\n",
+    ],
+    "KEYMAN_CORS_ORIGINS": [
+        *("*", "null", "https://*.CANARY.example", "https://CANARY.example", "canary.example", "https://"),
+        *("https://a.example, *", "https://a.example/", "https://a.example/canary", "https://a.example:443"),
+        *("http://a.example:80", "https://u@a.example", "https://a.example canary"),
+        *("https://a.example:x", "https://a.example?canary", "https://bücher.example", "//a.example"),
+    ],
+    "KEYMAN_HSTS": ["CANARY", "max-age=CANARY", "max-age=1; CANARY", "max-age=1\nCANARY: x", "includeSubDomains", "0"],
     "KEYMAN_RESOLVE_RATE": ["CANARY", "0", "-1", "nan", "inf", "1e6"],
     "KEYMAN_LOG_FORMAT": ["CANARY", "text"],
     "KEYMAN_LOG_LEVEL": ["CANARY", "loud"],
@@ -559,6 +585,17 @@ def test_settings_do_not_change_once_they_are_read(kind: type[Settings] | type[V
 )
 def test_cookies_need_https_but_on_this_machine(url: str | None, secure: bool) -> None:
     assert load({**COMPLETE, **({"KEYMAN_PUBLIC_URL": url} if url else {})}).cookies_are_secure is secure
+
+
+def test_an_empty_hsts_turns_it_off_and_none_is_the_default() -> None:
+    assert load(COMPLETE).hsts == "max-age=63072000"
+    assert load({**COMPLETE, "KEYMAN_HSTS": ""}).hsts == ""
+
+
+@pytest.mark.parametrize("url", [None, "https://keys.example.com", "http://127.0.0.1:8000"])
+def test_only_over_https_the_session_cookie_has_the_prefix_for_this_host(url: str | None) -> None:
+    settings = load({**COMPLETE, **({"KEYMAN_PUBLIC_URL": url} if url else {})})
+    assert settings.session_cookie == ("__Host-keyman_session" if settings.is_https else "keyman_session")
 
 
 def test_a_public_url_in_upper_case_is_https() -> None:

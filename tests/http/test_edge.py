@@ -21,7 +21,6 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import NotFound, RateLimited
 from keyman.http import edge as keyman_edge
 from keyman.http.edge import (
-    HSTS,
     SCOPE_KEY,
     SECURITY_HEADERS,
     ASGIApp,
@@ -105,9 +104,29 @@ async def test_every_answer_has_the_headers_and_what_the_route_says_goes_before(
     assert answer.header("strict-transport-security") is None
 
 
-async def test_over_https_browsers_get_hsts() -> None:
+async def test_over_https_browsers_get_hsts_for_this_host_only() -> None:
+    """The names below the host may be neighbours that have no https."""
     answer, _ = await ask(hello, public_url="https://keys.example.com")
-    assert answer.header("strict-transport-security") == HSTS
+    assert answer.header("strict-transport-security") == "max-age=63072000"
+
+
+async def test_the_operator_says_what_hsts_is() -> None:
+    for value, sent in (("max-age=60; includeSubDomains", "max-age=60; includeSubDomains"), ("", None)):
+        answer, _ = await ask(hello, public_url="https://keys.example.com", hsts=value)
+        assert answer.header("strict-transport-security") == sent
+        answer, _ = await ask(hello, public_url="http://127.0.0.1:8000", hsts=value)
+        assert answer.header("strict-transport-security") is None
+
+
+async def test_two_authorization_headers_are_a_bad_request() -> None:
+    for pair in (("Bearer km_a", "Bearer km_a"), ("Basic YTpi", "Bearer km_a"), ("", "x")):
+        headers = [
+            (name, value.encode()) for name, value in zip((b"authorization", b"Authorization"), pair, strict=True)
+        ]
+        for method in ("GET", "POST", "OPTIONS"):
+            answer, _ = await ask(hello, method, headers)
+            assert answer.status == 400
+            assert json.loads(answer.body)["type"] == "/problems/invalid-request"
 
 
 async def test_a_request_has_an_id_of_ours_whatever_the_client_says() -> None:
@@ -375,10 +394,23 @@ async def address(
         # What is no address is not taken for one; the last that is known is.
         ("10.0.0.1", "unknown", "10.0.0.1"),
         ("10.0.0.1", "_hidden, unknown", "10.0.0.1"),
-        ("10.0.0.1", "203.0.113.9:4711", "10.0.0.1"),
+        # Azure's gateways, HAProxy's `%[src_port]` and IIS append the port.
+        ("10.0.0.1", "203.0.113.9:4711", "203.0.113.9"),
+        ("10.0.0.1", "198.51.100.1:1, 203.0.113.9:65535, 10.0.0.2:443", "203.0.113.9"),
+        ("10.0.0.1", "[2001:db8::1]:443", "2001:db8::1"),
+        ("10.0.0.1", "[2001:db8::1]", "2001:db8::1"),
+        ("10.0.0.1", "2001:db8::1, [fd00::2]:8443", "2001:db8::1"),
+        ("10.0.0.1", "[::ffff:203.0.113.9]:80", "203.0.113.9"),
+        ("10.0.0.1", "[203.0.113.9]:80", "203.0.113.9"),
+        ("10.0.0.1", "203.0.113.9:", "10.0.0.1"),
+        ("10.0.0.1", "203.0.113.9:port", "10.0.0.1"),
+        ("10.0.0.1", "203.0.113.9:443:443", "10.0.0.1"),
+        ("10.0.0.1", "203.0.113.9:4711111", "10.0.0.1"),
+        ("10.0.0.1", "2001:db8::1]:443", "10.0.0.1"),
+        ("10.0.0.1", "[]:443", "10.0.0.1"),
         ("10.0.0.1", f"{CANARY}", "10.0.0.1"),
         # Nor does it open the way to what stands further left, which its sender may have made up.
-        ("10.0.0.1", "198.51.100.1, 203.0.113.9:4711", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.1, 203.0.113.9:x", "10.0.0.1"),
         ("10.0.0.1", "198.51.100.1, unknown", "10.0.0.1"),
         ("10.0.0.1", "198.51.100.1, unknown, 10.0.0.2", "10.0.0.2"),
         ("10.0.0.1", "203.0.113.256", "10.0.0.1"),
@@ -425,6 +457,7 @@ async def test_the_zone_of_an_address_is_no_place_for_words() -> None:
 
 @example(header="fe80::1%eth0")
 @example(header="203.0.113.9%1")
+@example(header="[fe80::1%eth0]:443")
 @given(header=st.text(st.characters(max_codepoint=0xFF), max_size=60) | st.text("0123456789abcdef.:,% ", max_size=40))
 async def test_whatever_a_proxy_hands_on_the_address_is_one(header: str) -> None:
     found = await address("10.0.0.1", header)

@@ -20,13 +20,14 @@ from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import Authentication, authenticate, provide_caller, provide_origin, require_rules
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
+from keyman.http.sites import Cors
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.sessions import SessionProof
 from keyman.keys.sealing import Sealer
 from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
-from keyman.planes.management.api.accounts import AuthController, TokenController
+from keyman.planes.management.api.accounts import PASSWORD_PATHS, AuthController, TokenController
 from keyman.planes.management.api.audit import list_audit
 from keyman.planes.management.api.keys import KeyController, list_services
 from keyman.planes.management.document import openapi_document
@@ -52,6 +53,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
     metrics = Metrics()
     catalogue = Catalogue.load(settings.services_file)
     pages = Pages(settings)
+    services = tuple(info.service for info in catalogue.infos())
     litestar = Litestar(
         route_handlers=[*_described_routes(), web.router()],
         dependencies=_DEPENDENCIES,
@@ -66,7 +68,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
                 "authentication": AUTHENTICATION,
                 "catalogue": catalogue,
                 "metrics": metrics,
-                "openapi": partial(_document, tuple(info.service for info in catalogue.infos())),
+                "openapi": partial(_document, services, settings.session_cookie),
                 "pages": pages,
                 "passwords": passwords or Passwords(),
                 "settings": settings,
@@ -75,7 +77,9 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
     require_rules(litestar)
-    return Edge(cast("ASGIApp", litestar), settings, metrics, pages.problem)
+    return Edge(
+        cast("ASGIApp", litestar), settings, metrics, pages.problem, Cors(settings.cors_origins, PASSWORD_PATHS)
+    )
 
 
 def from_environment() -> Edge:
@@ -112,9 +116,9 @@ def _described_routes() -> list[ControllerRouterHandler]:
 
 
 @cache
-def _document(services: tuple[str, ...]) -> bytes:
+def _document(services: tuple[str, ...], session_cookie: str) -> bytes:
     """Return the OpenAPI document. It is created at the first request, because that takes a tenth of a second."""
-    return openapi_document(_described_routes(), _DEPENDENCIES, services)
+    return openapi_document(_described_routes(), _DEPENDENCIES, services, session_cookie)
 
 
 _DEPENDENCIES = {

@@ -8,8 +8,8 @@ from litestar.di import Provide
 from litestar.openapi.spec import SecurityScheme, Tag
 from litestar.types import ControllerRouterHandler
 
+from keyman.config.settings import Settings
 from keyman.http.document import Words, describe
-from keyman.http.guards import SESSION_COOKIE
 
 DESCRIPTION = """\
 Users store their API keys for LLM services here. Vault seals each value when it arrives. No answer of this API contains
@@ -94,8 +94,8 @@ WORDS = Words(
         "session": SecurityScheme(
             type="apiKey",
             security_scheme_in="cookie",
-            name=SESSION_COOKIE,
-            description="The session cookie. Sign-up and sign-in set it.",
+            name=Settings.cookie_name,
+            description="The session cookie. Sign-up and sign-in set it. A page of another origin cannot use it.",
         ),
     },
     examples=EXAMPLES,
@@ -103,9 +103,13 @@ WORDS = Words(
 
 
 def openapi_document(
-    routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide], services: Sequence[str]
+    routes: Sequence[ControllerRouterHandler],
+    dependencies: Mapping[str, Provide],
+    services: Sequence[str],
+    session_cookie: str,
 ) -> bytes:
-    """Return the OpenAPI 3.1 document of these routes and this catalogue, as JSON."""
+    """Return the OpenAPI 3.1 document of these routes, this catalogue and this session cookie, as JSON."""
     document = describe(routes, dependencies, WORDS)
+    document.json["components"]["securitySchemes"]["session"]["name"] = session_cookie
     document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
     return document.encoded()

@@ -187,12 +187,16 @@ async def test_other_methods_are_named(sqlite_pair: Pair, method: str) -> None:
     assert (await sqlite_pair.resolver.client().options("/v1/resolve")).headers["allow"] == "POST, OPTIONS"
 
 
-async def test_a_page_of_another_site_gets_nothing(sqlite_pair: Pair) -> None:
+async def test_a_page_of_another_site_gets_nothing_without_a_token_that_it_knows(sqlite_pair: Pair) -> None:
     ada, app = await sqlite_pair.owner(), await sqlite_pair.app()
     key_id = await ada.key()
+    unknown = sqlite_pair.resolver.bearer(Token.generate().reveal())
     for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
-        problem(await app.client.post("/v1/resolve", json={"key_id": key_id}, headers=headers), "forbidden")
+        for client in (sqlite_pair.resolver.client(), unknown):
+            problem(await client.post("/v1/resolve", json={"key_id": key_id}, headers=headers), "forbidden")
     assert await sqlite_pair.entries(app) == []
+    sent = {"Sec-Fetch-Site": "cross-site"}
+    assert (await app.client.post("/v1/resolve", json={"key_id": key_id}, headers=sent)).status_code == 200
 
 
 # --- how fast

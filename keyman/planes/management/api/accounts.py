@@ -9,7 +9,7 @@ from keyman import errors
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.http.body import read_json, takes
-from keyman.http.guards import PUBLIC, ended_session_cookie, needs, sent_session_cookie, session_cookie
+from keyman.http.guards import PUBLIC, ended_session_cookies, needs, previous_session, session_cookies
 from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import personal_tokens as personal
@@ -21,6 +21,9 @@ from keyman.identity.tokens import Scope
 from keyman.identity.users import Account, ChangePassword, LogIn, SignedIn, SignUp
 from keyman.ids import TokenId
 from keyman.storage.transactions import Database
+
+PASSWORD_PATHS = frozenset({"/api/auth/signup", "/api/auth/login", "/api/auth/password"})
+"""The routes that take a password. No page of another origin may call them, so that no such page asks for one."""
 
 
 class AuthController(Controller):
@@ -47,7 +50,7 @@ class AuthController(Controller):
         origin: Injected[Origin],
     ) -> Response[Account]:
         wanted = await read_json(request, SignUp)
-        previous = sent_session_cookie(request)
+        previous = previous_session(request)
         signed_in = await users.sign_up(
             db, passwords, wanted, origin, is_open=settings.signup_open, previous_cookie=previous
         )
@@ -73,7 +76,7 @@ class AuthController(Controller):
         origin: Injected[Origin],
     ) -> Response[Account]:
         proof = await read_json(request, LogIn)
-        previous = sent_session_cookie(request)
+        previous = previous_session(request)
         return _signed_in(await users.log_in(db, passwords, proof, origin, previous_cookie=previous), settings, 200)
 
     @post(
@@ -92,7 +95,7 @@ class AuthController(Controller):
         self, db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
     ) -> Response[None]:
         await users.log_out(db, caller)
-        return Response(None, status_code=204, cookies=[ended_session_cookie(settings)])
+        return Response(None, status_code=204, cookies=ended_session_cookies(settings))
 
     @get(
         "/me",
@@ -177,5 +180,5 @@ class TokenController(Controller):
 
 
 def _signed_in(signed_in: SignedIn, settings: Settings, status: int) -> Response[Account]:
-    cookie = session_cookie(signed_in.cookie, settings)
-    return Response(signed_in.account, status_code=status, cookies=[cookie])
+    cookies = session_cookies(signed_in.cookie, settings)
+    return Response(signed_in.account, status_code=status, cookies=cookies)

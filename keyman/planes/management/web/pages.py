@@ -21,7 +21,6 @@ from markupsafe import Markup, escape
 from keyman.config.settings import Settings
 from keyman.errors import InvalidRequest, Problem, Unauthenticated
 from keyman.http.edge import Exchange, exchange_of
-from keyman.http.guards import SESSION_COOKIE
 from keyman.http.problems import KINDS, Answer
 from keyman.http.requests import AnyRequest
 from keyman.identity.principals import Principal
@@ -100,7 +99,7 @@ class Pages:
     def problem(self, problem: Problem, exchange: Exchange) -> Answer:
         """Render a problem as a page. Unauthenticated gets the sign-in page, which then returns to the current page."""
         if isinstance(problem, Unauthenticated):
-            had_session = f"{SESSION_COOKIE}=" in exchange.headers.get("cookie", "")
+            had_session = f"{self._settings.session_cookie}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
             return self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
         context = {"problem": problem, "request_id": exchange.request_id}

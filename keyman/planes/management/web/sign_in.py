@@ -10,7 +10,7 @@ from keyman import values
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
-from keyman.http.guards import PUBLIC, ended_session_cookie, identify, needs, sent_session_cookie, session_cookie
+from keyman.http.guards import PUBLIC, ended_session_cookies, identify, needs, previous_session, session_cookies
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
@@ -50,15 +50,15 @@ async def sign_in(
     back = own_page(form.text("back"))
     try:
         given = values.decode(LogIn, form.filled("email", "password"))
-        previous = sent_session_cookie(request)
+        previous = previous_session(request)
         signed_in = await users.log_in(db, passwords, given, origin, previous_cookie=previous)
     except (InvalidRequest, Unauthenticated, RateLimited) as problem:
         return as_response(pages.sign_in(visit.exchange, problem, back=back, email=form.text("email")))
-    cookie = session_cookie(signed_in.cookie, settings)
+    cookies = session_cookies(signed_in.cookie, settings)
     if is_partial(visit.exchange):
         heard = json.dumps({SIGNED_IN: {"account": signed_in.account.id}})
-        return Response(b"", status_code=204, headers={"HX-Trigger": heard}, cookies=[cookie])
-    return see_other(back, [cookie])
+        return Response(b"", status_code=204, headers={"HX-Trigger": heard}, cookies=cookies)
+    return see_other(back, cookies)
 
 
 @get("/sign-up", opt=PUBLIC, include_in_schema=False)
@@ -91,11 +91,11 @@ async def sign_up(
             new,
             origin,
             is_open=settings.signup_open,
-            previous_cookie=sent_session_cookie(request),
+            previous_cookie=previous_session(request),
         )
     except (InvalidRequest, Conflict, RateLimited) as problem:
         return visit.show("sign_up.html", refused=problem, email=form.text("email"))
-    return see_other(HOME, [session_cookie(signed_in.cookie, settings)])
+    return see_other(HOME, session_cookies(signed_in.cookie, settings))
 
 
 @post("/sign-out", opt=needs(None), include_in_schema=False)
@@ -103,7 +103,7 @@ async def sign_out(
     db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
 ) -> Response[bytes]:
     await users.log_out(db, caller)
-    return see_other("/sign-in", [ended_session_cookie(settings)])
+    return see_other("/sign-in", ended_session_cookies(settings))
 
 
 async def _is_signed_in(request: AnyRequest) -> bool:

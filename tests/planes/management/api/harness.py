@@ -356,10 +356,10 @@ def cookie_of(client: httpx.AsyncClient) -> str:
 
 def set_cookie(answer: httpx.Response) -> tuple[str, dict[str, str]]:
     """The value of the session cookie that an answer sets, and its attributes in lower case."""
-    (header,) = answer.headers.get_list("set-cookie")
+    header, *_ = answer.headers.get_list("set-cookie")
     pair, *attributes = (part.strip() for part in header.split(";"))
     name, _, value = pair.partition("=")
-    assert name == "keyman_session"
+    assert name in ("keyman_session", "__Host-keyman_session")
     return value, {k.lower(): v for k, _, v in (attribute.partition("=") for attribute in attributes)}
 
 

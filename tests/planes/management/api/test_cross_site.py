@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
+from sqlalchemy.engine import URL
 
+from keyman.config.settings import Settings
+from keyman.identity.tokens import Token
 from keyman.keys.tables import api_keys
+from keyman.planes.management.app import create_app
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, problem, store
+from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
 
@@ -72,22 +78,108 @@ async def test_a_safe_method_passes_from_everywhere(shared: ApiPlane, method: st
             assert "access-control-allow-credentials" not in answer.headers
 
 
-async def test_it_holds_for_every_unsafe_route_with_every_proof_and_changes_nothing(shared: ApiPlane) -> None:
+FROM_ELSEWHERE = ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"})
+
+IGNORED = (
+    "Basic YWRhOng=",
+    "Bearer eyJhbGciOiJub25lIn0.eyJpc3MiOiJ4In0.",
+    "Bearer",
+    "",
+    "Bearer KM_x",
+    "Negotiate abc",
+)
+"""What a proxy may add. None is an access token of keyman."""
+
+UNTRUE = (f"Bearer {Token.generate().reveal()}", "bearer km_x", "Bearer km_")
+"""What claims to be an access token of keyman, and is none."""
+
+
+def unsafe_routes(shared: ApiPlane, key_id: int) -> list[tuple[str, str]]:
+    assert shared.document is not None
+    return [
+        (operation["method"], operation["path"].replace("{key_id}", str(key_id)).replace("{token_id}", "1"))
+        for operation in shared.document.operations.values()
+        if operation["method"] in UNSAFE
+    ]
+
+
+async def test_it_holds_for_every_unsafe_route_that_no_token_authenticated_and_changes_nothing(
+    shared: ApiPlane,
+) -> None:
+    """The headers that are there do not matter: an ignored one, or one that will be answered 401, excuses nothing."""
+    ada = await shared.user()
+    key = await store(ada)
+    rows = await shared.rows(api_keys)
+    for method, path in [*unsafe_routes(shared, key["id"]), ("POST", "/api/nothing"), ("POST", "/sign-in")]:
+        for sent in FROM_ELSEWHERE:
+            for authorization in (None, *IGNORED, *UNTRUE):
+                extra = {} if authorization is None else {"Authorization": authorization}
+                for client in (ada, shared.client()):
+                    answer = await client.request(method, path, json={}, headers={**sent, **extra})
+                    problem(answer, "forbidden")
+                    assert "set-cookie" not in answer.headers
+    assert await shared.rows(api_keys) == rows
+    assert (await ada.get("/api/auth/me")).status_code == 200
+
+
+async def test_a_request_that_a_token_authenticated_passes_from_any_site(shared: ApiPlane) -> None:
+    """A bearer token is not ambient: a page that sends one knows it."""
     ada = await shared.user()
     key = await store(ada)
     script = await shared.token(ada, "keys:read", "keys:write", "tokens:manage")
-    rows = await shared.rows(api_keys)
-    assert shared.document is not None
-    for operation in shared.document.operations.values():
-        if operation["method"] not in UNSAFE:
-            continue
-        path = operation["path"].replace("{key_id}", str(key["id"])).replace("{token_id}", "1")
-        for client in (ada, script, shared.client()):
-            for sent in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
-                answer = await client.request(operation["method"], path, json={}, headers=sent)
-                problem(answer, "forbidden")
-    assert await shared.rows(api_keys) == rows
-    assert (await ada.get("/api/auth/me")).status_code == 200
+    script.cookies = ada.cookies  # the token counts, the cookie does not
+    for sent in FROM_ELSEWHERE:
+        made = await script.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY}, headers=sent)
+        assert made.status_code == 201
+        path = f"/api/keys/{made.json()['id']}"
+        assert (await script.patch(path, json={"name": "new"}, headers=sent)).status_code == 200
+        assert (await script.delete(path, headers=sent)).status_code == 204
+        problem(await script.put("/api/keys/9", json={}, headers=sent), "invalid-request")
+    reader = await shared.token(ada, "keys:read")
+    answer = await reader.delete(f"/api/keys/{key['id']}", headers={"Sec-Fetch-Site": "cross-site"})
+    assert "keys:write" in problem(answer, "forbidden")["detail"]
+
+
+async def test_a_token_excuses_nothing_on_a_route_that_asks_for_none(shared: ApiPlane) -> None:
+    script = await shared.token(await shared.user(), "keys:read")
+    for sent in FROM_ELSEWHERE:
+        for path in ("/api/auth/login", "/api/auth/signup", "/api/nothing", "/livez"):
+            body = {"email": "mallory@example.com", "password": "mallory's password"}
+            answer = await script.post(path, json=body, headers=sent)
+            problem(answer, "forbidden")
+            assert "set-cookie" not in answer.headers
+
+
+async def test_the_origin_may_be_the_public_url_where_a_proxy_rewrites_the_host(
+    database: URL, provisioned: Vault
+) -> None:
+    for public, origin, passes in (
+        ("https://keys.example.com", "https://keys.example.com", True),
+        ("https://keys.example.com", "https://KEYS.example.com", True),
+        ("https://keys.example.com:443", "https://keys.example.com", True),
+        ("https://keys.example.com:8443", "https://keys.example.com:8443", True),
+        ("https://keys.example.com:8443", "https://keys.example.com", False),
+        ("https://keys.example.com", "http://keys.example.com", False),
+        ("https://keys.example.com", "https://keys.example.com.evil.example", False),
+        ("https://keys.example.com", "null", False),
+    ):
+        edge = create_app(Settings(database, provisioned.settings, public_url=public))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://10.0.0.7:8000") as client:
+            answer = await client.post("/nothing", headers={"Origin": origin})
+        assert answer.status_code == (404 if passes else 403), (public, origin)
+
+
+async def test_a_cookie_does_not_count_on_a_request_of_another_origin(shared: ApiPlane) -> None:
+    """A page on a neighbouring host name is of the same site, so the browser sends the cookie along."""
+    ada = await shared.user()
+    for sent in (
+        {"Origin": "https://chat.example.com", "Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://chat.example.com"},
+        {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
+    ):
+        problem(await ada.get("/api/keys", headers=sent), "unauthenticated")
+    for sent in ({"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert (await ada.get("/api/keys", headers=sent)).status_code == 200, "a link of another site leads here"
 
 
 async def test_a_page_of_keyman_itself_and_a_script_may_write(shared: ApiPlane) -> None:

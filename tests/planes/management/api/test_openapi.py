@@ -25,7 +25,7 @@ PUBLIC = {"signUp", "logIn", "livez", "readyz", "metrics"}
 
 BODY = {400, 413, 415}
 CALLER = {400, 401, 403}
-EVERYWHERE = {500, 503}
+EVERYWHERE = {400, 431, 500, 503}
 EXPECTED = {
     "signUp": {201, 403, 409, 429, *BODY},
     "logIn": {200, 401, 403, 429, *BODY},

@@ -204,7 +204,7 @@ async def test_with_both_proofs_only_the_token_counts(shared: ApiPlane) -> None:
     both = shared.client(headers={"Authorization": f"Bearer {token}", **cookie})
     assert (await both.get("/api/auth/me")).json() == (await ada.get("/api/auth/me")).json()
     problem(await both.get("/api/audit"), "forbidden")
-    for bad in ("Bearer km_nonsense", "Basic YTpi", ""):
+    for bad in ("Bearer km_nonsense", f"bearer {token[:-1]}", f"BEARER {token} {token}"):
         answer = await shared.client(headers={"Authorization": bad, **cookie}).get("/api/auth/me")
         problem(answer, "unauthenticated")
 
