@@ -13,7 +13,7 @@ DIST := --dist loadfile --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-fast lint types format lock clean
+.PHONY: help dev test test-fast attack lint types format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ test-fast: $(VENV)/test.stamp ## the shorter part of it, under 90 s: SQLite, no 
 
 # Checks the files in the repository and those that `git add --all` would add. The last two steps fail if git fails.
 FILES = git ls-files --cached --others --exclude-standard --deduplicate
+
+attack: $(VENV)/test.stamp ## send a million hostile requests to both planes on both databases, in at most 60 minutes
+	@KEYMAN_ATTACK_REQUESTS=250000 KEYMAN_ATTACK_SECONDS=870 $(VENV)/bin/python -m pytest -q -s tests/attack $(ARGS)
 
 lint: $(VENV)/test.stamp ## ruff (rules and formatting), spelling, secrets
 	@$(VENV)/bin/ruff check .
