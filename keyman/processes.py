@@ -16,6 +16,7 @@ from pathlib import Path
 
 from keyman.errors import ConfigurationError
 from keyman.extras import require_server
+from keyman.handover import PIPE, send
 from keyman.memory import forbid_core_dumps
 
 require_server()
@@ -45,18 +46,40 @@ def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
 
 
 def spawn(
-    command: Sequence[str | Path], environ: Mapping[str, str], *, output: int | None = None
+    command: Sequence[str | Path],
+    environ: Mapping[str, str],
+    *,
+    output: int | None = None,
+    handed: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a child in its own session, so that Ctrl-C reaches only the parent, which then stops the child in order.
 
     If the parent dies first, the child gets SIGTERM. It leaves no core dump. Call this from the main thread, because
     the kernel takes the thread that started a child as its parent. `output` is a file descriptor for its standard
-    output and error.
+    output and error. `handed` are variables with secrets for a `keyman serve`.
     """
+    if handed is None:
+        return _start(command, environ, output)
+    readable, writable = os.pipe()
+    try:
+        child = _start(command, {**environ, PIPE: str(readable)}, output, readable)
+    except BaseException:
+        os.close(writable)
+        raise
+    finally:
+        os.close(readable)
+    send(writable, handed)
+    return child
+
+
+def _start(
+    command: Sequence[str | Path], environ: Mapping[str, str], output: int | None, *descriptors: int
+) -> subprocess.Popen[bytes]:
     parent = os.getpid()
     return subprocess.Popen(  # noqa: S603  # commands are ours
         [str(part) for part in command],
         env=dict(environ),
+        pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

@@ -67,6 +67,7 @@ LAYERS = (
         "extras",
         "characters",
         "clock",
+        "handover",
         "ids",
         "loopback",
         "memory",

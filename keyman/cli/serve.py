@@ -20,6 +20,7 @@ from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
+from keyman.handover import Handover, receive
 from keyman.memory import protect
 from keyman.processes import PARENT, check_port
 from keyman.providers.catalogue import read_services
@@ -54,17 +55,20 @@ PLANES = {"management": "keyman.planes.management.app", "resolver": "keyman.plan
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="The number of processes.")
 def command(plane: str, host: str, port: int, workers: int) -> None:
     """Run one plane of keyman. KEYMAN_… variables configure it."""
+    receive()
     settings = load(os.environ, read_services)
     check_port(host, port)
     run(_nothing, None)  # check that the database exists and is migrated
     configure_logging(settings.log_format, settings.log_level)
     _warn(settings, plane, host)
     _unwrap(settings, f"keyman-{plane}")
+    handover = Handover.take()
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
         os.environ[PARENT] = str(os.getpid())
-        # A spawned worker reads these variables at its start. A forked one would share this process's open connections.
+        # A spawned worker reads these variables at its start, and gets the others through its own pipe. A forked one
+        # would share this process's open connections.
         multiprocessing.set_start_method("spawn", force=True)
         Granian(
             "keyman",
@@ -80,16 +84,17 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             respawn_failed_workers=True,
             workers_kill_timeout=DRAIN_SECONDS,
-        ).serve(target_loader=partial(load_application, PLANES[plane]), wrap_loader=False)
+        ).serve(target_loader=partial(load_application, PLANES[plane], handover), wrap_loader=False)
 
 
-def load_application(module: str) -> Callable[..., object]:
+def load_application(module: str, handover: Handover) -> Callable[..., object]:
     """Return the application that a worker serves.
 
     Granian calls this function, because its own loader looks for modules in the current directory first. The import is
     here because the parent process does not need the module.
     """
     protect()
+    handover.put()
     application: Callable[..., object] = import_late(module).from_environment()
     return application
 

@@ -93,7 +93,7 @@ async def _until_stopped(home: Home, port: int) -> None:
 def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start one plane. The stack stops it."""
     command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
-    process = spawn(command, without_own(os.environ) | settings)
+    process = spawn(command, without_own(os.environ), handed=settings)
     stack.callback(stop, process)
     return process
 

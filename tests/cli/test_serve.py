@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from tests.support.cli import Service, environment, processes, run_keyman, serve, variables
+from tests.support.cli import Service, children, dev, dev_parts, environment, processes, run_keyman, serve, variables
 from tests.support.database import copied
 from tests.support.http import NO_TLS, free_port, is_free, sign_up
 from tests.support.planes import PASSWORD, Vault
@@ -195,6 +195,52 @@ def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
     assert run_keyman("serve", "--port", str(free_port()), env=nowhere).code == 1
     with serve(given, tmp_path) as service:
         assert service.is_ready()
+
+
+# --- secrets
+
+
+def _environments(parent: int) -> dict[int, bytes]:
+    """What the processes below one were started with."""
+    found = {}
+    for pid in children(parent):
+        try:
+            found[pid] = Path(f"/proc/{pid}/environ").read_bytes()
+        except PermissionError:
+            pytest.skip("/proc: only root sees what a process of keyman was started with")
+        except ProcessLookupError:
+            continue  # it has ended
+        found |= _environments(pid)
+    return found
+
+
+def test_no_child_of_a_plane_has_a_secret_in_its_environment(service_env: dict[str, str], tmp_path: Path) -> None:
+    secrets = {**service_env, "PGPASSWORD": CANARY, "KEYMAN_VAULT_NAMESPACE": "", "VAULT_TOKEN": CANARY}
+    with serve(secrets, tmp_path, "--workers", "2") as service:
+        before = service.workers
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: set(service.workers) - set(before), "a new worker")
+        until(service.is_ready, "readiness")
+        environments = _environments(service.live.pid)
+        assert len(environments) >= 3  # and the helper of multiprocessing
+        for environment_of_child in environments.values():
+            assert str(tmp_path).encode() in environment_of_child
+            for hidden in (b"\0KEYMAN_", b"\0VAULT_", b"\0PG", service_env["KEYMAN_VAULT_SECRET_ID"].encode()):
+                assert hidden not in b"\0" + environment_of_child
+
+
+def test_no_process_of_keyman_dev_has_a_secret_in_its_environment(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with dev(home, free_port()) as running:
+        dev_parts(running)
+        environments = _environments(running.pid)
+        assert len(environments) >= 5
+        for name in ("settings.env", "resolver.env"):
+            lines = (home / name).read_text().splitlines()
+            (secret,) = (line.partition("=")[2] for line in lines if line.startswith("KEYMAN_VAULT_SECRET_ID="))
+            for environment_of_child in environments.values():
+                assert secret.encode() not in environment_of_child
+                assert b"\0KEYMAN_" not in b"\0" + environment_of_child
 
 
 # --- while it runs
