@@ -20,6 +20,7 @@ LEFT_OUT = "PostgreSQL, browser, Docker, faults, the command line and whatever e
 """For the end of a fast run."""
 
 SLOW = (
+    "tests/attack/",
     "tests/cli/test_audit.py",
     "tests/cli/test_db.py",
     "tests/cli/test_doctor.py",
