@@ -2,16 +2,20 @@
 
 A later entry has a higher id, except as far as the clocks of the replicas differ. So the filter first converts a time
 to an id, with a margin. It then compares the entries within the margin by their own time.
+
+A statement depends on the shape of a filter only: how many actions it has, and which ends of a time. Each shape is
+built once, when it is first used, because there are many of which few are ever used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import ClassVar, NamedTuple, Self
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, bindparam, func, select, union_all
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, select, union_all
 
 from keyman.audit.entries import Action, Actor
 from keyman.audit.tables import audit_log
@@ -19,6 +23,7 @@ from keyman.ids import MAX_ID, UserId
 from keyman.storage.paging import Listing, Page, Slice
 from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
+from keyman.storage.types import Id, UtcTime
 
 CLOCKS_APART = timedelta(minutes=10)
 """The margin of a filter by time, so that it misses no entry: for the difference between the clocks of two replicas and
@@ -102,9 +107,10 @@ EVERYTHING = Filter()
 
 async def list_own(db: Database, user_id: UserId, part: Slice, wanted: Filter = EVERYTHING) -> Page[AuditEntry]:
     """Return a user's own audit log, newest first."""
-    listing = _UNFILTERED if wanted == EVERYTHING else _filtered(wanted, part)
+    actions = {_action(n): action for n, action in enumerate(sorted(set(wanted.actions)))}
+    listing = _own(len(actions), wanted.since is not None, wanted.until is not None)
     async with db.read() as connection:
-        page = await listing.page(connection, part, user_id=user_id)
+        page = await listing.page(connection, part, user_id=user_id, **actions, **_moments(wanted))
     return Page([AuditEntry(*row) for row in page.items], page.cursor)
 
 
@@ -112,14 +118,11 @@ async def list_all(
     db: Database, user_id: UserId | None, limit: int, wanted: Filter = EVERYTHING
 ) -> list[OperatorEntry]:
     """Return the newest entries that match, of one user or of all, oldest first."""
-    statement = select(*(audit_log.c[name] for name in OperatorEntry.__struct_fields__)).where(*_within(wanted))
-    if user_id is not None:
-        statement = statement.where(audit_log.c.user_id == user_id)
-    if wanted.actions:
-        statement = statement.where(audit_log.c.action.in_(wanted.actions))
-    newest = Query(statement.order_by(audit_log.c.id.desc()).limit(limit), OperatorEntry)
+    owner = {} if user_id is None else {"user_id": user_id}
+    actions = {"actions": list(wanted.actions)} if wanted.actions else {}
+    newest = _all(bool(owner), bool(actions), wanted.since is not None, wanted.until is not None)
     async with db.read() as connection:
-        return (await newest.all(connection))[::-1]
+        return (await newest.all(connection, limit=limit, **owner, **actions, **_moments(wanted)))[::-1]
 
 
 class _Own(NamedTuple):
@@ -138,40 +141,71 @@ class _Own(NamedTuple):
     reason: str | None
 
 
-_OF_USER = select(*(audit_log.c[name] for name in _Own._fields)).where(audit_log.c.user_id == bindparam("user_id"))
-_UNFILTERED = Listing(_OF_USER, audit_log.c.id, _Own)
+_LIMIT = bindparam("limit", type_=Integer)
+_BEFORE = audit_log.c.id < bindparam("before", type_=Id)
+_IS_OWN = audit_log.c.user_id == bindparam("user_id", type_=Id)
+_OF_USER = select(*(audit_log.c[name] for name in _Own._fields)).where(_IS_OWN)
 
 
-def _filtered(wanted: Filter, part: Slice) -> Listing[_Own]:
-    statement: Select[*tuple[object, ...]] = _OF_USER.where(*_within(wanted))
-    if not wanted.actions:
+@cache
+def _own(actions: int, since: bool, until: bool) -> Listing[_Own]:
+    """Return the listing of a user's entries with one of so many actions, or any action for 0, and within a time."""
+    statement: Select[*tuple[object, ...]] = _OF_USER.where(*_within(since, until))
+    if not actions:
         return Listing(statement, audit_log.c.id, _Own)
-    newest = union_all(*(select(_newest(statement, action, part).subquery()) for action in sorted(wanted.actions)))
-    rows = newest.subquery()
-    return Listing(select(rows), rows.c.id, _Own)
+    first = _merged(statement, actions)
+    return Listing(first, first.selected_columns.id, _Own, following=_merged(statement.where(_BEFORE), actions))
 
 
-def _newest(statement: Select[*tuple[object, ...]], action: Action, part: Slice) -> Select[*tuple[object, ...]]:
-    """Return a SELECT of as many entries of one action as a page can have.
+def _merged(statement: Select[*tuple[object, ...]], actions: int) -> Select[*tuple[object, ...]]:
+    """Return a SELECT of the entries of several actions, of each as many as a page can have.
 
     With one SELECT for each action, the database reads the entries of each from an index, in order. With one SELECT for
     several actions, it would read the whole audit log, or sort it.
     """
-    if part.before is not None:
-        statement = statement.where(audit_log.c.id < part.before)
-    return statement.where(audit_log.c.action == action).order_by(audit_log.c.id.desc()).limit(part.limit + 1)
+    newest = statement.order_by(audit_log.c.id.desc()).limit(_LIMIT)
+    each = (
+        newest.where(audit_log.c.action == bindparam(_action(n), type_=audit_log.c.action.type)) for n in range(actions)
+    )
+    return select(union_all(*(select(one.subquery()) for one in each)).subquery())
 
 
-def _within(wanted: Filter) -> Iterator[ColumnElement[bool]]:
-    since, until = wanted.since, wanted.until
+def _action(number: int) -> str:
+    """Return the name of a parameter."""
+    return f"action_{number}"
+
+
+@cache
+def _all(owner: bool, actions: bool, since: bool, until: bool) -> Query[OperatorEntry]:
+    """Return the query of entries of one user or of all, with some actions or any action, and within a time."""
+    statement = select(*(audit_log.c[name] for name in OperatorEntry.__struct_fields__)).where(*_within(since, until))
+    if owner:
+        statement = statement.where(_IS_OWN)
+    if actions:
+        statement = statement.where(audit_log.c.action.in_(bindparam("actions", expanding=True)))
+    return Query(statement.order_by(audit_log.c.id.desc()).limit(_LIMIT), OperatorEntry)
+
+
+def _within(has_since: bool, has_until: bool) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of a filter by time. `_moments` has their parameters."""
     near = audit_log.alias()
-    if since is not None:
-        earlier = select(near.c.id).where(near.c.at < max(since, EARLIEST) - CLOCKS_APART)
+    if has_since:
+        earlier = select(near.c.id).where(near.c.at < bindparam("well_before", type_=UtcTime))
         last = earlier.order_by(near.c.at.desc()).limit(1).scalar_subquery()
         yield audit_log.c.id > func.coalesce(last, 0)
-        yield audit_log.c.at >= since
-    if until is not None:
-        later = select(near.c.id).where(near.c.at >= min(until, LATEST) + CLOCKS_APART)
+        yield audit_log.c.at >= bindparam("since", type_=UtcTime)
+    if has_until:
+        later = select(near.c.id).where(near.c.at >= bindparam("well_after", type_=UtcTime))
         first = later.order_by(near.c.at).limit(1).scalar_subquery()
         yield audit_log.c.id <= func.coalesce(first, MAX_ID)
-        yield audit_log.c.at < until
+        yield audit_log.c.at < bindparam("until", type_=UtcTime)
+
+
+def _moments(wanted: Filter) -> dict[str, datetime]:
+    since, until = wanted.since, wanted.until
+    moments = dict[str, datetime]()
+    if since is not None:
+        moments |= {"since": since, "well_before": max(since, EARLIEST) - CLOCKS_APART}
+    if until is not None:
+        moments |= {"until": until, "well_after": min(until, LATEST) + CLOCKS_APART}
+    return moments

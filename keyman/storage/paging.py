@@ -91,14 +91,25 @@ H = TypeVar("H", bound=HasId)
 
 
 class Listing(Generic[H]):
-    """A statement whose rows are read in pages, newest first. `page` takes the parameters of the statement."""
+    """A statement whose rows are read in pages, newest first. `page` takes the parameters of the statement.
+
+    A statement that has to know where a page begins has another one for the pages after the first: `following`, with
+    the same columns and the parameter `before`.
+    """
 
     def __init__(
-        self, statement: Select[*tuple[object, ...]], id_column: ColumnElement[int], row: Callable[..., H]
+        self,
+        statement: Select[*tuple[object, ...]],
+        id_column: ColumnElement[int],
+        row: Callable[..., H],
+        *,
+        following: Select[*tuple[object, ...]] | None = None,
     ) -> None:
-        part = statement.order_by(id_column.desc()).limit(bindparam("limit", type_=Integer))
-        self._first = Query(part, row)
-        self._following = Query(part.where(id_column < bindparam("before", type_=Id)), row)
+        limit = bindparam("limit", type_=Integer)
+        if following is None:
+            following = statement.where(id_column < bindparam("before", type_=Id))
+        self._first = Query(statement.order_by(id_column.desc()).limit(limit), row)
+        self._following = Query(following.order_by(following.selected_columns["id"].desc()).limit(limit), row)
 
     async def page(self, connection: AsyncConnection, part: Slice, **parameters: object) -> Page[H]:
         """Return the rows of this part, newest first. It reads one row more, to know whether there is a next page."""

@@ -1,7 +1,8 @@
 """Statements: each is built once, from SQLAlchemy Core, together with the type of the rows that it returns.
 
 A `Query` returns rows, and a `Command` returns how many rows it changed. Both are created when their module is
-imported, because building a statement takes as long as executing it. Only this module executes them.
+imported, because building a statement takes as long as executing it. Statements of the filters of the audit log, which
+have many shapes, are created at the first use of each. Only this module executes them.
 
     class Found(NamedTuple):
         id: KeyId

@@ -124,3 +124,29 @@ def test_every_action_can_be_named_and_nothing_else() -> None:
     for wrong in ("key", "KEY.RESOLVE", "key.resolve ", "", None, 1, "nothing"):
         with pytest.raises(ValueError, match=r"^must be an action of the audit log, such as key\.resolve$"):
             ActionName.parse(wrong)
+
+
+async def test_a_statement_is_built_once_for_each_shape_of_a_filter(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = await add(db, "ada@example.com")
+    later = START + timedelta(minutes=1)
+    written = await write(
+        db, *((owner, START, action) for action in (*RESOLVES, Action.LOGIN)), (owner, later, Action.LOGIN)
+    )
+    await listing.list_own(db, UserId(owner), Slice(), Filter(RESOLVES[:2], START, later))
+    for user_id in (None, UserId(owner)):
+        await listing.list_all(db, user_id, 9, Filter(RESOLVES, START))
+
+    def built_again(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(listing, "select", built_again)
+    both = Filter((Action.LOGIN, *RESOLVES[2:], Action.LOGIN), START, later + timedelta(minutes=1))
+    assert await listed(db, owner, both, limit=1) == [
+        entry for entry, _, action in reversed(written) if action in both.actions
+    ]
+    for user_id in (None, UserId(owner)):
+        found = await listing.list_all(db, user_id, 9, Filter((Action.LOGIN,), later))
+        assert [entry.id for entry in found] == [written[-1][0]]
+        assert await listing.list_all(db, user_id, 1, Filter((Action.LOGIN,), START)) == found

@@ -18,6 +18,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.selectable import ReturnsRows
 
 import keyman
+from keyman.audit import listing
 from keyman.errors import RefusedStatement
 from keyman.identity.tables import users
 from keyman.ids import UserId
@@ -30,13 +31,14 @@ Built = Query[object] | Command
 
 
 def built() -> dict[str, Built]:
-    """Every query and command that a module of keyman builds when it is imported, by where it stands."""
+    """By where it stands: what a module of keyman builds when it is imported, and filters of the audit log."""
     found: dict[str, Built] = {}
     for module in pkgutil.walk_packages(keyman.__path__, "keyman."):
         if module.name != "keyman.__main__" and ".versions." not in module.name and not module.name.endswith(".env"):
             for name, value in vars(importlib.import_module(module.name)).items():
                 found |= {f"{module.name}.{name}{where}": one for where, one in inside(value)}
-    return found
+    shapes = {"own": (listing._own(0, False, False), listing._own(2, True, True)), "all": listing._all(*[True] * 4)}
+    return found | {f"{listing.__name__}.{where}": one for where, one in inside(shapes)}
 
 
 def inside(value: object) -> Iterator[tuple[str, Built]]:
