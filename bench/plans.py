@@ -33,7 +33,7 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change
 from keyman.planes.management import housekeeping
 from keyman.storage.paging import Cursor, Slice
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress, RequiredLabel
 
 HEAVY, SPARSE, EMPTY = UserId(1), UserId(2), UserId(3)
@@ -147,7 +147,7 @@ async def analyze(url: URL) -> None:
 async def capture(db: Database) -> list[Captured]:
     """Run keyman's operations on a database that `build` filled, and return the statements that they sent."""
     made = await personal.create(db, _caller(HEAVY), NewToken(RequiredLabel("bench")))
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         cookie = await sessions.open_session(connection, HEAVY)
     middle = Cursor(await _key_in_the_middle(db))
     retry = IdempotencyKey.parse("bench", HEAVY, b"{}")
@@ -184,7 +184,7 @@ async def capture(db: Database) -> list[Captured]:
         "audit: a day": lambda: listing.list_own(db, HEAVY, Slice(), Filter((), *A_DAY)),
         "audit: one action on a day": lambda: listing.list_own(db, HEAVY, Slice(), Filter(SIGN_INS, *A_DAY)),
         "an idempotency key": lambda: idempotency.find(db, retry),
-        "throttle: an attempt": lambda: throttle.count(db, buckets[:1]),
+        "throttle: an attempt": lambda: throttle.count(db, Unchecked.SIGN_IN, buckets[:1]),
         "throttle: forgiven": lambda: _forgive(db, buckets),
         "housekeeping": lambda: housekeeping.sweep(db),
     }
@@ -199,7 +199,7 @@ async def capture(db: Database) -> list[Captured]:
 
 
 async def _forgive(db: Database, buckets: tuple[throttle.Bucket, ...]) -> None:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await throttle.forgive(connection, buckets)
 
 

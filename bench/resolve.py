@@ -38,7 +38,7 @@ from keyman.ids import UserId
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import Metrics, configure_logging
 from keyman.values import ApplicationName
 from keyman.vault import provision
@@ -179,7 +179,7 @@ async def _fill(url: URL, management: VaultSettings, count: int) -> Stored:
     await KeyGuard(client, management, deployment).verify()
     token = (await applications.create(db, ApplicationName("bench"), ["OPENAI"])).token.reveal()
     users = table("users")
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for _ in range(count):
             await add(connection, "users")
     async with db.read() as connection:
@@ -202,7 +202,7 @@ async def _store(db: Database, client: VaultClient, deployment: Deployment, user
     items = [{"plaintext": plaintext, "context": context} for context in contexts]
     answer = await client.adapter.post("/v1/transit/encrypt/keyman", json={"batch_input": items})
     sealed = [item["ciphertext"] for item in answer["data"]["batch_results"]]
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         entries = []
         for user_id, value, ciphertext in zip(user_ids, values, sealed, strict=True):
             values_of = row("api_keys", user_id=user_id, owner_id=user_id, encrypted_key=ciphertext, value_uuid=value)

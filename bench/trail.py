@@ -35,7 +35,7 @@ from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.ids import UserId
 from keyman.storage.engine import POOL_SIZE
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import configure_logging
 from tests.support.cli import environment
 from tests.support.database import postgres_server
@@ -124,7 +124,7 @@ async def _migrated(url: URL, chains: int | None, databases: list[Database]) -> 
     db = Database(url)
     databases.append(db)
     await add_owner(db)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         if chains is not None:
             await connection.execute(delete(audit_chains).where(audit_chains.c.chain >= chains))
             left = (await connection.execute(select(func.count()).select_from(audit_chains))).scalar_one()
@@ -141,7 +141,7 @@ async def _touch(db: Database) -> None:
 
 def _chained(db: Database) -> Write:
     async def write() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await record(connection, Entry(Action.KEY_RESOLVE, ORIGIN, UserId(1), **USE))
 
     return write
@@ -153,7 +153,7 @@ def _plain(db: Database) -> Write:
     statement = insert(audit_log)
 
     async def write() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(statement, _entry(999, next(sequences)) | {"hash": bytes(32)})
 
     return write
@@ -195,9 +195,9 @@ async def _fill(url: URL, entries: int) -> None:
             entry["hash"] = digest(previous, entry)
             ends[chain] = sequence + 1, entry["hash"]
             rows.append(entry)
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(insert(audit_log), rows)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for chain, (sequence, last) in ends.items():
             held = update(audit_chains).where(audit_chains.c.chain == chain)
             await connection.execute(held.values(sequence=sequence, hash=last))

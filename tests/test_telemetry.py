@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL
 
 from keyman import telemetry
 from keyman.errors import RefusedStatement
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
 from tests.support.logs import own_logging
 from tests.support.planes import PASSWORD, Plane, Vault, plane_at
@@ -173,7 +173,7 @@ async def test_what_a_database_refuses_is_logged_without_its_statement(
     stream = logged_as()
     db = Database(database)
     with pytest.raises(RefusedStatement) as raised:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(text("SELECT :value FROM c4n4ry_nowhere"), {"value": CANARY})
     await db.close()
     for word in (CANARY, "c4n4ry_nowhere"):

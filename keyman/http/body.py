@@ -17,7 +17,7 @@ from litestar.typing import FieldDefinition
 
 from keyman import values
 from keyman.errors import FieldError, InvalidRequest, UnsupportedMediaType
-from keyman.http.requests import AnyRequest
+from keyman.http.requests import AnyRequest, read_body
 from keyman.values import Check
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -34,17 +34,18 @@ def takes(model: type[msgspec.Struct]) -> dict[str, object]:
     return {TAKES: model}
 
 
-async def read_json(request: AnyRequest, model: type[S], check: Check | None = None) -> S:
+async def read_json(request: AnyRequest, model: type[S], check: Check | None = None, *, confirm: bool = True) -> S:
     """Return the decoded body of a request. `check` can check more than the single fields.
 
     Litestar would decode the body for a handler with a parameter `data`, but it stops at the first fault and repeats
     values in its messages. The body is not read before a handler calls this, so the guards have run by then. The limit
     `request_max_body_size` of the Litestar application applies.
 
-    Raises InvalidRequest with all faults, UnsupportedMediaType, and Litestar's RequestEntityTooLarge, which becomes
+    The caller is checked again, unless `confirm` is False; see `read_body`. Raises Unauthenticated, InvalidRequest with
+    all faults, UnsupportedMediaType, and Litestar's RequestEntityTooLarge, which becomes
     PayloadTooLarge.
     """
-    body = await request.body()
+    body = await read_body(request, confirm=confirm)
     if not body:
         raise InvalidRequest.at(FieldError("", "A JSON body is required."))
     check_media_type(request.headers)

@@ -19,6 +19,7 @@ from keyman import errors
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
 from keyman.http.edge import exchange_of
 from keyman.http.sites import CROSS_SITE
+from keyman.identity.principals import Principal
 from keyman.ids import MAX_ID
 from keyman.telemetry import frames, log
 from keyman.values import JsonSchema
@@ -66,6 +67,24 @@ class RowId(int):
         if not (isinstance(raw, str) and _ROW_ID.fullmatch(raw) and int(raw) <= MAX_ID):
             raise errors.NotFound("There is nothing with this id.")
         return cls(raw)
+
+
+async def read_body(request: AnyRequest, *, confirm: bool = True) -> bytes:
+    """Return the body of a request, and check the caller again, who may have been revoked before the body arrived.
+
+    Without `confirm` there is no check. This is for a route that does nothing before a transaction that checks the
+    caller. Raises Unauthenticated, and Litestar's RequestEntityTooLarge.
+    """
+    body = await request.body()
+    caller: Principal | None = request.scope.get("user")
+    if confirm and caller is not None and _CONFIRMED not in request.state:
+        await caller.confirm_for_reading(request.app.state.db)
+        request.state[_CONFIRMED] = True
+    return body
+
+
+_CONFIRMED = "keyman_confirmed"
+"""The name in a request's state which says that the caller was checked after the body had arrived."""
 
 
 def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:

@@ -20,14 +20,18 @@ from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity.principals import Application, Credentials, Principal
+from keyman.identity.standing import Grounds, Standing, Turn, lock_application
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
 from keyman.ids import ApplicationId, ApplicationTokenId
 from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
 from keyman.values import ApplicationName
+
+_ENDED = "This is not an application token, or it has expired or been revoked."
+_STANDING = Standing(application_tokens, applications, ended=_ENDED)
 
 
 class Registered(NamedTuple):
@@ -62,12 +66,14 @@ class ApplicationProof:
         async with db.read() as connection:
             row = await _BY_TOKEN.first(connection, token_hash=token.digest(), moment=moment)
         if row is None:
-            raise Unauthenticated("This is not an application token, or it has expired or been revoked.")
+            raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
-            await db.note(_NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
+            turn = Turn(applications, row.id)
+            await db.note(turn, _NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.APPLICATION, row.token_id, credentials.request_id, credentials.address),
             application=Application(row.id, row.name, frozenset(row.services.split())),
+            grounds=Grounds(_STANDING, row.token_id, row.id),
         )
 
 
@@ -139,6 +145,7 @@ _EVERY_TOKEN = Query(
 )
 # Locks the row until the transaction ends. Otherwise two rotations at the same time could expire each other's tokens.
 _LOCK_BY_NAME = Query(_APPLICATION.where(applications.c.name == bindparam("name")).with_for_update(), _Application)
+_ID_BY_NAME = scalar(select(applications.c.id).where(applications.c.name == bindparam("name")), ApplicationId)
 _INSERT = scalar(insert(applications).returning(applications.c.id), ApplicationId)
 _INSERT_TOKEN = scalar(insert(application_tokens).returning(application_tokens.c.id), ApplicationTokenId)
 _END_TOKENS = Command(
@@ -166,7 +173,7 @@ async def create(db: Database, name: ApplicationName, services: Sequence[str]) -
     """
     wanted = tuple(dict.fromkeys(services))
     try:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             application_id = await _INSERT.one(connection, name=str(name), services=" ".join(wanted), created_at=now())
             token = await _add_token(connection, application_id, name, Action.APPLICATION_CREATE)
     except IntegrityError:
@@ -179,7 +186,7 @@ async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Reg
 
     Raises NotFound, and Conflict for a revoked application.
     """
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         row = await _lock(connection, name)
         if row.disabled_at is not None:
             raise Conflict("This application was revoked. Register another one with a new name.")
@@ -190,7 +197,7 @@ async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Reg
 
 async def revoke(db: Database, name: ApplicationName) -> None:
     """Revoke an application and all its tokens, at once and permanently. Raises NotFound."""
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         row = await _lock(connection, name)
         await _DISABLE.execute(connection, of_id=row.id, moment=now())
         await record(connection, Entry(Action.APPLICATION_REVOKE, OPERATOR, application=row.name))
@@ -220,10 +227,11 @@ def _to_info(row: _Application, tokens: Sequence[_Token], moment: datetime) -> A
 
 async def _lock(connection: AsyncConnection, name: ApplicationName) -> _Application:
     """Return the application, locked until the transaction ends. Raises NotFound."""
-    row = await _LOCK_BY_NAME.first(connection, name=str(name))
-    if row is None:
+    application_id = await _ID_BY_NAME.first(connection, name=str(name))
+    if application_id is None:
         raise NotFound("There is no application with this name.")
-    return row
+    await lock_application(connection, application_id)
+    return await _LOCK_BY_NAME.one(connection, name=str(name))
 
 
 async def _add_token(

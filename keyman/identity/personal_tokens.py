@@ -14,17 +14,22 @@ from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence, Unauthenticated
 from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.standing import Grounds, Standing, Turn, lock_accounts
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
 from keyman.identity.users import id_by_email
 from keyman.ids import MAX_ID, TokenId, UserId
 from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 MAX_TOKENS = 200
 """The maximum number of tokens per account: more than anybody needs, and few enough for a list without pages."""
+
+
+_ENDED = "The access token has expired or was revoked."
+_STANDING = Standing(api_tokens, users, ended=_ENDED)
 
 
 class NewToken(msgspec.Struct):
@@ -75,14 +80,16 @@ class TokenProof:
         async with db.read() as connection:
             row = await _BY_HASH.first(connection, token_hash=token.digest())
         if row is None or (row.expires_at is not None and row.expires_at <= moment):
-            raise Unauthenticated("The access token has expired or was revoked.")
+            raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
-            await db.note(_NOTE_USE, token_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+            turn = Turn(users, row.user_id)
+            await db.note(turn, _NOTE_USE, token_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.TOKEN, row.id, credentials.request_id, credentials.address),
             scopes=parse_scopes(row.scopes),
             user=User(row.user_id, row.email, row.user_created_at),
             expires_at=row.expires_at,
+            grounds=Grounds(_STANDING, row.id, row.user_id),
         )
 
 
@@ -130,7 +137,7 @@ async def create(db: Database, caller: Principal, new: NewToken) -> CreatedToken
         if expires_at is not None and expires_at > caller.expires_at:
             raise Forbidden("An access token cannot create a token that expires later than itself.")
         expires_at = expires_at or caller.expires_at
-    async with db.write() as connection:
+    async with db.write(caller.exclusive()) as connection:
         return await _insert(connection, caller.origin, caller.user_id, str(new.name), scopes, expires_at)
 
 
@@ -138,8 +145,9 @@ async def create_for(
     db: Database, email: EmailAddress, name: RequiredLabel, scopes: frozenset[Scope], expires_at: datetime | None = None
 ) -> CreatedToken:
     """Create a token for an account, as an operator. Raises NotFound, and Conflict if it already has MAX_TOKENS."""
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         user_id = await id_by_email(connection, email)
+        await lock_accounts(connection, user_id)
         return await _insert(connection, OPERATOR, user_id, str(name), scopes, expires_at)
 
 
@@ -161,12 +169,19 @@ async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]
 
 async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
     """Delete one of the caller's tokens. Raises NotFound for any other token."""
-    await _delete(db, caller.origin, token_id, caller.user_id)
+    _check_id(token_id)
+    async with db.write(caller.exclusive()) as connection:
+        user_id = await _DELETE_OWN.first(connection, token_id=token_id, user_id=caller.user_id)
+        await _record_revocation(connection, caller.origin, token_id, user_id)
 
 
 async def revoke_any(db: Database, token_id: TokenId) -> None:
     """Delete any token, as an operator. Raises NotFound."""
-    await _delete(db, OPERATOR, token_id)
+    _check_id(token_id)
+    async with db.write(Unchecked.OPERATOR) as connection:
+        await lock_accounts(connection, await _USER_OF.first(connection, token_id=token_id))
+        user_id = await _DELETE_ANY.first(connection, token_id=token_id)
+        await _record_revocation(connection, OPERATOR, token_id, user_id)
 
 
 class _Shown(NamedTuple):
@@ -205,15 +220,12 @@ _WITH_EMAIL = select(*_SHOWN, users.c.email).join_from(api_tokens, users).order_
 _EVERY = Query(_WITH_EMAIL, _ShownWithEmail)
 _OF_ACCOUNT = Query(_WITH_EMAIL.where(_OF_USER), _ShownWithEmail)
 
-# Locks the row of the user, so that concurrent requests are counted one after the other. The lock is weak enough that
-# an audit entry whose foreign key refers to this row can be inserted. Otherwise the two could deadlock: the writer of
-# the entry has locked the end of a chain, for which this transaction may wait.
-_LOCK_USER = scalar(select(users.c.id).where(users.c.id == bindparam("user_id")).with_for_update(key_share=True), int)
 _COUNT = scalar(select(func.count()).select_from(api_tokens).where(_OF_USER), int)
 _INSERT = Query(insert(api_tokens).returning(*_SHOWN), _Shown)
 _DELETE = delete(api_tokens).where(api_tokens.c.id == bindparam("token_id")).returning(api_tokens.c.user_id)
 _DELETE_ANY = scalar(_DELETE, UserId)
 _DELETE_OWN = scalar(_DELETE.where(_OF_USER), UserId)
+_USER_OF = scalar(select(api_tokens.c.user_id).where(api_tokens.c.id == bindparam("token_id")), UserId)
 
 
 def _fields_of(row: _Shown) -> tuple[int, str, list[str], str, datetime, datetime | None, datetime | None]:
@@ -230,7 +242,7 @@ async def _insert(
     scopes: frozenset[Scope],
     expires_at: datetime | None,
 ) -> CreatedToken:
-    await _LOCK_USER.first(connection, user_id=user_id)
+    """Insert a token. The transaction has locked the account, so that requests are counted one after the other."""
     if await _COUNT.one(connection, user_id=user_id) >= MAX_TOKENS:
         raise Conflict(
             Sentence(
@@ -253,15 +265,15 @@ async def _insert(
     return CreatedToken(*_fields_of(row), token.reveal())
 
 
-async def _delete(db: Database, origin: Origin, token_id: TokenId, owner: UserId | None = None) -> None:
-    """Delete a token. If `owner` is given, delete only a token of theirs. Raises NotFound."""
+def _check_id(token_id: TokenId) -> None:
     if not 0 < token_id <= MAX_ID:
         raise NotFound("There is nothing with this id.")
-    async with db.write() as connection:
-        if owner is None:
-            user_id = await _DELETE_ANY.first(connection, token_id=token_id)
-        else:
-            user_id = await _DELETE_OWN.first(connection, token_id=token_id, user_id=owner)
-        if user_id is None:
-            raise NotFound("There is nothing with this id.")
-        await record(connection, Entry(Action.TOKEN_REVOKE, origin, user_id, token_id=token_id))
+
+
+async def _record_revocation(
+    connection: AsyncConnection, origin: Origin, token_id: TokenId, user_id: UserId | None
+) -> None:
+    """Record that a token of this user was deleted. Raises NotFound if none was."""
+    if user_id is None:
+        raise NotFound("There is nothing with this id.")
+    await record(connection, Entry(Action.TOKEN_REVOKE, origin, user_id, token_id=token_id))

@@ -4,7 +4,9 @@
 ordered list of proofs, and the first one that recognises a credential of the request decides. For example, if a request
 has an access token, its cookie is ignored.
 
-Nothing is cached, so a revoked token, an ended session or a disabled account is refused at once on every replica.
+Nothing is cached, so a revoked token, an ended session or a disabled account is refused at once on every replica. A
+request that is already open is checked again: in each transaction that writes, of which the Principal is the authority,
+and after its body has arrived.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from keyman.audit.entries import Actor, Origin
 from keyman.errors import Forbidden, Unauthenticated
+from keyman.identity.standing import Grounds, Lock
 from keyman.identity.tokens import Scope
 from keyman.ids import ApplicationId, OwnerId, SessionId, UserId, owner_of
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Authority, Database
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Principal:
 
     `origin` contains the kind of caller, its token and its address, as the audit log records them. A user has a `user`,
     and an application has an `application`. A signed-in user also has a `session_id`. `expires_at` is the expiry of a
-    personal access token. It is None for a token that does not expire, a session and an application.
+    personal access token. It is None for a token that does not expire, a session and an application. Without `grounds`
+    the caller can write nothing.
     """
 
     origin: Origin
@@ -54,6 +60,22 @@ class Principal:
     application: Application | None = None
     session_id: SessionId | None = None
     expires_at: datetime | None = None
+    grounds: Grounds | None = None
+
+    async def confirm(self, connection: AsyncConnection, lock: Lock = Lock.SHARED) -> None:
+        """Raise Unauthenticated unless the caller may still act. See `storage.transactions.Authority`."""
+        if self.grounds is None:
+            raise Unauthenticated("Sign in again.")
+        await self.grounds.confirm(connection, lock)
+
+    def exclusive(self) -> Authority:
+        """Return the authority for a transaction that changes the account, a session or a token of the caller."""
+        return _Exclusive(self)
+
+    async def confirm_for_reading(self, db: Database) -> None:
+        """Raise Unauthenticated unless the caller may still act, at this moment."""
+        async with db.read() as connection:
+            await self.confirm(connection, Lock.NONE)
 
     @property
     def kind(self) -> Actor:
@@ -92,6 +114,14 @@ class Principal:
         if self.application is None:
             raise Forbidden("Only an application can do this.")
         return self.application
+
+
+@dataclass(frozen=True)
+class _Exclusive:
+    caller: Principal
+
+    async def confirm(self, connection: AsyncConnection) -> None:
+        await self.caller.confirm(connection, Lock.EXCLUSIVE)
 
 
 @dataclass(frozen=True)

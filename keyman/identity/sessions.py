@@ -17,12 +17,13 @@ from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import NotFound, Unauthenticated
 from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.standing import Grounds, Standing, Turn
 from keyman.identity.tables import sessions, users
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.ids import MAX_ID, SessionId, UserId
 from keyman.secret import Secret
 from keyman.storage import last_use
-from keyman.storage.statements import Command, Query
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
 
@@ -39,6 +40,10 @@ take longer to parse.
 
 MAX_SHOWN = 100
 """The maximum number of sessions in the list: more than a user has devices. A script may sign in every minute."""
+
+
+_ENDED = "The session has ended. Sign in again."
+_STANDING = Standing(sessions, users, ended=_ENDED, idle=SESSION_IDLE)
 
 
 class SessionInfo(msgspec.Struct):
@@ -63,14 +68,16 @@ class SessionProof:
         async with db.read() as connection:
             row = await _BY_COOKIE.first(connection, id_hash=session_digest(credential))
         if row is None or row.expires_at <= moment or moment - row.last_seen_at >= SESSION_IDLE:
-            raise Unauthenticated("The session has ended. Sign in again.")
+            raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_seen_at, moment):
-            await db.note(_NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+            turn = Turn(users, row.user_id)
+            await db.note(turn, _NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.SESSION, None, credentials.request_id, credentials.address),
             scopes=ALL_SCOPES,
             user=User(row.user_id, row.email, row.user_created_at),
             session_id=row.id,
+            grounds=Grounds(_STANDING, row.id, row.user_id),
         )
 
 
@@ -183,18 +190,24 @@ _END_ONE = Command(_OF_USER.where(sessions.c.id == bindparam("session_id")))
 _END_OTHERS = Command(_OF_USER.where(sessions.c.id != bindparam("session_id")))
 _END_ALL = Command(_OF_USER)
 _END_BY_COOKIE = Command(delete(sessions).where(sessions.c.id_hash == bindparam("id_hash")))
+_USER_BY_COOKIE = scalar(select(sessions.c.user_id).where(sessions.c.id_hash == bindparam("id_hash")), UserId)
 
 
 async def _end(db: Database, caller: Principal, command: Command, session_id: SessionId) -> int:
-    async with db.write() as connection:
+    async with db.write(caller.exclusive()) as connection:
         ended = await command.execute(connection, user_id=caller.user_id, session_id=session_id)
         if ended:
             await record(connection, Entry(Action.SESSION_END, caller.origin, caller.user_id))
     return ended
 
 
+async def user_by_cookie(connection: AsyncConnection, cookie: str | None) -> UserId | None:
+    """Return the user of the session with this cookie, or None."""
+    return None if cookie is None else await _USER_BY_COOKIE.first(connection, id_hash=session_digest(cookie))
+
+
 async def end_by_cookie(connection: AsyncConnection, cookie: str | None) -> None:
-    """End the session of this cookie, if there is one, in the transaction of the caller."""
+    """End the session of this cookie, if there is one, in the transaction of the caller, who has locked its account."""
     if cookie is not None:
         await _END_BY_COOKIE.execute(connection, id_hash=session_digest(cookie))
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String, Table, Text
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, SmallInteger, String, Table, Text
 
 from keyman.storage.types import Id, UtcTime, metadata
+
+
+def share_lock() -> Column[int]:
+    """Return a column that is never written, and whose only allowed value is null.
+
+    PostgreSQL lets a user lock a row (SELECT … FOR SHARE) who may update one of its columns. A plane that must lock a
+    row and may not change it has the right to update this column.
+    """
+    return Column("share_lock", SmallInteger)
+
 
 # Keys belong to owners. Each user is an owner: an insert here creates the id, and the row of the user has the same one.
 owners = Table(
@@ -25,7 +35,9 @@ users = Table(
     Column("password_hash", String(255), nullable=False),  # Argon2id, PHC string
     Column("created_at", UtcTime, nullable=False),
     Column("disabled_at", UtcTime),
+    share_lock(),
     CheckConstraint("length(email) > 2", name="email_present"),
+    CheckConstraint("share_lock IS NULL", name="share_lock_unused"),
 )
 
 sessions = Table(
@@ -67,8 +79,10 @@ applications = Table(
     Column("services", Text, nullable=False),  # separated by a space
     Column("created_at", UtcTime, nullable=False),
     Column("disabled_at", UtcTime),
+    share_lock(),
     CheckConstraint("length(name) > 0", name="name_present"),
     CheckConstraint("length(services) > 0", name="services_present"),
+    CheckConstraint("share_lock IS NULL", name="share_lock_unused"),
     sqlite_autoincrement=True,
 )
 

@@ -24,7 +24,7 @@ from keyman.identity.networks import network_of
 from keyman.identity.tables import throttle
 from keyman.ids import UserId
 from keyman.storage.statements import Command, Query
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Authority, Database, Unchecked
 from keyman.storage.types import UtcTime
 
 WINDOW = timedelta(minutes=15)
@@ -82,7 +82,7 @@ def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
     return _by_network("signup", address, MAX_SIGNUPS_PER_NETWORK)
 
 
-async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
+async def count(db: Database, by: Authority, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
     """Count one attempt in each bucket. Raises RateLimited with the text `refusal` when one of them is full.
     Its `retry_after` is the number of seconds until the window ends.
     """
@@ -91,7 +91,7 @@ async def count(db: Database, buckets: tuple[Bucket, ...], refusal: str = TOO_MA
     moment = now()
     query = _COUNT["sqlite" if db.is_sqlite else "postgresql"]
     waits = []
-    async with db.write() as connection:
+    async with db.write(by) as connection:
         for bucket in _in_order(buckets):
             row = await query.one(connection, bucket=bucket.digest, **_window(moment))
             if row.attempts > bucket.limit:
@@ -115,7 +115,7 @@ async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
     """Subtract an attempt that was refused before its password was verified."""
     if not buckets:
         return
-    async with db.write() as connection:
+    async with db.write(Unchecked.OUTCOME) as connection:
         for bucket in _in_order(buckets):
             await _ONE_LESS.execute(connection, of_bucket=bucket.digest)
 

@@ -17,12 +17,13 @@ from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, NotFo
 from keyman.identity import sessions, throttle
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
+from keyman.identity.standing import lock_accounts
 from keyman.identity.tables import owners, users
 from keyman.identity.throttle import Bucket
 from keyman.ids import OwnerId, UserId
 from keyman.secret import Secret
 from keyman.storage.statements import Command, Query, scalar
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
 from keyman.values import EmailAddress, GivenPassword, NewPassword
 
@@ -81,7 +82,7 @@ async def sign_up(
         raise Forbidden("Sign-up is closed. Ask the operator for an account.")
     with passwords.place(new.email.key, origin.address) as place:
         buckets = throttle.signup_buckets(origin.address)
-        await throttle.count(db, buckets, throttle.TOO_MANY_SIGNUPS)
+        await throttle.count(db, Unchecked.SIGN_IN, buckets, throttle.TOO_MANY_SIGNUPS)
         if await _by_email(db, new.email) is not None:
             raise Conflict("An account with this address already exists. Sign in instead.")
         try:
@@ -90,7 +91,8 @@ async def sign_up(
             await throttle.take_back(db, buckets)
             raise
         try:
-            async with db.write() as connection:
+            async with db.write(Unchecked.SIGN_IN) as connection:
+                await lock_accounts(connection, await sessions.user_by_cookie(connection, previous_cookie))
                 account = await _insert(connection, new.email, password_hash)
                 await sessions.end_by_cookie(connection, previous_cookie)
                 cookie = await sessions.open_session(connection, UserId(account.id), origin.device)
@@ -110,7 +112,7 @@ async def log_in(
     """
     with passwords.place(given.email.key, origin.address) as place:
         buckets = throttle.login_buckets(given.email.key, origin.address)
-        await throttle.count(db, buckets)
+        await throttle.count(db, Unchecked.SIGN_IN, buckets)
         row = await _by_email(db, given.email)
         is_usable = row is not None and row.disabled_at is None
         try:
@@ -118,7 +120,8 @@ async def log_in(
             new_hash = await passwords.verify(stored, given.password, place)
             if row is None or not is_usable:
                 raise WrongPassword
-            async with db.write() as connection:
+            async with db.write(Unchecked.SIGN_IN) as connection:
+                await lock_accounts(connection, row.id, await sessions.user_by_cookie(connection, previous_cookie))
                 await _lock(connection, row, new_hash)
                 # A session id that somebody planted in the browser must not become signed in.
                 await sessions.end_by_cookie(connection, previous_cookie)
@@ -127,7 +130,7 @@ async def log_in(
                 await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
         except WrongPassword:
             # Written for an unknown address too, because without this write the answer would be measurably faster.
-            async with db.write() as connection:
+            async with db.write(Unchecked.SIGN_IN) as connection:
                 await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
             raise Unauthenticated("E-mail or password is wrong.") from None
         except RateLimited:
@@ -139,7 +142,7 @@ async def log_in(
 async def log_out(db: Database, caller: Principal) -> None:
     """End the caller's session. Raises Forbidden for a token."""
     session_id = caller.require_session()
-    async with db.write() as connection:
+    async with db.write(caller.exclusive()) as connection:
         await sessions.end_one(connection, caller.user_id, session_id)
         await record(connection, Entry(Action.LOGOUT, caller.origin, caller.user_id))
 
@@ -155,7 +158,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
     buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
     new_hash = await _prove_and_hash(db, passwords, row, caller.origin, buckets, change)
     try:
-        async with db.write() as connection:
+        async with db.write(caller.exclusive()) as connection:
             await _lock(connection, row, new_hash)
             await sessions.end_all(connection, row.id, but=session_id)
             await throttle.forgive(connection, buckets)
@@ -174,12 +177,12 @@ async def _prove_and_hash(
 ) -> str:
     """Verify the current password, and return the hash of the new one. Raises InvalidRequest and RateLimited."""
     with passwords.place(EmailAddress(row.email).key, origin.address) as place:
-        await throttle.count(db, buckets)
+        await throttle.count(db, caller, buckets)
         try:
             await passwords.verify(row.password_hash, change.current_password, place)
             return await passwords.hash(change.new_password, place)
         except WrongPassword:
-            async with db.write() as connection:
+            async with db.write(caller) as connection:
                 await record(connection, Entry(Action.PASSWORD_FAILED, origin, row.id))
             raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
         except RateLimited:
@@ -191,7 +194,7 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
     """Create an account, as an operator. Raises Conflict for a known address."""
     password_hash = await passwords.hash(password)
     try:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             account = await _insert(connection, email, password_hash)
             await record(connection, Entry(Action.SIGNUP, OPERATOR, UserId(account.id)))
     except IntegrityError:
@@ -207,8 +210,9 @@ async def list_all(db: Database) -> list[AccountState]:
 
 async def disable(db: Database, email: EmailAddress) -> None:
     """Disable an account at once. Its sessions end, sign-in and tokens are refused, keys stay. Raises NotFound."""
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         user_id = await id_by_email(connection, email)
+        await lock_accounts(connection, user_id)
         await _DISABLE.execute(connection, user_id=user_id, moment=now())
         await sessions.end_all(connection, user_id)
         await record(connection, Entry(Action.DISABLE, OPERATOR, user_id))
@@ -216,8 +220,9 @@ async def disable(db: Database, email: EmailAddress) -> None:
 
 async def enable(db: Database, email: EmailAddress) -> None:
     """Enable a disabled account. Its tokens work again. Raises NotFound."""
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         user_id = await id_by_email(connection, email)
+        await lock_accounts(connection, user_id)
         await _ENABLE.execute(connection, user_id=user_id)
         await record(connection, Entry(Action.ENABLE, OPERATOR, user_id))
 
@@ -225,8 +230,9 @@ async def enable(db: Database, email: EmailAddress) -> None:
 async def set_password(db: Database, passwords: Passwords, email: EmailAddress, password: NewPassword) -> None:
     """Set a password as an operator, and end all sessions. Raises NotFound."""
     new_hash = await passwords.hash(password)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         user_id = await id_by_email(connection, email)
+        await lock_accounts(connection, user_id)
         await _SET_PASSWORD.execute(connection, user_id=user_id, new_hash=new_hash)
         await sessions.end_all(connection, user_id)
         await record(connection, Entry(Action.PASSWORD, OPERATOR, user_id))

@@ -29,10 +29,10 @@ from sqlalchemy.engine import Connection
 from keyman.errors import ConfigurationError
 from keyman.keys.tables import api_keys
 from keyman.storage.statements import Command, optional, scalar
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime, metadata
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The migration that this code needs. A test compares it with the newest file in `migrations/`."""
 
 deployment = Table(
@@ -99,13 +99,13 @@ class Deployment:
         A database with keys and without a sentinel was tampered with or restored in part. Then this stores nothing and
         returns None, because Vault's current key may not be the one that sealed the keys.
         """
-        async with self._db.write() as connection:
+        async with self._db.write(Unchecked.KEYMAN) as connection:
             await _KEEP.execute(connection, ciphertext=ciphertext)
         return await self.sentinel()
 
     async def replace_sentinel(self, before: str, ciphertext: str) -> None:
         """Store the rewrapped sentinel, unless another process has already replaced `before`."""
-        async with self._db.write() as connection:
+        async with self._db.write(Unchecked.KEYMAN) as connection:
             await _REPLACE.execute(connection, before=before, ciphertext=ciphertext)
 
 

@@ -86,7 +86,7 @@ async def create(
         "expires_at": new.expires_at,
     }
     try:
-        async with db.write() as connection:
+        async with db.write(caller) as connection:
             key = _to_info(await _INSERT.one(connection, **values), moment)
             if retry is not None:
                 await idempotency.keep(connection, retry, key)
@@ -170,7 +170,7 @@ async def change(db: Database, caller: Principal, key_id: KeyId, new: Change, co
 
 async def remove(db: Database, caller: Principal, key_id: KeyId, condition: IfMatch) -> None:
     """Delete a key with its ciphertext. Raises NotFound, PreconditionFailed."""
-    async with db.write() as connection:
+    async with db.write(caller) as connection:
         key = _to_info(await _one(connection, _LOCK, caller, key_id), now())
         condition.check(key)
         await _DELETE.execute(connection, of_id=key.id)
@@ -255,7 +255,7 @@ async def _update(
     value_uuid: UUID | None = None,
     vault_request_id: str | None = None,
 ) -> KeyInfo:
-    async with db.write() as connection:
+    async with db.write(caller) as connection:
         row = await _one(connection, _LOCK, caller, key_id)
         before = _to_info(row, now())
         condition.check(before)

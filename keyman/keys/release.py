@@ -31,6 +31,7 @@ from keyman.errors import (
     VaultUnavailable,
 )
 from keyman.identity.principals import Principal
+from keyman.identity.standing import locking_account
 from keyman.identity.tables import users
 from keyman.ids import KeyId, OwnerId, UserId
 from keyman.keys.schemas import Status, status_of
@@ -38,8 +39,8 @@ from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import ServiceSlug
 from keyman.secret import Secret
 from keyman.storage import last_use
-from keyman.storage.statements import Command, Query, scalar
-from keyman.storage.transactions import Database
+from keyman.storage.statements import Command, scalar
+from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
 from keyman.values import Purpose, RowNumber
 from keyman.vault.cipher import Context
@@ -114,6 +115,7 @@ async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
     """Store the last use of a key, unless the database is busy or unavailable. Raises no fault of the database."""
     moment = now()
     await db.note(
+        Unchecked.LAST_USE,
         _NOTE_USE,
         of_id=key_id,
         moment=moment,
@@ -129,7 +131,7 @@ async def _released(db: Database, application: Principal, asked: Request) -> _Fo
     """
     moment = now()
     known = application.require_application()
-    async with db.write() as connection:
+    async with db.write(application) as connection:
         user_id, row = await _find(connection, asked, moment)
         service = row.service if row is not None else _or_none(asked.service)
         reason = _refusal(row, service, known.services, moment)
@@ -184,7 +186,7 @@ async def _record_failure(
     """
     is_as_it_was = True
     with contextlib.suppress(DatabaseUnavailable):  # the storage has logged it, and no key is returned
-        async with db.write() as connection:
+        async with db.write(Unchecked.OUTCOME) as connection:
             if reason is Reason.UNDECRYPTABLE:
                 is_as_it_was = await _mark(connection, row)
             await record(
@@ -213,12 +215,14 @@ async def _find(connection: AsyncConnection, asked: Request, moment: datetime) -
 
     The row is None if the user has no key for the service. Both are None if the key or the user does not exist.
     """
+    dialect = connection.dialect.name
     if not isinstance(asked.key_id, msgspec.UnsetType):
-        row = await _BY_KEY.first(connection, key_id=asked.key_id)
+        row = await _BY_KEY[dialect].first(connection, key_id=asked.key_id)
         return (None, None) if row is None else (row.user_id, row)
     whose = {"user_id": asked.user_id, "service": asked.service}
     # If no key is active, the newest one determines the reason of the refusal.
-    row = await _NEWEST_ACTIVE.first(connection, **whose, moment=moment) or await _NEWEST.first(connection, **whose)
+    row = await _NEWEST_ACTIVE[dialect].first(connection, **whose, moment=moment)
+    row = row or await _NEWEST[dialect].first(connection, **whose)
     if row is not None:
         return row.user_id, row
     return await _USER.first(connection, user_id=asked.user_id), None
@@ -263,9 +267,10 @@ _IS_ACTIVE = and_(
     ~api_keys.c.undecryptable,
     or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > bindparam("moment", type_=UtcTime)),
 )
-_BY_KEY = Query(_FOUND.where(api_keys.c.id == bindparam("key_id")), _Found)
-_NEWEST_ACTIVE = Query(_NEWEST_OF.where(_IS_ACTIVE), _Found)
-_NEWEST = Query(_NEWEST_OF, _Found)
+# The account is locked like that of a caller, so that no key of an account is given out after it was disabled.
+_BY_KEY = locking_account(_FOUND.where(api_keys.c.id == bindparam("key_id")), _Found)
+_NEWEST_ACTIVE = locking_account(_NEWEST_OF.where(_IS_ACTIVE), _Found)
+_NEWEST = locking_account(_NEWEST_OF, _Found)
 _USER = scalar(select(users.c.id).where(users.c.id == bindparam("user_id")), UserId)
 _MARK = Command(
     update(api_keys)

@@ -23,7 +23,7 @@ from keyman.errors import KeymanError, RefusedStatement
 from keyman.ids import KeyId, OwnerId, UserId
 from keyman.keys.tables import api_keys
 from keyman.storage.statements import Command, Query, optional
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import Id
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
@@ -170,7 +170,7 @@ class Rewrap:
         if refused:
             await self._guard.verify(0)  # so that no row is marked if the key was replaced during this run
         # Rows are locked in the order of their ids, so that two runs at the same time never deadlock.
-        async with self._db.write() as connection:
+        async with self._db.write(Unchecked.OPERATOR) as connection:
             if rewrapped:
                 await _STORE.execute_many(connection, rewrapped)
             if refused:
@@ -196,7 +196,7 @@ async def record_rotation(db: Database, version: int) -> None:
 
 
 async def _tell(db: Database, action: Action, detail: str) -> None:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(action, OPERATOR, detail=detail))
 
 

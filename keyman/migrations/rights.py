@@ -30,21 +30,25 @@ MANAGEMENT: Mapping[str, str] = {
     "throttle": ROWS,
     "users": "SELECT, INSERT, UPDATE",
 }
-"""The rights by table. A plane cannot even read a table that is not listed."""
+"""The rights by table. A plane cannot even read a table that is not listed.
+
+`UPDATE (share_lock)` is for locking a row: nothing can be stored in that column.
+"""
 
 RESOLVER: Mapping[str, str] = {
     "alembic_version": "SELECT",
     "api_keys": "SELECT, UPDATE (undecryptable, last_used_at, last_used_by)",
     "application_tokens": "SELECT, UPDATE (last_used_at)",
-    "applications": "SELECT",
+    "applications": "SELECT, UPDATE (share_lock)",
     "audit_chains": "SELECT, UPDATE (sequence, hash)",
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT",
-    "users": "SELECT (id, disabled_at)",
+    "users": "SELECT (id, disabled_at), UPDATE (share_lock)",
 }
 
 NOBODYS = (
-    *((right, "applications") for right in ("INSERT", "UPDATE", "TRUNCATE")),
+    *((right, "applications") for right in ("INSERT", "TRUNCATE")),
+    *((f"UPDATE ({column})", "applications") for column in ("id", "name", "services", "disabled_at")),
     *((right, "application_tokens") for right in ("INSERT", "UPDATE (token_hash)", "TRUNCATE")),
     *((right, "audit_log") for right in ("UPDATE", "DELETE", "TRUNCATE")),
     *((right, "audit_chains") for right in ("INSERT", "UPDATE (base_sequence)", "DELETE", "TRUNCATE")),

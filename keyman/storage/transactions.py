@@ -2,6 +2,9 @@
 
 All access goes through `Database.write()` and `Database.read()`. Both turn a fault of the driver into
 DatabaseUnavailable without chaining it, because a driver's message can contain the parameters of the statement.
+
+Every transaction that writes says on whose authority it does so. A caller's authority is checked inside the
+transaction, so that nothing that is committed after a revocation was done by the revoked caller.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -37,6 +42,31 @@ NOTE_PATIENCE = 0.05
 
 NOTE_PAUSE = 1.0
 """Seconds without another note after a skipped one, so that only one of many requests waits for a lock."""
+
+
+class Authority(Protocol):
+    """On whose authority a transaction writes. `identity.principals.Principal` is that of a caller.
+
+    An implementation fails closed: `confirm` returns only if the transaction may be committed, and it keeps this true
+    until the transaction ends, by locks. Otherwise it raises a Problem.
+    """
+
+    async def confirm(self, connection: AsyncConnection) -> None:
+        """Check the authority, as the first statement of the transaction."""
+        ...
+
+
+class Unchecked(StrEnum):
+    """An authority that needs no check, because no revocable caller acts. A structure test lists who uses which."""
+
+    SIGN_IN = "sign-in"  # nobody has been authenticated yet
+    OPERATOR = "operator"  # anyone who has the password of the database
+    KEYMAN = "keyman"  # keyman itself, such as at its start and in its housekeeping
+    OUTCOME = "outcome"  # what came of something that was committed before
+    LAST_USE = "last use"
+
+    async def confirm(self, connection: AsyncConnection) -> None:
+        """Check nothing."""
 
 
 class Database:
@@ -68,11 +98,12 @@ class Database:
         return self._file is None or self._file.exists()
 
     @asynccontextmanager
-    async def write(self, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
+    async def write(self, by: Authority, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
         """Open a transaction, which is committed when the block ends and rolled back when it raises.
 
-        It waits for locks for `patience` seconds, by default BUSY_TIMEOUT. Raises DatabaseUnavailable. It does not
-        translate an IntegrityError of the block, because the caller knows what it means.
+        It begins with the check of `by`, which may raise Unauthenticated. It waits for locks for `patience` seconds, by
+        default BUSY_TIMEOUT. Raises DatabaseUnavailable. It does not translate an IntegrityError of the block, because
+        the caller knows what it means.
         """
         async with _faults_translated(is_expected=patience is not None) as own, self._turn(patience):
             self._check_file()
@@ -84,6 +115,7 @@ class Database:
                         if patience is not None and not self.is_sqlite:
                             await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
                         with _remembered(own):
+                            await by.confirm(connection)
                             yield connection
                     except BaseException:
                         await transaction.rollback()
@@ -111,13 +143,13 @@ class Database:
                 with self._used.track_inprogress(), _remembered(own):
                     yield connection
 
-    async def note(self, command: Command, **parameters: object) -> None:
+    async def note(self, by: Authority, command: Command, **parameters: object) -> None:
         """Execute a command in its own transaction. It is skipped if it cannot be executed at once."""
         if monotonic() < self._next_note:
             return
         try:
             # `patience` limits the wait for a lock. The timeout around it limits any other wait, as for a connection.
-            async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(patience=NOTE_PATIENCE) as connection:
+            async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(by, patience=NOTE_PATIENCE) as connection:
                 await command.execute(connection, **parameters)
         except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
             log.info("note skipped", fault=getattr(fault, "kind", type(fault).__name__))

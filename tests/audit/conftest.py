@@ -18,7 +18,7 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head, Verified
 from keyman.keys.deployment import Deployment
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.support.rows import AnyRow
 
 
@@ -32,7 +32,7 @@ class Trail:
     async def write(self, count: int, **values: Any) -> None:
         """Entries, each in a transaction of its own."""
         for n in range(count):
-            async with self.db.write() as connection:
+            async with self.db.write(Unchecked.OPERATOR) as connection:
                 await record(connection, Entry(Action.DISABLE, OPERATOR, **{"key_id": n + 1, **values}))
 
     async def rows(self, *conditions: ColumnElement[bool]) -> Sequence[AnyRow]:
@@ -48,19 +48,19 @@ class Trail:
         return sorted(chains[most[1]], key=lambda row: row.sequence)
 
     async def change(self, entry_id: int, **values: Any) -> None:
-        async with self.db.write() as connection:
+        async with self.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(update(audit_log).where(audit_log.c.id == entry_id).values(values))
 
     async def remove(self, *ids: int) -> None:
-        async with self.db.write() as connection:
+        async with self.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(delete(audit_log).where(audit_log.c.id.in_(ids)))
 
     async def put(self, **values: Any) -> None:
-        async with self.db.write() as connection:
+        async with self.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(insert(audit_log).values(values))
 
     async def end(self, chain: int, **values: Any) -> None:
-        async with self.db.write() as connection:
+        async with self.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(update(audit_chains).where(audit_chains.c.chain == chain).values(values))
 
     async def rewrite(self, rows: Sequence[AnyRow], **changes: Any) -> None:
@@ -93,7 +93,7 @@ async def kept(database: URL) -> AsyncIterator[Trail]:
 @pytest.fixture
 async def bent(kept: Trail) -> Trail:
     """An audit log of few chains, one of which has at least ten entries."""
-    async with kept.db.write() as connection:
+    async with kept.db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(delete(audit_chains).where(audit_chains.c.chain >= 3))
     await kept.write(12 if kept.db.is_sqlite else 28)
     return kept

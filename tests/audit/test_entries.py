@@ -19,7 +19,7 @@ from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.ids import MAX_ID, KeyId, UserId
 from keyman.storage.paging import Cursor, Slice
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.support import rows
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ async def owner(db: Database) -> UserId:
 
 
 async def add(db: Database, email: str) -> UserId:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         made = await rows.add(connection, "users", email=email, email_key=email)
     assert made is not None
     return UserId(made)
@@ -44,7 +44,7 @@ async def entries(db: Database) -> list[Any]:
 
 async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owner: UserId) -> None:
     origin = Origin(Actor.TOKEN, 3, "a" * 32, "2001:db8::1")
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(Action.KEY_CREATE, origin, owner, key_id=KeyId(5), service="OPENAI"))
         assert await entries(db) == []
     (entry,) = await entries(db)
@@ -56,7 +56,7 @@ async def test_an_entry_is_there_once_its_change_is_committed(db: Database, owne
 
 async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: UserId) -> None:
     async def change() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await record(connection, Entry(Action.DISABLE, OPERATOR, owner))
             raise LookupError
 
@@ -67,7 +67,7 @@ async def test_a_change_that_fails_leaves_no_entry(db: Database, owner: UserId) 
 
 async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: UserId) -> None:
     async def change() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(update(users).values(disabled_at=now()))
             await record(connection, Entry(Action.DISABLE, OPERATOR, UserId(owner + 1000)))
 
@@ -79,7 +79,7 @@ async def test_an_entry_that_fails_leaves_no_change(db: Database, owner: UserId)
 
 async def test_every_action_of_every_actor_can_be_recorded(db: Database, owner: UserId) -> None:
     told = [(action, actor) for action in Action for actor in Actor]
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for action, actor in told:
             await record(connection, Entry(action, Origin(actor, MAX_ID, "x" * 64, "x" * 64), owner, service="X" * 64))
     page = await listing.list_own(db, owner, Slice(len(told)))
@@ -89,7 +89,7 @@ async def test_every_action_of_every_actor_can_be_recorded(db: Database, owner: 
 
 async def test_an_audit_log_comes_newest_first_in_parts_and_only_for_its_owner(db: Database, owner: UserId) -> None:
     other = await add(db, "eve@example.com")
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for n in range(7):
             await record(connection, Entry(Action.LOGIN, OPERATOR, owner if n % 2 else other, key_id=KeyId(n)))
     seen, cursor = [], None

@@ -19,7 +19,7 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.ids import UserId
 from keyman.storage.paging import Slice
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.audit.test_entries import add
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ async def write(db: Database, *entries: tuple[int, datetime, Action]) -> list[tu
         {"user_id": owner, "at": at, "action": action, "actor": Actor.OPERATOR, "chain": 0, "sequence": n, "hash": HASH}
         for n, (owner, at, action) in enumerate(entries, 1)
     ]
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for row in rows:
             await connection.execute(insert(audit_log).values(row))
     owners = {owner for owner, _, _ in entries}

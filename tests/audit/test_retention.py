@@ -18,7 +18,7 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.ids import KeyId, UserId
 from keyman.keys.tables import api_keys
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.audit.conftest import Trail
 from tests.support.rows import add, add_owner
 
@@ -35,7 +35,7 @@ async def prune(kept: Trail, **age: Any) -> retention.Pruned:
 
 
 async def tell(kept: Trail, key_id: int, value: UUID, action: Action = Action.KEY_REPLACE) -> None:
-    async with kept.db.write() as connection:
+    async with kept.db.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(action, OPERATOR, key_id=KeyId(key_id), service="OPENAI", value_uuid=value))
 
 
@@ -106,7 +106,7 @@ async def test_who_writes_to_sqlite_meanwhile_does_not_wait_until_all_is_pruned(
     pruning = asyncio.create_task(prune(bent))
     await holds.wait()
     service = Database(database)  # a process of its own: it waits in SQLite
-    async with service.write() as connection:
+    async with service.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(Action.ENABLE, OPERATOR))
     assert not pruning.done()
     await pruning
@@ -155,7 +155,7 @@ async def test_what_is_said_again_does_not_overrule_what_came_after(kept: Trail)
     await retention.prune(kept.db, await retention.prunable(kept.db, now() + LATER, heads))
     assert await current(kept, 1) == value
     # As when a key is replaced while its older entry goes: that one is said again though it is not current any more.
-    async with kept.db.write() as connection:
+    async with kept.db.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=KeyId(1), value_uuid=old, as_of=1))
     assert await current(kept, 1) == value
 
@@ -177,7 +177,7 @@ async def test_replacing_deleting_and_pruning_at_once_leave_a_valid_audit_log(
     monkeypatch.setattr(retention, "BATCH", 3)
     monkeypatch.setattr(retention, "PAUSE", 0.0)
     await add_owner(kept.db)
-    async with kept.db.write() as connection:
+    async with kept.db.write(Unchecked.OPERATOR) as connection:
         ids = [await add(connection, "api_keys") or 0 for _ in range(4)]
     writing = len(ids)
 
@@ -186,13 +186,13 @@ async def test_replacing_deleting_and_pruning_at_once_leave_a_valid_audit_log(
         nonlocal writing
         for _ in range(25):
             value = uuid4()
-            async with kept.db.write() as connection:
+            async with kept.db.write(Unchecked.OPERATOR) as connection:
                 await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(value_uuid=value))
                 await record(
                     connection, Entry(Action.KEY_REPLACE, OPERATOR, UserId(1), key_id=KeyId(key_id), value_uuid=value)
                 )
         if key_id == ids[-1]:
-            async with kept.db.write() as connection:
+            async with kept.db.write(Unchecked.OPERATOR) as connection:
                 await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
                 await record(
                     connection, Entry(Action.KEY_DELETE, OPERATOR, UserId(1), key_id=KeyId(key_id), value_uuid=NO_VALUE)

@@ -19,6 +19,7 @@ from keyman.audit.tables import audit_chains, audit_log
 from keyman.audit.verification import Head
 from keyman.clock import now
 from keyman.ids import KeyId, UserId
+from keyman.storage.transactions import Unchecked
 from tests.audit.conftest import Trail
 from tests.support.rows import add_owner
 
@@ -67,7 +68,7 @@ async def test_the_hash_covers_the_entry_and_the_hash_before(kept: Trail) -> Non
     await add_owner(kept.db)
     value = uuid4()
     origin = Origin(Actor.APPLICATION, 7, "f" * 32, "2001:db8::1")
-    async with kept.db.write() as connection:
+    async with kept.db.write(Unchecked.OPERATOR) as connection:
         await record(
             connection,
             Entry(
@@ -132,7 +133,7 @@ async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verif
     )
     for harm in harms:
         row = (await bent.longest())[4]
-        async with bent.db.write() as connection:
+        async with bent.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(text(f"UPDATE audit_log SET {harm} WHERE id = {row.id}"))  # noqa: S608
         found = await bent.broken()
         assert (found[0][0], "c4n4ry" in repr(found)) == (5, False), harm
@@ -140,7 +141,7 @@ async def test_what_no_entry_can_hold_is_found_and_what_is_around_it_still_verif
         await bent.change(row.id, **row._mapping)
     assert await bent.broken() == []
     for harm in ("sequence = 'c4n4ry'", "base_sequence = 'c4n4ry', sequence = 'd'", "base_hash = printf('%032d', 7)"):
-        async with bent.db.write() as connection:
+        async with bent.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(text(f"UPDATE audit_chains SET {harm}"))  # noqa: S608
         assert await bent.broken() == [
             (0, None, "the row of the chain in audit_chains contains a value of the wrong type")
@@ -161,7 +162,7 @@ async def test_what_hashes_alike_and_is_another_thing_in_sqlite_is_found(bent: T
         *("sequence = 'c4n4ry'", "sequence = x'00'", "sequence = 12.5", "sequence = 9e999", "chain = 'c4n4ry'"),
     )
     for harm in harms:
-        async with bent.db.write() as connection:
+        async with bent.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(text(f"UPDATE audit_log SET {harm} WHERE id = {row.id}"))  # noqa: S608
         found = await bent.broken()
         assert row.id in {entry_id for _, entry_id, _ in found}, harm
@@ -180,7 +181,7 @@ async def test_an_entry_before_the_beginning_is_found(bent: Trail, sequence: int
 async def test_what_was_pruned_and_put_back_is_found(bent: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "PAGE", 2)
     rows = await bent.longest()
-    async with bent.db.write() as connection:
+    async with bent.db.write(Unchecked.OPERATOR) as connection:
         detail = f"up to 5 {rows[4].hash.hex()}"
         await record(connection, Entry(Action.TRAIL_PRUNE, OPERATOR, detail=detail), chain=rows[0].chain)
     await bent.end(rows[0].chain, base_sequence=5, base_hash=rows[4].hash)
@@ -191,7 +192,7 @@ async def test_what_was_pruned_and_put_back_is_found(bent: Trail, monkeypatch: p
 
 async def test_a_chain_of_any_number_is_found_without_a_line_for_each_before_it(bent: Trail) -> None:
     values = {"sequence": 0, "base_sequence": 0, "hash": bytes(32), "base_hash": bytes(32)}
-    async with bent.db.write() as connection:
+    async with bent.db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(audit_chains.insert().values(chain=2**31 - 1, **values))
     found = (await bent.verified()).breaks
     assert {one.chain for one in found} > {3, 2**31 - 1}
@@ -204,7 +205,7 @@ async def test_an_anchor_finds_what_was_pruned_after_it_though_the_audit_log_rec
     # Somebody removes what they do not like, and says that it was pruned.
     await bent.remove(*[row.id for row in rows[:4]])
     await bent.end(rows[0].chain, base_sequence=4, base_hash=rows[3].hash)
-    async with bent.db.write() as connection:
+    async with bent.db.write(Unchecked.OPERATOR) as connection:
         detail = f"up to 4 {rows[3].hash.hex()}"
         await record(connection, Entry(Action.TRAIL_PRUNE, OPERATOR, detail=detail), chain=rows[0].chain)
     found = await bent.verified(heads)
@@ -300,7 +301,7 @@ async def test_an_entry_that_was_added_behind_the_end_is_found(bent: Trail) -> N
 
 
 async def test_an_entry_that_would_overrule_all_that_come_is_found_though_it_was_chained(bent: Trail) -> None:
-    async with bent.db.write() as connection:
+    async with bent.db.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(Action.TRAIL_CARRY, OPERATOR, key_id=KeyId(1), value_uuid=uuid4(), as_of=10_000))
     (last,) = await bent.rows(audit_log.c.as_of == 10_000)
     assert await bent.broken() == [
@@ -323,7 +324,7 @@ async def test_an_end_that_was_changed_or_removed_is_found(bent: Trail) -> None:
     assert await bent.broken() == [(count, None, "the hash of the last entry is not the one in audit_chains")]
     await bent.end(chain, base_hash=bytes(32), hash=(await bent.longest())[-1].hash)
     assert (0, None, "the first hash of the chain is not that of this deployment") in await bent.broken()
-    async with bent.db.write() as connection:
+    async with bent.db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(delete(audit_chains).where(audit_chains.c.chain == chain))
     assert (0, None, NO_ROW) in await bent.broken()
 
@@ -376,7 +377,7 @@ async def test_an_audit_log_longer_than_a_page_verifies_and_its_breaks_between_p
 
 async def test_writers_at_once_leave_one_chain_of_each(kept: Trail) -> None:
     async def write() -> None:
-        async with kept.db.write() as connection:
+        async with kept.db.write(Unchecked.OPERATOR) as connection:
             await record(connection, Entry(Action.DISABLE, OPERATOR), Entry(Action.ENABLE, OPERATOR))
             await asyncio.sleep(0.01)  # while it holds the end of its chain
 
@@ -401,7 +402,7 @@ async def test_it_verifies_while_others_write(bent: Trail) -> None:
 
 async def test_a_transaction_that_fails_leaves_its_chain_as_it_was(bent: Trail) -> None:
     async def fail() -> None:
-        async with bent.db.write() as connection:
+        async with bent.db.write(Unchecked.OPERATOR) as connection:
             await record(connection, Entry(Action.DISABLE, OPERATOR))
             raise ZeroDivisionError
 

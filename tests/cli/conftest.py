@@ -19,7 +19,7 @@ from keyman.ids import UserId
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import Metrics
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard
@@ -89,7 +89,7 @@ async def store(env: dict[str, str], settings: VaultSettings, count: int) -> Non
         row("api_keys", encrypted_key=one.ciphertext, key_version=one.key_version, value_uuid=value)
         for value, one in zip(values, sealed, strict=True)
     ]
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(insert(api_keys), rows)
         stored = (await connection.execute(select(api_keys.c.id, api_keys.c.value_uuid))).all()
         entries = (
@@ -103,7 +103,7 @@ async def store(env: dict[str, str], settings: VaultSettings, count: int) -> Non
 def execute(env: dict[str, str], statement: object) -> None:
     async def do() -> None:
         db = Database(make_url(env["KEYMAN_DATABASE_URL"]))
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(statement)  # type: ignore[call-overload]  # an UPDATE or a DELETE
         await db.close()
 

@@ -17,6 +17,7 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
 from keyman.config.vault import VaultSettings
+from keyman.storage.transactions import Unchecked
 from tests.faults.conftest import checks
 from tests.faults.test_vault import LOOKUP_ONLY, Fault, delete_key, frozen, killed, over_quota, sealed
 from tests.planes.management.api.harness import OPENAI_KEY, problem
@@ -335,7 +336,7 @@ async def test_a_key_of_vaults_that_was_deleted_or_made_again_marks_nothing(
 
 async def test_without_a_sentinel_nothing_is_marked_and_it_is_not_ready(scene: Scene) -> None:
     """A resolver that is first at an empty deployment waits for the management plane."""
-    async with scene.pair.resolver.database.write() as connection:
+    async with scene.pair.resolver.database.write(Unchecked.OPERATOR) as connection:
         await connection.exec_driver_sql("UPDATE deployment SET sentinel = NULL")
     async with resolver_at(scene.pair.resolver.settings.database_url, scene.pair.resolver.settings.vault) as resolver:
         assert (await checks(resolver.client()))["vault"] == "wrong-key"

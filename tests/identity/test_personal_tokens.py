@@ -15,7 +15,7 @@ from keyman.audit.tables import audit_chains
 from keyman.identity import personal_tokens as personal
 from keyman.identity.tokens import DEFAULT_SCOPES
 from keyman.ids import UserId
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress, RequiredLabel
 from tests.support.rows import add
 
@@ -29,10 +29,10 @@ async def test_a_new_token_and_an_audit_entry_of_its_owner_do_not_deadlock_on_po
     # is written the other way round: its transaction holds the chain, then its foreign key locks the owner's row.
     db = Database(postgresql)
     email = EmailAddress(f"{uuid4().hex}@example.com")
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         owner = await add(connection, "users", email=str(email), email_key=str(email))
         assert owner is not None
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(select(audit_chains).with_for_update())  # every chain
         creating = asyncio.create_task(personal.create_for(db, email, RequiredLabel("new"), DEFAULT_SCOPES))
         await _a_session_waits_for_a_lock(db)

@@ -17,7 +17,7 @@ from keyman.identity.principals import Application, Credentials, Principal, Proo
 from keyman.identity.sessions import SessionProof, open_session
 from keyman.identity.tokens import ALL_SCOPES, Scope, Token
 from keyman.ids import ApplicationId, SessionId, UserId
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.support.rows import add
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +69,7 @@ async def test_a_request_without_a_credential_gets_advice(opened: Database) -> N
 
 
 async def test_each_proof_refuses_the_credentials_of_the_others(opened: Database) -> None:
-    async with opened.write() as connection:
+    async with opened.write(Unchecked.OPERATOR) as connection:
         user_id = UserId(int(await add(connection, "users") or 0))
         cookie = (await open_session(connection, user_id)).reveal()
     assert (await SessionProof().verify(opened, cookie, Credentials(None, cookie, "r", None))).user_id == user_id

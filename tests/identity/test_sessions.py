@@ -16,7 +16,7 @@ from keyman.identity.tables import sessions as table
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.identity.users import id_by_email
 from keyman.ids import SessionId, UserId
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress
 from tests.support.planes import Plane
 
@@ -45,7 +45,7 @@ def test_a_name_is_short_and_printable_whatever_a_client_says(user_agent: str) -
 
 
 async def caller_of(db: Database, email: str) -> Principal:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         user_id = await id_by_email(connection, EmailAddress(email))
         cookie = await sessions.open_session(connection, user_id, "Firefox · Linux")
     return await SessionProof().verify(db, cookie.reveal(), Credentials(None, cookie.reveal(), "r", None))
@@ -57,7 +57,7 @@ async def test_somebody_sees_and_ends_their_own_living_sessions_and_no_others(pl
         await plane.user(email)
     ada, eve = await caller_of(db, "ada@example.com"), await caller_of(db, "eve@example.com")
     idle = await caller_of(db, "ada@example.com")
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(
             table.update().where(table.c.id == idle.session_id).values(last_seen_at=now() - SESSION_IDLE)
         )

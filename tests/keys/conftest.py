@@ -20,7 +20,7 @@ from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys
 from keyman.secret import Secret
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.cipher import Context
@@ -81,7 +81,7 @@ class Stock:
             row("api_keys", encrypted_key=ciphertext, key_version=int(ciphertext.split(":")[1][1:]), value_uuid=value)
             for (value, _), ciphertext in zip(values, ciphertexts, strict=True)
         ]
-        async with self.db.write() as connection:
+        async with self.db.write(Unchecked.OPERATOR) as connection:
             statement = insert(api_keys).returning(api_keys.c.id, sort_by_parameter_order=True)
             ids = [int(key) for (key,) in await connection.execute(statement, rows)]
         self.plaintexts |= {key: text for key, (_, text) in zip(ids, values, strict=True)}

@@ -14,7 +14,7 @@ from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.keys.tables import api_keys
 from keyman.storage.engine import create_private_file
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.support.database import PostgresServer
 from tests.support.exceptions import stands_alone
 from tests.support.rows import add, add_owner, row
@@ -52,14 +52,14 @@ async def test_an_empty_database_names_the_command(empty_database: URL) -> None:
 
 
 async def test_a_database_whose_migration_was_never_noted_names_the_command(db: Database) -> None:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(text("DELETE FROM alembic_version"))
     assert COMMAND in await refusal(db)
 
 
 @pytest.mark.parametrize("revision", ["0000", "9999"], ids=["older", "newer"])
 async def test_another_schema_names_both_revisions_and_what_to_do(db: Database, revision: str) -> None:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = :given"), {"given": revision})
     said = await refusal(db)
     assert revision in said
@@ -85,7 +85,7 @@ async def test_every_start_finds_the_same_deployment(database: URL, db: Database
 @pytest.mark.parametrize("number", [1, 2])
 async def test_there_is_no_second_deployment(db: Database, number: int) -> None:
     async def add_another() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(insert(deployment).values(row("deployment", id=number)))
 
     with pytest.raises(IntegrityError):
@@ -108,12 +108,12 @@ async def test_of_many_sentinels_at_once_one_is_kept_and_every_caller_gets_it(da
 
 async def test_a_database_with_keys_and_no_sentinel_gets_none(db: Database) -> None:
     await add_owner(db)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         key = await add(connection, "api_keys")
     start = await Deployment.load(db)
     assert await start.store_sentinel("vault:v1:AAAA") is None
     assert await stored(db) is None
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(delete(api_keys).where(api_keys.c.id == key))
     assert await start.store_sentinel("vault:v1:AAAA") == "vault:v1:AAAA"
 
@@ -122,7 +122,7 @@ async def test_keys_do_not_hide_the_sentinel_that_is_there(db: Database) -> None
     start = await Deployment.load(db)
     await start.store_sentinel("vault:v1:AAAA")
     await add_owner(db)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "api_keys")
     again = await Deployment.load(db)
     assert await again.sentinel() == await again.store_sentinel("vault:v1:BBBB") == "vault:v1:AAAA"
@@ -131,7 +131,7 @@ async def test_keys_do_not_hide_the_sentinel_that_is_there(db: Database) -> None
 async def test_a_known_sentinel_is_not_read_again(db: Database) -> None:
     start = await Deployment.load(db)
     await start.store_sentinel("vault:v1:AAAA")
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(update(deployment).values(sentinel="vault:v1:BBBB"))
     assert await start.sentinel() == "vault:v1:AAAA"
     assert await (await Deployment.load(db)).sentinel() == "vault:v1:BBBB"

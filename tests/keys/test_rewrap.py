@@ -15,6 +15,7 @@ from keyman.ids import KeyId, UserId
 from keyman.keys.deployment import Deployment, deployment
 from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version
 from keyman.keys.tables import api_keys
+from keyman.storage.transactions import Unchecked
 from keyman.vault.cipher import Sealed
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
@@ -46,7 +47,7 @@ async def rows_of(stock: Stock) -> dict[int, Any]:
 async def exchange(stock: Stock, one: int, other: int) -> None:
     """Two rows' ciphertexts change places."""
     rows = await rows_of(stock)
-    async with stock.db.write() as connection:
+    async with stock.db.write(Unchecked.OPERATOR) as connection:
         for here, there in ((one, other), (other, one)):
             await connection.execute(
                 update(api_keys).where(api_keys.c.id == here).values(encrypted_key=rows[there].encrypted_key)
@@ -111,7 +112,7 @@ async def test_what_vault_refuses_is_marked_and_listed_and_does_not_stop_the_res
 
 async def test_a_row_that_was_marked_at_the_newest_version_is_tried_again(stock: Stock) -> None:
     [key] = await stock.store(1)
-    async with stock.db.write() as connection:
+    async with stock.db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(update(api_keys).values(undecryptable=True))
     assert await behind(stock.db, 1) == {1: 1}
     assert (await stock.rewrap().run()).rewrapped == 1
@@ -125,7 +126,7 @@ async def test_who_replaced_or_deleted_a_key_meanwhile_wins(stock: Stock) -> Non
     async def happens() -> None:
         [fresh] = await stock.store(1)
         new = (await rows_of(stock))[fresh]
-        async with stock.db.write() as connection:
+        async with stock.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(delete(api_keys).where(api_keys.c.id.in_([deleted, fresh])))
             await connection.execute(
                 update(api_keys)
@@ -148,7 +149,7 @@ async def test_a_row_sealed_before_the_rotation_and_stored_behind_the_run_is_not
         """A replacement that was sealed with the old version is committed only now, at an id that is past."""
         [late] = await stock.store(1, version=1)
         new = (await rows_of(stock))[late]
-        async with stock.db.write() as connection:
+        async with stock.db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(delete(api_keys).where(api_keys.c.id == late))
             await connection.execute(
                 update(api_keys)
@@ -300,7 +301,7 @@ async def test_what_was_sealed_with_a_retired_version_is_marked_until_it_is_allo
 async def test_a_row_that_cannot_be_read_is_named_and_the_others_are_rewrapped(stock: Stock, harm: str) -> None:
     await stock.store(5)
     await stock.rotate()
-    async with stock.db.write() as connection:
+    async with stock.db.write(Unchecked.OPERATOR) as connection:
         damaged = (
             await connection.execute(select(api_keys.c.id).order_by(api_keys.c.id).offset(2).limit(1))
         ).scalar_one()

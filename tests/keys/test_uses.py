@@ -15,7 +15,7 @@ from keyman.identity.tokens import ALL_SCOPES
 from keyman.ids import KeyId, UserId
 from keyman.keys import uses
 from keyman.keys.uses import OF_LATE
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.audit.test_entries import add
 from tests.support.rows import entry
 
@@ -45,7 +45,7 @@ async def test_an_application_that_got_the_key_of_late_is_named_once_with_the_la
         (ada, OTHER_KEY, "elsewhere", got, timedelta(hours=1)),
         (eve, KEY, "elsewhere", got, timedelta(hours=1)),
     ]
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for owner, key_id, name, action, ago in told:
             row = entry(action, user_id=owner, key_id=key_id, application=name, at=moment - ago)
             await connection.execute(insert(audit_log).values(row))

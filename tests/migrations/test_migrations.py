@@ -32,7 +32,7 @@ from keyman.keys.deployment import SCHEMA_REVISION, Deployment, deployment
 from keyman.migrations import ADVISORY_LOCK
 from keyman.storage import engine
 from keyman.storage.engine import create_engine, create_private_file
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.fixtures.revision_0004.restore import restore_sqlite
 from tests.support.database import PostgresServer
 from tests.support.exceptions import everything_in, stands_alone
@@ -117,7 +117,7 @@ async def test_a_second_upgrade_changes_nothing(empty_database: URL) -> None:
     uuid = await uuid_of(empty_database)
     db = Database(empty_database)
     await add_owner(db)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "api_keys")
     assert await migrations.upgrade(empty_database) == (SCHEMA_REVISION, SCHEMA_REVISION)
     assert await count(db, "api_keys") == 1
@@ -324,7 +324,7 @@ async def test_an_upgrade_keeps_sessions_and_tokens_and_gives_no_id_again(empty_
         assert kept == {name: 3 if name == "idempotency" else 2 for name in _BEFORE} | {
             "audit_log": 0 if revision == "0004" else 2
         }
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             assert await add(connection, "users") == 4
             for name in ("sessions", "api_tokens", "api_keys"):
                 assert await add(connection, name) == 4, name
@@ -374,7 +374,7 @@ async def test_older_audit_entries_are_chained_and_name_the_values_that_are_stor
     async with db.read() as connection:
         current = [(await connection.execute(select(current_value(key)))).scalar_one() for key in (1, 2, 3, 9)]
     assert current == [*values, NO_VALUE]
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await record(connection, Entry(Action.DISABLE, OPERATOR, UserId(1)))
     assert (await verification.verify(db, (await Deployment.load(db)).uuid)).breaks == []
     await db.close()
@@ -411,7 +411,7 @@ async def test_audit_entries_from_before_applications_stay_and_applications_can_
         assert [(entry.id, entry.key_id, entry.application) for entry in told] == [(2, 7, None), (3, 7, None)]
         assert {entry.at for entry in told} == {datetime(2026, 11, 24, 10, 0, 0, 1, UTC)}
     db = Database(empty_database)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         origin = Origin(Actor.APPLICATION, 1)
         await record(connection, Entry(Action.KEY_RESOLVE, origin, purpose="x" * 200))
     async with db.read() as connection:

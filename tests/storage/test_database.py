@@ -45,7 +45,7 @@ from keyman.storage import engine, transactions
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
 from keyman.storage.statements import Command
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import Metrics
 from tests.support.database import postgres_server
 from tests.support.exceptions import everything_in, stands_alone
@@ -126,7 +126,7 @@ async def read_one(db: Database) -> object:
 
 async def write(db: Database, *steps: Step) -> None:
     """One transaction of these steps."""
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         for step in steps:
             await step(connection)
 
@@ -144,7 +144,7 @@ async def new_row(db: Database, name: str) -> dict[str, Any]:
     """A valid row; a user's has the number of a new owner."""
     if name != "users":
         return row(name)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         return row(name, id=await add(connection, "owners"))
 
 
@@ -177,7 +177,7 @@ LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo
 @example(datetime(2026, 3, 29, 2, 30, fold=1, tzinfo=timezone(timedelta(hours=2))))
 async def test_an_instant_comes_back_as_the_same_instant_in_utc(measured_db: Database, instant: datetime) -> None:
     bucket = uuid4().bytes
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "throttle", bucket=bucket, ends_at=instant)
     async with measured_db.read() as connection:
         found = (await connection.execute(select(throttle.c.ends_at).where(throttle.c.bucket == bucket))).scalar_one()
@@ -192,7 +192,7 @@ async def test_instants_are_ordered_as_instants_whatever_zone_they_came_in(measu
     noon = datetime(2026, 6, 1, 12, tzinfo=UTC)
     zones = [timezone(timedelta(hours=hours)) for hours in range(-12, 14)]
     moments = [(noon + timedelta(microseconds=i)).astimezone(zone) for i, zone in enumerate(zones)]
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         for moment in random.sample(moments, len(moments)):
             await add(connection, "throttle", ends_at=moment)
     async with measured_db.read() as connection:
@@ -203,7 +203,7 @@ async def test_instants_are_ordered_as_instants_whatever_zone_they_came_in(measu
 async def test_a_whole_second_is_ordered_among_its_microseconds(measured_db: Database) -> None:
     second = datetime(2026, 6, 1, 12, tzinfo=UTC)
     moments = [second - timedelta(microseconds=1), second, second + timedelta(microseconds=1)]
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         for moment in moments:
             await add(connection, "throttle", ends_at=moment)
     async with measured_db.read() as connection:
@@ -246,7 +246,7 @@ async def test_every_foreign_key_refuses_a_row_without_its_parent(measured_db: D
 
 async def test_what_proves_who_an_account_is_goes_with_it(measured_db: Database) -> None:
     await add_owner(measured_db)
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         for name in ("sessions", "api_tokens", "idempotency"):
             await add(connection, name)
         await connection.execute(delete(users))
@@ -256,7 +256,7 @@ async def test_what_proves_who_an_account_is_goes_with_it(measured_db: Database)
 @pytest.mark.parametrize("name", ["api_keys", "audit_log"])
 async def test_an_account_with_keys_or_audit_entries_is_not_deleted(measured_db: Database, name: str) -> None:
     await add_owner(measured_db)
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, name)
     with pytest.raises(IntegrityError):
         await write(measured_db, lambda c: c.execute(delete(users)))
@@ -314,12 +314,12 @@ async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, me
     numbered = [table(name) for name in TABLES if "id" in table(name).c and name != "deployment"]
     assert len(numbered) == 8
     for each in numbered:
-        async with measured_db.write() as connection:
+        async with measured_db.write(Unchecked.OPERATOR) as connection:
             ids = [await add(connection, each.name) for _ in range(3)]
         for _ in range(2):
             await write(measured_db, lambda c, t=each, newest=ids[-1]: c.execute(delete(t).where(t.c.id == newest)))
             anew = Database(database)  # another process
-            async with anew.write() as connection:
+            async with anew.write(Unchecked.OPERATOR) as connection:
                 ids.append(await add(connection, each.name))
             await anew.close()
         numbers = [number for number in ids if number is not None]
@@ -328,7 +328,7 @@ async def test_the_id_of_a_deleted_row_is_not_given_to_another(database: URL, me
 
 
 async def test_the_largest_id_fits(measured_db: Database) -> None:
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "users", id=await add(connection, "owners", id=MAX_ID))
     async with measured_db.read() as connection:
         assert (await connection.execute(select(users.c.id))).scalar_one() == MAX_ID
@@ -342,7 +342,7 @@ async def test_every_pooled_sqlite_connection_is_set_up(sqlite: URL) -> None:
     wanted = {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 5000, "synchronous": 2, "secure_delete": 1}
     async with AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(db.read()) for _ in range(POOL_SIZE - 1)]
-        connections.append(await stack.enter_async_context(db.write()))
+        connections.append(await stack.enter_async_context(db.write(Unchecked.OPERATOR)))
         raw = [(await connection.get_raw_connection()).driver_connection for connection in connections]
         assert len({id(one) for one in raw}) == POOL_SIZE
         for connection in connections:
@@ -363,7 +363,7 @@ async def test_every_pooled_postgresql_connection_is_set_up(postgresql: URL) -> 
     }
     async with AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(db.read()) for _ in range(POOL_SIZE // 2)]
-        connections += [await stack.enter_async_context(db.write()) for _ in range(POOL_SIZE // 2)]
+        connections += [await stack.enter_async_context(db.write(Unchecked.OPERATOR)) for _ in range(POOL_SIZE // 2)]
         for connection in connections:
             found = {name: (await connection.execute(text(f"SHOW {name}"))).scalar_one() for name in wanted}
             assert found == wanted
@@ -421,9 +421,9 @@ async def test_what_was_deleted_is_overwritten_on_sqlite(sqlite: URL) -> None:
     canary = f"vault:v1:{uuid4().hex}"
     db = Database(sqlite)
     await add_owner(db)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         key = await add(connection, "api_keys", encrypted_key=canary)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(delete(table("api_keys")).where(table("api_keys").c.id == key))
     await db.close()  # the last one to close brings the WAL into the file
     assert canary.encode() not in content_of(sqlite)
@@ -442,7 +442,7 @@ async def test_a_write_is_committed_before_it_returns(database: URL, measured_db
 
 async def test_what_a_write_has_not_committed_is_seen_by_nobody(database: URL, measured_db: Database) -> None:
     other = Database(database)
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "throttle")
         assert await count(other, "throttle") == 0
         assert await count(measured_db, "throttle") == 0
@@ -482,7 +482,7 @@ async def test_cancelled_writes_leave_all_of_it_or_nothing_and_every_connection_
         return b"pair" + number.to_bytes(27, "big")
 
     async def write_pair(number: int) -> None:
-        async with measured_db.write() as connection:
+        async with measured_db.write(Unchecked.OPERATOR) as connection:
             for half in (b"a", b"b"):
                 await add(connection, "throttle", bucket=pair(number) + half)
         acknowledged.add(number)
@@ -551,7 +551,7 @@ async def test_many_writers_at_once_are_all_served_on_sqlite(sqlite: URL, monkey
     processes = [Database(sqlite), Database(sqlite)]  # each with a writer's turn of its own, as two processes have
 
     async def read_then_write(number: int) -> None:
-        async with processes[number % 2].write() as connection:
+        async with processes[number % 2].write(Unchecked.OPERATOR) as connection:
             await connection.execute(select(func.count()).select_from(throttle))
             await add(connection, "throttle")
 
@@ -562,7 +562,7 @@ async def test_many_writers_at_once_are_all_served_on_sqlite(sqlite: URL, monkey
 
 
 async def test_readers_do_not_wait_for_an_open_writer(measured_db: Database) -> None:
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "throttle")
         counts = await asyncio.gather(*(count(measured_db, "throttle") for _ in range(3 * POOL_SIZE)))
     assert set(counts) == {0}
@@ -583,7 +583,7 @@ async def test_writers_take_turns_in_the_order_in_which_they_came_on_sqlite(sqli
     db, order = Database(sqlite), []
 
     async def write(number: int) -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             order.append(number)
             await add(connection, "throttle")
 
@@ -661,7 +661,7 @@ async def test_a_value_too_long_for_its_column_shows_nothing_of_itself(postgresq
 
 async def test_a_broken_constraint_is_the_callers_to_understand(measured_db: Database, metrics: Metrics) -> None:
     first = row("users")
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "owners", id=first["id"])
         await connection.execute(insert(users).values(first))
     with pytest.raises(IntegrityError):
@@ -685,7 +685,7 @@ async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(
     postgresql: URL, logged: StringIO
 ) -> None:
     db = Database(postgresql)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(
             text(
                 "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS "
@@ -700,7 +700,7 @@ async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(
         )
 
     async def lose() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await add(connection, "users", email=CANARY, email_key=CANARY)
 
     fault = await unavailable(lose)
@@ -716,7 +716,7 @@ async def test_a_commit_that_sqlite_refuses_leaves_nothing_and_a_connection_that
     db = Database(sqlite)
 
     async def fail_late() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
             await add(connection, "sessions", user_id=4711)
 
@@ -733,7 +733,7 @@ async def test_a_connection_that_is_lost_in_a_block_stores_nothing(postgresql: U
     db = Database(postgresql)
 
     async def lose() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await add(connection, "throttle")
             await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
@@ -751,7 +751,7 @@ async def test_a_statement_that_takes_too_long_is_ended(postgresql: URL, monkeyp
         await connection.execute(text("SELECT pg_sleep(600)"))
 
     async def write() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await add(connection, "throttle")
             await dawdle(connection)
 
@@ -772,10 +772,10 @@ async def test_a_row_that_another_holds_too_long_is_given_up(postgresql: URL, mo
     await add_owner(db)
 
     async def rename() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(update(users).values(email="other@example.com"))
 
-    async with db.write() as holder:
+    async with db.write(Unchecked.OPERATOR) as holder:
         await holder.execute(update(users).values(email="mine@example.com"))
         await unavailable(rename)
     await rename()
@@ -810,14 +810,14 @@ async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_w
         other.execute("BEGIN IMMEDIATE")
         async with asyncio.timeout(engine.BUSY_TIMEOUT / 2):
             for _ in range(5):
-                await db.note(note)
+                await db.note(Unchecked.LAST_USE, note)
         writer = asyncio.create_task(write_one(db))
         await asyncio.sleep(5 * transactions.NOTE_PATIENCE)
         assert not writer.done()
         other.execute("ROLLBACK")
         await writer
     assert "database unavailable" not in logged.getvalue()
-    await db.note(note)
+    await db.note(Unchecked.LAST_USE, note)
     async with db.read() as connection:
         assert (await connection.execute(select(users.c.email))).scalar_one() == "noted@example.com"
     await db.close()
@@ -827,7 +827,7 @@ async def test_a_full_disk_stores_nothing_and_shows_nothing(sqlite: URL, logged:
     db = Database(sqlite)
 
     async def fill() -> None:
-        async with db.write() as connection:
+        async with db.write(Unchecked.OPERATOR) as connection:
             await connection.execute(text("PRAGMA max_page_count = 1"))  # as many as there are already
             await add(connection, "users", email=CANARY)
             for n in range(100):
@@ -872,7 +872,7 @@ async def test_a_writer_that_holds_its_turn_too_long_lets_others_give_up(
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.2)
     db = Database(sqlite)
-    async with db.write():
+    async with db.write(Unchecked.OPERATOR):
         for _ in range(3):
             await unavailable(lambda: write_one(db))
     await write_one(db)
@@ -942,7 +942,7 @@ async def test_a_closed_database_opens_again(measured_db: Database) -> None:
 
 async def test_sessions_are_the_same_seen_through_any_engine(database: URL, measured_db: Database) -> None:
     await add_owner(measured_db)
-    async with measured_db.write() as connection:
+    async with measured_db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "sessions", id_hash=bytes(range(32)))
     other = Database(database)
     async with other.read() as connection:

@@ -24,7 +24,7 @@ from keyman.identity.tables import users
 from keyman.ids import UserId
 from keyman.storage.paging import Listing
 from keyman.storage.statements import Command, Query, optional, scalar
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.support.rows import add
 
 Built = Query[object] | Command
@@ -122,7 +122,7 @@ async def test_rows_come_as_their_types_and_a_command_says_how_many_it_changed(d
     found = Query(of_email.order_by(users.c.id), Named)
     rename = Command(update(users).where(users.c.id > bindparam("after")).values(email=bindparam("new")))
     db = Database(database)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         ids = [await add(connection, "users", email=f"{name}@example.com") for name in ("ada", "eve", "bob")]
         assert await found.all(connection, pattern="e%") == [(ids[1], "eve@example.com")]
         assert await found.one(connection, pattern="a%") == Named(UserId(int(ids[0] or 0)), "ada@example.com")
@@ -139,7 +139,7 @@ async def test_rows_come_as_their_types_and_a_command_says_how_many_it_changed(d
 @pytest.mark.anyio
 async def test_a_single_column_comes_as_its_values(database: URL) -> None:
     db = Database(database)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "users")
         assert await scalar(select(func.count()).select_from(users), int).one(connection) == 1
         assert await optional(select(func.max(users.c.disabled_at)), datetime).one(connection) is None

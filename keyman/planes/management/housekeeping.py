@@ -14,7 +14,7 @@ from keyman.identity.tables import sessions, throttle
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
 from keyman.storage.statements import Command
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
 from keyman.telemetry import frames, log
 
@@ -49,7 +49,7 @@ async def sweep(db: Database) -> None:
     for command, parameters in _SWEEPS:
         removed = BATCH
         while removed >= BATCH:  # it can be more, if several users have the same `key_hash`
-            async with db.write() as connection:
+            async with db.write(Unchecked.KEYMAN) as connection:
                 removed = await command.execute(connection, **{name: ends[name] for name in parameters})
 
 

@@ -19,7 +19,7 @@ from keyman.identity.tables import sessions, throttle
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
 from keyman.planes.management import housekeeping
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.support.rows import add, add_owner, count, row, table
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ async def db_with_owner(database: URL, monkeypatch: pytest.MonkeyPatch) -> Async
 
 
 async def fill(db: Database, name: str, rows: list[dict[str, Any]]) -> None:
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(insert(table(name)), rows)
 
 
@@ -74,7 +74,7 @@ async def test_exactly_what_has_ended_is_removed(db_with_owner: Database) -> Non
 
 async def test_what_does_not_end_is_not_deleted(db_with_owner: Database) -> None:
     long_ago = MOMENT - timedelta(days=4000)
-    async with db_with_owner.write() as connection:
+    async with db_with_owner.write(Unchecked.OPERATOR) as connection:
         await add(connection, "api_keys", created_at=long_ago, updated_at=long_ago, expires_at=long_ago)
         await add(connection, "api_tokens", created_at=long_ago, expires_at=long_ago, last_used_at=long_ago)
         await add(connection, "audit_log", at=long_ago)
@@ -92,7 +92,7 @@ async def test_what_does_not_end_is_not_deleted(db_with_owner: Database) -> None
 async def test_as_many_batches_as_it_takes(db_with_owner: Database, has_ended: list[bool]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(housekeeping, "BATCH", 5)
-        async with db_with_owner.write() as connection:
+        async with db_with_owner.write(Unchecked.OPERATOR) as connection:
             await connection.execute(delete(throttle))
         if has_ended:
             await fill(
@@ -110,7 +110,7 @@ async def test_more_than_one_batch_of_each_is_removed(db_with_owner: Database) -
         ("idempotency", {"created_at": MOMENT - LIFETIME}),
     ):
         await fill(db_with_owner, name, [row(name, **ended) for _ in range(number)])
-    async with db_with_owner.write() as connection:
+    async with db_with_owner.write(Unchecked.OPERATOR) as connection:
         await add(connection, "sessions", last_seen_at=MOMENT, expires_at=MOMENT + TICK)
     await housekeeping.sweep(db_with_owner)
     assert [await count(db_with_owner, name) for name in SWEPT] == [1, 0, 0]
@@ -120,7 +120,7 @@ async def test_idempotency_keys_that_several_owners_chose_alike_are_all_removed(
     db_with_owner: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "BATCH", 3)
-    async with db_with_owner.write() as connection:
+    async with db_with_owner.write(Unchecked.OPERATOR) as connection:
         owners = [1, *[await add(connection, "users") for _ in range(3)]]
     rows = [
         row("idempotency", user_id=owner, key_hash=bytes([n]) * 32, created_at=MOMENT - LIFETIME)

@@ -20,7 +20,7 @@ from keyman.identity import applications
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys
 from keyman.planes.resolver.app import create_resolver
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Document, Json, api_plane_at, store
 from tests.support.planes import lifespan
@@ -98,7 +98,7 @@ class Pair:
 
     async def change(self, key_id: int, **values: Any) -> None:
         """Change a row behind keyman's back."""
-        async with self._operator.write() as connection:
+        async with self._operator.write(Unchecked.OPERATOR) as connection:
             await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(values))
 
     async def entries(self, application: App) -> Sequence[AnyRow]:

@@ -23,7 +23,7 @@ from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Credentials
 from keyman.keys import release as operations
 from keyman.keys.tables import api_keys
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.vault.cipher import Context
 from tests.planes.management.api.harness import problem, state_of
 from tests.planes.resolver.pair import App, Owner, Pair
@@ -354,7 +354,7 @@ async def put(db: Database, current: Mapping[int, Stored] | Sequence[int], rows:
     """Have the table hold these rows in the place of those that have their ids, and of the others what is current."""
     changed = {row["id"]: row for row in rows}
     whole = {**current, **changed} if isinstance(current, Mapping) else changed
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(delete(api_keys).where(api_keys.c.id.in_({*current, *changed})))
         if whole:
             await connection.execute(insert(api_keys), list(whole.values()))

@@ -13,6 +13,7 @@ from keyman.clock import now
 from keyman.identity import users
 from keyman.identity.tables import users as users_table
 from keyman.ids import MAX_ID
+from keyman.storage.transactions import Unchecked
 from keyman.values import EmailAddress
 from tests.planes.management.api.harness import OPENAI_KEY, TIMESTAMP, email_of, problem, same_but_for_the_request_id
 from tests.planes.resolver.pair import SHOWN, Pair
@@ -78,7 +79,7 @@ async def test_whatever_an_application_may_not_have_is_one_and_the_same_answer(s
     await ada.client.patch(f"/api/keys/{paused}", json={"disabled": True})
     await shared_pair.change(expired, expires_at=now() - timedelta(seconds=1))
     theirs = await grace.key()
-    async with shared_pair.resolver.database.write() as connection:
+    async with shared_pair.resolver.database.write(Unchecked.OPERATOR) as connection:
         await connection.execute(update(users_table).where(users_table.c.id == grace.id).values(disabled_at=now()))
     refused: list[tuple[dict[str, Any], str, int | None, int | None, str | None]] = [
         ({"key_id": paused}, "disabled", ada.id, paused, "OPENAI"),

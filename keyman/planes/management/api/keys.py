@@ -21,7 +21,7 @@ from keyman.http.openapi import (
     linked,
     may_answer,
 )
-from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.http.requests import AnyRequest, Injected, RowId, read_body
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
@@ -77,7 +77,7 @@ async def _retry_of(request: AnyRequest) -> IdempotencyKey | None:
     if header is None:
         return None
     caller: Principal = request.user
-    return IdempotencyKey.parse(header, caller.user_id, await request.body())
+    return IdempotencyKey.parse(header, caller.user_id, await read_body(request))
 
 
 def _created(key: KeyInfo, *, replayed: bool) -> Response[KeyInfo]:

@@ -7,7 +7,7 @@ from typing import Self
 from urllib.parse import parse_qs
 
 from keyman.errors import Conflict, FieldError, InvalidRequest, UnsupportedMediaType
-from keyman.http.requests import AnyRequest
+from keyman.http.requests import AnyRequest, read_body
 from keyman.identity.principals import Principal
 from keyman.values import FutureTime
 
@@ -25,13 +25,14 @@ class Form:
     async def read(cls, request: AnyRequest) -> Self:
         """Read the form in the body.
 
-        Raises UnsupportedMediaType, InvalidRequest for a body that is not a form, and Conflict for a form of another
-        account: two people can sign in one after the other in two windows of one browser.
+        Raises Unauthenticated if the caller was revoked before the body arrived, UnsupportedMediaType, InvalidRequest
+        for a body that is not a form, and Conflict for a form of another account: two people can sign in one after the
+        other in two windows of one browser.
         """
         media_type = request.headers.get("content-type", "").lower().partition(";")[0].strip()
         if media_type != "application/x-www-form-urlencoded":
             raise UnsupportedMediaType("The form must be sent as application/x-www-form-urlencoded.")
-        body = await request.body()
+        body = await read_body(request)
         try:
             form = cls(
                 parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)

@@ -6,7 +6,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath
 
 from keyman.clock import now
-from keyman.errors import FieldError, InvalidRequest, PreconditionFailed, Problem
+from keyman.errors import FieldError, InvalidRequest, PreconditionFailed, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
@@ -57,6 +57,8 @@ async def pause(
             raise InvalidRequest.at(FieldError("", "The form is malformed."))
         condition = IfMatch.parse(form.text("etag") or None)
         await operations.change(db, caller, key.id, Change(disabled=wanted), condition)
+    except Unauthenticated:
+        raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         key = await own_key(db, caller, KeyId(key_id))
         is_done = isinstance(problem, PreconditionFailed) and (key.status is Status.DISABLED) == wanted

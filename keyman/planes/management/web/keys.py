@@ -15,7 +15,7 @@ from litestar.params import FromPath
 
 from keyman import values
 from keyman.clock import now
-from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem
+from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
@@ -146,6 +146,8 @@ async def create(
     try:
         new = values.decode(KeyForm, given, check_new_key(catalogue))
         key = await _create_once(db, sealer, caller, new, attempt, given)
+    except Unauthenticated:
+        raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
     return see_other(View().url(saved=key.id, done="created"))
@@ -179,6 +181,8 @@ async def edit(
     key = await own_key(db, caller, KeyId(key_id))
     try:
         await _edit(db, sealer, caller, key, form)
+    except Unauthenticated:
+        raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
             key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted

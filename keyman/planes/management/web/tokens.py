@@ -10,7 +10,7 @@ from litestar.params import FromPath
 from keyman import values
 from keyman.clock import now
 from keyman.config.settings import Settings
-from keyman.errors import NotFound, Problem
+from keyman.errors import NotFound, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import personal_tokens as personal
@@ -62,6 +62,8 @@ async def create(
     given = {**form.filled("name", "expires_at"), "scopes": form.all("scopes")}
     try:
         token = await personal.create(db, caller, values.decode(TokenForm, given))
+    except Unauthenticated:
+        raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         return _form(
             visit,

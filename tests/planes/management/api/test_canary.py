@@ -37,6 +37,7 @@ from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import Token
 from keyman.keys.tables import api_keys
 from keyman.migrations import tables
+from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
 from tests.planes.management.api.bodies import BODIES, LATER, Body
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, as_json, cookie_of, headers_of
@@ -401,7 +402,7 @@ async def test_a_fault_of_our_own_tells_the_request_id_and_nothing_else(cage: Ca
     """A real one: the schema is damaged under the running plane."""
     new = cage.canaries.new
     ada, script, key = await everybody(cage)
-    async with cage.plane.database.write() as connection:
+    async with cage.plane.database.write(Unchecked.OPERATOR) as connection:
         await connection.execute(text(breakage))
     one = f"/api/keys/{key['id']}"
     requests: list[tuple[str, str, dict[str, Any]]] = [
@@ -441,7 +442,7 @@ async def test_a_row_that_breaks_a_constraint_shows_no_secret(cage: Cage) -> Non
         damage = "CREATE TRIGGER no BEFORE INSERT ON api_keys BEGIN SELECT RAISE(ABORT, 'no'); END"
     else:
         damage = "ALTER TABLE api_keys ADD CONSTRAINT no CHECK (length(encrypted_key) < 3) NOT VALID"
-    async with cage.plane.database.write() as connection:
+    async with cage.plane.database.write(Unchecked.OPERATOR) as connection:
         await connection.execute(text(damage))
     named = frozenset({"server log", "database files"})
     for client in (ada, script):
@@ -503,7 +504,7 @@ async def test_what_the_resolver_gives_out_is_found_only_in_that_answer(cage: Ca
         for token in (new(form="km_{}"), new(), Token.generate().reveal()):
             assert (await resolver.bearer(token).post("/v1/resolve", json={"key_id": keys[0]})).status_code == 401
         # A ciphertext that is another row's: neither the one nor the other's value.
-        async with database.write() as connection:
+        async with database.write(Unchecked.OPERATOR) as connection:
             await connection.execute(update(api_keys).where(api_keys.c.id == spare).values(encrypted_key=rows[keys[0]]))
         assert (await client.post("/v1/resolve", json={"key_id": spare})).status_code == 409
         metrics = (await resolver.client().get("/metrics")).content

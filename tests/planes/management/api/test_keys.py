@@ -11,6 +11,7 @@ import time_machine
 from sqlalchemy import select, update
 
 from keyman.keys.tables import api_keys
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import (
     KEY_FIELDS,
     OPENAI_KEY,
@@ -536,7 +537,7 @@ async def test_a_key_that_vault_refused_is_undecryptable_until_it_is_replaced(sh
     ada = await shared.user()
     key = await store(ada)
     path = f"/api/keys/{key['id']}"
-    async with shared.database.write() as connection:
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
         await connection.execute(update(api_keys).where(api_keys.c.id == key["id"]).values(undecryptable=True))
     assert (await ada.get(path)).json() == {**key, "status": "undecryptable"}
     assert (await ada.patch(path, json={"disabled": True})).json()["status"] == "undecryptable"
@@ -547,7 +548,7 @@ async def test_a_key_that_vault_refused_is_undecryptable_until_it_is_replaced(sh
 async def test_the_last_use_is_shown_as_the_resolver_wrote_it(shared: ApiPlane) -> None:
     ada = await shared.user()
     key = await store(ada)
-    async with shared.database.write() as connection:
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
         used = {"last_used_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "last_used_by": "chat-backend"}
         await connection.execute(update(api_keys).where(api_keys.c.id == key["id"]).values(used))
     shown = (await ada.get(f"/api/keys/{key['id']}")).json()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert
 
 from keyman.keys.tables import api_keys
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, Json, next_link, pages, problem, store
 from tests.support.fast import examples
 
@@ -57,7 +58,7 @@ async def fill(plane: ApiPlane, client: httpx.AsyncClient, count: int) -> list[J
         }
         for n in range(count)
     ]
-    async with plane.database.write() as connection:
+    async with plane.database.write(Unchecked.OPERATOR) as connection:
         await connection.execute(insert(api_keys), rows)
     return [key async for page in pages(client, "/api/keys?limit=200") for key in page][::-1]
 
@@ -136,7 +137,7 @@ async def test_what_is_there_throughout_is_seen_once_while_keys_come_and_go(shar
         gone = chance.sample(sorted(alive), 8)
         alive -= set(gone)
         removed |= set(gone)
-        async with shared.database.write() as connection:
+        async with shared.database.write(Unchecked.OPERATOR) as connection:
             await connection.execute(delete(api_keys).where(api_keys.c.id.in_(gone)))
     assert len(seen) == len(set(seen))
     assert seen == sorted(seen, reverse=True)

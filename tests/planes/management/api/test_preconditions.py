@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 
 from keyman.audit.tables import audit_log
 from keyman.keys.tables import api_keys
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, problem, store
 
 pytestmark = pytest.mark.anyio
@@ -155,7 +156,7 @@ async def test_a_rewrap_and_a_use_leave_the_etag(shared: ApiPlane) -> None:
     path = f"/api/keys/{key['id']}"
     etag = (await ada.get(path)).headers["etag"]
     is_key = api_keys.c.id == key["id"]
-    async with shared.database.write() as connection:
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
         sealed = (await connection.execute(select(api_keys.c.encrypted_key).where(is_key))).scalar_one()
         rewrapped = {"encrypted_key": sealed.replace("vault:v1:", "vault:v2:"), "key_version": 2}
         used = {"last_used_at": datetime.now(UTC), "last_used_by": "chat-backend"}

@@ -26,7 +26,7 @@ from keyman.characters import REFUSED_IN_ADDRESSES
 from keyman.identity import sessions
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import ALL_SCOPES, Token, scopes_text
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from tests.planes.management.api.served import served
 from tests.support.http import NO_TLS
 from tests.support.planes import PASSWORD, Vault
@@ -92,7 +92,7 @@ async def _new_token(url: URL) -> str:
     """Put into the database: one that the API made would count among those that an account may have."""
     token = Token.generate()
     db = Database(url)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         values = {"name": "schemathesis", "scopes": scopes_text(ALL_SCOPES), "hint": token.hint()}
         owner = (await connection.execute(select(users.c.id).order_by(users.c.id).limit(1))).scalar_one()
         await connection.execute(
@@ -104,7 +104,7 @@ async def _new_token(url: URL) -> str:
 
 async def _new_session(url: URL) -> str:
     db = Database(url)
-    async with db.write() as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         owner = (await connection.execute(select(users.c.id).order_by(users.c.id).limit(1))).scalar_one()
         cookie = await sessions.open_session(connection, owner)
     await db.close()

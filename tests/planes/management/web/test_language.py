@@ -46,6 +46,7 @@ from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.tokens import MEANINGS
 from keyman.providers.catalogue import SHIPPED
 from keyman.storage.paging import Cursor
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
 from tests.support.planes import PASSWORD
 from tests.support.rows import entry
@@ -586,7 +587,7 @@ async def let_time_pass(plane: ApiPlane, ids: list[int]) -> None:
         {"expires_at": moment + timedelta(days=3)},
         {"expires_at": moment + timedelta(days=365), "service": "ZZ_SERVICE"},
     )
-    async with plane.database.write() as connection:
+    async with plane.database.write(Unchecked.OPERATOR) as connection:
         for key_id, state in zip(ids, states, strict=True):
             changed = {"created_at": long_ago, "updated_at": long_ago, **state}
             await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(changed))
@@ -600,7 +601,7 @@ async def let_applications_use(plane: ApiPlane, key_id: int) -> None:
     names = [f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)]
     asked: list[tuple[str, Action, str | None]] = [(name, Action.KEY_RESOLVE, None) for name in names]
     asked += [(names[0], Action.KEY_RESOLVE_REFUSED, reason) for reason in REASONS]
-    async with plane.database.write() as connection:
+    async with plane.database.write(Unchecked.OPERATOR) as connection:
         theirs = await connection.execute(select(api_keys.c.user_id).where(api_keys.c.id == key_id))
         owner = theirs.scalar_one()
         about = {"user_id": owner, "key_id": key_id, "service": "OPENAI", "purpose": "zz-purpose"}
