@@ -298,7 +298,8 @@ async def test_the_resolvers_database_user_changes_no_account_no_value_and_no_au
         ),
         "DELETE FROM api_keys",
         "INSERT INTO applications (name, services, created_at) VALUES ('mine', 'OPENAI', now())",
-        "UPDATE applications SET services = 'ANTHROPIC GROQ OPENAI'",
+        *(f"UPDATE applications SET {column} = {column}" for column in ("id", "name", "services", "disabled_at")),
+        "UPDATE users SET email = email, share_lock = NULL",
         "UPDATE application_tokens SET expires_at = NULL",
         "UPDATE audit_log SET reason = 'x'",
         "DELETE FROM audit_log",
@@ -314,6 +315,23 @@ async def test_the_resolvers_database_user_changes_no_account_no_value_and_no_au
             pass
     await connection.close()
     assert allowed == []
+
+
+async def test_the_right_to_lock_a_row_stores_nothing(divided: Pair, urls: Urls) -> None:
+    await divided.owner()
+    await divided.app()
+    connection = await connect(urls.resolver)
+    for table in ("applications", "users"):
+        assert await connection.fetch(f"SELECT id FROM {table} FOR SHARE")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(f"UPDATE {table} SET share_lock = 1")
+        updatable = await connection.fetch(
+            "SELECT column_name FROM information_schema.column_privileges"
+            " WHERE table_name = $1 AND privilege_type = 'UPDATE' AND grantee = current_user",
+            table,
+        )
+        assert [row["column_name"] for row in updatable] == ["share_lock"]
+    await connection.close()
 
 
 def seizures(urls: Urls) -> list[str]:

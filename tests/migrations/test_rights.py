@@ -46,7 +46,7 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
     postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{word}'")
     as_owner, as_user = Database(owner), Database(owner.set(username=user, password=word))
     try:
-        for right in (None, *NOBODYS, ("UPDATE (detail)", "audit_log"), ("UPDATE (services)", "applications")):
+        for right in (None, *NOBODYS, ("UPDATE (detail)", "audit_log")):
             for whom in (user, "PUBLIC"):
                 async with as_owner.write(Unchecked.OPERATOR) as connection:
                     if right is not None:
@@ -54,7 +54,7 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
                 async with as_user.read() as connection:
                     found = await connection.run_sync(excess)
                 expected = [] if right is None else [" on ".join(right)]
-                assert found == [one.replace(" (detail)", "").replace(" (services)", "") for one in expected]
+                assert found == [one.replace(" (detail)", "") for one in expected]
                 async with as_owner.write(Unchecked.OPERATOR) as connection:
                     if right is not None:
                         await connection.exec_driver_sql(f"REVOKE {right[0]} ON {right[1]} FROM {whom}")
