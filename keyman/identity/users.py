@@ -156,7 +156,7 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
     if row is None:
         raise Unauthenticated("The session has ended. Sign in again.")
     buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
-    new_hash = await _prove_and_hash(db, passwords, row, caller.origin, buckets, change)
+    new_hash = await _prove_and_hash(db, passwords, row, caller, buckets, change)
     try:
         async with db.write(caller.exclusive()) as connection:
             await _lock(connection, row, new_hash)
@@ -171,19 +171,19 @@ async def _prove_and_hash(
     db: Database,
     passwords: Passwords,
     row: _User,
-    origin: Origin,
+    caller: Principal,
     buckets: tuple[Bucket, ...],
     change: ChangePassword,
 ) -> str:
     """Verify the current password, and return the hash of the new one. Raises InvalidRequest and RateLimited."""
-    with passwords.place(EmailAddress(row.email).key, origin.address) as place:
+    with passwords.place(EmailAddress(row.email).key, caller.origin.address) as place:
         await throttle.count(db, caller, buckets)
         try:
             await passwords.verify(row.password_hash, change.current_password, place)
             return await passwords.hash(change.new_password, place)
         except WrongPassword:
             async with db.write(caller) as connection:
-                await record(connection, Entry(Action.PASSWORD_FAILED, origin, row.id))
+                await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, row.id))
             raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
         except RateLimited:
             await throttle.take_back(db, buckets)
