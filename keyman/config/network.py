@@ -54,6 +54,22 @@ def origins(raw: str) -> frozenset[str]:
     return frozenset(found)
 
 
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
+_TAKEN_ROOTS = ("/livez", "/readyz", "/problems")  # these are served without the root path, too
+
+
+def root_path(raw: str) -> str:
+    """Parse a root path, such as `/keyman`. Returns it without a slash at its end: `/` is none at all."""
+    path = raw.rstrip("/")
+    is_taken = any(path == taken or path.startswith(f"{taken}/") for taken in _TAKEN_ROOTS)
+    if path and (not _ROOT_PATH.fullmatch(path) or is_taken or len(path) > 200):
+        raise ValueError(
+            "must be a path such as /keyman, of letters, digits and . _ ~ -; it must not begin with /livez, /readyz or "
+            "/problems"
+        )
+    return path
+
+
 _COOKIE_NAME = re.compile(r"(?!__)[A-Za-z0-9_-]{1,64}")
 
 

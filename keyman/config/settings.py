@@ -39,6 +39,7 @@ class Settings:
     resolve_rate: float = 100.0
     log_format: Literal["json", "console"] = "json"
     log_level: str = "info"
+    root_path: str = ""
     cookie_name: str = "keyman_session"
     cors_origins: frozenset[str] = frozenset()
     hsts: str = "max-age=63072000"  # two years, without includeSubDomains: the names below it may be other people's
@@ -66,8 +67,11 @@ class Settings:
         """The name of the session cookie.
 
         A browser accepts the prefix `__Host-` only from this host over https, so no neighbour can plant such a cookie.
+        Below a root path the cookie is for that path, which that prefix forbids.
         """
-        return f"__Host-{self.cookie_name}" if self.is_https else self.cookie_name
+        if not self.is_https:
+            return self.cookie_name
+        return f"__Secure-{self.cookie_name}" if self.root_path else f"__Host-{self.cookie_name}"
 
 
 def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | None = None) -> Settings:
@@ -85,6 +89,7 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
         "signup_open": None if signup is None else signup == "open",
         "services_file": reader.optional("KEYMAN_SERVICES_FILE", _file_for(read_services)),
         "trusted_proxies": reader.optional("KEYMAN_TRUSTED_PROXIES", network.networks),
+        "root_path": reader.optional("KEYMAN_ROOT_PATH", network.root_path),
         "cookie_name": reader.optional("KEYMAN_COOKIE_NAME", network.cookie_name),
         "cors_origins": reader.optional("KEYMAN_CORS_ORIGINS", network.origins),
         "hsts": reader.even_empty("KEYMAN_HSTS", network.hsts),

@@ -20,10 +20,20 @@ from uuid import uuid4
 import structlog
 
 from keyman.config.settings import Settings
-from keyman.errors import FieldError, Forbidden, HeadersTooLarge, Internal, InvalidRequest, Problem, raise_alone
+from keyman.errors import (
+    FieldError,
+    Forbidden,
+    HeadersTooLarge,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    Problem,
+    raise_alone,
+)
 from keyman.http import problems, sites
 from keyman.http.credentials import bearer_token
 from keyman.http.problems import Answer
+from keyman.http.root_path import RootPath
 from keyman.http.sites import CROSS_SITE, PREFLIGHT, SAFE_METHODS, Cors
 from keyman.telemetry import Metrics, frames, log
 
@@ -73,9 +83,9 @@ SECURITY_HEADERS = {
 class Exchange:
     """One request and its answer, for the log line and for the handlers.
 
-    `headers` are those of the request, by lower-case name. `page` renders a problem as a page; it is None for a client
-    that reads JSON. `is_foreign` says that a page of another site sent the request, and `is_excused` that a bearer
-    token authenticated it nevertheless.
+    `target` and `headers` are those of the request: the path below the root path, and names in lower case. `page`
+    renders a problem as a page; it is None for a client that reads JSON. `is_foreign` says that a page of another site
+    sent the request, and `is_excused` that a bearer token authenticated it nevertheless.
     """
 
     request_id: str
@@ -138,8 +148,10 @@ class Edge:
         metrics: Metrics,
         page: ProblemPage | None = None,
         cors: Cors | None = None,
+        root_path: str = "",
     ) -> None:
         self._app = app
+        self._root = RootPath(root_path)
         self._page = page
         self._cors = cors or Cors()
         self._metrics = metrics
@@ -156,6 +168,8 @@ class Edge:
         started = perf_counter()
         is_too_large = _is_too_large(scope)
         headers = {} if is_too_large else _headers(scope)
+        entered = self._root.enter(scope["path"])
+        scope["path"] = entered or "/"
         page = self._page if _reads_pages(scope["path"], headers) else None
         method = scope["method"]
         query = scope.get("query_string", b"").decode("latin-1")
@@ -183,6 +197,8 @@ class Edge:
                 if bearer_token(scope) is None:
                     exchange.require_same_site()  # with a token, once the token was found to be valid or not
                 _check_query(scope)
+                if entered is None:
+                    raise NotFound("There is nothing at this address.")
                 if self._cors.is_preflight(method, scope["path"], headers):
                     await _send_preflight(send_with_headers)
                 else:
@@ -221,7 +237,7 @@ class Edge:
         )
 
     def _add_headers(self, message: Message, exchange: Exchange, path: str) -> None:
-        headers: list[tuple[bytes, bytes]] = list(message["headers"])
+        headers: list[tuple[bytes, bytes]] = self._root.leave(list(message["headers"]))
         present = {name.lower() for name, _ in headers}
         wanted = {**self._headers, "x-request-id": exchange.request_id}
         headers += [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in present]

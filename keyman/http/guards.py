@@ -147,7 +147,7 @@ def _set_session(settings: Settings, value: str, max_age: int) -> list[Cookie]:
         key=settings.session_cookie,
         value=value,
         max_age=max_age,
-        path="/",
+        path=settings.root_path or "/",
         httponly=True,
         samesite="lax",
         secure=settings.cookies_are_secure,
@@ -155,7 +155,8 @@ def _set_session(settings: Settings, value: str, max_age: int) -> list[Cookie]:
     if settings.session_cookie == settings.cookie_name:
         return [session]
     # The cookie from before the prefix, or one that somebody planted.
-    return [session, replace(session, key=settings.cookie_name, value="", max_age=0)]
+    paths = sorted({"/", session.path})
+    return [session, *(replace(session, key=settings.cookie_name, value="", max_age=0, path=path) for path in paths)]
 
 
 async def identify(connection: AnyConnection) -> Principal:

@@ -57,6 +57,7 @@ VARIABLES = (
     "KEYMAN_SIGNUP",
     "KEYMAN_SERVICES_FILE",
     "KEYMAN_TRUSTED_PROXIES",
+    "KEYMAN_ROOT_PATH",
     "KEYMAN_COOKIE_NAME",
     "KEYMAN_CORS_ORIGINS",
     "KEYMAN_HSTS",
@@ -138,6 +139,7 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
             "KEYMAN_SIGNUP": "Open",
             "KEYMAN_SERVICES_FILE": str(services),
             "KEYMAN_TRUSTED_PROXIES": "10.0.0.0/8, 2001:db8::1",
+            "KEYMAN_ROOT_PATH": "/tools/keyman/",
             "KEYMAN_COOKIE_NAME": "keyman-2",
             "KEYMAN_CORS_ORIGINS": "https://chat.example.com, http://localhost:5173,http://[::1]:8080",
             "KEYMAN_HSTS": "max-age=31536000; includeSubDomains; preload",
@@ -156,7 +158,8 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
     assert settings.services_file == services
     assert settings.trusted_proxies == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::1"))
     assert settings.cookie_name == "keyman-2"
-    assert settings.session_cookie == "__Host-keyman-2"
+    assert settings.root_path == "/tools/keyman"
+    assert settings.session_cookie == "__Secure-keyman-2"
     assert settings.cors_origins == {"https://chat.example.com", "http://localhost:5173", "http://[::1]:8080"}
     assert settings.hsts == "max-age=31536000; includeSubDomains; preload"
     assert settings.resolve_rate == 0.5

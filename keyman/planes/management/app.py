@@ -68,7 +68,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
                 "authentication": AUTHENTICATION,
                 "catalogue": catalogue,
                 "metrics": metrics,
-                "openapi": partial(_document, services, settings.session_cookie),
+                "openapi": partial(_document, services, settings.session_cookie, settings.root_path),
                 "pages": pages,
                 "passwords": passwords or Passwords(),
                 "settings": settings,
@@ -77,9 +77,8 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
     require_rules(litestar)
-    return Edge(
-        cast("ASGIApp", litestar), settings, metrics, pages.problem, Cors(settings.cors_origins, PASSWORD_PATHS)
-    )
+    cors = Cors(settings.cors_origins, PASSWORD_PATHS)
+    return Edge(cast("ASGIApp", litestar), settings, metrics, pages.problem, cors, settings.root_path)
 
 
 def from_environment() -> Edge:
@@ -116,9 +115,9 @@ def _described_routes() -> list[ControllerRouterHandler]:
 
 
 @cache
-def _document(services: tuple[str, ...], session_cookie: str) -> bytes:
+def _document(services: tuple[str, ...], session_cookie: str, root_path: str) -> bytes:
     """Return the OpenAPI document. It is created at the first request, because that takes a tenth of a second."""
-    return openapi_document(_described_routes(), _DEPENDENCIES, services, session_cookie)
+    return openapi_document(_described_routes(), _DEPENDENCIES, services, session_cookie, root_path)
 
 
 _DEPENDENCIES = {

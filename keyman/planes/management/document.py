@@ -107,9 +107,11 @@ def openapi_document(
     dependencies: Mapping[str, Provide],
     services: Sequence[str],
     session_cookie: str,
+    root_path: str,
 ) -> bytes:
     """Return the OpenAPI 3.1 document of these routes, this catalogue and this session cookie, as JSON."""
     document = describe(routes, dependencies, WORDS)
     document.json["components"]["securitySchemes"]["session"]["name"] = session_cookie
+    document.json["servers"] = [{"url": root_path or "/"}]
     document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
     return document.encoded()

@@ -23,6 +23,7 @@ from keyman.errors import InvalidRequest, Problem, Unauthenticated
 from keyman.http.edge import Exchange, exchange_of
 from keyman.http.problems import KINDS, Answer
 from keyman.http.requests import AnyRequest
+from keyman.http.root_path import RootPath
 from keyman.identity.principals import Principal
 from keyman.planes.management.web.language import Language, Languages
 from keyman.planes.management.web.static import static_url
@@ -54,7 +55,9 @@ class Pages:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._languages = Languages()
-        self._environments = {language.code: _environment(language) for language in self._languages.all()}
+        self._environments = {
+            language.code: _environment(language, settings.root_path) for language in self._languages.all()
+        }
 
     def make(
         self,
@@ -101,7 +104,7 @@ class Pages:
         if isinstance(problem, Unauthenticated):
             had_session = f"{self._settings.session_cookie}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
-            return self.sign_in(exchange, problem, back=_whereabouts(exchange), say_why=say_why)
+            return self.sign_in(exchange, problem, back=self._whereabouts(exchange), say_why=say_why)
         context = {"problem": problem, "request_id": exchange.request_id}
         answer = self.make(exchange, "problem.html", refused=problem, context=context)
         return answer._replace(status=KINDS[problem.slug].status)
@@ -117,6 +120,14 @@ class Pages:
             say_why=say_why,
             context={"back": back, "email": email, "kept": exchange.method == "POST"},
         )
+
+    def _whereabouts(self, exchange: Exchange) -> str:
+        """Return the page that the user is on: the requested page, or the page of the form that was sent."""
+        if exchange.method == "GET" and not is_partial(exchange):
+            return own_page(exchange.target)
+        referer = urlsplit(exchange.headers.get("referer", ""))
+        path = RootPath(self._settings.root_path).enter(referer.path) or ""
+        return own_page(urlunsplit(("", "", path, referer.query, "")))
 
 
 @dataclass(frozen=True)
@@ -183,14 +194,6 @@ def own_page(url: str) -> str:
     return url if _OWN.fullmatch(url) else HOME
 
 
-def _whereabouts(exchange: Exchange) -> str:
-    """Return the page that the user is on: the requested page, or the page of the form that was sent."""
-    if exchange.method == "GET" and not is_partial(exchange):
-        return own_page(exchange.target)
-    referer = urlsplit(exchange.headers.get("referer", ""))
-    return own_page(urlunsplit(("", "", referer.path, referer.query, "")))
-
-
 def _banner(refused: Problem | None) -> str | None:
     if refused is None or (isinstance(refused, InvalidRequest) and any(field for field, _ in refused.errors)):
         return None
@@ -211,7 +214,7 @@ def _marked_up(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
-def _environment(language: Language) -> Environment:
+def _environment(language: Language, root_path: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -222,7 +225,11 @@ def _environment(language: Language) -> Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(language.catalogue, newstyle=True)  # type: ignore[attr-defined]  # i18n's
-    environment.globals |= {"language": language.code, "static": static_url}
+    environment.globals |= {
+        "language": language.code,
+        "root": root_path,  # in front of every address on a page
+        "static": lambda name: root_path + static_url(name),
+    }
     environment.filters |= {
         "say": language.say,
         "moment": language.moment,

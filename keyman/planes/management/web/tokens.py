@@ -73,7 +73,7 @@ async def create(
             scopes=form.all("scopes"),
         )
     # Only this page contains a token. It is the answer to the form itself, so that no link can open it again.
-    base = settings.public_url or str(request.base_url).rstrip("/")
+    base = (settings.public_url or str(request.base_url).rstrip("/")) + settings.root_path
     return visit.show("token_made.html", token=token, base=base)
 
 

@@ -134,7 +134,9 @@ class Watched(httpx.ASGITransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
         await response.aread()
-        self._plane.check(request.method, request.url.path, response)
+        root = self._plane.settings.root_path
+        below = request.url.path.startswith(f"{root}/")  # the document has no other paths
+        self._plane.check(request.method, request.url.path.removeprefix(root) if below else "/", response)
         return response
 
 
@@ -270,7 +272,8 @@ async def api_plane_at(
     async with plane_at(database, vault, passwords, **settings) as running:
         plane = ApiPlane(running.app, running.settings)
         try:
-            plane.document = Document((await plane.client().get("/docs/openapi.json")).json())
+            where = f"{running.settings.root_path}/docs/openapi.json"
+            plane.document = Document((await plane.client().get(where)).json())
             yield plane
         finally:
             await plane.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -56,7 +58,6 @@ def set_cookies(answer: httpx.Response) -> dict[str, tuple[str, dict[str, str]]]
     for header in answer.headers.get_list("set-cookie"):
         pair, *attributes = (part.strip() for part in header.split(";"))
         name, _, value = pair.partition("=")
-        assert name not in found
         found[name] = (value.strip('"'), {k.lower(): v for k, _, v in (each.partition("=") for each in attributes)})
     return found
 
@@ -180,6 +181,128 @@ async def test_with_a_token_nobody_looks_at_the_cookies(shared: ApiPlane) -> Non
     script = await shared.token(await shared.user())
     answer = await script.get("/api/keys", headers={"Cookie": "keyman_session=a; keyman_session=b"})
     assert answer.status_code == 200
+
+
+# --- below a root path
+
+
+async def test_everything_is_below_the_root_path(at: At) -> None:
+    async with at(root_path="/tools/keyman") as plane:
+        visitor = plane.client(headers={"Accept": "text/html"})
+        for path in (
+            "/",
+            "/api/keys",
+            "/sign-in",
+            "/docs",
+            "/metrics",
+            "/tools",
+            "/tools/keymanx",
+            "/tools/keyman2/livez",
+        ):
+            assert (await visitor.get(path)).status_code == 404, path
+        for path, status in (("/livez", 200), ("/readyz", 200), ("/sign-in", 200), ("/docs", 200), ("/api/keys", 401)):
+            assert (await visitor.get(f"/tools/keyman{path}")).status_code == status, path
+        for path in ("/livez", "/readyz", "/problems", "/problems/not-found"):
+            assert (await visitor.get(path)).status_code == 200, path
+        for path in ("", "/", "/problems/not-found"):
+            answer = await visitor.get(f"/tools/keyman{path}")
+            assert answer.status_code == (200 if "problems" in path else 303)
+        assert answer.headers.get("location", "/tools/keyman/sign-in") == "/tools/keyman/sign-in"
+        missing = await plane.client().get("/tools/keyman/api/nothing")
+        assert problem(missing, "not-found")["type"] == "/problems/not-found"
+        assert (await plane.client().post("/tools/keyman/livez")).headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+async def test_every_address_in_a_header_has_the_root_path(at: At) -> None:
+    async with at(root_path="/keyman", public_url=HTTPS) as plane:
+        body = {"email": "ada@example.com", "password": PASSWORD}
+        signed_up = await plane.client().post("/keyman/api/auth/signup", json=body)
+        cookies = set_cookies(signed_up)
+        value, attributes = cookies["__Secure-keyman_session"]
+        assert attributes["path"] == "/keyman"
+        assert "secure" in attributes
+        ada = plane.client(headers={"Cookie": f"__Secure-keyman_session={value}"})
+        for name in (HOST_COOKIE, "keyman_session"):
+            other = await plane.client(headers={"Cookie": f"{name}={value}"}).get("/keyman/api/auth/me")
+            assert other.status_code == 401, name
+        for _ in range(2):
+            sent = {"service": "OPENAI", "api_key": OPENAI_KEY}
+            made = await ada.post("/keyman/api/keys", json=sent)
+            assert made.headers["location"] == f"/keyman/api/keys/{made.json()['id']}"
+            assert (await ada.get(made.headers["location"])).status_code == 200
+        link = (await ada.get("/keyman/api/keys?limit=1")).headers["link"]
+        assert link.startswith("</keyman/api/keys?")
+        assert (await ada.get(link[1:].partition(">")[0])).status_code == 200
+        for path, leads in (("/", "/settings/api-keys"), ("/settings", "/settings/api-keys")):
+            assert (await ada.get(f"/keyman{path}")).headers["location"] == f"/keyman{leads}"
+        document = (await ada.get("/keyman/docs/openapi.json")).json()
+        assert document["servers"] == [{"url": "/keyman"}]
+        assert document["components"]["securitySchemes"]["session"]["name"] == "__Secure-keyman_session"
+
+
+ADDRESS = re.compile(r"""(?:href|src|action|formaction|hx-get|hx-post|apiDescriptionUrl)="(/[^"]*)""")
+
+
+async def test_every_address_on_a_page_has_the_root_path_and_leads_somewhere(at: At) -> None:
+    """It follows every address from the first page on, as a crawler does."""
+    async with at(root_path="/keyman") as plane:
+        browser = plane.client(headers={"Accept": "text/html", "Sec-Fetch-Site": "same-origin"})
+        waiting = ["/keyman/sign-in", "/keyman/sign-up", "/keyman/problems", "/keyman/docs"]
+        seen: set[str] = set()
+        for signs_up in (False, True):
+            if signs_up:
+                form = {"email": "ada@example.com", "password": PASSWORD}
+                assert (await browser.post("/keyman/sign-up", data=form)).headers[
+                    "location"
+                ] == "/keyman/settings/api-keys"
+                for _ in range(60):
+                    sent = {"service": "OPENAI", "api_key": OPENAI_KEY}
+                    assert (await browser.post("/keyman/api/keys", json=sent)).status_code == 201
+                token = await browser.post("/keyman/settings/access-tokens", data={"name": "x", "scopes": "keys:read"})
+                assert "/keyman/api/keys" in token.text
+                waiting += ["/keyman/settings/api-keys", *ADDRESS.findall(token.text)]
+            while waiting:
+                address = html.unescape(waiting.pop())
+                assert address.startswith("/keyman/"), address
+                known = re.sub("[0-9]+", "1", address)
+                if known in seen:
+                    continue
+                seen.add(known)
+                page = await browser.get(address)
+                assert page.status_code in (200, 303, 405), (address, page.status_code)
+                if page.headers.get("content-type", "").startswith("text/html"):
+                    waiting += ADDRESS.findall(page.text)
+        assert {"/keyman/settings/activity", "/keyman/settings/account", "/keyman/settings/access-tokens"} <= seen
+        assert any("/static/" in address for address in seen)
+        assert any("cursor=" in address for address in seen)
+
+
+async def test_a_sign_in_form_leads_back_to_the_page_below_the_root_path(at: At) -> None:
+    async with at(root_path="/keyman") as plane:
+        browser = plane.client(headers={"Accept": "text/html", "Sec-Fetch-Site": "same-origin"})
+        await browser.post("/keyman/sign-up", data={"email": "ada@example.com", "password": PASSWORD})
+        browser.cookies.clear()
+        for sent in ({}, {"HX-Request": "true", "Referer": f"{plane.settings.public_url}/keyman/settings/activity"}):
+            page = await browser.get("/keyman/settings/activity", headers=sent)
+            assert page.status_code == 401
+            assert 'name="back" value="/settings/activity"' in page.text
+        form = {"email": "ada@example.com", "password": PASSWORD, "back": "/settings/activity"}
+        answer = await browser.post("/keyman/sign-in", data=form)
+        assert answer.headers["location"] == "/keyman/settings/activity"
+        form["back"] = "//evil.example/settings"
+        assert (await browser.post("/keyman/sign-in", data=form)).headers["location"] == "/keyman/settings/api-keys"
+
+
+async def test_the_cross_site_rule_and_cors_hold_below_the_root_path(at: At) -> None:
+    async with at(root_path="/keyman", cors_origins=frozenset({CHAT})) as plane:
+        client = plane.client()
+        answer = await client.options("/keyman/api/keys", headers={"Origin": CHAT, **ASKS})
+        assert answer.headers["access-control-allow-origin"] == CHAT
+        for path in ("/api/keys", "/keyman/api/auth/login", "/keyman/sign-in"):
+            answer = await client.options(path, headers={"Origin": CHAT, **ASKS})
+            assert "access-control-allow-origin" not in answer.headers, path
+        for path in ("/keyman/api/auth/login", "/keyman/api/keys", "/api/keys", "/nothing"):
+            problem(await client.post(path, json={}, headers={"Sec-Fetch-Site": "cross-site"}), "forbidden")
 
 
 # --- CORS
