@@ -32,6 +32,7 @@ from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change
 from keyman.planes.management import housekeeping
+from keyman.providers.catalogue import Catalogue
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress, RequiredLabel
@@ -168,7 +169,9 @@ async def capture(db: Database) -> list[Captured]:
         "keys: by a name that many have": lambda: operations.list_own(db, heavy, Slice(), text="key 1"),
         "keys: by a name that none has": lambda: operations.list_own(db, heavy, Slice(), text="no such name"),
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
-        "keys: a change": lambda: operations.change(db, heavy, ONE_KEY_OF_HEAVY, Change(name=None), IfMatch()),
+        "keys: a change": lambda: operations.change(
+            db, Catalogue(), heavy, ONE_KEY_OF_HEAVY, Change(name=None), IfMatch()
+        ),
         "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
         "a token by its hash": lambda: TokenProof().verify(db, unused.token, shown),
         "a session by its hash": lambda: SessionProof().verify(db, cookie.reveal(), shown),

@@ -94,7 +94,8 @@ If somebody restores the key's row later, the row has another `value_uuid`, so i
 class Entry(NamedTuple):
     """An audit entry to write. `user_id` is the user in whose audit log it appears, None for an action without account.
 
-    `value_uuid` identifies the current value of the key from this entry on. `as_of` is given only for an entry that
+    `value_uuid` identifies the current value of the key from this entry on, and `settings_hash` is the SHA-256 of its
+    settings, in hex. `as_of` is given only for an entry that
     repeats an older one, and is the `as_of` of that entry. `vault_request_id` is Vault's id of keyman's
     request to it. `detail` describes what a command did.
     """
@@ -112,3 +113,4 @@ class Entry(NamedTuple):
     as_of: int | None = None
     vault_request_id: str | None = None
     detail: str | None = None
+    settings_hash: str | None = None

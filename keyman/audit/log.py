@@ -12,7 +12,7 @@ transaction, to keep the lock short.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -36,6 +36,8 @@ from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.errors import RefusedStatement
 from keyman.storage.statements import Command, Query
+
+T = TypeVar("T")
 
 
 async def record(connection: AsyncConnection, *entries: Entry, chain: int | None = None) -> None:
@@ -73,8 +75,21 @@ async def _write(connection: AsyncConnection, entry: Entry, chain: int | None) -
 
 def current_value(key_id: ColumnElement[int] | int) -> ScalarSelect[UUID | None]:
     """Return a subquery for the `value_uuid` of a key's current value, according to the audit log."""
-    newest = select(audit_log.c.value_uuid).where(audit_log.c.key_id == key_id, audit_log.c.value_uuid.is_not(None))
-    return newest.order_by(audit_log.c.as_of.desc()).limit(1).scalar_subquery()
+    return _newest(audit_log.c.value_uuid, key_id)
+
+
+def current_settings(key_id: ColumnElement[int] | int) -> ScalarSelect[str | None]:
+    """Return a subquery for the hash of a key's current settings, according to the audit log.
+
+    It is null in entries from before keys had settings.
+    """
+    return _newest(audit_log.c.settings_hash, key_id)
+
+
+def _newest(column: ColumnElement[T], key_id: ColumnElement[int] | int) -> ScalarSelect[T]:
+    """Return a subquery for a column of the newest entry that names the current value of a key."""
+    naming = select(column).where(audit_log.c.key_id == key_id, audit_log.c.value_uuid.is_not(None))
+    return naming.order_by(audit_log.c.as_of.desc()).limit(1).scalar_subquery()
 
 
 class End(NamedTuple):

@@ -113,6 +113,7 @@ async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
                 value_uuid=row.value_uuid,
                 as_of=row.as_of,
                 vault_request_id=row.vault_request_id,
+                settings_hash=row.settings_hash,
             ),
             chain=cut.chain,
         )
@@ -131,7 +132,16 @@ async def _current(connection: AsyncConnection, rows: Sequence[_Going]) -> list[
     override it.
     """
     named = [
-        _Valued(row.id, row.user_id, row.key_id, row.service, row.value_uuid, row.as_of, row.vault_request_id)
+        _Valued(
+            row.id,
+            row.user_id,
+            row.key_id,
+            row.service,
+            row.value_uuid,
+            row.as_of,
+            row.vault_request_id,
+            row.settings_hash,
+        )
         for row in rows
         if row.value_uuid is not None and row.key_id is not None
     ]
@@ -154,6 +164,7 @@ class _Going(NamedTuple):
     value_uuid: UUID | None
     as_of: int | None
     vault_request_id: str | None
+    settings_hash: str | None
     sequence: int
     hash: bytes
 
@@ -168,6 +179,7 @@ class _Valued(NamedTuple):
     value_uuid: UUID
     as_of: int | None
     vault_request_id: str | None
+    settings_hash: str | None
 
 
 _COVERED = and_(audit_log.c.chain == bindparam("chain"), audit_log.c.sequence <= bindparam("last", type_=BigInteger))

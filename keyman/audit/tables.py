@@ -49,6 +49,7 @@ audit_log = Table(
     Column("chain", Integer, nullable=False),
     Column("sequence", BigInteger, nullable=False),  # counts from 1 in each chain, without a gap
     Column("hash", LargeBinary(32), nullable=False),
+    Column("settings_hash", String(64)),  # if there is a `value_uuid`: SHA-256 of the key's settings, in hex
     CheckConstraint(f"actor IN ({', '.join(repr(a.value) for a in Actor)})", name="actor_known"),
     CheckConstraint("length(hash) = 32", name="hash_is_sha256"),
     Index("ix_audit_log_owner", "user_id", "id"),
@@ -108,3 +109,4 @@ class AuditRow(NamedTuple):
     chain: int
     sequence: int
     hash: bytes
+    settings_hash: str | None

@@ -48,12 +48,13 @@ class _Given(msgspec.Struct):
     service: str
     api_key: str
     expires_at: datetime | None = None
+    settings: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
     """Raises ValueError for a key that was not asked for, and for a value that no server gives."""
     given = msgspec.json.decode(answer.content, type=_Given)
-    resolved = Resolved(given.api_key, given.key_id, given.user_id, given.service, given.expires_at)
+    resolved = Resolved(given.api_key, given.key_id, given.user_id, given.service, given.expires_at, given.settings)
     if not wanted.is_answered_by(resolved) or not is_value(given.api_key):
         raise ValueError
     if given.expires_at is not None and given.expires_at.tzinfo is None:
@@ -61,9 +62,16 @@ def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
     return resolved
 
 
-def add_key(service: str, api_key: Secret, name: str | None, expires_at: datetime | None) -> Call[Key]:
+def add_key(
+    service: str,
+    api_key: Secret,
+    name: str | None,
+    expires_at: datetime | None,
+    settings: Mapping[str, str] | None = None,
+) -> Call[Key]:
     """Store a key. The Idempotency-Key makes the call repeatable: however often it is sent, one key is stored."""
-    fields = {"service": service, "api_key": _encodable(api_key), "name": name, "expires_at": expires_at}
+    given = UNSET if settings is None else settings
+    fields = _set(service=service, api_key=_encodable(api_key), name=name, expires_at=expires_at, settings=given)
     return Call(
         "POST",
         "/api/keys",
@@ -85,9 +93,13 @@ def get_key(key_id: int) -> Call[Key]:
 
 
 def replace_key(
-    key: Key | int, api_key: Secret, name: str | UnsetType | None, expires_at: datetime | UnsetType | None
+    key: Key | int,
+    api_key: Secret,
+    name: str | UnsetType | None,
+    expires_at: datetime | UnsetType | None,
+    settings: Mapping[str, str] | UnsetType,
 ) -> Call[Key]:
-    fields = _set(api_key=_encodable(api_key), name=name, expires_at=expires_at)
+    fields = _set(api_key=_encodable(api_key), name=name, expires_at=expires_at, settings=settings)
     headers = _if_match(key)
     return Call(
         "PUT",
@@ -101,9 +113,13 @@ def replace_key(
 
 
 def change_key(
-    key: Key | int, name: str | UnsetType | None, expires_at: datetime | UnsetType | None, disabled: bool | UnsetType
+    key: Key | int,
+    name: str | UnsetType | None,
+    expires_at: datetime | UnsetType | None,
+    disabled: bool | UnsetType,
+    settings: Mapping[str, str] | UnsetType,
 ) -> Call[Key]:
-    fields = _set(name=name, expires_at=expires_at, disabled=disabled)
+    fields = _set(name=name, expires_at=expires_at, disabled=disabled, settings=settings)
     headers = _if_match(key)
     return Call("PATCH", _path(key), _key, headers=headers, body=msgspec.json.encode(fields), repeatable=not headers)
 

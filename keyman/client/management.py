@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
@@ -63,11 +63,17 @@ class Keyman:
         return self._wire.ask(calls.get_key(key_id))
 
     def add(
-        self, service: str, api_key: str | Secret, *, name: str | None = None, expires_at: datetime | None = None
+        self,
+        service: str,
+        api_key: str | Secret,
+        *,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> Key:
         """Store a key. Retries do not store it twice."""
         api_key = as_secret(api_key)
-        return self._wire.ask(calls.add_key(service, api_key, name, expires_at))
+        return self._wire.ask(calls.add_key(service, api_key, name, expires_at, settings))
 
     def replace(
         self,
@@ -76,10 +82,13 @@ class Keyman:
         *,
         name: str | UnsetType | None = UNSET,
         expires_at: datetime | UnsetType | None = UNSET,
+        settings: Mapping[str, str] | UnsetType = UNSET,
     ) -> Key:
-        """Replace the value. A name or expiry that you leave out stays; None clears it."""
+        """Replace the value. What you leave out stays, but an expiry that has passed is cleared; None clears a name or
+        expiry. `settings` replace the stored ones as a whole.
+        """
         api_key = as_secret(api_key)
-        return self._wire.ask(calls.replace_key(key, api_key, name, expires_at))
+        return self._wire.ask(calls.replace_key(key, api_key, name, expires_at, settings))
 
     def change(
         self,
@@ -88,9 +97,14 @@ class Keyman:
         name: str | UnsetType | None = UNSET,
         expires_at: datetime | UnsetType | None = UNSET,
         disabled: bool | UnsetType = UNSET,
+        settings: Mapping[str, str] | UnsetType = UNSET,
     ) -> Key:
-        """Change the name, expiry or state of a key. None clears a name or expiry; `disabled` pauses or resumes it."""
-        return self._wire.ask(calls.change_key(key, name, expires_at, disabled))
+        """Change the name, expiry, state or settings of a key.
+
+        None clears a name or expiry; `disabled` pauses or resumes the key. `settings` replace the stored ones as a
+        whole; those that decide where the key is sent can change only in `replace`.
+        """
+        return self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings))
 
     def delete(self, key: Key | int) -> None:
         self._wire.ask(calls.delete_key(key))
@@ -154,10 +168,16 @@ class AsyncKeyman:
         return await self._wire.ask(calls.get_key(key_id))
 
     async def add(
-        self, service: str, api_key: str | Secret, *, name: str | None = None, expires_at: datetime | None = None
+        self,
+        service: str,
+        api_key: str | Secret,
+        *,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> Key:
         api_key = as_secret(api_key)
-        return await self._wire.ask(calls.add_key(service, api_key, name, expires_at))
+        return await self._wire.ask(calls.add_key(service, api_key, name, expires_at, settings))
 
     async def replace(
         self,
@@ -166,9 +186,10 @@ class AsyncKeyman:
         *,
         name: str | UnsetType | None = UNSET,
         expires_at: datetime | UnsetType | None = UNSET,
+        settings: Mapping[str, str] | UnsetType = UNSET,
     ) -> Key:
         api_key = as_secret(api_key)
-        return await self._wire.ask(calls.replace_key(key, api_key, name, expires_at))
+        return await self._wire.ask(calls.replace_key(key, api_key, name, expires_at, settings))
 
     async def change(
         self,
@@ -177,8 +198,9 @@ class AsyncKeyman:
         name: str | UnsetType | None = UNSET,
         expires_at: datetime | UnsetType | None = UNSET,
         disabled: bool | UnsetType = UNSET,
+        settings: Mapping[str, str] | UnsetType = UNSET,
     ) -> Key:
-        return await self._wire.ask(calls.change_key(key, name, expires_at, disabled))
+        return await self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings))
 
     async def delete(self, key: Key | int) -> None:
         await self._wire.ask(calls.delete_key(key))

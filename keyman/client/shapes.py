@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -33,14 +34,23 @@ def _is_object(text: str) -> bool:
 class Resolved(Secret):
     """A user's key: a Secret with the key's metadata. Only `reveal()` returns the value."""
 
-    __slots__ = ("expires_at", "key_id", "service", "user_id")
+    __slots__ = ("expires_at", "key_id", "service", "settings", "user_id")
 
-    def __init__(self, value: str, key_id: int, user_id: int, service: str, expires_at: datetime | None) -> None:
+    def __init__(
+        self,
+        value: str,
+        key_id: int,
+        user_id: int,
+        service: str,
+        expires_at: datetime | None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(value)
         self.key_id = key_id
         self.user_id = user_id
         self.service = service
         self.expires_at = expires_at
+        self.settings = dict(settings or {})
 
     def __repr__(self) -> str:
         return f"Resolved(***, key_id={self.key_id}, user_id={self.user_id}, service={self.service!r})"
@@ -59,14 +69,23 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     last_used_at: datetime | None = None
     last_used_by: str | None = None
+    settings: dict[str, str] = msgspec.field(default_factory=dict)
     etag: str | None = None
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A service of the catalogue: its identifier, and the name to show for it."""
+    """A service of the catalogue: its identifier, the name to show for it, and where its users find their keys.
+
+    `settings` is the JSON Schema of the settings of a key. `forwarded` says whether the gateway serves it, and
+    `checked` whether live checks know it.
+    """
 
     service: str
     name: str
+    console_url: str | None = None
+    settings: dict[str, object] = msgspec.field(default_factory=dict)
+    forwarded: bool = False
+    checked: bool = False
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):

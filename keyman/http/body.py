@@ -98,6 +98,12 @@ class ValueSchemas(OpenAPISchemaPlugin):
         return isinstance(value, type) and hasattr(value, "parse") and isinstance(getattr(value, "schema", None), dict)
 
     def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: object) -> Schema:
-        names = {"writeOnly": "write_only", "minLength": "min_length", "maxLength": "max_length"}
+        names = {
+            "writeOnly": "write_only",
+            "minLength": "min_length",
+            "maxLength": "max_length",
+            "additionalProperties": "additional_properties",
+            "maxProperties": "max_properties",
+        }
         schema = field_definition.annotation.schema
         return Schema(**{names.get(name, name): value for name, value in schema.items()})

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -19,16 +19,20 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import NO_VALUE, Action, Entry
-from keyman.audit.log import record
+from keyman.audit.log import current_settings, current_value, record
 from keyman.clock import now
-from keyman.errors import NotFound, PreconditionFailed
+from keyman.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
 from keyman.identity.principals import Principal
 from keyman.ids import MAX_ID, KeyId
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
 from keyman.keys.sealing import Sealer
+from keyman.keys.settings import from_text, has_current_settings, is_current, settings_hash, to_text
 from keyman.keys.tables import api_keys
+from keyman.providers.catalogue import Catalogue
+from keyman.providers.recognition import check_settings
+from keyman.providers.settings import KeySettings, check_destination
 from keyman.storage.paging import Listing, Page, Slice
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
@@ -72,6 +76,7 @@ async def create(
     VaultUnavailable, and then stores nothing.
     """
     stored, vault_request_id = await sealer.seal(caller.owner_id, new.service, new.api_key)
+    settings = to_text(new.settings)
     moment = now()
     values: dict[str, object] = {
         "user_id": caller.user_id,
@@ -84,6 +89,7 @@ async def create(
         "created_at": moment,
         "updated_at": moment,
         "expires_at": new.expires_at,
+        "settings": settings,
     }
     try:
         async with db.write(caller) as connection:
@@ -100,6 +106,7 @@ async def create(
                     service=key.service,
                     value_uuid=stored.value_uuid,
                     vault_request_id=vault_request_id,
+                    settings_hash=settings_hash(settings),
                 ),
             )
     except IntegrityError:
@@ -137,35 +144,49 @@ async def get(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
 
 
 async def replace(
-    db: Database, sealer: Sealer, caller: Principal, key_id: KeyId, new: Replacement, condition: IfMatch
+    db: Database,
+    sealer: Sealer,
+    catalogue: Catalogue,
+    caller: Principal,
+    key_id: KeyId,
+    new: Replacement,
+    condition: IfMatch,
 ) -> KeyInfo:
-    """Seal a new value for a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable."""
+    """Seal a new value for a stored key. Raises NotFound, PreconditionFailed, InvalidRequest, VaultUnavailable.
+
+    Raises Conflict if the settings are to stay, but are not those that the audit log names.
+    """
     before = await get(db, caller, key_id)
     condition.check(before)
+    _check_settings(catalogue, before, new.settings)
     stored, vault_request_id = await sealer.seal(caller.owner_id, before.service, new.api_key)
     values = {**stored._asdict(), "undecryptable": False, **_surroundings(new)}
-    return await _update(
-        db,
-        caller,
-        key_id,
-        values,
-        condition,
-        Action.KEY_REPLACE,
-        value_uuid=stored.value_uuid,
-        vault_request_id=vault_request_id,
-    )
+    value = _NewValue(stored.value_uuid, vault_request_id)
+    return await _update(db, catalogue, caller, key_id, values, condition, Action.KEY_REPLACE, value)
 
 
-async def change(db: Database, caller: Principal, key_id: KeyId, new: Change, condition: IfMatch) -> KeyInfo:
-    """Change the metadata of a key. Raises NotFound, PreconditionFailed."""
+async def change(
+    db: Database, catalogue: Catalogue, caller: Principal, key_id: KeyId, new: Change, condition: IfMatch
+) -> KeyInfo:
+    """Change the metadata of a key. Raises NotFound, PreconditionFailed, InvalidRequest.
+
+    Raises Conflict if the settings are to change, and value or settings are not those that the audit log names.
+    """
     values = _surroundings(new)
     if new.disabled is not msgspec.UNSET:
         values["disabled"] = new.disabled
-    if not values:
+    if not values or new.settings is not msgspec.UNSET:
         key = await get(db, caller, key_id)
         condition.check(key)
-        return key
-    return await _update(db, caller, key_id, values, condition, Action.KEY_CHANGE)
+        if not values:
+            return key
+        _check_settings(catalogue, key, new.settings)
+    return await _update(db, catalogue, caller, key_id, values, condition, Action.KEY_CHANGE)
+
+
+def _check_settings(catalogue: Catalogue, key: KeyInfo, given: KeySettings | msgspec.UnsetType) -> None:
+    if not isinstance(given, msgspec.UnsetType) and (faults := [*check_settings(catalogue, key.service, given)]):
+        raise InvalidRequest.at(*faults)
 
 
 async def remove(db: Database, caller: Principal, key_id: KeyId, condition: IfMatch) -> None:
@@ -199,6 +220,7 @@ class _Shown(NamedTuple):
     expires_at: datetime | None
     last_used_at: datetime | None
     last_used_by: str | None
+    settings: str
 
 
 _SHOWN = (
@@ -213,6 +235,7 @@ _SHOWN = (
     api_keys.c.expires_at,
     api_keys.c.last_used_at,
     api_keys.c.last_used_by,
+    api_keys.c.settings,
 )
 
 
@@ -244,38 +267,94 @@ async def _one(connection: AsyncConnection, query: Query[_Shown], caller: Princi
     raise NotFound("There is nothing with this id.")
 
 
+class _NewValue(NamedTuple):
+    """A value that replaces the stored one, and Vault's id of the call that sealed it."""
+
+    value_uuid: UUID
+    vault_request_id: str | None
+
+
 async def _update(
     db: Database,
+    catalogue: Catalogue,
     caller: Principal,
     key_id: KeyId,
     values: dict[str, object],
     condition: IfMatch,
     action: Action,
-    *,
-    value_uuid: UUID | None = None,
-    vault_request_id: str | None = None,
+    new: _NewValue | None = None,
 ) -> KeyInfo:
     async with db.write(caller) as connection:
         row = await _one(connection, _LOCK, caller, key_id)
-        before = _to_info(row, now())
+        moment = now()
+        before = _to_info(row, moment)
         condition.check(before)
+        if new is not None and before.expires_at is not None and before.expires_at <= moment:
+            values = {"expires_at": None, **values}  # the new value is not expired
+        naming: _Naming = {}
+        if new is not None or "settings" in values:
+            naming = await _naming(connection, catalogue, row, values.get("settings"), new)
         # Always later than before, even if the clock was set back, so that the ETag always changes.
-        moment = max(now(), before.updated_at + timedelta(microseconds=1))
+        moment = max(moment, before.updated_at + timedelta(microseconds=1))
         key = _to_info(await _UPDATE.one(connection, of_id=key_id, **values, updated_at=moment), moment)
         entries = [
-            Entry(
-                recorded,
-                caller.origin,
-                caller.user_id,
-                key_id=key.id,
-                service=key.service,
-                value_uuid=value_uuid,
-                vault_request_id=vault_request_id,
-            )
+            Entry(recorded, caller.origin, caller.user_id, key_id=key.id, service=key.service, **naming)
             for recorded in _recorded_actions(row, values, action)
         ]
         await record(connection, *entries)
     return key
+
+
+class _Naming(TypedDict, total=False):
+    """The fields of an audit entry that names the current value of a key and its settings."""
+
+    value_uuid: UUID
+    settings_hash: str
+    vault_request_id: str | None
+
+
+async def _naming(
+    connection: AsyncConnection, catalogue: Catalogue, row: _Shown, settings: object, new: _NewValue | None
+) -> _Naming:
+    """Return the fields that name the value and the settings of a key from now on. `settings` are None if they stay.
+
+    An entry must not name what somebody has put into the database: then a value or settings that the resolver refuses
+    would be the current ones. Raises Conflict. Raises InvalidRequest for settings that send the stored value elsewhere.
+    """
+    # A statement of its own, after the lock: it sees what the transaction wrote that had the lock before.
+    stored = await _CURRENT.one(connection, of_id=row.id)
+    if new is None and isinstance(settings, str):
+        if not is_current(stored):
+            raise Conflict("The stored key is not the current one. Store the key again, with its settings.")
+        before, after = from_text(row.settings), from_text(settings)
+        if faults := [*check_destination(catalogue.settings(row.service), before, after)]:
+            raise InvalidRequest.at(*faults)
+        return _Naming(value_uuid=stored.value_uuid, settings_hash=settings_hash(settings))
+    if not isinstance(settings, str) and not has_current_settings(stored):
+        raise Conflict("The stored settings are not the current ones. Send the settings together with the key.")
+    text = settings if isinstance(settings, str) else stored.settings
+    assert new is not None
+    return _Naming(value_uuid=new.value_uuid, settings_hash=settings_hash(text), vault_request_id=new.vault_request_id)
+
+
+class _Stored(NamedTuple):
+    """What the row of a key has, and what the audit log says that it has."""
+
+    value_uuid: UUID
+    settings: str
+    current_value: UUID | None
+    current_settings: str | None
+
+
+_CURRENT = Query(
+    select(
+        api_keys.c.value_uuid,
+        api_keys.c.settings,
+        current_value(api_keys.c.id).label("current_value"),
+        current_settings(api_keys.c.id).label("current_settings"),
+    ).where(api_keys.c.id == bindparam("of_id")),
+    _Stored,
+)
 
 
 def _recorded_actions(before: _Shown, values: dict[str, object], action: Action) -> Iterator[Action]:
@@ -302,6 +381,7 @@ def _to_info(row: _Shown, moment: datetime) -> KeyInfo:
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
         last_used_by=row.last_used_by,
+        settings=from_text(row.settings),
     )
 
 
@@ -311,6 +391,8 @@ def _surroundings(new: Replacement | Change) -> dict[str, object]:
         values |= _label(new.name)
     if new.expires_at is not msgspec.UNSET:
         values["expires_at"] = new.expires_at
+    if new.settings is not msgspec.UNSET:
+        values["settings"] = to_text(new.settings)
     return values
 
 

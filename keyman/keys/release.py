@@ -3,8 +3,9 @@
 The entry is committed before the call to Vault, so no application gets a key without an entry. A later failure gets a
 second entry. So the audit log can contain a release that did not happen, but never misses one.
 
-A value is opened only if the audit log names it as the current value of the key. If somebody restores an
-older value in its row, Vault would open it, because its context is right. This check refuses it.
+A value is opened only if the audit log names it as the current value of the key, with the settings that the row has.
+If somebody restores an older value in its row, Vault would open it, because its context is right. And settings decide
+where a value is sent. This check refuses both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sqlalchemy import and_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Action, Entry, Reason
-from keyman.audit.log import current_value, record
+from keyman.audit.log import current_settings, current_value, record
 from keyman.clock import now
 from keyman.errors import (
     DatabaseUnavailable,
@@ -35,6 +36,7 @@ from keyman.identity.standing import locking_account
 from keyman.identity.tables import users
 from keyman.ids import KeyId, OwnerId, UserId
 from keyman.keys.schemas import Status, status_of
+from keyman.keys.settings import from_text, is_current
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import ServiceSlug
 from keyman.secret import Secret
@@ -83,6 +85,7 @@ class Resolved(NamedTuple):
     service: str
     value: Secret
     expires_at: datetime | None
+    settings: dict[str, str]
     is_noted: bool
 
 
@@ -108,7 +111,7 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: P
             fault.reason, "{why} No key was given out.", retry_after=fault.retry_after or 5
         ) from None
     is_noted = not last_use.is_due(row.last_used_at, now())
-    return Resolved(row.key_id, row.user_id, row.service, value, row.expires_at, is_noted)
+    return Resolved(row.key_id, row.user_id, row.service, value, row.expires_at, from_text(row.settings), is_noted)
 
 
 async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:
@@ -153,7 +156,9 @@ async def _released(db: Database, application: Principal, asked: Request) -> _Fo
     if reason is Reason.UNDECRYPTABLE:
         raise Undecryptable("Vault can no longer open this key. Its owner must store it again.")
     if reason is Reason.NOT_CURRENT:
-        raise Undecryptable("The stored value is not this key's current one. Its owner must store it again.")
+        raise Undecryptable(
+            "The stored value, or its settings, are not this key's current ones. Its owner must store it again."
+        )
     if row is None or reason is not None:
         raise NotFound("There is no such key for this application.")
     return row
@@ -170,7 +175,7 @@ def _refusal(row: _Found | None, service: str | None, services: frozenset[str], 
     status = status_of(row, moment)
     if status is not Status.ACTIVE:
         return Reason(status)
-    return None if row.value_uuid == row.current_value else Reason.NOT_CURRENT
+    return None if is_current(row) else Reason.NOT_CURRENT
 
 
 async def _open(opener: Opener, deployment: UUID, row: _Found) -> Secret:
@@ -240,7 +245,9 @@ class _Found(NamedTuple):
     undecryptable: bool
     expires_at: datetime | None
     last_used_at: datetime | None
+    settings: str
     current_value: UUID | None
+    current_settings: str | None
 
 
 _FOUND = select(
@@ -255,7 +262,9 @@ _FOUND = select(
     api_keys.c.undecryptable,
     api_keys.c.expires_at,
     api_keys.c.last_used_at,
+    api_keys.c.settings,
     current_value(api_keys.c.id).label("current_value"),
+    current_settings(api_keys.c.id).label("current_settings"),
 ).join_from(api_keys, users, api_keys.c.owner_id == users.c.id)
 _NEWEST_OF = (
     _FOUND.where(api_keys.c.owner_id == bindparam("user_id"), api_keys.c.service == bindparam("service"))

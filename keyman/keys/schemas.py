@@ -12,6 +12,7 @@ import msgspec
 from keyman.ids import KeyId
 from keyman.providers.catalogue import ServiceSlug
 from keyman.providers.recognition import ProviderKey
+from keyman.providers.settings import KeySettings
 from keyman.values import FutureTime, Label
 
 
@@ -22,22 +23,31 @@ class NewKey(msgspec.Struct):
     api_key: ProviderKey
     name: Label | None = None
     expires_at: FutureTime | None = None
+    settings: KeySettings = msgspec.field(default_factory=KeySettings)
 
 
 class Replacement(msgspec.Struct):
-    """A new value for a stored key. A field that is left out keeps its value."""
+    """A new value for a stored key. A field that is left out keeps its value, but an expiry that has passed is cleared.
+
+    `settings` replace the stored ones as a whole.
+    """
 
     api_key: ProviderKey
     name: Label | msgspec.UnsetType | None = msgspec.UNSET
     expires_at: FutureTime | msgspec.UnsetType | None = msgspec.UNSET
+    settings: KeySettings | msgspec.UnsetType = msgspec.UNSET
 
 
 class Change(msgspec.Struct):
-    """A change to the metadata of a key. `null` clears a label or an expiry."""
+    """A change to the metadata of a key. `null` clears a label or an expiry.
+
+    `settings` replace the stored ones as a whole. They cannot change where the key is sent.
+    """
 
     name: Label | msgspec.UnsetType | None = msgspec.UNSET
     expires_at: FutureTime | msgspec.UnsetType | None = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
+    settings: KeySettings | msgspec.UnsetType = msgspec.UNSET
 
 
 class Status(StrEnum):
@@ -83,6 +93,7 @@ class KeyInfo(msgspec.Struct):
     expires_at: datetime | None
     last_used_at: datetime | None
     last_used_by: str | None
+    settings: dict[str, str] = msgspec.field(default_factory=dict)  # answers kept from before have none
 
     USE: ClassVar[frozenset[str]] = frozenset({"last_used_at", "last_used_by"})
 
@@ -93,4 +104,6 @@ class KeyInfo(msgspec.Struct):
         So a rewrap does not change it, and an application that uses the key does not make an edit of its owner fail.
         """
         seen = [getattr(self, name) for name in self.__struct_fields__ if name not in self.USE]
+        if not self.settings:
+            seen.pop()  # the last field: so an upgrade did not change the validators of older keys
         return f'"{hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:32]}"'

@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 
 from keyman.errors import InvalidRequest
 from keyman.providers.catalogue import Catalogue
-from keyman.providers.masking import mask
 from keyman.providers.recognition import check_value
 from keyman.secret import Secret
 from keyman.vault.cipher import Cipher, Context
@@ -46,6 +45,6 @@ class Sealer:
         # restore its uuid too, it is not the value that the audit log names.
         value_uuid = uuid4()
         sealed = await self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
-        shown = mask(value.reveal(), self._catalogue.prefix(service))
+        shown = self._catalogue.mask(service, value.reveal())
         stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, shown)
         return SealedValue(stored, sealed.request_id)

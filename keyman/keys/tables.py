@@ -39,6 +39,8 @@ api_keys = Table(
     Column("last_used_by", String(100)),
     # It is part of the context, so it never changes. It equals `user_id` as long as only users own keys.
     Column("owner_id", Id, ForeignKey("owners.id"), nullable=False),
+    # A JSON object of texts. Its hash is in the audit entry that names the current value: see settings.py.
+    Column("settings", Text, nullable=False, server_default="{}"),
     CheckConstraint("length(service) > 0", name="service_present"),
     CheckConstraint("encrypted_key LIKE 'vault:v%'", name="encrypted_key_is_sealed"),
     CheckConstraint("key_version > 0", name="key_version_positive"),

@@ -9,52 +9,145 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
 import msgspec
 
 from keyman.errors import ConfigurationError
+from keyman.providers.credentials import SERVICE_ACCOUNT, Credential
+from keyman.providers.masking import mask
+from keyman.providers.settings import API_VERSION, ENDPOINT, LOCATION, PROJECT, REGION, Setting
 from keyman.values import JsonSchema
 
 
 class Service(msgspec.Struct, frozen=True):
-    """One service. Masks show `prefix`. Only keys of this service start with one of the `exclusive` prefixes."""
+    """One service.
+
+    Masks show `prefix`, or one of the `other_prefixes`. Only keys of this service start with one of the `exclusive`
+    prefixes. If there is a `credential`, the service takes a JSON object instead of a key. `allowed_hosts` are the ends
+    of the hosts that `settings` may name. Users find their keys at `console_url`.
+    """
 
     service: str
     name: str
     prefix: str | None = None
     exclusive: tuple[str, ...] = ()
+    console_url: str | None = None
+    other_prefixes: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    credential: Credential | None = None
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The public prefixes of its keys, which masks show."""
+        return self.other_prefixes if self.prefix is None else (self.prefix, *self.other_prefixes)
+
+    def settings_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the settings of a key."""
+        return {
+            "type": "object",
+            "properties": {setting.name: setting.schema(self.allowed_hosts) for setting in self.settings},
+            "additionalProperties": False,
+        }
 
 
 class ServiceInfo(msgspec.Struct):
-    """A service in the list of services."""
+    """A service in the list of services.
+
+    `settings` is a JSON Schema. `forwarded` is True if the gateway serves it, and `checked` if live checks know it.
+    """
 
     service: str
     name: str
+    console_url: str | None
+    settings: JsonSchema
+    forwarded: bool
+    checked: bool
 
 
 SHIPPED = (
-    Service("OPENAI", "OpenAI", "sk-", ("sk-proj-", "sk-svcacct-", "sk-admin-")),
-    Service("ANTHROPIC", "Anthropic", "sk-ant-", ("sk-ant-",)),
-    Service("GOOGLE", "Google Gemini", "AIza", ("AIza",)),
-    Service("AZURE_OPENAI", "Azure OpenAI"),
-    Service("MISTRAL", "Mistral AI"),
-    Service("COHERE", "Cohere"),
-    Service("GROQ", "Groq", "gsk_", ("gsk_",)),
-    Service("XAI", "xAI", "xai-", ("xai-",)),
-    Service("DEEPSEEK", "DeepSeek", "sk-"),
-    Service("PERPLEXITY", "Perplexity", "pplx-", ("pplx-",)),
-    Service("TOGETHER", "Together AI", "tgp_v1_", ("tgp_v1_",)),
-    Service("OPENROUTER", "OpenRouter", "sk-or-", ("sk-or-",)),
-    Service("HUGGINGFACE", "Hugging Face", "hf_", ("hf_",)),
-    Service("REPLICATE", "Replicate", "r8_", ("r8_",)),
-    Service("FIREWORKS", "Fireworks AI", "fw_", ("fw_",)),
+    Service(
+        "OPENAI",
+        "OpenAI",
+        "sk-",
+        ("sk-proj-", "sk-svcacct-", "sk-admin-"),
+        console_url="https://platform.openai.com/api-keys",
+    ),
+    Service(
+        "ANTHROPIC", "Anthropic", "sk-ant-", ("sk-ant-",), console_url="https://console.anthropic.com/settings/keys"
+    ),
+    Service(
+        "GOOGLE",
+        "Google Gemini",
+        "AIza",
+        ("AIza", "AQ."),
+        console_url="https://aistudio.google.com/app/apikey",
+        other_prefixes=("AQ.",),
+    ),
+    Service(
+        "AZURE_OPENAI",
+        "Azure OpenAI",
+        console_url="https://portal.azure.com/",
+        settings=(ENDPOINT, API_VERSION),
+        allowed_hosts=(".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com"),
+    ),
+    Service("MISTRAL", "Mistral AI", console_url="https://console.mistral.ai/api-keys"),
+    Service("COHERE", "Cohere", console_url="https://dashboard.cohere.com/api-keys"),
+    Service("GROQ", "Groq", "gsk_", ("gsk_",), console_url="https://console.groq.com/keys"),
+    Service("XAI", "xAI", "xai-", ("xai-",), console_url="https://console.x.ai/"),
+    Service("DEEPSEEK", "DeepSeek", "sk-", console_url="https://platform.deepseek.com/api_keys"),
+    Service("PERPLEXITY", "Perplexity", "pplx-", ("pplx-",), console_url="https://www.perplexity.ai/settings/api"),
+    Service(
+        "TOGETHER",
+        "Together AI",
+        "tgp_v1_",
+        ("tgp_v1_",),
+        console_url="https://api.together.ai/settings/api-keys",
+    ),
+    Service("OPENROUTER", "OpenRouter", "sk-or-", ("sk-or-",), console_url="https://openrouter.ai/settings/keys"),
+    Service("HUGGINGFACE", "Hugging Face", "hf_", ("hf_",), console_url="https://huggingface.co/settings/tokens"),
+    Service("REPLICATE", "Replicate", "r8_", ("r8_",), console_url="https://replicate.com/account/api-tokens"),
+    Service(
+        "FIREWORKS",
+        "Fireworks AI",
+        "fw_",
+        ("fw_", "fpk_"),
+        console_url="https://app.fireworks.ai/settings/users/api-keys",
+        other_prefixes=("fpk_",),
+    ),
+    Service(
+        "AWS_BEDROCK",
+        "Amazon Bedrock",
+        "ABSK",
+        # The second half of the long one is base64 of `BedrockAPIKey-`, with which every long-term key begins.
+        ("ABSKQmVkcm9ja0FQ", "bedrock-api-key-"),
+        console_url="https://console.aws.amazon.com/bedrock/home#/api-keys",
+        other_prefixes=("bedrock-api-key-",),
+        settings=(REGION,),
+    ),
+    Service(
+        "GOOGLE_VERTEX",
+        "Google Vertex AI",
+        console_url="https://console.cloud.google.com/iam-admin/serviceaccounts",
+        settings=(PROJECT, LOCATION),
+        credential=SERVICE_ACCOUNT,
+    ),
+    Service("CEREBRAS", "Cerebras", "csk-", ("csk-",), console_url="https://cloud.cerebras.ai/"),
+    Service("NVIDIA", "NVIDIA", "nvapi-", ("nvapi-",), console_url="https://build.nvidia.com/settings/api-keys"),
+    Service("OLLAMA_CLOUD", "Ollama Cloud", console_url="https://ollama.com/settings/keys"),
 )
 
 _SLUG = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PREFIX = re.compile(r"[!-~]{2,16}")
+_CONSOLE = re.compile(r"https://[!-~]{1,500}")
+
+ENTRY = ("service", "name", "prefix", "exclusive", "console_url")
+"""The fields of an entry in the operator's file."""
+
+_DEFAULTS: Mapping[str, object] = {"prefix": None, "exclusive": (), "console_url": None}
 
 
 class ServiceSlug(str):
@@ -79,10 +172,14 @@ class ServiceSlug(str):
 
 
 class Catalogue:
-    """The shipped services, then those of the operator. They replace shipped ones that have the same identifier."""
+    """The shipped services, then those of the operator.
+
+    A service of the operator with the identifier of a shipped one changes that one: what its entry does not give stays.
+    """
 
     def __init__(self, added: Iterable[Service] = ()) -> None:
-        services = {service.service: service for service in (*SHIPPED, *added)}
+        services = {service.service: service for service in SHIPPED}
+        services |= {service.service: _merged(services.get(service.service), service) for service in added}
         self._services = services
         self._exclusive = {prefix: service for service in services.values() for prefix in service.exclusive}
 
@@ -101,25 +198,70 @@ class Catalogue:
         return service in self._services
 
     def infos(self) -> list[ServiceInfo]:
-        return [ServiceInfo(service.service, service.name) for service in self._services.values()]
+        return [
+            ServiceInfo(
+                service.service,
+                service.name,
+                service.console_url,
+                service.settings_schema(),
+                forwarded=False,
+                checked=False,
+            )
+            for service in self._services.values()
+        ]
+
+    def find(self, service: str) -> Service | None:
+        """Return a service, or None if it is not in the catalogue."""
+        return self._services.get(service)
 
     def name(self, service: str) -> str:
         """Return the name of a service, or its identifier if the operator has removed it from the catalogue."""
         known = self._services.get(service)
         return known.name if known is not None else service
 
-    def prefix(self, service: str) -> str:
-        """Return the public prefix of a service's keys, or an empty text if it has none or is not in the catalogue."""
+    def prefixes(self, service: str) -> tuple[str, ...]:
+        """Return the public prefixes of a service's keys: none if it has none, or is not in the catalogue."""
         known = self._services.get(service)
-        return (known.prefix or "") if known is not None else ""
+        return known.prefixes if known is not None else ()
 
-    def prefixes(self) -> dict[str, str]:
-        """Return the public prefix of the keys of each service, or an empty text if it has none."""
-        return {service.service: service.prefix or "" for service in self._services.values()}
+    def settings(self, service: str) -> tuple[Setting, ...]:
+        """Return the settings that a key for this service can have."""
+        known = self._services.get(service)
+        return known.settings if known is not None else ()
+
+    def takes_json(self, service: str) -> bool:
+        """Return True if a service takes a JSON credential instead of a key."""
+        known = self._services.get(service)
+        return known is not None and known.credential is not None
+
+    def mask(self, service: str, value: str) -> str:
+        """Return the mask of a value for this service."""
+        known = self._services.get(service)
+        if known is not None and known.credential is not None:
+            return known.credential.mask(value)
+        return mask(value, self.prefix_of(service, value))
+
+    def prefix_of(self, service: str, value: str) -> str:
+        """Return the longest public prefix of this service that the value has, or an empty text."""
+        return max((prefix for prefix in self.prefixes(service) if value.startswith(prefix)), key=len, default="")
+
+    def taker(self, credential: Mapping[str, object]) -> Service | None:
+        """Return the service that takes such a JSON credential, or None."""
+        taken = (one for one in self._services.values() if one.credential and one.credential.fits(credential))
+        return next(taken, None)
 
     def exclusive_prefixes(self) -> dict[str, str]:
         """Return each prefix that only one service uses, with the identifier of this service."""
         return {prefix: service.service for prefix, service in self._exclusive.items()}
+
+
+def _merged(shipped: Service | None, added: Service) -> Service:
+    if shipped is None:
+        return added
+    given = {name: value for name in ENTRY if (value := getattr(added, name)) != _DEFAULTS.get(name)}
+    if "prefix" in given:
+        given["other_prefixes"] = ()
+    return msgspec.structs.replace(shipped, **given)
 
 
 def read_services(path: Path) -> list[Service]:
@@ -146,9 +288,8 @@ def _entry(number: int, entry: object) -> Service:
 
 
 def _service(entry: object) -> Service:
-    known = Service.__struct_fields__
-    if isinstance(entry, dict) and not entry.keys() <= set(known):
-        raise ValueError(f"it has an unknown field; the known fields are {', '.join(known)}")
+    if isinstance(entry, dict) and not entry.keys() <= set(ENTRY):
+        raise ValueError(f"it has an unknown field; the known fields are {', '.join(ENTRY)}")
     try:
         service = msgspec.convert(entry, Service)
     except msgspec.ValidationError as fault:
@@ -161,4 +302,6 @@ def _service(entry: object) -> Service:
     if not all(_PREFIX.fullmatch(prefix) for prefix in prefixes):
         # With a longer prefix, every mask would show too much of the value.
         raise ValueError("a prefix must be 2 to 16 printable ASCII characters, without spaces")
+    if service.console_url is not None and not _CONSOLE.fullmatch(service.console_url):
+        raise ValueError("console_url must be an address that begins with https://")
     return service

@@ -9,29 +9,32 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Self
 
 from keyman.errors import FieldError, Sentence
-from keyman.providers.catalogue import Catalogue
+from keyman.providers import settings
+from keyman.providers.catalogue import Catalogue, Service
+from keyman.providers.credentials import MAX_CREDENTIAL, Credential, looks_like_json, parse_object
 from keyman.providers.masking import IS_MASK, is_mask
 from keyman.providers.pasted import check_pasted
+from keyman.providers.settings import KeySettings
 from keyman.secret import Secret
 from keyman.values import Check, JsonSchema
 
 MAX_KEY = 8192
 """The maximum number of characters of a key: short-term keys of Amazon Bedrock have over 1,000."""
 
-MAX_CREDENTIAL = 16 * 1024
-"""The maximum number of bytes of a JSON credential: a service-account file has about 2,400."""
-
 
 class ProviderKey(Secret):
-    """An API key of any provider, which keyman stores sealed."""
+    """An API key of any provider, or a JSON credential, which keyman stores sealed.
+
+    White space around a key is stripped. A JSON credential is stored as it was sent.
+    """
 
     __slots__ = ()
     schema: ClassVar[JsonSchema] = {
         "type": "string",
         "format": "password",
         "minLength": 8,
-        "maxLength": MAX_KEY,
-        "pattern": r"^[\x21-\x7e]+$",
+        "maxLength": MAX_CREDENTIAL,
+        "pattern": r"^(\{[\s\S]*|[\x21-\x7e]{1,8192})$",
         "writeOnly": True,
         "examples": ["sk-hq2v9mXbT0c7eUKwN4Rd1234"],
     }
@@ -43,6 +46,10 @@ class ProviderKey(Secret):
         text = raw.strip()
         if not text:
             raise ValueError("must not be empty")
+        if looks_like_json(text):
+            if len(raw.encode(errors="surrogatepass")) > MAX_CREDENTIAL:
+                raise ValueError("must be at most 16 KiB long")
+            return cls(raw)
         check_pasted(text)
         if not all("!" <= c <= "~" for c in text):
             raise ValueError(
@@ -59,13 +66,26 @@ def check_new_key(catalogue: Catalogue) -> Check:
 
     def check(values: Mapping[str, object]) -> Iterator[FieldError]:
         yield from check_label(values)
-        service, value = values.get("service"), values.get("api_key")
-        if isinstance(service, str) and service not in catalogue:
+        service, value, given = values.get("service"), values.get("api_key"), values.get("settings")
+        if not isinstance(service, str):
+            return
+        if service not in catalogue:
             yield FieldError("service", "is not a service of the catalogue; GET /api/services lists them")
-        elif isinstance(service, str) and isinstance(value, Secret):
+            return
+        if isinstance(value, Secret):
             yield from check_value(catalogue, service, value.reveal())
+        if isinstance(given, KeySettings):
+            yield from check_settings(catalogue, service, given)
 
     return check
+
+
+def check_settings(catalogue: Catalogue, service: str, given: Mapping[str, str]) -> Iterator[FieldError]:
+    """Yield a fault for each invalid member of the settings of a key for this service."""
+    known = catalogue.find(service)
+    yield from settings.check_settings(
+        catalogue.name(service), known.settings if known else (), known.allowed_hosts if known else (), given
+    )
 
 
 def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
@@ -77,20 +97,54 @@ def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
 
 def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[FieldError]:
     """Yield a fault if this value is certainly not a key of this service."""
-    if is_mask(value):
+    known = catalogue.find(service)
+    if known is not None and known.credential is not None:
+        yield from _check_credential(known, known.credential, value)
+    elif looks_like_json(value):
+        yield from _check_json(catalogue, service, value)
+    elif is_mask(value):
         yield FieldError("api_key", IS_MASK)
-        return
-    prefix = catalogue.prefix(service)
-    own = prefix if value.startswith(prefix) else ""
-    owners = catalogue.exclusive_prefixes()
-    claim = max((begin for begin in owners if value.startswith(begin)), key=len, default="")
-    # The service's own prefix wins if it is as long: an operator may add a second service with keys like Anthropic's.
-    if len(claim) > len(own) and owners[claim] != service:
+    else:
+        own = catalogue.prefix_of(service, value)
+        owners = catalogue.exclusive_prefixes()
+        claim = max((begin for begin in owners if value.startswith(begin)), key=len, default="")
+        # The service's own prefix wins if it is as long: an operator may add a second service with keys like
+        # Anthropic's.
+        if len(claim) > len(own) and owners[claim] != service:
+            yield _of_another(catalogue, owners[claim], service)
+
+
+def _check_credential(service: Service, credential: Credential, value: str) -> Iterator[FieldError]:
+    """Yield a fault if this value is not a JSON credential of this form."""
+    given = parse_object(value)
+    if given is None or not credential.fits(given):
+        members = ", ".join(credential.members)
         yield FieldError(
             "api_key",
             Sentence(
-                "looks like a key of {owner}, not of {mine}: choose that service instead",
-                owner=catalogue.name(owners[claim]),
-                mine=catalogue.name(service),
+                "must be the whole JSON file from {service}, an object with {members}; paste the file as it is",
+                service=service.name,
+                members=members,
             ),
         )
+
+
+def _check_json(catalogue: Catalogue, service: str, value: str) -> Iterator[FieldError]:
+    """Yield the fault of a JSON object that was given to a service that takes a key."""
+    given = parse_object(value)
+    owner = catalogue.taker(given) if given is not None else None
+    if owner is not None:
+        yield _of_another(catalogue, owner.service, service)
+    else:
+        yield FieldError("api_key", "is JSON, or has brackets around it; paste only the key in it")
+
+
+def _of_another(catalogue: Catalogue, owner: str, mine: str) -> FieldError:
+    return FieldError(
+        "api_key",
+        Sentence(
+            "looks like a key of {owner}, not of {mine}: choose that service instead",
+            owner=catalogue.name(owner),
+            mine=catalogue.name(mine),
+        ),
+    )

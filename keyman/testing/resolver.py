@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -43,7 +44,15 @@ class _Fake:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self._keys)} keys and {len(self.calls)} calls>"
 
-    def add(self, value: str, *, user_id: int, service: str, expires_at: datetime | None = None) -> Resolved:
+    def add(
+        self,
+        value: str,
+        *,
+        user_id: int,
+        service: str,
+        expires_at: datetime | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> Resolved:
         """Add an active key and return it; its `key_id` is greater than that of every earlier key.
 
         Raises ValueError for a value that no server gives (it has 8 to 8,192 printable ASCII characters, without
@@ -53,7 +62,7 @@ class _Fake:
             raise ValueError("value must have 8 to 8,192 printable ASCII characters and no space, or be a JSON object")
         if expires_at is not None and expires_at.tzinfo is None:
             raise ValueError("expires_at must have a time zone")
-        key = Resolved(value, self._next_id(), user_id, service, expires_at)
+        key = Resolved(value, self._next_id(), user_id, service, expires_at, settings)
         self._keys[key.key_id] = key
         return key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 BODY = "Zq7Rk2Lw9Xc4Vb6Nm1"
@@ -11,6 +12,18 @@ PROJECT = f"sk-proj-{BODY}AbCd"
 CLAUDE = f"sk-ant-api03-{BODY}igAA"
 GROQ = f"gsk_{BODY}cdef"
 GEMINI = f"AIzaSy{BODY}wxyz"
+
+ACCOUNT = json.dumps(
+    {
+        "type": "service_account",
+        "project_id": "my-project-123",
+        "private_key_id": "0123456789abcdef0123456789abcdef",
+        "private_key": f"-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----\n",
+        "client_email": "keyman@my-project-123.iam.gserviceaccount.com",
+    },
+    indent=2,
+)
+"""A service-account file of Google, as it is downloaded; its private key is made up."""
 
 QUOTED = "has quotation marks around it; remove them"
 BACKTICKS = "has backticks around it; remove them"
@@ -27,6 +40,12 @@ ADDRESS = "is an address (URL), not a key; copy the key that the provider shows 
 MASK = "is a mask, which shows only the ends of a key; copy the whole key from the provider, or create a new one there"
 LINES = "has more than one line; paste only one key, without other lines"
 SPACE = "contains white space; paste only the key, without anything before or after it"
+JSON = "is JSON, or has brackets around it; paste only the key in it"
+FILE = (
+    "must be the whole JSON file from Google Vertex AI, an object with type, private_key_id, private_key, "
+    "client_email; paste the file as it is"
+)
+TOO_LONG = "must be at most 16 KiB long"
 LENGTH = "must be 8 to 8,192 characters long"
 ASCII = (
     "must contain only printable ASCII characters, without white space; if you copied it from a document, copy it "
@@ -201,4 +220,35 @@ PASTES = (
     Paste(PROJECT, of_another("OpenAI", "Anthropic"), "ANTHROPIC"),
     Paste(GROQ, of_another("Groq", "Google Gemini"), "GOOGLE"),
     Paste(GEMINI, of_another("Google Gemini", "Mistral AI"), "MISTRAL"),
+    Paste(f"bedrock-api-key-{BODY}", of_another("Amazon Bedrock", "OpenAI")),
+    Paste(f"AQ.{BODY}", of_another("Google Gemini", "OpenAI")),
+    Paste(f"fpk_{BODY}", of_another("Fireworks AI", "OpenAI")),
+    Paste(f"AQ.{BODY}", None, "GOOGLE"),
+    Paste(f"fpk_{BODY}", None, "FIREWORKS"),
+    Paste(f"bedrock-api-key-{BODY * 60}==", None, "AWS_BEDROCK"),
+    # JSON, and what is no JSON
+    Paste(ACCOUNT, None, "GOOGLE_VERTEX"),
+    Paste(f"\n{ACCOUNT}\n", None, "GOOGLE_VERTEX"),
+    Paste(ACCOUNT.replace("\n", "\r\n"), None, "GOOGLE_VERTEX"),
+    Paste(json.dumps(json.loads(ACCOUNT)), None, "GOOGLE_VERTEX"),
+    Paste(json.dumps({**json.loads(ACCOUNT), "note": "x" * 15_000}), None, "GOOGLE_VERTEX"),
+    Paste(json.dumps({**json.loads(ACCOUNT), "note": "x" * 16_384}), TOO_LONG, "GOOGLE_VERTEX"),
+    Paste(json.dumps({**json.loads(ACCOUNT), "note": "\u00e9\u4e2d"}, ensure_ascii=False), None, "GOOGLE_VERTEX"),
+    Paste(ACCOUNT[:-1], FILE, "GOOGLE_VERTEX"),
+    Paste(ACCOUNT + ACCOUNT, FILE, "GOOGLE_VERTEX"),
+    Paste(ACCOUNT.replace('"private_key"', '"privat"'), FILE, "GOOGLE_VERTEX"),
+    Paste(ACCOUNT.replace('"0123456789abcdef0123456789abcdef"', "7"), FILE, "GOOGLE_VERTEX"),
+    Paste("{}", FILE, "GOOGLE_VERTEX"),
+    Paste(f"{{{PROJECT}}}", FILE, "GOOGLE_VERTEX"),
+    Paste(f"AQ.{BODY}", FILE, "GOOGLE_VERTEX"),
+    Paste(f"[{json.dumps(BODY)}]", BRACKETS, "GOOGLE_VERTEX"),
+    Paste(f"\ufeff{ACCOUNT}", invisible("U+FEFF ZERO WIDTH NO-BREAK SPACE"), "GOOGLE_VERTEX"),
+    Paste(json.dumps(ACCOUNT), QUOTED, "GOOGLE_VERTEX"),
+    Paste(ACCOUNT, of_another("Google Vertex AI", "Google Gemini"), "GOOGLE"),
+    Paste(ACCOUNT, of_another("Google Vertex AI", "OpenAI")),
+    Paste(json.dumps({"api_key": PROJECT}), JSON),
+    Paste(f'{{"api_key": "{PROJECT}"', JSON),
+    Paste(f"{{{PROJECT}}}", JSON),
+    Paste("{{ secrets.OPENAI_API_KEY }}", JSON),
+    Paste('{"a":' * 3_000, JSON),
 )

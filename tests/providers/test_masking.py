@@ -7,16 +7,17 @@ from hypothesis import given
 
 from keyman.providers.catalogue import SHIPPED
 from keyman.providers.masking import is_mask, mask
+from tests.providers.pastes import ACCOUNT
 from tests.providers.values import CATALOGUE, SERVICES, VALUES
 
 
 @given(service=SERVICES, value=VALUES)
 def test_a_mask_is_the_prefix_three_dots_and_four_characters(service: str, value: str) -> None:
-    shown = mask(value, CATALOGUE.prefix(service))
+    shown = CATALOGUE.mask(service, value)
     if len(value) < 12:
         assert shown == "..."
     else:
-        prefix = CATALOGUE.prefix(service)
+        prefix = CATALOGUE.prefix_of(service, value)
         assert shown in (f"{prefix}...{value[-4:]}", f"...{value[-4:]}")
         assert shown.startswith(prefix) is value.startswith(prefix) or not prefix
         assert value not in shown
@@ -25,7 +26,7 @@ def test_a_mask_is_the_prefix_three_dots_and_four_characters(service: str, value
 
 @given(service=SERVICES, value=VALUES)
 def test_every_mask_is_known_again(service: str, value: str) -> None:
-    assert is_mask(mask(value, CATALOGUE.prefix(service)))
+    assert is_mask(CATALOGUE.mask(service, value))
 
 
 @pytest.mark.parametrize(
@@ -59,10 +60,15 @@ def test_a_long_prefix_and_a_tail_do_not_add_up_to_the_value() -> None:
 
 
 def test_an_unknown_service_of_a_stored_key_shows_no_prefix() -> None:
-    assert mask("sk-Zq7Rk2Lw9Xc4Vb6Nm1", CATALOGUE.prefix("GONE")) == "...6Nm1"
+    assert CATALOGUE.mask("GONE", "sk-Zq7Rk2Lw9Xc4Vb6Nm1") == "...6Nm1"
 
 
-def test_the_prefix_of_a_service_is_shown() -> None:
-    for service in SHIPPED:
-        value = f"{service.prefix or ''}Zq7Rk2Lw9Xc4Vb6Nm1"
-        assert mask(value, CATALOGUE.prefix(service.service)) == f"{service.prefix or ''}...6Nm1"
+def test_each_prefix_of_a_service_is_shown() -> None:
+    for service in (one for one in SHIPPED if one.credential is None):
+        for prefix in service.prefixes or ("",):
+            assert CATALOGUE.mask(service.service, f"{prefix}Zq7Rk2Lw9Xc4Vb6Nm1") == f"{prefix}...6Nm1"
+
+
+def test_a_json_credential_shows_the_end_of_the_id_of_its_key() -> None:
+    assert CATALOGUE.mask("GOOGLE_VERTEX", ACCOUNT) == "...cdef"
+    assert CATALOGUE.mask("GOOGLE_VERTEX", "no JSON") == "..."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from keyman.providers.catalogue import SHIPPED, Catalogue, Service
-from keyman.providers.masking import mask
+from keyman.providers.masking import is_mask
 from keyman.providers.recognition import ProviderKey, check_label, check_new_key, check_value
 from keyman.secret import Secret
 from tests.providers.values import CATALOGUE, PRINTABLE, SERVICES, VALUES
@@ -15,7 +17,7 @@ from tests.providers.values import CATALOGUE, PRINTABLE, SERVICES, VALUES
 
 @given(service=SERVICES, value=VALUES, other=SERVICES)
 def test_no_mask_is_taken_for_a_key(service: str, value: str, other: str) -> None:
-    (fault,) = check_value(CATALOGUE, other, mask(value, CATALOGUE.prefix(service)))
+    (fault,) = check_value(CATALOGUE, other, CATALOGUE.mask(service, value))
     assert fault.field == "api_key"
     assert "mask" in fault.message
 
@@ -24,11 +26,11 @@ def test_no_mask_is_taken_for_a_key(service: str, value: str, other: str) -> Non
 def test_a_value_is_refused_for_its_prefix_only_when_that_is_certain(service: str, value: str) -> None:
     faults = list(check_value(CATALOGUE, service, value))
     claims = {known.service for known in SHIPPED for prefix in known.exclusive if value.startswith(prefix)}
-    if faults and "mask" not in faults[0].message:
+    if faults and not re.search("is a mask|is JSON", faults[0].message):
         assert claims
         assert service not in claims
         assert value not in faults[0].message
-    if not claims and "..." not in value:
+    if not claims and not is_mask(value) and not value.startswith("{"):
         assert faults == []
 
 
@@ -36,7 +38,7 @@ def test_every_exclusive_prefix_belongs_to_one_service() -> None:
     owners = {prefix: service.service for service in SHIPPED for prefix in service.exclusive}
     assert sum(len(service.exclusive) for service in SHIPPED) == len(owners)
     for prefix, owner in owners.items():
-        for service in SHIPPED:
+        for service in (one for one in SHIPPED if one.credential is None):
             faults = list(check_value(CATALOGUE, service.service, f"{prefix}Zq7Rk2Lw9Xc4Vb6Nm1"))
             assert bool(faults) is (service.service != owner), (prefix, service.service)
 

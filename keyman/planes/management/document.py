@@ -40,6 +40,7 @@ _KEY = {
     "expires_at": None,
     "last_used_at": None,
     "last_used_by": None,
+    "settings": {},
 }
 _TOKEN = {
     "id": 3,
@@ -74,7 +75,18 @@ EXAMPLES: Mapping[str, object] = {
     "NewToken": {"name": "CI pipeline", "scopes": ["keys:read"], "expires_at": "2030-01-31T00:00:00Z"},
     "Readiness": {"status": "ok", "checks": {"database": "ok", "vault": "ok"}},
     "Replacement": {"api_key": "sk-Zt81LqoPw5aYc3hVn6Xe9876"},
-    "ServiceInfo": {"service": "OPENAI", "name": "OpenAI"},
+    "ServiceInfo": {
+        "service": "AWS_BEDROCK",
+        "name": "Amazon Bedrock",
+        "console_url": "https://console.aws.amazon.com/bedrock/home#/api-keys",
+        "settings": {
+            "type": "object",
+            "properties": {"region": {"type": "string", "title": "Region", "maxLength": 32}},
+            "additionalProperties": False,
+        },
+        "forwarded": False,
+        "checked": False,
+    },
     "TokenInfo": _TOKEN,
 }
 """An example of each shape, as JSON."""
@@ -114,4 +126,5 @@ def openapi_document(
     document.json["components"]["securitySchemes"]["session"]["name"] = session_cookie
     document.json["servers"] = [{"url": root_path or "/"}]
     document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
+    document.schemas["KeyInfo"]["required"].append("settings")  # its default is for answers kept from before
     return document.encoded()

@@ -42,6 +42,7 @@ Every error is `application/problem+json` (RFC 9457), with a `type` that leads t
             "service": "OPENAI",
             "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd1234",
             "expires_at": None,
+            "settings": {},
         },
     },
 )

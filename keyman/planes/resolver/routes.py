@@ -48,6 +48,7 @@ class ResolvedKey(msgspec.Struct):
     service: str
     api_key: str
     expires_at: datetime | None
+    settings: dict[str, str]
 
 
 @post(
@@ -103,6 +104,7 @@ def _to_json(resolved: Resolved) -> bytes:
             "service": resolved.service,
             "api_key": resolved.value.reveal(),
             "expires_at": resolved.expires_at,
+            "settings": resolved.settings,
         }
     )
 

@@ -28,7 +28,7 @@ from tests.support.rows import AnyRow
 
 _NUMBERS = itertools.count()
 
-SHOWN = {"key_id", "user_id", "service", "api_key", "expires_at"}
+SHOWN = {"key_id", "user_id", "service", "api_key", "expires_at", "settings"}
 """What the answer to a resolve holds."""
 
 

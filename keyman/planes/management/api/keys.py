@@ -164,10 +164,16 @@ class KeyController(Controller):
         operation_id="replaceKey",
         response_description="The key with its new mask.",
         summary="Replace a key's value",
-        description="The service does not change. An omitted field keeps its value. `null` clears a name or an expiry.",
+        description="The service does not change. An omitted field keeps its value, but an expiry that has passed is "
+        "cleared. `null` clears a name or an expiry. `settings` replace the stored ones as a whole.",
         response_headers=[ETAG],
         responses=may_answer(
-            errors.NotFound, errors.PreconditionFailed, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS
+            errors.NotFound,
+            errors.Conflict,
+            errors.PreconditionFailed,
+            errors.VaultUnavailable,
+            *CALLER_PROBLEMS,
+            *BODY_PROBLEMS,
         ),
     )
     async def replace(
@@ -176,12 +182,13 @@ class KeyController(Controller):
         request: AnyRequest,
         db: Injected[Database],
         sealer: Injected[Sealer],
+        catalogue: Injected[Catalogue],
         caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
         replacement = await read_json(request, Replacement, check_label)
         return _with_etag(
-            await operations.replace(db, sealer, caller, KeyId(key_id), replacement, IfMatch.parse(if_match))
+            await operations.replace(db, sealer, catalogue, caller, KeyId(key_id), replacement, IfMatch.parse(if_match))
         )
 
     @patch(
@@ -190,21 +197,28 @@ class KeyController(Controller):
         security=SECURITY,
         operation_id="changeKey",
         response_description="The key as it is now.",
-        summary="Rename, pause or limit a key",
-        description="Changes the metadata. `null` clears a name or an expiry. Does not need Vault.",
+        summary="Rename, pause or limit a key, or change its settings",
+        description="Changes the metadata. `null` clears a name or an expiry. `settings` replace the stored ones as a "
+        "whole; a member that decides where the key is sent can be changed only together with the key. Does not need "
+        "Vault.",
         response_headers=[ETAG],
-        responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+        responses=may_answer(
+            errors.NotFound, errors.Conflict, errors.PreconditionFailed, *CALLER_PROBLEMS, *BODY_PROBLEMS
+        ),
     )
     async def change(
         self,
         key_id: FromPath[RowId],
         request: AnyRequest,
         db: Injected[Database],
+        catalogue: Injected[Catalogue],
         caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
         change = await read_json(request, Change)
-        return _with_etag(await operations.change(db, caller, KeyId(key_id), change, IfMatch.parse(if_match)))
+        return _with_etag(
+            await operations.change(db, catalogue, caller, KeyId(key_id), change, IfMatch.parse(if_match))
+        )
 
     @delete(
         "/{key_id:str}",
@@ -235,7 +249,8 @@ class KeyController(Controller):
     operation_id="listServices",
     response_description="The catalogue.",
     summary="List the services",
-    description="The catalogue: the values that `service` can have, and the name to show for each.",
+    description="The catalogue: the values that `service` can have, with the name to show for each, the page where its "
+    "users find their keys, and the JSON Schema of `settings`.",
     responses=may_answer(*CALLER_PROBLEMS),
 )
 async def list_services(catalogue: Injected[Catalogue]) -> list[ServiceInfo]:

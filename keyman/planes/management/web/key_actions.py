@@ -56,7 +56,7 @@ async def pause(
         if wanted is None:
             raise InvalidRequest.at(FieldError("", "The form is malformed."))
         condition = IfMatch.parse(form.text("etag") or None)
-        await operations.change(db, caller, key.id, Change(disabled=wanted), condition)
+        await operations.change(db, catalogue, caller, key.id, Change(disabled=wanted), condition)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:

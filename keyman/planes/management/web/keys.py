@@ -26,6 +26,7 @@ from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
 from keyman.keys.sealing import Sealer
+from keyman.keys.settings import to_text
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue, ServiceSlug
@@ -142,6 +143,7 @@ async def create(
 ) -> Response[bytes]:
     form = await Form.read(request)
     given = form.filled("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
+    given["settings"] = _settings(form, catalogue, form.text("service"))
     attempt = form.text("attempt")
     try:
         new = values.decode(KeyForm, given, check_new_key(catalogue))
@@ -180,7 +182,7 @@ async def edit(
     view = View.of_query(form.text("view"))
     key = await own_key(db, caller, KeyId(key_id))
     try:
-        await _edit(db, sealer, caller, key, form)
+        await _edit(db, sealer, catalogue, caller, key, form)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
@@ -214,17 +216,34 @@ async def _create_once(
         return (await operations.create(db, sealer, caller, new)).key
 
 
-async def _edit(db: Database, sealer: Sealer, caller: Principal, key: KeyInfo, form: Form) -> None:
+async def _edit(
+    db: Database, sealer: Sealer, catalogue: Catalogue, caller: Principal, key: KeyInfo, form: Form
+) -> None:
     # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
     changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
     given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
+    settings = _settings(form, catalogue, key.service)
+    # Nor are unchanged settings: what somebody has changed in the database must not come back as the user's own.
+    if form.all("shown_settings") not in ([], [to_text(settings)]):
+        given["settings"] = settings
     condition = IfMatch.parse(form.text("etag") or None)
     if form.text("api_key").strip():
         asked = {**given, "api_key": form.text("api_key")}
         replacement = values.decode(ReplacementForm, asked, check_label)
-        await operations.replace(db, sealer, caller, key.id, replacement, condition)
+        await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
     else:
-        await operations.change(db, caller, key.id, values.decode(ChangeForm, given), condition)
+        await operations.change(db, catalogue, caller, key.id, values.decode(ChangeForm, given), condition)
+
+
+def setting_field(service: str, member: str) -> str:
+    """Return the name of the field of a setting. The form for a new key has the fields of all services."""
+    return f"settings-{service}-{member}"
+
+
+def _settings(form: Form, catalogue: Catalogue, service: str) -> dict[str, str]:
+    """Return the settings of this service that are filled in."""
+    typed = {one.name: form.text(setting_field(service, one.name)).strip() for one in catalogue.settings(service)}
+    return {member: text for member, text in typed.items() if text}
 
 
 def _form(
@@ -243,7 +262,9 @@ def _form(
     """
     shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
     filled = {"service": key.service if key is not None else "", **shown}
+    settings = key.settings if key is not None else {}
     if typed is not None:
+        settings = _settings(typed, catalogue, key.service if key is not None else typed.text("service"))
         filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.is_unchanged(name)}
         filled["service"] = key.service if key is not None else typed.text("service")
         if typed.text("api_key").strip() and typed.text("api_key").strip() in filled["name"]:
@@ -253,15 +274,26 @@ def _form(
         refused=refused,
         key=key,
         filled=filled,
-        shown=shown,
+        shown={**shown, "settings": _shown_settings(catalogue, key)},
+        settings=settings,
+        setting_field=setting_field,
         attempt=attempt,
         view=view or View(),
         services=catalogue.infos(),
-        prefixes=catalogue.prefixes(),
+        prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
+        takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},
         exclusive=catalogue.exclusive_prefixes(),
         names={info.service: info.name for info in catalogue.infos()},
         today=f"{now():%Y-%m-%d}",
     )
+
+
+def _shown_settings(catalogue: Catalogue, key: KeyInfo | None) -> str:
+    """Return the settings that the form shows for a stored key, those that its service has, as a hidden field."""
+    if key is None:
+        return ""
+    known = {one.name for one in catalogue.settings(key.service)}
+    return to_text({member: text for member, text in key.settings.items() if member in known})
 
 
 def view_behind(request: AnyRequest) -> View:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from keyman.identity.personal_tokens import NewToken
 from keyman.identity.users import ChangePassword, LogIn, SignUp
 from keyman.keys.schemas import Change, NewKey, Replacement
+from keyman.providers.settings import KeySettings
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.support.planes import PASSWORD
 
@@ -69,16 +70,22 @@ BODIES = {
             "POST",
             "/api/keys",
             NewKey,
-            {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "x", "expires_at": LATER},
+            {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "x", "expires_at": LATER, "settings": {}},
         ),
         Body(
             "replaceKey",
             "PUT",
             "/api/keys/{id}",
             Replacement,
-            {"api_key": OPENAI_KEY, "name": "x", "expires_at": LATER},
+            {"api_key": OPENAI_KEY, "name": "x", "expires_at": LATER, "settings": {}},
         ),
-        Body("changeKey", "PATCH", "/api/keys/{id}", Change, {"name": "x", "expires_at": LATER, "disabled": False}),
+        Body(
+            "changeKey",
+            "PATCH",
+            "/api/keys/{id}",
+            Change,
+            {"name": "x", "expires_at": LATER, "disabled": False, "settings": {}},
+        ),
     )
 }
 
@@ -103,7 +110,7 @@ def accepted_types(field: msgspec.structs.FieldInfo) -> set[type]:
         if plain is msgspec.UnsetType:
             continue
         origin = typing.get_origin(plain) or plain
-        kinds.add(origin if origin in (bool, list, NoneType) else str)
+        kinds.add(dict if origin is KeySettings else origin if origin in (bool, list, NoneType) else str)
     return kinds
 
 

@@ -48,6 +48,7 @@ KEY_FIELDS = {
     "expires_at",
     "last_used_at",
     "last_used_by",
+    "settings",
 }
 TOKEN_FIELDS = {"id", "name", "scopes", "hint", "created_at", "expires_at", "last_used_at"}
 ACCOUNT_FIELDS = {"id", "email", "created_at"}

@@ -46,13 +46,18 @@ CONFIG: dict[str, Any] = {
     "operations": [
         {
             # A made-up If-Match is well-formed, and stale.
-            "include-name": ["PUT /api/keys/{key_id}", "PATCH /api/keys/{key_id}", "DELETE /api/keys/{key_id}"],
+            "include-name": "DELETE /api/keys/{key_id}",
             "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "412"]}},
         },
         {
-            # One that comes a second time with another body is refused for that.
+            # JSON Schema cannot say which texts are pasted by mistake, or which settings the service of a key has.
+            "include-name": ["PUT /api/keys/{key_id}", "PATCH /api/keys/{key_id}"],
+            "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "400", "412"]}},
+        },
+        {
+            # The same; and one that comes a second time with another body is refused for that.
             "include-name": "POST /api/keys",
-            "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "422"]}},
+            "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "400", "422"]}},
         },
         {
             # A made-up current password has the right form, and is wrong.

@@ -11,9 +11,12 @@ from sqlalchemy.engine import make_url
 from tests.planes.management.api.harness import ApiPlane, fresh_plane_at, problem, store
 from tests.planes.management.api.test_keys import BODY, PREFIXES
 from tests.planes.management.api.test_sessions import quick
+from tests.providers.pastes import ACCOUNT
 from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
+
+SERVICE_FIELDS = {"service", "name", "console_url", "settings", "forwarded", "checked"}
 
 NAMES = {"OPENAI": "OpenAI", "ANTHROPIC": "Anthropic"}
 
@@ -21,7 +24,8 @@ FILES = {
     "services.json": json.dumps(
         [
             {"service": "ACME_2", "name": "Acme & Söhne", "prefix": "acme-", "exclusive": ["acme-"]},
-            {"service": "PLAIN", "name": "Plain"},
+            {"service": "PLAIN", "name": "Plain", "console_url": "https://plain.example.com/keys"},
+            {"service": "AZURE_OPENAI", "name": "Azure OpenAI (EU)"},
             {"service": "OPENAI", "name": "OpenAI (through our proxy)", "prefix": "px-"},
         ]
     ),
@@ -35,6 +39,11 @@ exclusive = ["acme-"]
 [[services]]
 service = "PLAIN"
 name = "Plain"
+console_url = "https://plain.example.com/keys"
+
+[[services]]
+service = "AZURE_OPENAI"
+name = "Azure OpenAI (EU)"
 
 [[services]]
 service = "OPENAI"
@@ -49,18 +58,33 @@ async def test_the_catalogue_has_the_documented_services(shared: ApiPlane) -> No
     answer = await ada.get("/api/services")
     assert answer.status_code == 200
     services = answer.json()
-    assert all(entry.keys() == {"service", "name"} for entry in services)
+    assert all(entry.keys() == SERVICE_FIELDS for entry in services)
+    assert not any(entry["forwarded"] or entry["checked"] for entry in services)
     shown = {entry["service"]: entry["name"] for entry in services}
     assert len(shown) == len(services)
     assert shown.keys() >= PREFIXES.keys()
     assert NAMES.items() <= shown.items()
-    assert services[0] == {"service": "OPENAI", "name": "OpenAI"}
+    assert services[0] == {
+        "service": "OPENAI",
+        "name": "OpenAI",
+        "console_url": "https://platform.openai.com/api-keys",
+        "settings": {"type": "object", "properties": {}, "additionalProperties": False},
+        "forwarded": False,
+        "checked": False,
+    }
+    members = {entry["service"]: [*entry["settings"]["properties"]] for entry in services}
+    assert {service: names for service, names in members.items() if names} == {
+        "AZURE_OPENAI": ["endpoint", "api_version"],
+        "AWS_BEDROCK": ["region"],
+        "GOOGLE_VERTEX": ["project", "location"],
+    }
 
 
 async def test_every_service_of_the_catalogue_can_be_stored(shared: ApiPlane) -> None:
     ada = await shared.user()
     for entry in (await ada.get("/api/services")).json():
-        assert (await store(ada, service=entry["service"], api_key=f"{BODY}1234"))["service"] == entry["service"]
+        value = ACCOUNT if entry["service"] == "GOOGLE_VERTEX" else f"{BODY}1234"
+        assert (await store(ada, service=entry["service"], api_key=value))["service"] == entry["service"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -71,9 +95,17 @@ async def test_an_operator_adds_services_by_a_file(name: str, tmp_path: Path, pr
     async with fresh_plane_at(database, provisioned.settings, quick(), services_file=path) as plane:
         ada = await plane.user()
         shown = {entry["service"]: entry["name"] for entry in (await ada.get("/api/services")).json()}
-        assert shown.keys() == PREFIXES.keys() | {"ACME_2", "PLAIN"}
+        assert shown.keys() == PREFIXES.keys() | {"GOOGLE_VERTEX", "ACME_2", "PLAIN"}
         assert shown["ACME_2"] == "Acme & Söhne"
         assert shown["OPENAI"] == "OpenAI (through our proxy)"
+        by_name = {entry["service"]: entry for entry in (await ada.get("/api/services")).json()}
+        assert by_name["PLAIN"]["console_url"] == "https://plain.example.com/keys"
+        # What an entry does not give stays as it is shipped.
+        assert shown["AZURE_OPENAI"] == "Azure OpenAI (EU)"
+        assert by_name["AZURE_OPENAI"]["console_url"] == "https://portal.azure.com/"
+        assert by_name["AZURE_OPENAI"]["settings"]["properties"].keys() == {"endpoint", "api_version"}
+        azure = {"service": "AZURE_OPENAI", "api_key": BODY, "settings": {"endpoint": "https://a.openai.azure.com"}}
+        assert (await ada.post("/api/keys", json=azure)).status_code == 201
 
         assert plane.document is not None
         new_key = plane.document.document["components"]["schemas"]["NewKey"]
@@ -88,7 +120,7 @@ async def test_an_operator_adds_services_by_a_file(name: str, tmp_path: Path, pr
         assert "Acme & Söhne" in answer.text
         answer = await ada.post("/api/keys", json={"service": "ACME_2", "api_key": f"sk-ant-{BODY}wxyz"})
         problem(answer, "invalid-request", "api_key")
-        # What replaces a shipped service replaces its prefixes too.
+        # What gives another prefix to a shipped service replaces its prefix.
         assert (await store(ada, api_key=f"px-{BODY}wxyz"))["last_4_chars"] == "px-...wxyz"
         assert (await store(ada, api_key=f"sk-{BODY}wxyz"))["last_4_chars"] == "...wxyz"
         problem(await ada.put(f"/api/keys/{key['id']}", json={"api_key": "acme-...wxyz"}), "invalid-request", "api_key")

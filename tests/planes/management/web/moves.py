@@ -18,7 +18,6 @@ from keyman.clock import now
 from keyman.identity.tables import users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
-from keyman.providers.masking import mask
 from tests.support.browser import Person
 from tests.support.planes import PASSWORD
 from tests.support.rows import entry
@@ -176,7 +175,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
                 "encrypted_key": "vault:v1:none",
                 "key_version": 1,
                 "value_uuid": uuid4(),
-                "last_4_chars": mask(OPENAI_KEY, catalogue.prefix(key.get("service", "OPENAI"))),
+                "last_4_chars": catalogue.mask(key.get("service", "OPENAI"), OPENAI_KEY),
                 "disabled": False,
                 "undecryptable": False,
                 "created_at": moment,

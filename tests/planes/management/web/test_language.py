@@ -96,6 +96,8 @@ PUT_TOGETHER = {
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
+    ("providers/settings.py", "check_settings", "Call"): "what a setting expects, which is found with the settings",
+    ("providers/settings.py", "fault", "Attribute"): "the same",
     ("values.py", "decode", "Call"): "what `_field` or a value type said, which is found there",
     ("values.py", "decode", "JoinedStr"): "the forms pass on no unknown field",
     ("values.py", "_field", "Call"): "what a value type said, which is found there",
@@ -108,7 +110,7 @@ NOT_FOR_PEOPLE = {
     "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
 }
 
-THE_SAME = {"Name", "Status", "Token"}
+THE_SAME = {"Name", "Region", "Status", "Token"}
 """Words that German has from English."""
 
 
@@ -215,6 +217,7 @@ def of_the_code() -> frozenset[str]:
     return frozenset(
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
+        | {text for one in SHIPPED for each in one.settings for text in (each.title, each.description, each.expected)}
         | {TOO_MANY_SIGNUPS, AUTHENTICATION.advice}
         | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
     )
@@ -462,6 +465,7 @@ DATA = (
     "ZZ_SERVICE",
     "Firefox · Ubuntu",
     *(service.name for service in SHIPPED),
+    *(setting.example for service in SHIPPED for setting in service.settings),
 )
 """What pages show that is in nobody's language."""
 

@@ -105,6 +105,7 @@
       button.form.elements.service.value = button.dataset.service;
       button.form.elements.api_key.focus();
       hint(button.form);
+      chooseSettings(button.form);
     }
   });
 
@@ -145,8 +146,27 @@
 
   for (const name of ["input", "change"]) {
     document.addEventListener(name, ({ target }) => {
-      if (target.form?.dataset.exclusive) hint(target.form);
+      if (!target.form?.dataset.exclusive) return;
+      hint(target.form);
+      if (target.name === "service") chooseSettings(target.form);
     });
+  }
+
+  // A field of one line drops line breaks, which would join two keys into one. As spaces, the server sees them.
+  document.addEventListener("paste", (event) => {
+    const { target, clipboardData } = event;
+    const text = clipboardData?.getData("text").trim() ?? "";
+    if (target.id !== "api_key" || !/[\r\n]/.test(text)) return;
+    event.preventDefault();
+    target.setRangeText(text.replace(/[\r\n]+/g, " "), target.selectionStart, target.selectionEnd, "end");
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+
+  // Only the settings of the chosen service are shown.
+  function chooseSettings(form) {
+    for (const part of form.querySelectorAll("[data-settings]")) {
+      part.toggleAttribute("data-chosen", part.dataset.settings === form.elements.service.value);
+    }
   }
 
   function hint(form) {
@@ -155,9 +175,10 @@
     const names = JSON.parse(form.dataset.names);
     const value = key.value.trim();
     const chosen = service.selectedOptions[0];
-    const own = chosen?.dataset.prefix && value.startsWith(chosen.dataset.prefix) ? chosen.dataset.prefix : "";
-    const claims = Object.keys(exclusive).filter((prefix) => value.startsWith(prefix));
-    const claim = claims.reduce((best, prefix) => (prefix.length > best.length ? prefix : best), "");
+    const longest = (prefixes) =>
+      prefixes.filter((prefix) => value.startsWith(prefix)).reduce((best, one) => (one.length > best.length ? one : best), "");
+    const own = longest(JSON.parse(chosen?.dataset.prefixes || "[]"));
+    const claim = longest(Object.keys(exclusive));
     const other = claim.length > own.length && exclusive[claim] !== chosen?.value ? exclusive[claim] : null;
     for (const part of form.querySelectorAll("[data-other] [data-words]")) {
       const words = other ? part.dataset.words.replace("{service}", names[other]) : "";
