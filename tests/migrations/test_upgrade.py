@@ -186,7 +186,7 @@ async def sign_in(plane: ApiPlane, person: Json, password: str) -> tuple[int, An
 
 async def check_reads(client: Any, keys: Sequence[Json]) -> None:
     """Compares the owner's list, and each of the keys with its ETag."""
-    bodies = {key["id"]: {name: ({"settings": {}} | key)[name] for name in KEY_FIELDS} for key in keys}
+    bodies: Json = {key["id"]: {name: {"settings": {}, **key}[name] for name in KEY_FIELDS} for key in keys}
     listed = await client.get("/api/keys", params={"limit": 200})
     assert listed.status_code == 200, listed.text
     assert listed.json() == [bodies[key_id] for key_id in sorted(bodies, reverse=True)]
