@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 from keyman.audit.tables import audit_log
 from keyman.keys.settings import settings_hash
 from keyman.keys.tables import api_keys
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import ApiPlane, Json, problem, store
 from tests.planes.management.api.test_keys import BODY
 from tests.providers.pastes import ACCOUNT
@@ -40,7 +41,7 @@ async def entries(plane: ApiPlane, key_id: int) -> list[AnyRow]:
 
 async def tamper(plane: ApiPlane, key_id: int, settings: str) -> None:
     """Change the settings in the database, behind keyman's back."""
-    async with plane.database.write() as connection:
+    async with plane.database.write(Unchecked.OPERATOR) as connection:
         await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(settings=settings))
 
 
@@ -278,7 +279,7 @@ async def test_an_older_value_that_was_put_back_is_not_named_by_a_change_of_sett
     async with shared.database.read() as connection:
         older = (await connection.execute(select(api_keys).where(api_keys.c.id == key["id"]))).one()
     await ada.put(path, json={"api_key": f"{BODY}2"})
-    async with shared.database.write() as connection:
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
         put_back = {"value_uuid": older.value_uuid, "encrypted_key": older.encrypted_key}
         await connection.execute(update(api_keys).where(api_keys.c.id == key["id"]).values(put_back))
     problem(await ada.patch(path, json={"settings": {"api_version": "1"}}), "conflict")
