@@ -74,6 +74,18 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.open_connections = Gauge(
+            "keyman_open_connections",
+            "Connections of clients that are open now, idle ones included.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.connections_limit = Gauge(
+            "keyman_open_connections_limit",
+            "Connections that may be open at once. The next ones wait to be accepted.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.vault = Histogram(
             "keyman_vault_operation_seconds",
             "Time of one call to Vault, its retries included.",

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 
 import click
 from granian import Granian
@@ -21,13 +22,25 @@ from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
 from keyman.handover import Handover, receive
+from keyman.http.edge import Edge
+from keyman.http.worker import Listener, Worker
 from keyman.memory import protect
-from keyman.processes import PARENT, check_port
+from keyman.processes import PARENT, check_port, raise_file_limit
 from keyman.providers.catalogue import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
 
-DRAIN_SECONDS = 12
-"""Seconds in which a worker may finish its requests. The longest request waits for Vault and the database, for less."""
+FINISH_SECONDS = 12
+"""Seconds in which a worker that has stopped accepting may finish its requests. The longest request waits for Vault and
+the database, for less.
+"""
+
+MAX_CONNECTIONS = 4_096
+"""Connections of one worker that are open at once. The next ones wait to be accepted. Strangers can open connections
+without sending anything, so this is many more than the requests that a worker answers at once.
+"""
+
+OTHER_FILES = 256
+"""Files of a worker beside them: the database's and Vault's connections, modules while they are imported, logs."""
 
 HTTP1 = HTTP1Settings(header_read_timeout=5_000, max_buffer_size=64 * 1024)
 """How long a connection may take to send the headers of a request, in milliseconds, and what a request line with its
@@ -61,6 +74,7 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     run(_nothing, None)  # check that the database exists and is migrated
     configure_logging(settings.log_format, settings.log_level)
     _warn(settings, plane, host)
+    listener = Listener(port, _room_for_connections(), settings.drain)
     _unwrap(settings, f"keyman-{plane}")
     handover = Handover.take()
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
@@ -78,16 +92,18 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
             loop=Loops.uvloop,
             http=HTTPModes.http1,
             http1_settings=HTTP1,
+            backlog=MAX_CONNECTIONS,
+            backpressure=listener.limit,
             workers=workers,
             websockets=False,
             log_level=LogLevels.warning,
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             respawn_failed_workers=True,
-            workers_kill_timeout=DRAIN_SECONDS,
-        ).serve(target_loader=partial(load_application, PLANES[plane], handover), wrap_loader=False)
+            workers_kill_timeout=ceil(settings.drain) + FINISH_SECONDS,
+        ).serve(target_loader=partial(load_application, PLANES[plane], handover, listener), wrap_loader=False)
 
 
-def load_application(module: str, handover: Handover) -> Callable[..., object]:
+def load_application(module: str, handover: Handover, listener: Listener) -> Callable[..., object]:
     """Return the application that a worker serves.
 
     Granian calls this function, because its own loader looks for modules in the current directory first. The import is
@@ -95,8 +111,22 @@ def load_application(module: str, handover: Handover) -> Callable[..., object]:
     """
     protect()
     handover.put()
-    application: Callable[..., object] = import_late(module).from_environment()
-    return application
+    plane: Edge = import_late(module).from_environment()
+    return Worker(plane, listener)
+
+
+def _room_for_connections() -> int:
+    """Raise the limit of open files. Returns the connections that fit, and warns if they are not MAX_CONNECTIONS."""
+    files = raise_file_limit(MAX_CONNECTIONS + OTHER_FILES)
+    connections = max(min(MAX_CONNECTIONS, files - OTHER_FILES), 1)
+    if connections < MAX_CONNECTIONS:
+        log.warning(
+            "few connections can be open at once",
+            connections=connections,
+            open_files=files,
+            remedy=f"Allow {MAX_CONNECTIONS + OTHER_FILES} open files: ulimit -n, or LimitNOFILE= of systemd.",
+        )
+    return connections
 
 
 def _unwrap(settings: Settings, role: str) -> None:

@@ -28,6 +28,7 @@ class Settings:
     """Every setting of a plane.
 
     `resolve_rate` is in requests per second: the limit of one application in one resolver process.
+    `drain` is in seconds: how long a plane goes on accepting connections after SIGTERM.
     """
 
     database_url: URL
@@ -37,6 +38,7 @@ class Settings:
     services_file: Path | None = None
     trusted_proxies: tuple[Network, ...] = ()
     resolve_rate: float = 100.0
+    drain: float = 5.0
     log_format: Literal["json", "console"] = "json"
     log_level: str = "info"
     root_path: str = ""
@@ -94,6 +96,7 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
         "cors_origins": reader.optional("KEYMAN_CORS_ORIGINS", network.origins),
         "hsts": reader.even_empty("KEYMAN_HSTS", network.hsts),
         "resolve_rate": reader.optional("KEYMAN_RESOLVE_RATE", number(0.1, 100_000, "requests a second")),
+        "drain": reader.optional("KEYMAN_DRAIN", number(0, 300, "seconds")),
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", one_of("json", "console")),
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", one_of(*LOG_LEVELS)),
     }

@@ -124,6 +124,7 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
         "KEYMAN_DATABASE_URL": home.database.render_as_string(hide_password=False),
         "KEYMAN_VAULT_ADDR": vault.address,
         "KEYMAN_LOG_FORMAT": "console",
+        "KEYMAN_DRAIN": "0",
     }
     home.write_resolver_settings({**both, **resolver})
     home.write_settings({**both, **management, "KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"})

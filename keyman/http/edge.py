@@ -86,6 +86,7 @@ class Exchange:
     `target` and `headers` are those of the request: the path below the root path, and names in lower case. `page`
     renders a problem as a page; it is None for a client that reads JSON. `is_foreign` says that a page of another site
     sent the request, and `is_excused` that a bearer token authenticated it nevertheless.
+    `is_draining` is True in a process that will stop soon (`http/worker.py`).
     """
 
     request_id: str
@@ -96,6 +97,7 @@ class Exchange:
     page: ProblemPage | None = None
     is_foreign: bool = False
     is_excused: bool = False
+    is_draining: bool = False
     user_id: int | None = None
     application_id: int | None = None
     status: int = 500
@@ -139,7 +141,11 @@ def exchange_of(scope: Mapping[str, object]) -> Exchange:
 
 
 class Edge:
-    """The outermost layer of a plane."""
+    """The outermost layer of a plane.
+
+    While `is_draining` is set, each answer ends its connection, so that the client opens the next one to another
+    process.
+    """
 
     def __init__(
         self,
@@ -154,8 +160,9 @@ class Edge:
         self._root = RootPath(root_path)
         self._page = page
         self._cors = cors or Cors()
-        self._metrics = metrics
         self._public_origin = settings.public_origin
+        self.metrics = metrics
+        self.is_draining = False
         self._trusted = settings.trusted_proxies
         self._headers = dict(SECURITY_HEADERS)
         if settings.is_https and settings.hsts:
@@ -174,8 +181,8 @@ class Edge:
         method = scope["method"]
         query = scope.get("query_string", b"").decode("latin-1")
         target = f"{scope['path']}?{query}" if query else scope["path"]
-        foreign = sites.is_foreign(headers, self._public_origin)
-        exchange = Exchange(uuid4().hex, self._address(scope, headers), method, target, headers, page, foreign)
+        foreign, address = sites.is_foreign(headers, self._public_origin), self._address(scope, headers)
+        exchange = Exchange(uuid4().hex, address, method, target, headers, page, foreign, is_draining=self.is_draining)
         scope[SCOPE_KEY] = exchange
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         if method == "HEAD":
@@ -190,7 +197,7 @@ class Edge:
                 message = {**message, "body": b""}
             await send(message)
 
-        with self._metrics.requests_in_progress.track_inprogress():
+        with self.metrics.requests_in_progress.track_inprogress():
             try:
                 if is_too_large:
                     raise HeadersTooLarge("Send at most 100 header fields, and at most 32 KiB of headers and address.")
@@ -221,9 +228,9 @@ class Edge:
         # Labels come from fixed sets. With the path or method of the request, a caller could create any number.
         route = scope.get("path_template") or "unmatched"
         known = method if method in KNOWN_METHODS else "other"
-        self._metrics.requests.labels(known, route, str(exchange.status)).observe(seconds)
+        self.metrics.requests.labels(known, route, str(exchange.status)).observe(seconds)
         if exchange.status >= 400:
-            self._metrics.errors.labels(str(exchange.status)).inc()
+            self.metrics.errors.labels(str(exchange.status)).inc()
         # A platform asks every few seconds. Its requests would push everything else out of a log that is rotated.
         is_routine = route in PROBES and exchange.status < 400
         log.log(
@@ -240,6 +247,8 @@ class Edge:
         headers: list[tuple[bytes, bytes]] = self._root.leave(list(message["headers"]))
         present = {name.lower() for name, _ in headers}
         wanted = {**self._headers, "x-request-id": exchange.request_id}
+        if self.is_draining:
+            wanted["connection"] = "close"
         headers += [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in present]
         headers += self._cors.headers(path, exchange.headers)
         message["headers"] = headers

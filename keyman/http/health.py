@@ -11,9 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import select
 
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
+from keyman.http.edge import exchange_of
 from keyman.http.guards import PUBLIC
 from keyman.http.openapi import may_answer
-from keyman.http.requests import Injected
+from keyman.http.requests import AnyRequest, Injected
 from keyman.keys.deployment import deployment
 from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database
@@ -68,15 +69,19 @@ async def livez() -> Liveness:
     operation_id="readyz",
     response_description="Everything works.",
     summary="Does everything work",
-    description="Reads from the database, and uses Vault's key.",
+    description="Reads from the database, and uses Vault's key. A plane that is about to stop is not ready either.",
     responses={
         **may_answer(),
-        503: ResponseSpec(data_container=Readiness, description="Something does not work", generate_examples=False),
+        503: ResponseSpec(
+            data_container=Readiness,
+            description="Something does not work, or the plane is about to stop",
+            generate_examples=False,
+        ),
     },
 )
-async def readyz(db: Injected[Database], guard: Injected[Guard]) -> Response[Readiness]:
+async def readyz(request: AnyRequest, db: Injected[Database], guard: Injected[Guard]) -> Response[Readiness]:
     checks = Checks(await _database(db), await _vault(guard))
-    is_ready = checks.database == "ok" and checks.vault == "ok"
+    is_ready = checks.database == "ok" and checks.vault == "ok" and not exchange_of(request.scope).is_draining
     return Response(Readiness("ok" if is_ready else "degraded", checks), status_code=200 if is_ready else 503)
 
 

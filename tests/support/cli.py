@@ -287,6 +287,7 @@ def variables(vault: VaultSettings, database: URL) -> dict[str, str]:
         KEYMAN_VAULT_ADDR=vault.address,
         KEYMAN_VAULT_ROLE_ID=vault.role_id,
         KEYMAN_VAULT_SECRET_ID=vault.secret_id.reveal(),
+        KEYMAN_DRAIN="0",  # a test ends without waiting
     )
 
 
