@@ -164,6 +164,8 @@ def _variables(url: URL, settings: VaultSettings) -> dict[str, str]:
         "KEYMAN_VAULT_ROLE_ID": settings.role_id or "",
         "KEYMAN_VAULT_SECRET_ID": (settings.secret_id or Secret("")).reveal(),
         "KEYMAN_PUBLIC_URL": "http://127.0.0.1:8000",
+        "KEYMAN_MAX_KEYS": "0",
+        "KEYMAN_MAX_WRITES": "0",
     }
 
 

@@ -19,6 +19,7 @@ KeymanError
 │   ├── RateLimited         `retry_after` seconds
 │   ├── VaultUnavailable    `reason` is a `VaultReason`
 │   ├── DatabaseUnavailable
+│   ├── Overloaded
 │   └── Internal
 ├── RefusedStatement        the database rejects a statement, or a row cannot be read
 │   ├── MissingRight
@@ -246,6 +247,18 @@ class DatabaseUnavailable(Problem):
     ) -> None:
         super().__init__(detail, retry_after=5)
         self.kind = kind
+
+
+class Overloaded(Problem):
+    """Too many requests wait in this process. It has done nothing with this one."""
+
+    slug = "overloaded"
+    title = "Too many requests are waiting"
+
+    def __init__(
+        self, detail: str = "Too many requests are waiting for an answer. Nothing was done with this one."
+    ) -> None:
+        super().__init__(detail, retry_after=2)
 
 
 class Internal(Problem):

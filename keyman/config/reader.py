@@ -8,6 +8,7 @@ still a secret.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -143,6 +144,20 @@ def number(low: float, high: float, unit: str) -> Callable[[str], float]:
             raise ValueError(f"must be a number of {unit}") from None
         if not low <= value <= high:
             raise ValueError(f"must be between {low:g} and {high:.0f} {unit}")
+        return value
+
+    return parse
+
+
+def whole_number(low: int, high: int, unit: str) -> Callable[[str], int]:
+    """Return a parser of a whole number from `low` to `high`. The error message uses `unit`, such as "keys"."""
+
+    def parse(raw: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", raw.strip()):
+            raise ValueError(f"must be a whole number of {unit}")
+        value = int(raw)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high} {unit}")
         return value
 
     return parse

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from keyman.config import network
 from keyman.config.database import read_database_url
 from keyman.config.network import Network
-from keyman.config.reader import Reader, existing_file, number, one_of
+from keyman.config.reader import Reader, existing_file, number, one_of, whole_number
 from keyman.config.vault import VaultSettings, read_vault
 from keyman.loopback import is_loopback
 
@@ -27,7 +27,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 class Settings:
     """Every setting of a plane.
 
-    `resolve_rate` is in requests per second: the limit of one application in one resolver process.
+    `resolve_rate` is in requests per second: the limit of one application in one resolver process. `max_keys` is the
+    number of keys that one owner can have, and `max_writes` the number of writes a minute of one account in one
+    process; 0 is no limit. `max_queue` is the number of requests that can wait in one process.
     `drain` is in seconds: how long a plane goes on accepting connections after SIGTERM.
     """
 
@@ -38,6 +40,9 @@ class Settings:
     services_file: Path | None = None
     trusted_proxies: tuple[Network, ...] = ()
     resolve_rate: float = 100.0
+    max_keys: int = 1000
+    max_writes: int = 300
+    max_queue: int = 512
     drain: float = 5.0
     log_format: Literal["json", "console"] = "json"
     log_level: str = "info"
@@ -96,6 +101,9 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
         "cors_origins": reader.optional("KEYMAN_CORS_ORIGINS", network.origins),
         "hsts": reader.even_empty("KEYMAN_HSTS", network.hsts),
         "resolve_rate": reader.optional("KEYMAN_RESOLVE_RATE", number(0.1, 100_000, "requests a second")),
+        "max_keys": reader.optional("KEYMAN_MAX_KEYS", whole_number(0, 1_000_000, "keys")),
+        "max_writes": reader.optional("KEYMAN_MAX_WRITES", whole_number(0, 1_000_000, "writes a minute")),
+        "max_queue": reader.optional("KEYMAN_MAX_QUEUE", whole_number(1, 100_000, "requests")),
         "drain": reader.optional("KEYMAN_DRAIN", number(0, 300, "seconds")),
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", one_of("json", "console")),
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", one_of(*LOG_LEVELS)),

@@ -31,6 +31,7 @@ from keyman.errors import (
     raise_alone,
 )
 from keyman.http import problems, sites
+from keyman.http.backlog import Backlog
 from keyman.http.credentials import bearer_token
 from keyman.http.problems import Answer
 from keyman.http.root_path import RootPath
@@ -156,7 +157,7 @@ class Edge:
         cors: Cors | None = None,
         root_path: str = "",
     ) -> None:
-        self._app = app
+        self._app = Backlog(app, settings.max_queue)
         self._root = RootPath(root_path)
         self._page = page
         self._cors = cors or Cors()

@@ -76,6 +76,7 @@ def may_answer(*kinds: type[Problem], fault: FieldError = _FAULT) -> dict[int, R
         errors.InvalidRequest,
         errors.HeadersTooLarge,
         errors.DatabaseUnavailable,
+        errors.Overloaded,
         Internal,
     )
     for kind in dict.fromkeys((*kinds, *everywhere)):

@@ -83,8 +83,9 @@ KINDS = {
         Kind(
             429,
             errors.RateLimited,
-            "Too many attempts failed, or too many came at once. Wait for as many seconds as `Retry-After` says. "
-            "Existing sessions and access tokens stay valid.",
+            "Too many attempts failed, too many requests came at once, or the account has as many API keys as it can "
+            "have: `detail` says which. Wait for as many seconds as `Retry-After` says, or delete a key. Existing "
+            "sessions and access tokens stay valid.",
         ),
         Kind(
             431,
@@ -104,6 +105,12 @@ KINDS = {
             "The database could not be reached, or did not confirm the change: `detail` says which. Send the request "
             "again after `Retry-After` seconds. With an `Idempotency-Key`, a POST is carried out only once, however "
             "often you send it.",
+        ),
+        Kind(
+            503,
+            errors.Overloaded,
+            "More requests wait in this process than it can answer soon, so it has done nothing with yours. Send it "
+            "again after `Retry-After` seconds.",
         ),
         Kind(
             500,

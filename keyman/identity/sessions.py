@@ -41,6 +41,8 @@ take longer to parse.
 MAX_SHOWN = 100
 """The maximum number of sessions in the list: more than a user has devices. A script may sign in every minute."""
 
+MAX_SESSIONS = 100
+"""The maximum number of sessions of an account. Opening another one ends the oldest."""
 
 _ENDED = "The session has ended. Sign in again."
 _STANDING = Standing(sessions, users, ended=_ENDED, idle=SESSION_IDLE)
@@ -111,7 +113,10 @@ _NOTE_USE = Command(
 
 
 async def open_session(connection: AsyncConnection, user_id: UserId, device: str | None = None) -> Secret:
-    """Open a session under a new id, and return its cookie. The database stores only the cookie's hash."""
+    """Open a session under a new id, and return its cookie. The database stores only the cookie's hash.
+
+    Ends the oldest sessions of the user beyond MAX_SESSIONS.
+    """
     cookie = Secret(secrets.token_urlsafe(32))
     moment = now()
     await _INSERT.execute(
@@ -123,6 +128,7 @@ async def open_session(connection: AsyncConnection, user_id: UserId, device: str
         expires_at=moment + SESSION_LIFETIME,
         device=device,
     )
+    await _END_OLDEST.execute(connection, user_id=user_id)
     return cookie
 
 
@@ -189,6 +195,18 @@ _OF_USER = delete(sessions).where(sessions.c.user_id == bindparam("user_id"))
 _END_ONE = Command(_OF_USER.where(sessions.c.id == bindparam("session_id")))
 _END_OTHERS = Command(_OF_USER.where(sessions.c.id != bindparam("session_id")))
 _END_ALL = Command(_OF_USER)
+_of_same = sessions.alias()
+_END_OLDEST = Command(
+    _OF_USER.where(
+        sessions.c.id
+        <= select(_of_same.c.id)
+        .where(_of_same.c.user_id == bindparam("user_id"))
+        .order_by(_of_same.c.id.desc())
+        .offset(MAX_SESSIONS)
+        .limit(1)
+        .scalar_subquery()
+    )
+)
 _END_BY_COOKIE = Command(delete(sessions).where(sessions.c.id_hash == bindparam("id_hash")))
 _USER_BY_COOKIE = scalar(select(sessions.c.user_id).where(sessions.c.id_hash == bindparam("id_hash")), UserId)
 

@@ -14,16 +14,17 @@ from typing import NamedTuple, TypedDict
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import NO_VALUE, Action, Entry
 from keyman.audit.log import current_settings, current_value, record
 from keyman.clock import now
-from keyman.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
+from keyman.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, RateLimited, Sentence
 from keyman.identity.principals import Principal
-from keyman.ids import MAX_ID, KeyId
+from keyman.identity.tables import owners
+from keyman.ids import MAX_ID, KeyId, OwnerId
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
@@ -34,8 +35,13 @@ from keyman.providers.catalogue import Catalogue
 from keyman.providers.recognition import check_settings
 from keyman.providers.settings import KeySettings, check_destination
 from keyman.storage.paging import Listing, Page, Slice
-from keyman.storage.statements import Command, Query
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
+
+FULL_RETRY_AFTER = 3600
+"""Seconds, for an owner who has as many keys as they can have. Waiting does not help, but a client that waits does not
+ask again and again.
+"""
 
 
 class Created(NamedTuple):
@@ -68,9 +74,17 @@ class IfMatch(NamedTuple):
 
 
 async def create(
-    db: Database, sealer: Sealer, caller: Principal, new: NewKey, retry: IdempotencyKey | None = None
+    db: Database,
+    sealer: Sealer,
+    caller: Principal,
+    new: NewKey,
+    retry: IdempotencyKey | None = None,
+    *,
+    max_keys: int = 0,
 ) -> Created:
     """Seal and store a key. With `retry`, a repeated request stores only one key in 24 hours.
+
+    The owner can have at most `max_keys` keys, unless it is 0. Raises RateLimited beyond.
 
     Call `idempotency.find` before, if you give `retry`. Raises InvalidRequest, IdempotencyMismatch and
     VaultUnavailable, and then stores nothing.
@@ -93,6 +107,7 @@ async def create(
     }
     try:
         async with db.write(caller) as connection:
+            await _check_number(connection, caller, max_keys)
             key = _to_info(await _INSERT.one(connection, **values), moment)
             if retry is not None:
                 await idempotency.keep(connection, retry, key)
@@ -208,6 +223,18 @@ async def remove(db: Database, caller: Principal, key_id: KeyId, condition: IfMa
         )
 
 
+async def _check_number(connection: AsyncConnection, caller: Principal, most: int) -> None:
+    """Raise RateLimited if the owner has `most` keys. Lock the owner, so that no other request counts meanwhile."""
+    if not most:
+        return
+    await _LOCK_OWNER.first(connection, owner_id=caller.owner_id)
+    if await _COUNT.one(connection, owner_id=caller.owner_id, most=most) >= most:
+        raise RateLimited(
+            Sentence("An account can have at most {count} API keys. Delete one that you no longer use.", count=most),
+            retry_after=FULL_RETRY_AFTER,
+        )
+
+
 class _Shown(NamedTuple):
     id: KeyId
     service: str
@@ -253,6 +280,12 @@ _LISTINGS: Mapping[tuple[bool, bool], Listing[_Shown]] = {
 
 _ONE = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")), _Shown)
 _LOCK = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")).with_for_update(), _Shown)
+# The lock is weak enough that rows that refer to the owner can be inserted: see `_LOCK_USER` of personal tokens.
+_LOCK_OWNER = scalar(
+    select(owners.c.id).where(owners.c.id == bindparam("owner_id")).with_for_update(key_share=True), OwnerId
+)
+_SOME = select(api_keys.c.id).where(api_keys.c.owner_id == bindparam("owner_id")).limit(bindparam("most")).subquery()
+_COUNT = scalar(select(func.count()).select_from(_SOME), int)
 _INSERT = Query(insert(api_keys).returning(*_SHOWN), _Shown)
 _UPDATE = Query(update(api_keys).where(api_keys.c.id == bindparam("of_id")).returning(*_SHOWN), _Shown)
 _DELETE = Command(delete(api_keys).where(api_keys.c.id == bindparam("of_id")))

@@ -25,7 +25,7 @@ MANAGEMENT: Mapping[str, str] = {
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT, UPDATE (sentinel)",
     "idempotency": ROWS,
-    "owners": "SELECT, INSERT",
+    "owners": "SELECT, INSERT, UPDATE (kind)",  # to lock a row; nothing reads the kind
     "sessions": ROWS,
     "throttle": ROWS,
     "users": "SELECT, INSERT, UPDATE",

@@ -17,6 +17,7 @@ CLOSE_ENOUGH = {
     "headers-too-large": errors.InvalidRequest,
     "vault-unavailable": Unavailable,
     "database-unavailable": Unavailable,
+    "overloaded": Unavailable,
     "internal": errors.ServerFailed,
 }
 

@@ -62,6 +62,9 @@ VARIABLES = (
     "KEYMAN_CORS_ORIGINS",
     "KEYMAN_HSTS",
     "KEYMAN_RESOLVE_RATE",
+    "KEYMAN_MAX_KEYS",
+    "KEYMAN_MAX_WRITES",
+    "KEYMAN_MAX_QUEUE",
     "KEYMAN_LOG_FORMAT",
     "KEYMAN_LOG_LEVEL",
 )
@@ -144,6 +147,9 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
             "KEYMAN_CORS_ORIGINS": "https://chat.example.com, http://localhost:5173,http://[::1]:8080",
             "KEYMAN_HSTS": "max-age=31536000; includeSubDomains; preload",
             "KEYMAN_RESOLVE_RATE": "0.5",
+            "KEYMAN_MAX_KEYS": "0",
+            "KEYMAN_MAX_WRITES": " 60 ",
+            "KEYMAN_MAX_QUEUE": "1",
             "KEYMAN_LOG_FORMAT": "CONSOLE",
             "KEYMAN_LOG_LEVEL": "debug",
         }
@@ -163,6 +169,7 @@ def test_every_variable_arrives(tmp_path: Path) -> None:
     assert settings.cors_origins == {"https://chat.example.com", "http://localhost:5173", "http://[::1]:8080"}
     assert settings.hsts == "max-age=31536000; includeSubDomains; preload"
     assert settings.resolve_rate == 0.5
+    assert (settings.max_keys, settings.max_writes, settings.max_queue) == (0, 60, 1)
     assert (settings.log_format, settings.log_level) == ("console", "debug")
 
 
@@ -293,6 +300,9 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
         "KEYMAN_SERVICES_FILE": str(services),
         "KEYMAN_TRUSTED_PROXIES": "10.0.0.0/8",
         "KEYMAN_RESOLVE_RATE": "0.5",
+        "KEYMAN_MAX_KEYS": "10",
+        "KEYMAN_MAX_WRITES": "60",
+        "KEYMAN_MAX_QUEUE": "100",
         "KEYMAN_LOG_FORMAT": "console",
         "KEYMAN_LOG_LEVEL": "debug",
     }
@@ -453,6 +463,9 @@ BAD: dict[str, list[str]] = {
     ],
     "KEYMAN_HSTS": ["CANARY", "max-age=CANARY", "max-age=1; CANARY", "max-age=1\nCANARY: x", "includeSubDomains", "0"],
     "KEYMAN_RESOLVE_RATE": ["CANARY", "0", "-1", "nan", "inf", "1e6"],
+    "KEYMAN_MAX_KEYS": ["CANARY", "-1", "1.5", "1e3", "1_000", "10000000", "9" * 5000],
+    "KEYMAN_MAX_WRITES": ["CANARY", "-1", "0x10", "1000001"],
+    "KEYMAN_MAX_QUEUE": ["CANARY", "0", "-1", "100001"],
     "KEYMAN_LOG_FORMAT": ["CANARY", "text"],
     "KEYMAN_LOG_LEVEL": ["CANARY", "loud"],
 }

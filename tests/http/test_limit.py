@@ -6,7 +6,7 @@ import pytest
 
 from keyman.errors import RateLimited
 from keyman.http import limit
-from keyman.http.limit import BURST, RateLimit
+from keyman.http.limit import BURST, REMEMBERED, RateLimit, writes_per_minute
 
 
 class Clock:
@@ -70,3 +70,33 @@ def test_who_is_refused_does_not_wait_longer_for_it(clock: Clock) -> None:
     for _ in range(10):
         clock.now += 0.125
         assert passed(limited, most=1) == (1 if clock.now == 1001 else 0)
+
+
+def test_writes_come_back_evenly_over_a_minute(clock: Clock) -> None:
+    assert writes_per_minute(0) is None
+    limited = writes_per_minute(300)
+    assert limited is not None
+    assert passed(limited) == 300
+    for _ in range(6):
+        clock.now += 10
+        assert passed(limited) == 50
+
+
+def test_what_is_only_counted_is_never_refused_and_makes_no_debt(clock: Clock) -> None:
+    limited = RateLimit(1, 3)
+    for _ in range(10):
+        limited.count(1)
+    assert passed(limited) == 0
+    clock.now += 1
+    assert passed(limited) == 1
+
+
+def test_callers_that_have_their_whole_rate_again_are_forgotten(clock: Clock) -> None:
+    limited = RateLimit(1, 2)
+    for number in range(REMEMBERED):
+        limited.take(number)
+    clock.now += 1
+    for number in (-1, -1):
+        limited.take(number)
+    assert limited._buckets.keys() == {-1}
+    assert passed(limited, -1) == 0

@@ -62,6 +62,7 @@ def test_the_fields_at_fault_are_listed_in_order() -> None:
         (VaultUnavailable(VaultReason.QUOTA, retry_after=30), "30"),
         (VaultUnavailable(VaultReason.SEALED), "5"),
         (errors.DatabaseUnavailable(), "5"),
+        (errors.Overloaded(), "2"),
         (errors.NotFound("Nothing."), None),
     ],
 )

@@ -268,7 +268,13 @@ def serve(
     """`keyman serve`, ready or just started. `directory` is the test's own and marks its processes."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    given = {"KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open", **env, "TMPDIR": str(directory)}
+    given = {
+        "KEYMAN_PUBLIC_URL": url,
+        "KEYMAN_SIGNUP": "open",
+        "KEYMAN_MAX_WRITES": "0",
+        **env,
+        "TMPDIR": str(directory),
+    }
     command = ("serve", "--port", str(port), *arguments)
     with live(*command, env=given, directory=directory / "output", mark=directory, **options) as running:
         service = Service(running, url)

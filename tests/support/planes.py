@@ -73,8 +73,11 @@ class Plane:
 async def plane_at(
     database: URL, vault: VaultSettings, passwords: Passwords | None = None, **settings: Any
 ) -> AsyncIterator[Plane]:
-    """Start a plane and stop it again, by the lifespan protocol that a server speaks."""
-    given = Settings(database, vault, **{"public_url": ORIGIN, "signup_open": True, **settings})
+    """Start a plane and stop it again, by the lifespan protocol that a server speaks.
+
+    It has no limit of writes unless `settings` give one, because a test writes faster than a person.
+    """
+    given = Settings(database, vault, **{"public_url": ORIGIN, "signup_open": True, "max_writes": 0, **settings})
     app = create_app(given, passwords=passwords)
     plane = Plane(app, given)
     async with lifespan(app):

@@ -18,6 +18,7 @@ from keyman.http import health
 from keyman.http.body import MAX_BYTES, ValueSchemas
 from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import Authentication, authenticate, provide_caller, provide_origin, require_rules
+from keyman.http.limit import limit_writes, writes_per_minute
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.http.sites import Cors
@@ -72,6 +73,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
                 "pages": pages,
                 "passwords": passwords or Passwords(),
                 "settings": settings,
+                "write_limit": writes_per_minute(settings.max_writes),
             }
         ),
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
@@ -108,7 +110,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
     api = Routes(
         "/api",
         route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
-        guards=[authenticate, check_query],
+        guards=[authenticate, limit_writes, check_query],
         dependencies={"caller": Provide(provide_caller), "origin": Provide(provide_origin)},
     )
     return [api, health.livez, health.readyz, health.metrics]

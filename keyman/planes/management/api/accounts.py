@@ -10,6 +10,7 @@ from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.http.body import read_json, takes
 from keyman.http.guards import PUBLIC, ended_session_cookies, needs, previous_session, session_cookies
+from keyman.http.limit import ENDS_ACCESS
 from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import personal_tokens as personal
@@ -81,7 +82,7 @@ class AuthController(Controller):
 
     @post(
         "/logout",
-        opt=needs(None),
+        opt=needs(None) | ENDS_ACCESS,
         security=SECURITY,
         status_code=204,
         operation_id="logOut",
@@ -113,7 +114,7 @@ class AuthController(Controller):
 
     @put(
         "/password",
-        opt=needs(None) | takes(ChangePassword),
+        opt=needs(None) | takes(ChangePassword) | ENDS_ACCESS,
         security=SECURITY,
         status_code=204,
         operation_id="changePassword",
@@ -147,7 +148,7 @@ class TokenController(Controller):
             "`token` is shown in this answer and never again. Without `scopes` the token gets `keys:read` and "
             "`keys:write`. A token cannot create a token with more scopes or a later expiry than its own."
         ),
-        responses=may_answer(errors.Conflict, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+        responses=may_answer(errors.Conflict, errors.RateLimited, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
     async def create(self, request: AnyRequest, db: Injected[Database], caller: Injected[Principal]) -> CreatedToken:
         return await personal.create(db, caller, await read_json(request, NewToken))
@@ -166,7 +167,7 @@ class TokenController(Controller):
 
     @delete(
         "/{token_id:str}",
-        opt=needs(Scope.TOKENS_MANAGE),
+        opt=needs(Scope.TOKENS_MANAGE) | ENDS_ACCESS,
         security=SECURITY,
         status_code=204,
         operation_id="revokeToken",

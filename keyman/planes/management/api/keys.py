@@ -8,6 +8,7 @@ from litestar import Controller, Response, delete, get, patch, post, put
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from keyman import errors
+from keyman.config.settings import Settings
 from keyman.http.body import check_media_type, read_json, takes
 from keyman.http.guards import needs
 from keyman.http.openapi import (
@@ -101,7 +102,13 @@ class KeyController(Controller):
         summary="Store a key",
         description="Seals the value in Vault. It is never shown again, here or anywhere else in this API.",
         response_headers=[ETAG, LOCATION, REPLAYED],
-        responses=may_answer(errors.IdempotencyMismatch, errors.VaultUnavailable, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+        responses=may_answer(
+            errors.IdempotencyMismatch,
+            errors.RateLimited,
+            errors.VaultUnavailable,
+            *CALLER_PROBLEMS,
+            *BODY_PROBLEMS,
+        ),
     )
     async def create(
         self,
@@ -110,10 +117,12 @@ class KeyController(Controller):
         sealer: Injected[Sealer],
         catalogue: Injected[Catalogue],
         caller: Injected[Principal],
+        settings: Injected[Settings],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
         new = await read_json(request, NewKey, check_new_key(catalogue))
-        key, replayed = await operations.create(db, sealer, caller, new, await _retry_of(request))
+        retry, most = await _retry_of(request), settings.max_keys
+        key, replayed = await operations.create(db, sealer, caller, new, retry, max_keys=most)
         return _created(key, replayed=replayed)
 
     @get(
@@ -171,6 +180,7 @@ class KeyController(Controller):
             errors.NotFound,
             errors.Conflict,
             errors.PreconditionFailed,
+            errors.RateLimited,
             errors.VaultUnavailable,
             *CALLER_PROBLEMS,
             *BODY_PROBLEMS,
@@ -203,7 +213,12 @@ class KeyController(Controller):
         "Vault.",
         response_headers=[ETAG],
         responses=may_answer(
-            errors.NotFound, errors.Conflict, errors.PreconditionFailed, *CALLER_PROBLEMS, *BODY_PROBLEMS
+            errors.NotFound,
+            errors.Conflict,
+            errors.PreconditionFailed,
+            errors.RateLimited,
+            *CALLER_PROBLEMS,
+            *BODY_PROBLEMS,
         ),
     )
     async def change(
@@ -229,7 +244,7 @@ class KeyController(Controller):
         response_description="The key is deleted.",
         summary="Delete a key",
         description="Deletes the row and its ciphertext. Does not need Vault.",
-        responses=may_answer(errors.NotFound, errors.PreconditionFailed, *CALLER_PROBLEMS),
+        responses=may_answer(errors.NotFound, errors.PreconditionFailed, errors.RateLimited, *CALLER_PROBLEMS),
     )
     async def remove(
         self,

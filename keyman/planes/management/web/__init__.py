@@ -6,6 +6,7 @@ from litestar.di import Provide
 
 from keyman.http.document import openapi_document
 from keyman.http.guards import authenticate, provide_caller, provide_origin
+from keyman.http.limit import limit_writes
 from keyman.http.requests import Routes
 from keyman.planes.management.web import account, activity, key_actions, keys, reference, sign_in, static, tokens
 from keyman.planes.management.web.pages import provide_visit
@@ -51,7 +52,7 @@ def router() -> Routes:
             openapi_document,
             static.static_file,
         ],
-        guards=[authenticate],
+        guards=[authenticate, limit_writes],
         dependencies={
             "caller": Provide(provide_caller),
             "origin": Provide(provide_origin),

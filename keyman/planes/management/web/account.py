@@ -10,6 +10,7 @@ from litestar.params import FromPath
 from keyman import values
 from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
 from keyman.http.guards import needs
+from keyman.http.limit import ENDS_ACCESS
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import sessions, users
 from keyman.identity.passwords import Passwords
@@ -33,7 +34,7 @@ async def show_account(visit: Injected[Visit], db: Injected[Database], caller: I
     return await _account(visit, db, caller)
 
 
-@post(ACCOUNT, opt=needs(None), include_in_schema=False)
+@post(ACCOUNT, opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
 async def change_password(
     request: AnyRequest,
     visit: Injected[Visit],
@@ -50,7 +51,7 @@ async def change_password(
     return see_other(f"{ACCOUNT}?done=password")
 
 
-@post(f"{ACCOUNT}/sessions/others/end", opt=needs(None), include_in_schema=False)
+@post(f"{ACCOUNT}/sessions/others/end", opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
 async def end_other_sessions(
     request: AnyRequest, db: Injected[Database], caller: Injected[Principal]
 ) -> Response[bytes]:
@@ -59,7 +60,7 @@ async def end_other_sessions(
     return see_other(f"{ACCOUNT}?done=sessions")
 
 
-@post(f"{ACCOUNT}/sessions/{{session_id:str}}/end", opt=needs(None), include_in_schema=False)
+@post(f"{ACCOUNT}/sessions/{{session_id:str}}/end", opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
 async def end_session(
     request: AnyRequest, db: Injected[Database], caller: Injected[Principal], session_id: FromPath[RowId]
 ) -> Response[bytes]:

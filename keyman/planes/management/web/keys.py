@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
@@ -15,6 +17,7 @@ from litestar.params import FromPath
 
 from keyman import values
 from keyman.clock import now
+from keyman.config.settings import Settings
 from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
@@ -23,7 +26,7 @@ from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
 from keyman.keys import idempotency, operations
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.operations import IfMatch
+from keyman.keys.operations import Created, IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import to_text
@@ -140,6 +143,7 @@ async def create(
     sealer: Injected[Sealer],
     caller: Injected[Principal],
     catalogue: Injected[Catalogue],
+    settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
     given = form.filled("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
@@ -147,7 +151,8 @@ async def create(
     attempt = form.text("attempt")
     try:
         new = values.decode(KeyForm, given, check_new_key(catalogue))
-        key = await _create_once(db, sealer, caller, new, attempt, given)
+        store = partial(operations.create, db, sealer, caller, new, max_keys=settings.max_keys)
+        key = await _create_once(db, caller, store, attempt, given)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
@@ -201,19 +206,23 @@ async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
 
 
 async def _create_once(
-    db: Database, sealer: Sealer, caller: Principal, new: NewKey, attempt: str, given: dict[str, object]
+    db: Database,
+    caller: Principal,
+    store: Callable[[IdempotencyKey | None], Awaitable[Created]],
+    attempt: str,
+    given: dict[str, object],
 ) -> KeyInfo:
     """Store only one key for each form that was shown, even if the browser sends it several times."""
     if not attempt:
-        return (await operations.create(db, sealer, caller, new)).key
+        return (await store(None)).key
     body = json.dumps(given, sort_keys=True).encode()
     retry = IdempotencyKey.parse(hashlib.sha256(attempt.encode()).hexdigest(), caller.user_id, body)
     try:
         first = await idempotency.find(db, retry)
-        return first or (await operations.create(db, sealer, caller, new, retry)).key
+        return first or (await store(retry)).key
     except IdempotencyMismatch:
         # The user went back, and sent the same form with other contents: store another key.
-        return (await operations.create(db, sealer, caller, new)).key
+        return (await store(None)).key
 
 
 async def _edit(

@@ -11,6 +11,7 @@ from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
 from keyman.http.guards import PUBLIC, ended_session_cookies, identify, needs, previous_session, session_cookies
+from keyman.http.limit import ENDS_ACCESS
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
@@ -98,7 +99,7 @@ async def sign_up(
     return see_other(HOME, session_cookies(signed_in.cookie, settings))
 
 
-@post("/sign-out", opt=needs(None), include_in_schema=False)
+@post("/sign-out", opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
 async def sign_out(
     db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
 ) -> Response[bytes]:

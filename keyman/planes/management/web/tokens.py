@@ -12,6 +12,7 @@ from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.errors import NotFound, Problem, Unauthenticated
 from keyman.http.guards import needs
+from keyman.http.limit import ENDS_ACCESS
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity import personal_tokens as personal
 from keyman.identity.personal_tokens import NewToken, TokenInfo
@@ -84,7 +85,7 @@ async def revoke_form(
     return visit.show("token_revoke.html", token=await _own(db, caller, TokenId(token_id)))
 
 
-@post(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE), include_in_schema=False)
+@post(f"{TOKENS}/{{token_id:str}}/revoke", opt=needs(Scope.TOKENS_MANAGE) | ENDS_ACCESS, include_in_schema=False)
 async def revoke(
     request: AnyRequest, db: Injected[Database], caller: Injected[Principal], token_id: FromPath[RowId]
 ) -> Response[bytes]:

@@ -72,6 +72,7 @@ STATUSES = {
     "headers-too-large": 431,
     "vault-unavailable": 503,
     "database-unavailable": 503,
+    "overloaded": 503,
     "internal": 500,
 }
 """The table of errors in docs/reference/api.md, copied by hand. The code's own table is tested against it."""

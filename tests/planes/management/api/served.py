@@ -61,7 +61,7 @@ def served(database: URL, vault: VaultSettings, log: Path, **more: str) -> Itera
         KEYMAN_VAULT_SECRET_ID=vault.secret_id.reveal(),
         KEYMAN_PUBLIC_URL=url,
         KEYMAN_SIGNUP="open",
-        **more,
+        **{"KEYMAN_MAX_WRITES": "0", **more},
     )
     with log.open("wb") as output:
         process = subprocess.Popen(
