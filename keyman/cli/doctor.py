@@ -72,7 +72,7 @@ async def _examine(
     findings = [ok("configuration", "complete"), *configuration.examine(settings, environ, files)]
     try:
         findings += [finding async for finding in vault.examine(client, settings.vault, role)]
-        findings += [finding async for finding in database.examine(settings, db, is_plane=role.is_plane)]
+        findings += [finding async for finding in database.examine(settings, db, role.plane)]
         if settings.vault.wrapped_secret_id is not None:
             findings += [skipped(check, vault.NOT_TAKEN) for check in encryption_key.OF_THE_KEY]
         elif role.reads_key:

@@ -22,7 +22,7 @@ from keyman.errors import (
 from keyman.ids import KeyId
 from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.keys.tables import api_keys
-from keyman.migrations.rights import excess
+from keyman.migrations.rights import MANAGEMENT, RESOLVER, excess, missing
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
 from keyman.storage.types import Id
@@ -36,13 +36,16 @@ PAGE = 10_000
 BY_ITSELF = ("database", "schema", "database-settings", "database-rights", "database-clock", "values")
 
 
-async def examine(settings: Settings, db: Database, *, is_plane: bool) -> AsyncIterator[Finding]:
-    """Check the database without Vault. With `is_plane`, the user is that of a plane, who must not have all rights."""
-    async for finding in to_the_end(_by_itself(settings, db, is_plane), BY_ITSELF):
+RIGHTS = {"management": MANAGEMENT, "resolver": RESOLVER}
+
+
+async def examine(settings: Settings, db: Database, plane: str | None) -> AsyncIterator[Finding]:
+    """Check the database without Vault. `plane` names the plane whose rights the user must have, and no others."""
+    async for finding in to_the_end(_by_itself(settings, db, plane), BY_ITSELF):
         yield finding
 
 
-async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncIterator[Finding]:
+async def _by_itself(settings: Settings, db: Database, plane: str | None) -> AsyncIterator[Finding]:
     try:
         async with db.read() as connection:
             await _ANSWERS.one(connection)
@@ -64,7 +67,7 @@ async def _by_itself(settings: Settings, db: Database, is_plane: bool) -> AsyncI
             yield ok("database-clock", "this machine's")
         else:
             yield await _postgresql(connection)
-            yield await _rights(connection) if is_plane else ok("database-rights", "not checked for an operator")
+            yield await _rights(connection, plane) if plane else ok("database-rights", "not checked for an operator")
             theirs = await _CLOCK.one(connection)
             yield clock("database-clock", (now() - theirs).total_seconds(), "its")
     yield await _values(db)
@@ -127,8 +130,19 @@ async def _postgresql(connection: AsyncConnection) -> Finding:
     return ok("database-settings", f"PostgreSQL {version}, UTC, durable, {how}")
 
 
-async def _rights(connection: AsyncConnection) -> Finding:
-    """Check that this user cannot register an application: an attacker with its rights could then resolve keys."""
+async def _rights(connection: AsyncConnection, plane: str) -> Finding:
+    """Check that this user has all rights of its plane, and that it cannot register an application.
+
+    An attacker with the right to register one could resolve keys.
+    """
+    too_few = await connection.run_sync(missing, RIGHTS[plane])
+    if too_few:
+        return failed(
+            "database-rights",
+            f"this user lacks rights that the {plane} plane needs: {', '.join(too_few)}",
+            "as the user that owns the tables, run keyman db upgrade --management USER --resolver USER with the users "
+            "of the planes",
+        )
     too_much = await connection.run_sync(excess)
     if too_much:
         return warning(
@@ -136,7 +150,10 @@ async def _rights(connection: AsyncConnection) -> Finding:
             f"this user has rights that no plane needs: {', '.join(too_much)}",
             "create a user for each plane, and run keyman db upgrade with --management and --resolver",
         )
-    return ok("database-rights", "this user cannot register applications or change audit entries")
+    return ok(
+        "database-rights",
+        f"all that the {plane} plane needs; no right to register applications or change the audit log",
+    )
 
 
 async def _values(db: Database) -> Finding:

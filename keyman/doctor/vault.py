@@ -87,12 +87,12 @@ class Role(NamedTuple):
 
     name: str
     reads_key: bool
-    is_plane: bool
+    plane: str | None
 
 
-MANAGEMENT = Role("keyman-management", reads_key=True, is_plane=True)
-RESOLVER = Role("keyman-resolver", reads_key=False, is_plane=True)
-ROTATOR = Role("keyman-rotator", reads_key=True, is_plane=False)
+MANAGEMENT = Role("keyman-management", reads_key=True, plane="management")
+RESOLVER = Role("keyman-resolver", reads_key=False, plane="resolver")
+ROTATOR = Role("keyman-rotator", reads_key=True, plane=None)
 
 
 async def examine(client: VaultClient, settings: VaultSettings, role: Role) -> AsyncIterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -13,7 +13,7 @@ from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence, Unauthenticated
-from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing, Turn, lock_accounts
 from keyman.identity.tables import api_tokens, users
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
@@ -87,31 +87,26 @@ class TokenProof:
         return Principal(
             origin=Origin(Actor.TOKEN, row.id, credentials.request_id, credentials.address),
             scopes=parse_scopes(row.scopes),
-            user=User(row.user_id, row.email, row.user_created_at),
+            user=row.user(),
             expires_at=row.expires_at,
             grounds=Grounds(_STANDING, row.id, row.user_id),
         )
 
 
-class _Found(NamedTuple):
+class _Found(FoundUser, frozen=True):
     id: TokenId
     scopes: str
     expires_at: datetime | None
     last_used_at: datetime | None
-    user_id: UserId
-    email: str
-    user_created_at: datetime
 
 
 _BY_HASH = Query(
     select(
+        *FOUND_USER,
         api_tokens.c.id,
         api_tokens.c.scopes,
         api_tokens.c.expires_at,
         api_tokens.c.last_used_at,
-        users.c.id.label("user_id"),
-        users.c.email,
-        users.c.created_at.label("user_created_at"),
     )
     .join_from(api_tokens, users)
     .where(api_tokens.c.token_hash == bindparam("token_hash"), users.c.disabled_at.is_(None)),
@@ -164,7 +159,7 @@ async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]
             rows = await _EVERY.all(connection)
         else:
             rows = await _OF_ACCOUNT.all(connection, user_id=await id_by_email(connection, email))
-    return [OwnedToken(*_fields_of(_Shown(*row[:-1])), row.email) for row in rows]
+    return [OwnedToken(*_fields_of(row), row.email) for row in rows]
 
 
 async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
@@ -184,7 +179,7 @@ async def revoke_any(db: Database, token_id: TokenId) -> None:
         await _record_revocation(connection, OPERATOR, token_id, user_id)
 
 
-class _Shown(NamedTuple):
+class _Shown(msgspec.Struct, frozen=True):
     id: TokenId
     name: str
     scopes: str
@@ -194,26 +189,11 @@ class _Shown(NamedTuple):
     last_used_at: datetime | None
 
 
-class _ShownWithEmail(NamedTuple):
-    id: TokenId
-    name: str
-    scopes: str
-    hint: str
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
+class _ShownWithEmail(_Shown, frozen=True):
     email: str
 
 
-_SHOWN = (
-    api_tokens.c.id,
-    api_tokens.c.name,
-    api_tokens.c.scopes,
-    api_tokens.c.hint,
-    api_tokens.c.created_at,
-    api_tokens.c.expires_at,
-    api_tokens.c.last_used_at,
-)
+_SHOWN = tuple(api_tokens.c[name] for name in _Shown.__struct_fields__)
 _OF_USER = api_tokens.c.user_id == bindparam("user_id")
 _OWN = Query(select(*_SHOWN).where(_OF_USER).order_by(api_tokens.c.id.desc()), _Shown)
 _WITH_EMAIL = select(*_SHOWN, users.c.email).join_from(api_tokens, users).order_by(api_tokens.c.id.desc())

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Actor, Origin
 from keyman.errors import Forbidden, Unauthenticated
 from keyman.identity.standing import Grounds, Lock
+from keyman.identity.tables import users
 from keyman.identity.tokens import Scope
 from keyman.ids import ApplicationId, OwnerId, SessionId, UserId, owner_of
 from keyman.storage.transactions import Authority, Database
@@ -33,6 +35,20 @@ class User:
     id: UserId
     email: str
     created_at: datetime
+
+
+class FoundUser(msgspec.Struct, frozen=True):
+    """The user's part of a row by which a credential was found: the columns FOUND_USER, which come first."""
+
+    user_id: UserId
+    email: str
+    user_created_at: datetime
+
+    def user(self) -> User:
+        return User(self.user_id, self.email, self.user_created_at)
+
+
+FOUND_USER = (users.c.id.label("user_id"), users.c.email, users.c.created_at.label("user_created_at"))
 
 
 @dataclass(frozen=True)

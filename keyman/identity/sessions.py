@@ -16,7 +16,7 @@ from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import NotFound, Unauthenticated
-from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing, Turn
 from keyman.identity.tables import sessions, users
 from keyman.identity.tokens import ALL_SCOPES
@@ -77,29 +77,24 @@ class SessionProof:
         return Principal(
             origin=Origin(Actor.SESSION, None, credentials.request_id, credentials.address),
             scopes=ALL_SCOPES,
-            user=User(row.user_id, row.email, row.user_created_at),
+            user=row.user(),
             session_id=row.id,
             grounds=Grounds(_STANDING, row.id, row.user_id),
         )
 
 
-class _Found(NamedTuple):
+class _Found(FoundUser, frozen=True):
     id: SessionId
     last_seen_at: datetime
     expires_at: datetime
-    user_id: UserId
-    email: str
-    user_created_at: datetime
 
 
 _BY_COOKIE = Query(
     select(
+        *FOUND_USER,
         sessions.c.id,
         sessions.c.last_seen_at,
         sessions.c.expires_at,
-        users.c.id.label("user_id"),
-        users.c.email,
-        users.c.created_at.label("user_created_at"),
     )
     .join_from(sessions, users)
     .where(sessions.c.id_hash == bindparam("id_hash"), users.c.disabled_at.is_(None)),

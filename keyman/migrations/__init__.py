@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import MetaData, inspect, text
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from keyman.audit.tables import audit_chains, audit_log
@@ -102,8 +102,13 @@ def _report_faults(what: str) -> Iterator[None]:
             )
         )
     except (SQLAlchemyError, DriverFault, OSError, TimeoutError) as fault:
-        away = "It cannot be reached, or is busy." if is_outage(fault) else "It refused a statement."
-        raise_alone(DatabaseUnavailable(f"The database {what}. {away} ({kind(fault)})"))
+        raise_alone(DatabaseUnavailable(f"The database {what}. {_cause(fault)} ({kind(fault)})"))
+
+
+def _cause(fault: SQLAlchemyError | DriverFault | OSError) -> str:
+    if isinstance(fault, IntegrityError):
+        return "A stored row breaks a constraint of the new schema. Correct the row, or restore a backup."
+    return "It cannot be reached, or is busy." if is_outage(fault) else "It refused a statement."
 
 
 def newest_revision() -> str:

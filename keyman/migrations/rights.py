@@ -7,6 +7,7 @@ Only an operator can register, prune and migrate, as the user that owns the tabl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -105,6 +106,40 @@ def grant(connection: Connection, planes: Planes) -> None:
             connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {quote(schema)} TO {quote(user)}")
 
 
+def missing(connection: Connection, rights: Mapping[str, str]) -> list[str]:
+    """Return those of the rights that this connection's user lacks, such as `INSERT on owners`.
+
+    A table or a column that does not exist is ignored: the schema then differs, which is another fault.
+    """
+    return [
+        f"{right} on {name}"
+        for right, name, check in _checks(rights)
+        if connection.execute(text(check), {"name": name}).scalar() is False
+    ]
+
+
+def _checks(rights: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each right to a table or a sequence, its name, and the SQL that checks the right to `:name`."""
+    for table, granted in rights.items():
+        for right, columns in re.findall(r"(\w+)(?: \(([^)]*)\))?", granted):
+            if not columns:
+                yield right, table, f"SELECT has_table_privilege(to_regclass(:name), '{right}')"
+            for column in columns.split(", ") if columns else ():
+                yield (
+                    f"{right} ({column})",
+                    table,
+                    f"SELECT has_column_privilege(attrelid, attnum, '{right}') FROM pg_attribute"  # noqa: S608  # of this module
+                    f" WHERE attrelid = to_regclass(:name) AND attname = '{column}'",
+                )
+        if _is_numbered(table, granted):
+            yield "USAGE", f"{table}_id_seq", "SELECT has_sequence_privilege(to_regclass(:name), 'USAGE')"
+
+
+def _is_numbered(table: str, granted: str) -> bool:
+    """Return True if a plane inserts into the table, whose ids come from a sequence."""
+    return "INSERT" in granted and table not in UNNUMBERED
+
+
 def excess(connection: Connection) -> list[str]:
     """Return the rights of this connection's user that no plane may have, such as `INSERT on applications`.
 
@@ -133,5 +168,5 @@ def _statements(user: str, rights: Mapping[str, str], owned: Mapping[str, Sequen
         yield from (f"REVOKE ALL ON {kind} {name} FROM {user}" for name in names)
     for table, granted in rights.items():
         yield f"GRANT {granted} ON TABLE {table} TO {user}"
-        if "INSERT" in granted and table not in UNNUMBERED:
+        if _is_numbered(table, granted):
             yield f"GRANT USAGE ON SEQUENCE {table}_id_seq TO {user}"

@@ -181,6 +181,26 @@ async def test_a_migration_that_the_database_refuses_leaves_nothing_behind(empty
     assert await migrations.differences(empty_database) == []
 
 
+async def test_a_row_that_breaks_a_new_constraint_is_called_that_and_no_outage(
+    empty_database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_index = op.create_index
+
+    def broken(name: str, *arguments: Any, **options: Any) -> None:
+        if name == "ix_sessions_user_id":
+            op.execute("CREATE TABLE canary (value integer UNIQUE)")
+            op.execute("INSERT INTO canary VALUES (7), (7)")
+        create_index(name, *arguments, **options)
+
+    monkeypatch.setattr(op, "create_index", broken)
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await migrations.upgrade(empty_database)
+    assert stands_alone(caught.value)
+    assert "could not be upgraded. A stored row breaks a constraint of the new schema." in caught.value.detail
+    assert "cannot be reached" not in caught.value.detail
+    assert await asked(empty_database, table_names) == set()
+
+
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
 async def test_a_migration_that_is_interrupted_leaves_nothing_behind(
     empty_database: URL, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]

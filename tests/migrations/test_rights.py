@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from secrets import token_hex
 
 import pytest
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
+from keyman.doctor.database import examine
+from keyman.doctor.findings import Finding, State
 from keyman.errors import ConfigurationError
 from keyman.keys.deployment import SCHEMA_REVISION
-from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess
+from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess, missing
 from keyman.storage.transactions import Database, Unchecked
 from tests.cli.transcript import keyman
 from tests.support.cli import environment
@@ -63,6 +69,62 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
         await as_user.close()
         postgres.drop_database(name)
         postgres.execute(f"DROP ROLE {user}")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("plane", "rights"), [("management", MANAGEMENT), ("resolver", RESOLVER)])
+async def test_doctor_names_each_right_that_a_planes_user_lacks_and_the_command_that_grants_it(
+    postgres: PostgresServer, plane: str, rights: Mapping[str, str]
+) -> None:
+    name = f"missing_{token_hex(6)}"
+    owner = make_url(postgres.create_database(name))
+    users, word = Planes(f"{name}_m", f"{name}_r"), token_hex(16)
+    for user in users:
+        postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{word}'")
+    user = getattr(users, plane)
+    as_owner, as_user = Database(owner), Database(owner.set(username=user, password=word))
+    settings = Settings(owner.set(username=user, password=word), VaultSettings("http://127.0.0.1:1"))
+
+    async def found() -> Finding:
+        (finding,) = [one async for one in examine(settings, as_user, plane) if one.check == "database-rights"]
+        return finding
+
+    try:
+        await migrations.upgrade(owner, users)
+        assert (await found()).state is State.OK
+        lost = [
+            ("INSERT", "audit_log_id_seq"),
+            *((right, table) for table in rights for right in single(rights[table])),
+        ]
+        for right, table in lost:
+            kind, named = ("SEQUENCE", "USAGE") if table.endswith("_seq") else ("TABLE", right)
+            async with as_owner.write(Unchecked.OPERATOR) as connection:
+                await connection.exec_driver_sql(f"REVOKE {named} ON {kind} {table} FROM {user}")
+            async with as_user.read() as connection:
+                assert await connection.run_sync(missing, rights) == [f"{named} on {table}"]
+            async with as_owner.write(Unchecked.OPERATOR) as connection:
+                await connection.exec_driver_sql(f"GRANT {named} ON {kind} {table} TO {user}")
+        async with as_owner.write(Unchecked.OPERATOR) as connection:
+            await connection.exec_driver_sql(f"REVOKE ALL ON users FROM {user}")
+        finding = await found()
+        assert finding.state is State.FAILED
+        assert " on users" in finding.found
+        assert "keyman db upgrade --management USER --resolver USER" in str(finding.remedy)
+    finally:
+        await as_owner.close()
+        await as_user.close()
+        postgres.drop_database(name)
+        for user in users:
+            postgres.execute(f"DROP ROLE {user}")
+
+
+def single(granted: str) -> list[str]:
+    """Each right of a table, one column at a time: `SELECT, UPDATE (a, b)` has three."""
+    return [
+        f"{right} ({column})" if column else right
+        for right, columns in re.findall(r"(\w+)(?: \(([^)]*)\))?", granted)
+        for column in columns.split(", ")
+    ]
 
 
 def test_only_one_plane_is_wrong_usage(empty_database: URL) -> None:

@@ -55,7 +55,11 @@ def inside(value: object) -> Iterator[tuple[str, Built]]:
 
 
 BUILT = built()
-QUERIES = {where: one for where, one in BUILT.items() if isinstance(one, Query) and hasattr(one.row, "_fields")}
+QUERIES = {
+    where: one
+    for where, one in BUILT.items()
+    if isinstance(one, Query) and (hasattr(one.row, "_fields") or hasattr(one.row, "__struct_fields__"))
+}
 DIALECTS = {"sqlite": sqlite.dialect(), "postgresql": postgresql.dialect()}  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
 OTHER = {"sqlite": "postgresql", "postgresql": "sqlite"}
 

@@ -19,7 +19,7 @@ from keyman.storage.types import UtcTime
 from keyman.telemetry import frames, log
 
 BATCH = 1000
-"""The maximum number of rows that one transaction deletes. Others may wait for it; on SQLite, all writers do."""
+"""How many keys one transaction deletes at most. Others may wait for it; on SQLite, all writers do."""
 
 INTERVAL = 3600.0
 """Seconds between two rounds of one process. The rows that stay until then are small and have no effect."""
@@ -43,12 +43,15 @@ async def run(db: Database) -> None:
 
 
 async def sweep(db: Database) -> None:
-    """Run one round, in transactions of at most BATCH rows each. Raises DatabaseUnavailable."""
+    """Run one round, in transactions of about BATCH rows each. Raises DatabaseUnavailable.
+
+    One of idempotency keys can be larger, because several users may have the same `key_hash`.
+    """
     moment = now()
     ends = {"moment": moment, "idle_since": moment - SESSION_IDLE, "ended_before": moment - LIFETIME}
     for command, parameters in _SWEEPS:
         removed = BATCH
-        while removed >= BATCH:  # it can be more, if several users have the same `key_hash`
+        while removed >= BATCH:
             async with db.write(Unchecked.KEYMAN) as connection:
                 removed = await command.execute(connection, **{name: ends[name] for name in parameters})
 
@@ -56,7 +59,7 @@ async def sweep(db: Database) -> None:
 def _sweep(
     table: Table, key: ColumnElement[object], has_ended: ColumnElement[bool], *parameters: str
 ) -> tuple[Command, tuple[str, ...]]:
-    """Return a command that deletes at most BATCH rows that have ended, and the names of its parameters."""
+    """Return a command that deletes the rows of BATCH keys that have ended, and the names of its parameters."""
     some = select(key).where(has_ended).limit(BATCH)
     return Command(delete(table).where(key.in_(some), has_ended)), parameters
 
