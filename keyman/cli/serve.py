@@ -21,6 +21,7 @@ from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
+from keyman.errors import DatabaseUnavailable
 from keyman.handover import Handover, receive
 from keyman.http.edge import Edge
 from keyman.http.worker import Listener, Worker
@@ -71,8 +72,10 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     receive()
     settings = load(os.environ, read_services)
     check_port(host, port)
-    run(_nothing, None)  # check that the database exists and is migrated
+    away = _check_database()
     configure_logging(settings.log_format, settings.log_level)
+    if away is not None:
+        log.error("the database is away: the plane answers 503 until it is back", kind=away.kind)
     _warn(settings, plane, host)
     listener = Listener(port, _room_for_connections(), settings.drain)
     _unwrap(settings, f"keyman-{plane}")
@@ -145,6 +148,15 @@ def _warn(settings: Settings, plane: str, host: str) -> None:
     """Log what doctor finds unsafe about this start."""
     for finding in unsafe(settings, plane, host):
         log.warning(finding.found, check=finding.check, remedy=finding.remedy)
+
+
+def _check_database() -> DatabaseUnavailable | None:
+    """Return the fault of a database that is away. Raises ConfigurationError for one that is not migrated."""
+    try:
+        run(_nothing, None)
+    except DatabaseUnavailable as fault:
+        return fault
+    return None
 
 
 async def _nothing(_db: object) -> None:

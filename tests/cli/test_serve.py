@@ -105,13 +105,25 @@ def test_another_schema_is_said_with_the_command_that_helps(
     assert revision in refused.err
 
 
-def test_a_database_that_is_away_is_said_without_its_password(provisioned: Vault) -> None:
+def test_a_database_that_is_away_is_said_without_its_password_and_does_not_stop_the_start(
+    provisioned: Vault, tmp_path: Path
+) -> None:
     given = variables(provisioned.settings, make_url(f"postgresql+asyncpg://u:{CANARY}@127.0.0.1:{free_port()}/keyman"))
-    refused = run_keyman("serve", "--port", str(free_port()), env=given)
-    assert (refused.code, refused.out) == (1, "")
-    assert "ConnectionRefusedError" in refused.err
-    assert CANARY not in refused.err
-    assert "Traceback" not in refused.err
+    with serve(given, tmp_path, ready=False) as service:
+        until(lambda: service.readiness() is not None, "an answer")
+        assert service.readiness() == {
+            "status": "degraded",
+            "checks": {"database": "unreachable", "vault": "unreachable"},
+        }
+        assert httpx.get(f"{service.url}/livez", verify=NO_TLS).json() == {"status": "ok"}
+        refused = httpx.get(f"{service.url}/api/keys", verify=NO_TLS)
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/database-unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        ended = service.live.end()
+    assert (ended.code, ended.out) == (0, "")
+    assert "ConnectionRefusedError" in ended.err
+    assert CANARY not in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_a_port_in_use_is_said_in_one_sentence(service_env: dict[str, str]) -> None:

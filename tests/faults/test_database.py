@@ -24,7 +24,7 @@ from tests.support.cli import children, serve, variables
 from tests.support.database import PostgresServer
 from tests.support.http import sign_up
 from tests.support.planes import Vault
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, until
 
 pytestmark = pytest.mark.anyio
 
@@ -231,6 +231,27 @@ def test_a_full_disk_stores_nothing_and_is_over_when_there_is_room(
 
 
 # --- PostgreSQL
+
+
+def test_a_plane_outlives_workers_that_start_while_the_database_is_away(
+    disposable_postgres: PostgresServer, disposable_postgresql: URL, provisioned: Vault, tmp_path: Path
+) -> None:
+    """The server ends for good when a worker ends within seconds of its start."""
+    with serve(variables(provisioned.settings, disposable_postgresql), tmp_path, "--workers", "2") as service:
+        ada = sign_up(service.url, "ada@example.com")
+        disposable_postgres.stop(crash=True)
+        before = service.workers
+        for worker in before:
+            os.kill(worker, signal.SIGKILL)
+        until(lambda: len(set(service.workers) - set(before)) == 2, "new workers")
+        until(lambda: service.readiness() is not None, "an answer")
+        refused = ada.post("/api/keys", json=BODY)
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/database-unavailable")
+        disposable_postgres.start()
+        until(lambda: all(service.is_ready() for _ in range(8)), "readiness of both workers")
+        assert ada.post("/api/keys", json=BODY).status_code == 201
+        assert service.live.end().code == 0
+
 
 Fault = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
 

@@ -22,6 +22,7 @@ from keyman.http.limit import limit_writes, writes_per_minute
 from keyman.http.openapi import check_query
 from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.http.sites import Cors
+from keyman.http.starting import Starting
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.sessions import SessionProof
@@ -48,8 +49,9 @@ AUTHENTICATION = Authentication(
 def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edge:
     """Return the management plane as an ASGI application.
 
-    Its start-up raises ConfigurationError for a database that is not migrated. It starts without Vault, and everything
-    that does not need Vault works. `passwords` replaces the production parameters of Argon2id.
+    Its start-up raises ConfigurationError for a database that is not migrated. It starts without the database, and
+    answers 503 until that is back. It starts without Vault, and everything that does not need Vault works. `passwords`
+    replaces the production parameters of Argon2id.
     """
     metrics = Metrics()
     catalogue = Catalogue.load(settings.services_file)
@@ -79,8 +81,9 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
     require_rules(litestar)
+    app = Starting(litestar, cast("ASGIApp", litestar))
     cors = Cors(settings.cors_origins, PASSWORD_PATHS)
-    return Edge(cast("ASGIApp", litestar), settings, metrics, pages.problem, cors, settings.root_path)
+    return Edge(app, settings, metrics, pages.problem, cors, settings.root_path)
 
 
 def from_environment() -> Edge:

@@ -22,6 +22,7 @@ from keyman.http.edge import ASGIApp, Edge
 from keyman.http.guards import authenticate, provide_caller, require_rules
 from keyman.http.limit import RateLimit
 from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
+from keyman.http.starting import Starting
 from keyman.planes import assembly
 from keyman.planes.resolver.document import openapi_document
 from keyman.planes.resolver.routes import AUTHENTICATION, explain_problem, limit_rate, resolve
@@ -32,7 +33,8 @@ from keyman.vault.opener import TransitOpener
 def create_resolver(settings: Settings) -> Edge:
     """Return the resolver plane as an ASGI application.
 
-    Its start-up raises ConfigurationError for a database that is not migrated. It can start without Vault.
+    Its start-up raises ConfigurationError for a database that is not migrated. It can start without
+    Vault, and without the database: then it answers 503 until that is back.
     """
     metrics = Metrics()
     litestar = Litestar(
@@ -56,7 +58,7 @@ def create_resolver(settings: Settings) -> Edge:
         ),
     )
     require_rules(litestar)
-    return Edge(cast("ASGIApp", litestar), settings, metrics)
+    return Edge(Starting(litestar, cast("ASGIApp", litestar)), settings, metrics)
 
 
 def from_environment() -> Edge:
