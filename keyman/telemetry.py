@@ -31,6 +31,9 @@ REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 """Seconds. A listing takes 2 ms, a sign-in 150 ms (Argon2id), an operation that waits for Vault at most 5 s."""
 
 
+MAX_EVENT = 200
+"""Characters of a library's text that are logged."""
+
 VAULT_OPERATIONS = ("capabilities", "check-key", "decrypt", "encrypt", "lookup", "read-key", "rewrap", "rotate")
 """The label `operation` of calls to Vault. `check-key` is the comparison of Vault's key with the sentinel."""
 
@@ -173,7 +176,7 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, _without_exception],
+            foreign_pre_chain=[*shared, _cut],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
@@ -193,15 +196,19 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
         logging.getLogger(name).setLevel(max(logging.getLevelNamesMapping()[level.upper()], logging.WARNING))
 
 
-def _without_exception(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Keep the class and frames of a library's exception, and drop its message, which may contain anything."""
+def _cut(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Keep what is safe of a library's event: its logger, the first line of its text, and the place of an exception.
+
+    Arguments, further lines and the message of an exception may contain anything. Libraries often quote an exception
+    or a whole traceback in their text: asyncio in separate lines, others as an argument.
+    """
     record = event.get("_record")
     event.pop("exc_info", None)
-    if isinstance(record, logging.LogRecord) and record.exc_info:
-        if record.exc_info[1] is not None:
+    if isinstance(record, logging.LogRecord):
+        if record.exc_info and record.exc_info[1] is not None:
             event.update(frames(record.exc_info[1]))
-        # Libraries often quote an exception in their message: asyncio in separate lines, others as an argument.
-        event["event"] = str(record.msg).partition("\n")[0]
+        event["event"] = str(record.msg).partition("\n")[0][:MAX_EVENT]
+        event["logger"] = record.name
         # Otherwise the formatter would print the traceback after the line.
         record.exc_info = record.exc_text = None
     return event

@@ -102,13 +102,30 @@ def test_a_librarys_exception_loses_its_message(logged_as: Callable[..., StringI
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_library_has_one_short_line_without_its_arguments(
+    logged_as: Callable[..., StringIO], log_format: str
+) -> None:
+    """A server logs the traceback of an application that cannot start as the text of an error."""
+    stream = logged_as(log_format)
+    library = logging.getLogger("_granian")
+    library.error("%s failed: %r", CANARY, {"key": CANARY})
+    library.error(f"Traceback (most recent call last):\n  File x\nValueError: {CANARY}")
+    library.error("x" * 500 + CANARY)
+    shown = stream.getvalue()
+    assert CANARY not in shown
+    assert shown.count("\n") == 3
+    assert "%s failed: %r" in shown
+    assert shown.count("x" * 200) == 1
+
+
 def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged_as: Callable[..., StringIO]) -> None:
     stream = logged_as()
     log.info("several\nlines", name="a\r\nb\u2028c\x00")
     logging.getLogger("library").warning("two\nlines")
     first, second = lines(stream)
     assert (first["event"], first["name"]) == ("several\nlines", "a\r\nb\u2028c\x00")
-    assert (second["event"], second["level"]) == ("two\nlines", "warning")
+    assert (second["event"], second["level"], second["logger"]) == ("two", "warning", "library")
     assert stream.getvalue().count("\n") == 2
     assert first["time"].endswith("Z")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +22,14 @@ from keyman.cli.common import run
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
-from keyman.errors import DatabaseUnavailable
+from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.handover import Handover, receive
 from keyman.http.edge import Edge
 from keyman.http.worker import Listener, Worker
 from keyman.memory import protect
 from keyman.processes import PARENT, check_port, raise_file_limit
 from keyman.providers.catalogue import read_services
-from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, log
+from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, frames, log
 
 FINISH_SECONDS = 12
 """Seconds in which a worker that has stopped accepting may finish its requests. The longest request waits for Vault and
@@ -114,7 +115,13 @@ def load_application(module: str, handover: Handover, listener: Listener) -> Cal
     """
     protect()
     handover.put()
-    plane: Edge = import_late(module).from_environment()
+    try:
+        plane: Edge = import_late(module).from_environment()
+    except Exception as fault:  # noqa: BLE001  # multiprocessing would print a traceback with the message
+        configure_logging("json", "info")
+        said = {"found": str(fault)} if isinstance(fault, ConfigurationError) else frames(fault)
+        log.error("the worker cannot start", **said)
+        sys.exit(1)
     return Worker(plane, listener)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +138,23 @@ def test_a_port_in_use_is_said_in_one_sentence(service_env: dict[str, str]) -> N
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port}" in refused.err
+
+
+def test_a_worker_that_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(f"def from_environment():\n    raise RuntimeError('{CANARY}')\n")
+    code = (
+        "from keyman.cli.serve import load_application\n"
+        "from keyman.handover import Handover\n"
+        "from keyman.http.worker import Listener\n"
+        "load_application('broken', Handover({}), Listener(8000, 1, 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    line = json.loads(done.stderr)
+    assert (line["event"], line["fault"]) == ("the worker cannot start", "builtins.RuntimeError")
+    assert CANARY not in done.stderr
 
 
 # --- a wrapped secret ID

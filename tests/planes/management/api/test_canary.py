@@ -460,7 +460,7 @@ async def test_the_canaries_are_found_where_they_are(cage: Cage) -> None:
     ada, _, _ = await everybody(cage)
     await ada.post("/api/keys", json={"service": "COHERE", "api_key": "abcdefghijkl", "name": new()})
     structlog.get_logger("keyman").info(new())
-    logging.getLogger("some.library").debug("%s", base64.b64encode(new().encode()).decode())
+    logging.getLogger("some.library").debug(base64.b64encode(new().encode()).decode())
     print(new())  # noqa: T201  # what a library might do
     places = [name for name, _ in cage.canaries.found(await cage.haystacks())]
     assert set(places) >= {"answers", "log", "standard output and error", "database"}
