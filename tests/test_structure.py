@@ -429,3 +429,52 @@ def test_no_test_returns_early_and_counts_as_passed() -> None:
         for line in early_returns(node)
     ]
     assert not found
+
+
+WITHOUT_A_CALLER = {
+    ("keyman.audit.retention", "OPERATOR"),
+    ("keyman.identity.applications", "OPERATOR"),
+    ("keyman.identity.personal_tokens", "OPERATOR"),
+    ("keyman.identity.throttle", "OUTCOME"),  # an attempt that was refused before its password was verified
+    ("keyman.identity.users", "OPERATOR"),
+    ("keyman.identity.users", "SIGN_IN"),
+    ("keyman.keys.deployment", "KEYMAN"),  # the sentinel
+    ("keyman.keys.release", "LAST_USE"),
+    ("keyman.keys.release", "OUTCOME"),  # a released key that could not be opened
+    ("keyman.keys.rewrap", "OPERATOR"),
+    ("keyman.planes.management.housekeeping", "KEYMAN"),
+}
+"""Who writes without the check of a caller. Think about it before you add a line: who could be revoked here?"""
+
+
+def test_transactions_that_check_no_caller_can_be_listed() -> None:
+    found = {
+        (module, node.attr)
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Unchecked"
+    }
+    assert found == WITHOUT_A_CALLER
+
+
+def test_only_the_storage_begins_transactions() -> None:
+    found = {
+        module
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute) and node.attr in ("begin", "begin_nested", "_engine")
+    }
+    assert {module for module in found if not below(module, "keyman.storage", "keyman.migrations")} == set()
+
+
+def test_a_body_is_read_in_the_one_place_that_checks_the_caller_again() -> None:
+    readers, trusting = set(), set()
+    for module in MODULES:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Attribute) and node.attr in ("body", "json", "form", "stream"):
+                is_request = isinstance(node.value, ast.Name) and node.value.id == "request"
+                readers |= {module} if is_request else set()
+            if isinstance(node, ast.keyword) and node.arg == "confirm" and isinstance(node.value, ast.Constant):
+                trusting.add(module)
+    assert readers == {"keyman.http.requests"}
+    assert trusting == {"keyman.planes.resolver.routes"}  # its one transaction checks the caller, before it reads
