@@ -1,0 +1,351 @@
+"""A route, a way of revocation and an interleaving, drawn at random, over two replicas and both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from litestar.routes import HTTPRoute
+from sqlalchemy import select, update
+
+from keyman import migrations
+from keyman.clock import now
+from keyman.http.guards import is_public
+from keyman.identity import applications, personal_tokens, sessions, users
+from keyman.identity.passwords import Passwords
+from keyman.identity.sessions import SESSION_IDLE, session_digest
+from keyman.identity.tables import api_tokens, application_tokens
+from keyman.identity.tables import sessions as sessions_table
+from keyman.identity.tokens import ALL_SCOPES, Token
+from keyman.ids import TokenId, UserId
+from keyman.storage.transactions import Unchecked
+from keyman.values import ApplicationName, EmailAddress, NewPassword, RequiredLabel
+from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, state_of
+from tests.planes.resolver.held import Held, Point, stoppable
+from tests.planes.resolver.pair import Pair, pair_at
+from tests.support.planes import PASSWORD, Vault
+
+pytestmark = pytest.mark.anyio
+
+_NUMBERS = itertools.count()
+
+NEW_PASSWORD = "another horse, another battery"
+
+SESSION, TOKEN, APPLICATION = "session", "token", "application"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route that changes something. `{…}` in its path or body are ids of the scene; a dict of text is a form."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    is_form: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    callers: tuple[str, ...] = (SESSION, TOKEN)
+
+
+def page(path: str, **fields: str) -> Route:
+    return Route("POST", path, fields, is_form=True, callers=(SESSION,))
+
+
+PASSWORDS = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+KEY = {"service": "OPENAI", "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd5678"}
+
+ROUTES = (
+    Route("POST", "/api/auth/logout", callers=(SESSION,)),
+    Route("PUT", "/api/auth/password", PASSWORDS, callers=(SESSION,)),
+    Route("PUT", "/api/auth/password", PASSWORDS | {"current_password": "not this one"}, callers=(SESSION,)),
+    Route("POST", "/api/tokens", {"name": "x"}),
+    Route("DELETE", "/api/tokens/{other_token}"),
+    Route("POST", "/api/keys", KEY),
+    Route("POST", "/api/keys", KEY, headers=(("idempotency-key", "new"),)),
+    Route("POST", "/api/keys", {"service": "OPENAI", "api_key": OPENAI_KEY}, headers=(("idempotency-key", "kept"),)),
+    Route("PUT", "/api/keys/{key}", {"api_key": KEY["api_key"]}),
+    Route("PATCH", "/api/keys/{key}", {"name": "x"}),
+    Route("PATCH", "/api/keys/{key}", {}),
+    Route("DELETE", "/api/keys/{key}"),
+    page("/settings/api-keys", **KEY, attempt="a"),
+    page("/settings/api-keys/{key}/edit", api_key=KEY["api_key"]),
+    page("/settings/api-keys/{key}/edit", name="x", shown_name=""),
+    page("/settings/api-keys/{key}/pause", paused="true"),
+    page("/settings/api-keys/{key}/delete"),
+    page("/settings/access-tokens", name="x", scopes="keys:read"),
+    page("/settings/access-tokens/{other_token}/revoke"),
+    page("/settings/account", **PASSWORDS),
+    page("/settings/account/sessions/others/end"),
+    page("/settings/account/sessions/{other_session}/end"),
+    Route("POST", "/sign-out", callers=(SESSION,)),
+    Route("POST", "/v1/resolve", {"key_id": "{key}"}, callers=(APPLICATION,)),
+    Route("POST", "/v1/resolve", {"user_id": "{user}", "service": "OPENAI"}, callers=(APPLICATION,)),
+)
+
+
+@dataclass
+class Scene:
+    """A user with two sessions, two tokens and a key, and an application. The first of each is the caller's."""
+
+    replica: Pair
+    email: EmailAddress
+    cookie: str
+    other_cookie: str
+    token: str
+    app: str
+    app_token: str
+    ids: dict[str, int]
+
+    @property
+    def db(self) -> Any:
+        return self.replica.management.database
+
+    async def set(self, table: Any, which: Any, **values: Any) -> None:
+        async with self.db.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(update(table).where(which).values(values))
+
+    async def call(self, method: str, path: str, **body: Any) -> int:
+        """A request of the user's other session, to the other replica."""
+        client = self.replica.management.with_cookie(self.other_cookie)
+        status = (await client.request(method, path, **body)).status_code
+        await client.aclose()
+        return status
+
+
+async def _by_other_password(scene: Scene) -> None:
+    assert await scene.call("PUT", "/api/auth/password", json=PASSWORDS) == 204
+
+
+async def _by_operators_password(scene: Scene) -> None:
+    passwords: Passwords = state_of(scene.replica.management).passwords
+    await users.set_password(scene.db, passwords, scene.email, NewPassword.parse(NEW_PASSWORD))
+
+
+async def _by_ending(scene: Scene) -> None:
+    assert await scene.call("POST", f"/settings/account/sessions/{scene.ids['session']}/end", data={"a": "b"}) == 303
+
+
+async def _by_ending_others(scene: Scene) -> None:
+    assert await scene.call("POST", "/settings/account/sessions/others/end", data={"a": "b"}) == 303
+
+
+async def _by_signing_out(scene: Scene) -> None:
+    client = scene.replica.management.with_cookie(scene.cookie)
+    assert (await client.post("/api/auth/logout")).status_code == 204
+
+
+async def _by_expiry(scene: Scene) -> None:
+    await scene.set(sessions_table, sessions_table.c.id == scene.ids["session"], expires_at=now())
+
+
+async def _by_idleness(scene: Scene) -> None:
+    await scene.set(sessions_table, sessions_table.c.id == scene.ids["session"], last_seen_at=now() - SESSION_IDLE)
+
+
+async def _by_deletion(scene: Scene) -> None:
+    assert await scene.call("DELETE", f"/api/tokens/{scene.ids['token']}") == 204
+
+
+async def _by_the_operator(scene: Scene) -> None:
+    await personal_tokens.revoke_any(scene.db, TokenId(scene.ids["token"]))
+
+
+async def _by_the_tokens_expiry(scene: Scene) -> None:
+    await scene.set(api_tokens, api_tokens.c.id == scene.ids["token"], expires_at=now())
+
+
+async def _by_disabling(scene: Scene) -> None:
+    await users.disable(scene.db, scene.email)
+
+
+async def _by_revoking_the_application(scene: Scene) -> None:
+    await applications.revoke(scene.db, ApplicationName(scene.app))
+
+
+async def _by_rotating(scene: Scene) -> None:
+    await applications.rotate(scene.db, ApplicationName(scene.app), timedelta())
+
+
+async def _by_the_applications_expiry(scene: Scene) -> None:
+    digest = Token.parse(scene.app_token).digest()
+    await scene.set(application_tokens, application_tokens.c.token_hash == digest, expires_at=now())
+
+
+Way = Callable[[Scene], Awaitable[None]]
+WAYS: dict[str, tuple[Way, ...]] = {
+    SESSION: (
+        _by_other_password,
+        _by_operators_password,
+        _by_ending,
+        _by_ending_others,
+        _by_signing_out,
+        _by_expiry,
+        _by_idleness,
+        _by_disabling,
+    ),
+    TOKEN: (_by_deletion, _by_the_operator, _by_the_tokens_expiry, _by_disabling),
+    APPLICATION: (_by_revoking_the_application, _by_rotating, _by_the_applications_expiry, _by_disabling),
+}
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> tuple[Route, str, Way, Point, int]:
+    route = draw(st.sampled_from(ROUTES))
+    caller = draw(st.sampled_from(route.callers))
+    way = draw(st.sampled_from(WAYS[caller]))
+    return route, caller, way, draw(st.sampled_from(Point)), draw(st.integers(0, 1))
+
+
+@dataclass(repr=False)
+class Replicas:
+    """Two pairs of planes over one database. Requests stand still in the first, the second revokes."""
+
+    first: Pair
+    second: Pair
+
+    async def scene(self) -> Scene:
+        email = EmailAddress.parse(f"person{next(_NUMBERS)}@example.com")
+        db = self.second.management.database
+        passwords: Passwords = state_of(self.second.management).passwords
+        account = await users.add(db, passwords, email, NewPassword.parse(PASSWORD))
+        async with db.write(Unchecked.OPERATOR) as connection:
+            cookies = [(await sessions.open_session(connection, UserId(account.id))).reveal() for _ in range(2)]
+        tokens = [await personal_tokens.create_for(db, email, RequiredLabel("x"), ALL_SCOPES) for _ in range(2)]
+        name = f"app{next(_NUMBERS)}"
+        registered = await applications.create(db, ApplicationName(name), ("OPENAI",))
+        client = self.second.management.bearer(tokens[1].token)
+        body = {"service": "OPENAI", "api_key": OPENAI_KEY}
+        stored = await client.post("/api/keys", json=body, headers={"idempotency-key": "kept"})
+        assert stored.status_code == 201, stored.text
+        ids = {"user": account.id, "key": stored.json()["id"], "token": tokens[0].id, "other_token": tokens[1].id}
+        async with db.read() as connection:
+            for which, cookie in zip(("session", "other_session"), cookies, strict=True):
+                of_cookie = select(sessions_table.c.id).where(sessions_table.c.id_hash == session_digest(cookie))
+                ids[which] = (await connection.execute(of_cookie)).scalar_one()
+        token = registered.token.reveal()
+        return Scene(self.second, email, cookies[0], cookies[1], tokens[0].token, name, token, ids)
+
+    def request(self, scene: Scene, route: Route, caller: str, point: Point, skipped: int) -> Held:
+        plane = self.first.resolver if caller == APPLICATION else self.first.management
+        headers = dict(route.headers)
+        if caller == SESSION:
+            headers["cookie"] = f"keyman_session={scene.cookie}"
+        else:
+            headers["authorization"] = f"Bearer {scene.token if caller == TOKEN else scene.app_token}"
+        body = b""
+        if route.is_form:
+            headers["content-type"] = "application/x-www-form-urlencoded"
+            body = urlencode(dict(route.body or {})).encode()
+        elif route.body is not None:
+            headers["content-type"] = "application/json"
+            given = {name: scene.ids.get(str(value).strip("{}"), value) for name, value in route.body.items()}
+            body = json.dumps(given).encode()
+        return Held(plane, route.method, route.path.format(**scene.ids), headers, body, point=point, skipped=skipped)
+
+    async def everything(self) -> dict[str, list[Any]]:
+        """What is stored, apart from times of last use, which are noted whenever there is time."""
+        found: dict[str, list[Any]] = {}
+        async with self.second.management.database.read() as connection:
+            for table in migrations.tables().sorted_tables:
+                columns = [column for column in table.columns if not column.name.startswith("last_")]
+                rows = (await connection.execute(select(*columns).order_by(*table.primary_key.columns))).all()
+                found[table.name] = [tuple(row) for row in rows]
+        return found
+
+
+@pytest.fixture(scope="module")
+async def sqlite_replicas(sqlite_pair: Pair, provisioned: Vault, quick_passwords: Any) -> AsyncIterator[Replicas]:
+    async with _replicas(sqlite_pair, provisioned, quick_passwords) as replicas:
+        yield replicas
+
+
+@pytest.fixture(scope="module")
+async def postgresql_replicas(
+    postgresql_pair: Pair, provisioned: Vault, quick_passwords: Any
+) -> AsyncIterator[Replicas]:
+    async with _replicas(postgresql_pair, provisioned, quick_passwords) as replicas:
+        yield replicas
+
+
+@asynccontextmanager
+async def _replicas(pair: Pair, vault: Vault, quick: Any) -> AsyncIterator[Replicas]:
+    async with AsyncExitStack() as stack:
+        database = pair.management.settings.database_url
+        other = await stack.enter_async_context(pair_at(database, vault.settings, vault.resolver, quick))
+        for plane in (other.management, other.resolver):
+            await stack.enter_async_context(stoppable(plane))
+        yield Replicas(other, pair)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def replicas(request: pytest.FixtureRequest, anyio_backend: str) -> Replicas:
+    found: Replicas = request.getfixturevalue(f"{request.param}_replicas")
+    return found
+
+
+@settings(max_examples=30)
+@given(story=stories())
+async def test_nothing_is_committed_after_a_revocation_by_the_revoked_caller(
+    replicas: Replicas, story: tuple[Route, str, Way, Point, int]
+) -> None:
+    route, caller, revoke, point, skipped = story
+    scene = await replicas.scene()
+    held = replicas.request(scene, route, caller, point, skipped)
+    await held.begin()
+    revocation = asyncio.ensure_future(revoke(scene))
+    if point is Point.COMMIT and not held.has_ended:
+        # The revocation waits for the commit.
+        await asyncio.wait({revocation}, timeout=0.1)
+        assert not revocation.done()
+        answer = await held.finish()
+        assert answer.status_code in (200, 201, 204, 303, 400, 401, 422), answer.text
+        await asyncio.wait({revocation})
+        # What was committed may have ended the session that revokes.
+        assert revocation.exception() is None or "password" in route.path or "end" in route.path, revocation.exception()
+        return
+    if held.has_ended:
+        # The request was over before: it may have changed what the revocation needs, such as the password.
+        revocation.cancel()
+        await asyncio.wait({revocation})
+        return
+    await revocation
+    before = await replicas.everything()
+    answer = await held.finish()
+    after = await replicas.everything()
+    if caller == APPLICATION and revoke is _by_disabling:
+        assert answer.status_code == 404
+        assert not [row for row in after["audit_log"] if row not in before["audit_log"] and "key.resolve" in row]
+    else:
+        assert answer.status_code == 401, answer.text
+        assert after == before
+    assert OPENAI_KEY not in answer.text
+
+
+def test_every_route_that_changes_something_is_drawn(shared_pair: Pair) -> None:
+    found = set()
+    for plane in (shared_pair.management, shared_pair.resolver):
+        found |= set(_changing(plane))
+    drawn = {(route.method, route.path.partition("{")[0]) for route in ROUTES}
+    assert found
+    assert {(method, path.partition("{")[0]) for method, path in found} == drawn
+
+
+def _changing(plane: ApiPlane) -> list[tuple[str, str]]:
+    application: Any = plane.app._app
+    return [
+        (str(method), route.path)
+        for route in application.routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in handler.http_methods
+        if not is_public(handler) and method not in ("GET", "HEAD", "OPTIONS")
+    ]
