@@ -280,7 +280,7 @@ _LISTINGS: Mapping[tuple[bool, bool], Listing[_Shown]] = {
 
 _ONE = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")), _Shown)
 _LOCK = Query(_OWNED.where(api_keys.c.id == bindparam("of_id")).with_for_update(), _Shown)
-# The lock is weak enough that rows that refer to the owner can be inserted: see `_LOCK_USER` of personal tokens.
+# The lock is weak enough that rows that refer to the owner can be inserted meanwhile.
 _LOCK_OWNER = scalar(
     select(owners.c.id).where(owners.c.id == bindparam("owner_id")).with_for_update(key_share=True), OwnerId
 )
