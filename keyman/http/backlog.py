@@ -18,7 +18,7 @@ LIVENESS = "/livez"
 
 
 class Backlog:
-    """An application, with a limit of `most` requests that wait in this process for an answer.
+    """An application for HTTP, with a limit of `most` requests that wait in this process for an answer.
 
     A request counts while keyman works on it, and not while keyman waits for its client. So clients that send a body
     slowly, or do not read the answer, do not keep others out: other limits end them. Raises Overloaded.
@@ -30,7 +30,7 @@ class Backlog:
         self._waiting = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == LIVENESS:
+        if scope["path"] == LIVENESS:
             await self._app(scope, receive, send)
             return
         entry = _Entry(self)

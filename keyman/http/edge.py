@@ -157,7 +157,8 @@ class Edge:
         cors: Cors | None = None,
         root_path: str = "",
     ) -> None:
-        self._app = Backlog(app, settings.max_queue)
+        self._app = app
+        self._limited = Backlog(app, settings.max_queue)
         self._root = RootPath(root_path)
         self._page = page
         self._cors = cors or Cors()
@@ -210,7 +211,7 @@ class Edge:
                 if self._cors.is_preflight(method, scope["path"], headers):
                     await _send_preflight(send_with_headers)
                 else:
-                    await self._app(scope, _in_time(receive), send_with_headers)
+                    await self._limited(scope, _in_time(receive), send_with_headers)
             except Exception as fault:  # noqa: BLE001  # the last handler: every exception becomes an answer
                 problem = fault
                 if not isinstance(problem, Problem):
