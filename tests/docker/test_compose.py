@@ -116,7 +116,9 @@ def test_only_the_proxy_stands_between_outside_and_inside() -> None:
     assert {service for service in SERVICES if "profiles" in SERVICES[service]} == PUBLISHING - {"proxy"}
     assert networks("proxy") == {"outside", "proxy"}
     assert {service for service in SERVICES if "proxy" in networks(service)} == {"proxy", "management"}
-    assert {service for service in SERVICES if "applications" in networks(service)} == {"resolver"}
+    assert {service for service in SERVICES if "applications" in networks(service)} == {"resolver-proxy"}
+    assert networks("resolver-proxy") == {"applications", "resolver-proxy"}
+    assert {service for service in SERVICES if "resolver-proxy" in networks(service)} == {"resolver", "resolver-proxy"}
 
 
 def test_nobody_talks_to_vault_or_the_database_on_a_network_of_somebody_else() -> None:

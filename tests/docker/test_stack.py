@@ -20,7 +20,16 @@ from tests.docker.stack import Stack, browser, eventually, running_stack, stack_
 from tests.support.needs import require
 
 PASSWORD = f"a password of this run {uuid4().hex}"
-KEEPERS = ("database-1", "vault-1", "vault-unseal-1", "resolver-1", "management-1", "management-2", "proxy-1")
+KEEPERS = (
+    "database-1",
+    "vault-1",
+    "vault-unseal-1",
+    "resolver-1",
+    "management-1",
+    "management-2",
+    "proxy-1",
+    "resolver-proxy-1",
+)
 """The services that have to come back by themselves, in the order in which they are killed."""
 
 
@@ -161,7 +170,13 @@ def inner_containers_reach_only_who_they_have_to_do_with(life: Life) -> None:
     containers = life.stack.containers()
     addresses = {
         (name, network.removeprefix(f"{life.stack.project}_")): (end["IPAddress"], port)
-        for name, port in (("resolver-1", 8000), ("vault-1", 8200), ("database-1", 5432), ("management-1", 8000))
+        for name, port in (
+            ("resolver-proxy-1", 8000),
+            ("resolver-1", 8000),
+            ("vault-1", 8200),
+            ("database-1", 5432),
+            ("management-1", 8000),
+        )
         for network, end in containers[name]["NetworkSettings"]["Networks"].items()
     }
     code = f"""
@@ -186,7 +201,7 @@ for name in ("resolver", "vault", "database", "management", "proxy"):
         continue
     print("name", name)
 """
-    assert set(life.stack.application(code).splitlines()) == {"resolver-1 applications", "name resolver"}
+    assert set(life.stack.application(code).splitlines()) == {"resolver-proxy-1 applications", "name resolver"}
     assert set(life.stack.python("management", code, index=2).splitlines()) == {
         "vault-1 vault-management",
         "database-1 database-management",
@@ -197,12 +212,13 @@ for name in ("resolver", "vault", "database", "management", "proxy"):
         "vault-1 vault-resolver",
         "database-1 database-resolver",
         *(f"resolver-1 {network}" for network in OF_RESOLVER),
+        "resolver-proxy-1 resolver-proxy",
         *(f"name {name}" for name in ("vault", "database", "resolver")),
     }
 
 
 OF_MANAGEMENT = ("proxy", "vault-management", "database-management", "metrics-management")
-OF_RESOLVER = ("applications", "vault-resolver", "database-resolver", "metrics-resolver")
+OF_RESOLVER = ("resolver-proxy", "vault-resolver", "database-resolver", "metrics-resolver")
 
 
 def inner_containers_reach_nothing_outside(life: Life) -> None:
