@@ -17,7 +17,8 @@ a value.
 
 Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a page about it. Every answer has
 `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body can have at most
-64 KiB. A request that a browser sends for a page of another site is refused with 403.
+64 KiB. An unsafe request that a browser sends for a page of another site is refused with 403, unless an access token
+authenticates it.
 """
 
 TAGS = (
