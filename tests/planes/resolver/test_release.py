@@ -38,6 +38,7 @@ async def test_an_application_gets_a_key_by_its_id_and_by_user_and_service(share
             "service": "OPENAI",
             "api_key": OPENAI_KEY,
             "expires_at": "2999-01-31T00:00:00Z",
+            "settings": {},
         }
     assert TIMESTAMP.fullmatch(by_id.json()["expires_at"])
     await ada.client.patch(f"/api/keys/{key_id}", json={"expires_at": None})

@@ -380,6 +380,67 @@ async def test_every_paste_is_stored_or_its_mistake_is_named_beside_the_field(pa
     assert len(await keys(ada)) == sum(paste.message is None for paste in PASTES)
 
 
+AZURE = {"service": "AZURE_OPENAI", "api_key": VALUE[3:]}
+ENDPOINT = "https://my-resource.openai.azure.com"
+
+
+async def test_a_form_has_the_settings_of_every_service_and_only_the_chosen_ones_count(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
+    form = {**AZURE, "settings-AZURE_OPENAI-endpoint": f" {ENDPOINT} ", "settings-AWS_BEDROCK-region": "no region"}
+    page = await ada.get(f"{HOME}/new")
+    for service in (await ada.get("/api/services")).json():
+        for member, schema in service["settings"]["properties"].items():
+            name = f"settings-{service['service']}-{member}"
+            assert f'<label for="{name}">{schema["title"]}</label>' in page.text
+            assert f'id="{name}" name="{name}"' in page.text
+    assert (await send(ada, HOME, form)).status_code == 303
+    (key,) = await keys(ada)
+    assert key["settings"] == {"endpoint": ENDPOINT}
+    assert ENDPOINT in (await ada.get(HOME)).text
+
+
+async def test_what_is_wrong_with_a_setting_stands_beside_it(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
+    page = await send(ada, HOME, {**AZURE, "settings-AZURE_OPENAI-endpoint": "https://evil.example.com"})
+    assert page.status_code == 422
+    assert "Endpoint must be https:// and the host of your resource" in page.text
+    assert 'value="https://evil.example.com"' in page.text
+    assert 'aria-describedby="settings-AZURE_OPENAI-endpoint-hint settings-AZURE_OPENAI-endpoint-fault"' in page.text
+    german = await ada.post(
+        HOME,
+        data={**AZURE, "settings-AZURE_OPENAI-endpoint": "https://evil.example.com"},
+        headers={"Accept-Language": "de"},
+    )
+    assert "Endpunkt muss aus https:// und dem Host Ihrer Ressource bestehen" in german.text
+
+
+async def test_an_edit_leaves_settings_that_were_not_touched(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
+    body = {**AZURE, "settings": {"endpoint": ENDPOINT, "api_version": "1"}}
+    path = f"{HOME}/{(await ada.post('/api/keys', json=body)).json()['id']}/edit"
+    opened = await ada.get(path)
+    shown = html.unescape(field(opened, "shown_settings"))
+    form = {
+        "shown_settings": shown,
+        "settings-AZURE_OPENAI-endpoint": ENDPOINT,
+        "settings-AZURE_OPENAI-api_version": "1",
+        "name": "x",
+        "shown_name": "",
+    }
+    assert f'value="{ENDPOINT}"' in opened.text
+    assert (await send(ada, path, form)).status_code == 303
+    (key,) = await keys(ada)
+    assert (key["name"], key["settings"]) == ("x", body["settings"])
+    assert (await send(ada, path, {**form, "settings-AZURE_OPENAI-api_version": ""})).status_code == 303
+    (key,) = await keys(ada)
+    assert key["settings"] == {"endpoint": ENDPOINT}
+    moved = {**form, "settings-AZURE_OPENAI-endpoint": ENDPOINT.replace("my-", "other-")}
+    page = await send(ada, path, moved)
+    assert page.status_code == 422
+    assert "Endpoint decides where the key is sent" in page.text
+    assert (await send(ada, path, {**moved, "api_key": VALUE})).status_code == 303
+
+
 async def test_a_form_that_is_sent_twice_stores_one_key(page_plane: ApiPlane) -> None:
     ada = await person(page_plane)
     attempt = field(await ada.get(f"{HOME}/new"), "attempt")

@@ -1,0 +1,139 @@
+"""The settings of a key in the form, and what people paste into it, in a browser."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.planes.management.web.moves import (
+    KEYS,
+    REFUSED,
+    dialog,
+    fill,
+    join,
+    keys_of,
+    narrow_places,
+    press,
+    rows,
+    save,
+)
+from tests.providers.pastes import ACCOUNT, BODY, CLAUDE, PASTES, PROJECT, SPACE, Paste
+from tests.support.browser import PHONE, Arrive, Person
+
+ENDPOINT = "https://my-resource.openai.azure.com"
+
+
+@pytest.fixture(scope="module")
+def cookies() -> list[str]:
+    """The session of an account for the module, as sign-ups are slow on purpose, and limited."""
+    return []
+
+
+@pytest.fixture
+def ada(arrive: Arrive, cookies: list[str]) -> Person:
+    person = arrive(signed_up=False)
+    if cookies:
+        person.context.add_cookies([{"name": "keyman_session", "value": cookies[0], "url": person.origin}])
+    else:
+        join(person)
+        cookies += [one["value"] for one in person.context.cookies() if one["name"] == "keyman_session"]
+    person.open(KEYS)
+    return person
+
+
+def add(page: Page) -> None:
+    page.get_by_role("main").get_by_role("button", name="Add New Key").first.click()
+    dialog(page).get_by_role("heading").wait_for()
+
+
+def paste(page: Page, text: str) -> None:
+    """Paste into the field of the key, as the browser does it."""
+    page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    page.get_by_label("API key", exact=True).press("Control+V")
+
+
+def test_the_settings_of_the_chosen_service_appear_and_are_stored(ada: Person) -> None:
+    page = ada.page
+    add(page)
+    for label in ("Endpoint", "API version", "Region", "Project", "Location"):
+        expect(page.get_by_label(label, exact=True)).to_be_hidden()
+    fill(page, service="Amazon Bedrock")
+    expect(page.get_by_label("Region", exact=True)).to_be_visible()
+    fill(page, service="Azure OpenAI", key=BODY)
+    expect(page.get_by_label("Region", exact=True)).to_be_hidden()
+    page.get_by_label("Endpoint", exact=True).fill("https://evil.example.com")
+    save(page)
+    endpoint = page.get_by_label("Endpoint", exact=True)
+    expect(endpoint).to_have_attribute("aria-invalid", "true")
+    expect(dialog(page).get_by_text("Endpoint must be https:// and the host of your resource")).to_be_visible()
+    fill(page, key=BODY)
+    endpoint.fill(ENDPOINT)
+    save(page)
+    expect(rows(page).first).to_contain_text(ENDPOINT)
+    assert keys_of(ada)[0]["settings"] == {"endpoint": ENDPOINT}
+    assert ada.troubles(REFUSED) == []
+
+
+def test_where_a_key_is_sent_changes_only_with_the_key(ada: Person) -> None:
+    ada.store({"service": "AZURE_OPENAI", "api_key": BODY, "settings": {"endpoint": ENDPOINT}})
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Edit", rows(page).first)
+    endpoint = page.get_by_label("Endpoint", exact=True)
+    expect(endpoint).to_have_value(ENDPOINT)
+    other = ENDPOINT.replace("my-", "other-")
+    endpoint.fill(other)
+    save(page)
+    expect(dialog(page).get_by_text("Endpoint decides where the key is sent")).to_be_visible()
+    fill(page, key=BODY)
+    save(page)
+    expect(rows(page).first).to_contain_text(other)
+    assert keys_of(ada)[0]["settings"] == {"endpoint": other}
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in PASTES if one.service == "OPENAI" and one.message and one.text.isascii()][::9]
+)
+def test_a_mistake_is_named_beside_the_field(ada: Person, one: Paste) -> None:
+    page = ada.page
+    add(page)
+    fill(page, service="OpenAI", key=one.text)
+    save(page)
+    expect(dialog(page).get_by_text(f"API key {one.message}.")).to_be_visible()
+    assert BODY not in page.content()
+
+
+def test_two_keys_on_two_lines_are_not_joined_to_one(ada: Person) -> None:
+    ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = ada.page
+    before = len(keys_of(ada))
+    add(page)
+    fill(page, service="OpenAI")
+    paste(page, f"{PROJECT}\n{CLAUDE}\n")
+    expect(page.get_by_label("API key", exact=True)).to_have_value(f"{PROJECT} {CLAUDE}")
+    save(page)
+    expect(dialog(page).get_by_text(f"API key {SPACE}.")).to_be_visible()
+    assert len(keys_of(ada)) == before
+
+
+def test_a_service_account_file_of_many_lines_can_be_pasted(ada: Person) -> None:
+    ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = ada.page
+    add(page)
+    fill(page, service="Google Vertex AI")
+    paste(page, ACCOUNT)
+    page.get_by_label("Project", exact=True).fill("my-project-123")
+    save(page)
+    expect(rows(page).first).to_contain_text("...cdef")
+    assert keys_of(ada)[0]["settings"] == {"project": "my-project-123"}
+    assert ada.troubles() == []
+
+
+def test_the_form_with_settings_fits_a_phone(arrive: Arrive, cookies: list[str], ada: Person) -> None:
+    phone = arrive(signed_up=False, viewport=PHONE)
+    phone.context.add_cookies([{"name": "keyman_session", "value": cookies[0], "url": ada.origin}])
+    phone.open(KEYS)
+    add(phone.page)
+    for service in ("Azure OpenAI", "Amazon Bedrock", "Google Vertex AI"):
+        fill(phone.page, service=service)
+        assert narrow_places(phone.page) == []
