@@ -350,7 +350,7 @@ async def test_bad_values_of_several_fields_are_all_listed(desk: Desk) -> None:
         "x": 1,
     }
     answer = await desk.send(BODIES["createKey"], as_json(sent))
-    problem(answer, "invalid-request", "service", "name", "expires_at", "")
+    problem(answer, "invalid-request", "service", "api_key", "name", "expires_at", "")
     sent = {"service": "OPENAI", "api_key": f"sk-ant-{CANARY}", "name": "\0", "expires_at": "soon"}
     answer = await desk.send(BODIES["createKey"], as_json(sent))
     problem(answer, "invalid-request", "api_key", "name", "expires_at")
