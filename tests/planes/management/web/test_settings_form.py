@@ -24,19 +24,19 @@ ENDPOINT = "https://my-resource.openai.azure.com"
 
 
 @pytest.fixture(scope="module")
-def cookies() -> list[str]:
+def module_session() -> list[str]:
     """The session of an account for the module, as sign-ups are slow on purpose, and limited."""
     return []
 
 
 @pytest.fixture
-def ada(arrive: Arrive, cookies: list[str]) -> Person:
+def keeper(arrive: Arrive, module_session: list[str]) -> Person:
     person = arrive(signed_up=False)
-    if cookies:
-        person.context.add_cookies([{"name": "keyman_session", "value": cookies[0], "url": person.origin}])
+    if module_session:
+        person.context.add_cookies([{"name": "keyman_session", "value": module_session[0], "url": person.origin}])
     else:
         join(person)
-        cookies += [one["value"] for one in person.context.cookies() if one["name"] == "keyman_session"]
+        module_session += [one["value"] for one in person.context.cookies() if one["name"] == "keyman_session"]
     person.open(KEYS)
     return person
 
@@ -52,8 +52,8 @@ def paste(page: Page, text: str) -> None:
     page.get_by_label("API key", exact=True).press("Control+V")
 
 
-def test_the_settings_of_the_chosen_service_appear_and_are_stored(ada: Person) -> None:
-    page = ada.page
+def test_the_settings_of_the_chosen_service_appear_and_are_stored(keeper: Person) -> None:
+    page = keeper.page
     add(page)
     for label in ("Endpoint", "API version", "Region", "Project", "Location"):
         expect(page.get_by_label(label, exact=True)).to_be_hidden()
@@ -70,14 +70,14 @@ def test_the_settings_of_the_chosen_service_appear_and_are_stored(ada: Person) -
     endpoint.fill(ENDPOINT)
     save(page)
     expect(rows(page).first).to_contain_text(ENDPOINT)
-    assert keys_of(ada)[0]["settings"] == {"endpoint": ENDPOINT}
-    assert ada.troubles(REFUSED) == []
+    assert keys_of(keeper)[0]["settings"] == {"endpoint": ENDPOINT}
+    assert keeper.troubles(REFUSED) == []
 
 
-def test_where_a_key_is_sent_changes_only_with_the_key(ada: Person) -> None:
-    ada.store({"service": "AZURE_OPENAI", "api_key": BODY, "settings": {"endpoint": ENDPOINT}})
-    page = ada.page
-    ada.open(KEYS)
+def test_where_a_key_is_sent_changes_only_with_the_key(keeper: Person) -> None:
+    keeper.store({"service": "AZURE_OPENAI", "api_key": BODY, "settings": {"endpoint": ENDPOINT}})
+    page = keeper.page
+    keeper.open(KEYS)
     press(page, "Edit", rows(page).first)
     endpoint = page.get_by_label("Endpoint", exact=True)
     expect(endpoint).to_have_value(ENDPOINT)
@@ -88,14 +88,14 @@ def test_where_a_key_is_sent_changes_only_with_the_key(ada: Person) -> None:
     fill(page, key=BODY)
     save(page)
     expect(rows(page).first).to_contain_text(other)
-    assert keys_of(ada)[0]["settings"] == {"endpoint": other}
+    assert keys_of(keeper)[0]["settings"] == {"endpoint": other}
 
 
 @pytest.mark.parametrize(
     "one", [one for one in PASTES if one.service == "OPENAI" and one.message and one.text.isascii()][::9]
 )
-def test_a_mistake_is_named_beside_the_field(ada: Person, one: Paste) -> None:
-    page = ada.page
+def test_a_mistake_is_named_beside_the_field(keeper: Person, one: Paste) -> None:
+    page = keeper.page
     add(page)
     fill(page, service="OpenAI", key=one.text)
     save(page)
@@ -103,35 +103,35 @@ def test_a_mistake_is_named_beside_the_field(ada: Person, one: Paste) -> None:
     assert BODY not in page.content()
 
 
-def test_two_keys_on_two_lines_are_not_joined_to_one(ada: Person) -> None:
-    ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = ada.page
-    before = len(keys_of(ada))
+def test_two_keys_on_two_lines_are_not_joined_to_one(keeper: Person) -> None:
+    keeper.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = keeper.page
+    before = len(keys_of(keeper))
     add(page)
     fill(page, service="OpenAI")
     paste(page, f"{PROJECT}\n{CLAUDE}\n")
     expect(page.get_by_label("API key", exact=True)).to_have_value(f"{PROJECT} {CLAUDE}")
     save(page)
     expect(dialog(page).get_by_text(f"API key {SPACE}.")).to_be_visible()
-    assert len(keys_of(ada)) == before
+    assert len(keys_of(keeper)) == before
 
 
-def test_a_service_account_file_of_many_lines_can_be_pasted(ada: Person) -> None:
-    ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = ada.page
+def test_a_service_account_file_of_many_lines_can_be_pasted(keeper: Person) -> None:
+    keeper.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = keeper.page
     add(page)
     fill(page, service="Google Vertex AI")
     paste(page, ACCOUNT)
     page.get_by_label("Project", exact=True).fill("my-project-123")
     save(page)
     expect(rows(page).first).to_contain_text("...cdef")
-    assert keys_of(ada)[0]["settings"] == {"project": "my-project-123"}
-    assert ada.troubles() == []
+    assert keys_of(keeper)[0]["settings"] == {"project": "my-project-123"}
+    assert keeper.troubles() == []
 
 
-def test_the_form_with_settings_fits_a_phone(arrive: Arrive, cookies: list[str], ada: Person) -> None:
+def test_the_form_with_settings_fits_a_phone(arrive: Arrive, module_session: list[str], keeper: Person) -> None:
     phone = arrive(signed_up=False, viewport=PHONE)
-    phone.context.add_cookies([{"name": "keyman_session", "value": cookies[0], "url": ada.origin}])
+    phone.context.add_cookies([{"name": "keyman_session", "value": module_session[0], "url": keeper.origin}])
     phone.open(KEYS)
     add(phone.page)
     for service in ("Azure OpenAI", "Amazon Bedrock", "Google Vertex AI"):
