@@ -35,8 +35,11 @@ from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
+from keyman.http.limit import ACCOUNT as TOO_MANY_CHANGES
 from keyman.http.problems import KINDS
+from keyman.identity import personal_tokens, sessions
 from keyman.identity.throttle import TOO_MANY_SIGNUPS
+from keyman.identity.turns import TOO_MANY, TOO_MANY_OF_ACCOUNT
 from keyman.keys.tables import api_keys
 from keyman.planes.management.app import AUTHENTICATION
 from keyman.planes.management.web.activity import ACTIONS, ACTORS, KIND_NAMES, PERIOD_NAMES, REASONS
@@ -94,6 +97,8 @@ PUT_TOGETHER = {
     ): "a script asks for a page with a token that cannot have it",
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
+    ("identity/standing.py", "confirm", "Attribute"): "what a kind of credential says, which is found there",
+    ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
     ("providers/settings.py", "check_settings", "Call"): "what a setting expects, which is found with the settings",
@@ -218,7 +223,8 @@ def of_the_code() -> frozenset[str]:
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
         | {text for one in SHIPPED for each in one.settings for text in (each.title, each.description, each.expected)}
-        | {TOO_MANY_SIGNUPS, AUTHENTICATION.advice}
+        | {TOO_MANY_SIGNUPS, TOO_MANY, TOO_MANY_OF_ACCOUNT, TOO_MANY_CHANGES, AUTHENTICATION.advice}
+        | {one._ended for one in (personal_tokens._STANDING, sessions._STANDING)}
         | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
     )
 
