@@ -148,8 +148,9 @@ class Database:
         if monotonic() < self._next_note:
             return
         try:
-            # `patience` limits the wait for a lock. The timeout around it limits any other wait, as for a connection.
-            async with asyncio.timeout(2 * NOTE_PATIENCE), self.write(by, patience=NOTE_PATIENCE) as connection:
+            # `patience` limits the wait for a lock, of which there can be two. The timeout around it limits any other
+            # wait, as for a connection. It costs the connection, so the waits for locks end before.
+            async with asyncio.timeout(4 * NOTE_PATIENCE), self.write(by, patience=NOTE_PATIENCE) as connection:
                 await command.execute(connection, **parameters)
         except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
             log.info("note skipped", fault=getattr(fault, "kind", type(fault).__name__))
