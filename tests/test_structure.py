@@ -436,6 +436,7 @@ WITHOUT_A_CALLER = {
     ("keyman.identity.applications", "OPERATOR"),
     ("keyman.identity.personal_tokens", "OPERATOR"),
     ("keyman.identity.throttle", "OUTCOME"),  # an attempt that was refused before its password was verified
+    ("keyman.identity.users", "KEYMAN"),  # the totals of failed sign-ins
     ("keyman.identity.users", "OPERATOR"),
     ("keyman.identity.users", "SIGN_IN"),
     ("keyman.keys.deployment", "KEYMAN"),  # the sentinel

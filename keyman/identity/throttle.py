@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, bindparam, case, delete, or_, update
+from sqlalchemy import ColumnElement, bindparam, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,7 +23,7 @@ from keyman.errors import RateLimited
 from keyman.identity.networks import network_of
 from keyman.identity.tables import throttle
 from keyman.ids import UserId
-from keyman.storage.statements import Command, Query
+from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Authority, Database, Unchecked
 from keyman.storage.types import UtcTime
 
@@ -48,6 +48,16 @@ less often.
 
 MAX_SIGNUPS_PER_NETWORK = 50
 """The maximum number of new accounts from one address in a window."""
+
+_FAILURES = b"failed sign-ins of user:"
+"""The first 24 bytes of the bucket in which the wrong passwords for an account are counted for the audit log.
+
+The other eight are the number of its user, so that the total can be recorded when the window has ended. No other bucket
+begins like this: they are hashes.
+"""
+
+ENDED_AT_ONCE = 100
+"""The maximum number of windows whose totals one transaction records: on SQLite, all writers wait for it."""
 
 TOO_MANY_FAILURES = "Too many attempts failed. Wait before you try again."
 TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait before you create another one."
@@ -111,6 +121,41 @@ async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> N
         await command.execute(connection, of_bucket=bucket.digest)
 
 
+class Total(NamedTuple):
+    """The number of wrong passwords for an account in a window that has ended."""
+
+    user_id: UserId
+    failures: int
+
+
+async def count_failure(connection: AsyncConnection, email_key: str, user_id: UserId | None) -> tuple[int, int]:
+    """Count a wrong password for the audit log. Return the failures of the last window, if it has just been found to
+    have ended, and those of the current one.
+
+    The same statements run for an address without an account, where `user_id` is None.
+    """
+    bucket = Bucket(f"failed|{email_key}", 0).digest if user_id is None else _FAILURES + user_id.to_bytes(8, "big")
+    window = _window(now())
+    ended = await _END.first(connection, of_bucket=bucket, moment=window["moment"], last_end=window["last_end"])
+    current = await _COUNT[connection.dialect.name].one(connection, bucket=bucket, **window)
+    return ended or 0, current.attempts
+
+
+async def imitate_entry(connection: AsyncConnection, email_key: str) -> None:
+    """Execute as many statements as an audit entry needs, for an address that gets none."""
+    bucket = Bucket(f"imitation|{email_key}", 0).digest
+    dialect = connection.dialect.name
+    for _ in range(3 if dialect == "sqlite" else 2):
+        await _COUNT[dialect].one(connection, bucket=bucket, **_window(now()))
+
+
+async def take_ended(connection: AsyncConnection) -> list[Total]:
+    """Delete the counts of at most ENDED_AT_ONCE accounts whose windows have ended, and return them."""
+    window = _window(now())
+    rows = await _TAKE_ENDED.all(connection, moment=window["moment"], last_end=window["last_end"])
+    return [Total(UserId(int.from_bytes(row.bucket[len(_FAILURES) :], "big")), row.attempts) for row in rows]
+
+
 async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
     """Subtract an attempt that was refused before its password was verified."""
     if not buckets:
@@ -158,6 +203,24 @@ def _is_over() -> ColumnElement[bool]:
     )
 
 
+IS_OF_ACCOUNT = throttle.c.bucket.between(_FAILURES + bytes(8), _FAILURES + b"\xff" * 8)
+"""The condition for a count of `count_failure` for an account."""
+
+
+class _Ended(NamedTuple):
+    bucket: bytes
+    attempts: int
+
+
+_END = scalar(
+    delete(throttle).where(throttle.c.bucket == bindparam("of_bucket"), _is_over()).returning(throttle.c.attempts), int
+)
+_SOME_ENDED = (
+    select(throttle.c.bucket).where(IS_OF_ACCOUNT, _is_over()).limit(ENDED_AT_ONCE).with_for_update(skip_locked=True)
+)
+_TAKE_ENDED = Query(
+    delete(throttle).where(throttle.c.bucket.in_(_SOME_ENDED)).returning(throttle.c.bucket, throttle.c.attempts), _Ended
+)
 _COUNT = {"sqlite": _counting(sqlite.Insert), "postgresql": _counting(postgresql.Insert)}
 _FORGET = Command(delete(throttle).where(throttle.c.bucket == bindparam("of_bucket")))
 _ONE_LESS = Command(

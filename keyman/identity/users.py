@@ -19,7 +19,7 @@ from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
 from keyman.identity.standing import lock_accounts
 from keyman.identity.tables import owners, users
-from keyman.identity.throttle import Bucket
+from keyman.identity.throttle import Bucket, Total
 from keyman.ids import OwnerId, UserId
 from keyman.secret import Secret
 from keyman.storage.statements import Command, Query, scalar
@@ -129,14 +129,46 @@ async def log_in(
                 await throttle.forgive(connection, buckets)
                 await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
         except WrongPassword:
-            # Written for an unknown address too, because without this write the answer would be measurably faster.
+            # Counted for an unknown address too, because without this write the answer would be measurably faster.
             async with db.write(Unchecked.SIGN_IN) as connection:
-                await record(connection, Entry(Action.LOGIN_FAILED, origin, row.id if row is not None else None))
+                await _record_failure(connection, given.email, row.id if row is not None else None, origin)
             raise Unauthenticated("E-mail or password is wrong.") from None
         except RateLimited:
             await throttle.take_back(db, buckets)
             raise
     return SignedIn(_account(row), cookie)
+
+
+async def _record_failure(
+    connection: AsyncConnection, email: EmailAddress, user_id: UserId | None, origin: Origin
+) -> None:
+    """Record the first wrong password of a window. `record_totals` records how many there were when it has ended.
+
+    An address without an account gets no entry: otherwise, a stranger could fill the audit log.
+    """
+    last, current = await throttle.count_failure(connection, email.key, user_id)
+    entries = [_total(Total(user_id, last))] if user_id is not None and last > 1 else []
+    if current == 1:
+        entries.append(Entry(Action.LOGIN_FAILED, origin, user_id, detail="1 failed sign-in"))
+    if user_id is not None:
+        await record(connection, *entries)
+    elif entries:
+        await throttle.imitate_entry(connection, email.key)
+
+
+async def record_totals(db: Database) -> None:
+    """Record how many sign-ins failed in each window that has ended, if it was more than the one already recorded."""
+    taken = throttle.ENDED_AT_ONCE
+    while taken >= throttle.ENDED_AT_ONCE:
+        async with db.write(Unchecked.KEYMAN) as connection:
+            totals = await throttle.take_ended(connection)
+            await record(connection, *(_total(total) for total in totals if total.failures > 1))
+        taken = len(totals)
+
+
+def _total(total: Total) -> Entry:
+    detail = f"{total.failures} failed sign-ins in 15 minutes"
+    return Entry(Action.LOGIN_FAILED, Origin(Actor.ANONYMOUS), total.user_id, detail=detail)
 
 
 async def log_out(db: Database, caller: Principal) -> None:

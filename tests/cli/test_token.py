@@ -103,10 +103,9 @@ def test_what_an_operator_does_is_felt_at_once_by_a_service_that_runs(
         "token.create",
         "token.revoke",
         "account.login",
-        "account.login-failed",
         "account.password",
         "account.enable",
-        "account.login-failed",
+        "account.login-failed",  # the first of two in the window
         "account.disable",
         "account.login",
         "token.create",

@@ -104,6 +104,8 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.update({"db": parts.db, "guard": guard, "sealer": sealer})
         sweeper = asyncio.create_task(housekeeping.run(parts.db))
         parts.closing.callback(sweeper.cancel)
+        totals = asyncio.create_task(housekeeping.record_totals(parts.db))
+        parts.closing.callback(totals.cancel)
         await assembly.check_vault(guard)
         yield
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, or_, select
+from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, not_, or_, select
 
 from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
+from keyman.identity import users
 from keyman.identity.sessions import SESSION_IDLE
 from keyman.identity.tables import sessions, throttle
+from keyman.identity.throttle import IS_OF_ACCOUNT
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
 from keyman.storage.statements import Command
@@ -23,6 +25,10 @@ BATCH = 1000
 
 INTERVAL = 3600.0
 """Seconds between two rounds of one process. The rows that stay until then are small and have no effect."""
+
+
+TOTALS_INTERVAL = 60.0
+"""Seconds between two rounds of `record_totals`."""
 
 
 async def run(db: Database) -> None:
@@ -40,6 +46,18 @@ async def run(db: Database) -> None:
         except Exception as fault:  # noqa: BLE001  # otherwise the task would end, and nobody would notice
             log.error("housekeeping failed", **frames(fault))
         await asyncio.sleep(INTERVAL)
+
+
+async def record_totals(db: Database) -> None:
+    """Record the totals of failed sign-ins once in every TOTALS_INTERVAL. A total comes at most so much late."""
+    while True:
+        await asyncio.sleep(TOTALS_INTERVAL)
+        try:
+            await users.record_totals(db)
+        except DatabaseUnavailable:
+            pass  # the storage has logged it; the next round tries again
+        except Exception as fault:  # noqa: BLE001  # otherwise the task would end, and nobody would notice
+            log.error("housekeeping failed", **frames(fault))
 
 
 async def sweep(db: Database) -> None:
@@ -75,7 +93,12 @@ _SWEEPS = (
         "moment",
         "idle_since",
     ),
-    _sweep(throttle, throttle.c.bucket, throttle.c.ends_at <= bindparam("moment", type_=UtcTime), "moment"),
+    _sweep(
+        throttle,
+        throttle.c.bucket,
+        and_(throttle.c.ends_at <= bindparam("moment", type_=UtcTime), not_(IS_OF_ACCOUNT)),
+        "moment",
+    ),
     _sweep(
         idempotency,
         idempotency.c.key_hash,

@@ -350,8 +350,15 @@ def statements(plane: ApiPlane) -> Iterator[list[str]]:
 
 def state_of(plane: Plane) -> Any:
     """What the parts of a plane share; for tests that look behind its answers."""
-    application: Any = plane.app._app
-    return application.state
+    return application_of(plane).state
+
+
+def application_of(plane: Plane) -> Any:
+    """The Litestar application behind the layers of a plane."""
+    layer: Any = plane.app
+    while not hasattr(layer, "state"):
+        layer = layer._app
+    return layer
 
 
 def cookie_of(client: httpx.AsyncClient) -> str:

@@ -338,7 +338,7 @@ async def test_an_old_password_opens_no_session_while_the_account_changes(
         wrong = await other.client().post("/api/auth/login", json={**body, "password": "wrong" * 3})
         assert same_but_for_the_request_id(refused, wrong)
         trail = [row.action for row in await plane.rows(audit_log)]
-        assert trail[-2:] == [Action.LOGIN_FAILED] * 2
+        assert trail.count(Action.LOGIN_FAILED) == 1, "the first one of the window"
         failed = Bucket(f"login|account|{EmailAddress(email).key}", MAX_PER_ACCOUNT).digest
         assert {row.bucket: row.attempts for row in await plane.rows(throttle)}[failed] == 2, "it counts as a failure"
 
