@@ -19,7 +19,15 @@ from sqlalchemy.engine import URL
 from keyman.http.body import TAKES
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.api.accounts import PASSWORD_PATHS
-from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, api_plane_at, cookie_of, problem, store
+from tests.planes.management.api.harness import (
+    OPENAI_KEY,
+    ApiPlane,
+    api_plane_at,
+    application_of,
+    cookie_of,
+    problem,
+    store,
+)
 from tests.support.planes import PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
@@ -350,7 +358,7 @@ async def test_no_other_origin_and_no_other_path_has_cors(at: At, path: str, ori
 
 
 async def test_every_route_that_takes_a_password_is_without_cors(shared: ApiPlane) -> None:
-    application: Any = shared.app._app  # routes are not part of what a plane shares
+    application = application_of(shared)  # routes are not part of what a plane shares
     taking = set()
     for route in application.routes:
         for handler in getattr(route, "route_handlers", []):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyman.planes.management.web.static import static_url
-from tests.planes.management.api.harness import ApiPlane, headers_of, problem, state_of
+from tests.planes.management.api.harness import ApiPlane, application_of, headers_of, problem
 from tests.support.fast import examples
 
 pytestmark = pytest.mark.anyio
@@ -23,8 +22,7 @@ METHODS = (
 
 def routes_of(plane: ApiPlane) -> dict[str, set[str]]:
     """Every path of the application with an example for each parameter, and the methods that it was given."""
-    application: Any = plane.app._app
-    assert state_of(plane) is application.state
+    application = application_of(plane)
     found: dict[str, set[str]] = {}
     for route in application.routes:
         path = re.sub(r"\{[a-z_]+:path\}", static_url("keyman.css").removeprefix("/static/"), route.path)
