@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
@@ -18,9 +21,10 @@ from keyman.identity.principals import Credentials
 from keyman.storage.transactions import Database
 from keyman.values import ApplicationName, EmailAddress
 from tests.planes.management.api.harness import OPENAI_KEY, cookie_of, problem
+from tests.planes.management.api.served import served
 from tests.planes.resolver.held import Held, Point
 from tests.planes.resolver.pair import App, Pair
-from tests.support.planes import PASSWORD
+from tests.support.planes import PASSWORD, Vault
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +95,37 @@ async def test_an_idempotent_answer_is_not_repeated_to_a_revoked_token(shared_pa
     assert (await owner.client.delete(f"/api/tokens/{made['id']}")).status_code == 204
     problem(await again.finish(), "unauthenticated")
     assert len((await owner.client.get("/api/keys")).json()) == 1
+
+
+async def test_a_body_that_comes_slowly_through_the_real_server_ends_with_the_token(
+    database: URL, provisioned: Vault, tmp_path: Path
+) -> None:
+    with served(database, provisioned.settings, tmp_path / "log") as url:
+        async with httpx.AsyncClient(base_url=url) as owner:
+            await owner.post("/api/auth/signup", json={"email": "ada@example.com", "password": PASSWORD})
+            made = (await owner.post("/api/tokens", json={"name": "x"})).json()
+            body = b'{"service": "OPENAI", "api_key": "%s"}' % OPENAI_KEY.encode()
+            head = (
+                f"POST /api/keys HTTP/1.1\r\nHost: {url.removeprefix('http://')}\r\nContent-Type: application/json\r\n"
+                f"Authorization: Bearer {made['token']}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            writer.write(head.encode() + body[:10])
+            await writer.drain()
+            await _becomes_used(owner)
+            assert (await owner.delete(f"/api/tokens/{made['id']}")).status_code == 204
+            writer.write(body[10:])
+            async with asyncio.timeout(PATIENCE):
+                assert b" 401 " in await reader.readline()
+            writer.close()
+            assert (await owner.get("/api/keys")).json() == []
+
+
+async def _becomes_used(owner: httpx.AsyncClient) -> None:
+    """Wait until the request with the token was authenticated, which notes its use."""
+    async with asyncio.timeout(PATIENCE):
+        while not (await owner.get("/api/tokens")).json()[0]["last_used_at"]:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_flood_of_an_applications_requests_does_not_keep_its_revocation_waiting(
