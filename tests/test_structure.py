@@ -440,6 +440,7 @@ WITHOUT_A_CALLER = {
     ("keyman.identity.users", "OPERATOR"),
     ("keyman.identity.users", "SIGN_IN"),
     ("keyman.keys.deployment", "KEYMAN"),  # the sentinel
+    ("keyman.keys.probe", "KEYMAN"),  # the row of a plane, in which it proves that it can write
     ("keyman.keys.release", "LAST_USE"),
     ("keyman.keys.release", "OUTCOME"),  # a released key that could not be opened
     ("keyman.keys.rewrap", "OPERATOR"),

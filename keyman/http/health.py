@@ -16,6 +16,7 @@ from keyman.http.guards import PUBLIC
 from keyman.http.openapi import may_answer
 from keyman.http.requests import AnyRequest, Injected
 from keyman.keys.deployment import deployment
+from keyman.keys.probe import Probe
 from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics
@@ -69,7 +70,8 @@ async def livez() -> Liveness:
     operation_id="readyz",
     response_description="Everything works.",
     summary="Does everything work",
-    description="Reads from the database, and uses Vault's key. A plane that is about to stop is not ready either.",
+    description="Reads from the database, proves every few seconds that it can write to it, and uses Vault's key. "
+    "A plane that is about to stop is not ready either.",
     responses={
         **may_answer(),
         503: ResponseSpec(
@@ -79,8 +81,10 @@ async def livez() -> Liveness:
         ),
     },
 )
-async def readyz(request: AnyRequest, db: Injected[Database], guard: Injected[Guard]) -> Response[Readiness]:
-    checks = Checks(await _database(db), await _vault(guard))
+async def readyz(
+    request: AnyRequest, db: Injected[Database], probe: Injected[Probe], guard: Injected[Guard]
+) -> Response[Readiness]:
+    checks = Checks(await _database(db, probe), await _vault(guard))
     is_ready = checks.database == "ok" and checks.vault == "ok" and not exchange_of(request.scope).is_draining
     return Response(Readiness("ok" if is_ready else "degraded", checks), status_code=200 if is_ready else 503)
 
@@ -103,10 +107,11 @@ async def metrics(metrics: Injected[Metrics]) -> Response[bytes]:
 _ANSWERS = scalar(select(deployment.c.id), int)
 
 
-async def _database(db: Database) -> Literal["ok", "unreachable"]:
+async def _database(db: Database, probe: Probe) -> Literal["ok", "unreachable"]:
     try:
         async with db.read() as connection:
             await _ANSWERS.one(connection)
+        await probe.verify()
     except DatabaseUnavailable:
         return "unreachable"
     return "ok"

@@ -25,6 +25,7 @@ from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.identity import tables as accounts_tables
 from keyman.keys import tables as keys_tables
 from keyman.keys.deployment import deployment
+from keyman.keys.probe import probes
 from keyman.migrations.rights import Planes, grant
 from keyman.storage.engine import STATEMENT_TIMEOUT, create_engine, create_private_file, transactional
 from keyman.storage.faults import INSUFFICIENT_PRIVILEGE, DriverFault, is_outage, kind
@@ -44,7 +45,7 @@ PATIENCE = 600.0
 
 def tables() -> MetaData:
     """Return the metadata of every table."""
-    _ = (accounts_tables, keys_tables, audit_log, audit_chains, deployment)
+    _ = (accounts_tables, keys_tables, audit_log, audit_chains, deployment, probes)
     return metadata
 
 

@@ -27,6 +27,7 @@ MANAGEMENT: Mapping[str, str] = {
     "deployment": "SELECT, UPDATE (sentinel)",
     "idempotency": ROWS,
     "owners": "SELECT, INSERT, UPDATE (kind)",  # to lock a row; nothing reads the kind
+    "probes": "SELECT, UPDATE (proved_at)",
     "sessions": ROWS,
     "throttle": ROWS,
     "users": "SELECT, INSERT, UPDATE",
@@ -44,6 +45,7 @@ RESOLVER: Mapping[str, str] = {
     "audit_chains": "SELECT, UPDATE (sequence, hash)",
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT",
+    "probes": "SELECT, UPDATE (proved_at)",
     "users": "SELECT (id, disabled_at), UPDATE (share_lock)",
 }
 

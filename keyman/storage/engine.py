@@ -15,6 +15,7 @@ from urllib.parse import quote
 import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util import await_only
@@ -110,6 +111,27 @@ def create_engine(
     )
     event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
     return engine
+
+
+class Drops:
+    """Closes pooled connections that lead to a server which has become read-only, before their next use."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._dropped_at = 0.0
+        event.listen(engine.sync_engine, "connect", self._note)
+        event.listen(engine.sync_engine, "checkout", self._check)
+
+    def drop(self) -> None:
+        """Drop every connection that is open now. It does so once a second at most, however many writes fail."""
+        if monotonic() >= self._dropped_at + 1.0:
+            self._dropped_at = monotonic()
+
+    def _note(self, _connection: _DriverConnection, entry: ConnectionPoolEntry) -> None:
+        entry.info["opened_at"] = monotonic()
+
+    def _check(self, _connection: _DriverConnection, entry: ConnectionPoolEntry, _proxy: object) -> None:
+        if entry.info["opened_at"] <= self._dropped_at:
+            raise DisconnectionError  # the pool closes this connection and opens another one
 
 
 def transactional(engine: AsyncEngine) -> AsyncEngine:

@@ -15,6 +15,12 @@ from keyman.telemetry import log
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE for a statement that its user may not execute, as it appears in the result of `kind`."""
 
+READ_ONLY = "(25006)"
+"""PostgreSQL's SQLSTATE for a write on a standby, or in a session that only reads."""
+
+UNWRITABLE = ("(53100)", READ_ONLY, "(SQLITE_FULL", "(SQLITE_READONLY", "(SQLITE_IOERR")
+"""The codes of a database that takes no writes: its disk is full, or it is read-only. Other writes would fail, too."""
+
 
 class DriverFault(KeymanError):
     """An OSError, TimeoutError, UnicodeError or OverflowError that a driver raised while it executed a statement.
@@ -79,6 +85,11 @@ def kind(fault: BaseException) -> str:
     cause = origin if isinstance(origin, TimeoutError) else origin.__cause__ or origin
     code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
     return f"{type(cause).__name__}{f' ({code})' if code else ''}"
+
+
+def is_unwritable(fault: BaseException) -> bool:
+    """Return True if the database is full or read-only, so that no key can be stored."""
+    return any(code in kind(fault) for code in UNWRITABLE)
 
 
 def report(fault: BaseException) -> None:

@@ -29,11 +29,14 @@ from keyman.storage.faults import (
     DRIVER_FAULTS,
     FAULTS,
     INSUFFICIENT_PRIVILEGE,
+    READ_ONLY,
     DriverFault,
     is_outage,
+    is_unwritable,
     kind,
     report,
 )
+from keyman.storage.files import Files
 from keyman.storage.statements import Command
 from keyman.telemetry import Metrics, log
 
@@ -74,8 +77,10 @@ class Database:
 
     def __init__(self, url: URL, metrics: Metrics | None = None, *, read_only: bool = False) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self._file = Path(url.database) if self.is_sqlite and url.database else None
-        self._identity: tuple[int, int] | None = None
+        self._files = Files(Path(url.database)) if self.is_sqlite and url.database else None
+        self.refused_at = 0.0
+        """When a write was refused because the database is full or read-only, in seconds of the monotonic clock."""
+        self._holds_files = not read_only
         self._used = (metrics or Metrics()).database_connections
         self._engine = engine.create_engine(
             url,
@@ -85,6 +90,7 @@ class Database:
             max_overflow=0,
             pool_timeout=engine.BUSY_TIMEOUT,
         )
+        self._drops = engine.Drops(self._engine)
         # A SELECT needs no BEGIN and COMMIT. Leaving them out saves two round trips, and a lock on SQLite.
         self._reader = self._engine.execution_options(keyman_reads=True)
         self._engine = engine.transactional(self._engine)
@@ -95,7 +101,7 @@ class Database:
     @property
     def exists(self) -> bool:
         """Return False for a SQLite database whose file does not exist, and True for a server, which is not asked."""
-        return self._file is None or self._file.exists()
+        return self._files is None or self._files.exists
 
     @asynccontextmanager
     async def write(self, by: Authority, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
@@ -105,13 +111,15 @@ class Database:
         default BUSY_TIMEOUT. Raises DatabaseUnavailable. It does not translate an IntegrityError of the block, because
         the caller knows what it means.
         """
-        async with _faults_translated(is_expected=patience is not None) as own, self._turn(patience):
+        async with self._refusals_noticed(is_expected=patience is not None) as own, self._turn(patience):
             self._check_file()
             async with self._engine.connect() as connection:
                 with self._used.track_inprogress():
                     await connection.execution_options(keyman_patience=patience)
                     transaction = await connection.begin()
                     try:
+                        if self._files is not None and self._holds_files:
+                            self._files.hold()
                         if patience is not None and not self.is_sqlite:
                             await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
                         with _remembered(own):
@@ -122,8 +130,11 @@ class Database:
                         raise
                     try:
                         await transaction.commit()
+                        # If the -wal file was removed during the transaction, the change is only in a removed file.
+                        self._check_file()
                     except (DBAPIError, DriverFault, OSError, TimeoutError) as fault:
                         report(fault)
+                        self._notice(fault)
                         # The connection may still have an open transaction and, on SQLite, the lock.
                         with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
                             await connection.invalidate()
@@ -156,8 +167,39 @@ class Database:
             log.info("note skipped", fault=getattr(fault, "kind", type(fault).__name__))
             self._next_note = monotonic() + NOTE_PAUSE
 
+    def require_space(self) -> None:
+        """Raise DatabaseUnavailable if little space is free beside a SQLite database. A server is not asked."""
+        if self._files is None:
+            return
+        try:
+            self._files.require_space()
+        except OSError as fault:
+            report(fault)
+            raise_alone(DatabaseUnavailable(kind=kind(fault)))
+
     async def close(self) -> None:
         await self._engine.dispose()
+        if self._files is not None:
+            self._files.close()
+
+    @asynccontextmanager
+    async def _refusals_noticed(self, *, is_expected: bool) -> AsyncIterator[list[BaseException]]:
+        """Translate the faults of a write, and notice those of a database that takes no writes."""
+        async with _faults_translated(is_expected=is_expected) as own:
+            try:
+                yield own
+            except FAULTS as fault:
+                self._notice(fault)
+                raise
+
+    def _notice(self, fault: BaseException) -> None:
+        if not is_unwritable(fault):
+            return
+        self.refused_at = monotonic()
+        if READ_ONLY in kind(fault):
+            # The server is a standby now. The other connections lead to it, too: after a failover, only a new one
+            # leads to the new primary.
+            self._drops.drop()
 
     @asynccontextmanager
     async def _turn(self, patience: float | None) -> AsyncIterator[None]:
@@ -172,17 +214,9 @@ class Database:
             self._writer.release()
 
     def _check_file(self) -> None:
-        """Raise OSError if the file of a SQLite database was removed or replaced, until it is put back.
-
-        An open connection would continue to write to the old file, where the data would be lost.
-        """
-        if self._file is None:
-            return
-        found = self._file.stat()
-        identity = (found.st_dev, found.st_ino)
-        self._identity = self._identity or identity
-        if identity != self._identity:
-            raise OSError("the database file was replaced")
+        """Raise OSError if a file of a SQLite database was removed or replaced."""
+        if self._files is not None:
+            self._files.check()
 
 
 @contextmanager

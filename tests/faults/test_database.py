@@ -92,7 +92,7 @@ async def test_a_locked_file_stops_only_writes(
             for answer in await asyncio.gather(*changes, ada.delete(path)):
                 unavailable(answer, "database", REASON)
             assert (await ada.get("/api/keys")).json() == [key]
-            assert await checks(ada) == {"database": "ok", "vault": "ok"}
+            assert await checks(ada) == {"database": "unreachable", "vault": "ok"}  # no key could be stored
         await is_whole(ada, sqlite, 1)
 
 

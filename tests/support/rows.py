@@ -96,6 +96,7 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "base_sequence": 0,
             "base_hash": digest,
         },
+        "probes": {"plane": f"plane-{number}"},
         # A migrated database has its one row.
         "deployment": {"id": 1, "uuid": uuid4(), "created_at": moment},
     }

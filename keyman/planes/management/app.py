@@ -26,6 +26,7 @@ from keyman.http.starting import Starting
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.sessions import SessionProof
+from keyman.keys.probe import Probe
 from keyman.keys.sealing import Sealer
 from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
@@ -101,7 +102,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         cipher = TransitCipher(parts.client, settings.vault, guard, metrics)
         parts.closing.push_async_callback(cipher.close)
         sealer = Sealer(cipher, parts.deployment.uuid, app.state.catalogue)
-        app.state.update({"db": parts.db, "guard": guard, "sealer": sealer})
+        app.state.update({"db": parts.db, "probe": Probe(parts.db, "management"), "guard": guard, "sealer": sealer})
         sweeper = asyncio.create_task(housekeeping.run(parts.db))
         parts.closing.callback(sweeper.cancel)
         totals = asyncio.create_task(housekeeping.record_totals(parts.db))
@@ -129,5 +130,5 @@ def _document(services: tuple[str, ...], session_cookie: str, root_path: str) ->
 
 _DEPENDENCIES = {
     name: from_state(name)
-    for name in ("catalogue", "db", "guard", "metrics", "openapi", "pages", "passwords", "sealer", "settings")
+    for name in ("catalogue", "db", "guard", "metrics", "openapi", "pages", "passwords", "probe", "sealer", "settings")
 }

@@ -23,6 +23,7 @@ from keyman.http.guards import authenticate, provide_caller, require_rules
 from keyman.http.limit import RateLimit
 from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.http.starting import Starting
+from keyman.keys.probe import Probe
 from keyman.planes import assembly
 from keyman.planes.resolver.document import openapi_document
 from keyman.planes.resolver.routes import AUTHENTICATION, explain_problem, limit_rate, resolve
@@ -71,6 +72,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with assembly.opened(settings, app.state.metrics) as parts:
         opener = TransitOpener(parts.client, settings.vault, parts.deployment)
+        app.state.update({"probe": Probe(parts.db, "resolver")})
         app.state.update({"db": parts.db, "deployment": parts.deployment.uuid, "guard": opener, "opener": opener})
         await assembly.check_vault(opener)
         yield
@@ -85,6 +87,6 @@ def _document() -> bytes:
 _DESCRIBED_ROUTES = [resolve, explain_problem, health.livez, health.readyz, health.metrics]
 
 _DEPENDENCIES = {
-    **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "openapi", "opener")},
+    **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "openapi", "opener", "probe")},
     "caller": Provide(provide_caller),
 }

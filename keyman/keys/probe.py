@@ -1,0 +1,73 @@
+"""Proves that a key could be stored: a plane updates its row of `probes`, and commits.
+
+A SELECT proves less: it works on a full disk, on a standby, and on a SQLite database whose `-wal` file was removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from sqlalchemy import Column, String, Table, bindparam, update
+
+from keyman.clock import now
+from keyman.errors import DatabaseUnavailable, RefusedStatement
+from keyman.storage.statements import Command
+from keyman.storage.transactions import Database, Unchecked
+from keyman.storage.types import UtcTime, metadata
+from keyman.telemetry import log
+
+INTERVAL = 5.0
+"""Seconds for which a result is shared. Anyone can ask for it, and each probe is a write."""
+
+PLANES = ("management", "resolver")
+"""The rows of `probes`. Migrations insert them."""
+
+probes = Table(
+    "probes",
+    metadata,
+    Column("plane", String(16), primary_key=True),
+    Column("proved_at", UtcTime),
+)
+
+_PROVE = Command(
+    update(probes).where(probes.c.plane == bindparam("name")).values(proved_at=bindparam("moment", type_=UtcTime))
+)
+
+
+class Probe:
+    """The probe of one process of a plane."""
+
+    def __init__(self, db: Database, plane: str) -> None:
+        self._db = db
+        self._plane = plane
+        self._lock = asyncio.Lock()
+        self._next = 0.0
+        self._proved = 0.0
+        self._is_proved = False
+
+    async def verify(self) -> None:
+        """Raise DatabaseUnavailable unless the last probe succeeded and no write was refused since it began.
+
+        It probes if the last probe began at least INTERVAL seconds ago.
+        """
+        async with self._lock:
+            if monotonic() >= self._next:
+                self._next, self._is_proved = (started := monotonic()) + INTERVAL, False
+                await self._prove()
+                self._proved, self._is_proved = started, True
+        if not self._is_proved or self._db.refused_at > self._proved:
+            raise DatabaseUnavailable
+
+    async def _prove(self) -> None:
+        try:
+            self._db.require_space()
+            async with self._db.write(Unchecked.KEYMAN) as connection:
+                changed = await _PROVE.execute(connection, name=self._plane, moment=now())
+        except RefusedStatement as fault:
+            # Such as a missing right, if an upgrade was run without the users of the planes.
+            log.error("readiness probe refused", fault=str(fault), remedy="run keyman db upgrade")
+            raise DatabaseUnavailable from None
+        if changed != 1:
+            log.error("readiness probe without its row", plane=self._plane, remedy="run keyman db upgrade")
+            raise DatabaseUnavailable
