@@ -8,6 +8,7 @@ the other variables say, and what platforms write differently, becomes a paramet
     sslrootcert     the path of the CA's certificate, or SYSTEM_CAS
     password_file   the path of a file with the password, which is read again for each new connection
     search_path     the schemas in which PostgreSQL looks for a table
+    pooled          one of POOLED, `auto` without it: whether connections go through a pooler such as PgBouncer
     host, port, passfile, target_session_attrs, krbsrvname   as asyncpg takes them
 """
 
@@ -21,7 +22,7 @@ from urllib.parse import unquote
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from keyman.config.reader import Reader, certificate_file, text
+from keyman.config.reader import Reader, certificate_file, one_of, text
 
 DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
 
@@ -39,8 +40,10 @@ PASSED_ON = frozenset({"host", "port", "passfile", "target_session_attrs", "krbs
 With any other parameter asyncpg fails at each connection, long after the start.
 """
 
-POSTGRESQL_PARAMETERS = PASSED_ON | {"ssl", "sslmode", "sslrootcert", "channel_binding", "options"}
+POSTGRESQL_PARAMETERS = PASSED_ON | {"ssl", "sslmode", "sslrootcert", "channel_binding", "options", "pgbouncer"}
 """The parameters that may follow the `?` of a PostgreSQL URL."""
+
+POOLED = ("auto", "on", "off")
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 """From the weakest to the strongest."""
@@ -67,13 +70,16 @@ def read_database_url(reader: Reader) -> URL | None:
     password = reader.optional("KEYMAN_DATABASE_PASSWORD", text, secret=True)
     password_file = reader.file_of("KEYMAN_DATABASE_PASSWORD")
     certificate = reader.optional("KEYMAN_DATABASE_CACERT", certificate_file)
+    pooled = reader.optional("KEYMAN_DATABASE_POOLED", one_of(*POOLED))
     if url is None:
         return None
     if url.get_backend_name() == "sqlite":
-        for name, value in (("PASSWORD", password), ("CACERT", certificate)):
+        for name, value in (("PASSWORD", password), ("CACERT", certificate), ("POOLED", pooled)):
             if value is not None:
                 reader.refuse(f"KEYMAN_DATABASE_{name}", "is only for PostgreSQL, and KEYMAN_DATABASE_URL names SQLite")
         return url
+    if pooled is not None:
+        url = url.update_query_dict({"pooled": pooled})
     if password_file is not None:
         url = url.update_query_dict({"password_file": str(password_file)})
     elif password is not None:
@@ -133,6 +139,10 @@ def _parameters(url: URL) -> dict[str, str | tuple[str, ...]]:
         parameters["ssl"] = mode
     if url.query.get("channel_binding") == "require":
         parameters["channel_binding"] = "require"
+    if "pgbouncer" in url.query:
+        if url.query["pgbouncer"] != "true":
+            raise ValueError("has an invalid parameter pgbouncer; it must be true")
+        parameters["pooled"] = "on"
     if "options" in url.query:
         parameters["search_path"] = _search_path(url.query["options"])
     return parameters

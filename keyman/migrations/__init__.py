@@ -27,6 +27,7 @@ from keyman.keys import tables as keys_tables
 from keyman.keys.deployment import deployment
 from keyman.keys.probe import probes
 from keyman.migrations.rights import Planes, grant
+from keyman.storage.connecting import PoolerFound, is_pooled
 from keyman.storage.engine import STATEMENT_TIMEOUT, create_engine, create_private_file, transactional
 from keyman.storage.faults import INSUFFICIENT_PRIVILEGE, DriverFault, is_outage, kind
 from keyman.storage.transactions import Database
@@ -38,6 +39,11 @@ ADVISORY_LOCK = 0x6B65796D616E
 
 SCHEMA_REFUSALS = (INSUFFICIENT_PRIVILEGE, "(3F000)")
 """SQLSTATEs of a user without rights to a schema, as they appear in the result of `kind`. 3F000: it can use none."""
+
+DIRECT = (
+    "Migrations need a direct connection to PostgreSQL, and this one goes through a pooler such as PgBouncer. Set "
+    "KEYMAN_DATABASE_URL to the address of the server itself for this command."
+)
 
 PATIENCE = 600.0
 """Seconds that an upgrade waits for another one, on either database. Upgrading a large table takes long."""
@@ -57,6 +63,8 @@ async def upgrade(url: URL, planes: Planes | None = None) -> tuple[str | None, s
     Raises ConfigurationError or DatabaseUnavailable. The database is then unchanged.
     """
     create_private_file(url)
+    if is_pooled(url):
+        raise ConfigurationError(DIRECT)
     # SQLite ignores a change of `foreign_keys` within a transaction, so it is set when the connection is opened.
     bare = create_engine(url, statement_timeout=None, busy_timeout=PATIENCE, foreign_keys=False, poolclass=NullPool)
     engine = transactional(bare)
@@ -75,19 +83,28 @@ async def differences(url: URL) -> list[str]:
     """
     if not Database(url).exists:
         return ["the database does not exist"]
-    engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT, read_only=True, poolclass=NullPool)
     with _report_faults("could not be read"):
         try:
-            async with engine.connect() as connection:
-                return await connection.run_sync(_differences)
-        finally:
-            await engine.dispose()
+            return await _compare(url, pooled=is_pooled(url) is True)
+        except PoolerFound:
+            return await _compare(url, pooled=True)
+
+
+async def _compare(url: URL, *, pooled: bool) -> list[str]:
+    engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT, read_only=True, pooled=pooled, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(_differences)
+    finally:
+        await engine.dispose()
 
 
 @contextmanager
 def _report_faults(what: str) -> Iterator[None]:
     try:
         yield
+    except PoolerFound:
+        raise_alone(ConfigurationError(DIRECT))
     except CommandError:
         # Alembic does not know the revision of the database.
         raise_alone(

@@ -13,9 +13,10 @@ from typing import Any, Protocol, TypedDict, Unpack
 from urllib.parse import quote
 
 import aiosqlite
+import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util import await_only
@@ -58,6 +59,9 @@ class _DriverConnection(Protocol):
 
     def cursor(self) -> _Cursor: ...
 
+    @property
+    def driver_connection(self) -> Any: ...
+
 
 def create_engine(
     url: URL,
@@ -66,6 +70,7 @@ def create_engine(
     busy_timeout: float | None = None,
     read_only: bool = False,
     foreign_keys: bool = True,
+    pooled: bool = False,
     **options: Unpack[PoolOptions],
 ) -> AsyncEngine:
     """Return an engine with the settings that keyman needs. `options` are passed to SQLAlchemy.
@@ -73,7 +78,9 @@ def create_engine(
     `statement_timeout` is in seconds; None means no limit. It has no effect on SQLite, where a statement waits only for
     a lock. `busy_timeout` is how long SQLite waits for a lock, in seconds; None means BUSY_TIMEOUT. With `read_only`, a
     SQLite file is not changed, not even its journal mode. Without `foreign_keys`, SQLite does not enforce them. An
-    upgrade needs that, because it replaces tables: dropping the old table would delete the rows that refer to it.
+    upgrade needs that, because it replaces tables: dropping the old table would delete the rows that refer to it. With
+    `pooled`, PostgreSQL is behind a pooler such as PgBouncer. Without it, opening a connection raises PoolerFound if
+    there is one, unless the URL says that there is none.
     """
     if url.get_backend_name() == "sqlite":
         # mode=rw: only `create_private_file` creates the file. SQLite would create one that everybody can read.
@@ -102,15 +109,37 @@ def create_engine(
         "timeout": BUSY_TIMEOUT,
         # The server's own limit is shorter. This limit is for a server that no longer answers.
         "command_timeout": None if statement_timeout is None else statement_timeout + 1,
-        "async_creator_fn": Connector(url, settings),
+        "async_creator_fn": Connector(url, settings, pooled=pooled),
     }
     url = url.difference_update_query(OURS)
+    if pooled:
+        return _pooled_engine(url, arguments, options)
     # With autocommit, the ping before each use is one round trip instead of three. `write` opens a transaction itself.
     engine = create_async_engine(
         url, hide_parameters=True, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options
     )
     event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
     return engine
+
+
+def _pooled_engine(url: URL, arguments: dict[str, object], options: PoolOptions) -> AsyncEngine:
+    """Return an engine without prepared statements, whose every statement is in a transaction.
+
+    The parts of a statement outside one could go to two servers.
+    """
+    unnamed = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+    engine = create_async_engine(url, hide_parameters=True, connect_args={**arguments, **unnamed}, **options)
+    event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
+    event.listen(engine.sync_engine, "checkout", _ping)
+    return engine
+
+
+def _ping(connection: _DriverConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
+    """Replace a connection that is dead. One simple query; SQLAlchemy's own ping is a whole transaction."""
+    try:
+        await_only(connection.driver_connection.execute("SELECT 1"))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        raise InvalidatePoolError from None
 
 
 class Drops:

@@ -15,6 +15,9 @@ from keyman.telemetry import log
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE for a statement that its user may not execute, as it appears in the result of `kind`."""
 
+STATEMENT_LOST = ("42P05", "26000")
+"""PostgreSQL's SQLSTATEs of a prepared statement that exists already or not at all: it is of another session."""
+
 READ_ONLY = "(25006)"
 """PostgreSQL's SQLSTATE for a write on a standby, or in a session that only reads."""
 
@@ -64,7 +67,8 @@ def is_outage(fault: BaseException) -> bool:
         # Classes of SQLSTATE: connection (08), resources (53), operator intervention (57), system error (58),
         # read-only (25), rollback (40), role (28) or database (3D) that does not exist (yet). 55P03: lock timeout.
         state = str(getattr(fault, "sqlstate", "") or "")
-        return state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state == "55P03"
+        # 42P05, 26000: the connection goes through a pooler, and the next one will be opened accordingly.
+        return state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state in ("55P03", *STATEMENT_LOST)
     if isinstance(fault, sqlite3.OperationalError):
         code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
         return code in (
@@ -90,6 +94,11 @@ def kind(fault: BaseException) -> str:
 def is_unwritable(fault: BaseException) -> bool:
     """Return True if the database is full or read-only, so that no key can be stored."""
     return any(code in kind(fault) for code in UNWRITABLE)
+
+
+def is_of_pooler(fault: BaseException) -> bool:
+    """Return True if a prepared statement was lost, as behind a pooler in transaction mode."""
+    return any(f"({code})" in kind(fault) for code in STATEMENT_LOST)
 
 
 def report(fault: BaseException) -> None:

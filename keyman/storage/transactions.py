@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
@@ -21,16 +21,18 @@ from typing import Protocol
 
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keyman.errors import DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
 from keyman.storage import engine
+from keyman.storage.connecting import PoolerFound, is_pooled
 from keyman.storage.faults import (
     DRIVER_FAULTS,
     FAULTS,
     INSUFFICIENT_PRIVILEGE,
     READ_ONLY,
     DriverFault,
+    is_of_pooler,
     is_outage,
     is_unwritable,
     kind,
@@ -78,22 +80,14 @@ class Database:
     def __init__(self, url: URL, metrics: Metrics | None = None, *, read_only: bool = False) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._files = Files(Path(url.database)) if self.is_sqlite and url.database else None
+        self._retired = list[AsyncEngine]()
         self.refused_at = 0.0
         """When a write was refused because the database is full or read-only, in seconds of the monotonic clock."""
-        self._holds_files = not read_only
         self._used = (metrics or Metrics()).database_connections
-        self._engine = engine.create_engine(
-            url,
-            statement_timeout=engine.STATEMENT_TIMEOUT,
-            read_only=read_only,
-            pool_size=engine.POOL_SIZE,
-            max_overflow=0,
-            pool_timeout=engine.BUSY_TIMEOUT,
-        )
-        self._drops = engine.Drops(self._engine)
-        # A SELECT needs no BEGIN and COMMIT. Leaving them out saves two round trips, and a lock on SQLite.
-        self._reader = self._engine.execution_options(keyman_reads=True)
-        self._engine = engine.transactional(self._engine)
+        self._url = url
+        self._read_only = read_only
+        self._finds_pooler = not self.is_sqlite and is_pooled(url) is None
+        self._use_engine(pooled=not self.is_sqlite and is_pooled(url) is True)
         # SQLite has one writer at a time. Writers get this lock in order; waiting inside SQLite has no order.
         self._writer = asyncio.Lock() if self.is_sqlite else None
         self._next_note = 0.0  # in seconds of the monotonic clock
@@ -111,14 +105,15 @@ class Database:
         default BUSY_TIMEOUT. Raises DatabaseUnavailable. It does not translate an IntegrityError of the block, because
         the caller knows what it means.
         """
-        async with self._refusals_noticed(is_expected=patience is not None) as own, self._turn(patience):
+        translated = _faults_translated(is_expected=patience is not None, notice=self._notice)
+        async with translated as own, self._turn(patience):
             self._check_file()
-            async with self._engine.connect() as connection:
+            async with self._connected(reads=False) as connection:
                 with self._used.track_inprogress():
                     await connection.execution_options(keyman_patience=patience)
                     transaction = await connection.begin()
                     try:
-                        if self._files is not None and self._holds_files:
+                        if self._files is not None and not self._read_only:
                             self._files.hold()
                         if patience is not None and not self.is_sqlite:
                             await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
@@ -148,9 +143,9 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection for SELECTs. Each SELECT has its own snapshot. Raises DatabaseUnavailable."""
-        async with _faults_translated() as own:
+        async with _faults_translated(notice=self._notice_pooler) as own:
             self._check_file()
-            async with self._reader.connect() as connection:
+            async with self._connected(reads=True) as connection:
                 with self._used.track_inprogress(), _remembered(own):
                     yield connection
 
@@ -167,6 +162,45 @@ class Database:
             log.info("note skipped", fault=getattr(fault, "kind", type(fault).__name__))
             self._next_note = monotonic() + NOTE_PAUSE
 
+    def _use_engine(self, *, pooled: bool) -> None:
+        bare = engine.create_engine(
+            self._url,
+            statement_timeout=engine.STATEMENT_TIMEOUT,
+            read_only=self._read_only,
+            pooled=pooled,
+            pool_size=engine.POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=engine.BUSY_TIMEOUT,
+        )
+        self._drops = engine.Drops(bare)
+        # A SELECT needs no BEGIN and COMMIT. Leaving them out saves two round trips, and a lock on SQLite. Only behind
+        # a pooler, each statement is in a transaction.
+        self._reader = bare.execution_options(keyman_reads=True)
+        self._engine = engine.transactional(bare)
+
+    @asynccontextmanager
+    async def _connected(self, *, reads: bool) -> AsyncIterator[AsyncConnection]:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context((self._reader if reads else self._engine).connect())
+            except PoolerFound:
+                self._use_pooler()
+                connection = await stack.enter_async_context((self._reader if reads else self._engine).connect())
+            yield connection
+
+    def _notice_pooler(self, fault: BaseException) -> None:
+        if is_of_pooler(fault):
+            self._use_pooler()
+
+    def _use_pooler(self) -> None:
+        """Use connections as a pooler needs them from now on, unless the URL says that there is none."""
+        if not self._finds_pooler:
+            return
+        self._finds_pooler = False
+        log.info("database behind a pooler", setting="KEYMAN_DATABASE_POOLED")
+        self._retired.append(self._engine)
+        self._use_engine(pooled=True)
+
     def require_space(self) -> None:
         """Raise DatabaseUnavailable if little space is free beside a SQLite database. A server is not asked."""
         if self._files is None:
@@ -178,21 +212,13 @@ class Database:
             raise_alone(DatabaseUnavailable(kind=kind(fault)))
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        for used in (*self._retired, self._engine):
+            await used.dispose()
         if self._files is not None:
             self._files.close()
 
-    @asynccontextmanager
-    async def _refusals_noticed(self, *, is_expected: bool) -> AsyncIterator[list[BaseException]]:
-        """Translate the faults of a write, and notice those of a database that takes no writes."""
-        async with _faults_translated(is_expected=is_expected) as own:
-            try:
-                yield own
-            except FAULTS as fault:
-                self._notice(fault)
-                raise
-
     def _notice(self, fault: BaseException) -> None:
+        self._notice_pooler(fault)
         if not is_unwritable(fault):
             return
         self.refused_at = monotonic()
@@ -230,11 +256,14 @@ def _remembered(own: list[BaseException]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[list[BaseException]]:
+async def _faults_translated(
+    *, is_expected: bool = False, notice: Callable[[BaseException], None]
+) -> AsyncIterator[list[BaseException]]:
     """Translate faults of the database to DatabaseUnavailable or RefusedStatement.
 
     The yielded list is for the exception that the caller's block raises. An OSError or a TimeoutError in it is not
-    translated, because it is not of the database but, for example, of a file or of Vault.
+    translated, because it is not of the database but, for example, of a file or of Vault. `notice` is called with each
+    fault.
     """
     own: list[BaseException] = []
     try:
@@ -242,6 +271,7 @@ async def _faults_translated(*, is_expected: bool = False) -> AsyncIterator[list
     except IntegrityError:
         raise
     except FAULTS as fault:
+        notice(fault)
         if any(fault is one for one in own) and not isinstance(fault, DRIVER_FAULTS):
             raise
         if not is_outage(fault):

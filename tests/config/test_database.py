@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL
 
 from keyman.config.database import load_database_url
 from keyman.errors import ConfigurationError
+from keyman.storage.connecting import is_pooled
 from tests.config.test_settings import CERTIFICATE
 
 
@@ -102,9 +103,19 @@ def test_a_password_file_is_read_at_the_start_too(tmp_path: Path) -> None:
     assert "are both set; keep one" in fault("postgres://u@db/keyman", PASSWORD="x", PASSWORD_FILE=str(file))
 
 
-@pytest.mark.parametrize("name", ["PASSWORD", "CACERT"])
+@pytest.mark.parametrize("name", ["PASSWORD", "CACERT", "POOLED"])
 def test_what_only_postgresql_knows_is_refused_for_sqlite(name: str, ca: str) -> None:
-    assert "is only for PostgreSQL" in fault("sqlite+aiosqlite:////x.db", **{name: ca})
+    value = "on" if name == "POOLED" else ca
+    assert "is only for PostgreSQL" in fault("sqlite+aiosqlite:////x.db", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("query", "given_", "expected"),
+    [("", None, None), ("", "auto", None), ("", "ON", True), ("", "off", False), ("?pgbouncer=true", None, True)],
+)
+def test_a_pooler_is_found_out_unless_it_is_said(query: str, given_: str | None, expected: bool | None) -> None:
+    more = {} if given_ is None else {"POOLED": given_}
+    assert is_pooled(read(f"postgres://u:x@db/keyman{query}", **more)) is expected
 
 
 @given(st.text(st.characters(codec="utf-8", min_codepoint=33), min_size=1, max_size=20))

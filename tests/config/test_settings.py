@@ -44,6 +44,7 @@ VARIABLES = (
     *SECRET_VARIABLES,
     "KEYMAN_DATABASE_PASSWORD",
     "KEYMAN_DATABASE_CACERT",
+    "KEYMAN_DATABASE_POOLED",
     "KEYMAN_VAULT_ADDR",
     "KEYMAN_VAULT_NAMESPACE",
     "KEYMAN_VAULT_CACERT",
@@ -288,6 +289,7 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
     given_ = COMPLETE | {
         "KEYMAN_DATABASE_PASSWORD": "word",
         "KEYMAN_DATABASE_CACERT": str(certificate),
+        "KEYMAN_DATABASE_POOLED": "off",
         "KEYMAN_VAULT_NAMESPACE": "team",
         "KEYMAN_VAULT_CACERT": str(certificate),
         "KEYMAN_VAULT_AUTH": "approle",
@@ -428,8 +430,11 @@ BAD: dict[str, list[str]] = {
         "postgresql://u:CANARY@db/x?options=-cCANARY=1",
         "postgresql://u:CANARY@db/x?options=-csearch_path=a%20-cCANARY=1",
         "postgresql://u:CANARY@db/x?password_file=CANARY",
+        "postgresql://u:CANARY@db/x?pooled=on",
+        "postgresql://u:CANARY@db/x?pgbouncer=CANARY",
     ],
     "KEYMAN_DATABASE_CACERT": ["/CANARY", re.__file__],
+    "KEYMAN_DATABASE_POOLED": ["CANARY", "true"],
     "KEYMAN_VAULT_ADDR": [
         "CANARY",
         "ftp://CANARY",

@@ -78,13 +78,13 @@ class PostgresServer:
         password_file = self._data.parent / "password"
         self._data.mkdir(mode=0o700)
         password_file.write_text(self._password)
-        if user := _server_user():
+        if user := server_user():
             for path in (self._data.parent, self._data, password_file):
                 os.chown(path, user.pw_uid, user.pw_gid)
         command: list[str | Path] = [self._binaries / "initdb", "-D", self._data]
         command += ["--username", _SUPERUSER, "--pwfile", password_file, "--auth", "scram-sha-256"]
         command += ["--encoding", "UTF8", "--locale", "C", "--no-sync"]
-        _run(command, **_as_server_user(self._data))
+        _run(command, **as_server_user(self._data))
         password_file.unlink()
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -124,7 +124,7 @@ class PostgresServer:
                 stderr=log,
                 # Out of the terminal's process group: Ctrl-C is for pytest, which then stops the server.
                 start_new_session=True,
-                **_as_server_user(self._data),
+                **as_server_user(self._data),
             )
         deadline = time.monotonic() + _READY_SECONDS
         while not self._accepts_connections():
@@ -152,7 +152,7 @@ class PostgresServer:
             ]
         )
         key.chmod(0o600)
-        if user := _server_user():
+        if user := server_user():
             os.chown(key, user.pw_uid, user.pw_gid)
         copy = self._data.parent / "ca.crt"
         shutil.copyfile(certificate, copy)
@@ -260,7 +260,7 @@ def _find_binaries() -> tuple[Path | None, str | None]:
             continue
         try:
             # Run, not only looked at: root's server user may be shut out of a directory that root can see.
-            _run([directory / "postgres", "--version"], **_as_server_user(Path("/")))
+            _run([directory / "postgres", "--version"], **as_server_user(Path("/")))
         except (OSError, RuntimeError) as error:
             refused.append(f"{directory}: {error}")
             continue
@@ -282,7 +282,7 @@ def _candidates() -> Iterator[Path]:
 
 
 @cache
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     """Whom the server runs as: None for the caller, somebody unprivileged when the caller is root."""
     if os.geteuid() != 0:
         return None
@@ -290,10 +290,10 @@ def _server_user() -> pwd.struct_passwd | None:
     return known.get("postgres") or known["nobody"]
 
 
-def _as_server_user(directory: Path) -> dict[str, Any]:
+def as_server_user(directory: Path) -> dict[str, Any]:
     """Arguments for `subprocess` that run a command as the server's user in a directory it may enter."""
     arguments: dict[str, Any] = {"cwd": directory, "env": _bare_environment()}
-    if user := _server_user():
+    if user := server_user():
         arguments |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     return arguments
 
