@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, bindparam, case, delete, or_, select, update
+from sqlalchemy import CTE, ColumnElement, bindparam, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -103,7 +103,7 @@ async def count(db: Database, by: Authority, buckets: tuple[Bucket, ...], refusa
     waits = []
     async with db.write(by) as connection:
         for bucket in _in_order(buckets):
-            row = await query.one(connection, bucket=bucket.digest, **_window(moment))
+            row = await query.one(connection, counted=bucket.digest, **_window(moment))
             if row.attempts > bucket.limit:
                 waits.append((row.ends_at - moment).total_seconds())
     if waits:
@@ -137,16 +137,16 @@ async def count_failure(connection: AsyncConnection, email_key: str, user_id: Us
     bucket = Bucket(f"failed|{email_key}", 0).digest if user_id is None else _FAILURES + user_id.to_bytes(8, "big")
     window = _window(now())
     ended = await _END.first(connection, of_bucket=bucket, moment=window["moment"], last_end=window["last_end"])
-    current = await _COUNT[connection.dialect.name].one(connection, bucket=bucket, **window)
+    current = await _COUNT[connection.dialect.name].one(connection, counted=bucket, **window)
     return ended or 0, current.attempts
 
 
 async def imitate_entry(connection: AsyncConnection, email_key: str) -> None:
-    """Execute as many statements as an audit entry needs, for an address that gets none."""
+    """Execute the same kinds of statements as for an audit entry, for a failure that gets none."""
     bucket = Bucket(f"imitation|{email_key}", 0).digest
-    dialect = connection.dialect.name
-    for _ in range(3 if dialect == "sqlite" else 2):
-        await _COUNT[dialect].one(connection, bucket=bucket, **_window(now()))
+    await _READ.first(connection, of_bucket=bucket)
+    for query in _IMITATION[connection.dialect.name]:
+        await query.one(connection, counted=bucket, of_bucket=bucket, **_window(now()))
 
 
 async def take_ended(connection: AsyncConnection) -> list[Total]:
@@ -181,9 +181,11 @@ class _Counted(NamedTuple):
     ends_at: datetime
 
 
-def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert]) -> Query[_Counted]:
-    """Return a statement that counts an attempt in a bucket, and starts a new window if the last one has ended."""
-    new = insert(throttle).values(bucket=bindparam("bucket"), attempts=1, ends_at=bindparam("new_end", type_=UtcTime))
+def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert], *, also: CTE | None = None) -> Query[_Counted]:
+    """Return a statement that counts an attempt in a bucket, and starts a new window if the last one has ended. In the
+    same statement, it executes `also`.
+    """
+    new = insert(throttle).values(bucket=bindparam("counted"), attempts=1, ends_at=bindparam("new_end", type_=UtcTime))
     is_over = _is_over()
     counted = new.on_conflict_do_update(
         index_elements=[throttle.c.bucket],
@@ -192,7 +194,8 @@ def _counting(insert: type[sqlite.Insert] | type[postgresql.Insert]) -> Query[_C
             "ends_at": case((is_over, new.excluded.ends_at), else_=throttle.c.ends_at),
         },
     )
-    return Query(counted.returning(throttle.c.attempts, throttle.c.ends_at), _Counted)
+    returning = counted.returning(throttle.c.attempts, throttle.c.ends_at)
+    return Query(returning if also is None else returning.add_cte(also), _Counted)
 
 
 def _is_over() -> ColumnElement[bool]:
@@ -222,6 +225,15 @@ _TAKE_ENDED = Query(
     delete(throttle).where(throttle.c.bucket.in_(_SOME_ENDED)).returning(throttle.c.bucket, throttle.c.attempts), _Ended
 )
 _COUNT = {"sqlite": _counting(sqlite.Insert), "postgresql": _counting(postgresql.Insert)}
+_READ = scalar(select(throttle.c.attempts).where(throttle.c.bucket == bindparam("of_bucket")).with_for_update(), int)
+_IS_SAME = update(throttle).where(throttle.c.bucket == bindparam("of_bucket")).values(attempts=throttle.c.attempts)
+_SAME_ROW = Query(_IS_SAME.returning(throttle.c.attempts, throttle.c.ends_at), _Counted)
+# As in audit/log.py: PostgreSQL changes the end of the chain in the statement that inserts the entry.
+_NO_ROW = update(throttle).where(throttle.c.bucket == b"").values(attempts=0).cte("imitated")
+_IMITATION = {
+    "sqlite": (_COUNT["sqlite"], _SAME_ROW),
+    "postgresql": (_counting(postgresql.Insert, also=_NO_ROW),),
+}
 _FORGET = Command(delete(throttle).where(throttle.c.bucket == bindparam("of_bucket")))
 _ONE_LESS = Command(
     update(throttle)

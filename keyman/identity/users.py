@@ -147,13 +147,11 @@ async def _record_failure(
     An address without an account gets no entry: otherwise, a stranger could fill the audit log.
     """
     last, current = await throttle.count_failure(connection, email.key, user_id)
-    entries = [_total(Total(user_id, last))] if user_id is not None and last > 1 else []
-    if current == 1:
-        entries.append(Entry(Action.LOGIN_FAILED, origin, user_id, detail="1 failed sign-in"))
-    if user_id is not None:
-        await record(connection, *entries)
-    elif entries:
+    if user_id is None or current > 1:
         await throttle.imitate_entry(connection, email.key)
+        return
+    entries = [_total(Total(user_id, last))] if last > 1 else []
+    await record(connection, *entries, Entry(Action.LOGIN_FAILED, origin, user_id, detail="1 failed sign-in"))
 
 
 async def record_totals(db: Database) -> None:

@@ -89,7 +89,10 @@ async def test_an_address_is_one_account_however_it_is_spelt(shared: ApiPlane) -
 async def test_of_many_sign_ups_of_one_address_at_once_one_succeeds(shared: ApiPlane) -> None:
     body = {"email": "many@example.com", "password": PASSWORD}
     answers = await gather(*(shared.client().post("/api/auth/signup", json=body) for _ in range(8)))
-    assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
+    statuses = sorted(answer.status_code for answer in answers)
+    refused = statuses.count(429)  # the account has places for four requests at once
+    assert statuses == [201] + [409] * (7 - refused) + [429] * refused
+    assert refused <= 4
 
 
 async def test_sign_up_is_refused_where_it_is_closed_whatever_the_address(
