@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -108,7 +109,11 @@ def test_a_person_gets_a_line_each_and_what_to_do_below_it(management_env: dict[
     assert lines[0].split() == ["ok", "configuration", "complete"]
     place = next(number for number, line in enumerate(lines) if line.startswith("warning  sign-up"))
     assert lines[place + 1].strip().startswith("-> set KEYMAN_SIGNUP to closed")
-    assert done.err == "21 ok, 1 warning\n"
+    states = Counter(line.split()[0] for line in lines if not line.startswith(" "))
+    assert states["ok"] + states["warning"] == 23
+    assert states["warning"] in (1, 2)  # the second is of a machine that gives core dumps to a program
+    plural = "s" if states["warning"] > 1 else ""
+    assert done.err == f"{states['ok']} ok, {states['warning']} warning{plural}\n"
 
 
 def test_a_deployment_that_never_started_gets_a_warning_and_no_sentinel(
