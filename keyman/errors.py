@@ -25,6 +25,9 @@ KeymanError
 │   ├── MissingRight
 │   └── UnreadableRow       storage/rows.py
 ├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
+├── PoolerFound             storage/connecting.py: the next connection goes through the pooler
+├── FilesReplaced           storage/files.py: also an OSError, which becomes DatabaseUnavailable
+├── DiskFull                storage/files.py: likewise
 ├── VaultFault              vault/adapter.py: becomes VaultUnavailable, or a message of a command
 ├── BatchRefused            batching.py: the items of the batch are tried one by one
 ├── BatcherClosed           batching.py: a bug of the caller
@@ -46,8 +49,8 @@ KeymanError
     │   └── DeadlineExceeded
     └── BadAnswer
 
-DriverFault, VaultFault, BatchRefused, WrongPassword and _TooLarge are caught by the calling code. The others reach a
-person.
+DriverFault, PoolerFound, FilesReplaced, DiskFull, VaultFault, BatchRefused, WrongPassword and _TooLarge are caught by
+the calling code. The others reach a person.
 
 No message contains a value that a client sent.
 """

@@ -11,6 +11,9 @@ import os
 from collections.abc import Mapping
 
 from keyman.errors import ConfigurationError
+from keyman.extras import require_server
+
+require_server()
 
 PIPE = "_KEYMAN_PIPE"
 """The variable with the number of the pipe's descriptor."""

@@ -8,15 +8,17 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
+from keyman.errors import KeymanError
+
 MIN_FREE_BYTES = 64 * 1024 * 1024
 """The space that must be free for keyman to be ready. SQLite needs it for the `-wal` file and for checkpoints."""
 
 
-class FilesReplaced(OSError):
+class FilesReplaced(KeymanError, OSError):
     """A file of the database was removed or replaced while keyman had it open."""
 
 
-class DiskFull(OSError):
+class DiskFull(KeymanError, OSError):
     """Too little space is free on the disk of the database."""
 
 
