@@ -247,7 +247,9 @@ def test_the_login_may_be_in_a_namespace_above(namespace: str, of_login: str, ex
     assert load(given).vault.login_namespace == expected
 
 
-@pytest.mark.parametrize(("namespace", "of_login"), [("admin/team", "admin/te"), ("admin", "admin/team"), ("", "team")])
+@pytest.mark.parametrize(
+    ("namespace", "of_login"), [("admin/team", "admin/tea"), ("admin", "admin/team"), ("", "team")]
+)
 def test_a_login_in_a_namespace_that_is_not_above_is_refused(namespace: str, of_login: str) -> None:
     given = {**COMPLETE, "KEYMAN_VAULT_NAMESPACE": namespace, "KEYMAN_VAULT_AUTH_NAMESPACE": of_login}
     fault = "must be KEYMAN_VAULT_NAMESPACE or a namespace above it ('/' is the root namespace)"

@@ -18,7 +18,7 @@ ACCOUNT = json.dumps(
         "type": "service_account",
         "project_id": "my-project-123",
         "private_key_id": "0123456789abcdef0123456789abcdef",
-        "private_key": f"-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----\n",
+        "private_key": f"-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----\n",  # pragma: allowlist secret
         "client_email": "keyman@my-project-123.iam.gserviceaccount.com",
     },
     indent=2,
@@ -205,7 +205,7 @@ PASTES = (
     Paste(f"{PROJECT}\n{CLAUDE}", LINES),
     Paste(f"{PROJECT}\r\n{PROJECT}", LINES),
     Paste(f"OPENAI_API_KEY={PROJECT}\nANTHROPIC_API_KEY={CLAUDE}\n", LINES),
-    Paste(f"-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----", LINES),
+    Paste(f"-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----", LINES),  # pragma: allowlist secret
     Paste(f"{PROJECT} {PROJECT}", SPACE),
     Paste(f"{PROJECT[:9]}\t{PROJECT[9:]}", SPACE),
     Paste(f"my key is {PROJECT}", SPACE),

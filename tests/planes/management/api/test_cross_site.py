@@ -11,7 +11,7 @@ from keyman.identity.tokens import Token
 from keyman.keys.tables import api_keys
 from keyman.planes.management.app import create_app
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, problem, store
-from tests.support.planes import Vault
+from tests.support.planes import Vault, lifespan
 
 pytestmark = pytest.mark.anyio
 
@@ -164,7 +164,8 @@ async def test_the_origin_may_be_the_public_url_where_a_proxy_rewrites_the_host(
         ("https://keys.example.com", "null", False),
     ):
         edge = create_app(Settings(database, provisioned.settings, public_url=public))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://10.0.0.7:8000") as client:
+        transport = httpx.ASGITransport(edge)
+        async with lifespan(edge), httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7:8000") as client:
             answer = await client.post("/nothing", headers={"Origin": origin})
         assert answer.status_code == (404 if passes else 403), (public, origin)
 
