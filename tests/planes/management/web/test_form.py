@@ -148,7 +148,7 @@ def test_a_form_that_was_refused_or_lost_can_be_sent_again(ada: Person) -> None:
     fill(page, "OpenAI", "has white space", "kept")
     save(page)
     expect(
-        opened.get_by_text("API key must contain only printable ASCII characters, without white space")
+        opened.get_by_text("API key contains white space; paste only the key, without anything before or after it.")
     ).to_be_visible()
     ada.context.set_offline(True)
     fill(page, key=OPENAI_KEY)
