@@ -93,14 +93,15 @@ class Connector:
         if self._found:
             raise PoolerFound
         search_path = {} if self._search_path is None else {"search_path": self._search_path}
-        connection = None
         try:
             connection = await asyncpg.connect(**options, server_settings={**self._settings, **search_path})
             if self._detects:
-                await connection.execute(_CHECK.format(self._settings[_IDLE]))
+                try:
+                    await connection.execute(_CHECK.format(self._settings[_IDLE]))
+                except BaseException:  # also a cancellation: nobody else knows this connection
+                    connection.terminate()
+                    raise
         except asyncpg.PostgresError as fault:
-            if connection is not None:
-                connection.terminate()
             if self._detects and fault.sqlstate in (START_UP_REFUSED, "22012"):
                 self._found = True
                 raise PoolerFound from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 from typing import NamedTuple
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
@@ -17,6 +19,7 @@ from keyman.config.database import load_database_url
 from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.migrations.rights import Planes
+from keyman.storage.connecting import Connector
 from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database
 from tests.config.test_settings import CERTIFICATE
@@ -237,3 +240,39 @@ async def test_a_user_without_rights_on_the_schema_is_answered_with_the_grant(
     # Tables that exist need no new right.
     tls_account.server.execute(f"REVOKE CREATE ON SCHEMA public FROM {tls_account.name}", name)
     assert await migrations.upgrade(url) == (SCHEMA_REVISION, SCHEMA_REVISION)
+
+
+class Held(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection to a server that takes it, and then answers nothing."""
+
+    opened: asyncio.Future[Held]
+
+    async def execute(self, *_args: object, **_options: object) -> str:
+        self.opened.set_result(self)
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("unreachable")
+
+
+class Lost(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that fails right after it was opened, without an answer of the server."""
+
+    opened: asyncio.Future[Lost]
+
+    async def execute(self, *_args: object, **_options: object) -> str:
+        self.opened.set_result(self)
+        raise TimeoutError
+
+
+@pytest.mark.parametrize("kind", [Held, Lost])
+async def test_a_connection_that_is_given_up_while_it_is_checked_is_closed(
+    kind: type[Held | Lost], postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "opened", asyncio.get_running_loop().create_future(), raising=False)
+    connect = Connector(postgresql, {"idle_in_transaction_session_timeout": "30000"}, pooled=False)
+    place = postgresql.translate_connect_args(username="user")
+    task = asyncio.create_task(connect(**place, connection_class=kind))
+    opened = await kind.opened
+    task.cancel()
+    with pytest.raises((asyncio.CancelledError, TimeoutError)):
+        await task
+    assert opened.is_closed()
