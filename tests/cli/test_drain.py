@@ -49,7 +49,9 @@ def test_a_plane_that_stops_is_not_ready_and_ends_connections_and_still_accepts(
         ended = service.live.wait()
         assert ended.code == 0
         assert "refused to gracefully stop" not in ended.err
-        assert [line["seconds"] for line in service.log() if line["event"] == "draining"] == [10.0, 10.0]
+        drained = [line["seconds"] for line in service.log() if line["event"] == "draining"]
+        # A worker that was still starting at the signal has nothing to drain.
+        assert drained in ([10.0], [10.0, 10.0])
 
 
 def test_a_request_that_began_before_the_end_is_finished(draining_env: dict[str, str], tmp_path: Path) -> None:
