@@ -18,6 +18,7 @@ from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
 from keyman.audit.tables import audit_log
+from keyman.http.edge import SECURITY_HEADERS
 from keyman.identity.tables import api_tokens, sessions, users
 from keyman.keys.tables import api_keys, idempotency
 from tests.planes.management.api.bodies import (
@@ -542,11 +543,13 @@ async def test_no_header_breaks_anything(
     sent = headers_of(one_desk.ada) + [(name.encode(), value) for name, value in headers]
     answer = await one_desk.plane.wire(method, target.replace(b"{id}", str(one_desk.key_id).encode()), sent, content)
     assert answer.status_code < 500
+    # A drawn value can be part of a header that every answer has, such as `location` of `geolocation=()`.
+    shown = " ".join(text for name, text in answer.headers.items() if name not in SECURITY_HEADERS)
     for name, value in headers:
         # What came in a header goes out in none, and in no body.
         if len(value) > 7 and name != "idempotency-key":
             assert value not in answer.content
-            assert value.decode("latin-1") not in str(answer.headers)
+            assert value.decode("latin-1") not in shown
 
 
 @pytest.mark.parametrize(

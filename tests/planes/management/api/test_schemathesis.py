@@ -38,8 +38,8 @@ EXAMPLES = 8
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "429", "5xx"]
 """Schemathesis' own idea of what a request that fits its schema may get. A 5xx fails another check."""
 
-REJECTED = ["400", "401", "403", "404", "405", "406", "409", "415", "422", "428", "429", "5xx"]
-"""The same for a request that does not fit."""
+REJECTED = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "428", "429", "5xx"]
+"""The same for a request that does not fit, with 413 for a body that is too large for any use."""
 
 CONFIG: dict[str, Any] = {
     "seed": 20_231_027,
@@ -64,7 +64,10 @@ CONFIG: dict[str, Any] = {
         {
             # The same; and one that comes a second time with another body is refused for that.
             "include-name": "POST /api/keys",
-            "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "400", "422"]}},
+            "checks": {
+                "positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "400", "422"]},
+                "negative_data_rejection": {"expected-statuses": REJECTED},
+            },
         },
         {
             # A made-up current password has the right form, and is wrong.
