@@ -26,7 +26,7 @@ test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (ma
 
 # A third process would not wait for others, and each has a Vault of its own and imports everything.
 test-fast: WORKERS = 2
-test-fast: $(VENV)/test.stamp ## the shorter part of it, some 2 minutes: SQLite, no browser, no Docker
+test-fast: $(VENV)/test.stamp ## the shorter part of it, under 90 s on two idle processors: SQLite, no browser, no Docker
 	@KEYMAN_TEST_FAST=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
 # Checks the files in the repository and those that `git add --all` would add. The last two steps fail if git fails.

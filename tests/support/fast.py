@@ -37,15 +37,18 @@ SLOW = (
     "tests/docker/test_certificates.py",
     "tests/docker/test_stack.py",
     "tests/faults/",
+    "tests/keys/test_rewrap.py",
     "tests/migrations/test_migrations.py",
     "tests/migrations/test_upgrade.py",
     "tests/planes/management/api/test_canary.py",
+    "tests/planes/management/api/test_failed_sign_ins.py",
     "tests/planes/management/api/test_front.py",
     "tests/planes/management/api/test_limits.py",
     "tests/planes/management/api/test_schemathesis.py",
     "tests/planes/management/api/test_services.py",
     "tests/planes/management/api/test_throttling.py",
     "tests/planes/management/api/test_wire.py",
+    "tests/planes/management/web/test_activity.py",
     "tests/planes/management/web/test_form.py",
     "tests/planes/management/web/test_journeys.py",
     "tests/planes/management/web/test_list.py",
@@ -56,6 +59,8 @@ SLOW = (
     "tests/planes/management/web/test_trouble.py",
     "tests/planes/resolver/test_app.py",
     "tests/planes/resolver/test_exchanges.py",
+    "tests/planes/resolver/test_interleavings.py",
+    "tests/planes/resolver/test_revocation.py",
     "tests/planes/resolver/test_schemathesis.py",
     "tests/planes/resolver/test_vaults_audit.py",
     "tests/storage/test_connecting.py",
@@ -66,7 +71,11 @@ SLOW = (
     "tests/test_processes.py",
     "tests/test_readme.py",
     "tests/test_support.py",
+    "tests/vault/test_cipher.py",
+    "tests/vault/test_guard.py",
+    "tests/vault/test_login.py",
     "tests/vault/test_terraform.py",
+    "tests/vault/test_wrapping.py",
 )
 """Files and directories, most of whose time goes to processes that start or to bounds that run out."""
 
@@ -104,12 +113,6 @@ SLOW_TESTS = {
         "test_every_paste_is_stored_or_its_mistake_is_named",
     ),
     "tests/keys/test_deployment.py": ("test_of_many_sentinels_at_once_one_is_kept_and_every_caller_gets_it",),
-    "tests/keys/test_rewrap.py": (
-        "test_a_run_that_is_stopped_has_lost_nothing_and_the_next_one_goes_on",
-        "test_every_row_comes_to_the_newest_version_and_holds_what_it_held",
-        "test_two_runs_at_once_do_no_harm",
-        "test_what_vault_refuses_is_marked_and_listed_and_does_not_stop_the_rest",
-    ),
     "tests/migrations/test_rights.py": ("test_what_cannot_be_granted_is_said_and_nothing_is_upgraded",),
     "tests/planes/management/api/test_accounts.py": (
         "test_a_password_is_hashed_again_when_the_parameters_have_risen",
@@ -158,10 +161,6 @@ SLOW_TESTS = {
     "tests/planes/management/test_housekeeping.py": (
         "test_as_many_batches_as_it_takes",
         "test_more_than_one_batch_of_each_is_removed",
-    ),
-    "tests/planes/management/web/test_activity.py": (
-        "test_a_kind_and_a_period_are_chosen_by_a_plain_form_and_kept_over_pages",
-        "test_a_period_ends_now_and_what_is_older_is_left_out",
     ),
     "tests/planes/management/web/test_http.py": (
         "test_a_label_is_text_wherever_it_is_shown",
@@ -216,18 +215,6 @@ SLOW_TESTS = {
     "tests/test_words.py": (
         "test_no_code_uses_a_banned_word_in_a_text",
         "test_no_test_uses_a_banned_word_in_a_docstring_a_comment_or_a_message",
-    ),
-    "tests/vault/test_cipher.py": (
-        "test_many_at_once_go_in_few_calls_and_each_gets_its_own",
-        "test_when_vault_is_killed_every_caller_hears_it_and_nothing_sealed_is_lost",
-    ),
-    "tests/vault/test_guard.py": ("test_a_stopped_vault_is_unreachable_and_then_passes_again",),
-    "tests/vault/test_login.py": (
-        "test_a_vault_that_is_not_the_one_that_was_meant_gets_nothing_and_is_said_in_one_line",
-        "test_at_the_end_of_its_longest_life_a_token_is_replaced_and_no_operation_fails",
-        "test_behind_an_agent_it_uses_the_agents_token_and_does_not_renew_or_revoke_it",
-        "test_login_sealing_and_renewal_go_over_tls_with_a_private_authority_and_inside_a_namespace",
-        "test_one_deadline_bounds_login_and_operation_together",
     ),
 }
 """By file: tests that take a quarter of a second of a processor or more, in files that are otherwise fast."""
