@@ -1,48 +1,23 @@
 """The value types of requests. Each value is parsed once, at the edge, into a type that is always valid.
 
 `parse` takes a value from JSON. It returns the parsed value, or raises ValueError with a text for the sender; the text
-never repeats what was sent. `decode` parses a whole body and reports every invalid field at once.
+never repeats what was sent. `decoding.decode` parses a whole body.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import ClassVar, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import msgspec
 
 from keyman.characters import DEFAULT_IGNORABLE, REFUSED_IN_ADDRESSES
 from keyman.clock import now
-from keyman.errors import FieldError, InvalidRequest
 from keyman.ids import MAX_ID
+from keyman.patterns import APPLICATION_NAME, EMAIL, LABEL, REQUIRED_LABEL
 from keyman.secret import Secret
-
-S = TypeVar("S", bound=msgspec.Struct)
-
-CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
-"""Control characters, and characters that end a line or a paragraph, for a character class of a regular expression."""
-
-BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-"""Characters that change the writing direction. With them, a label can look like another text."""
-
-SPACE = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
-"""White space of every script, as a list, because the shorthand class differs between Python and JSON Schema."""
-
-# These patterns mean the same in ECMAScript and Python, so that the OpenAPI document matches the parser.
-LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*$"
-# For characters above U+FFFF, which the two write differently, the parser is stricter than this pattern.
-_BLANK = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in DEFAULT_IGNORABLE.ranges() if last <= 0xFFFF)
-REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{SPACE}\u2800{_BLANK}][^{CONTROL}{BIDIRECTIONAL}]*$"
-# RFC 5321, 4.5.3.1: 64 before the @, 254 in total.
-# `EmailAddress.parse` refuses more than this pattern, in which all of the characters would take 9 KB.
-_IN_ADDRESS = rf"[^@{CONTROL}{SPACE}{_BLANK}<>]"
-EMAIL = rf"^{_IN_ADDRESS}{{1,64}}@{_IN_ADDRESS}+$"
-
-
-APPLICATION_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 BRAILLE_BLANK = "\u2800"
 """A Braille pattern without dots: a symbol for Unicode, and blank."""
@@ -284,62 +259,6 @@ class FutureTime(Instant):
         if moment <= now():
             raise ValueError("must be in the future")
         return moment
-
-
-Check = Callable[[Mapping[str, object]], Iterable[FieldError]]
-"""Checks parsed fields against each other or against the state of keyman, and yields an error for each fault."""
-
-
-def decode(model: type[S], raw: object, check: Check | None = None) -> S:
-    """Return the struct that `raw`, decoded JSON, describes. Raises InvalidRequest, which names every fault."""
-    if not isinstance(raw, dict):
-        raise InvalidRequest.at(FieldError("", "The body must be a JSON object."))
-    fields = msgspec.structs.fields(model)
-    errors: list[FieldError] = []
-    values: dict[str, object] = {}
-    for field in fields:
-        if field.encode_name not in raw:
-            if field.required:
-                errors.append(FieldError(field.encode_name, "is missing"))
-            continue
-        try:
-            values[field.name] = _field(field.type, raw[field.encode_name])
-        except ValueError as fault:
-            errors.append(FieldError(field.encode_name, _message(fault)))
-    unknown = len(raw.keys() - {field.encode_name for field in fields})
-    if unknown:
-        # Do not repeat their names: a name can be a key that was pasted in the wrong place.
-        known = ", ".join(field.encode_name for field in fields)
-        counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
-        errors.append(FieldError("", f"The body has {counted}; the known fields are {known}."))
-    if check is not None:
-        errors += check(values)
-    if errors:
-        raise InvalidRequest.at(*errors)
-    return model(**values)
-
-
-def _field(kind: object, raw: object) -> object:
-    try:
-        return msgspec.convert(raw, kind, dec_hook=lambda wanted, value: cast("type[Value]", wanted).parse(value))
-    except msgspec.ValidationError as fault:
-        if isinstance(fault.__cause__, ValueError):
-            raise ValueError(_message(fault.__cause__)) from None
-        # msgspec's message for a wrong type names only types. Its other messages may repeat the value.
-        message = str(fault).partition(" - at ")[0]
-        if message.startswith("Expected `bool`"):
-            raise ValueError("must be true or false") from None
-        if message.startswith("Expected `array` of length"):
-            raise ValueError("must be a list that is not empty") from None
-        if message.startswith("Expected `array`"):
-            raise ValueError("must be a list") from None
-        raise ValueError("is of the wrong type") from None
-
-
-def _message(fault: ValueError) -> str:
-    """Return the message of a value type. `str(fault)` would turn a Sentence into a plain text."""
-    (message,) = fault.args
-    return message if isinstance(message, str) else str(fault)
 
 
 def _string(raw: object) -> str:

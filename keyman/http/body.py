@@ -15,10 +15,10 @@ from litestar.openapi.spec import Schema
 from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
 
-from keyman import values
+from keyman.decoding import Check, decode
 from keyman.errors import FieldError, InvalidRequest, UnsupportedMediaType
 from keyman.http.requests import AnyRequest, read_body
-from keyman.values import Check
+from keyman.values import HALF_CHARACTERS
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -57,7 +57,7 @@ async def read_json(request: AnyRequest, model: type[S], check: Check | None = N
         # The message of msgspec is not repeated, because it may quote the body.
         faults = _half_characters(model, body) or [FieldError("", "The body is not well-formed JSON in UTF-8.")]
         raise InvalidRequest.at(*faults) from None
-    return values.decode(model, raw, check)
+    return decode(model, raw, check)
 
 
 def check_media_type(headers: Mapping[str, str]) -> None:
@@ -81,7 +81,7 @@ def _half_characters(model: type[msgspec.Struct], body: bytes) -> list[FieldErro
     names = [field.encode_name for field in msgspec.structs.fields(model)]
     try:
         raw = json.loads(body.decode())
-        return [FieldError(name, values.HALF_CHARACTERS) for name in names if name in raw and _is_half(raw[name])]
+        return [FieldError(name, HALF_CHARACTERS) for name in names if name in raw and _is_half(raw[name])]
     except (ValueError, TypeError, RecursionError):
         return []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Self
 
+from keyman.decoding import Check
 from keyman.errors import FieldError, Sentence
 from keyman.providers import settings
 from keyman.providers.catalogue import Catalogue, Service
@@ -16,7 +17,7 @@ from keyman.providers.masking import IS_MASK, is_mask
 from keyman.providers.pasted import check_pasted
 from keyman.providers.settings import KeySettings
 from keyman.secret import Secret
-from keyman.values import Check, JsonSchema
+from keyman.values import JsonSchema
 
 MAX_KEY = 8192
 """The maximum number of characters of a key: short-term keys of Amazon Bedrock have over 1,000."""

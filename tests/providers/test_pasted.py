@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyman.decoding import decode
 from keyman.errors import InvalidRequest
 from keyman.keys.schemas import NewKey
 from keyman.providers.credentials import MAX_CREDENTIAL
 from keyman.providers.recognition import ProviderKey, check_new_key
-from keyman.values import decode
 from tests.providers.pastes import BODY, PASTES, Paste
 from tests.providers.values import CATALOGUE
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from litestar import Response, get, post
 from litestar.params import FromPath
 
-from keyman import values
+from keyman.decoding import decode
 from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
 from keyman.http.guards import needs
 from keyman.http.limit import ENDS_ACCESS
@@ -44,7 +44,7 @@ async def change_password(
 ) -> Response[bytes]:
     form = await Form.read(request)
     try:
-        change = values.decode(ChangePassword, form.filled("current_password", "new_password"))
+        change = decode(ChangePassword, form.filled("current_password", "new_password"))
         await users.change_password(db, passwords, caller, change)
     except (InvalidRequest, Conflict, RateLimited) as problem:
         return await _account(visit, db, caller, refused=problem)

@@ -57,7 +57,7 @@ class Form:
         return self.all(f"shown_{name}") == [self.text(name)]
 
     def filled(self, *names: str) -> dict[str, object]:
-        """Return the fields with these names that are not empty, for `values.decode`."""
+        """Return the fields with these names that are not empty, for `decode`."""
         return {name: self.text(name) for name in names if self.text(name)}
 
 

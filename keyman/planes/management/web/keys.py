@@ -15,9 +15,9 @@ import msgspec
 from litestar import Response, get, post
 from litestar.params import FromPath
 
-from keyman import values
 from keyman.clock import now
 from keyman.config.settings import Settings
+from keyman.decoding import decode
 from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
@@ -150,7 +150,7 @@ async def create(
     given["settings"] = _settings(form, catalogue, form.text("service"))
     attempt = form.text("attempt")
     try:
-        new = values.decode(KeyForm, given, check_new_key(catalogue))
+        new = decode(KeyForm, given, check_new_key(catalogue))
         store = partial(operations.create, db, sealer, caller, new, max_keys=settings.max_keys)
         key = await _create_once(db, caller, store, attempt, given)
     except Unauthenticated:
@@ -238,10 +238,10 @@ async def _edit(
     condition = IfMatch.parse(form.text("etag") or None)
     if form.text("api_key").strip():
         asked = {**given, "api_key": form.text("api_key")}
-        replacement = values.decode(ReplacementForm, asked, check_label)
+        replacement = decode(ReplacementForm, asked, check_label)
         await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
     else:
-        await operations.change(db, catalogue, caller, key.id, values.decode(ChangeForm, given), condition)
+        await operations.change(db, catalogue, caller, key.id, decode(ChangeForm, given), condition)
 
 
 def setting_field(service: str, member: str) -> str:

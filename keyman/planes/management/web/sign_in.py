@@ -6,9 +6,9 @@ import json
 
 from litestar import Response, get, post
 
-from keyman import values
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
+from keyman.decoding import decode
 from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
 from keyman.http.guards import PUBLIC, ended_session_cookies, identify, needs, previous_session, session_cookies
 from keyman.http.limit import ENDS_ACCESS
@@ -50,7 +50,7 @@ async def sign_in(
     form = await Form.read(request)
     back = own_page(form.text("back"))
     try:
-        given = values.decode(LogIn, form.filled("email", "password"))
+        given = decode(LogIn, form.filled("email", "password"))
         previous = previous_session(request)
         signed_in = await users.log_in(db, passwords, given, origin, previous_cookie=previous)
     except (InvalidRequest, Unauthenticated, RateLimited) as problem:
@@ -85,7 +85,7 @@ async def sign_up(
         # The user pressed the button beside "Sign in". The form contains the address that they have typed.
         return visit.show("sign_up.html", email=form.text("email"))
     try:
-        new = values.decode(SignUp, form.filled("email", "password"))
+        new = decode(SignUp, form.filled("email", "password"))
         signed_in = await users.sign_up(
             db,
             passwords,

@@ -7,9 +7,9 @@ from contextlib import suppress
 from litestar import Response, get, post
 from litestar.params import FromPath
 
-from keyman import values
 from keyman.clock import now
 from keyman.config.settings import Settings
+from keyman.decoding import decode
 from keyman.errors import NotFound, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.limit import ENDS_ACCESS
@@ -62,7 +62,7 @@ async def create(
     form = await Form.read(request)
     given = {**form.filled("name", "expires_at"), "scopes": form.all("scopes")}
     try:
-        token = await personal.create(db, caller, values.decode(TokenForm, given))
+        token = await personal.create(db, caller, decode(TokenForm, given))
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:

@@ -103,9 +103,9 @@ PUT_TOGETHER = {
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
     ("providers/settings.py", "check_settings", "Call"): "what a setting expects, which is found with the settings",
     ("providers/settings.py", "fault", "Attribute"): "the same",
-    ("values.py", "decode", "Call"): "what `_field` or a value type said, which is found there",
-    ("values.py", "decode", "JoinedStr"): "the forms pass on no unknown field",
-    ("values.py", "_field", "Call"): "what a value type said, which is found there",
+    ("decoding.py", "decode", "Call"): "what `_field` or a value type said, which is found there",
+    ("decoding.py", "decode", "JoinedStr"): "the forms pass on no unknown field",
+    ("decoding.py", "_field", "Call"): "what a value type said, which is found there",
 }
 """Where the code says what is no sentence of the source: by file, function and kind of expression."""
 
