@@ -15,7 +15,6 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -27,6 +26,7 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import VAULT_DETAILS, KeymanError, VaultReason, raise_alone
 from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
 from keyman.telemetry import Metrics, current_request_id, log
+from keyman.vault.certificates import CertificateFile, explain_refusal
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -39,21 +39,6 @@ RETRIED_STATUSES = frozenset({412, 429, 502, 503, 504})
 
 keyman's own client retries other statuses: for keyman, 412 is a failed precondition, which is final.
 """
-
-
-UNKNOWN_CA = "it is not signed by a known CA; set KEYMAN_VAULT_CACERT to the file of a private CA"
-OTHER_HOST = "it is for another host than the one in KEYMAN_VAULT_ADDR"
-MISTRUST = {
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: UNKNOWN_CA,
-    19: UNKNOWN_CA,
-    20: UNKNOWN_CA,
-    21: UNKNOWN_CA,
-    62: OTHER_HOST,
-    64: OTHER_HOST,
-}
-"""Texts for OpenSSL's codes X509_V_ERR_…, for operators."""
 
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -80,37 +65,6 @@ class VaultFault(KeymanError):
         """Return the fault in a sentence or two, for a command that has no log."""
         detail = VAULT_DETAILS[self.reason]
         return detail if self.why is None else f"{detail} The certificate: {self.why}."
-
-
-class CertificateFile:
-    """A file of CA certificates. It is read again when it changes, so that you can replace a CA while keyman runs.
-
-    While a new file cannot be read, the certificates of the old one count.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._context = ssl.create_default_context(cafile=str(path))
-        self._version = self._read_version()
-
-    def context(self) -> ssl.SSLContext:
-        version = self._read_version()
-        if version is not None and version != self._version:
-            self._version = version
-            try:
-                # A new context, so that no connection of the old one is used again.
-                self._context = ssl.create_default_context(cafile=str(self._path))
-                log.info("the CA of vault was replaced", variable="KEYMAN_VAULT_CACERT")
-            except OSError:  # errors of OpenSSL are of this class too
-                log.error("the new file with the CA of vault cannot be read", variable="KEYMAN_VAULT_CACERT")
-        return self._context
-
-    def _read_version(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class _Call(NamedTuple):
@@ -291,18 +245,12 @@ def _transport_faults() -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as refused:
-        why = _mistrust(refused.certificate_error)
+        why = explain_refusal(refused.certificate_error)
         log.error("vault's certificate is refused", why=why)
         raise_alone(VaultFault(VaultReason.UNTRUSTED, why=why))
     except (aiohttp.ClientError, OSError):
         # Without its context: a client error can hold what was sent or received.
         raise_alone(VaultFault(VaultReason.UNREACHABLE))
-
-
-def _mistrust(fault: Exception) -> str:
-    """Return why a certificate is refused, without OpenSSL's own message, which repeats the name of the host."""
-    code = fault.verify_code if isinstance(fault, ssl.SSLCertVerificationError) else 0
-    return MISTRUST.get(code, "it is not valid")
 
 
 def _reason(status: int, content: bytes) -> VaultReason:

@@ -22,12 +22,11 @@ from keyman.retry import ATTEMPTS
 from keyman.telemetry import Metrics
 from keyman.vault.adapter import (
     MAX_CONNECTIONS,
-    OTHER_HOST,
-    UNKNOWN_CA,
     AsyncAdapter,
     VaultFault,
     none_if_missing,
 )
+from keyman.vault.certificates import OTHER_HOST, UNKNOWN_CA
 from tests.support.exceptions import everything_in
 from tests.support.http import HANG_UP, RESET, SILENCE, FaultyServer, Reply, Script, answer, faulty_server
 from tests.support.vault import RunningVault

@@ -20,7 +20,8 @@ from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
 from keyman.vault import login as module
-from keyman.vault.adapter import OTHER_HOST, UNKNOWN_CA, VaultFault
+from keyman.vault.adapter import VaultFault
+from keyman.vault.certificates import OTHER_HOST, UNKNOWN_CA
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import provision
 from tests.support.exceptions import everything_in
