@@ -13,7 +13,7 @@ from detect_secrets.plugins.base import BasePlugin
 
 from keyman.errors import Unauthenticated
 from keyman.identity.tokens import CHECK_CHARACTERS, PREFIX, RANDOM_CHARACTERS, Token
-from keyman.providers.catalogue import SHIPPED
+from keyman.providers.services import SHIPPED
 
 KEY_LENGTH = 32
 """Characters after the prefix. Providers' keys have 32 or more (Together's and Hugging Face's among the shortest); the

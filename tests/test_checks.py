@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from keyman.identity.tokens import Token
-from keyman.providers.catalogue import SHIPPED
+from keyman.providers.services import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent

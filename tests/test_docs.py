@@ -20,7 +20,7 @@ from keyman.errors import VaultReason
 from keyman.http.problems import KINDS
 from keyman.identity.tokens import Scope
 from keyman.planes.management.web.activity import ACTIONS
-from keyman.providers.catalogue import SHIPPED
+from keyman.providers.services import SHIPPED
 from keyman.storage.types import metadata
 from tests.support.sources import tree_of
 

@@ -1,8 +1,4 @@
-"""The catalogue: the services whose keys can be stored. keyman ships some, and an operator can add others.
-
-The prefixes are from the providers' own documentation. They are used for only two things: for the mask (`masking`), and
-to refuse a key that a user has entered for the wrong service (`recognition`).
-"""
+"""The catalogue: the services whose keys can be stored. keyman ships some, and an operator can add others."""
 
 from __future__ import annotations
 
@@ -16,42 +12,10 @@ from typing import ClassVar, Self
 import msgspec
 
 from keyman.errors import ConfigurationError
-from keyman.providers.credentials import SERVICE_ACCOUNT, Credential
 from keyman.providers.masking import mask
-from keyman.providers.settings import API_VERSION, ENDPOINT, LOCATION, PROJECT, REGION, Setting
+from keyman.providers.services import SHIPPED, Service
+from keyman.providers.settings import Setting
 from keyman.values import JsonSchema
-
-
-class Service(msgspec.Struct, frozen=True):
-    """One service.
-
-    Masks show `prefix`, or one of the `other_prefixes`. Only keys of this service start with one of the `exclusive`
-    prefixes. If there is a `credential`, the service takes a JSON object instead of a key. `allowed_hosts` are the ends
-    of the hosts that `settings` may name. Users find their keys at `console_url`.
-    """
-
-    service: str
-    name: str
-    prefix: str | None = None
-    exclusive: tuple[str, ...] = ()
-    console_url: str | None = None
-    other_prefixes: tuple[str, ...] = ()
-    settings: tuple[Setting, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    credential: Credential | None = None
-
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        """The public prefixes of its keys, which masks show."""
-        return self.other_prefixes if self.prefix is None else (self.prefix, *self.other_prefixes)
-
-    def settings_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the settings of a key."""
-        return {
-            "type": "object",
-            "properties": {setting.name: setting.schema(self.allowed_hosts) for setting in self.settings},
-            "additionalProperties": False,
-        }
 
 
 class ServiceInfo(msgspec.Struct):
@@ -67,78 +31,6 @@ class ServiceInfo(msgspec.Struct):
     forwarded: bool
     checked: bool
 
-
-SHIPPED = (
-    Service(
-        "OPENAI",
-        "OpenAI",
-        "sk-",
-        ("sk-proj-", "sk-svcacct-", "sk-admin-"),
-        console_url="https://platform.openai.com/api-keys",
-    ),
-    Service(
-        "ANTHROPIC", "Anthropic", "sk-ant-", ("sk-ant-",), console_url="https://console.anthropic.com/settings/keys"
-    ),
-    Service(
-        "GOOGLE",
-        "Google Gemini",
-        "AIza",
-        ("AIza", "AQ."),
-        console_url="https://aistudio.google.com/app/apikey",
-        other_prefixes=("AQ.",),
-    ),
-    Service(
-        "AZURE_OPENAI",
-        "Azure OpenAI",
-        console_url="https://portal.azure.com/",
-        settings=(ENDPOINT, API_VERSION),
-        allowed_hosts=(".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com"),
-    ),
-    Service("MISTRAL", "Mistral AI", console_url="https://console.mistral.ai/api-keys"),
-    Service("COHERE", "Cohere", console_url="https://dashboard.cohere.com/api-keys"),
-    Service("GROQ", "Groq", "gsk_", ("gsk_",), console_url="https://console.groq.com/keys"),
-    Service("XAI", "xAI", "xai-", ("xai-",), console_url="https://console.x.ai/"),
-    Service("DEEPSEEK", "DeepSeek", "sk-", console_url="https://platform.deepseek.com/api_keys"),
-    Service("PERPLEXITY", "Perplexity", "pplx-", ("pplx-",), console_url="https://www.perplexity.ai/settings/api"),
-    Service(
-        "TOGETHER",
-        "Together AI",
-        "tgp_v1_",
-        ("tgp_v1_",),
-        console_url="https://api.together.ai/settings/api-keys",
-    ),
-    Service("OPENROUTER", "OpenRouter", "sk-or-", ("sk-or-",), console_url="https://openrouter.ai/settings/keys"),
-    Service("HUGGINGFACE", "Hugging Face", "hf_", ("hf_",), console_url="https://huggingface.co/settings/tokens"),
-    Service("REPLICATE", "Replicate", "r8_", ("r8_",), console_url="https://replicate.com/account/api-tokens"),
-    Service(
-        "FIREWORKS",
-        "Fireworks AI",
-        "fw_",
-        ("fw_", "fpk_"),
-        console_url="https://app.fireworks.ai/settings/users/api-keys",
-        other_prefixes=("fpk_",),
-    ),
-    Service(
-        "AWS_BEDROCK",
-        "Amazon Bedrock",
-        "ABSK",
-        # The second half of the long one is base64 of `BedrockAPIKey-`, with which every long-term key begins.
-        ("ABSKQmVkcm9ja0FQ", "bedrock-api-key-"),
-        console_url="https://console.aws.amazon.com/bedrock/home#/api-keys",
-        other_prefixes=("bedrock-api-key-",),
-        settings=(REGION,),
-    ),
-    Service(
-        "GOOGLE_VERTEX",
-        "Google Vertex AI",
-        console_url="https://console.cloud.google.com/iam-admin/serviceaccounts",
-        settings=(PROJECT, LOCATION),
-        credential=SERVICE_ACCOUNT,
-    ),
-    Service("CEREBRAS", "Cerebras", "csk-", ("csk-",), console_url="https://cloud.cerebras.ai/"),
-    Service("NVIDIA", "NVIDIA", "nvapi-", ("nvapi-",), console_url="https://build.nvidia.com/settings/api-keys"),
-    Service("OLLAMA_CLOUD", "Ollama Cloud", console_url="https://ollama.com/settings/keys"),
-)
 
 _SLUG = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PREFIX = re.compile(r"[!-~]{2,16}")

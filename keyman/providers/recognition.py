@@ -11,10 +11,11 @@ from typing import ClassVar, Self
 from keyman.decoding import Check
 from keyman.errors import FieldError, Sentence
 from keyman.providers import settings
-from keyman.providers.catalogue import Catalogue, Service
+from keyman.providers.catalogue import Catalogue
 from keyman.providers.credentials import MAX_CREDENTIAL, Credential, looks_like_json, parse_object
 from keyman.providers.masking import IS_MASK, is_mask
 from keyman.providers.pasted import check_pasted
+from keyman.providers.services import Service
 from keyman.providers.settings import KeySettings
 from keyman.secret import Secret
 from keyman.values import JsonSchema

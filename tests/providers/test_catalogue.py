@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyman.errors import ConfigurationError
-from keyman.providers.catalogue import SHIPPED, Catalogue
+from keyman.providers.catalogue import Catalogue
+from keyman.providers.services import SHIPPED
 from tests.support.fast import examples
 
 GOOD = {"service": "ACME", "name": "Acme", "prefix": "acme-", "exclusive": ["acme-"]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from keyman.providers.catalogue import SHIPPED
 from keyman.providers.masking import is_mask, mask
+from keyman.providers.services import SHIPPED
 from tests.providers.pastes import ACCOUNT
 from tests.providers.values import CATALOGUE, SERVICES, VALUES
 

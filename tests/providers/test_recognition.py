@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from keyman.providers.catalogue import SHIPPED, Catalogue, Service
+from keyman.providers.catalogue import Catalogue
 from keyman.providers.masking import is_mask
 from keyman.providers.recognition import ProviderKey, check_label, check_new_key, check_value
+from keyman.providers.services import SHIPPED, Service
 from keyman.secret import Secret
 from tests.providers.values import CATALOGUE, PRINTABLE, SERVICES, VALUES
 

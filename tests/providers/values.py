@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from keyman.providers.catalogue import SHIPPED, Catalogue
+from keyman.providers.catalogue import Catalogue
+from keyman.providers.services import SHIPPED
 
 CATALOGUE = Catalogue()
 SERVICES = st.sampled_from([service.service for service in SHIPPED if service.credential is None])

@@ -47,7 +47,7 @@ from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
 from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.tokens import MEANINGS
-from keyman.providers.catalogue import SHIPPED
+from keyman.providers.services import SHIPPED
 from keyman.storage.paging import Cursor
 from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
