@@ -8,7 +8,17 @@ from keyman.http.document import openapi_document
 from keyman.http.guards import authenticate, provide_caller, provide_origin
 from keyman.http.limit import limit_writes
 from keyman.http.requests import Routes
-from keyman.planes.management.web import account, activity, key_actions, keys, reference, sign_in, static, tokens
+from keyman.planes.management.web import (
+    account,
+    activity,
+    key_actions,
+    key_form,
+    keys,
+    reference,
+    sign_in,
+    static,
+    tokens,
+)
 from keyman.planes.management.web.pages import provide_visit
 
 
@@ -27,10 +37,10 @@ def router() -> Routes:
             sign_in.sign_up,
             sign_in.sign_out,
             keys.show_list,
-            keys.new_form,
-            keys.create,
-            keys.edit_form,
-            keys.edit,
+            key_form.new_form,
+            key_form.create,
+            key_form.edit_form,
+            key_form.edit,
             key_actions.pause_form,
             key_actions.pause,
             key_actions.delete_form,

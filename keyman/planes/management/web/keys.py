@@ -1,39 +1,24 @@
-"""Settings → API Keys: the list, and the forms to add and to edit a key."""
+"""Settings → API Keys: the list."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from urllib.parse import parse_qsl, urlencode
-from uuid import uuid4
 
-import msgspec
-from litestar import Response, get, post
-from litestar.params import FromPath
+from litestar import Response, get
 
 from keyman.clock import now
-from keyman.config.settings import Settings
-from keyman.decoding import decode
-from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Unauthenticated
+from keyman.errors import NotFound
 from keyman.http.guards import needs
-from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
-from keyman.keys import idempotency, operations
-from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.operations import Created, IfMatch
-from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
-from keyman.keys.sealing import Sealer
-from keyman.keys.settings import to_text
-from keyman.planes.management.web.forms import Form, LastDay
+from keyman.keys import operations
+from keyman.keys.schemas import KeyInfo, Status
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue, ServiceSlug
-from keyman.providers.recognition import check_label, check_new_key
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
@@ -47,24 +32,6 @@ EXPIRES_SOON = timedelta(days=14)
 
 HUES = 8
 """The number of colours for the marks of services, in the order of the catalogue. `keyman.css` has as many."""
-
-
-SURROUNDINGS = ("name", "expires_at")
-"""The fields of a key that can be changed without its value."""
-
-
-class KeyForm(NewKey):
-    """A new key in the form, with a last day instead of an exact time."""
-
-    expires_at: LastDay | None = None
-
-
-class ReplacementForm(Replacement):
-    expires_at: LastDay | msgspec.UnsetType | None = msgspec.UNSET
-
-
-class ChangeForm(Change):
-    expires_at: LastDay | msgspec.UnsetType | None = msgspec.UNSET
 
 
 @dataclass(frozen=True)
@@ -130,73 +97,6 @@ async def show_list(
     )
 
 
-@get("/settings/api-keys/new", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def new_form(visit: Injected[Visit], catalogue: Injected[Catalogue]) -> Response[bytes]:
-    return _form(visit, catalogue, attempt=uuid4().hex)
-
-
-@post("/settings/api-keys", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def create(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    sealer: Injected[Sealer],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
-    settings: Injected[Settings],
-) -> Response[bytes]:
-    form = await Form.read(request)
-    given = form.filled("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
-    given["settings"] = _settings(form, catalogue, form.text("service"))
-    attempt = form.text("attempt")
-    try:
-        new = decode(KeyForm, given, check_new_key(catalogue))
-        store = partial(operations.create, db, sealer, caller, new, max_keys=settings.max_keys)
-        key = await _create_once(db, caller, store, attempt, given)
-    except Unauthenticated:
-        raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
-    except Problem as problem:
-        return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
-    return see_other(View().url(saved=key.id, done="created"))
-
-
-@get("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def edit_form(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
-    key_id: FromPath[RowId],
-) -> Response[bytes]:
-    key = await own_key(db, caller, KeyId(key_id))
-    return _form(visit, catalogue, key=key, view=view_behind(request))
-
-
-@post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def edit(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    sealer: Injected[Sealer],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
-    key_id: FromPath[RowId],
-) -> Response[bytes]:
-    form = await Form.read(request)
-    view = View.of_query(form.text("view"))
-    key = await own_key(db, caller, KeyId(key_id))
-    try:
-        await _edit(db, sealer, catalogue, caller, key, form)
-    except Unauthenticated:
-        raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
-    except Problem as problem:
-        if isinstance(problem, NotFound | PreconditionFailed):
-            key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
-        return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
-    return see_other(view.url(saved=key.id, done="changed"))
-
-
 async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
     """Return a key of the caller. Raises NotFound, with a text for a user who has just seen the key in the list."""
     try:
@@ -205,113 +105,9 @@ async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
         raise NotFound("This key no longer exists. It may have been deleted in another window.") from None
 
 
-async def _create_once(
-    db: Database,
-    caller: Principal,
-    store: Callable[[IdempotencyKey | None], Awaitable[Created]],
-    attempt: str,
-    given: dict[str, object],
-) -> KeyInfo:
-    """Store only one key for each form that was shown, even if the browser sends it several times."""
-    if not attempt:
-        return (await store(None)).key
-    body = json.dumps(given, sort_keys=True).encode()
-    retry = IdempotencyKey.parse(hashlib.sha256(attempt.encode()).hexdigest(), caller.user_id, body)
-    try:
-        first = await idempotency.find(db, retry)
-        return first or (await store(retry)).key
-    except IdempotencyMismatch:
-        # The user went back, and sent the same form with other contents: store another key.
-        return (await store(None)).key
-
-
-async def _edit(
-    db: Database, sealer: Sealer, catalogue: Catalogue, caller: Principal, key: KeyInfo, form: Form
-) -> None:
-    # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
-    changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
-    given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
-    settings = _settings(form, catalogue, key.service)
-    # Nor are unchanged settings: what somebody has changed in the database must not come back as the user's own.
-    if form.all("shown_settings") not in ([], [to_text(settings)]):
-        given["settings"] = settings
-    condition = IfMatch.parse(form.text("etag") or None)
-    if form.text("api_key").strip():
-        asked = {**given, "api_key": form.text("api_key")}
-        replacement = decode(ReplacementForm, asked, check_label)
-        await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
-    else:
-        await operations.change(db, catalogue, caller, key.id, decode(ChangeForm, given), condition)
-
-
-def setting_field(service: str, member: str) -> str:
-    """Return the name of the field of a setting. The form for a new key has the fields of all services."""
-    return f"settings-{service}-{member}"
-
-
-def _settings(form: Form, catalogue: Catalogue, service: str) -> dict[str, str]:
-    """Return the settings of this service that are filled in."""
-    typed = {one.name: form.text(setting_field(service, one.name)).strip() for one in catalogue.settings(service)}
-    return {member: text for member, text in typed.items() if text}
-
-
-def _form(
-    visit: Visit,
-    catalogue: Catalogue,
-    *,
-    refused: Problem | None = None,
-    typed: Form | None = None,
-    key: KeyInfo | None = None,
-    attempt: str = "",
-    view: View | None = None,
-) -> Response[bytes]:
-    """Show the form to add a key or, with `key`, to edit one. `typed` is the refused input; its API key is not shown.
-
-    Unchanged fields show the stored values, which another window may have changed.
-    """
-    shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
-    filled = {"service": key.service if key is not None else "", **shown}
-    settings = key.settings if key is not None else {}
-    if typed is not None:
-        settings = _settings(typed, catalogue, key.service if key is not None else typed.text("service"))
-        filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.is_unchanged(name)}
-        filled["service"] = key.service if key is not None else typed.text("service")
-        if typed.text("api_key").strip() and typed.text("api_key").strip() in filled["name"]:
-            filled["name"] = shown["name"]  # it was refused because it contains the key, and no page shows a key
-    return visit.show(
-        "key_form.html",
-        refused=refused,
-        key=key,
-        filled=filled,
-        shown={**shown, "settings": _shown_settings(catalogue, key)},
-        settings=settings,
-        setting_field=setting_field,
-        attempt=attempt,
-        view=view or View(),
-        services=catalogue.infos(),
-        prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
-        takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},
-        exclusive=catalogue.exclusive_prefixes(),
-        names={info.service: info.name for info in catalogue.infos()},
-        today=f"{now():%Y-%m-%d}",
-    )
-
-
-def _shown_settings(catalogue: Catalogue, key: KeyInfo | None) -> str:
-    """Return the settings that the form shows for a stored key, those that its service has, as a hidden field."""
-    if key is None:
-        return ""
-    known = {one.name for one in catalogue.settings(key.service)}
-    return to_text({member: text for member, text in key.settings.items() if member in known})
-
-
 def view_behind(request: AnyRequest) -> View:
     """Return the part of the list from which the form was opened."""
     return View.parse(dict(request.query_params))
-
-
-def _day(at: datetime | None) -> str:
-    return f"{at:%Y-%m-%d}" if at is not None else ""
 
 
 def _expires_soon(key: KeyInfo, moment: datetime) -> bool:
