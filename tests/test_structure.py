@@ -436,11 +436,11 @@ def test_no_test_returns_early_and_counts_as_passed() -> None:
 WITHOUT_A_CALLER = {
     ("keyman.audit.retention", "OPERATOR"),
     ("keyman.identity.applications", "OPERATOR"),
+    ("keyman.identity.login", "KEYMAN"),  # the totals of failed sign-ins
+    ("keyman.identity.login", "SIGN_IN"),
     ("keyman.identity.personal_tokens", "OPERATOR"),
     ("keyman.identity.throttle", "OUTCOME"),  # an attempt that was refused before its password was verified
-    ("keyman.identity.users", "KEYMAN"),  # the totals of failed sign-ins
     ("keyman.identity.users", "OPERATOR"),
-    ("keyman.identity.users", "SIGN_IN"),
     ("keyman.keys.deployment", "KEYMAN"),  # the sentinel
     ("keyman.keys.probe", "KEYMAN"),  # the row of a plane, in which it proves that it can write
     ("keyman.keys.release", "LAST_USE"),

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, not_, or_,
 
 from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
-from keyman.identity import users
+from keyman.identity import login
 from keyman.identity.sessions import SESSION_IDLE
 from keyman.identity.tables import sessions, throttle
 from keyman.identity.throttle import IS_OF_ACCOUNT
@@ -53,7 +53,7 @@ async def record_totals(db: Database) -> None:
     while True:
         await asyncio.sleep(TOTALS_INTERVAL)
         try:
-            await users.record_totals(db)
+            await login.record_totals(db)
         except DatabaseUnavailable:
             pass  # the storage has logged it; the next round tries again
         except Exception as fault:  # noqa: BLE001  # otherwise the task would end, and nobody would notice

@@ -13,13 +13,14 @@ from keyman.http.guards import PUBLIC, ended_session_cookies, needs, previous_se
 from keyman.http.limit import ENDS_ACCESS
 from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity import login, users
 from keyman.identity import personal_tokens as personal
-from keyman.identity import users
+from keyman.identity.login import LogIn, SignedIn, SignUp
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import CreatedToken, NewToken, TokenInfo
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
-from keyman.identity.users import Account, ChangePassword, LogIn, SignedIn, SignUp
+from keyman.identity.users import Account, ChangePassword
 from keyman.ids import TokenId
 from keyman.storage.transactions import Database
 
@@ -52,7 +53,7 @@ class AuthController(Controller):
     ) -> Response[Account]:
         wanted = await read_json(request, SignUp)
         previous = previous_session(request)
-        signed_in = await users.sign_up(
+        signed_in = await login.sign_up(
             db, passwords, wanted, origin, is_open=settings.signup_open, previous_cookie=previous
         )
         return _signed_in(signed_in, settings, 201)
@@ -78,7 +79,7 @@ class AuthController(Controller):
     ) -> Response[Account]:
         proof = await read_json(request, LogIn)
         previous = previous_session(request)
-        return _signed_in(await users.log_in(db, passwords, proof, origin, previous_cookie=previous), settings, 200)
+        return _signed_in(await login.log_in(db, passwords, proof, origin, previous_cookie=previous), settings, 200)
 
     @post(
         "/logout",
@@ -95,7 +96,7 @@ class AuthController(Controller):
     async def log_out(
         self, db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
     ) -> Response[None]:
-        await users.log_out(db, caller)
+        await login.log_out(db, caller)
         return Response(None, status_code=204, cookies=ended_session_cookies(settings))
 
     @get(

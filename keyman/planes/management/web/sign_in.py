@@ -13,10 +13,10 @@ from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unau
 from keyman.http.guards import PUBLIC, ended_session_cookies, identify, needs, previous_session, session_cookies
 from keyman.http.limit import ENDS_ACCESS
 from keyman.http.requests import AnyRequest, Injected
-from keyman.identity import users
+from keyman.identity import login
+from keyman.identity.login import LogIn, SignUp
 from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Principal
-from keyman.identity.users import LogIn, SignUp
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, is_partial, own_page, see_other
 from keyman.storage.transactions import Database
@@ -52,7 +52,7 @@ async def sign_in(
     try:
         given = decode(LogIn, form.filled("email", "password"))
         previous = previous_session(request)
-        signed_in = await users.log_in(db, passwords, given, origin, previous_cookie=previous)
+        signed_in = await login.log_in(db, passwords, given, origin, previous_cookie=previous)
     except (InvalidRequest, Unauthenticated, RateLimited) as problem:
         return as_response(pages.sign_in(visit.exchange, problem, back=back, email=form.text("email")))
     cookies = session_cookies(signed_in.cookie, settings)
@@ -86,7 +86,7 @@ async def sign_up(
         return visit.show("sign_up.html", email=form.text("email"))
     try:
         new = decode(SignUp, form.filled("email", "password"))
-        signed_in = await users.sign_up(
+        signed_in = await login.sign_up(
             db,
             passwords,
             new,
@@ -103,7 +103,7 @@ async def sign_up(
 async def sign_out(
     db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
 ) -> Response[bytes]:
-    await users.log_out(db, caller)
+    await login.log_out(db, caller)
     return see_other("/sign-in", ended_session_cookies(settings))
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
+from keyman.identity.login import LogIn, SignUp
 from keyman.identity.personal_tokens import NewToken
-from keyman.identity.users import ChangePassword, LogIn, SignUp
+from keyman.identity.users import ChangePassword
 from keyman.keys.schemas import Change, NewKey, Replacement
 from keyman.providers.settings import KeySettings
 from tests.planes.management.api.harness import OPENAI_KEY

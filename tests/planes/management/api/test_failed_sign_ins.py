@@ -10,8 +10,8 @@ import time_machine
 
 from keyman.audit.tables import audit_log
 from keyman.identity import throttle
+from keyman.identity.login import record_totals
 from keyman.identity.throttle import WINDOW
-from keyman.identity.users import record_totals
 from keyman.planes.management import housekeeping
 from tests.planes.management.api.harness import ApiPlane, email_of, problem, statements
 from tests.support.planes import PASSWORD
