@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 from uuid import UUID
 
 import click
@@ -20,8 +18,8 @@ from keyman.audit.entries import Action
 from keyman.audit.listing import Filter
 from keyman.audit.verification import Head, Verified
 from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
-from keyman.cli.logins import admin_settings, as_admin
 from keyman.cli.progress import progress
+from keyman.cli.signatures import KeyName, check_signatures, sign, signing_key_option
 from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
 from keyman.identity import users
@@ -29,30 +27,11 @@ from keyman.keys.deployment import Deployment
 from keyman.storage.statements import UnreadableRow
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, Instant
-from keyman.vault.signing import Signer
-
-T = TypeVar("T")
-C = TypeVar("C", bound=Callable[..., object])
 
 LONGEST = timedelta(days=36500)
 
 SHOWN = 50
 """The maximum number of breaks that are printed. An audit log that was replaced as a whole has one at every entry."""
-
-
-class _KeyName(click.ParamType[str]):
-    name = "key"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if re.fullmatch(r"\w([\w.-]{0,126}\w)?", str(value), re.ASCII) is None:
-            self.fail("must be the name of a key in Vault: letters, digits, '_', '.' and '-'", param, ctx)
-        return str(value)
-
-
-def _signing_key_option(command: C) -> C:
-    return click.option(
-        "--signing-key", type=_KeyName(), metavar="KEY", help="The key in Vault that must have signed each anchor."
-    )(command)
 
 
 @click.group("audit")
@@ -123,7 +102,7 @@ def print_all(since: str | None, home: Path | None) -> None:
     help="A file with the output of `keyman audit anchor`. Can be repeated. Each entry that the anchor names must "
     "still exist, unchanged.",
 )
-@_signing_key_option
+@signing_key_option
 @home_option
 @json_option
 def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, as_json: bool) -> None:
@@ -136,7 +115,7 @@ def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, 
         raise click.UsageError("--signing-key checks the signatures of anchors: give --anchor, too")
     found, anchored = run(lambda db: _verify(db, files), home)
     if signing_key is not None:
-        _check_signatures(anchored, files, signing_key, home)
+        check_signatures(anchored, files, signing_key, home)
     if as_json:
         _print_json(found)
     _conclude(found, files, as_json=as_json)
@@ -149,7 +128,7 @@ def verify(files: tuple[Path, ...], signing_key: str | None, home: Path | None, 
 @click.option(
     "--sign",
     "signing_key",
-    type=_KeyName(),
+    type=KeyName(),
     metavar="KEY",
     help="Sign the anchor with this key in Vault. The key is created if it does not exist.",
 )
@@ -168,7 +147,7 @@ def anchor(signing_key: str | None, home: Path | None) -> None:
 
     made = run(work, home)
     if signing_key is not None:
-        made.signature = _with_signer(home, signing_key, lambda signer: _sign(signer, made, signing_key))
+        made.signature = sign(made, signing_key, home)
     click.echo(made.to_json())
 
 
@@ -181,7 +160,7 @@ def anchor(signing_key: str | None, home: Path | None) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="A file with the output of `keyman audit anchor`. Entries after the anchor are not removed.",
 )
-@_signing_key_option
+@signing_key_option
 @click.option("--dry-run", is_flag=True, help="Count the entries that would be removed, and change nothing.")
 @home_option
 def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: bool, home: Path | None) -> None:
@@ -194,7 +173,7 @@ def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: b
         return anchors.load(file, (await Deployment.load(db)).uuid)
 
     if signing_key is not None:
-        _check_signatures([run(load_anchor, home)], [file], signing_key, home)
+        check_signatures([run(load_anchor, home)], [file], signing_key, home)
 
     async def work(db: Database) -> retention.Pruned:
         found, [anchored] = await _verify(db, [file])
@@ -287,29 +266,3 @@ def _print_json(found: Verified) -> None:
         "chains_without_anchor": sorted(found.unheld()),
     }
     click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2))
-
-
-def _check_signatures(anchored: Sequence[Anchor], files: Sequence[Path], signing_key: str, home: Path | None) -> None:
-    """Raise KeymanError if an anchor has no valid signature of this key."""
-
-    async def work(signer: Signer) -> list[bool]:
-        return [
-            anchor.signature is not None and await signer.is_signature(anchor.signed_part(), anchor.signature)
-            for anchor in anchored
-        ]
-
-    wrong = [file for file, good in zip(files, _with_signer(home, signing_key, work), strict=True) if not good]
-    if wrong:
-        raise KeymanError(f"Not signed by {signing_key}: {', '.join(map(str, wrong))}. Do not rely on these anchors.")
-
-
-async def _sign(signer: Signer, made: Anchor, signing_key: str) -> str:
-    if await signer.create_key():
-        click.echo(f"Created the key {signing_key}: ed25519, not exportable.", err=True)
-    return await signer.sign(made.signed_part())
-
-
-def _with_signer(home: Path | None, signing_key: str, work: Callable[[Signer], Awaitable[T]]) -> T:
-    settings = admin_settings(home)
-    needs = f"update on {settings.mount}/sign/{signing_key} and {settings.mount}/verify/{signing_key}"
-    return as_admin(settings, lambda admin: work(Signer(admin, settings, signing_key)), needs)
