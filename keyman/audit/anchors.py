@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from keyman.audit.verification import Head
+from keyman.audit.chain import Head
 from keyman.clock import now
 from keyman.errors import ConfigurationError, raise_alone
 from keyman.ids import MAX_ID

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -39,3 +40,15 @@ def _plain(value: object) -> object:
 def digest(previous: bytes, entry: Mapping[str, object]) -> bytes:
     """Return the hash of an entry: 32 bytes."""
     return hashlib.sha256(line(previous, entry)).digest()
+
+
+class Head(NamedTuple):
+    """The place of an entry in its chain, and its hash, which covers all entries before it, back to `base`.
+
+    `base` is the place of the last entry that was pruned, 0 if none was.
+    """
+
+    chain: int
+    sequence: int
+    hash: bytes
+    base: int = 0

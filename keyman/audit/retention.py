@@ -16,10 +16,11 @@ from uuid import UUID
 from sqlalchemy import BigInteger, and_, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.audit.chain import Head
 from keyman.audit.entries import NO_VALUE, OPERATOR, Action, Entry
 from keyman.audit.log import current_value, lock_end, record
 from keyman.audit.tables import audit_chains, audit_log
-from keyman.audit.verification import Head, Report
+from keyman.audit.verification import Report
 from keyman.ids import KeyId, UserId
 from keyman.storage.statements import Command, Query, optional, scalar
 from keyman.storage.transactions import Database, Unchecked

@@ -17,18 +17,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Integer, and_, bindparam, case, func, select
+from sqlalchemy import BigInteger, bindparam, case, func, select
 
 from keyman.audit import shapes
-from keyman.audit.chain import digest, genesis
+from keyman.audit.chain import Head, digest, genesis
 from keyman.audit.entries import Action
+from keyman.audit.pages import PAGE, QUERIES, End, Row
 from keyman.audit.tables import AuditRow, audit_chains, audit_log
 from keyman.errors import RefusedStatement
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
-
-PAGE = 2000
-"""The number of entries that one statement reads: less than 1 MB."""
 
 MOST = 1000
 """The maximum number of missing chains that are reported.
@@ -49,18 +47,6 @@ PRUNED = re.compile(r"up to ([0-9]{1,18}) ([0-9a-f]{64})")
 
 Report = Callable[[int], None]
 """A function that is called with the number of further entries that were read, or removed."""
-
-
-class Head(NamedTuple):
-    """The place of an entry in its chain, and its hash, which covers all entries before it, back to `base`.
-
-    `base` is the place of the last entry that was pruned, 0 if none was.
-    """
-
-    chain: int
-    sequence: int
-    hash: bytes
-    base: int = 0
 
 
 class Break(NamedTuple):
@@ -148,7 +134,7 @@ class _Chain:
         self, db: Database, deployment: UUID, chain: int, anchored: Sequence[Head], found: Verified, report: Report
     ) -> None:
         self._db = db
-        self._queries = _QUERIES["sqlite" if db.is_sqlite else "postgresql"]
+        self._queries = QUERIES["sqlite" if db.is_sqlite else "postgresql"]
         self._genesis = genesis(deployment, chain)
         self._chain = chain
         self._newest = max(anchored, key=lambda head: head.sequence, default=None)
@@ -188,7 +174,7 @@ class _Chain:
                 await self._find_before(end.base_sequence)
                 return self._finish(end)
 
-    async def _page(self, limit: int) -> list[_Row]:
+    async def _page(self, limit: int) -> list[Row]:
         """Read the next entries, each with the ends of the chain."""
         async with self._db.read() as connection:
             rows = await self._queries.page.all(connection, chain=self._chain, after=self._at, limit=limit)
@@ -224,7 +210,7 @@ class _Chain:
             self._pruned.add((int(said[1]), bytes.fromhex(said[2])))
         self._at, self._hash = row.sequence, row.hash if isinstance(row.hash, bytes) else None
 
-    def _finish(self, end: _End) -> None:
+    def _finish(self, end: End) -> None:
         base = (end.base_sequence, end.base_hash)
         if end.base_sequence == 0 and end.base_hash != self._genesis:
             self._broken(0, None, "the first hash of the chain is not that of this deployment")
@@ -264,28 +250,6 @@ class _Chain:
         self._found.breaks.append(Break(self._chain, sequence, entry_id, what))
 
 
-class _End(NamedTuple):
-    """The two ends of a chain: the columns of `audit_chains`."""
-
-    sequence: int
-    hash: bytes
-    base_sequence: int
-    base_hash: bytes
-
-
-class _Row(NamedTuple):
-    """An entry, and the ends of its chain at the same moment. `entry` is None in the only row of an empty page."""
-
-    entry: AuditRow | None
-    end: _End
-
-
-def _row(*values: object) -> _Row:
-    count = len(AuditRow._fields)
-    entry = None if values[0] is None else AuditRow._make(values[:count])
-    return _Row(entry, _End._make(values[count:]))
-
-
 class _Range(NamedTuple):
     lowest: int | None
     highest: int | None
@@ -302,33 +266,6 @@ class _PlaceInChain(NamedTuple):
     id: int
 
 
-class _Queries(NamedTuple):
-    """The queries for the entries that follow in a chain: for a page, and for the place of the next entry."""
-
-    page: Query[_Row]
-    next_place: Query[int]
-
-
-def _queries(follows: ColumnElement[bool]) -> _Queries:
-    chain = bindparam("chain", type_=Integer)
-    ends = audit_chains.c
-    page = (
-        select(*audit_log.c, *(ends[name].label(f"end_{name}") for name in _End._fields))
-        .select_from(audit_chains.outerjoin(audit_log, and_(audit_log.c.chain == ends.chain, follows)))
-        .where(ends.chain == chain)
-        .order_by(audit_log.c.sequence)
-        .limit(bindparam("limit", type_=Integer))
-    )
-    next_place = select(func.min(audit_log.c.sequence)).where(audit_log.c.chain == chain, follows)
-    return _Queries(Query(page, _row), scalar(next_place, int))
-
-
-_FOLLOWS = audit_log.c.sequence > bindparam("after", type_=BigInteger)
-_QUERIES = {
-    # An entry whose sequence is not a whole number has no place in the chain.
-    "sqlite": _queries(and_(_FOLLOWS, shapes.is_whole(audit_log.c.sequence))),
-    "postgresql": _queries(_FOLLOWS),
-}
 _COUNT = scalar(select(func.coalesce(func.sum(audit_chains.c.sequence - audit_chains.c.base_sequence), 0)), int)
 _CHAINS = scalar(select(audit_chains.c.chain).order_by(audit_chains.c.chain), int)
 _RANGE = Query(

@@ -14,9 +14,10 @@ import msgspec
 
 from keyman.audit import anchors, export, listing, retention, verification
 from keyman.audit.anchors import Anchor
+from keyman.audit.chain import Head
 from keyman.audit.entries import Action
 from keyman.audit.listing import Filter
-from keyman.audit.verification import Head, Verified
+from keyman.audit.verification import Verified
 from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
 from keyman.cli.progress import progress
 from keyman.cli.signatures import KeyName, check_signatures, sign, signing_key_option

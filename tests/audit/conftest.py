@@ -12,11 +12,11 @@ from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.engine import URL
 
 from keyman.audit import verification
-from keyman.audit.chain import digest
+from keyman.audit.chain import Head, digest
 from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.audit.tables import audit_chains, audit_log
-from keyman.audit.verification import Head, Verified
+from keyman.audit.verification import Verified
 from keyman.keys.deployment import Deployment
 from keyman.storage.transactions import Database, Unchecked
 from tests.support.rows import AnyRow

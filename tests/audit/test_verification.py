@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import delete, func, select, text
 
 from keyman.audit import export, verification
-from keyman.audit.chain import digest, genesis, line
+from keyman.audit.chain import Head, digest, genesis, line
 from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.audit.tables import audit_chains, audit_log
-from keyman.audit.verification import Head
 from keyman.clock import now
 from keyman.ids import KeyId, UserId
 from keyman.storage.transactions import Unchecked

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from keyman.audit import anchors
-from keyman.audit.verification import Head
+from keyman.audit.chain import Head
 from keyman.errors import ConfigurationError
 from tests.cli.transcript import keyman
 from tests.support.cli import Finished

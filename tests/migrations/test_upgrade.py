@@ -19,8 +19,9 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from keyman.audit import anchors, verification
+from keyman.audit.chain import Head
 from keyman.audit.tables import audit_log
-from keyman.audit.verification import Head, Verified
+from keyman.audit.verification import Verified
 from keyman.clock import now
 from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
