@@ -223,11 +223,8 @@ def _refuse(found: Verified) -> None:
 
 def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
     """Print the breaks, unless they were printed as JSON, and the result. Exits with 1 if there is a break."""
-    for one in found.breaks[:SHOWN] if not as_json else ():
-        which = f"entry {one.entry_id}" if one.entry_id is not None else "no entry"
-        click.echo(f"chain {one.chain}, place {one.sequence} ({which}): {one.what}")
-    if len(found.breaks) > SHOWN and not as_json:
-        click.echo(f"… and {len(found.breaks) - SHOWN:,} more. --json prints all of them.")
+    if not as_json:
+        _print_breaks(found)
     if found.pruned:
         click.echo(
             f"{len(found.pruned)} of the anchored entries were pruned after that. A newer anchor covers more.", err=True
@@ -256,6 +253,14 @@ def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
         held = " All anchored entries exist, unchanged." if found.held else " The anchor names no entries."
     chains = f" in {len(found.heads)} chains" if len(found.heads) > 1 else ""
     click.echo(f"Verified {found.entries:,} entries{chains}: every hash is correct.{held}", err=True)
+
+
+def _print_breaks(found: Verified) -> None:
+    for one in found.breaks[:SHOWN]:
+        which = f"entry {one.entry_id}" if one.entry_id is not None else "no entry"
+        click.echo(f"chain {one.chain}, place {one.sequence} ({which}): {one.what}")
+    if len(found.breaks) > SHOWN:
+        click.echo(f"… and {len(found.breaks) - SHOWN:,} more. --json prints all of them.")
 
 
 def _print_json(found: Verified) -> None:

@@ -80,7 +80,11 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     _warn(settings, plane, host)
     listener = Listener(port, _room_for_connections(), settings.drain)
     _unwrap(settings, f"keyman-{plane}")
-    handover = Handover.take()
+    _serve(PLANES[plane], host, workers, listener, Handover.take())
+
+
+def _serve(module: str, host: str, workers: int, listener: Listener, handover: Handover) -> None:
+    """Start the workers of a plane, which load `module`, and return when they have ended."""
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
@@ -91,7 +95,7 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
         Granian(
             "keyman",
             address=host,
-            port=port,
+            port=listener.port,
             interface=Interfaces.ASGI,
             loop=Loops.uvloop,
             http=HTTPModes.http1,
@@ -103,8 +107,8 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
             log_level=LogLevels.warning,
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             respawn_failed_workers=True,
-            workers_kill_timeout=ceil(settings.drain) + FINISH_SECONDS,
-        ).serve(target_loader=partial(load_application, PLANES[plane], handover, listener), wrap_loader=False)
+            workers_kill_timeout=ceil(listener.drain) + FINISH_SECONDS,
+        ).serve(target_loader=partial(load_application, module, handover, listener), wrap_loader=False)
 
 
 def load_application(module: str, handover: Handover, listener: Listener) -> Callable[..., object]:
