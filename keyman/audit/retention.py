@@ -102,28 +102,24 @@ async def _batch(connection: AsyncConnection, cut: Cut) -> tuple[int, int]:
     await _DELETE.execute(connection, chain=cut.chain, last=last.sequence)
     await _MOVE_BASE.execute(connection, of_chain=cut.chain, last=last.sequence, last_hash=last.hash)
     again = [row for row in current if row.value_uuid != NO_VALUE or await _has_a_value(connection, row.key_id)]
-    for row in again:
-        await record(
-            connection,
-            Entry(
-                Action.TRAIL_CARRY,
-                OPERATOR,
-                row.user_id,
-                key_id=row.key_id,
-                service=row.service,
-                value_uuid=row.value_uuid,
-                as_of=row.as_of,
-                vault_request_id=row.vault_request_id,
-                settings_hash=row.settings_hash,
-            ),
-            chain=cut.chain,
-        )
-    await record(
-        connection,
-        Entry(Action.TRAIL_PRUNE, OPERATOR, detail=f"up to {last.sequence} {last.hash.hex()}"),
-        chain=cut.chain,
-    )
+    pruned = Entry(Action.TRAIL_PRUNE, OPERATOR, detail=f"up to {last.sequence} {last.hash.hex()}")
+    await record(connection, *(_carried(row) for row in again), pruned, chain=cut.chain)
     return len(going), len(again)
+
+
+def _carried(row: _Valued) -> Entry:
+    """Return an entry that repeats the one that named the current value of a key."""
+    return Entry(
+        Action.TRAIL_CARRY,
+        OPERATOR,
+        row.user_id,
+        key_id=row.key_id,
+        service=row.service,
+        value_uuid=row.value_uuid,
+        as_of=row.as_of,
+        vault_request_id=row.vault_request_id,
+        settings_hash=row.settings_hash,
+    )
 
 
 async def _current(connection: AsyncConnection, rows: Sequence[_Going]) -> list[_Valued]:

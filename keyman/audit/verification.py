@@ -211,6 +211,12 @@ class _Chain:
         self._at, self._hash = row.sequence, row.hash if isinstance(row.hash, bytes) else None
 
     def _finish(self, end: End) -> None:
+        self._check_beginning(end)
+        self._check_end(end)
+        self._check_anchored(end)
+        self._found.heads.append(Head(self._chain, self._at, self._hash or end.hash, end.base_sequence))
+
+    def _check_beginning(self, end: End) -> None:
         base = (end.base_sequence, end.base_hash)
         if end.base_sequence == 0 and end.base_hash != self._genesis:
             self._broken(0, None, "the first hash of the chain is not that of this deployment")
@@ -220,12 +226,17 @@ class _Chain:
                 None,
                 f"entries missing at the beginning of the chain, whose pruning no entry records: {end.base_sequence:,}",
             )
+
+    def _check_end(self, end: End) -> None:
         if self._at < end.sequence:
             self._broken(self._at + 1, None, f"entries missing at the end of the chain: {end.sequence - self._at:,}")
         elif self._at > end.sequence:
             self._broken(end.sequence + 1, None, f"entries after the end of the chain: {self._at - end.sequence:,}")
         elif self._hash != end.hash:
             self._broken(self._at, None, "the hash of the last entry is not the one in audit_chains")
+
+    def _check_anchored(self, end: End) -> None:
+        """Sort the anchored entries that were not read, and count what was pruned since the newest anchor."""
         for head in itertools.chain.from_iterable(self._anchored.values()):
             if head.sequence == end.base_sequence and head.hash == end.base_hash:
                 self._found.held.append(head)
@@ -238,7 +249,6 @@ class _Chain:
             self._found.pruned_since += max(0, gone)
             if end.base_sequence < self._newest.base:
                 self._broken(0, None, "the chain begins at an earlier place than when it was anchored")
-        self._found.heads.append(Head(self._chain, self._at, self._hash or end.hash, end.base_sequence))
 
     async def _find_before(self, base: int) -> None:
         """Report the entries at places that were pruned, or before the first place."""
