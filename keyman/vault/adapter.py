@@ -173,22 +173,11 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         if self._closed:
             # A late call must not open a session, and log in, that nobody closes. Status 0 prevents a retry.
             raise VaultFault(VaultReason.UNREACHABLE, 0)
-        headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
-        if self.token:
-            headers["X-Vault-Token"] = self.token
-        if call.namespace:
-            headers["X-Vault-Namespace"] = call.namespace
-        if (asked := current_request_id()) is not None:
-            headers[REQUEST_ID_HEADER] = asked
-        if call.wrap_ttl is not None:
-            headers["X-Vault-Wrap-TTL"] = str(call.wrap_ttl)
-        if call.body is not None:
-            headers["Content-Type"] = "application/json"
         with _transport_faults(), self._metrics.vault_connections.track_inprogress():
             async with self.session.request(
                 call.method,
                 call.url,
-                headers=headers,
+                headers=self._headers(call),
                 data=call.body,
                 params=call.params,
                 allow_redirects=False,
@@ -208,6 +197,20 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac carries no types
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise_alone(VaultFault(VaultReason.ERROR, 200))
         return answer
+
+    def _headers(self, call: _Call) -> dict[str, str]:
+        headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
+        if self.token:
+            headers["X-Vault-Token"] = self.token
+        if call.namespace:
+            headers["X-Vault-Namespace"] = call.namespace
+        if (asked := current_request_id()) is not None:
+            headers[REQUEST_ID_HEADER] = asked
+        if call.wrap_ttl is not None:
+            headers["X-Vault-Wrap-TTL"] = str(call.wrap_ttl)
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        return headers
 
 
 def extract(answer: object, kind: type[T], *path: str) -> T:
