@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, false, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman import migrations
-from keyman.audit.log import current_value
+from keyman.audit.log import current_settings, current_value
 from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.doctor.findings import Finding, failed, ok, skipped, to_the_end, warning
@@ -21,6 +21,7 @@ from keyman.errors import (
 )
 from keyman.ids import KeyId
 from keyman.keys.deployment import SCHEMA_REVISION
+from keyman.keys.settings import has_current_settings
 from keyman.keys.tables import api_keys
 from keyman.migrations.rights import MANAGEMENT, RESOLVER, excess, missing
 from keyman.storage.statements import Query, scalar
@@ -157,36 +158,42 @@ async def _rights(connection: AsyncConnection, plane: str) -> Finding:
 
 
 async def _values(db: Database) -> Finding:
-    """Check that each row holds the value that the audit log names. The resolver opens no other."""
+    """Check that each row holds the value and the settings that the audit log names. The resolver opens no other."""
     count, after, wrong = 0, KeyId(0), list[KeyId]()
     while True:
         async with db.read() as connection:
             rows = await _CURRENT.all(connection, after=after)
         count += len(rows)
-        wrong += [row.id for row in rows if not row.is_current]
+        wrong += [row.id for row in rows if not (row.has_value and has_current_settings(row))]
         if len(rows) < PAGE:
             break
         after = rows[-1].id
     if wrong:
         return failed(
             "values",
-            f"{len(wrong):,} of {count:,} keys hold another value than the audit log says, such as key {wrong[0]}",
+            f"{len(wrong):,} of {count:,} keys hold another value or other settings than the audit log says, such as "
+            f"key {wrong[0]}",
             "rows were restored or exchanged by hand, or the audit log was changed: run keyman audit verify. The "
             "resolver opens none of these keys. Restore the rows, or ask their owners to store them again",
         )
-    return ok("values", f"all {count:,} keys hold the value that the audit log says" if count else "no keys are stored")
+    all_right = f"all {count:,} keys hold the value and the settings that the audit log says"
+    return ok("values", all_right if count else "no keys are stored")
 
 
 class _Current(NamedTuple):
     id: KeyId
-    is_current: bool
+    has_value: bool
+    settings: str
+    current_settings: str | None
 
 
 _IS_KNOWN = ~api_keys.c.undecryptable  # those that are marked have a check of their own
 _CURRENT = Query(
     select(
         api_keys.c.id,
-        func.coalesce(current_value(api_keys.c.id) == api_keys.c.value_uuid, false()).label("is_current"),
+        func.coalesce(current_value(api_keys.c.id) == api_keys.c.value_uuid, false()).label("has_value"),
+        api_keys.c.settings,
+        current_settings(api_keys.c.id).label("current_settings"),
     )
     .where(_IS_KNOWN, api_keys.c.id > bindparam("after", type_=Id))
     .order_by(api_keys.c.id)

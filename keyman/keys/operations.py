@@ -27,7 +27,7 @@ from keyman.identity.tables import owners
 from keyman.ids import MAX_ID, KeyId, OwnerId
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, status_of
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status, status_of
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import from_text, has_current_settings, is_current, settings_hash, to_text
 from keyman.keys.tables import api_keys
@@ -359,7 +359,7 @@ async def _naming(
     if new is None and isinstance(settings, str):
         if not is_current(stored):
             raise Conflict("The stored key is not the current one. Store the key again, with its settings.")
-        before, after = from_text(row.settings), from_text(settings)
+        before, after = from_text(row.settings) or {}, from_text(settings) or {}
         if faults := [*check_destination(catalogue.settings(row.service), before, after)]:
             raise InvalidRequest.at(*faults)
         return _Naming(value_uuid=stored.value_uuid, settings_hash=settings_hash(settings))
@@ -403,18 +403,20 @@ def _recorded_actions(before: _Shown, values: dict[str, object], action: Action)
 
 
 def _to_info(row: _Shown, moment: datetime) -> KeyInfo:
+    """Return a key as answers show it. One whose settings were damaged in the database shows none of them."""
+    settings = from_text(row.settings)
     return KeyInfo(
         id=row.id,
         service=row.service,
         name=row.name,
         last_4_chars=row.last_4_chars,
-        status=status_of(row, moment),
+        status=status_of(row, moment) if settings is not None else Status.UNDECRYPTABLE,
         created_at=row.created_at,
         updated_at=row.updated_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
         last_used_by=row.last_used_by,
-        settings=from_text(row.settings),
+        settings=settings or {},
     )
 
 

@@ -111,7 +111,8 @@ async def resolve(db: Database, opener: Opener, deployment: UUID, application: P
             fault.reason, "{why} No key was given out.", retry_after=fault.retry_after or 5
         ) from None
     is_noted = not last_use.is_due(row.last_used_at, now())
-    return Resolved(row.key_id, row.user_id, row.service, value, row.expires_at, from_text(row.settings), is_noted)
+    settings = from_text(row.settings) or {}  # `is_current` refuses damaged ones
+    return Resolved(row.key_id, row.user_id, row.service, value, row.expires_at, settings, is_noted)
 
 
 async def note_use(db: Database, application: Principal, key_id: KeyId) -> None:

@@ -13,23 +13,26 @@ from uuid import UUID
 
 import msgspec
 
-from keyman.storage.statements import UnreadableRow
-
 NONE = "{}"
 """The stored text of no settings."""
 
 
-class HasCurrent(Protocol):
+class HasSettings(Protocol):
+    """The settings of a row, and the hash of them in the audit log."""
+
+    @property
+    def settings(self) -> str: ...
+    @property
+    def current_settings(self) -> str | None: ...
+
+
+class HasCurrent(HasSettings, Protocol):
     """What a row has, and what the audit log says that it has."""
 
     @property
     def value_uuid(self) -> UUID: ...
     @property
-    def settings(self) -> str: ...
-    @property
     def current_value(self) -> UUID | None: ...
-    @property
-    def current_settings(self) -> str | None: ...
 
 
 def to_text(settings: Mapping[str, str]) -> str:
@@ -37,12 +40,15 @@ def to_text(settings: Mapping[str, str]) -> str:
     return msgspec.json.encode(dict(settings), order="deterministic").decode()
 
 
-def from_text(text: str) -> dict[str, str]:
-    """Return the stored settings. Raises UnreadableRow for a text that keyman has not written."""
+def from_text(text: str) -> dict[str, str] | None:
+    """Return the stored settings, or None if they were damaged: keyman has not written this text.
+
+    SQLite also stores bytes in a column of texts.
+    """
     try:
-        return msgspec.json.decode(text, type=dict[str, str])
+        return msgspec.json.decode(text, type=dict[str, str]) if isinstance(text, str) else None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        raise UnreadableRow("the settings of a key cannot be read") from None
+        return None
 
 
 def settings_hash(text: str) -> str:
@@ -50,11 +56,13 @@ def settings_hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def has_current_settings(row: HasCurrent) -> bool:
-    """Return True if the settings are those that the audit log names.
+def has_current_settings(row: HasSettings) -> bool:
+    """Return True if the settings can be read, and are those that the audit log names.
 
     An entry from before keys had settings has no hash. Then the key has none.
     """
+    if from_text(row.settings) is None:
+        return False
     return settings_hash(row.settings) == (row.current_settings or _HASH_OF_NONE)
 
 

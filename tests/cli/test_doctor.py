@@ -531,7 +531,17 @@ def test_a_row_that_opens_and_is_not_the_current_one_is_found(management_env: di
     execute(management_env, text("DROP TABLE kept"))
     code, findings = doctor(management_env)
     assert (code, wrong(findings)) == (1, {"values": "failed"})
-    assert findings["values"]["found"] == "2 of 3 keys hold another value than the audit log says, such as key 1"
+    found = "2 of 3 keys hold another value or other settings than the audit log says, such as key 1"
+    assert findings["values"]["found"] == found
+
+
+@pytest.mark.usefixtures("three_keys")
+@pytest.mark.parametrize("changed", ['{"endpoint":"https://evil.openai.azure.com"}', "no JSON", ""])
+def test_a_row_with_other_settings_is_found(management_env: dict[str, str], changed: str) -> None:
+    execute(management_env, update(api_keys).where(api_keys.c.id == 2).values(settings=changed))
+    code, findings = doctor(management_env)
+    assert (code, wrong(findings)) == (1, {"values": "failed"})
+    assert findings["values"]["found"].endswith("such as key 2")
 
 
 @pytest.mark.usefixtures("three_keys")

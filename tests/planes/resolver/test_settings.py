@@ -8,6 +8,7 @@ from sqlalchemy import update
 from keyman.audit.tables import audit_log
 from keyman.audit.verification import verify
 from keyman.keys.deployment import Deployment
+from keyman.keys.settings import settings_hash
 from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import problem
 from tests.planes.resolver.pair import Pair
@@ -54,6 +55,19 @@ async def test_settings_that_were_changed_in_the_database_are_refused(shared_pai
     # Once the settings are those that the user stored, a rewrap or a new value brings the key back.
     await shared_pair.change(key_id, settings=STORED, undecryptable=False)
     assert await app.gets(key_id=key_id) == BODY
+
+
+async def test_damaged_settings_are_refused_even_if_the_audit_log_names_them(shared_pair: Pair) -> None:
+    owner, app = await shared_pair.owner(), await shared_pair.app("AZURE_OPENAI")
+    key_id = await owner.key("AZURE_OPENAI", BODY, settings=CURRENT)
+    await shared_pair.change(key_id, settings="no JSON")
+    async with shared_pair.resolver.database.write(Unchecked.OPERATOR) as connection:
+        damage = update(audit_log).where(audit_log.c.key_id == key_id).values(settings_hash=settings_hash("no JSON"))
+        await connection.execute(damage)
+    answer = await app.ask(key_id=key_id)
+    problem(answer, "undecryptable")
+    assert BODY not in answer.text
+    assert await shared_pair.told(app) == [("key.resolve-refused", "not-current")]
 
 
 async def test_the_settings_of_a_key_from_before_settings_are_none(shared_pair: Pair) -> None:

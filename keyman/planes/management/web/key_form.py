@@ -27,7 +27,7 @@ from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import Created, IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
-from keyman.keys.settings import to_text
+from keyman.keys.settings import NONE, to_text
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.keys import View, own_key, view_behind
 from keyman.planes.management.web.pages import Visit, see_other
@@ -146,12 +146,14 @@ async def _edit(
     # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
     changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
     given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
-    settings = _settings(form, catalogue, key.service)
-    # Nor are unchanged settings: what somebody has changed in the database must not come back as the user's own.
-    if form.all("shown_settings") not in ([], [to_text(settings)]):
+    settings, shown = _settings(form, catalogue, key.service), form.all("shown_settings")
+    is_replacement = bool(form.text("api_key").strip())
+    # Nor are unchanged settings: what somebody has changed in the database must not come back as the user's own. But
+    # where the form showed none, they are the user's own. Otherwise, a key with damaged settings could not be replaced.
+    if shown not in ([], [to_text(settings)]) or (is_replacement and shown == [NONE]):
         given["settings"] = settings
     condition = IfMatch.parse(form.text("etag") or None)
-    if form.text("api_key").strip():
+    if is_replacement:
         asked = {**given, "api_key": form.text("api_key")}
         replacement = decode(ReplacementForm, asked, check_label)
         await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)

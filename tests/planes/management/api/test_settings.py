@@ -273,6 +273,45 @@ async def test_settings_that_were_changed_in_the_database_do_not_become_the_user
     assert (await ada.patch(path, json={"settings": {"endpoint": ENDPOINT, "api_version": "1"}})).status_code == 200
 
 
+DAMAGED = ("", "null", "no JSON", "[]", '{"endpoint": 1}', '{"endpoint": {}}', "{" * 10_000, "\ud7ff")
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+async def test_a_key_with_damaged_settings_is_listed_as_undecryptable_beside_the_others(
+    shared: ApiPlane, damaged: str
+) -> None:
+    ada = await shared.user()
+    path, key = await azure(ada, endpoint=ENDPOINT)
+    other = await store(ada)
+    await tamper(shared, key["id"], damaged)
+    shown = {**key, "status": "undecryptable", "settings": {}}
+    assert (await ada.get("/api/keys")).json() == [other, shown]
+    assert (await ada.get("/api/keys?service=AZURE_OPENAI")).json() == [shown]
+    found = await ada.get(path)
+    assert found.json() == shown
+    # Its owner can do with it what is possible with every other key that cannot be opened.
+    assert (await ada.patch(path, json={"name": "x"})).json()["status"] == "undecryptable"
+    assert (await ada.patch(path, json={"disabled": True})).status_code == 200
+    problem(await ada.patch(path, json={"settings": {"api_version": "1"}}), "conflict")
+    problem(await ada.put(path, json={"api_key": BODY}), "conflict")
+    again = await ada.put(path, json={"api_key": BODY, "settings": {"endpoint": ENDPOINT}})
+    assert (again.json()["status"], again.json()["settings"]) == ("disabled", {"endpoint": ENDPOINT})
+    await tamper(shared, key["id"], damaged)
+    assert (await ada.delete(path)).status_code == 204
+    assert (await ada.get("/api/keys")).json() == [other]
+
+
+async def test_settings_of_bytes_which_only_sqlite_stores_are_damaged(sqlite_plane: ApiPlane) -> None:
+    ada = await sqlite_plane.user()
+    for damaged in ("x'7b7d'", "x'ff'", "7"):
+        path, key = await azure(ada, endpoint=ENDPOINT)
+        async with sqlite_plane.database.write(Unchecked.OPERATOR) as connection:
+            await connection.exec_driver_sql(f"UPDATE api_keys SET settings = {damaged} WHERE id = {key['id']}")  # noqa: S608
+        assert (await ada.get(path)).json()["status"] == "undecryptable"
+        problem(await ada.put(path, json={"api_key": BODY}), "conflict")
+        assert (await ada.put(path, json={"api_key": BODY, "settings": {}})).json()["status"] == "active"
+
+
 async def test_an_older_value_that_was_put_back_is_not_named_by_a_change_of_settings(shared: ApiPlane) -> None:
     ada = await shared.user()
     path, key = await azure(ada)

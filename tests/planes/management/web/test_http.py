@@ -14,10 +14,13 @@ import pytest
 from argon2 import PasswordHasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import update
 from sqlalchemy.engine import make_url
 
 from keyman.identity.passwords import Passwords
+from keyman.keys.tables import api_keys
 from keyman.planes.management.web.pages import HOME, own_page
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, fresh_plane_at
 from tests.providers.pastes import BODY as PASTED_BODY
 from tests.providers.pastes import PASTES
@@ -439,6 +442,29 @@ async def test_an_edit_leaves_settings_that_were_not_touched(page_plane: ApiPlan
     assert page.status_code == 422
     assert "Endpoint decides where the key is sent" in page.text
     assert (await send(ada, path, {**moved, "api_key": VALUE})).status_code == 303
+
+
+@pytest.mark.parametrize("damaged", ["no JSON", '{"somewhere":"else"}'])
+@pytest.mark.parametrize("new", [{"service": "OPENAI", "api_key": VALUE}, AZURE])
+async def test_a_key_whose_settings_were_damaged_is_listed_and_can_be_replaced(
+    page_plane: ApiPlane, damaged: str, new: dict[str, str]
+) -> None:
+    ada = await person(page_plane)
+    key = (await ada.post("/api/keys", json=new)).json()
+    async with page_plane.database.write(Unchecked.OPERATOR) as connection:
+        damage = update(api_keys).where(api_keys.c.id == key["id"]).values(settings=damaged)
+        await connection.execute(damage)
+    listed = await ada.get(HOME)
+    assert listed.status_code == 200
+    assert ("Unreadable" in listed.text) == (damaged == "no JSON")
+    path = f"{HOME}/{key['id']}/edit"
+    opened = await ada.get(path)
+    assert damaged not in html.unescape(opened.text)
+    form = {"shown_settings": html.unescape(field(opened, "shown_settings")), "name": "", "shown_name": ""}
+    form |= {"expires_at": "", "shown_expires_at": "", "etag": html.unescape(field(opened, "etag"))}
+    assert (await send(ada, path, {**form, "api_key": new["api_key"]})).status_code == 303
+    (replaced,) = await keys(ada)
+    assert (replaced["status"], replaced["settings"]) == ("active", {})
 
 
 async def test_a_form_that_is_sent_twice_stores_one_key(page_plane: ApiPlane) -> None:
