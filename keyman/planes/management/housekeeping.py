@@ -77,8 +77,12 @@ async def sweep(db: Database) -> None:
 def _sweep(
     table: Table, key: ColumnElement[object], has_ended: ColumnElement[bool], *parameters: str
 ) -> tuple[Command, tuple[str, ...]]:
-    """Return a command that deletes the rows of BATCH keys that have ended, and the names of its parameters."""
-    some = select(key).where(has_ended).limit(BATCH)
+    """Return a command that deletes the rows of BATCH keys that have ended, and the names of its parameters.
+
+    It leaves rows that another transaction has locked to the next round: to wait for one while it has locked others
+    could deadlock.
+    """
+    some = select(key).where(has_ended).limit(BATCH).with_for_update(skip_locked=True)
     return Command(delete(table).where(key.in_(some), has_ended)), parameters
 
 

@@ -146,6 +146,36 @@ async def test_replicas_that_sweep_at_once_do_no_harm(database: URL, db_with_own
     await other.close()
 
 
+async def test_a_round_waits_for_no_lock_while_it_holds_others(
+    postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt to sign in locks two rows of `throttle`, one after the other. A round must not hold the second one
+    while it waits for the first one.
+    """
+    monkeypatch.setattr(housekeeping, "now", lambda: MOMENT)
+    db = Database(postgresql)
+    try:
+        await add_owner(db)
+        rows = {
+            "sessions": [row("sessions", expires_at=MOMENT) for _ in range(2)],
+            "throttle": [row("throttle", ends_at=MOMENT) for _ in range(2)],
+            "idempotency": [row("idempotency", created_at=MOMENT - LIFETIME) for _ in range(2)],
+        }
+        for name in SWEPT:
+            await fill(db, name, rows[name])
+            async with db.write(Unchecked.OPERATOR) as connection:
+                # The last one in the order of the table, so that a round has locked the first one before.
+                one = f"SELECT ctid FROM {name} ORDER BY ctid DESC LIMIT 1 FOR UPDATE"  # noqa: S608  # of this test
+                await connection.exec_driver_sql(one)
+                async with asyncio.timeout(60):
+                    await housekeeping.sweep(db)
+            assert await count(db, name) == 1
+            await housekeeping.sweep(db)
+            assert await count(db, name) == 0
+    finally:
+        await db.close()
+
+
 async def test_a_round_that_fails_does_not_end_the_rounds(
     db_with_owner: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
