@@ -6,20 +6,22 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
+from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
 from keyman.keys import probe as probing
 from keyman.keys.probe import PLANES, Probe, probes
 from keyman.storage import engine, files
-from keyman.storage.statements import scalar
+from keyman.storage.statements import optional, scalar
 from keyman.storage.transactions import Authority, Database, Unchecked
 from tests.support.database import PostgresServer, postgres_server
 from tests.support.relay import relay_to
@@ -29,6 +31,7 @@ from tests.support.waiting import becomes
 pytestmark = pytest.mark.anyio
 
 _PROVED = scalar(select(func.count()).select_from(probes).where(probes.c.proved_at.is_not(None)), int)
+_PROVED_AT = optional(select(probes.c.proved_at).where(probes.c.plane == bindparam("name")), datetime)
 _ROWS = scalar(select(func.count()).select_from(table("throttle")), int)
 _WRITER = scalar(text("SELECT pg_backend_pid()"), int)
 
@@ -95,6 +98,67 @@ async def test_a_result_is_shared_by_all_who_ask(db: Database, monkeypatch: pyte
     assert writes == 2
 
 
+async def proved_at(db: Database, plane: str = "management") -> datetime | None:
+    async with db.read() as connection:
+        return await _PROVED_AT.one(connection, name=plane)
+
+
+async def _set_proved_at(db: Database, moment: datetime) -> None:
+    async with db.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(update(probes).values(proved_at=moment))
+
+
+async def test_processes_of_a_plane_share_a_proof_until_it_is_stale(database: URL, db: Database) -> None:
+    other = Database(database)
+    try:
+        await Probe(db, "management").verify()
+        first = await proved_at(db)
+        await asyncio.gather(*(Probe(one, "management").verify() for one in (db, other, db, other)))
+        assert await proved_at(db) == first
+        assert await proved_at(db, "resolver") is None
+        # Neither an old proof counts, nor one by a clock that ran ahead.
+        for moment in (now() - timedelta(seconds=probing.INTERVAL), now() + timedelta(days=1)):
+            await _set_proved_at(db, moment)
+            await Probe(other, "management").verify()
+            proof = await proved_at(db)
+            assert proof is not None
+            assert proof != moment
+            assert abs(now() - proof) < timedelta(minutes=1)
+    finally:
+        await other.close()
+
+
+async def test_the_proof_of_another_process_makes_no_standby_ready(
+    postgres: PostgresServer, postgresql: URL, postgresql_db: Database
+) -> None:
+    await Probe(postgresql_db, "management").verify()
+    postgres.execute(f"ALTER DATABASE {postgresql.database} SET default_transaction_read_only = on")
+    on_standby = Database(postgresql)
+    try:
+        assert not await is_ready(Probe(on_standby, "management"))
+    finally:
+        await on_standby.close()
+
+
+async def test_a_caller_that_gives_up_does_not_make_the_plane_unready(database: URL, db: Database) -> None:
+    other = Database(database)
+    try:
+        probe = Probe(db, "management")
+        await probe.verify()
+        probe._next = 0.0  # as if INTERVAL had passed
+        await _set_proved_at(other, now() - timedelta(hours=1))
+        async with other.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(update(probes).values(proved_at=None))
+            asking = asyncio.create_task(probe.verify())
+            await asyncio.sleep(0.1)  # it waits for the row
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        assert await is_ready(probe)
+    finally:
+        await other.close()
+
+
 async def test_a_plane_without_its_row_is_not_ready(db: Database, logged: StringIO) -> None:
     assert not await is_ready(Probe(db, "unknown"))
     assert "run keyman db upgrade" in logged.getvalue()
@@ -137,6 +201,20 @@ async def test_a_read_only_server_is_not_ready_until_it_takes_writes_again(
     # The connections that were opened in the meantime are read-only for good, and are dropped.
     await becomes(lambda: is_ready(Probe(postgresql_db, "management")), "a new connection")
     await write_one(postgresql_db)
+
+
+async def test_after_a_refused_write_the_proof_of_another_process_does_not_count(
+    postgres: PostgresServer, postgresql: URL, postgresql_db: Database
+) -> None:
+    probe, name = Probe(postgresql_db, "management"), str(postgresql.database)
+    assert await is_ready(probe)
+    await _set_proved_at(postgresql_db, now())
+    postgres.execute(FULL, name)
+    postgres.execute("CREATE TRIGGER fill BEFORE INSERT ON throttle EXECUTE FUNCTION fill()", name)
+    postgres.execute("CREATE TRIGGER fill BEFORE UPDATE ON probes EXECUTE FUNCTION fill()", name)
+    assert not await _try_write(postgresql_db)
+    probe._next = 0.0  # as if INTERVAL had passed
+    assert not await is_ready(probe)
 
 
 FULL = """
