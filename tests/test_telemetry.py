@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL
 
 from keyman import telemetry
 from keyman.errors import RefusedStatement
+from keyman.secret import Secret
 from keyman.storage.transactions import Database, Unchecked
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
 from tests.support.logs import own_logging
@@ -130,6 +131,30 @@ def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged_as: Callable[..
     assert first["time"].endswith("Z")
 
 
+@pytest.mark.parametrize("value", ["\ud800", 2**70, float("nan"), {1: 2}, b"\xff", Secret(CANARY), {Secret: 1}])
+def test_every_value_has_a_line(logged_as: Callable[..., StringIO], value: object) -> None:
+    stream = logged_as()
+    log.info("odd", value=value)
+    assert CANARY not in stream.getvalue()
+    assert [line["event"] for line in lines(stream)] == ["odd"]
+
+
+@pytest.mark.parametrize("fault", [BrokenPipeError, ValueError])
+def test_a_stream_that_fails_loses_the_line_and_no_request(
+    logged_as: Callable[..., StringIO], monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    stream = logged_as()
+
+    def refuse(_line: str) -> int:
+        raise fault
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stream, "write", refuse)
+        log.error("nobody reads this")
+    log.error("again")
+    assert [line["event"] for line in lines(stream)] == ["again"]
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_libraries_that_log_values_are_silent_below_warning(logged_as: Callable[..., StringIO], name: str) -> None:
     stream = logged_as("json", "debug")
@@ -232,6 +257,14 @@ def test_applications_in_one_process_count_apart() -> None:
     first.vault_retries.inc()
     assert _samples(first, "keyman_vault_retries_total") == {(): 1}
     assert _samples(second, "keyman_vault_retries_total") == {(): 0}
+
+
+def test_the_series_of_a_request_is_found_by_its_labels_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    metrics.observe_request("GET", "/livez", 200, 0.001)
+    monkeypatch.setattr(metrics, "requests", None)
+    metrics.observe_request("GET", "/livez", 200, 0.001)
+    assert _samples(metrics, "keyman_http_request_seconds_count") == {("GET", "/livez", "200"): 2}
 
 
 def test_an_operation_that_fails_is_measured_as_well() -> None:
