@@ -21,8 +21,7 @@ from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
 from keyman.errors import ConfigurationError, Unauthenticated
 from keyman.http.cookies import cookie_values
-from keyman.http.credentials import bearer_token
-from keyman.http.edge import exchange_of
+from keyman.http.exchange import exchange_of
 from keyman.http.requests import AnyConnection, AnyRequest
 from keyman.identity import principals
 from keyman.identity.principals import Credentials, Principal, Proof
@@ -93,12 +92,6 @@ def _only_lists_methods(handler: BaseRouteHandler) -> bool:
     return isinstance(handler, HTTPRouteHandler) and handler.http_methods == {HttpMethod.OPTIONS}
 
 
-async def provide_caller(request: AnyRequest) -> Principal:
-    """Return who calls, for a handler of a route that is not public."""
-    caller: Principal = request.user
-    return caller
-
-
 async def provide_origin(request: AnyRequest) -> Origin:
     """Return the origin of an unauthenticated request."""
     exchange = exchange_of(request.scope)
@@ -163,7 +156,7 @@ async def identify(connection: AnyConnection) -> Principal:
     """Return who calls. Raises Unauthenticated."""
     authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)
-    token = bearer_token(connection.scope)
+    token = exchange.bearer
     cookie = shown_session(connection) if token is None else None
     credentials = Credentials(token, cookie, exchange.request_id, exchange.address)
     db: Database = connection.app.state.db

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import select
 
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
-from keyman.http.edge import exchange_of
+from keyman.http.exchange import exchange_of
 from keyman.http.guards import PUBLIC
 from keyman.http.openapi import may_answer
 from keyman.http.requests import AnyRequest, Injected

@@ -12,7 +12,7 @@ from time import monotonic
 from litestar.handlers import BaseRouteHandler
 
 from keyman.errors import RateLimited
-from keyman.http.edge import exchange_of
+from keyman.http.exchange import exchange_of
 from keyman.http.guards import is_public
 from keyman.http.requests import AnyConnection
 from keyman.http.sites import SAFE_METHODS

@@ -47,6 +47,8 @@ async def check_query(connection: AnyConnection, handler: BaseRouteHandler) -> N
 
     If keyman ignored a misspelt filter, the answer would look as if everything matched the filter.
     """
+    if not connection.scope["query_string"]:
+        return
     parameters = handler.parsed_fn_signature.parameters
     known = [name for name, field in parameters.items() if isinstance(field.kwarg_definition, QueryParameter)]
     sent = Counter(name for name, _ in connection.query_params.multi_items())

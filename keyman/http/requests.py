@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from litestar import Request, Response, Router
 from litestar.connection import ASGIConnection
-from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.params import SkipValidation
@@ -17,7 +16,7 @@ from litestar.utils import normalize_path
 
 from keyman import errors
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
-from keyman.http.edge import exchange_of
+from keyman.http.exchange import exchange_of
 from keyman.http.sites import CROSS_SITE
 from keyman.identity.principals import Principal
 from keyman.ids import MAX_ID
@@ -44,13 +43,26 @@ class Routes(Router):
         return self
 
 
-def from_state(name: str) -> Provide:
+class Part(Provide):
+    """A dependency that `read` only has to look up, so that a route can be run directly (`http/direct.py`)."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, read: Callable[[AnyRequest], object]) -> None:
+        def provide(request: AnyRequest) -> object:
+            return read(request)
+
+        super().__init__(provide, sync_to_thread=False)
+        self.read = read
+
+
+def from_state(name: str) -> Part:
     """Return a dependency that provides the part of the application with this name."""
+    return Part(lambda request: request.app.state[name])
 
-    def provide(state: State) -> object:
-        return state[name]
 
-    return Provide(provide, sync_to_thread=False)
+CALLER = Part(lambda request: request.user)
+"""Who calls, for a handler of a route that is not public."""
 
 
 _ROW_ID = re.compile(r"[1-9][0-9]{0,18}")
@@ -100,7 +112,7 @@ def _on_problem(request: AnyRequest, problem: Problem) -> Response[bytes]:
 
 
 def _on_http_exception(request: AnyRequest, fault: HTTPException) -> Response[bytes]:
-    response = respond(_to_problem(fault), request)
+    response = respond(to_problem(fault), request)
     if response.status_code == 405:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
@@ -135,7 +147,7 @@ async def answer_options(request: AnyRequest) -> Response[None] | None:
     return Response(None, status_code=204, headers={"Allow": ", ".join(_allowed_methods(request))})
 
 
-def _to_problem(fault: HTTPException) -> Problem:
+def to_problem(fault: HTTPException) -> Problem:
     """Turn an exception of Litestar into a problem, without its message, which can repeat what was sent."""
     if isinstance(fault, ValidationException):
         return InvalidRequest.at(*_field_errors(fault))

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
-from keyman.http.edge import ASGIApp, Receive, Scope, Send
+from keyman.http.exchange import ASGIApp, Receive, Scope, Send
 from keyman.http.health import Checks, Liveness, Readiness
 from keyman.telemetry import frames, log
 

@@ -9,7 +9,8 @@ import signal
 import socket
 from dataclasses import dataclass
 
-from keyman.http.edge import Edge, Receive, Scope, Send
+from keyman.http.edge import Edge
+from keyman.http.exchange import Receive, Scope, Send
 from keyman.telemetry import log
 
 COUNT_INTERVAL = 1.0

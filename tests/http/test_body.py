@@ -22,7 +22,8 @@ from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.errors import FieldError, Unauthenticated
 from keyman.http.body import MAX_BYTES, read_json, takes
-from keyman.http.edge import Edge, Message
+from keyman.http.edge import Edge
+from keyman.http.exchange import Message
 from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest
 from keyman.planes import management, resolver
 from keyman.telemetry import Metrics

@@ -19,19 +19,9 @@ from structlog.testing import capture_logs
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.errors import NotFound, RateLimited
-from keyman.http import edge as keyman_edge
-from keyman.http.edge import (
-    SCOPE_KEY,
-    SECURITY_HEADERS,
-    ASGIApp,
-    Edge,
-    Exchange,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    exchange_of,
-)
+from keyman.http import passage
+from keyman.http.edge import SECURITY_HEADERS, Edge
+from keyman.http.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Receive, Scope, Send, exchange_of
 from keyman.telemetry import Metrics
 
 pytestmark = pytest.mark.anyio
@@ -199,7 +189,7 @@ async def test_half_an_answer_is_not_made_a_whole_one() -> None:
 
 
 async def test_a_body_has_so_long_to_arrive_however_many_pieces_it_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyman_edge, "BODY_TIMEOUT", 0.3)
+    monkeypatch.setattr(passage, "BODY_TIMEOUT", 0.3)
 
     async def read_all(_scope: Scope, receive: Receive, _send: Send) -> None:
         while (await receive())["more_body"]:
@@ -237,7 +227,7 @@ async def test_a_client_that_leaves_before_its_body_is_whole_sent_a_bad_request(
 
 
 async def test_after_a_whole_body_the_client_may_stay_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyman_edge, "BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr(passage, "BODY_TIMEOUT", 0.05)
     left = asyncio.Event()
     inbox: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from keyman.config.settings import Settings
 from keyman.http import starting
-from keyman.http.edge import Message
+from keyman.http.exchange import Message
 from keyman.planes.management.app import create_app
 from keyman.storage.engine import create_private_file
 from tests.support.database import sqlite_at

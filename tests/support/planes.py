@@ -15,7 +15,8 @@ from sqlalchemy.engine import URL
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.dev.embedded import EmbeddedVault
-from keyman.http.edge import Edge, Message
+from keyman.http.edge import Edge
+from keyman.http.exchange import Message
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.app import create_app
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from typing import cast
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -16,11 +15,12 @@ from litestar.types import ControllerRouterHandler
 from keyman.config.settings import Settings
 from keyman.http import health
 from keyman.http.body import MAX_BYTES, ValueSchemas
-from keyman.http.edge import ASGIApp, Edge
-from keyman.http.guards import Authentication, authenticate, provide_caller, provide_origin, require_rules
+from keyman.http.direct import Direct
+from keyman.http.edge import Edge
+from keyman.http.guards import Authentication, authenticate, provide_origin, require_rules
 from keyman.http.limit import limit_writes, writes_per_minute
 from keyman.http.openapi import check_query
-from keyman.http.requests import EXCEPTION_HANDLERS, Routes, answer_options, from_state
+from keyman.http.requests import CALLER, EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.http.sites import Cors
 from keyman.http.starting import Starting
 from keyman.identity.passwords import Passwords
@@ -82,7 +82,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
     require_rules(litestar)
-    app = Starting(litestar, cast("ASGIApp", litestar))
+    app = Starting(litestar, Direct(litestar))
     cors = Cors(settings.cors_origins, PASSWORD_PATHS)
     return Edge(app, settings, metrics, pages.problem, cors, settings.root_path)
 
@@ -117,7 +117,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
         "/api",
         route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
         guards=[authenticate, limit_writes, check_query],
-        dependencies={"caller": Provide(provide_caller), "origin": Provide(provide_origin)},
+        dependencies={"caller": CALLER, "origin": Provide(provide_origin)},
     )
     return [api, health.livez, health.readyz, health.metrics]
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import cast
 
 from litestar import Litestar
 from litestar.datastructures import State
-from litestar.di import Provide
 
 from keyman.config.settings import Settings
 from keyman.http import document, health
 from keyman.http.body import MAX_BYTES
-from keyman.http.edge import ASGIApp, Edge
-from keyman.http.guards import authenticate, provide_caller, require_rules
+from keyman.http.direct import Direct
+from keyman.http.edge import Edge
+from keyman.http.guards import authenticate, require_rules
 from keyman.http.limit import RateLimit
-from keyman.http.requests import EXCEPTION_HANDLERS, answer_options, from_state
+from keyman.http.requests import CALLER, EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.http.starting import Starting
 from keyman.keys.probe import Probe
 from keyman.planes import assembly
@@ -59,7 +58,7 @@ def create_resolver(settings: Settings) -> Edge:
         ),
     )
     require_rules(litestar)
-    return Edge(Starting(litestar, cast("ASGIApp", litestar)), settings, metrics)
+    return Edge(Starting(litestar, Direct(litestar)), settings, metrics)
 
 
 def from_environment() -> Edge:
@@ -88,5 +87,5 @@ _DESCRIBED_ROUTES = [resolve, explain_problem, health.livez, health.readyz, heal
 
 _DEPENDENCIES = {
     **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "openapi", "opener", "probe")},
-    "caller": Provide(provide_caller),
+    "caller": CALLER,
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from litestar.di import Provide
 
 from keyman.http.document import openapi_document
-from keyman.http.guards import authenticate, provide_caller, provide_origin
+from keyman.http.guards import authenticate, provide_origin
 from keyman.http.limit import limit_writes
-from keyman.http.requests import Routes
+from keyman.http.requests import CALLER, Routes
 from keyman.planes.management.web import (
     account,
     activity,
@@ -64,7 +64,7 @@ def router() -> Routes:
         ],
         guards=[authenticate, limit_writes],
         dependencies={
-            "caller": Provide(provide_caller),
+            "caller": CALLER,
             "origin": Provide(provide_origin),
             "visit": Provide(provide_visit),
         },

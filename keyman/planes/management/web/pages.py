@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from keyman.config.settings import Settings
 from keyman.errors import InvalidRequest, Problem, Unauthenticated
-from keyman.http.edge import Exchange, exchange_of
+from keyman.http.exchange import Exchange, exchange_of
 from keyman.http.problems import KINDS, Answer
 from keyman.http.requests import AnyRequest
 from keyman.http.root_path import RootPath

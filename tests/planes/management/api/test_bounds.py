@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from keyman.http.edge import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PARAMETERS
+from keyman.http.received import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PARAMETERS
 from tests.planes.management.api.harness import ApiPlane, problem
 
 pytestmark = pytest.mark.anyio

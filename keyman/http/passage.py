@@ -1,0 +1,91 @@
+"""The way of one request through a plane: what the application receives from its client, and what it sends back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from keyman.errors import FieldError, InvalidRequest
+from keyman.http.backlog import Backlog
+from keyman.http.exchange import Exchange, Message, Receive, Send
+
+BODY_TIMEOUT = 10.0
+"""Seconds for a whole body, from when the application reads it. That is 64 KiB at 52 kbit/s, and less than a worker
+that stops waits for its requests.
+"""
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Passage:
+    """Stands between the server and the application, for one request.
+
+    `complete` adds the headers that every answer has. With a `backlog`, the request counts there while the application
+    has it, and not while its client is to send or to read something. See `Backlog`.
+    """
+
+    __slots__ = ("_complete", "_counts_in", "_deadline", "_exchange", "_is_counted", "_is_whole", "_receive", "_send")
+
+    def __init__(
+        self, exchange: Exchange, receive: Receive, send: Send, complete: Callable[[Exchange, Headers], Headers]
+    ) -> None:
+        self._exchange = exchange
+        self._receive = receive
+        self._send = send
+        self._complete = complete
+        self._counts_in: Backlog | None = None
+        self._is_counted = False
+        self._is_whole = False
+        self._deadline: float | None = None
+
+    def enter(self, backlog: Backlog) -> None:
+        """Count in this backlog from now on. Raises Overloaded."""
+        self._counts_in = backlog
+        self._count()
+
+    def leave(self) -> None:
+        """Count no longer."""
+        if self._is_counted and self._counts_in is not None:
+            self._is_counted = False
+            self._counts_in.leave()
+
+    def _count(self) -> None:
+        if not self._is_counted and self._counts_in is not None:
+            self._counts_in.enter()
+            self._is_counted = True
+
+    async def receive(self) -> Message:
+        """Return the next message. The whole body must arrive within BODY_TIMEOUT.
+
+        Otherwise a client that announces a body and sends none could keep a request open, and keep a worker from
+        stopping. Raises InvalidRequest for a body that does not arrive, and Overloaded.
+        """
+        if self._is_whole:
+            return await self._receive()  # after the body comes only the disconnect, at any time
+        self.leave()
+        message = await self._receive_in_time()
+        self._count()
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def _receive_in_time(self) -> Message:
+        self._deadline = self._deadline or asyncio.get_running_loop().time() + BODY_TIMEOUT
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise InvalidRequest.at(FieldError("", "The body did not arrive in time.")) from None
+        if message["type"] == "http.disconnect":  # before Content-Length, or in the middle of a chunk
+            raise InvalidRequest.at(FieldError("", "The body ended before it was complete."))
+        return message
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message of the answer on, with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.leave()
+            exchange = self._exchange
+            exchange.status, exchange.started = message["status"], True
+            message["headers"] = self._complete(exchange, list(message["headers"]))
+        elif self._exchange.method == "HEAD" and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        return self._send(message)
