@@ -6,14 +6,15 @@ The statements are not written here. They are captured on their way to the drive
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+from unittest import mock
 
 import asyncpg
-from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor, Origin
@@ -33,6 +34,8 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change
 from keyman.planes.management import housekeeping
 from keyman.providers.catalogue import Catalogue
+from keyman.storage import driver
+from keyman.storage.compiling import Bound, Row
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress, RequiredLabel
@@ -264,30 +267,36 @@ async def _key_in_the_middle(db: Database) -> int:
 
 @contextmanager
 def _listening(label: str, captured: list[Captured]) -> Iterator[None]:
-    def before(
-        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
-    ) -> tuple[str, Any]:
-        verb = statement.split(None, 1)[0]
+    fetch, execute = driver.fetch, driver.execute
+
+    def listen(bound: Bound) -> Bound:
+        verb = bound.text.split(None, 1)[0]
         # The table of chain ends has a page or two, and one row is chosen at random: an index would not help.
-        is_of_the_chains = "audit_chains" in statement
-        is_only_a_lock = statement.startswith("SELECT pg_advisory_xact_lock(")
+        is_of_the_chains = "audit_chains" in bound.text
+        is_only_a_lock = bound.text.startswith("SELECT pg_advisory_xact_lock(")
         if (
             not is_of_the_chains
             and not is_only_a_lock
-            and (verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in statement)
+            and (verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in bound.text)
         ):
-            place = f"{label}: {statement.split(None, 3)[2]}" if label == "housekeeping" else label
-            captured.append(Captured(place, statement, tuple(parameters)))
+            place = f"{label}: {bound.text.split(None, 3)[2]}" if label == "housekeeping" else label
+            captured.append(Captured(place, bound.text, tuple(bound.arguments)))
         if label == "housekeeping" and verb == "DELETE":
             # Delete nothing now, because the statement is explained later and needs rows to delete.
-            return "DELETE FROM throttle WHERE 1 = 0", ()
-        return statement, parameters
+            return Bound("DELETE FROM throttle WHERE 1 = 0", ())
+        return bound
 
-    event.listen(Engine, "before_cursor_execute", before, retval=True)
-    try:
+    async def listen_and_fetch(connection: AsyncConnection, bound: Bound) -> Sequence[Row]:
+        return await fetch(connection, listen(bound))
+
+    async def listen_and_execute(connection: AsyncConnection, bound: Bound) -> int:
+        return await execute(connection, listen(bound))
+
+    with (
+        mock.patch.object(driver, "fetch", listen_and_fetch),
+        mock.patch.object(driver, "execute", listen_and_execute),
+    ):
         yield
-    finally:
-        event.remove(Engine, "before_cursor_execute", before)
 
 
 def _tree(rows: list[tuple[int, int, int, str]]) -> list[str]:

@@ -45,6 +45,7 @@ class PoolOptions(TypedDict, total=False):
     pool_size: int
     max_overflow: int
     pool_timeout: float
+    pool_reset_on_return: str | None
 
 
 class _Cursor(Protocol):
@@ -97,7 +98,7 @@ def create_engine(
         event.listen(engine.sync_engine, "connect", prepare)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
-        return engine.execution_options(keyman_reads=True) if read_only else engine
+        return autocommitting(engine) if read_only else engine
     settings = {
         "application_name": "keyman",
         "timezone": "UTC",
@@ -166,6 +167,13 @@ class Drops:
 def transactional(engine: AsyncEngine) -> AsyncEngine:
     """Return the engine with the options for transactions. On SQLite, `_begin_sqlite` begins them."""
     return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="READ COMMITTED")
+
+
+def autocommitting(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine with the options for transactions that SQLAlchemy does not know of: those of driver.py."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(keyman_autocommit=True)
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def create_private_file(url: URL) -> None:
@@ -244,17 +252,6 @@ def _leave_sqlite(connection: _DriverConnection, _entry: ConnectionPoolEntry) ->
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # IMMEDIATE: otherwise a transaction that reads first and writes later would fail at once, whatever the timeout is,
-    # if another transaction wrote in between. A reader needs no lock.
-    options = connection.get_execution_options()
-    if options.get("keyman_reads"):
-        return
-    patience = options.get("keyman_patience")
-    if patience is None:
+    # IMMEDIATE, for the reason that `driver.begin` has. An engine with autocommit begins nothing.
+    if not connection.get_execution_options().get("keyman_autocommit"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        return
-    connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience * 1000)}")
-    try:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")

@@ -38,19 +38,20 @@ class DriverFault(KeymanError):
         self.orig = orig
 
 
-_BARE = (OSError, TimeoutError, UnicodeError, OverflowError)
+BARE_FAULTS = (OSError, TimeoutError, UnicodeError, OverflowError)
+"""Exceptions that a driver raises and that other code can raise, too."""
 
 DRIVER_FAULTS = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, DriverFault)
 """Exceptions that can only come from the database."""
 
-FAULTS = (*DRIVER_FAULTS, *_BARE)
+FAULTS = (*DRIVER_FAULTS, *BARE_FAULTS)
 """Exceptions that can occur while a connection is opened, a statement is executed or a transaction is committed."""
 
 
 def wrap_bare_faults(context: ExceptionContext) -> BaseException | None:
     """Return a DriverFault to replace a driver's bare exception, for SQLAlchemy's event `handle_error`."""
     fault = context.original_exception
-    return DriverFault(fault) if isinstance(fault, _BARE) else None
+    return DriverFault(fault) if isinstance(fault, BARE_FAULTS) else None
 
 
 def is_outage(fault: BaseException) -> bool:

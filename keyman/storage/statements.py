@@ -1,8 +1,9 @@
 """Statements: each is built once, from SQLAlchemy Core, together with the type of the rows that it returns.
 
 A `Query` returns rows, and a `Command` returns how many rows it changed. Both are created when their module is
-imported, because building a statement takes as long as executing it. Statements of the filters of the audit log, which
-have many shapes, are created at the first use of each. Only this module executes them.
+imported. At the first use on a database they are compiled for it (compiling.py), and from then on the driver executes
+their text (driver.py). Statements of the filters of the audit log, which have many shapes, are created at the first use
+of each. Only this module executes them.
 
     class Found(NamedTuple):
         id: KeyId
@@ -20,17 +21,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from sqlalchemy import Executable
-from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.selectable import ReturnsRows
 
 from keyman.errors import RefusedStatement, raise_alone
+from keyman.storage import driver
+from keyman.storage.compiling import Bound, Compiled, Compiler, Row, columns_of
 
 R = TypeVar("R")
 
 
 class UnreadableRow(RefusedStatement):
     """A stored value is not of its column's type. SQLite stores such a value; PostgreSQL refuses it."""
+
+
+class UnfitParameter(RefusedStatement):
+    """A parameter is not of the type of its column."""
 
 
 class Query(Generic[R]):
@@ -43,15 +48,17 @@ class Query(Generic[R]):
 
     def __init__(self, statement: Executable, row: Callable[..., R]) -> None:
         fields = getattr(row, "_fields", getattr(row, "__struct_fields__", None))
-        if fields is not None and fields != _columns(statement):
-            raise TypeError(f"{row} does not have the fields {_columns(statement)}")
+        if fields is not None and fields != tuple(column.name for column in columns_of(statement)):
+            raise TypeError(f"{row} does not have the fields of the statement")
         self.statement = statement
         self.row = row
+        self._compiler = Compiler(statement)
 
     async def all(self, connection: AsyncConnection, **parameters: object) -> list[R]:
         """Return every row. Raises UnreadableRow."""
-        rows = _read(await _execute(connection, self.statement, parameters))
-        return [self.row(*values) for values in rows]
+        compiled = self._compiler.compiled(connection.dialect, parameters)
+        rows = await driver.fetch(connection, _bind(compiled, parameters))
+        return [self.row(*values) for values in _decode(compiled, rows)]
 
     async def first(self, connection: AsyncConnection, **parameters: object) -> R | None:
         """Return the only row, or None. Raises RefusedStatement if there is more than one, and UnreadableRow."""
@@ -94,33 +101,40 @@ class Command:
 
     def __init__(self, statement: Executable) -> None:
         self.statement = statement
+        self._compiler = Compiler(statement)
 
     async def execute(self, connection: AsyncConnection, **parameters: object) -> int:
         """Execute the statement, and return how many rows it changed."""
-        return (await _execute(connection, self.statement, parameters)).rowcount
+        compiled = self._compiler.compiled(connection.dialect, parameters)
+        return await driver.execute(connection, _bind(compiled, parameters))
 
     async def execute_many(self, connection: AsyncConnection, rows: Sequence[Mapping[str, object]]) -> None:
-        """Execute the statement once for each mapping of parameters, in one round trip if the database can do that."""
-        await connection.execute(self.statement, [dict(row) for row in rows])
+        """Execute the statement once for each mapping of parameters, in one round trip if the database can do that.
+
+        All mappings have the same names.
+        """
+        if not rows:
+            return
+        compiled = self._compiler.compiled(connection.dialect, rows[0])
+        bound = [_bind(compiled, row) for row in rows]
+        await driver.execute_many(connection, bound[0].text, [one.arguments for one in bound])
 
 
-async def _execute(
-    connection: AsyncConnection, statement: Executable, parameters: Mapping[str, object]
-) -> CursorResult[*tuple[object, ...]]:
-    return await connection.execute(statement, dict(parameters))
+def _bind(compiled: Compiled, parameters: Mapping[str, object]) -> Bound:
+    """Return what the driver executes. Raises UnfitParameter, whose text contains no parameter.
 
-
-def _read(result: CursorResult[*tuple[object, ...]]) -> Sequence[Sequence[object]]:
-    """Return all rows of a result. Raises UnreadableRow, whose text contains no stored value.
-
-    Only the column types run inside the `try`. So a TypeError or an AttributeError of other code of keyman is never
-    mistaken for a damaged row.
+    Only the column types run inside the `try`, here and in `_decode`. So a TypeError or an AttributeError of other code
+    of keyman is never mistaken for a value that does not fit.
     """
     try:
-        return result.all()
+        return compiled.bind(parameters)
+    except (ValueError, TypeError, AttributeError):  # the types' own errors contain the value
+        raise_alone(UnfitParameter("the database was given a value that does not fit its column"))
+
+
+def _decode(compiled: Compiled, rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows with the values of their column types. Raises UnreadableRow, whose text contains no value."""
+    try:
+        return compiled.decode(rows)
     except (ValueError, TypeError, AttributeError):  # the types' own errors contain the value
         raise_alone(UnreadableRow("a stored row contains a value that does not fit its column"))
-
-
-def _columns(statement: Executable) -> tuple[str, ...]:
-    return tuple(column.name for column in statement.exported_columns) if isinstance(statement, ReturnsRows) else ()

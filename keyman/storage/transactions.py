@@ -20,11 +20,11 @@ from time import monotonic
 from typing import Protocol
 
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keyman.errors import DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
-from keyman.storage import engine
+from keyman.storage import driver, engine
 from keyman.storage.connecting import PoolerFound, is_pooled
 from keyman.storage.faults import (
     DRIVER_FAULTS,
@@ -108,26 +108,19 @@ class Database:
         translated = _faults_translated(is_expected=patience is not None, notice=self._notice)
         async with translated as own, self._turn(patience):
             self._check_file()
-            async with self._connected(reads=False) as connection:
+            async with self._connected() as connection:
                 with self._used.track_inprogress():
-                    await connection.execution_options(keyman_patience=patience)
-                    transaction = await connection.begin()
+                    await driver.begin(connection, patience, engine.BUSY_TIMEOUT)
+                    if self._files is not None and not self._read_only:
+                        self._files.hold()
+                    with _remembered(own):
+                        await by.confirm(connection)
+                        yield connection
                     try:
-                        if self._files is not None and not self._read_only:
-                            self._files.hold()
-                        if patience is not None and not self.is_sqlite:
-                            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
-                        with _remembered(own):
-                            await by.confirm(connection)
-                            yield connection
-                    except BaseException:
-                        await transaction.rollback()
-                        raise
-                    try:
-                        await transaction.commit()
+                        await driver.commit(connection)
                         # If the -wal file was removed during the transaction, the change is only in a removed file.
                         self._check_file()
-                    except (DBAPIError, DriverFault, OSError, TimeoutError) as fault:
+                    except FAULTS as fault:
                         report(fault)
                         self._notice(fault)
                         # The connection may still have an open transaction and, on SQLite, the lock.
@@ -145,9 +138,12 @@ class Database:
         """Open a connection for SELECTs. Each SELECT has its own snapshot. Raises DatabaseUnavailable."""
         async with _faults_translated(notice=self._notice_pooler) as own:
             self._check_file()
-            async with self._connected(reads=True) as connection:
-                with self._used.track_inprogress(), _remembered(own):
-                    yield connection
+            async with self._connected() as connection:
+                with self._used.track_inprogress():
+                    if self._is_pooled:
+                        await driver.begin_reading(connection)
+                    with _remembered(own):
+                        yield connection
 
     async def note(self, by: Authority, command: Command, **parameters: object) -> None:
         """Execute a command in its own transaction. It is skipped if it cannot be executed at once."""
@@ -171,22 +167,27 @@ class Database:
             pool_size=engine.POOL_SIZE,
             max_overflow=0,
             pool_timeout=engine.BUSY_TIMEOUT,
+            pool_reset_on_return=None,  # `_connected` ends what is open
         )
         self._drops = engine.Drops(bare)
         # A SELECT needs no BEGIN and COMMIT. Leaving them out saves two round trips, and a lock on SQLite. Only behind
         # a pooler, each statement is in a transaction.
-        self._reader = bare.execution_options(keyman_reads=True)
-        self._engine = engine.transactional(bare)
+        self._is_pooled = pooled
+        self._engine = engine.autocommitting(bare)
 
     @asynccontextmanager
-    async def _connected(self, *, reads: bool) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        """Take a connection from the pool. When it goes back, it has no open transaction."""
         async with AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context((self._reader if reads else self._engine).connect())
+                connection = await stack.enter_async_context(self._engine.connect())
             except PoolerFound:
                 self._use_pooler()
-                connection = await stack.enter_async_context((self._reader if reads else self._engine).connect())
-            yield connection
+                connection = await stack.enter_async_context(self._engine.connect())
+            try:
+                yield connection
+            finally:
+                await driver.end(connection)
 
     def _notice_pooler(self, fault: BaseException) -> None:
         if is_of_pooler(fault):

@@ -13,21 +13,23 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote
 
 import httpx
 import jsonschema_rs
-from sqlalchemy import Table, event, func, select
+from sqlalchemy import Table, func, select
 from sqlalchemy.engine import URL
 
 from keyman import migrations
 from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.web.static import KEEP
+from keyman.storage import driver
 from keyman.storage.transactions import Database
 from tests.support.planes import ORIGIN, PASSWORD, Plane, plane_at
 from tests.support.rows import AnyRow
@@ -324,28 +326,24 @@ def same_but_for_the_request_id(one: httpx.Response, other: httpx.Response) -> b
 
 
 @contextmanager
-def statements(plane: ApiPlane) -> Iterator[list[str]]:
-    """What a plane sends to its database while the block runs, transactions included, by their first words."""
-    engine = state_of(plane).db._engine.sync_engine
+def statements() -> Iterator[list[str]]:
+    """What keyman sends to its database while the block runs, transactions included, by their first words."""
     asked: list[str] = []
 
-    def on_execute(*arguments: Any) -> None:
-        asked.append(" ".join(arguments[2].split()[:3]))
+    def listening(name: str, word: str | None) -> Any:
+        call = getattr(driver, name)
 
-    def on_begin(_connection: Any) -> None:
-        asked.append("BEGIN")
+        async def listen(connection: Any, *arguments: Any) -> Any:
+            asked.append(word or " ".join(arguments[0].text.split()[:3]))
+            return await call(connection, *arguments)
 
-    def on_commit(_connection: Any) -> None:
-        asked.append("COMMIT")
+        return mock.patch.object(driver, name, listen)
 
-    listeners = {"before_cursor_execute": on_execute, "begin": on_begin, "commit": on_commit}
-    for name, listener in listeners.items():
-        event.listen(engine, name, listener)
-    try:
+    words = {"fetch": None, "execute": None, "begin": "BEGIN", "commit": "COMMIT"}
+    with ExitStack() as stack:
+        for name, word in words.items():
+            stack.enter_context(listening(name, word))
         yield asked
-    finally:
-        for name, listener in listeners.items():
-            event.remove(engine, name, listener)
 
 
 def state_of(plane: Plane) -> Any:

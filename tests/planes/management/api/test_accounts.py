@@ -242,7 +242,7 @@ async def test_an_unknown_address_costs_the_same_work_as_a_wrong_password(databa
         work = []
         for email in (known, "nobody@example.com", disabled, known, "nobody2@example.com"):
             hasher.work.clear()
-            with statements(plane) as asked:
+            with statements() as asked:
                 body = {"email": email, "password": "wrong" * 3}
                 problem(await plane.client().post("/api/auth/login", json=body), "unauthenticated")
             work.append((tuple(hasher.work), tuple(asked)))

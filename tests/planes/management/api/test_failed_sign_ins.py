@@ -83,7 +83,7 @@ async def test_a_known_and_an_unknown_address_cost_the_same_number_of_statements
     for _ in range(3):
         counts = []
         for email in (known, "nobody@example.com"):
-            with statements(api_plane) as asked:
+            with statements() as asked:
                 await fail(api_plane, email)
             counts.append(len(asked))
         assert counts[0] == counts[1]

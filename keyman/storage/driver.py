@@ -1,0 +1,173 @@
+"""Executes texts of SQL on the driver's connection, asyncpg's or sqlite3's, without SQLAlchemy in between.
+
+SQLAlchemy still opens the connections and keeps them in its pool. The transactions are of this module: SQLAlchemy does
+not know of them, and takes every statement as one of its own (`AUTOCOMMIT`).
+
+A driver's fault is raised as it is, with two exceptions. A broken constraint is SQLAlchemy's IntegrityError on both
+databases. A bare exception, which other code could have raised too, is a DriverFault. The connection is given up if the
+fault leaves its state unknown.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import aiosqlite
+import asyncpg
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keyman.errors import RefusedStatement, raise_alone
+from keyman.storage.compiling import Bound, Row
+from keyman.storage.faults import BARE_FAULTS, DriverFault
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+async def fetch(connection: AsyncConnection, bound: Bound) -> Sequence[Row]:
+    """Execute a statement, and return its rows."""
+    async with _Driver(connection) as raw:
+        if isinstance(raw, aiosqlite.Connection):
+            return await _on_its_thread(raw, _fetch, bound)
+        return cast("list[Row]", await raw.fetch(bound.text, *bound.arguments))
+
+
+async def execute(connection: AsyncConnection, bound: Bound) -> int:
+    """Execute a statement, and return how many rows it changed."""
+    async with _Driver(connection) as raw:
+        if isinstance(raw, aiosqlite.Connection):
+            return await _on_its_thread(raw, _change, bound)
+        return _number_in(await raw.execute(bound.text, *bound.arguments))
+
+
+async def execute_many(connection: AsyncConnection, text: str, rows: Sequence[Sequence[object]]) -> None:
+    """Execute a statement once for each row of arguments."""
+    async with _Driver(connection) as raw:
+        if isinstance(raw, aiosqlite.Connection):
+            await _on_its_thread(raw, sqlite3.Connection.executemany, text, rows)
+        else:
+            await raw.executemany(text, rows)
+
+
+async def begin(connection: AsyncConnection, patience: float | None, usual_patience: float) -> None:
+    """Begin a transaction that writes. It waits for locks for `patience` seconds, or as usual if that is None."""
+    async with _Driver(connection) as raw:
+        if isinstance(raw, aiosqlite.Connection):
+            await _on_its_thread(raw, _begin, patience, usual_patience)
+            return
+        await raw.execute("BEGIN ISOLATION LEVEL READ COMMITTED;")
+        if patience is not None:
+            await raw.execute(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
+
+
+async def begin_reading(connection: AsyncConnection) -> None:
+    """Begin a transaction for statements of which each has its own snapshot. Only poolers need it."""
+    await execute(connection, Bound("BEGIN ISOLATION LEVEL READ COMMITTED;", ()))
+
+
+async def commit(connection: AsyncConnection) -> None:
+    """Commit the transaction. Raises RefusedStatement if the database rolls it back, since a statement had failed."""
+    async with _Driver(connection) as raw:
+        if isinstance(raw, aiosqlite.Connection):
+            await _on_its_thread(raw, sqlite3.Connection.execute, "COMMIT")
+            return
+        status = await raw.execute("COMMIT")
+    if status != "COMMIT":
+        raise RefusedStatement("the database rolled a transaction back in which a statement had failed")
+
+
+async def end(connection: AsyncConnection) -> None:
+    """Roll back the transaction of a connection, if it has one, or give the connection up. Raises no fault."""
+    if connection.invalidated:
+        return
+    raw = raw_of(connection)
+    is_open = raw.in_transaction if isinstance(raw, aiosqlite.Connection) else raw.is_in_transaction()
+    if not is_open:
+        return
+    try:
+        await execute(connection, Bound("ROLLBACK", ()))
+    except Exception:  # noqa: BLE001  # the fault that ended the transaction is the one to report
+        await connection.invalidate()
+
+
+class _Driver:
+    """The driver's connection, for the calls of a block. It handles what they raise."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def __aenter__(self) -> Any:
+        return raw_of(self._connection)
+
+    async def __aexit__(self, _kind: object, fault: BaseException | None, _traceback: object) -> None:
+        if fault is None:
+            return
+        if not isinstance(fault, Exception) or self._is_lost():
+            # A task that was cancelled leaves a statement behind that may still run.
+            await self._connection.invalidate()
+        if isinstance(fault, sqlite3.IntegrityError | asyncpg.IntegrityConstraintViolationError):
+            raise_alone(IntegrityError(None, None, fault))
+        if isinstance(fault, BARE_FAULTS):
+            raise_alone(DriverFault(fault))
+
+    def _is_lost(self) -> bool:
+        raw = raw_of(self._connection)
+        return isinstance(raw, asyncpg.Connection) and raw.is_closed()
+
+
+def raw_of(connection: AsyncConnection) -> Any:
+    """Return the driver's connection: asyncpg's, or aiosqlite's."""
+    assert connection.sync_connection is not None
+    return connection.sync_connection.connection.driver_connection
+
+
+async def _on_its_thread(
+    connection: aiosqlite.Connection,
+    function: Callable[Concatenate[sqlite3.Connection, P], R],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Call a function with the connection of sqlite3, on the thread of aiosqlite. It is handed over once.
+
+    aiosqlite offers only single calls of a cursor, each with its own hand-over: four for a statement. What this uses
+    is private, so a test checks it, and the version of aiosqlite is bounded.
+    """
+    found = await connection._execute(function, connection._conn, *args, **kwargs)  # type: ignore[no-untyped-call]  # aiosqlite does not type it
+    return cast("R", found)
+
+
+def _fetch(connection: sqlite3.Connection, bound: Bound) -> list[Row]:
+    return connection.execute(bound.text, bound.arguments).fetchall()
+
+
+def _change(connection: sqlite3.Connection, bound: Bound) -> int:
+    cursor = connection.execute(bound.text, bound.arguments)
+    cursor.fetchall()  # a statement that returns rows has ended only then
+    return cursor.rowcount
+
+
+def _begin(connection: sqlite3.Connection, patience: float | None, usual_patience: float) -> None:
+    """Begin a transaction with the lock to write.
+
+    A transaction that reads first and writes later would fail at once, whatever the timeout is, if another transaction
+    wrote in between.
+    """
+    if patience is None:
+        connection.execute("BEGIN IMMEDIATE")
+        return
+    connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(usual_patience * 1000)}")
+
+
+def _number_in(status: str) -> int:
+    """Return the number of rows in PostgreSQL's status of a command, such as `UPDATE 3` or `INSERT 0 1`."""
+    last = status.rpartition(" ")[2]
+    return int(last) if last.isdigit() else -1
