@@ -138,12 +138,12 @@ async def test_sign_up_is_refused_where_it_is_closed_whatever_the_address(
         {"a": "b"},
     ],
 )
-async def test_what_is_no_address_is_refused(shared: ApiPlane, email: object) -> None:
-    counted = await shared.count(users_table)
+async def test_what_is_no_address_is_refused(sqlite_plane: ApiPlane, email: object) -> None:
+    counted = await sqlite_plane.count(users_table)
     for path in ("/api/auth/signup", "/api/auth/login"):
-        answer = await shared.client().post(path, json={"email": email, "password": PASSWORD})
+        answer = await sqlite_plane.client().post(path, json={"email": email, "password": PASSWORD})
         problem(answer, "invalid-request", "email")
-    assert await shared.count(users_table) == counted
+    assert await sqlite_plane.count(users_table) == counted
 
 
 async def test_the_longest_addresses_work(shared: ApiPlane) -> None:

@@ -171,28 +171,28 @@ async def test_half_characters_are_said_of_the_fields_that_hold_them(one_desk: D
     assert await one_desk.state() == before
 
 
-async def test_a_body_may_be_64_kib_long_and_no_longer(desk: Desk) -> None:
-    before = await desk.state()
+async def test_a_body_may_be_64_kib_long_and_no_longer(one_desk: Desk) -> None:
+    before = await one_desk.state()
     for body in BODIES.values():
         valid = json.dumps({**body.valid, CANARY: 1}).encode()
-        problem(await desk.send(body, valid + b" " * (65536 - len(valid))), "invalid-request", "")
+        problem(await one_desk.send(body, valid + b" " * (65536 - len(valid))), "invalid-request", "")
         for size in (65537, 1 << 20):
-            answer = await desk.send(body, b'{"name": "' + b"x" * (size - 12) + b'"}')
+            answer = await one_desk.send(body, b'{"name": "' + b"x" * (size - 12) + b'"}')
             problem(answer, "payload-too-large")
-    assert await desk.state() == before
+    assert await one_desk.state() == before
 
 
-async def test_a_body_that_comes_in_pieces_without_a_length_is_counted_all_the_same(desk: Desk) -> None:
-    before = await desk.state()
+async def test_a_body_that_comes_in_pieces_without_a_length_is_counted_all_the_same(one_desk: Desk) -> None:
+    before = await one_desk.state()
     pieces = [b"x" * 1000] * 1100
     for body in BODIES.values():
-        target = body.target(desk.key_id).encode()
-        answer = await desk.plane.wire(body.method, target, headers_of(desk.ada), pieces)
+        target = body.target(one_desk.key_id).encode()
+        answer = await one_desk.plane.wire(body.method, target, headers_of(one_desk.ada), pieces)
         problem(answer, "payload-too-large")
     valid = json.dumps(BODIES["createKey"].valid).encode()
     split = [valid[n : n + 1] for n in range(len(valid))]
-    assert (await desk.plane.wire("POST", b"/api/keys", headers_of(desk.ada), split)).status_code == 201
-    assert await desk.state() != before
+    assert (await one_desk.plane.wire("POST", b"/api/keys", headers_of(one_desk.ada), split)).status_code == 201
+    assert await one_desk.state() != before
 
 
 async def test_a_body_that_ends_early_is_no_fault_of_ours(desk: Desk) -> None:
@@ -259,14 +259,14 @@ async def test_another_media_type_is_refused(one_desk: Desk, content_type: str) 
     assert await one_desk.state() == before
 
 
-async def test_a_body_without_a_media_type_is_refused(desk: Desk) -> None:
-    before = await desk.state()
+async def test_a_body_without_a_media_type_is_refused(one_desk: Desk) -> None:
+    before = await one_desk.state()
     for body in BODIES.values():
-        cookie = [] if body.operation in ("signUp", "logIn") else headers_of(desk.ada)[1:]
-        target = body.target(desk.key_id).encode()
-        answer = await desk.plane.wire(body.method, target, cookie, json.dumps(body.valid).encode())
+        cookie = [] if body.operation in ("signUp", "logIn") else headers_of(one_desk.ada)[1:]
+        target = body.target(one_desk.key_id).encode()
+        answer = await one_desk.plane.wire(body.method, target, cookie, json.dumps(body.valid).encode())
         problem(answer, "unsupported-media-type")
-    assert await desk.state() == before
+    assert await one_desk.state() == before
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "x", CANARY])
@@ -292,8 +292,8 @@ async def test_a_compressed_body_is_refused(one_desk: Desk, encoding: str) -> No
         "application/json; foo=bar ; charset=utf-8",
     ],
 )
-async def test_json_by_any_of_its_spellings_is_taken(desk: Desk, content_type: str) -> None:
-    answer = await desk.send(BODIES["changeKey"], b'{"name": "before"}', content_type=content_type)
+async def test_json_by_any_of_its_spellings_is_taken(one_desk: Desk, content_type: str) -> None:
+    answer = await one_desk.send(BODIES["changeKey"], b'{"name": "before"}', content_type=content_type)
     assert answer.status_code == 200
 
 
@@ -310,27 +310,27 @@ async def test_every_field_refuses_every_type_but_its_own(one_desk: Desk, body: 
     assert await one_desk.state() == before
 
 
-async def test_every_required_field_is_missed(desk: Desk, body: Body) -> None:
-    before = await desk.state()
+async def test_every_required_field_is_missed(one_desk: Desk, body: Body) -> None:
+    before = await one_desk.state()
     for name in body.required:
         left = {field: value for field, value in body.valid.items() if field != name}
-        problem(await desk.send(body, as_json(left)), "invalid-request", name)
+        problem(await one_desk.send(body, as_json(left)), "invalid-request", name)
     if body.required:
-        problem(await desk.send(body, b"{}"), "invalid-request", *body.required)
-    assert await desk.state() == before
+        problem(await one_desk.send(body, b"{}"), "invalid-request", *body.required)
+    assert await one_desk.state() == before
 
 
-async def test_unknown_fields_are_refused_and_not_repeated(desk: Desk, body: Body) -> None:
-    before = await desk.state()
+async def test_unknown_fields_are_refused_and_not_repeated(one_desk: Desk, body: Body) -> None:
+    before = await one_desk.state()
     for unknown in ({CANARY: 1}, {"ID": 7}, {"": None}, {"\0": 1}, {"__class__": 1}, {"id": 1, CANARY: [CANARY]}):
-        answer = await desk.send(body, as_json({**body.valid, **unknown}))
+        answer = await one_desk.send(body, as_json({**body.valid, **unknown}))
         problem(answer, "invalid-request", "")
         assert CANARY not in answer.text
-    problem(await desk.send(body, as_json({CANARY: 1})), "invalid-request", "", *body.required)
+    problem(await one_desk.send(body, as_json({CANARY: 1})), "invalid-request", "", *body.required)
     for name in body.valid:
         upper = {k: v for k, v in body.valid.items() if k != name} | {name.upper(): body.valid[name]}
-        problem(await desk.send(body, as_json(upper)), "invalid-request", "", *(body.required & {name}))
-    assert await desk.state() == before
+        problem(await one_desk.send(body, as_json(upper)), "invalid-request", "", *(body.required & {name}))
+    assert await one_desk.state() == before
 
 
 @settings(max_examples=examples(120))

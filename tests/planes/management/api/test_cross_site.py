@@ -57,10 +57,10 @@ def headers(site: str | None, origin: str | None) -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("method", [*UNSAFE, *ODD])
-async def test_an_unsafe_method_passes_only_from_here_or_from_no_page(shared: ApiPlane, method: str) -> None:
+async def test_an_unsafe_method_passes_only_from_here_or_from_no_page(sqlite_plane: ApiPlane, method: str) -> None:
     for site in SITES:
         for origin in ORIGINS:
-            answer = await shared.wire(method, b"/api/keys/1", headers(site, origin))
+            answer = await sqlite_plane.wire(method, b"/api/keys/1", headers(site, origin))
             if is_allowed(site, origin):
                 assert answer.status_code in (401, 405), (site, origin)
             else:
@@ -69,10 +69,10 @@ async def test_an_unsafe_method_passes_only_from_here_or_from_no_page(shared: Ap
 
 
 @pytest.mark.parametrize("method", SAFE)
-async def test_a_safe_method_passes_from_everywhere(shared: ApiPlane, method: str) -> None:
+async def test_a_safe_method_passes_from_everywhere(sqlite_plane: ApiPlane, method: str) -> None:
     for site in SITES:
         for origin in ORIGINS:
-            answer = await shared.wire(method, b"/api/keys", headers(site, origin))
+            answer = await sqlite_plane.wire(method, b"/api/keys", headers(site, origin))
             assert answer.status_code == (204 if method == "OPTIONS" else 401)
             assert "access-control-allow-origin" not in answer.headers
             assert "access-control-allow-credentials" not in answer.headers

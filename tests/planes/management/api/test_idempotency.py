@@ -173,10 +173,10 @@ async def test_with_an_idempotency_key_a_body_is_looked_at_like_any_other(shared
 @pytest.mark.parametrize(
     "value", [b"", b"x" * 256, b"x" * 9000, "schlüssel".encode(), b"\xff", b"a\tb", b"a\x7fb", b"a\x01b", "🔑".encode()]
 )
-async def test_an_idempotency_key_is_1_to_255_printable_ascii_characters(shared: ApiPlane, value: bytes) -> None:
-    ada = await shared.user()
+async def test_an_idempotency_key_is_1_to_255_printable_ascii_characters(sqlite_plane: ApiPlane, value: bytes) -> None:
+    ada = await sqlite_plane.user()
     sent = [*headers_of(ada), (b"idempotency-key", value)]
-    answer = await shared.wire("POST", b"/api/keys", sent, json.dumps(BODY).encode())
+    answer = await sqlite_plane.wire("POST", b"/api/keys", sent, json.dumps(BODY).encode())
     problem(answer, "invalid-request", "Idempotency-Key")
     assert await ids(ada) == []
 

@@ -191,8 +191,8 @@ async def test_reading_and_renaming_and_deleting_never_ask_vault(shared: ApiPlan
 
 
 @pytest.mark.parametrize("around", [" ", "\t", "\n", "\r\n", "\u00a0", "\u2003", " \n\t \u3000"])
-async def test_white_space_around_a_value_is_stripped(shared: ApiPlane, around: str) -> None:
-    ada = await shared.user()
+async def test_white_space_around_a_value_is_stripped(sqlite_plane: ApiPlane, around: str) -> None:
+    ada = await sqlite_plane.user()
     answer = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": f"{around}{OPENAI_KEY}{around}"})
     assert answer.status_code == 201
     assert answer.json()["last_4_chars"] == "sk-...1234"
@@ -234,8 +234,8 @@ async def test_a_value_takes_every_printable_ascii_character_and_no_other(shared
 
 
 @pytest.mark.parametrize("service", PREFIXES)
-async def test_a_mask_is_the_services_prefix_and_the_last_four(shared: ApiPlane, service: str) -> None:
-    ada = await shared.user()
+async def test_a_mask_is_the_services_prefix_and_the_last_four(sqlite_plane: ApiPlane, service: str) -> None:
+    ada = await sqlite_plane.user()
     prefix = PREFIXES[service]
     cases = {
         f"{prefix}{BODY}wxyz": f"{prefix}...wxyz",
@@ -288,11 +288,11 @@ async def test_a_replacement_that_certainly_belongs_to_another_service_is_refuse
     ("service", "value"),
     [("OPENAI", OPENAI_KEY), ("ANTHROPIC", f"sk-ant-{BODY}wxyz"), ("TOGETHER", f"tgp_v1_{BODY}wxyz"), ("COHERE", BODY)],
 )
-async def test_a_mask_that_is_sent_back_is_refused(shared: ApiPlane, service: str, value: str) -> None:
-    ada = await shared.user()
+async def test_a_mask_that_is_sent_back_is_refused(sqlite_plane: ApiPlane, service: str, value: str) -> None:
+    ada = await sqlite_plane.user()
     key = await store(ada, service=service, api_key=value)
     path, mask = f"/api/keys/{key['id']}", key["last_4_chars"]
-    before = await row_of(shared, key)
+    before = await row_of(sqlite_plane, key)
     for sent in (mask, f" {mask}\n", "..."):
         for answer in (
             await ada.put(path, json={"api_key": sent}),
@@ -300,7 +300,7 @@ async def test_a_mask_that_is_sent_back_is_refused(shared: ApiPlane, service: st
         ):
             (error,) = problem(answer, "invalid-request", "api_key")["errors"]
             assert "mask" in error["message"]
-    assert await row_of(shared, key) == before
+    assert await row_of(sqlite_plane, key) == before
     # Also the mask of the value that it had before: a page that was open meanwhile still shows it.
     other = f"{PREFIXES[service]}{BODY}9876"
     assert (await ada.put(path, json={"api_key": other})).status_code == 200
@@ -342,8 +342,8 @@ async def test_every_paste_is_refused_as_a_replacement_too(shared: ApiPlane) -> 
 
 
 @pytest.mark.parametrize("service", ["openai", "Openai", "NOPE", "", "OPENAI ", "OPEN\0AI", "ＯＰＥＮＡＩ", "A" * 65])
-async def test_a_service_is_one_of_the_catalogue_in_upper_case(shared: ApiPlane, service: str) -> None:
-    ada = await shared.user()
+async def test_a_service_is_one_of_the_catalogue_in_upper_case(sqlite_plane: ApiPlane, service: str) -> None:
+    ada = await sqlite_plane.user()
     answer = await ada.post("/api/keys", json={"service": service, "api_key": OPENAI_KEY})
     problem(answer, "invalid-request", "service")
     assert (await ada.get("/api/keys")).json() == []
@@ -498,8 +498,8 @@ async def test_every_change_moves_updated_at_even_when_the_clock_stands_still_or
         {},
     ],
 )
-async def test_an_expiry_is_a_time_with_a_zone_in_the_future(shared: ApiPlane, moment: object) -> None:
-    ada = await shared.user()
+async def test_an_expiry_is_a_time_with_a_zone_in_the_future(sqlite_plane: ApiPlane, moment: object) -> None:
+    ada = await sqlite_plane.user()
     key = await store(ada)
     path = f"/api/keys/{key['id']}"
     for answer in (

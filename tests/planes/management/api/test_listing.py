@@ -167,9 +167,9 @@ async def test_a_cursor_of_somebody_else_shows_nothing_of_theirs(shared: ApiPlan
 
 @pytest.mark.parametrize("path", ["/api/keys", "/api/audit"])
 async def test_a_limit_is_a_whole_number_from_1_to_200_and_a_cursor_one_that_was_given(
-    shared: ApiPlane, path: str
+    sqlite_plane: ApiPlane, path: str
 ) -> None:
-    ada = await shared.user()
+    ada = await sqlite_plane.user()
     for limit in BAD_LIMITS:
         problem(await ada.get(path, params={"limit": limit}), "invalid-request", "limit")
     for limit in ("1", "200", "050"):
@@ -202,8 +202,8 @@ async def test_every_bad_parameter_of_a_listing_is_named_at_once(shared: ApiPlan
         ("/api/keys/1?x=1", [""]),
     ],
 )
-async def test_a_query_holds_known_parameters_once_each(shared: ApiPlane, target: str, fields: list[str]) -> None:
-    ada = await shared.user()
+async def test_a_query_holds_known_parameters_once_each(sqlite_plane: ApiPlane, target: str, fields: list[str]) -> None:
+    ada = await sqlite_plane.user()
     answer = await ada.get(target)
     problem(answer, "invalid-request", *fields)
     assert "CANARY" not in answer.text

@@ -96,9 +96,9 @@ async def test_a_path_with_a_slash_too_many_has_the_methods_that_it_has_without(
         "/-/openapi",
     ],
 )
-async def test_every_method_where_there_is_nothing_gets_404(shared: ApiPlane, path: str) -> None:
+async def test_every_method_where_there_is_nothing_gets_404(sqlite_plane: ApiPlane, path: str) -> None:
     for method in METHODS:
-        answer = await shared.wire(method, path.encode())
+        answer = await sqlite_plane.wire(method, path.encode())
         assert answer.status_code == 404
         assert "allow" not in answer.headers
         if method != "HEAD":

@@ -70,16 +70,16 @@ async def test_the_current_etag_lets_a_change_through(shared: ApiPlane, change: 
     ],
 )
 async def test_any_other_condition_is_refused_and_changes_nothing(
-    shared: ApiPlane, change: Call, condition: str
+    sqlite_plane: ApiPlane, change: Call, condition: str
 ) -> None:
-    ada = await shared.user()
+    ada = await sqlite_plane.user()
     created = await ada.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY})
     path, etag = created.headers["location"], created.headers["etag"]
     sent = condition.format(unquoted=etag.strip('"'))
-    rows, trail = await shared.rows(api_keys), await shared.count(audit_log)
+    rows, trail = await sqlite_plane.rows(api_keys), await sqlite_plane.count(audit_log)
     problem(await change(ada, path, {"If-Match": sent}), "precondition-failed")
-    assert await shared.rows(api_keys) == rows
-    assert await shared.count(audit_log) == trail
+    assert await sqlite_plane.rows(api_keys) == rows
+    assert await sqlite_plane.count(audit_log) == trail
 
 
 async def test_an_etag_of_the_time_before_a_change_is_stale(shared: ApiPlane, change: Call) -> None:

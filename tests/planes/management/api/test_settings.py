@@ -157,8 +157,8 @@ async def test_what_a_setting_cannot_be_is_refused_with_its_name(shared: ApiPlan
 
 
 @pytest.mark.parametrize("settings", [None, [], "x", 7, True, {"endpoint": None}, {"endpoint": 7}, {"endpoint": {}}])
-async def test_settings_are_an_object_of_texts_wherever_they_are_sent(shared: ApiPlane, settings: object) -> None:
-    ada = await shared.user()
+async def test_settings_are_an_object_of_texts_wherever_they_are_sent(sqlite_plane: ApiPlane, settings: object) -> None:
+    ada = await sqlite_plane.user()
     path, _ = await azure(ada, endpoint=ENDPOINT)
     for answer in (
         await ada.post("/api/keys", json={**AZURE, "settings": settings}),

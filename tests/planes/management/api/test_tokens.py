@@ -101,15 +101,15 @@ async def test_scopes_are_shown_once_each_in_one_order(shared: ApiPlane) -> None
         7,
     ],
 )
-async def test_scopes_are_a_list_of_known_ones(shared: ApiPlane, scopes: object) -> None:
-    ada = await shared.user()
+async def test_scopes_are_a_list_of_known_ones(sqlite_plane: ApiPlane, scopes: object) -> None:
+    ada = await sqlite_plane.user()
     problem(await ada.post("/api/tokens", json={"name": "x", "scopes": scopes}), "invalid-request", "scopes")
     assert (await ada.get("/api/tokens")).json() == []
 
 
 @pytest.mark.parametrize("name", ["", " ", "\u00a0\u3000", "x" * 101, None, 7, True, ["x"]])
-async def test_a_token_has_a_name(shared: ApiPlane, name: object) -> None:
-    ada = await shared.user()
+async def test_a_token_has_a_name(sqlite_plane: ApiPlane, name: object) -> None:
+    ada = await sqlite_plane.user()
     problem(await ada.post("/api/tokens", json={"name": name}), "invalid-request", "name")
     assert (await ada.get("/api/tokens")).json() == []
 
@@ -182,10 +182,10 @@ async def test_bad_tokens_all_look_alike(shared: ApiPlane) -> None:
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "{}", "Basic {}", "Token {}", "Bearer{}", "Basic YTpi", "Bearer  ", "Negotiate"]
 )
-async def test_any_other_authorization_is_no_proof(shared: ApiPlane, header: str) -> None:
-    ada = await shared.user()
+async def test_any_other_authorization_is_no_proof(sqlite_plane: ApiPlane, header: str) -> None:
+    ada = await sqlite_plane.user()
     token = (await ada.post("/api/tokens", json={"name": "x"})).json()["token"]
-    answer = await shared.wire("GET", b"/api/keys", [(b"authorization", header.format(token).encode())])
+    answer = await sqlite_plane.wire("GET", b"/api/keys", [(b"authorization", header.format(token).encode())])
     problem(answer, "unauthenticated")
 
 

@@ -108,8 +108,8 @@ async def test_nothing_found_says_so_and_leads_to_everything(shared: ApiPlane) -
 
 
 @pytest.mark.parametrize("query", ["kind=x", "period=x", "cursor=x", "kind=%00", "kind=<b>", "kind=key.resolve", "x=1"])
-async def test_a_query_that_means_nothing_shows_everything(shared: ApiPlane, query: str) -> None:
-    ada = await person(shared)
+async def test_a_query_that_means_nothing_shows_everything(sqlite_plane: ApiPlane, query: str) -> None:
+    ada = await person(sqlite_plane)
     page = await ada.get(f"{ACTIVITY}?{query}")
     assert said(page) == ["Account created"]
     assert "<b>" not in page.text
