@@ -237,7 +237,10 @@ def test_a_file_that_is_no_database_is_said_in_words(
     name: str, harm: Callable[[Path], None], env: dict[str, str], file: Path
 ) -> None:
     harm(file)
-    done = run_keyman(*COMMANDS[name], env=env, stdin=PASSWORD, preexec_fn=without_privilege)
+    if harm is _unreadable:  # by root in this process, it would be read
+        done = run_keyman(*COMMANDS[name], env=env, stdin=PASSWORD, preexec_fn=without_privilege)
+    else:
+        done = keyman(*COMMANDS[name], env=env, stdin=PASSWORD)
     if (name, harm) == ("db check", _damaged):
         assert done.code == 1  # that is its result
         assert "keyman db upgrade" in done.err or "restore" in done.err
