@@ -62,8 +62,9 @@ def disposable_postgresql(disposable_postgres: PostgresServer, disposable_templa
     """A migrated database on the server to harm; the next test finds the server running."""
     name = f"victim_{uuid4().hex}"
     yield make_url(disposable_postgres.create_database(name, disposable_template))
-    disposable_postgres.stop()
-    disposable_postgres.start()
+    if not disposable_postgres.is_running:
+        disposable_postgres.stop()
+        disposable_postgres.start()
     disposable_postgres.drop_database(name)
 
 

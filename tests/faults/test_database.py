@@ -386,6 +386,8 @@ async def test_a_server_without_a_free_connection_is_said_and_found_again(
             await is_whole(ada, disposable_postgresql, stored)
     finally:
         disposable_postgres.execute("ALTER SYSTEM RESET max_connections")
+        disposable_postgres.stop()
+        disposable_postgres.start()
 
 
 async def _take_all(url: URL, taken: list[asyncpg.Connection]) -> None:

@@ -106,6 +106,10 @@ class PostgresServer:
         self.execute(f"CREATE ROLE {_USER} LOGIN PASSWORD '{self._password}'")
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """The process ID of the running server."""
         if self._process is None:
