@@ -41,9 +41,9 @@ settings.register_profile(
     deadline=None,
     derandomize=os.environ.get("KEYMAN_TEST_EXPLORE") != "1",
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=fast.examples(100),
 )
-settings.register_profile("keyman-fast", settings.get_profile("keyman"), max_examples=fast.EXAMPLES)
-settings.load_profile("keyman-fast" if fast.is_wanted() else "keyman")
+settings.load_profile("keyman")
 
 
 FIRST = (

@@ -222,6 +222,9 @@ SLOW_TESTS = {
 EXAMPLES = 10
 """How many inputs Hypothesis tries at most for a property in a fast run."""
 
+WHOLE = {"KEYMAN_TEST_SLOW", "KEYMAN_TEST_EXPLORE"}
+"""Variables with which properties are tried with all of their inputs."""
+
 
 def is_wanted() -> bool:
     """Return True in a fast run."""
@@ -229,8 +232,14 @@ def is_wanted() -> bool:
 
 
 def examples(whole: int) -> int:
-    """Return how many inputs to try for a property: `whole`, and in a fast run EXAMPLES at most."""
-    return min(whole, EXAMPLES) if is_wanted() else whole
+    """Return how many inputs to try for a property.
+
+    It is `whole` in a run with the slow tests, and in one that draws new inputs. Otherwise it is a third, and in a fast
+    run EXAMPLES at most: a run with the same inputs as the one before finds only what a change has broken.
+    """
+    if is_wanted():
+        return min(whole, EXAMPLES)
+    return whole if WHOLE & os.environ.keys() else -(-whole // 3)
 
 
 def is_left_out(path: Path) -> bool:
