@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.engine import URL, make_url
 from structlog.testing import capture_logs
 
 from keyman.config.settings import Settings
+from keyman.errors import DatabaseUnavailable, MissingRight
 from keyman.http import starting
 from keyman.http.exchange import Message
+from keyman.planes import assembly
 from keyman.planes.management.app import create_app
 from keyman.storage.engine import create_private_file
+from keyman.vault.guard import Guard
 from tests.support.database import sqlite_at
 from tests.support.http import free_port
-from tests.support.planes import Plane, Vault
+from tests.support.planes import PASSWORD, Plane, Vault
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -26,8 +31,8 @@ CANARY = "cAnArY0987"
 class Server:
     """Speaks the lifespan protocol with a plane."""
 
-    def __init__(self, database: URL, vault: Vault) -> None:
-        settings = Settings(database, vault.settings, public_url="http://127.0.0.1:8000")
+    def __init__(self, database: URL, vault: Vault, **given: Any) -> None:
+        settings = Settings(database, vault.settings, public_url="http://127.0.0.1:8000", **given)
         app = create_app(settings)
         self.plane = Plane(app, settings)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -97,3 +102,32 @@ async def test_a_plane_without_its_database_answers_503_and_stops_in_order(
         assert await server.fault() is None
     assert "ConnectionRefusedError" in str(lines)
     assert CANARY not in str(lines)
+
+
+async def test_a_plane_that_could_not_be_opened_at_first_is_whole_afterwards(
+    sqlite: URL, provisioned: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of the first attempt were closed. None of them is used again, such as the threads of Argon2."""
+    monkeypatch.setattr(starting, "PAUSE", 0.01)
+    faults = [DatabaseUnavailable(), MissingRight("the database refused a statement")]
+    check = assembly.check_vault
+
+    async def failing_twice(guard: Guard) -> None:
+        if faults:
+            raise faults.pop(0)
+        await check(guard)
+
+    monkeypatch.setattr(assembly, "check_vault", failing_twice)
+    server = Server(sqlite, provisioned, signup_open=True)
+    assert await server.hears("startup") == {"type": "lifespan.startup.complete"}
+    client = server.plane.client()
+    body = {"email": "ada@example.com", "password": PASSWORD}
+    await becomes(lambda: not faults, "both faults")
+
+    async def is_open() -> bool:
+        return (await client.get("/readyz")).status_code == 200
+
+    await becomes(is_open, "readiness")
+    assert (await client.post("/api/auth/signup", json=body)).status_code == 201
+    assert await server.hears("shutdown") == {"type": "lifespan.shutdown.complete"}
+    assert await server.fault() is None

@@ -97,7 +97,6 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     async with assembly.opened(settings, metrics) as parts:
-        parts.closing.callback(app.state.passwords.close)
         guard = KeyGuard(parts.client, settings.vault, parts.deployment)
         cipher = TransitCipher(parts.client, settings.vault, guard, metrics)
         parts.closing.push_async_callback(cipher.close)
@@ -108,6 +107,8 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         totals = asyncio.create_task(housekeeping.record_totals(parts.db))
         parts.closing.callback(totals.cancel)
         await assembly.check_vault(guard)
+        # Only now: if anything above fails, the plane is opened again, and needs the threads.
+        parts.closing.callback(app.state.passwords.close)
         yield
 
 
