@@ -2,6 +2,7 @@
 
 KeymanError
 ├── ConfigurationError      a setting, a file or a schema is invalid; stops the start
+│   └── VaultAway           vault/wrapping.py: `keyman serve` tries again
 ├── MissingExtra            keyman is installed without the extra that this part needs; also a ModuleNotFoundError
 ├── Problem                 answers a request; `slug` and `title` are constant per class
 │   ├── InvalidRequest      `errors` names every invalid field
@@ -23,7 +24,7 @@ KeymanError
 │   └── Internal
 ├── RefusedStatement        the database rejects a statement, or a row cannot be read
 │   ├── MissingRight
-│   └── UnreadableRow       storage/rows.py
+│   └── UnreadableRow       storage/statements.py
 ├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
 ├── PoolerFound             storage/connecting.py: the next connection goes through the pooler
 ├── FilesReplaced           storage/files.py: also an OSError, which becomes DatabaseUnavailable

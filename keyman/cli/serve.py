@@ -144,11 +144,16 @@ def _room_for_connections() -> int:
 
 
 def _unwrap(settings: Settings, role: str) -> None:
-    """Unwrap a wrapped secret ID, which works only once, and pass it to the workers in KEYMAN_VAULT_SECRET_ID."""
+    """Unwrap a wrapped secret ID, which works only once, and pass it to the workers in KEYMAN_VAULT_SECRET_ID.
+
+    Wait for Vault, if it is away.
+    """
     if settings.vault.wrapped_secret_id is None:
         return
     # The Vault client takes as long to import as everything else, and this process needs it only here.
-    unwrapped: VaultSettings = asyncio.run(import_late("keyman.vault.wrapping").unwrap(settings.vault, role))
+    unwrapped: VaultSettings = asyncio.run(
+        import_late("keyman.vault.wrapping").unwrap_when_possible(settings.vault, role)
+    )
     assert unwrapped.secret_id is not None
     for name in (WRAPPED_SECRET_ID, f"{WRAPPED_SECRET_ID}_FILE"):
         os.environ.pop(name, None)

@@ -7,17 +7,33 @@ the token is used up, and a second attempt would look like a theft.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import NamedTuple, Self
 
 from keyman.config.vault import WRAPPED_SECRET_ID, VaultSettings
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
 from keyman.secret import Secret
-from keyman.telemetry import Metrics
+from keyman.telemetry import Metrics, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, extract
 
 UNTOUCHED = (VaultReason.SEALED, VaultReason.QUOTA)
 """The reasons with which Vault did not process a request."""
+
+
+AWAY = (*UNTOUCHED, VaultReason.UNREACHABLE, VaultReason.TIMEOUT)
+"""The reasons that end by themselves. After them, the lookup can be repeated, because it does not use up the token."""
+
+PAUSE = 2.0
+"""Seconds between two attempts of `unwrap_when_possible`. A wrapping token lives for minutes."""
+
+
+class VaultAway(ConfigurationError):
+    """Vault could not be asked, and the wrapping token was not used."""
+
+    def __init__(self, message: str, reason: VaultReason) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class _Role(NamedTuple):
@@ -36,7 +52,8 @@ async def unwrap(settings: VaultSettings, role: str) -> VaultSettings:
     """Return settings with the secret ID instead of its wrapping token. Settings without one are returned unchanged.
 
     The token must be for the AppRole that the settings name, or else for `role`. Call this once for a process and its
-    children, because it uses up the token. Raises ConfigurationError, which says what happened and what to do.
+    children, because it uses up the token. Raises ConfigurationError, which says what happened and what to do. It is
+    VaultAway if another attempt may succeed.
     """
     if settings.wrapped_secret_id is None:
         return settings
@@ -47,6 +64,16 @@ async def unwrap(settings: VaultSettings, role: str) -> VaultSettings:
     finally:
         await vault.close()
     return replace(settings, secret_id=secret_id, wrapped_secret_id=None)
+
+
+async def unwrap_when_possible(settings: VaultSettings, role: str) -> VaultSettings:
+    """Do the same as `unwrap`, and while Vault is away, try again until the token expires."""
+    while True:
+        try:
+            return await unwrap(settings, role)
+        except VaultAway as fault:
+            log.error("vault is away: the plane waits for it to unwrap its secret ID", reason=fault.reason.value)
+        await asyncio.sleep(PAUSE)
 
 
 async def check(settings: VaultSettings, role: str) -> None:
@@ -103,10 +130,11 @@ def _lost(fault: VaultFault, role: _Role) -> ConfigurationError:
 
 
 def _not_used(fault: VaultFault) -> ConfigurationError:
-    return ConfigurationError(
+    message = (
         f"{VAULT_DETAILS[fault.reason]} The wrapping token in {WRAPPED_SECRET_ID} was not used. Start again before it "
         "expires."
     )
+    return VaultAway(message, fault.reason) if fault.reason in AWAY else ConfigurationError(message)
 
 
 def _reaction(role: _Role) -> str:

@@ -10,11 +10,13 @@ from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
 from keyman.secret import Secret
 from keyman.telemetry import Metrics
+from keyman.vault import wrapping
 from keyman.vault.adapter import AsyncAdapter, extract
 from keyman.vault.provision import issue_wrapped_credentials
-from keyman.vault.wrapping import unwrap
+from keyman.vault.wrapping import unwrap, unwrap_when_possible
 from tests.support.exceptions import everything_in
 from tests.support.http import HANG_UP, Reply, Request, answer, faulty_server
+from tests.support.waiting import PATIENCE, becomes
 from tests.vault.bench import ROLE, Bench, SealableVault, bench_at
 
 pytestmark = pytest.mark.anyio
@@ -202,6 +204,59 @@ async def test_a_vault_that_is_away_is_no_theft() -> None:
     settings = VaultSettings("http://127.0.0.1:1", role_id="r", wrapped_secret_id=Secret(CANARY), timeout=1)
     with pytest.raises(ConfigurationError, match=NOT_USED):
         await unwrap(settings, ROLE)
+
+
+async def test_a_plane_waits_for_a_sealed_vault_and_unwraps_once(
+    sealable_vault: SealableVault, monkeypatch: pytest.MonkeyPatch, logged: StringIO
+) -> None:
+    monkeypatch.setattr(wrapping, "PAUSE", 0.05)
+    once, proxy = await (await wrapped(sealable_vault.bench)).behind_a_proxy()
+    await sealable_vault.seal()
+    waiting = asyncio.create_task(unwrap_when_possible(once.settings, ROLE))
+    await becomes(lambda: logged.getvalue().count("vault is away") >= 2, "two attempts")
+    assert not waiting.done()
+    assert "sealed" in logged.getvalue()
+    await sealable_vault.unseal()
+    await logs_in(await waiting, sealable_vault.bench)
+    assert len(proxy.to(UNWRAP)) == 1
+    token = once.settings.wrapped_secret_id
+    assert token is not None
+    assert token.reveal() not in logged.getvalue()
+
+
+async def test_a_plane_asks_again_while_vault_is_away_and_sends_the_token_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, logged: StringIO
+) -> None:
+    monkeypatch.setattr(wrapping, "PAUSE", 0.0)
+    away = [Reply(503, b'{"errors": ["Vault is sealed"]}'), HANG_UP, Reply(429, b"{}")] * 4
+
+    def back_later(request: Request) -> Reply:
+        if away:
+            return away.pop()
+        if request.target.endswith(LOOKUP):
+            return answer({"data": {"creation_path": f"auth/approle/role/{ROLE}/secret-id"}})
+        return answer({"data": {"secret_id": "s3cr3t"}})
+
+    async with faulty_server(back_later) as server:
+        given = holding(bench, CANARY).with_settings(address=server.address)
+        unwrapped = await unwrap_when_possible(given.settings, ROLE)
+        asked = [request.target.removeprefix("/v1") for request in server.requests]
+    assert unwrapped.secret_id is not None
+    assert unwrapped.secret_id.reveal() == "s3cr3t"
+    assert asked == [*[LOOKUP] * 13, UNWRAP]
+    assert "vault is away" in logged.getvalue()
+    assert CANARY not in logged.getvalue()
+
+
+async def test_a_plane_does_not_wait_for_what_does_not_end_by_itself(bench: Bench) -> None:
+    for name, said in ((CANARY, USED_UP), (None, FORGED)):
+        given = holding(bench, name) if name else await wrapped(bench, "keyman-resolver")
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(ConfigurationError, match=said):
+                await unwrap_when_possible(given.settings, ROLE)
+    async with faulty_server([Reply(200, b"{}")] * 5) as server, asyncio.timeout(PATIENCE):
+        with pytest.raises(ConfigurationError, match=NOT_USED):
+            await unwrap_when_possible(holding(bench, CANARY).with_settings(address=server.address).settings, ROLE)
 
 
 async def test_an_answer_that_is_lost_is_not_asked_for_again(bench: Bench) -> None:
