@@ -334,6 +334,30 @@ async def test_the_right_to_lock_a_row_stores_nothing(divided: Pair, urls: Urls)
     await connection.close()
 
 
+async def test_the_right_to_lock_an_owner_moves_no_key_and_removes_no_owner(divided: Pair, urls: Urls) -> None:
+    """The management plane locks an owner's row while it counts the keys. PostgreSQL wants UPDATE on some column."""
+    owner = await divided.owner()
+    connection = await connect(urls.management)
+    async with connection.transaction():
+        assert await connection.fetch("SELECT id FROM owners WHERE id = $1 FOR NO KEY UPDATE", owner.id)
+        updatable = await connection.fetch(
+            "SELECT column_name FROM information_schema.column_privileges"
+            " WHERE table_name = 'owners' AND privilege_type = 'UPDATE' AND grantee = current_user"
+        )
+        assert [row["column_name"] for row in updatable] == ["kind"]
+    for statement in ("UPDATE owners SET id = id", "DELETE FROM owners", "TRUNCATE owners"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute("UPDATE owners SET kind = ''")
+    # Nothing reads the kind: whatever it is, the owner keeps its keys, and an application gets them.
+    key_id = await owner.key(value=SECRET)
+    await connection.execute("UPDATE owners SET kind = 'stranger' WHERE id = $1", owner.id)
+    await connection.close()
+    assert await (await divided.app("OPENAI")).gets(key_id=key_id) == SECRET
+    assert [one["id"] for one in (await owner.client.get("/api/keys")).json()] == [key_id]
+
+
 def seizures(urls: Urls) -> list[str]:
     """Ways to more rights than one has, or to the server's files."""
     owner, management, resolver = (url.username for url in urls)
