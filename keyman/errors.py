@@ -260,7 +260,10 @@ class Overloaded(Problem):
     title = "Too many requests are waiting"
 
     def __init__(
-        self, detail: str = "Too many requests are waiting for an answer. Nothing was done with this one."
+        self,
+        detail: str = (
+            "Too many requests are waiting for an answer. Nothing was done with this one: try again in a moment."
+        ),
     ) -> None:
         super().__init__(detail, retry_after=2)
 

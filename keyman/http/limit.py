@@ -25,7 +25,7 @@ REMEMBERED = 10_000
 """The number of buckets from which on full ones are forgotten. A bucket takes about 200 bytes."""
 
 APPLICATION = "This application sends too many requests. Wait before the next one."
-ACCOUNT = "This account changes too much at once. Wait before the next change."
+ACCOUNT = "This account has made too many changes within a minute. Wait a little before the next one."
 
 _NEVER_REFUSED = "keyman_never_refused"
 

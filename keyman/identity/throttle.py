@@ -59,7 +59,7 @@ begins like this: they are hashes.
 ENDED_AT_ONCE = 100
 """The maximum number of windows whose totals one transaction records: on SQLite, all writers wait for it."""
 
-TOO_MANY_FAILURES = "Too many attempts failed. Wait before you try again."
+TOO_MANY_FAILURES = "Too many attempts failed. Wait up to 15 minutes before you try again."
 TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait before you create another one."
 
 

@@ -33,7 +33,7 @@ requests that each come from another network would hold up everybody who has jus
 LONGEST_WAIT = 60
 """Seconds: the highest `Retry-After`, whatever was measured."""
 
-TOO_MANY = "Too many people are signing in at this moment."
+TOO_MANY = "Too many people are signing in at this moment. Wait a little, then try again."
 TOO_MANY_OF_ACCOUNT = "Too many attempts for this account are under way. Wait for them to end."
 
 

@@ -18,7 +18,8 @@ reach it.
 
 Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a text about it. Every answer has
 `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body can have at most
-64 KiB. A request that a browser sends for a page of another site is refused with 403.
+64 KiB. A request that a browser sends for a page of another site is refused with 403, unless an application token
+authenticates it.
 """,
     tags=(
         Tag("Keys", "The API keys that users have stored, for applications."),
