@@ -75,11 +75,13 @@ $(VENV)/bin/python:
 
 # requirements/test.txt has the versions of requirements/dev.txt and more, so that an installation of it has both.
 $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml keyman/version.py | $(VENV)/bin/python
+	@echo "Installing what keyman needs into $(VENV). The first time, this takes a minute or more."
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test.txt requirements/dev.txt pyproject.toml keyman/version.py | $(VENV)/bin/python
+	@echo "Installing what the tests need into $(VENV). The first time, this takes a minute or more."
 	$(PIP) install --require-hashes -r requirements/test.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	@touch $(VENV)/dev.stamp $@

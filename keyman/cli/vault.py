@@ -75,7 +75,7 @@ def setup(dry_run: bool, networks: tuple[Networks, ...], home: Path | None) -> N
 
     async def work(admin: AsyncAdapter) -> int:
         changes = await plan(admin, settings, networks)
-        if dry_run:
+        if dry_run and changes:
             click.echo("Dry run. Without --dry-run, these changes would be made:", err=True)
         for change in changes:
             if not dry_run:

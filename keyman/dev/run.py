@@ -29,8 +29,8 @@ from keyman.telemetry import configure_logging
 from keyman.vault import provision
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 
-READY_TIMEOUT = 30.0
-"""Seconds until a plane is ready. It takes one and a half on an idle machine."""
+READY_TIMEOUT = 120.0
+"""Seconds until a plane is ready. It takes one and a half on an idle machine, and took over 30 on a busy one."""
 
 POLL = 0.03
 """Seconds between two checks of the child processes."""

@@ -177,7 +177,9 @@ async def create(db: Database, name: ApplicationName, services: Sequence[str]) -
             application_id = await _INSERT.one(connection, name=str(name), services=" ".join(wanted), created_at=now())
             token = await _add_token(connection, application_id, name, Action.APPLICATION_CREATE)
     except IntegrityError:
-        raise Conflict("An application with this name already exists, or existed before.") from None
+        raise Conflict(
+            "An application with this name already exists, or existed before. Choose another name."
+        ) from None
     return Registered(token, wanted)
 
 

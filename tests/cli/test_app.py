@@ -44,7 +44,10 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
         assert token.reveal() not in listed.out + table
 
     again = keyman("app", "create", "chat-backend", "--service", "GROQ", env=env)
-    assert failed(again) == "keyman: An application with this name already exists, or existed before.\n"
+    assert (
+        failed(again)
+        == "keyman: An application with this name already exists, or existed before. Choose another name.\n"
+    )
 
     at_once = keyman("app", "rotate", "chat-backend", "--overlap", "0s", env=env)
     assert at_once.err == "Created a new token for chat-backend. Its old tokens end now.\n"

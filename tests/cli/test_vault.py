@@ -75,7 +75,7 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
     done = keyman(*SETUP, env=env)
     assert (done.code, done.out.splitlines()) == (0, everything)
     assert keyman(*SETUP, env=env) == Finished(0, "", "No changes: Vault is set up for keyman.\n")
-    nothing = "Dry run. Without --dry-run, these changes would be made:\nNo changes: Vault is set up for keyman.\n"
+    nothing = "No changes: Vault is set up for keyman.\n"
     assert keyman(*SETUP, "--dry-run", env=env) == Finished(0, "", nothing)
 
 
