@@ -69,7 +69,9 @@ def is_outage(fault: BaseException) -> bool:
         # read-only (25), rollback (40), role (28) or database (3D) that does not exist (yet). 55P03: lock timeout.
         state = str(getattr(fault, "sqlstate", "") or "")
         # 42P05, 26000: the connection goes through a pooler, and the next one will be opened accordingly.
-        return state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state in ("55P03", *STATEMENT_LOST)
+        passing = state[:2] in ("08", "53", "57", "58", "25", "40", "28", "3D") or state in ("55P03", *STATEMENT_LOST)
+        # Or an upgrade has changed a column: the next attempt prepares the statement again.
+        return passing or isinstance(fault, asyncpg.InvalidCachedStatementError)
     if isinstance(fault, sqlite3.OperationalError):
         code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
         return code in (

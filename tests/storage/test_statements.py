@@ -19,13 +19,13 @@ from sqlalchemy.sql.selectable import ReturnsRows
 
 import keyman
 from keyman.audit import listing
-from keyman.errors import RefusedStatement
+from keyman.errors import DatabaseUnavailable, RefusedStatement
 from keyman.identity.tables import users
 from keyman.ids import UserId
 from keyman.storage.paging import Listing
 from keyman.storage.statements import Command, Query, optional, scalar
 from keyman.storage.transactions import Database, Unchecked
-from tests.support.rows import add
+from tests.support.rows import add, table
 
 Built = Query[object] | Command
 
@@ -149,3 +149,41 @@ async def test_a_single_column_comes_as_its_values(database: URL) -> None:
         assert await optional(select(func.max(users.c.disabled_at)), datetime).one(connection) is None
         assert await scalar(select(literal(7)), int).all(connection) == [7]
     await db.close()
+
+
+_THROTTLE = table("throttle")
+_ATTEMPTS = scalar(select(_THROTTLE.c.attempts), int)
+_ADD_ONE = scalar(
+    update(_THROTTLE).values(attempts=_THROTTLE.c.attempts + 1).returning(_THROTTLE.c.attempts),
+    int,
+)
+
+
+async def _change_type(operator: Database, to: str) -> None:
+    async with operator.write(Unchecked.OPERATOR) as connection:
+        await connection.exec_driver_sql(f"ALTER TABLE throttle ALTER COLUMN attempts TYPE {to}")
+
+
+@pytest.mark.anyio
+async def test_a_statement_that_was_prepared_before_an_upgrade_is_none_that_keyman_got_wrong(postgresql: URL) -> None:
+    """A read is repeated. A write answers 503 once, because its transaction is lost."""
+    db, operator = Database(postgresql), Database(postgresql)
+    try:
+        async with operator.write(Unchecked.OPERATOR) as connection:
+            await add(connection, "throttle", attempts=3)
+        async with db.read() as connection:
+            assert await _ATTEMPTS.one(connection) == 3
+        await _change_type(operator, "bigint")
+        async with db.read() as connection:
+            assert await _ATTEMPTS.one(connection) == 3
+        async with db.write(Unchecked.KEYMAN) as connection:
+            assert await _ADD_ONE.one(connection) == 4
+        await _change_type(operator, "integer")
+        with pytest.raises(DatabaseUnavailable):
+            async with db.write(Unchecked.KEYMAN) as connection:
+                await _ADD_ONE.one(connection)
+        async with db.write(Unchecked.KEYMAN) as connection:
+            assert await _ADD_ONE.one(connection) == 5
+    finally:
+        await db.close()
+        await operator.close()
