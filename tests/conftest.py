@@ -25,7 +25,7 @@ from keyman.storage.transactions import Database
 from keyman.telemetry import configure_logging
 from keyman.vault import provision
 from tests.support import fast, needs, scratch
-from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server, sqlite_at
+from tests.support.database import Copies, PostgresServer, copied, postgres_absence, postgres_server, sqlite_at
 from tests.support.interrupts import take_interrupts
 from tests.support.logs import own_logging
 from tests.support.needs import pytest_terminal_summary, require
@@ -161,6 +161,11 @@ def migrated_postgresql(postgres: PostgresServer) -> URL:
     return url
 
 
+@pytest.fixture(scope="session")
+def postgresql_copies(postgres: PostgresServer, migrated_postgresql: URL) -> Copies:
+    return Copies(postgres, str(migrated_postgresql.database))
+
+
 @pytest.fixture
 def sqlite(migrated_sqlite: Path, tmp_path: Path) -> URL:
     """A migrated SQLite database of the test's own."""
@@ -168,11 +173,11 @@ def sqlite(migrated_sqlite: Path, tmp_path: Path) -> URL:
 
 
 @pytest.fixture
-def postgresql(postgres: PostgresServer, migrated_postgresql: URL) -> Iterator[URL]:
+def postgresql(postgres: PostgresServer, postgresql_copies: Copies) -> Iterator[URL]:
     """A migrated PostgreSQL database of the test's own."""
-    name = f"test_{uuid4().hex}"
-    yield make_url(postgres.create_database(name, str(migrated_postgresql.database)))
-    postgres.drop_database(name)
+    name = postgresql_copies.take()
+    yield make_url(postgres.url_of(name))
+    postgresql_copies.put_away(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

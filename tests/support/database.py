@@ -19,12 +19,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import select, true
 from sqlalchemy.engine import URL
@@ -40,6 +40,7 @@ _USER = "keyman"
 _READY_SECONDS = 60
 _STOP_SECONDS = 20
 _TOOLS = ("initdb", "postgres", "psql")
+_COPIES = 6
 
 # Waits for the end of its input, which is the end of the test process, however that ended. Then it ends a
 # server that is still there and removes the directory. Everything but `rm` and `sleep` is built into sh.
@@ -185,15 +186,23 @@ class PostgresServer:
         Without TLS, which the server has not: asyncpg, stopped while it offers it, leaves a fault that nobody asks for,
         and asyncio tells of it in the middle of whichever test runs when it is collected.
         """
-        self.execute(f"CREATE DATABASE {_identifier(name)} OWNER {_USER} TEMPLATE {_identifier(template)}")
+        self.execute(_creation(name, template))
+        return self.url_of(name)
+
+    def url_of(self, name: str) -> str:
+        """Return the SQLAlchemy URL of a database that `create_database` or `Copies` has made."""
         return f"postgresql+asyncpg://{_USER}:{self._password}@127.0.0.1:{self.port}/{name}?ssl=disable"
 
     def drop_database(self, name: str) -> None:
         """Drop a database, ending the connections to it; nothing happens when there is none of that name."""
-        self.execute(f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
+        self.execute(_removal(name))
 
     def execute(self, statement: str, database: str = "postgres") -> str:
         """Run one statement as superuser, unlogged; what psql prints for it (unaligned, no header)."""
+        return self.execute_all([statement], database)
+
+    def execute_all(self, statements: Iterable[str], database: str = "postgres") -> str:
+        """The same for several, one after the other. None after one that fails is run."""
         environment = _bare_environment() | {
             "PGPASSWORD": self._password,
             "PGOPTIONS": "-c log_statement=none -c client_min_messages=warning",
@@ -202,8 +211,10 @@ class PostgresServer:
         }
         # Connection words instead of options: no name can be taken for one.
         target = f"host=127.0.0.1 port={self.port} user={_SUPERUSER} dbname={_identifier(database)}"
-        command: list[str | Path] = [self._binaries / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement, target]
-        return _run(command, env=environment).strip()
+        command: list[str | Path] = [self._binaries / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1"]
+        for statement in statements:
+            command += ["-c", statement]
+        return _run([*command, target], env=environment).strip()
 
     def dispose(self) -> None:
         """Stop the server and give its port back; it cannot be started again."""
@@ -218,6 +229,29 @@ class PostgresServer:
             return False
         # A file left by a crash names another process. The status is the eighth line.
         return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+
+
+class Copies:
+    """Copies of a database. They are made and removed a few at a time: each start of psql takes as long as a copy."""
+
+    def __init__(self, server: PostgresServer, template: str) -> None:
+        self._server = server
+        self._template = template
+        self._ready: list[str] = []
+        self._used: list[str] = []
+
+    def take(self) -> str:
+        """Return the name of a copy that nobody has used."""
+        if not self._ready:
+            names = [f"test_{uuid4().hex}" for _ in range(_COPIES)]
+            creations = [_creation(name, self._template) for name in names]
+            self._server.execute_all([*map(_removal, self._used), *creations])
+            self._ready, self._used = names, []
+        return self._ready.pop()
+
+    def put_away(self, name: str) -> None:
+        """Have a copy removed, before others are made. The server may be gone by then."""
+        self._used.append(name)
 
 
 @contextmanager
@@ -315,6 +349,14 @@ def _run(command: list[str | Path], **arguments: Any) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
     return done.stdout
+
+
+def _creation(name: str, template: str) -> str:
+    return f"CREATE DATABASE {_identifier(name)} OWNER {_USER} TEMPLATE {_identifier(template)}"
+
+
+def _removal(name: str) -> str:
+    return f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)"
 
 
 def _identifier(name: str) -> str:
