@@ -19,6 +19,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL, make_url
 
+from tests.cli.transcript import keyman
 from tests.support.cli import Service, children, dev, dev_parts, environment, processes, run_keyman, serve, variables
 from tests.support.database import copied
 from tests.support.http import NO_TLS, free_port, is_free, sign_up
@@ -88,9 +89,9 @@ def test_a_look_at_a_database_that_is_not_there_leaves_nothing_that_others_can_r
 ) -> None:
     given = variables(provisioned.settings, service_database)
     run_keyman("serve", "--port", str(free_port()), env=given)
-    run_keyman("db", "check", env=given)
-    run_keyman("user", "list", env=given)
-    assert run_keyman("db", "upgrade", env=given).code == 0
+    keyman("db", "check", env=given)
+    keyman("user", "list", env=given)
+    assert keyman("db", "upgrade", env=given).code == 0
     assert stat.S_IMODE((tmp_path / "keyman.db").stat().st_mode) == 0o600
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from tests.cli.transcript import keyman
 from tests.support.cli import Live, dev, dev_parts, environment, processes, run_keyman, settings_of
 from tests.support.database import keys_of_home
 from tests.support.http import NO_TLS, free_port, is_free, script, sign_up
@@ -206,12 +207,12 @@ def test_a_key_is_stored_listed_replaced_and_deleted_and_opens_only_under_its_ow
 
 
 def test_operators_commands_work_on_a_home_that_is_in_use(fresh: Fresh) -> None:
-    added = run_keyman("user", "add", "op@example.com", "--home", fresh.home, stdin="a password for ops\n")
+    added = keyman("user", "add", "op@example.com", "--home", fresh.home, stdin="a password for ops\n")
     assert added.code == 0, added.err
-    created = run_keyman("token", "create", "--home", fresh.home, "--user", "op@example.com", "--name", "ci")
+    created = keyman("token", "create", "--home", fresh.home, "--user", "op@example.com", "--name", "ci")
     assert created.code == 0
     assert script(fresh.url, created.out.strip()).get("/api/keys").json() == []
-    assert run_keyman("db", "check", "--home", fresh.home).code == 0
+    assert keyman("db", "check", "--home", fresh.home).code == 0
 
 
 def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
@@ -241,7 +242,7 @@ def test_a_plane_does_not_hold_what_the_other_logs_in_with(fresh: Fresh) -> None
 def test_an_application_that_is_registered_gets_back_what_a_user_has_left(fresh: Fresh) -> None:
     grace = sign_up(fresh.url, "grace@example.com")
     key = grace.post("/api/keys", json={"service": "OPENAI", "api_key": OTHER_VALUE}).json()
-    created = run_keyman("app", "create", "chat-backend", "--service", "OPENAI", "--home", fresh.home)
+    created = keyman("app", "create", "chat-backend", "--service", "OPENAI", "--home", fresh.home)
     assert created.code == 0, created.err
     application = script(f"http://127.0.0.1:{fresh.port + 1}", created.out.strip())
     answer = application.post("/v1/resolve", json={"key_id": key["id"]})
