@@ -58,17 +58,22 @@ class Rates(NamedTuple):
 def main(rows: int, rounds: int) -> None:
     """Print a table."""
     configure_logging("console", "error")
+    before = os.getloadavg()[0]
+    rates = measured(rows, rounds)
+    click.echo(f"{rows:,} rows, load of the machine {before:.1f} before and {os.getloadavg()[0]:.1f} after\n")
+    click.echo("| | share of bare Transit | values a second here |\n|---|---|---|")
+    click.echo(f"| Bare Transit, {MAX_BATCH} a call, {IN_FLIGHT} calls at once | 1 | {rates.transit:,.0f} |")
+    click.echo(f"| `keyman rewrap`, PostgreSQL | {rates.rewrap / rates.transit:.2f} | {rates.rewrap:,.0f} |")
+
+
+def measured(rows: int, rounds: int) -> Rates:
+    """Start the servers, fill a database, and return the better rate of all rounds for each."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         vault = asyncio.run(embedded.start(directory / "vault"))
         stack.callback(vault.close)
         server = stack.enter_context(postgres_server(durable=True, log_statements=False))
-        before = os.getloadavg()[0]
-        rates = asyncio.run(_measure(vault, make_url(server.create_database("bench")), rows, rounds))
-    click.echo(f"{rows:,} rows, load of the machine {before:.1f} before and {os.getloadavg()[0]:.1f} after\n")
-    click.echo("| | share of bare Transit | values a second here |\n|---|---|---|")
-    click.echo(f"| Bare Transit, {MAX_BATCH} a call, {IN_FLIGHT} calls at once | 1 | {rates.transit:,.0f} |")
-    click.echo(f"| `keyman rewrap`, PostgreSQL | {rates.rewrap / rates.transit:.2f} | {rates.rewrap:,.0f} |")
+        return asyncio.run(_measure(vault, make_url(server.create_database("bench")), rows, rounds))
 
 
 async def _measure(vault: EmbeddedVault, url: URL, count: int, rounds: int) -> Rates:
