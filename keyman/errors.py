@@ -24,6 +24,7 @@ KeymanError
 │   └── Internal
 ├── RefusedStatement        the database rejects a statement, or a row cannot be read
 │   ├── MissingRight
+│   ├── UnfitParameter      storage/statements.py
 │   └── UnreadableRow       storage/statements.py
 ├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
 ├── PoolerFound             storage/connecting.py: the next connection goes through the pooler
