@@ -76,8 +76,14 @@ def test_livez_answers_through_the_proxy_under_a_flood(front: Proxy, kind: str) 
         until(lambda: running.left <= 256, "the bound of connections of an address")
         for _ in range(3):
             assert httpx.get(f"{front.url}/livez", timeout=ANSWER_SECONDS, verify=NO_TLS).status_code == 200
-        if kind not in ("half a body", "never reading", "slow reading"):  # these end after the 30 s of `timeout client`
+        if kind not in ("never reading", "slow reading"):  # these end after the 30 s of `timeout client`
             until(lambda: running.left == 0, "the end of each connection")
+
+
+def test_half_of_a_body_does_not_reach_a_plane(front: Proxy, replica: Service) -> None:
+    with flood(front.port, "half a body", count=20, source="127.0.0.3") as running:
+        until(lambda: running.left == 0, "the end of each connection")
+    assert "/api/auth/login" not in replica.live.err
 
 
 def test_metrics_do_not_go_through_the_proxy(front: Proxy) -> None:
