@@ -186,11 +186,14 @@ def is_one(kind: type[Value], raw: str | None) -> bool:
     return True
 
 
-_OWN = re.compile(r"/settings((?!//|\\)[!-~])*")
+_OWN = re.compile(r"/settings((?!//|\\|/(?:\.|%2[eE]){1,2}(?:[/?#]|\Z))[!-~])*")
 
 
 def own_page(url: str) -> str:
-    """Return `url` if it is a page of the settings, else HOME. So no request can cause a redirect to another site."""
+    """Return `url` if it is a page of the settings, else HOME. So no request can cause a redirect to another site.
+
+    Nor to another application on this host: a browser removes `..` from a path, and `%2e%2e` too.
+    """
     return url if _OWN.fullmatch(url) else HOME
 
 

@@ -203,6 +203,12 @@ async def test_nobody_is_led_away_after_signing_in(page_plane: ApiPlane, url: st
     assert (await ada.post("/sign-in", data=form)).headers["location"] == HOME
 
 
+@pytest.mark.parametrize("end", ["/../x", "/..", "/..?a", "/.#a", "/a/%2e%2E/x", "/.%2e/x", "//x", "/\\x"])
+def test_own_page_is_no_path_that_a_browser_takes_for_another(end: str) -> None:
+    assert own_page(f"/settings{end}") == HOME
+    assert own_page("/settings/api-keys?q=..%2Fa..b") != HOME
+
+
 @given(st.text())
 def test_own_page_is_a_path_of_the_settings_whatever_it_is_given(url: str) -> None:
     for made in (own_page(url), own_page(f"/settings{url}")):
