@@ -159,25 +159,21 @@ class Rewrap:
             Bound(row.encrypted_key, Context(self._store.uuid, row.owner_id, row.service, row.value_uuid).encoded())
             for row in rows
         ]
-        rewrapped: list[dict[str, object]] = []
-        refused: list[dict[str, object]] = []
+        changes: list[dict[str, object]] = []
+        refused: list[RefusedKey] = []
         for row, sealed in zip(rows, await self._rotation.rewrap(items), strict=True):
+            to, version = (row.encrypted_key, row.key_version) if sealed is None else sealed[:2]
             as_read = {"of_id": row.id, "of_value": row.value_uuid, "of_ciphertext": row.encrypted_key}
+            changes.append({**as_read, "to": to, "version": version, "is_refused": sealed is None})
             if sealed is None:
-                refused.append(as_read)
-            else:
-                rewrapped.append(as_read | {"to": sealed.ciphertext, "version": sealed.key_version})
+                refused.append(RefusedKey(row.id, row.user_id, row.service))
         if refused:
             await self._guard.verify(0)  # so that no row is marked if the key was replaced during this run
         # Rows are locked in the order of their ids, so that two runs at the same time never deadlock.
         async with self._db.write(Unchecked.OPERATOR) as connection:
-            if rewrapped:
-                await _STORE.execute_many(connection, rewrapped)
-            if refused:
-                await _MARK.execute_many(connection, refused)
-        summary.rewrapped += len(rewrapped)
-        marked = {entry["of_id"] for entry in refused}
-        summary.refused += [RefusedKey(row.id, row.user_id, row.service) for row in rows if row.id in marked]
+            await _STORE.execute_many(connection, changes)
+        summary.rewrapped += len(changes) - len(refused)
+        summary.refused += refused
         self._report(len(rows))
 
     async def _rewrap_sentinel(self) -> None:
@@ -278,14 +274,13 @@ def _is_sound(row: _Row, summary: Summary) -> bool:
     return sound
 
 
-_AS_READ = (
-    api_keys.c.id == bindparam("of_id"),
-    api_keys.c.value_uuid == bindparam("of_value"),
-    api_keys.c.encrypted_key == bindparam("of_ciphertext"),
-)
+# A refused row keeps its ciphertext, and is marked.
 _STORE = Command(
     update(api_keys)
-    .where(*_AS_READ)
-    .values(encrypted_key=bindparam("to"), key_version=bindparam("version"), undecryptable=False)
+    .where(
+        api_keys.c.id == bindparam("of_id"),
+        api_keys.c.value_uuid == bindparam("of_value"),
+        api_keys.c.encrypted_key == bindparam("of_ciphertext"),
+    )
+    .values(encrypted_key=bindparam("to"), key_version=bindparam("version"), undecryptable=bindparam("is_refused"))
 )
-_MARK = Command(update(api_keys).where(*_AS_READ).values(undecryptable=True))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import KeymanError, VaultReason, VaultUnavailable
@@ -15,11 +15,13 @@ from keyman.ids import KeyId, UserId
 from keyman.keys.deployment import Deployment, deployment
 from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version
 from keyman.keys.tables import api_keys
-from keyman.storage.transactions import Unchecked
+from keyman.storage.statements import scalar
+from keyman.storage.transactions import Database, Unchecked
 from keyman.vault.cipher import Sealed
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
 from tests.keys.conftest import Stock
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +110,42 @@ async def test_what_vault_refuses_is_marked_and_listed_and_does_not_stop_the_res
     assert (healed.rewrapped, healed.refused) == (2, [])
     assert not [row for row in (await rows_of(stock)).values() if row.undecryptable]
     assert await stock.opened() == stock.plaintexts
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_rows_are_locked_in_the_order_of_their_ids(stock: Stock) -> None:
+    """Also those that Vault refuses: another run, which begins at a later row, may have locked it already."""
+    first, second, third = await stock.store(3)
+    await exchange(stock, first, third)
+    await stock.rotate()
+    other = Database(stock.url)
+    begun = asyncio.Event()
+
+    async def happens() -> None:
+        begun.set()
+
+    try:
+        async with other.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(select(api_keys.c.id).where(api_keys.c.id == first).with_for_update())
+            run = asyncio.create_task(stock.rewrap(Interrupted(stock.client(), stock.settings, happens)).run())
+            await begun.wait()
+            await becomes(lambda: _waits_for_a_lock(stock), "the run that waits for the first row")
+            await connection.execute(select(api_keys.c.id).where(api_keys.c.id == second).with_for_update(nowait=True))
+        summary = await run
+    finally:
+        await other.close()
+    assert [key.id for key in summary.refused] == [first, third]
+    assert summary.rewrapped == 1
+
+
+async def _waits_for_a_lock(stock: Stock) -> bool:
+    async with stock.db.read() as connection:
+        return bool(await _WAITING.one(connection))
+
+
+_WAITING = scalar(
+    text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"), int
+)
 
 
 async def test_a_row_that_was_marked_at_the_newest_version_is_tried_again(stock: Stock) -> None:
