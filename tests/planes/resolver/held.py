@@ -11,12 +11,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.storage.transactions import Authority, Database
 from tests.planes.management.api.harness import state_of
 from tests.support.planes import Plane
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, becomes
 
 
 class Point(Enum):
@@ -24,6 +25,7 @@ class Point(Enum):
 
     BODY = "its head has arrived, and its body has not"
     TRANSACTION = "just before a transaction that writes begins"
+    CHECKED = "in a transaction that has checked the caller and has not written yet"
     COMMIT = "in a transaction that has written, just before it is committed"
 
 
@@ -124,6 +126,8 @@ async def stoppable(plane: Plane) -> AsyncIterator[None]:
         if held is not None:
             await held.stand(Point.TRANSACTION)
         async with write(by, patience=patience) as connection:
+            if held is not None:
+                await held.stand(Point.CHECKED)
             yield connection
             if held is not None:
                 await held.stand(Point.COMMIT)
@@ -133,3 +137,23 @@ async def stoppable(plane: Plane) -> AsyncIterator[None]:
         yield
     finally:
         del db.write
+
+
+_WAITING = text(
+    "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN"
+    " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
+)
+
+
+async def has_to_wait(db: Database, revocation: asyncio.Future[None]) -> None:
+    """Return once it waits for a lock. It must not end while a request stands still."""
+
+    async def waits() -> bool:
+        async with db.read() as connection:
+            return revocation.done() or bool((await connection.execute(_WAITING)).scalar_one())
+
+    if db.is_sqlite:  # which does not show who waits
+        await asyncio.wait({revocation}, timeout=0.1)
+    else:
+        await becomes(waits, "a wait for the request")
+    assert not revocation.done()

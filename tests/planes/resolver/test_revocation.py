@@ -11,18 +11,21 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit.entries import Action
+from keyman.audit.entries import Action, Entry
+from keyman.audit.log import record
 from keyman.audit.tables import audit_log
 from keyman.errors import Unauthenticated
 from keyman.identity import applications, users
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Credentials
+from keyman.keys import release
 from keyman.storage.transactions import Database
 from keyman.values import ApplicationName, EmailAddress
 from tests.planes.management.api.harness import OPENAI_KEY, cookie_of, problem
 from tests.planes.management.api.served import served
-from tests.planes.resolver.held import Held, Point
+from tests.planes.resolver.held import Held, Point, has_to_wait
 from tests.planes.resolver.pair import App, Pair
 from tests.support.planes import PASSWORD, Vault
 from tests.support.waiting import PATIENCE
@@ -42,6 +45,32 @@ async def entries(db: Database, action: Action) -> int:
     async with db.read() as connection:
         counted = select(func.count()).select_from(audit_log).where(audit_log.c.action == action)
         return int((await connection.execute(counted)).scalar_one())
+
+
+async def test_an_account_that_is_disabled_while_its_key_is_looked_up_ends_after_the_entry(
+    shared_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry about a release is committed before the account is disabled, or there is none."""
+    owner, app = await shared_pair.owner(), await shared_pair.app()
+    key_id = await owner.key()
+    email = EmailAddress.parse((await owner.client.get("/api/auth/me")).json()["email"])
+    is_found, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def record_later(connection: AsyncConnection, *given: Entry) -> None:
+        is_found.set()
+        await goes_on.wait()
+        await record(connection, *given)
+
+    monkeypatch.setattr(release, "record", record_later)
+    asking = asyncio.create_task(app.ask(key_id=key_id))
+    await is_found.wait()
+    db = shared_pair.management.database
+    disabling = asyncio.create_task(users.disable(db, email))
+    await has_to_wait(db, disabling)
+    goes_on.set()
+    assert (await asking).status_code == 200
+    await disabling
+    problem(await app.ask(key_id=key_id), "not-found")
 
 
 @pytest.mark.parametrize("end", ["revoke", "rotate", "disable"])
