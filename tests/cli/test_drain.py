@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import signal
 import socket
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.support.cli import Service, serve, variables
 from tests.support.database import copied
 from tests.support.http import NO_TLS
 from tests.support.planes import Vault
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -63,6 +65,47 @@ def test_a_request_that_began_before_the_end_is_finished(draining_env: dict[str,
         client.sendall(b"}")
         assert client.recv(65536).startswith(b"HTTP/1.1 415 ")
         assert service.live.wait().code == 0
+
+
+CONNECTIONS = 150
+
+
+async def _visit(port: int, answered: list[int], broken: list[str]) -> None:
+    """Ask again and again over one connection, until an answer ends it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = b""
+    try:
+        while not re.search(rb"(?i)\r\nconnection: close", head):
+            writer.write(b"GET /api/auth/me HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+            answered.append(port)
+            await asyncio.sleep(0.5)
+    except (OSError, EOFError) as fault:
+        broken.append(repr(fault))
+    writer.close()
+
+
+def test_a_plane_that_stops_breaks_none_of_many_connections(draining_env: dict[str, str], tmp_path: Path) -> None:
+    """Each of them hears with an answer that it ends. One that is closed between two answers loses a request."""
+    answered: list[int] = []
+    broken: list[str] = []
+
+    async def stop_under_load(service: Service) -> None:
+        port = int(service.url.rpartition(":")[2])
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            for _ in range(CONNECTIONS):
+                group.create_task(_visit(port, answered, broken))
+            while len(answered) < 2 * CONNECTIONS:
+                await asyncio.sleep(0.05)
+            service.live.send(signal.SIGTERM)
+
+    with serve({**draining_env, "KEYMAN_DRAIN": "5"}, tmp_path) as service:
+        asyncio.run(stop_under_load(service))
+        assert service.live.wait().code == 0
+    assert broken == []
 
 
 def test_a_signal_to_the_whole_group_drains_too(draining_env: dict[str, str], tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def test_livez_answers_under_a_flood(flooded: Service, kind: str) -> None:
     until(lambda: metric(flooded, "keyman_open_connections") == 1, "the end of the flood")
 
 
+def test_only_http_1_1_is_spoken(flooded: Service) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(flooded)), ANSWER_SECONDS) as client:
+        client.sendall(FLOODS["the preface of HTTP/2"])
+        assert client.recv(65_536)[:12] in (b"", b"HTTP/1.1 400"), "not the settings of HTTP/2"
+
+
 @pytest.mark.slow
 def test_a_client_that_never_reads_is_cut_off(flooded: Service) -> None:
     with socket.socket() as client:

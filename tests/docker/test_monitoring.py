@@ -16,6 +16,7 @@ from keyman.http.problems import KINDS
 from keyman.telemetry import Metrics
 
 DOCKER = Path(__file__).parents[2] / "docker"
+GUIDE = DOCKER.parent / "docs" / "guide" / "operator.md"
 DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana" / "dashboards" / "keyman.json").read_text())
 RULES: list[dict[str, Any]] = [
     rule
@@ -125,6 +126,13 @@ def test_every_alert_says_what_it_means_and_how_bad_it_is() -> None:
         assert rule["annotations"].keys() == {"summary", "description"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule.get("for") or "increase(" in rule["expr"]  # at once only what has happened
+
+
+def test_each_metric_of_the_guides_alerts_has_a_rule() -> None:
+    alerts = GUIDE.read_text().partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"keyman_\w+", alerts))
+    assert {"keyman_open_connections", "keyman_open_connections_limit"} <= named
+    assert named <= {name for rule in RULES for name in re.findall(r"keyman_\w+", rule["expr"])}
 
 
 def test_prometheus_and_grafana_find_each_other_and_both_planes() -> None:
