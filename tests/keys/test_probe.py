@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -264,6 +265,18 @@ async def test_sqlite_needs_space_on_its_disk(
     monkeypatch.setattr(files, "MIN_FREE_BYTES", 1 << 60)
     assert not await is_ready(Probe(sqlite_db, "management"))
     assert "DiskFull" in logged.getvalue()
+
+
+@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.parametrize(("blocks", "ready"), [(64 * 256, True), (64 * 256 - 1, False)])
+async def test_that_space_is_64_mib_for_others_than_root(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, blocks: int, ready: bool
+) -> None:
+    found = os.statvfs("/")
+    # Blocks of 4 KiB that are free for others than root; more are free for root.
+    fields = (4096, 4096, found.f_blocks, found.f_blocks, blocks, *tuple(found)[5:])
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+    assert await is_ready(Probe(sqlite_db, "management")) is ready
 
 
 # --- failover

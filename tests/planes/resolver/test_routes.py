@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -56,6 +57,22 @@ async def test_without_the_token_of_an_application_there_is_no_way_in(shared_pai
             assert CANARY not in answer.text
     assert await shared_pair.resolver.count(audit_log) == rows
     assert await app.gets(key_id=key_id) == OPENAI_KEY
+
+
+async def test_the_address_of_a_client_comes_through_a_proxy_here_too(shared_pair: Pair, provisioned: Vault) -> None:
+    """With ports, over several lines, from the right, and only from a proxy that is trusted."""
+    ada, app = await shared_pair.owner(), await shared_pair.app()
+    key_id = await ada.key()
+    lines = ["203.0.113.66", "192.0.2.7:51234, 10.0.0.9"]
+    sent = [(b"x-forwarded-for", line.encode()) for line in lines]
+    sent += [(b"authorization", f"Bearer {app.token}".encode()), (b"content-type", b"application/json")]
+    database = shared_pair.resolver.settings.database_url
+    for trusted in ((), (ip_network("10.0.0.0/8"), ip_network("127.0.0.0/8"))):
+        async with resolver_at(database, provisioned.resolver, trusted_proxies=trusted) as plane:
+            answer = await plane.wire("POST", b"/v1/resolve", sent, b'{"key_id": %d}' % key_id)
+            assert answer.status_code == 200
+    direct, forwarded = [entry.address for entry in await shared_pair.entries(app)]
+    assert direct != forwarded == "192.0.2.7"
 
 
 async def test_an_applications_token_is_nothing_to_the_management_plane(shared_pair: Pair) -> None:
