@@ -56,7 +56,7 @@ def _field(kind: object, raw: object) -> object:
         if message.startswith("Expected `bool`"):
             raise ValueError("must be true or false") from None
         if message.startswith("Expected `array` of length"):
-            raise ValueError("must be a list that is not empty") from None
+            raise ValueError("must have at least one entry") from None
         if message.startswith("Expected `array`"):
             raise ValueError("must be a list") from None
         raise ValueError("is of the wrong type") from None

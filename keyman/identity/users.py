@@ -91,7 +91,7 @@ async def _prove_and_hash(
         except WrongPassword:
             async with db.write(caller) as connection:
                 await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, row.id))
-            raise InvalidRequest.at(FieldError("current_password", "is not your current password")) from None
+            raise InvalidRequest.at(FieldError("current_password", "is wrong")) from None
         except RateLimited:
             await throttle.take_back(db, buckets)
             raise

@@ -133,6 +133,10 @@ def narrow_places(page: Page) -> list[str]:
             if (box.right > root.clientWidth + 1 || box.left < -1)
               wide.push(`${each.tagName}.${each.className} sticks out`);
           }
+          for (const each of document.querySelectorAll("table")) {
+            const [own, place] = [each, each.parentElement].map((one) => one.getBoundingClientRect());
+            if (own.right > place.right + 1) wide.push(`${each.className} wider than its place`);
+          }
           return wide;
         }"""
     )

@@ -486,7 +486,7 @@ def test_a_session_that_ends_after_a_refusal_leads_back_to_a_page(ada: Person) -
         page.get_by_label("Current password").fill("not the password")
         page.get_by_label("New password").fill("another horse battery")
         page.get_by_role("button", name="Change password").click()
-        expect(page.get_by_text("Current password is not your current password.")).to_be_visible()
+        expect(page.get_by_text("Current password is wrong.")).to_be_visible()
     cookies = ada.context.cookies()
     ada.context.clear_cookies()
     page.reload()

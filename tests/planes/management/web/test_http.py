@@ -680,7 +680,7 @@ async def test_a_token_is_shown_in_the_answer_to_its_form_and_nowhere_else(page_
     ("form", "words"),
     [
         ({"name": "", "scopes": "keys:read"}, "Name is missing."),
-        ({"name": "x"}, "Scopes must be a list that is not empty."),
+        ({"name": "x"}, "Scopes must have at least one entry."),
         ({"name": "x", "scopes": "everything"}, "Scopes may contain only"),
         ({"name": "x", "scopes": "keys:read", "expires_at": "2001-01-01"}, "Expires must be in the future."),
     ],
@@ -702,7 +702,7 @@ async def test_a_password_change_asks_for_the_current_one_and_ends_the_others(pa
     form = {"current_password": "wrong wrong wrong", "new_password": "another horse battery"}
     page = await ada.post("/settings/account", data=form)
     assert page.status_code == 422
-    assert "Current password is not your current password." in page.text
+    assert "Current password is wrong." in page.text
     assert "wrong wrong wrong" not in page.text
     form["current_password"] = PASSWORD
     assert (await ada.post("/settings/account", data=form)).headers["location"].endswith("?done=password")

@@ -272,9 +272,7 @@ def _minds_the_account(ada: Person) -> None:
     page.get_by_label("Current password").fill("not the password")
     page.get_by_label("New password").fill(NEW_PASSWORD)
     page.get_by_role("button", name="Change password").click()
-    expect(page.get_by_label("Current password")).to_have_accessible_description(
-        "Current password is not your current password."
-    )
+    expect(page.get_by_label("Current password")).to_have_accessible_description("Current password is wrong.")
     expect(page.get_by_label("Current password")).to_have_value("")
     expect(page.get_by_label("New password")).to_have_value("")
     assert _status(other) == 200

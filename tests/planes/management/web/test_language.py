@@ -253,7 +253,7 @@ def test_the_sentences_of_code_and_templates_are_found() -> None:
     assert {"Skip to the content", "key %(id)s", "Choose {service}"} <= of_the_templates()
     assert {
         "must be 8 to 8,192 characters long",
-        "is not your current password",
+        "is wrong",
         "{count} things are invalid; errors lists each of them.",
         "One field is invalid.",
         "The database cannot be used at the moment. Nothing was stored.",

@@ -236,6 +236,24 @@ def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server
     assert found == {}
 
 
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_a_list_of_long_masks_fits_in_both_languages(arrive: Arrive, dev_server: DevServer, locale: str) -> None:
+    ada = arrive(signed_up=False, locale=locale)
+    join(ada)
+    moment = now()
+    long = {"service": "AWS_BEDROCK", "last_4_chars": "bedrock-api-key-...AbCd", "name": "W" * 100}
+    plant(
+        dev_server.home,
+        ada,
+        {**long, "last_used_at": moment, "last_used_by": "a" * 64, "expires_at": moment + timedelta(days=6)},
+        {**long, "disabled": True, "settings": '{"region":"ap-southeast-2"}'},
+    )
+    ada.open(KEYS)
+    for width in (1220, 1280, 1920):
+        ada.page.set_viewport_size({"width": width, "height": 800})
+        assert narrow_places(ada.page) == [], width
+
+
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 AXE_OPTIONS = {
     "light": {"resultTypes": ["violations"]},
