@@ -48,7 +48,7 @@ _HASH = b"h" * 32
 _ADD = Command(insert(throttle))
 
 QUERIES: dict[str, tuple[Query[Any], dict[str, Any]]] = {
-    "a token by its hash": (personal_tokens._BY_HASH, {"token_hash": _HASH}),
+    "a token by its hash": (personal_tokens._BY_HASH._for_one, {"key_0": _HASH}),
     f"a list of {KEYS} keys": (operations._LISTINGS[False, False]._first, {"owner_id": 1, "limit": KEYS + 1}),
 }
 INSERT = "a transaction with one insert"

@@ -19,6 +19,7 @@ from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
+from keyman.identity.lookups import Lookup
 from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.standing import Grounds, Standing, Turn, lock_application
 from keyman.identity.tables import application_tokens, applications
@@ -63,9 +64,8 @@ class ApplicationProof:
         """Return the application that has this token. Raises Unauthenticated, also for a personal access token."""
         token = Token.parse(credential)
         moment = now()
-        async with db.read() as connection:
-            row = await _BY_TOKEN.first(connection, token_hash=token.digest(), moment=moment)
-        if row is None:
+        row = await _BY_TOKEN.find(db, token.digest())
+        if row is None or (row.expires_at is not None and row.expires_at <= moment):
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
             turn = Turn(applications, row.id)
@@ -82,7 +82,9 @@ class _Found(NamedTuple):
     name: str
     services: str
     token_id: ApplicationTokenId
+    expires_at: datetime | None
     last_used_at: datetime | None
+    token_hash: bytes
 
 
 class _Application(NamedTuple):
@@ -101,24 +103,21 @@ class _Token(NamedTuple):
     last_used_at: datetime | None
 
 
-_BY_TOKEN = Query(
+_BY_TOKEN = Lookup(
     select(
         applications.c.id,
         applications.c.name,
         applications.c.services,
         application_tokens.c.id.label("token_id"),
+        application_tokens.c.expires_at,
         application_tokens.c.last_used_at,
+        application_tokens.c.token_hash,
     )
     .join_from(application_tokens, applications)
-    .where(
-        application_tokens.c.token_hash == bindparam("token_hash"),
-        or_(
-            application_tokens.c.expires_at.is_(None),
-            application_tokens.c.expires_at > bindparam("moment", type_=UtcTime),
-        ),
-        applications.c.disabled_at.is_(None),
-    ),
+    .where(applications.c.disabled_at.is_(None)),
+    application_tokens.c.token_hash,
     _Found,
+    lambda row: row.token_hash,
 )
 _NOTE_USE = Command(
     update(application_tokens)

@@ -13,6 +13,7 @@ from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence, Unauthenticated
+from keyman.identity.lookups import Lookup
 from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing, Turn, lock_accounts
 from keyman.identity.tables import api_tokens, users
@@ -77,8 +78,7 @@ class TokenProof:
         """Return the user with the token's scopes. Raises Unauthenticated, also for an application's token."""
         token = Token.parse(credential)
         moment = now()
-        async with db.read() as connection:
-            row = await _BY_HASH.first(connection, token_hash=token.digest())
+        row = await _BY_HASH.find(db, token.digest())
         if row is None or (row.expires_at is not None and row.expires_at <= moment):
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
@@ -98,19 +98,23 @@ class _Found(FoundUser, frozen=True):
     scopes: str
     expires_at: datetime | None
     last_used_at: datetime | None
+    token_hash: bytes
 
 
-_BY_HASH = Query(
+_BY_HASH = Lookup(
     select(
         *FOUND_USER,
         api_tokens.c.id,
         api_tokens.c.scopes,
         api_tokens.c.expires_at,
         api_tokens.c.last_used_at,
+        api_tokens.c.token_hash,
     )
     .join_from(api_tokens, users)
-    .where(api_tokens.c.token_hash == bindparam("token_hash"), users.c.disabled_at.is_(None)),
+    .where(users.c.disabled_at.is_(None)),
+    api_tokens.c.token_hash,
     _Found,
+    lambda row: row.token_hash,
 )
 _NOTE_USE = Command(
     update(api_tokens)

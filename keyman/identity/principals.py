@@ -90,8 +90,9 @@ class Principal:
 
     async def confirm_for_reading(self, db: Database) -> None:
         """Raise Unauthenticated unless the caller may still act, at this moment."""
-        async with db.read() as connection:
-            await self.confirm(connection, Lock.NONE)
+        if self.grounds is None:
+            raise Unauthenticated("Sign in again.")
+        await self.grounds.confirm_now(db)
 
     @property
     def kind(self) -> Actor:

@@ -16,6 +16,7 @@ from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import NotFound, Unauthenticated
+from keyman.identity.lookups import Lookup
 from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing, Turn
 from keyman.identity.tables import sessions, users
@@ -67,8 +68,7 @@ class SessionProof:
     async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
         """Return the user. Raises Unauthenticated for a session that is unknown, ended or idle for too long."""
         moment = now()
-        async with db.read() as connection:
-            row = await _BY_COOKIE.first(connection, id_hash=session_digest(credential))
+        row = await _BY_COOKIE.find(db, session_digest(credential))
         if row is None or row.expires_at <= moment or moment - row.last_seen_at >= SESSION_IDLE:
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_seen_at, moment):
@@ -87,18 +87,22 @@ class _Found(FoundUser, frozen=True):
     id: SessionId
     last_seen_at: datetime
     expires_at: datetime
+    id_hash: bytes
 
 
-_BY_COOKIE = Query(
+_BY_COOKIE = Lookup(
     select(
         *FOUND_USER,
         sessions.c.id,
         sessions.c.last_seen_at,
         sessions.c.expires_at,
+        sessions.c.id_hash,
     )
     .join_from(sessions, users)
-    .where(sessions.c.id_hash == bindparam("id_hash"), users.c.disabled_at.is_(None)),
+    .where(users.c.disabled_at.is_(None)),
+    sessions.c.id_hash,
     _Found,
+    lambda row: row.id_hash,
 )
 _NOTE_USE = Command(
     update(sessions)

@@ -28,9 +28,11 @@ from sqlalchemy.sql.functions import Function
 
 from keyman.clock import now
 from keyman.errors import Unauthenticated
+from keyman.identity.lookups import Lookup
 from keyman.identity.tables import applications, users
 from keyman.ids import ApplicationId, UserId
 from keyman.storage.statements import Query, scalar
+from keyman.storage.transactions import Database
 from keyman.storage.types import Id
 
 R = TypeVar("R")
@@ -55,6 +57,13 @@ class _Times(NamedTuple):
     last_seen_at: datetime | None
 
 
+class _Current(NamedTuple):
+    id: int
+    holder_id: int
+    expires_at: datetime | None
+    last_seen_at: datetime | None
+
+
 class Standing:
     """The check of one kind of credential: a row of `credential`, whose account or application is a row of `holder`.
 
@@ -66,6 +75,12 @@ class Standing:
         self._credential, self._holder = credential, holder
         self._ended, self._idle = ended, idle
         self._queries = {lock: Query(self._statement(lock), _Times) for lock in Lock}
+        self._now = Lookup(
+            self._columns(credential.c.id, holder.c.id.label("holder_id")),
+            credential.c.id,
+            _Current,
+            lambda row: row.id,
+        )
 
     async def confirm(self, connection: AsyncConnection, credential_id: int, holder_id: int, lock: Lock) -> None:
         """Raise Unauthenticated unless the credential is valid now. The locks are held until the transaction ends."""
@@ -75,24 +90,30 @@ class Standing:
         if row is None or self._has_ended(row, moment):
             raise Unauthenticated(self._ended)
 
-    def _has_ended(self, row: _Times, moment: datetime) -> bool:
+    async def confirm_now(self, db: Database, credential_id: int, holder_id: int) -> None:
+        """Raise Unauthenticated unless the credential is valid now. It locks nothing, and is for requests that read."""
+        row = await self._now.find(db, credential_id)
+        if row is None or row.holder_id != holder_id or self._has_ended(row, now()):
+            raise Unauthenticated(self._ended)
+
+    def _has_ended(self, row: _Times | _Current, moment: datetime) -> bool:
         if row.expires_at is not None and row.expires_at <= moment:
             return True
         return self._idle is not None and row.last_seen_at is not None and moment - row.last_seen_at >= self._idle
 
     def _statement(self, lock: Lock) -> Select[*tuple[object, ...]]:
         credential, holder = self._credential, self._holder
-        last_seen = null().label("last_seen_at") if self._idle is None else credential.c.last_seen_at
-        found = (
-            select(credential.c.expires_at, last_seen)
-            .join_from(credential, holder)
-            .where(
-                credential.c.id == bindparam("credential_id"),
-                holder.c.id == bindparam("holder_id"),
-                holder.c.disabled_at.is_(None),
-            )
+        found = self._columns().where(
+            credential.c.id == bindparam("credential_id"), holder.c.id == bindparam("holder_id")
         )
         return found if lock is Lock.NONE else _locking(found, lock, holder, credential)
+
+    def _columns(self, *more: ColumnElement[int]) -> Select[*tuple[object, ...]]:
+        """Return a select of `more` and of the times, of credentials whose account or application is not disabled."""
+        credential, holder = self._credential, self._holder
+        last_seen = null().label("last_seen_at") if self._idle is None else credential.c.last_seen_at
+        found = select(*more, credential.c.expires_at, last_seen).join_from(credential, holder)
+        return found.where(holder.c.disabled_at.is_(None))
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,10 @@ class Grounds:
     async def confirm(self, connection: AsyncConnection, lock: Lock = Lock.SHARED) -> None:
         """Raise Unauthenticated unless the caller may still act."""
         await self.standing.confirm(connection, self.credential_id, self.holder_id, lock)
+
+    async def confirm_now(self, db: Database) -> None:
+        """Raise Unauthenticated unless the caller may still act, at this moment."""
+        await self.standing.confirm_now(db, self.credential_id, self.holder_id)
 
 
 @dataclass(frozen=True)

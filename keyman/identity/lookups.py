@@ -1,0 +1,83 @@
+"""Finds rows for many requests at once: lookups that wait at the same moment are one query.
+
+Every request looks its caller up. By itself, each would pay for a connection, a round trip and a statement. Nothing
+waits for others to come: the first lookup leaves at once, and those that come while two queries are under way leave
+together when one of them ends. See `Batcher`.
+
+No lookup is answered from a query that started before it. So a row that was changed before a request came, such as a
+token that was revoked on another replica, is never seen as it was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from sqlalchemy import Select, bindparam
+from sqlalchemy.sql.elements import ColumnElement
+
+from keyman.batching import Batcher, BatchRefused
+from keyman.errors import DatabaseUnavailable, RefusedStatement
+from keyman.storage.statements import Query
+from keyman.storage.transactions import Database
+from keyman.telemetry import frames, log
+
+K = TypeVar("K", bytes, int)
+R = TypeVar("R")
+
+TOGETHER = 32
+"""Lookups in one query. More save little: with 32 the share of each in the round trip is below its own part."""
+
+QUERIES = 2
+"""Queries of one kind that are under way at a time in a process, of ten connections."""
+
+
+class Lookup(Generic[K, R]):
+    """Finds the row with a given key, a unique column. `key_of` returns the key of a row."""
+
+    def __init__(
+        self, found: Select[*tuple[object, ...]], key: ColumnElement[K], row: Callable[..., R], key_of: Callable[[R], K]
+    ) -> None:
+        self._for_one = Query(found.where(key == bindparam("key_0", type_=key.type)), row)
+        # The statement has the same text for any number of keys, so that the database plans it once.
+        keys = [bindparam(f"key_{number}", type_=key.type) for number in range(TOGETHER)]
+        self._for_many = Query(found.where(key.in_(keys)), row)
+        self._key_of: Callable[[R], K] = key_of
+        self._batchers: WeakKeyDictionary[Database, Batcher[K, R | None]] = WeakKeyDictionary()
+
+    async def find(self, db: Database, key: K) -> R | None:
+        """Return the row with this key as it is now, or None. Raises DatabaseUnavailable and RefusedStatement."""
+        batcher = self._batchers.get(db)
+        if batcher is None:
+            run = partial(self._find, ref(db))  # a batcher must not keep its database alive
+            batcher = self._batchers[db] = Batcher(run, _failure, max_batch=TOGETHER, max_batches=QUERIES)
+        return await batcher.submit(key)
+
+    async def _find(self, database: ref[Database], keys: Sequence[K]) -> Sequence[R | None]:
+        db = database()
+        assert db is not None, "a caller of find() holds it"
+        query = self._for_one if len(keys) == 1 else self._for_many
+        padded = [*keys, *[keys[0]] * (TOGETHER - len(keys))] if len(keys) > 1 else keys
+        try:
+            async with db.read() as connection:
+                rows = await query.all(connection, **{f"key_{number}": key for number, key in enumerate(padded)})
+        except RefusedStatement:
+            if len(keys) == 1:
+                raise
+            raise BatchRefused("One of several rows cannot be read.") from None  # the others are asked for again
+        by_key = {self._key_of(row): row for row in rows}
+        return [by_key.get(key) for key in keys]
+
+
+def _failure(fault: BaseException) -> Exception:
+    """Return the exception for one caller of a query that failed."""
+    if isinstance(fault, DatabaseUnavailable):
+        return DatabaseUnavailable(fault.detail, kind=fault.kind)
+    if isinstance(fault, RefusedStatement):
+        return type(fault)(*fault.args)
+    if isinstance(fault, Exception):
+        log.error("a lookup failed", **frames(fault))
+        return RefusedStatement("a lookup failed")
+    return DatabaseUnavailable()  # it was cancelled, because the process stops
