@@ -57,7 +57,11 @@ def sentinel_context(deployment: UUID) -> str:
 class Guard(ABC):
     """Checks the key at most once per `max_age` seconds. All callers that wait share one check."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
+        self._client = client
+        self._transit = Transit(client.adapter)
+        self._settings = settings
+        self._store = store
         self._checking: asyncio.Task[None] | None = None
         self._checked_at = float("-inf")
         self._verdict: VaultUnavailable | None = None
@@ -109,13 +113,6 @@ def _retrieve(check: asyncio.Task[None]) -> None:
 
 class KeyGuard(Guard):
     """The guard of the plane that seals. It reads the key's properties, rewraps, and stores the first sentinel."""
-
-    def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
-        super().__init__()
-        self._client = client
-        self._transit = Transit(client.adapter)
-        self._settings = settings
-        self._store = store
 
     async def _check(self) -> VaultUnavailable | None:
         sentinel = await self._store.sentinel()

@@ -11,27 +11,16 @@ import asyncio
 import base64
 import hmac
 
-from hvac.api.secrets_engines.transit import Transit
-
-from keyman.config.vault import VaultSettings
 from keyman.errors import Undecryptable, VaultReason, VaultUnavailable, raise_alone
 from keyman.secret import Secret
 from keyman.telemetry import log
 from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.cipher import Context
-from keyman.vault.guard import SENTINEL_PLAINTEXT, Guard, SentinelStore, sentinel_context, wrong_key
-from keyman.vault.login import VaultClient
+from keyman.vault.guard import SENTINEL_PLAINTEXT, Guard, sentinel_context, wrong_key
 
 
 class TransitOpener(Guard):
     """Opens values with Vault's Transit engine. It is also the guard of the plane that opens."""
-
-    def __init__(self, client: VaultClient, settings: VaultSettings, store: SentinelStore) -> None:
-        super().__init__()
-        self._client = client
-        self._transit = Transit(client.adapter)
-        self._settings = settings
-        self._store = store
 
     async def open(self, ciphertext: str, context: Context) -> Secret:
         try:
