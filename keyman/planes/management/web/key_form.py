@@ -187,19 +187,15 @@ def _form(
     Unchanged fields show the stored values, which another window may have changed.
     """
     shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
-    filled = {"service": key.service if key is not None else "", **shown}
+    service = key.service if key is not None else typed.text("service") if typed is not None else ""
     settings = key.settings if key is not None else {}
     if typed is not None:
-        settings = _settings(typed, catalogue, key.service if key is not None else typed.text("service"))
-        filled |= {name: typed.text(name) for name in SURROUNDINGS if not typed.is_unchanged(name)}
-        filled["service"] = key.service if key is not None else typed.text("service")
-        if typed.text("api_key").strip() and typed.text("api_key").strip() in filled["name"]:
-            filled["name"] = shown["name"]  # it was refused because it contains the key, and no page shows a key
+        settings = _settings(typed, catalogue, service)
     return visit.show(
         "key_form.html",
         refused=refused,
         key=key,
-        filled=filled,
+        filled={"service": service, **shown, **(_typed(typed) if typed is not None else {})},
         shown={**shown, "settings": _shown_settings(catalogue, key)},
         settings=settings,
         setting_field=setting_field,
@@ -212,6 +208,15 @@ def _form(
         names={info.service: info.name for info in catalogue.infos()},
         today=f"{now():%Y-%m-%d}",
     )
+
+
+def _typed(form: Form) -> dict[str, str]:
+    """Return the fields that the user changed, to show them again. No page shows an API key, not even within a name."""
+    changed = {name: form.text(name) for name in SURROUNDINGS if not form.is_unchanged(name)}
+    value = form.text("api_key").strip()
+    if value and value in changed.get("name", ""):
+        del changed["name"]
+    return changed
 
 
 def _shown_settings(catalogue: Catalogue, key: KeyInfo | None) -> str:
