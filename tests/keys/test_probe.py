@@ -26,25 +26,14 @@ from keyman.storage.statements import optional, scalar
 from keyman.storage.transactions import Authority, Database, Unchecked
 from tests.support.database import PostgresServer, postgres_server
 from tests.support.relay import relay_to
-from tests.support.rows import add, table
+from tests.support.rows import add, count, write_one
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.anyio
 
 _PROVED = scalar(select(func.count()).select_from(probes).where(probes.c.proved_at.is_not(None)), int)
 _PROVED_AT = optional(select(probes.c.proved_at).where(probes.c.plane == bindparam("name")), datetime)
-_ROWS = scalar(select(func.count()).select_from(table("throttle")), int)
 _WRITER = scalar(text("SELECT pg_backend_pid()"), int)
-
-
-async def write_one(db: Database) -> None:
-    async with db.write(Unchecked.KEYMAN) as connection:
-        await add(connection, "throttle")
-
-
-async def rows(db: Database) -> int:
-    async with db.read() as connection:
-        return await _ROWS.one(connection)
 
 
 async def is_ready(probe: Probe) -> bool:
@@ -316,7 +305,7 @@ async def test_after_a_failover_no_connection_stays_with_the_old_primary(
             # From now on, each connection is a new one, and leads to the new primary.
             assert await asyncio.gather(*(_try_write(db) for _ in range(20))) == [True] * 20
             assert await is_ready(probe)
-            assert await rows(db) >= 20
+            assert await count(db, "throttle") >= 20
         finally:
             await db.close()
 
@@ -387,7 +376,7 @@ async def test_without_its_wal_file_nothing_is_written_and_nothing_acknowledged_
     await db.close()
     again = Database(sqlite)
     try:
-        assert await rows(again) == 5
+        assert await count(again, "throttle") == 5
         await write_one(again)
         assert await is_ready(Probe(again, "management"))
     finally:
@@ -423,6 +412,6 @@ async def test_the_wal_file_stays_the_same_while_others_come_and_go(sqlite: URL)
             await db._engine.dispose()  # as if every connection of the pool had broken
             await write_one(db)
         assert await is_ready(Probe(db, "management"))
-        assert await rows(db) == 7
+        assert await count(db, "throttle") == 7
     finally:
         await db.close()

@@ -22,7 +22,7 @@ from tests.support.database import PostgresServer
 from tests.support.planes import Vault, plane_at
 from tests.support.pooler import Pooler, pgbouncer
 from tests.support.proxies import require_proxies
-from tests.support.rows import add, table
+from tests.support.rows import table, write_one
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -62,11 +62,6 @@ async def opened(url: URL, mode: str | None = None) -> AsyncIterator[Database]:
 async def settings_of(db: Database, *, writes: bool) -> dict[str, str]:
     async with db.write(Unchecked.KEYMAN) if writes else db.read() as connection:
         return {name: await query.one(connection) for name, query in _SETTINGS.items()}
-
-
-async def write_one(db: Database) -> None:
-    async with db.write(Unchecked.KEYMAN) as connection:
-        await add(connection, "throttle")
 
 
 async def rows(db: Database) -> int:

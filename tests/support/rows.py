@@ -121,6 +121,12 @@ async def add_owner(db: Database) -> None:
         assert await add(connection, "applications") == 1
 
 
+async def write_one(db: Database) -> None:
+    """Commit a row that belongs to nobody, of the table `throttle`."""
+    async with db.write(Unchecked.KEYMAN) as connection:
+        await add(connection, "throttle")
+
+
 async def count(db: Database, name: str) -> int:
     async with db.read() as connection:
         return int((await connection.execute(select(func.count()).select_from(table(name)))).scalar_one())
