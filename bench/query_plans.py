@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import URL, make_url
 
-from bench import plans
+from bench import filling, plans
 from bench.plans import Captured
 from keyman import migrations
 from keyman.storage.transactions import Database
@@ -45,7 +45,7 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
   primary key backwards in the hope of meeting the rows of that owner, which is the usual trap of
   `ORDER BY id DESC LIMIT`.
 - A search by name reads the keys of the owner, newest first, until the page is full. If PostgreSQL expects that
-  few match, it reads them all and sorts those that do. What one owner has limits the cost: 10,000 rows here. An
+  few match, it reads them all and sorts those that do. What one owner has limits the cost: {heavy:,} rows here. An
   index over parts of names would have to serve all owners to help that one, so there is none.
 - A page of the audit log is read from `(user_id, id)`, and for one action from `(user_id, action, id)`. For
   several actions, a page of each is read and merged. A time first becomes an id, by one descent of the index on
@@ -53,8 +53,14 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
   index and sorts it.
 - "Who has used this key" is asked application by application: the last use of each, by one descent of
   `(key_id, action, application, at)`, however many uses there were.
+- A transaction that writes begins with the check of the caller: one row by the primary key of the token, and one by
+  that of its account. So does a resolve, with the token of the application.
+- The limit of keys counts the owner's keys in the index `(owner_id, id)`, and stops at the limit: 100 here.
+- A resolve finds a key by its id or as the newest one of `(owner_id, service, id)`. What the audit log says about the
+  current value is the last entry of the partial index `(key_id, as_of)`.
 - A token, a session, an idempotency key and a throttle bucket are found by their hash, in one descent of a
   unique index.
+- The tables of chain ends and of probes have a page or two, so their statements are not shown.
 - Indexed times find what housekeeping removes. A batch touches only what it removes.
 - SQLite takes the same ways with and without `ANALYZE`{same}.
 """
@@ -77,9 +83,9 @@ async def _page(urls: list[URL], keys: int) -> str:
     for name, url in (("sqlite", sqlite), ("postgresql", postgresql)):
         click.echo(f"{name}: filling", err=True)
         await migrations.upgrade(url)
-        await plans.build(url, keys)
+        await filling.build(url, keys)
         if name == "postgresql":
-            await plans.analyze(url)
+            await filling.analyze(url)
         db = Database(url)
         captured[name] = await plans.capture(db)
         await db.close()
@@ -89,11 +95,12 @@ async def _page(urls: list[URL], keys: int) -> str:
             await plans.explain(url, captured[name])  # warm up, so that pages show as hits
             explained["generic"] = await plans.explain(url, captured[name], generic=True)
         else:
-            await plans.analyze(url)
+            await filling.analyze(url)
             explained["analyzed"] = await plans.explain(url, captured[name])
     versions = ", ".join([await plans.versions(sqlite), await plans.versions(postgresql)])
     other = [label for label, plan in explained["sqlite"].items() if explained["analyzed"][label] != plan]
-    same = f", but for {', '.join(other)}, shown twice" if other else ""
+    named = ", ".join(f'"{label}"' for label in other)
+    same = f", but for {named}: those are shown twice" if other else ""
     head = HEAD.format(keys=keys, owners=keys // 100, heavy=keys // 100, entries=keys, versions=versions, same=same)
     return head + "".join(_section(label, captured, explained, other) for label in explained["postgresql"])
 
