@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -58,55 +58,48 @@ class Held(Lookup[bytes, Row]):
         return found
 
 
-@pytest.fixture
-async def opened(database: URL) -> AsyncIterator[Database]:
-    db = Database(database)
-    yield db
-    await db.close()
-
-
 async def fill(db: Database, count: int) -> None:
     async with db.write(Unchecked.OPERATOR) as connection:
         for number in range(count):
             await add(connection, "throttle", bucket=key(number), attempts=number)
 
 
-async def test_each_gets_its_own_row_or_none(opened: Database) -> None:
-    await fill(opened, 40)
+async def test_each_gets_its_own_row_or_none(db: Database) -> None:
+    await fill(db, 40)
     lookup = Held()
-    found = await asyncio.gather(*(lookup.find(opened, key(number)) for number in range(60)))
+    found = await asyncio.gather(*(lookup.find(db, key(number)) for number in range(60)))
     assert found == [Row(key(number), number) if number < 40 else None for number in range(60)]
-    assert await lookup.find(opened, key(3)) == Row(key(3), 3)
-    twice = await asyncio.gather(*(lookup.find(opened, key(number)) for number in (3, 3, 99)))
+    assert await lookup.find(db, key(3)) == Row(key(3), 3)
+    twice = await asyncio.gather(*(lookup.find(db, key(number)) for number in (3, 3, 99)))
     assert twice == [Row(key(3), 3)] * 2 + [None]
 
 
-async def test_lookups_that_wait_at_the_same_moment_are_one_query(opened: Database) -> None:
-    await fill(opened, TOGETHER)
+async def test_lookups_that_wait_at_the_same_moment_are_one_query(db: Database) -> None:
+    await fill(db, TOGETHER)
     lookup = Held()
-    await asyncio.gather(*(lookup.find(opened, key(number)) for number in range(TOGETHER)))
+    await asyncio.gather(*(lookup.find(db, key(number)) for number in range(TOGETHER)))
     assert [len(keys) for keys in lookup.asked] == [TOGETHER]
 
 
-async def test_a_single_lookup_leaves_at_once(opened: Database) -> None:
-    await fill(opened, 1)
+async def test_a_single_lookup_leaves_at_once(db: Database) -> None:
+    await fill(db, 1)
     lookup = Held()
-    assert await lookup.find(opened, key(0)) == Row(key(0), 0)
+    assert await lookup.find(db, key(0)) == Row(key(0), 0)
     assert lookup.asked == [[key(0)]]
 
 
-async def test_no_lookup_is_answered_from_a_query_that_started_before_it(opened: Database) -> None:
-    await fill(opened, QUERIES)
+async def test_no_lookup_is_answered_from_a_query_that_started_before_it(db: Database) -> None:
+    await fill(db, QUERIES)
     lookup = Held()
     lookup.released.clear()
     before = []
     for number in range(QUERIES):  # as many queries as are under way at a time
-        before.append(asyncio.ensure_future(lookup.find(opened, key(number))))
+        before.append(asyncio.ensure_future(lookup.find(db, key(number))))
         lookup.read.clear()
         await lookup.read.wait()
-    async with opened.write(Unchecked.OPERATOR) as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await _DELETE.execute(connection, key=key(0))
-    after = asyncio.ensure_future(lookup.find(opened, key(0)))
+    after = asyncio.ensure_future(lookup.find(db, key(0)))
     await asyncio.sleep(0)
     lookup.released.set()
     assert [row is not None for row in await asyncio.gather(*before)] == [True] * QUERIES
@@ -115,12 +108,12 @@ async def test_no_lookup_is_answered_from_a_query_that_started_before_it(opened:
 
 
 async def test_a_token_that_was_revoked_while_others_are_looked_up_is_refused(
-    opened: Database, monkeypatch: pytest.MonkeyPatch
+    db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queries under way have read the token before it was revoked, on whichever replica."""
     token = Token.generate()
-    await add_owner(opened)
-    async with opened.write(Unchecked.OPERATOR) as connection:
+    await add_owner(db)
+    async with db.write(Unchecked.OPERATOR) as connection:
         await add(connection, "api_tokens", token_hash=token.digest())
     reads, released = asyncio.Queue[None](), asyncio.Event()
     find = Lookup._find
@@ -135,13 +128,13 @@ async def test_a_token_that_was_revoked_while_others_are_looked_up_is_refused(
 
     async def verify() -> None:
         text = token.reveal()
-        await TokenProof().verify(opened, text, Credentials(text, None, "r", None))
+        await TokenProof().verify(db, text, Credentials(text, None, "r", None))
 
     before = []
     for _ in range(QUERIES):
         before.append(asyncio.ensure_future(verify()))
         await reads.get()
-    async with opened.write(Unchecked.OPERATOR) as connection:
+    async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(text("DELETE FROM api_tokens"))
     after = [asyncio.ensure_future(verify()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -152,10 +145,10 @@ async def test_a_token_that_was_revoked_while_others_are_looked_up_is_refused(
             await late
 
 
-async def test_a_caller_who_gives_up_costs_the_others_nothing(opened: Database) -> None:
-    await fill(opened, 2)
+async def test_a_caller_who_gives_up_costs_the_others_nothing(db: Database) -> None:
+    await fill(db, 2)
     lookup = Held()
-    gone, stays = (asyncio.ensure_future(lookup.find(opened, key(number))) for number in range(2))
+    gone, stays = (asyncio.ensure_future(lookup.find(db, key(number))) for number in range(2))
     await asyncio.sleep(0)
     gone.cancel()
     assert await stays == Row(key(1), 1)
@@ -178,7 +171,7 @@ async def test_a_row_that_cannot_be_read_fails_only_its_own_lookup(sqlite: URL) 
 
 
 async def test_each_caller_of_a_query_that_fails_gets_an_exception_of_its_own(
-    opened: Database, monkeypatch: pytest.MonkeyPatch
+    db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lookup = Held()
 
@@ -188,7 +181,7 @@ async def test_each_caller_of_a_query_that_fails_gets_an_exception_of_its_own(
     monkeypatch.setattr(lookup._for_many, "all", fail)
     faults: list[Exception] = [KeyError("x"), DatabaseUnavailable(kind="x")]
     for expected in (DatabaseUnavailable, RefusedStatement):
-        found = await asyncio.gather(*(lookup.find(opened, key(n)) for n in range(3)), return_exceptions=True)
+        found = await asyncio.gather(*(lookup.find(db, key(n)) for n in range(3)), return_exceptions=True)
         assert [type(outcome) for outcome in found] == [expected] * 3
         assert len({id(outcome) for outcome in found}) == 3
         faults.pop()

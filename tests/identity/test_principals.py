@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
-from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Actor, Origin
 from keyman.clock import now
@@ -42,44 +40,37 @@ class Recorded:
         raise Unauthenticated(f"not by {self.name}")
 
 
-@pytest.fixture
-async def opened(database: URL) -> AsyncIterator[Database]:
-    db = Database(database)
-    yield db
-    await db.close()
-
-
-async def test_the_first_proof_that_recognises_a_credential_decides(opened: Database) -> None:
+async def test_the_first_proof_that_recognises_a_credential_decides(db: Database) -> None:
     bearer, cookie = Recorded("bearer"), Recorded("cookie")
     proofs: list[Proof] = [bearer, cookie]
     for shown in (Credentials("t", "c", "r", None), Credentials("t", None, "r", None)):
         with pytest.raises(Unauthenticated) as caught:
-            await identify(opened, proofs, shown, "advice")
+            await identify(db, proofs, shown, "advice")
         assert str(caught.value) == "not by bearer"
     assert (bearer.verified, cookie.verified) == (["t", "t"], [])
     with pytest.raises(Unauthenticated) as caught:
-        await identify(opened, proofs, Credentials(None, "c", "r", None), "advice")
+        await identify(db, proofs, Credentials(None, "c", "r", None), "advice")
     assert str(caught.value) == "not by cookie"
 
 
-async def test_a_request_without_a_credential_gets_advice(opened: Database) -> None:
+async def test_a_request_without_a_credential_gets_advice(db: Database) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        await identify(opened, [TokenProof(), SessionProof()], Credentials(None, None, "r", None), "Send a token.")
+        await identify(db, [TokenProof(), SessionProof()], Credentials(None, None, "r", None), "Send a token.")
     assert str(caught.value) == "Send a token."
 
 
-async def test_each_proof_refuses_the_credentials_of_the_others(opened: Database) -> None:
-    async with opened.write(Unchecked.OPERATOR) as connection:
+async def test_each_proof_refuses_the_credentials_of_the_others(db: Database) -> None:
+    async with db.write(Unchecked.OPERATOR) as connection:
         user_id = UserId(int(await add(connection, "users") or 0))
         cookie = (await open_session(connection, user_id)).reveal()
-    assert (await SessionProof().verify(opened, cookie, Credentials(None, cookie, "r", None))).user_id == user_id
+    assert (await SessionProof().verify(db, cookie, Credentials(None, cookie, "r", None))).user_id == user_id
     token = Token.generate().reveal()
     for proof in (TokenProof(), ApplicationProof()):
         for credential in (cookie, token, ""):
             with pytest.raises(Unauthenticated):
-                await proof.verify(opened, credential, Credentials(credential, None, "r", None))
+                await proof.verify(db, credential, Credentials(credential, None, "r", None))
     with pytest.raises(Unauthenticated):
-        await SessionProof().verify(opened, token, Credentials(None, token, "r", None))
+        await SessionProof().verify(db, token, Credentials(None, token, "r", None))
 
 
 async def test_a_person_acts_for_the_owner_that_they_are_and_an_application_for_none() -> None:
