@@ -102,14 +102,14 @@ async def test_an_account_can_change_so_much_a_minute(
                 await client.delete(f"/api/keys/{key}"),
                 await client.post("/api/keys", content=b"not JSON"),
             ):
-                assert "changes too much" in problem(answer, "rate-limited")["detail"]
+                assert "too many changes" in problem(answer, "rate-limited")["detail"]
                 assert int(answer.headers["retry-after"]) <= 10
         problem(await ada.post("/api/tokens", json={"name": "more"}), "rate-limited")
         page = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
         for path in ("/settings/api-keys", f"/settings/api-keys/{key}/pause", "/settings/access-tokens"):
             shown = await ada.post(path, data=KEY, headers=page)
             assert shown.status_code == 429
-            assert "changes too much" in shown.text
+            assert "too many changes" in shown.text
 
         # Reading goes on, and so do others.
         assert (await ada.get(f"/api/keys/{key}")).json()["status"] == "active"

@@ -98,6 +98,8 @@ PUT_TOGETHER = {
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
     ("identity/standing.py", "confirm", "Attribute"): "what a kind of credential says, which is found there",
+    ("identity/standing.py", "confirm_now", "Attribute"): "the same",
+    ("identity/lookups.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
     ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
