@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
 
@@ -145,6 +146,7 @@ class Metrics:
         """Return the metrics in the Prometheus text format, summed over all workers."""
         if MULTIPROCESS_DIRECTORY not in os.environ:
             return generate_latest(self.registry)
+        _forget_ended(Path(os.environ[MULTIPROCESS_DIRECTORY]))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
         return generate_latest(registry)
@@ -156,6 +158,18 @@ class Metrics:
             yield
         finally:
             self.vault.labels(operation).observe(perf_counter() - start)
+
+
+def _forget_ended(directory: Path) -> None:
+    """Remove what workers that have ended would still add to the gauges, such as one that ran out of memory.
+
+    Their counters stay: what they counted has happened.
+    """
+    for file in directory.glob("gauge_live*_*.db"):
+        try:
+            os.kill(int(file.stem.rpartition("_")[2]), 0)  # sends nothing
+        except (ProcessLookupError, PermissionError):  # or its number is that of another user's process now
+            file.unlink(missing_ok=True)
 
 
 def frames(fault: BaseException) -> dict[str, object]:
@@ -191,11 +205,12 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
         wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(target)
+    handler = _OfLibraries(writer)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, _cut],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            use_get_message=False,  # the arguments are put in nowhere, so it does not matter whether they fit
         )
     )
     logging.basicConfig(handlers=[handler], level=least, force=True)
@@ -228,6 +243,21 @@ class _Writer:
     debug = info = warning = error = critical = write  # structlog calls the method of the line's level
 
 
+class _OfLibraries(logging.Handler):
+    """Writes the lines of libraries. A line that cannot be made or written is lost.
+
+    The handlers of the standard library print a traceback then, with the arguments of the line.
+    """
+
+    def __init__(self, writer: _Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(Exception):  # whatever an object of a library raises when its text is asked for
+            self._writer.write(self.format(record))
+
+
 _ENCODER = msgspec.json.Encoder(enc_hook=repr)
 
 
@@ -244,14 +274,16 @@ def _cut(_logger: object, _method: str, event: structlog.typing.EventDict) -> st
     """Keep what is safe of a library's event: its logger, the first line of its text, and the place of an exception.
 
     Arguments, further lines and the message of an exception may contain anything. Libraries often quote an exception
-    or a whole traceback in their text: asyncio in separate lines, others as an argument.
+    or a whole traceback in their text: asyncio in separate lines, others as an argument. Some log an exception or
+    another object instead of a text: only its class is kept.
     """
     record = event.get("_record")
     event.pop("exc_info", None)
     if isinstance(record, logging.LogRecord):
         if record.exc_info and record.exc_info[1] is not None:
             event.update(frames(record.exc_info[1]))
-        event["event"] = str(record.msg).partition("\n")[0][:MAX_EVENT]
+        said = record.msg if isinstance(record.msg, str) else type(record.msg).__qualname__
+        event["event"] = said.partition("\n")[0][:MAX_EVENT]
         event["logger"] = record.name
         # Otherwise the formatter would print the traceback after the line.
         record.exc_info = record.exc_text = None

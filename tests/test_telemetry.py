@@ -120,6 +120,23 @@ def test_a_library_has_one_short_line_without_its_arguments(
     assert shown.count("x" * 200) == 1
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_a_library_logs_wrong_is_not_shown_either(
+    logged_as: Callable[..., StringIO], capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    """The standard library prints the arguments of a line that do not fit its text, past every handler."""
+    stream = logged_as(log_format)
+    library = logging.getLogger("some.library")
+    library.error("%s and %s", *[CANARY])
+    library.error(ValueError(CANARY))
+    library.error({"key": CANARY})
+    shown = stream.getvalue()
+    assert CANARY not in shown + capsys.readouterr().err
+    assert shown.count("\n") == 3
+    for event in ("%s and %s", "ValueError", "dict"):
+        assert event in shown
+
+
 def test_a_log_line_is_one_line_of_json_whatever_it_holds(logged_as: Callable[..., StringIO]) -> None:
     stream = logged_as()
     log.info("several\nlines", name="a\r\nb\u2028c\x00")
@@ -141,7 +158,10 @@ def test_every_value_has_a_line(logged_as: Callable[..., StringIO], value: objec
 
 @pytest.mark.parametrize("fault", [BrokenPipeError, ValueError])
 def test_a_stream_that_fails_loses_the_line_and_no_request(
-    logged_as: Callable[..., StringIO], monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+    logged_as: Callable[..., StringIO],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: type[Exception],
 ) -> None:
     stream = logged_as()
 
@@ -151,6 +171,8 @@ def test_a_stream_that_fails_loses_the_line_and_no_request(
     with monkeypatch.context() as broken:
         broken.setattr(stream, "write", refuse)
         log.error("nobody reads this")
+        logging.getLogger("library").error("nor %s", CANARY)
+    assert capsys.readouterr().err == ""
     log.error("again")
     assert [line["event"] for line in lines(stream)] == ["again"]
 
@@ -299,3 +321,5 @@ def test_several_processes_add_up(tmp_path: Path) -> None:
             [sys.executable, "-c", code, tmp_path], capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
         )
         assert f"keyman_vault_retries_total {3.0 * turn}" in done.stdout.decode()
+        # The worker of the first turn has ended, so nothing of it is in progress any more.
+        assert "keyman_http_requests_in_progress 1.0" in done.stdout.decode()
