@@ -10,6 +10,7 @@ token that was revoked on another replica, is never seen as it was before.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -19,7 +20,7 @@ from sqlalchemy import Select, bindparam
 from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.batching import Batcher, BatchRefused
-from keyman.errors import DatabaseUnavailable, RefusedStatement
+from keyman.errors import DatabaseUnavailable, RefusedStatement, raise_alone
 from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 from keyman.telemetry import frames, log
@@ -32,6 +33,11 @@ TOGETHER = 32
 
 QUERIES = 2
 """Queries of one kind that are under way at a time in a process, of ten connections."""
+
+PATIENCE = 10.0
+"""Seconds that a lookup may take: as many as a statement. Its query has limits of its own, but it may have to wait for
+others before it. While a database hangs, hundreds of lookups would wait for one query after the other.
+"""
 
 
 class Lookup(Generic[K, R]):
@@ -48,12 +54,19 @@ class Lookup(Generic[K, R]):
         self._batchers: WeakKeyDictionary[Database, Batcher[K, R | None]] = WeakKeyDictionary()
 
     async def find(self, db: Database, key: K) -> R | None:
-        """Return the row with this key as it is now, or None. Raises DatabaseUnavailable and RefusedStatement."""
+        """Return the row with this key as it is now, or None. Raises RefusedStatement, and DatabaseUnavailable, after
+        PATIENCE at the latest.
+        """
         batcher = self._batchers.get(db)
         if batcher is None:
             run = partial(self._find, ref(db))  # a batcher must not keep its database alive
             batcher = self._batchers[db] = Batcher(run, _failure, max_batch=TOGETHER, max_batches=QUERIES)
-        return await batcher.submit(key)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await batcher.submit(key)
+        except TimeoutError:
+            log.warning("a lookup took too long")
+            raise_alone(DatabaseUnavailable(kind="TimeoutError"))
 
     async def _find(self, database: ref[Database], keys: Sequence[K]) -> Sequence[R | None]:
         db = database()

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.errors import DatabaseUnavailable, RefusedStatement, Unauthenticated
-from keyman.identity import personal_tokens
+from keyman.identity import lookups, personal_tokens
 from keyman.identity.lookups import QUERIES, TOGETHER, Lookup
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.principals import Credentials
@@ -152,6 +152,23 @@ async def test_a_caller_who_gives_up_costs_the_others_nothing(db: Database) -> N
     await asyncio.sleep(0)
     gone.cancel()
     assert await stays == Row(key(1), 1)
+
+
+async def test_no_lookup_waits_for_ever_for_those_before_it(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that hangs ends each query after its own time, and hundreds of lookups may wait for their turn."""
+    await fill(db, 1)
+    lookup = Held()
+    lookup.released.clear()
+    with monkeypatch.context() as short:
+        short.setattr(lookups, "PATIENCE", 0.1)
+        async with asyncio.timeout(10):
+            late = [lookup.find(db, key(number)) for number in range(QUERIES * TOGETHER + 1)]
+            found = await asyncio.gather(*late, return_exceptions=True)
+    assert {type(outcome) for outcome in found} == {DatabaseUnavailable}
+    assert all(fault.__context__ is None for fault in found if isinstance(fault, BaseException))
+    lookup.released.set()
+    assert await lookup.find(db, key(0)) == Row(key(0), 0)
+    assert lookup.asked[-1] == [key(0)]  # who has given up is not looked up any more
 
 
 async def test_a_row_that_cannot_be_read_fails_only_its_own_lookup(sqlite: URL) -> None:
