@@ -12,7 +12,7 @@ that is unknown, repeated or invalid. So there is one place that words the answe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -28,8 +28,9 @@ from litestar.typing import FieldDefinition
 
 from keyman.errors import Forbidden, Problem
 from keyman.http.exchange import ASGIApp, Receive, Scope, Send, exchange_of
-from keyman.http.requests import AnyRequest, Part, answer_options, to_problem
+from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest, Part, answer_options, to_problem
 from keyman.http.sites import CROSS_SITE
+from keyman.telemetry import frames, log
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -54,7 +55,7 @@ class Call:
     before: Callable[[AnyRequest], Any] | None
     provided: Mapping[str, Provided]
     in_path: Mapping[str, Parsed[object] | None]
-    in_query: Mapping[str, Parsed[object]]
+    in_query: Mapping[str, tuple[str, Parsed[object]]]
     in_headers: Mapping[str, str]
     media_type: str
 
@@ -73,13 +74,14 @@ class Call:
         """Return the parameters of a request, or None if one is not as it should be. `last` is the end of its path."""
         try:
             values: dict[str, object] = {
-                name: last if kind is None else kind.parse(last) for name, kind in self.in_path.items()
+                name: last if wanted is None else wanted.parse(last) for name, wanted in self.in_path.items()
             }
             if request.scope["query_string"]:
-                for name, raw in request.query_params.multi_items():
-                    if name in values or raw == "null":  # Litestar reads this word as nothing
+                for sent_as, raw in request.query_params.multi_items():
+                    name, kind = self.in_query[sent_as]
+                    if name in values:
                         return None
-                    values[name] = self.in_query[name].parse(raw)
+                    values[name] = kind.parse(raw)
         except (KeyError, ValueError, Problem):
             return None
         for name, header in self.in_headers.items():
@@ -113,9 +115,10 @@ class Direct:
         self._app = cast("ASGIApp", app)
         self._plain: dict[tuple[str, str], Call] = {}
         self._below: dict[tuple[str, str], Call] = {}  # by the path without its last part, which is a parameter
+        fixed = {route.path.partition("{")[0] for route in app.routes}
         for route in app.routes:
             if isinstance(route, HTTPRoute):
-                self._add(route)
+                self._add(route, fixed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope) if scope["type"] == "http" else None
@@ -133,11 +136,13 @@ class Direct:
             return
         try:
             await call.send(await call.answer(request, values), send)
-        except HTTPException as fault:
-            raise to_problem(fault) from None
-        except Problem:
+        except Exception as fault:
             if exchange_of(scope).is_cross_site:
+                if not isinstance(fault, Problem | HTTPException):
+                    log.error("unhandled exception", **frames(fault))
                 raise Forbidden(CROSS_SITE) from None  # a page of another site learns nothing else
+            if isinstance(fault, HTTPException):
+                raise to_problem(fault) from None
             raise
 
     @property
@@ -157,15 +162,21 @@ class Direct:
         call = self._below.get((method, parent)) if last else None
         return None if call is None else (call, last)
 
-    def _add(self, route: HTTPRoute) -> None:
+    def _add(self, route: HTTPRoute, fixed: Set[str]) -> None:
+        """Run the handlers of a route directly, as far as possible. `fixed` are all paths up to their first parameter.
+
+        Litestar prefers a fixed part of a path to a parameter, whatever the method is. So a route with a parameter
+        where another one has a fixed part is left to it.
+        """
         parent, _, last = route.path.rpartition("/")
+        has_neighbours = any(path.startswith(f"{parent}/") for path in fixed - {f"{parent}/"})
         for handler in route.route_handlers:
             if (call := _call(handler, route)) is None:
                 continue
             for method in handler.http_methods:
                 if not route.path_parameters:
                     self._plain[method, route.path] = call
-                elif len(route.path_parameters) == 1 and last.startswith("{") and "{" not in parent:
+                elif len(route.path_parameters) == 1 and last.startswith("{") and not has_neighbours:
                     self._below[method, parent] = call
 
 
@@ -175,12 +186,12 @@ _PLAIN_HOST = re.compile(r"[0-9A-Za-z.:-]*")
 
 def _call(handler: HTTPRouteHandler, route: HTTPRoute) -> Call | None:
     """Return how to run a route, or None for one that needs more of Litestar."""
-    if handler.has_sync_callable or handler.after_request or handler.cache or handler.background:
+    if _needs_litestar(handler):
         return None
     before = handler.resolve_before_request()
     provided: dict[str, Provided] = {}
     in_path: dict[str, Parsed[object] | None] = {}
-    in_query: dict[str, Parsed[object]] = {}
+    in_query: dict[str, tuple[str, Parsed[object]]] = {}
     in_headers: dict[str, str] = {}
     parts = handler.resolve_dependencies()
     for name, field in handler.parsed_fn_signature.parameters.items():
@@ -193,8 +204,10 @@ def _call(handler: HTTPRouteHandler, route: HTTPRoute) -> Call | None:
             provided[name] = part.read
         elif name in route.path_parameters and (kind is not None or field.annotation is str):
             in_path[name] = kind
+        elif not field.has_default:
+            return None  # Litestar words the answer to a request without it
         elif isinstance(field.kwarg_definition, QueryParameter) and kind is not None:
-            in_query[field.kwarg_definition.name or name] = kind
+            in_query[field.kwarg_definition.name or name] = name, kind
         elif isinstance(field.kwarg_definition, HeaderParameter) and field.kwarg_definition.name:
             in_headers[name] = field.kwarg_definition.name.lower()
         else:
@@ -209,6 +222,27 @@ def _call(handler: HTTPRouteHandler, route: HTTPRoute) -> Call | None:
         in_query,
         in_headers,
         str(getattr(handler.media_type, "value", handler.media_type) or "application/json"),
+    )
+
+
+def _needs_litestar(handler: HTTPRouteHandler) -> bool:
+    """Return True for a route with something that `Call` does not do, on whichever layer it was declared."""
+    returned = handler.parsed_fn_signature.return_type
+    return bool(
+        handler.has_sync_callable
+        or handler.cache
+        or handler.background
+        or any(layer.after_request for layer in handler.ownership_layers)
+        or handler.resolve_after_response()
+        or handler.resolve_middleware()
+        or handler.resolve_exception_handlers() != EXCEPTION_HANDLERS
+        or handler.resolve_request_class() is not Request
+        or handler.resolve_response_class() is not Response
+        or (returned.is_subclass_of(Response) and (returned.origin or returned.annotation) is not Response)
+        or handler.resolve_return_dto()
+        or handler.resolve_type_encoders()
+        or handler.resolve_response_cookies()
+        or not all(header.documentation_only for header in handler.resolve_response_headers())
     )
 
 

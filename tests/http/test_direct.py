@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
+from litestar import Litestar, Request, Response, Router, get, post
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.params import FromPath, QueryParameter
+from litestar.response import Redirect
+from litestar.types import ControllerRouterHandler
+from structlog.testing import capture_logs
 
+from keyman.http.body import ValueSchemas
 from keyman.http.direct import Direct
+from keyman.http.edge import Edge
+from keyman.http.guards import PUBLIC
+from keyman.http.requests import EXCEPTION_HANDLERS
 from keyman.planes.management.app import create_app
 from keyman.planes.resolver.app import create_resolver
+from keyman.storage.paging import Limit
+from keyman.telemetry import Metrics
 from tests.http.test_edge import settings
 from tests.support.planes import Plane
 
@@ -144,3 +157,154 @@ async def test_it_changes_what_litestar_would(plane: Plane, monkeypatch: pytest.
     monkeypatch.setattr(Direct, "_find", lambda *_: None)
     assert direct == await change(await plane.user())
     assert [status for status, _ in direct] == [201, 201, 200, 200, 204, 201, 204, 204]
+
+
+# --- what it leaves to Litestar, however a route is declared
+
+
+def app_of(*routes: ControllerRouterHandler) -> Litestar:
+    return Litestar(
+        list(routes),
+        exception_handlers=EXCEPTION_HANDLERS,
+        openapi_config=None,
+        logging_config=None,
+        type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
+    )
+
+
+def run_directly(*routes: ControllerRouterHandler) -> set[tuple[str, str]]:
+    return Direct(app_of(*routes)).templates
+
+
+async def seen(app: Any, method: str, path: str, **sent: Any) -> tuple[int, list[tuple[str, str]], str]:
+    transport = httpx.ASGITransport(Edge(app, settings(), Metrics()), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+        return shown(await client.request(method, path, **sent))
+
+
+async def _changed(response: Response[Any]) -> Response[Any]:
+    return response
+
+
+async def _noticed(_request: Request[Any, Any, Any]) -> None: ...
+
+
+def _between(app: Any) -> Any:
+    return app
+
+
+class _OtherRequest(Request[Any, Any, Any]): ...
+
+
+class _OtherResponse(Response[Any]): ...
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"after_request": _changed},
+        {"after_response": _noticed},
+        {"middleware": [_between]},
+        {"exception_handlers": {ValueError: lambda *_: Response(None)}},
+        {"request_class": _OtherRequest},
+        {"response_class": _OtherResponse},
+        {"response_cookies": {"name": "value"}},
+        {"response_headers": {"name": "value"}},
+        {"type_encoders": {bytes: str}},
+    ],
+    ids=lambda declared: next(iter(declared)),
+)
+def test_what_is_declared_for_a_route_or_above_it_is_not_left_out(declared: dict[str, Any]) -> None:
+    @get("/plain", opt=PUBLIC)
+    async def plain() -> None: ...
+
+    @get("/above", opt=PUBLIC)
+    async def above() -> None: ...
+
+    @get("/itself", opt=PUBLIC, **declared)
+    async def itself() -> None: ...
+
+    routes = run_directly(plain, itself, Router("/", route_handlers=[above], **declared))
+    assert routes == {("GET", "/plain")}
+
+
+def test_an_answer_of_a_class_of_its_own_is_not_taken_for_a_plain_one() -> None:
+    @get("/away", opt=PUBLIC, status_code=303)
+    async def away() -> Redirect:
+        return Redirect("/")
+
+    @get("/typed", opt=PUBLIC)
+    async def typed() -> Response[bytes]:
+        return Response(b"")
+
+    @get("/untyped", opt=PUBLIC)
+    async def untyped() -> Response:  # type: ignore[type-arg]  # the case under test
+        return Response(b"")
+
+    assert run_directly(away, typed, untyped) == {("GET", "/typed"), ("GET", "/untyped")}
+
+
+async def test_a_parameter_may_have_another_name_and_one_that_is_required_is_missed() -> None:
+    @get("/named", opt=PUBLIC)
+    async def named(most: Annotated[Limit | None, QueryParameter(name="limit")] = None) -> str:
+        return f"{most}"
+
+    @get("/needed", opt=PUBLIC)
+    async def needed(limit: Annotated[Limit, QueryParameter()]) -> str:
+        return f"{limit}"
+
+    app = app_of(named, needed)
+    assert Direct(app).templates == {("GET", "/named")}
+    for path, status in {"/named": 200, "/named?limit=7": 200, "/needed": 400, "/needed?limit=7": 200}.items():
+        answer = await seen(Direct(app), "GET", path)
+        assert answer == await seen(app, "GET", path)
+        assert answer[0] == status, path
+
+
+async def test_a_fixed_part_of_a_path_goes_before_a_parameter() -> None:
+    @get("/things/{name:str}", opt=PUBLIC)
+    async def thing(name: FromPath[str]) -> str:
+        return name
+
+    @post("/things/new", opt=PUBLIC)
+    async def new() -> str:
+        return "made"
+
+    @get("/others/{name:str}", opt=PUBLIC)
+    async def other(name: FromPath[str]) -> str:
+        return name
+
+    @get("/others/known/{name:str}", opt=PUBLIC)
+    async def known(name: FromPath[str]) -> str:
+        return name
+
+    app = app_of(thing, new, other, known)
+    assert Direct(app).templates == {("POST", "/things/new"), ("GET", "/others/known/{name}")}
+    expected = {
+        ("GET", "/things/x"): 200,
+        ("GET", "/things/new"): 405,
+        ("POST", "/things/new"): 201,
+        ("GET", "/others/x"): 200,
+        ("GET", "/others/known"): 404,
+        ("GET", "/others/known/x"): 200,
+    }
+    for (method, path), status in expected.items():
+        answer = await seen(Direct(app), method, path)
+        assert answer == await seen(app, method, path)
+        assert answer[0] == status, path
+
+
+async def test_a_page_of_another_site_learns_nothing_of_an_exception_either() -> None:
+    async def breaks(_connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+        raise RuntimeError
+
+    @post("/broken", opt=PUBLIC, guards=[breaks])
+    async def broken() -> None: ...
+
+    app = app_of(broken)
+    sent = {"headers": {**FOREIGN, "Authorization": "Bearer km_x"}}
+    with capture_logs() as logs:
+        answer = await seen(Direct(app), "POST", "/broken", **sent)
+    assert answer == await seen(app, "POST", "/broken", **sent)
+    assert answer[0] == 403
+    assert [line["event"] for line in logs] == ["unhandled exception", "request"]
