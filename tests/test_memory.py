@@ -50,6 +50,22 @@ def test_every_command_is_protected_before_anything_else() -> None:
     assert done.stdout.split() == ["keyman.cli", "0"]
 
 
+def test_a_worker_is_protected_before_its_plane_is_loaded(tmp_path: Path) -> None:
+    """It inherits the limit of its parent, and not the other protection."""
+    (tmp_path / "plane.py").write_text(
+        f"import ctypes\ndef from_environment():\n    print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}))\n"
+    )
+    code = (
+        "from keyman.cli.serve import load_application\n"
+        "from keyman.handover import Handover\n"
+        "from keyman.http.worker import Listener\n"
+        "load_application('plane', Handover({}), Listener(8000, 1, 0))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.split() == ["0"]
+
+
 def test_a_program_that_keyman_starts_leaves_no_dump() -> None:
     code = "import resource, sys; sys.exit(resource.getrlimit(resource.RLIMIT_CORE) != (0, 0))"
     assert spawn([sys.executable, "-c", code], environment()).wait(30) == 0

@@ -56,6 +56,13 @@ def test_livez_answers_under_a_flood(flooded: Service, kind: str) -> None:
     until(lambda: metric(flooded, "keyman_open_connections") == 1, "the end of the flood")
 
 
+@pytest.mark.slow
+def test_more_connections_are_open_at_once_than_a_server_has_room_for_by_default(flooded: Service) -> None:
+    with flood(port_of(flooded), "silent"):
+        until(lambda: metric(flooded, "keyman_open_connections") > 1_024, "more than 1,024 connections")
+    until(lambda: metric(flooded, "keyman_open_connections") == 1, "the end of the flood")
+
+
 def test_only_http_1_1_is_spoken(flooded: Service) -> None:
     with socket.create_connection(("127.0.0.1", port_of(flooded)), ANSWER_SECONDS) as client:
         client.sendall(FLOODS["the preface of HTTP/2"])

@@ -17,6 +17,7 @@ import pytest
 
 from keyman.client import (
     AsyncResolver,
+    BadAnswer,
     DeadlineExceeded,
     NotFound,
     RateLimited,
@@ -31,6 +32,7 @@ from keyman.values import ApplicationName
 from tests.client.asking import HERS, TOKEN, VALUE, Asked, Kind, given, problem, resolver
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.planes.resolver.pair import App, Pair, resolver_at
+from tests.providers.pastes import ACCOUNT
 from tests.support.http import HANG_UP, RESET, Reply, Request, faulty_server
 from tests.support.planes import ORIGIN, Vault
 from tests.support.waiting import PATIENCE
@@ -64,6 +66,19 @@ async def test_a_key_comes_by_its_user_and_service_or_by_its_id(pair: Pair) -> N
             assert (resolved.key_id, resolved.user_id, resolved.service) == (key_id, ada.id, "OPENAI")
             assert resolved.expires_at == later
     assert [entry["purpose"] for entry in await ada.trail()] == ["Answer to a chat"] * 2
+
+
+async def test_a_long_key_and_a_credential_come_whole_and_nothing_longer(pair: Pair) -> None:
+    ada, app = await pair.owner(), await pair.app("OPENAI", "GOOGLE_VERTEX")
+    file = ACCOUNT + "\n" * (16 * 1024 - len(ACCOUNT.encode()))
+    async with asking(pair, app) as client:
+        for service, value in (("OPENAI", OPENAI_KEY.ljust(8192, "x")), ("GOOGLE_VERTEX", file)):
+            resolved = await client.resolve(key_id=await ada.key(service, value))
+            assert resolved.reveal() == value
+    for value in ("x" * 8193, f"{file}\n"):
+        async with faulty_server([given(api_key=value)]) as server, resolver("async", server.address) as client:
+            with pytest.raises(BadAnswer):
+                await client.resolve()
 
 
 async def test_what_the_plane_refuses_has_a_name(pair: Pair) -> None:

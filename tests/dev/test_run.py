@@ -139,6 +139,11 @@ def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development
     assert httpx.get(f"{fresh.url}/docs", verify=NO_TLS).status_code == 200
 
 
+def test_ctrl_c_waits_for_no_load_balancer(fresh: Fresh) -> None:
+    for name in ("settings.env", "resolver.env"):
+        assert "KEYMAN_DRAIN=0" in (fresh.home / name).read_text().splitlines()
+
+
 def test_only_its_owner_can_look_into_a_home(fresh: Fresh) -> None:
     for directory in (fresh.home, fresh.home / "vault"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
