@@ -207,16 +207,29 @@ async def test_beyond_so_many_waiting_requests_there_is_an_answer_at_once(
 async def test_a_body_that_does_not_come_takes_no_place(sqlite: URL, provisioned: Vault, tmp_path: Path) -> None:
     with served(sqlite, provisioned.settings, tmp_path / "log", KEYMAN_MAX_QUEUE="3") as url, ExitStack() as stack:
         server = httpx.URL(url)
-        for _ in range(20):
+        connections: list[socket.socket] = []
+        while sum(map(_has_no_answer, connections)) <= 6:  # twice as many as may wait
+            assert len(connections) < 100, "they take places"
             connection = stack.enter_context(socket.create_connection((server.host, server.port or 0)))
             head = f"POST /api/auth/login HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nContent-Length: 50\r\n\r\n"
             connection.sendall(head.encode() + b'{"email"')
+            connections.append(connection)
+            await asyncio.sleep(0.05)
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, verify=NO_TLS) as client:
 
             async def has_room() -> bool:
                 return (await client.get("/sign-in")).status_code == 200
 
-            await becomes(has_room, "the wait for the bodies")
+            await becomes(has_room, "room for others")
+            assert sum(map(_has_no_answer, connections)) > 3
             for n in range(3):
                 body = {"email": f"ada{n}@example.com", "password": PASSWORD}
                 assert (await client.post("/api/auth/signup", json=body)).status_code == 201
+
+
+def _has_no_answer(connection: socket.socket) -> bool:
+    try:
+        connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    return False
