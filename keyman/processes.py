@@ -29,7 +29,7 @@ PARENT = "_KEYMAN_PARENT"
 """The variable with the process id of the parent, for the workers of `keyman serve`."""
 
 STOP_TIMEOUT = 15.0
-"""Seconds between SIGTERM and SIGKILL: longer than any request may take."""
+"""Seconds between SIGTERM and SIGKILL, and those of draining: longer than any request may take."""
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -95,12 +95,12 @@ def _prepare(parent: int) -> None:
     die_with_parent(parent, signal.SIGTERM)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Terminate a process, and kill it if it does not end within STOP_TIMEOUT."""
+def stop(process: subprocess.Popen[bytes], drain: float = 0.0) -> None:
+    """Terminate a process, which drains for `drain` seconds. Kill it if it does not end within STOP_TIMEOUT more."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        process.wait(STOP_TIMEOUT)
+        process.wait(drain + STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

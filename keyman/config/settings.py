@@ -22,6 +22,32 @@ from keyman.loopback import is_loopback
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+OF_BOTH_PLANES = frozenset(
+    {"KEYMAN_TRUSTED_PROXIES", "KEYMAN_MAX_QUEUE", "KEYMAN_DRAIN", "KEYMAN_LOG_FORMAT", "KEYMAN_LOG_LEVEL"}
+)
+"""The variables that both planes use, beside those of the database and of Vault."""
+
+OF_MANAGEMENT = frozenset(
+    {
+        "KEYMAN_PUBLIC_URL",
+        "KEYMAN_SIGNUP",
+        "KEYMAN_SERVICES_FILE",
+        "KEYMAN_ROOT_PATH",
+        "KEYMAN_COOKIE_NAME",
+        "KEYMAN_CORS_ORIGINS",
+        "KEYMAN_HSTS",
+        "KEYMAN_MAX_KEYS",
+        "KEYMAN_MAX_WRITES",
+    }
+)
+"""The variables that only the management plane uses."""
+
+OF_RESOLVER = frozenset({"KEYMAN_RESOLVE_RATE"})
+"""The variables that only the resolver uses."""
+
+ReadServices = Callable[[Path], object]
+"""Checks the services file, and raises ValueError when it is invalid."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -81,17 +107,34 @@ class Settings:
         return f"__Secure-{self.cookie_name}" if self.root_path else f"__Host-{self.cookie_name}"
 
 
-def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | None = None) -> Settings:
+def load(environ: Mapping[str, str], read_services: ReadServices | None = None) -> Settings:
     """Read every setting of a plane. Raises ConfigurationError, which names every invalid variable.
 
-    `read_services` checks the services file and raises ValueError when it is invalid. It is a parameter because this
-    package does not know what a services file contains.
+    `read_services` is a parameter because this package does not know what a services file contains.
     """
     reader = Reader(environ)
     database_url = read_database_url(reader)
     vault = read_vault(reader)
+    read = _read_own(reader, read_services)
+    reader.finish()
+    assert database_url is not None
+    assert vault is not None
+    # A variable that is not set keeps the default of Settings.
+    given = {name: value for name, value in read.items() if value is not None}
+    return Settings(database_url, vault, **given)  # type: ignore[arg-type]  # each value was parsed for its field
+
+
+def check_own(environ: Mapping[str, str], read_services: ReadServices | None = None) -> None:
+    """Check the variables of the planes without those of the database and of Vault. Raises ConfigurationError."""
+    reader = Reader(environ)
+    _read_own(reader, read_services)
+    reader.finish()
+
+
+def _read_own(reader: Reader, read_services: ReadServices | None) -> dict[str, object]:
+    """Read every setting but the database and Vault, by its field. None is one that is not set, or invalid."""
     signup = reader.optional("KEYMAN_SIGNUP", one_of("open", "closed"))
-    read: dict[str, object] = {
+    return {
         "public_url": reader.optional("KEYMAN_PUBLIC_URL", network.public_url),
         "signup_open": None if signup is None else signup == "open",
         "services_file": reader.optional("KEYMAN_SERVICES_FILE", _file_for(read_services)),
@@ -108,12 +151,6 @@ def load(environ: Mapping[str, str], read_services: Callable[[Path], object] | N
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", one_of("json", "console")),
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", one_of(*LOG_LEVELS)),
     }
-    reader.finish()
-    assert database_url is not None
-    assert vault is not None
-    # A variable that is not set keeps the default of Settings.
-    given = {name: value for name, value in read.items() if value is not None}
-    return Settings(database_url, vault, **given)  # type: ignore[arg-type]  # each value was parsed for its field
 
 
 def load_services_file(environ: Mapping[str, str]) -> Path | None:
@@ -124,7 +161,7 @@ def load_services_file(environ: Mapping[str, str]) -> Path | None:
     return path
 
 
-def _file_for(read: Callable[[Path], object] | None) -> Callable[[str], Path]:
+def _file_for(read: ReadServices | None) -> Callable[[str], Path]:
     def parse(raw: str) -> Path:
         path = existing_file(raw)
         if read is not None:

@@ -14,16 +14,20 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from keyman.errors import ConfigurationError
+from keyman.handover import OWN
 
 
 class Home:
     """A directory that only its owner can read: `settings.env`, `resolver.env`, `keyman.db`, `vault/`.
 
-    Each plane has its own file of settings, so that no plane sees the other's login to Vault.
+    Each plane has its own file of settings, so that no plane sees the other's login to Vault. Raises
+    ConfigurationError for a path that a settings file cannot hold.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(os.path.abspath(directory))  # resolve() would follow a link
+        if not is_utf8(str(self.directory)):  # its settings files name it
+            raise ConfigurationError("The path of --home is not UTF-8 text: give another directory")
         self.settings_file = self.directory / "settings.env"
         self.resolver_file = self.directory / "resolver.env"
         self.vault = self.directory / "vault"
@@ -90,6 +94,15 @@ class Home:
             os.close(lock)
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text of the system, such as an argument or a file's name, is UTF-8. It may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read(path: Path) -> dict[str, str]:
     try:
         lines = read_private(path).decode().splitlines()
@@ -101,17 +114,22 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _write(path: Path, settings: Mapping[str, str]) -> None:
-    """Replace the settings, all of them or none, as lines `NAME=value`."""
+    """Replace the settings, all of them or none, as lines `NAME=value`. Raises ConfigurationError."""
     lines = [
         "# Written by `keyman dev` at each start; for development.",
         *(f"{name}={value}" for name, value in settings.items()),
     ]
-    write_private(path, "\n".join(lines) + "\n")
+    try:
+        write_private(path, "\n".join(lines) + "\n")
+    except OSError:
+        raise ConfigurationError(
+            f"{path} cannot be written: make room, or give another directory with --home"
+        ) from None
 
 
 def without_own(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are not keyman's. A shell may have set others for another keyman."""
-    return {name: value for name, value in environ.items() if not name.startswith(("KEYMAN_", "VAULT_"))}
+    return {name: value for name, value in environ.items() if not name.startswith(OWN)}
 
 
 def check_ours(directory: Path) -> None:
@@ -173,7 +191,7 @@ def write_private(path: Path, content: str) -> None:
     # A file keeps its mode when it is opened again, and others may be able to read one that a crash left.
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:  # whatever the locale is
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

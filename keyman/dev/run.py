@@ -23,6 +23,7 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.dev.home import Home, without_own
+from keyman.dev.variables import Taken, take
 from keyman.errors import ConfigurationError
 from keyman.processes import check_port, spawn, stop
 from keyman.telemetry import configure_logging
@@ -41,9 +42,9 @@ BANNER = """
   keyman for development. Do not store keys that matter: the unseal key and the
   root token of its Vault lie in {home}
 
-    pages        {url}
-    API          {url}/api
-    reference    {url}/docs
+    pages        {url}{root}
+    API          {url}{root}/api
+    reference    {url}{root}/docs
     readiness    {url}/readyz
     resolver     {resolver}/v1/resolve
     Vault        {vault}
@@ -58,17 +59,20 @@ def run(home: Home, port: int) -> None:
     Raises ConfigurationError when a part does not start or ends by itself. Everything else is then stopped.
     """
     configure_logging("console", "warning")
+    taken = take(os.environ)
+    if taken.ignored:
+        click.echo(f"keyman dev has its own database and Vault, and ignores {', '.join(taken.ignored)}.", err=True)
     try:
-        asyncio.run(_until_stopped(home, port))
+        asyncio.run(_until_stopped(home, port, taken))
     except asyncio.CancelledError:
         click.echo("Stopped.", err=True)
 
 
-async def _until_stopped(home: Home, port: int) -> None:
+async def _until_stopped(home: Home, port: int, taken: Taken) -> None:
     # A signal cancels this task at its next await, never in the middle of a statement. A second one changes nothing.
     task = asyncio.current_task()
     assert task is not None
-    for signal_number in SIGNALS:
+    for signal_number in _signals():
         asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
     url, resolver_url = (f"http://127.0.0.1:{number}" for number in (port, port + 1))
     with ExitStack() as stack:
@@ -77,24 +81,32 @@ async def _until_stopped(home: Home, port: int) -> None:
             check_port("127.0.0.1", number)
         vault = await _start_vault(home)
         stack.callback(vault.close)
-        await _set_up(home, vault, url)
+        await _set_up(home, vault, url, taken)
         management = _serve(stack, "management", port, home.settings())
         resolver = _serve(stack, "resolver", port + 1, home.resolver_settings())
         await _wait_until_ready("The management plane", management, url)
         await _wait_until_ready("The resolver", resolver, resolver_url)
         click.echo(
-            BANNER.format(home=home.directory, url=url, resolver=resolver_url, vault=vault.address),
+            BANNER.format(
+                home=home.directory, url=url, root=taken.root_path, resolver=resolver_url, vault=vault.address
+            ),
             err=True,
         )
         parts = {"The management plane": management, "The resolver": resolver, "The embedded Vault": vault.process}
         await _watch(parts)
 
 
+def _signals() -> list[signal.Signals]:
+    """Return the signals that stop everything. SIGHUP does not where it is ignored, as under nohup."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if number is not signal.SIGHUP or not is_ignored]
+
+
 def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start one plane. The stack stops it."""
     command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
     process = spawn(command, without_own(os.environ), handed=settings)
-    stack.callback(stop, process)
+    stack.callback(stop, process, float(settings["KEYMAN_DRAIN"]))
     return process
 
 
@@ -104,11 +116,17 @@ async def _start_vault(home: Home) -> EmbeddedVault:
             f"{home.vault / 'keys.json'} is missing, so nothing that was sealed here can be opened. To start again "
             f"without data, remove {home.directory}"
         )
-    return await embedded.start(home.vault)
+    try:
+        return await embedded.start(home.vault)
+    except OSError:
+        raise ConfigurationError(
+            f"A file in {home.vault} cannot be written, is a symbolic link or belongs to another user: remove it, make "
+            "room, or give another directory with --home"
+        ) from None
 
 
-async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
-    """Provision Vault, migrate the database, and write the settings of both planes."""
+async def _set_up(home: Home, vault: EmbeddedVault, url: str, taken: Taken) -> None:
+    """Provision Vault, migrate the database, and write the settings of both planes: those taken come first."""
     settings = VaultSettings(address=vault.address)
     admin = vault.admin()
     try:
@@ -120,14 +138,14 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str) -> None:
     finally:
         await admin.close()
     await migrations.upgrade(home.database)
-    both = {
+    own = {
         "KEYMAN_DATABASE_URL": home.database.render_as_string(hide_password=False),
         "KEYMAN_VAULT_ADDR": vault.address,
-        "KEYMAN_LOG_FORMAT": "console",
-        "KEYMAN_DRAIN": "0",
     }
-    home.write_resolver_settings({**both, **resolver})
-    home.write_settings({**both, **management, "KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"})
+    usual = {"KEYMAN_LOG_FORMAT": "console", "KEYMAN_DRAIN": "0"}
+    home.write_resolver_settings({**usual, **taken.resolver, **own, **resolver})
+    of_management = {"KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"}
+    home.write_settings({**usual, **of_management, **taken.management, **own, **management})
 
 
 async def _credentials(admin: AsyncAdapter, role: str, stored: Mapping[str, str]) -> dict[str, str]:

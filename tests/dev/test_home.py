@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,7 +193,7 @@ def test_a_shells_own_settings_do_not_leak_into_a_home(tmp_path: Path, monkeypat
     assert "KEYMAN_SIGNUP" not in environ
     assert "VAULT_ADDR" not in environ
     assert (environ["UNRELATED"], environ["KEYMAN_VAULT_ADDR"]) == ("stays", "http://127.0.0.1:1")
-    assert without_own({"KEYMAN_X": "", "VAULT_X": "", "X": ""}) == {"X": ""}
+    assert without_own({"KEYMAN_X": "", "VAULT_X": "", "PGPASSWORD": "", "X": ""}) == {"X": ""}
 
 
 def test_a_home_is_held_once_and_given_back(tmp_path: Path) -> None:
@@ -209,3 +211,25 @@ def test_a_home_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="--home"), Home(tmp_path / "file").locked():
         pass
+
+
+def test_a_file_is_utf_8_whatever_the_locale_is(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from keyman.dev.home import write_private\n"
+        f"write_private(Path({str(tmp_path)!r}, 'x'), 'K\\xfcche')"
+    )
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    assert (tmp_path / "x").read_bytes() == "Küche".encode()
+
+
+def test_a_home_whose_name_is_no_text_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--home is not UTF-8"):
+        Home(tmp_path / os.fsdecode(b"\xff"))
+
+
+def test_settings_that_cannot_be_written_are_said(tmp_path: Path) -> None:
+    (tmp_path / "settings.env").mkdir()
+    with pytest.raises(ConfigurationError, match=r"settings\.env cannot be written.*--home"):
+        Home(tmp_path).write_settings({"KEYMAN_X": "1"})

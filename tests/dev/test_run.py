@@ -261,6 +261,54 @@ def test_an_application_that_is_registered_gets_back_what_a_user_has_left(fresh:
     assert application.get("/api/keys").status_code == 404
 
 
+def test_a_file_of_the_vault_that_is_a_link_is_said_in_one_sentence(nothing: Path, tmp_path: Path) -> None:
+    (nothing / "vault").mkdir(parents=True, mode=0o700)
+    (nothing / "vault" / "server.log").symlink_to(tmp_path / "elsewhere")
+    refused = run_keyman("dev", "--home", nothing, "--port", str(free_port()))
+    assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+    assert "symbolic link" in refused.err
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.fixture
+def ignoring_hangups() -> Iterator[None]:
+    """What this test starts ignores SIGHUP, as under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("ignoring_hangups")
+def test_the_planes_take_their_variables_and_a_hangup_that_is_ignored_ends_nothing(nothing: Path) -> None:
+    env = environment(
+        KEYMAN_ROOT_PATH="/keyman",
+        KEYMAN_CORS_ORIGINS="https://chat.example.com",
+        KEYMAN_SIGNUP="closed",
+        KEYMAN_RESOLVE_RATE="7",
+        KEYMAN_VAULT_ADDR="http://c4n4ry",
+        KEYMAN_DATABASE_URL="c4n4ry",
+    )
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/keyman"
+    with dev(nothing, port, env=env) as running:
+        assert f"{url}/docs" in running.err
+        assert "ignores KEYMAN_DATABASE_URL, KEYMAN_VAULT_ADDR." in running.err
+        assert "c4n4ry" not in running.err
+        asked = {"Origin": "https://chat.example.com", "Access-Control-Request-Method": "GET"}
+        preflight = httpx.options(f"{url}/api/keys", headers=asked, verify=NO_TLS)
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, asked["Origin"])
+        person = {"email": "ada@example.com", "password": "correct horse battery staple"}
+        assert httpx.post(f"{url}/api/auth/signup", json=person, verify=NO_TLS).status_code == 403
+        assert "KEYMAN_RESOLVE_RATE" not in settings_of(nothing)
+        resolver = (nothing / "resolver.env").read_text()
+        assert "KEYMAN_RESOLVE_RATE=7" in resolver
+        assert "KEYMAN_SIGNUP" not in resolver
+        running.send(signal.SIGHUP)
+        assert keyman("user", "list", "--home", nothing).code == 0
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", verify=NO_TLS).status_code == 200
+        assert running.end().code == 0
+
+
 @pytest.mark.parametrize("place", [0, 1], ids=["service", "resolver"])
 def test_a_port_in_use_is_said_in_one_sentence(nothing: Path, place: int) -> None:
     port = free_port()

@@ -1,0 +1,87 @@
+"""`keyman.dev.variables`: what `keyman dev` takes from its environment, and for which plane."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from keyman.config.settings import OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, check_own
+from keyman.dev.variables import take
+from keyman.errors import ConfigurationError
+
+
+class Asked(dict[str, str]):
+    """An empty environment that remembers what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of its forms
+        self.names.add(name)
+        return default
+
+
+def test_every_variable_that_is_read_belongs_to_a_plane() -> None:
+    asked = Asked()
+    check_own(asked)
+    assert asked.names == OF_BOTH_PLANES | OF_MANAGEMENT | OF_RESOLVER
+    assert len(asked.names) == len(OF_BOTH_PLANES) + len(OF_MANAGEMENT) + len(OF_RESOLVER)
+
+
+def test_each_plane_gets_what_it_uses_and_no_other_variable() -> None:
+    taken = take(
+        {
+            "KEYMAN_ROOT_PATH": "/keyman/\n",
+            "KEYMAN_CORS_ORIGINS": "https://chat.example.com",
+            "KEYMAN_RESOLVE_RATE": "7",
+            "KEYMAN_LOG_LEVEL": "debug",
+            "KEYMAN_SIGNUP": " ",
+            "KEYMAN_HSTS": "",
+            "KEYMAN_TOKEN": "km_c4n4ry",
+            "KEYMAN_TEST_SLOW": "1",
+            "HOME": "/root",
+        }
+    )
+    assert taken.management == {
+        "KEYMAN_ROOT_PATH": "/keyman/",
+        "KEYMAN_CORS_ORIGINS": "https://chat.example.com",
+        "KEYMAN_LOG_LEVEL": "debug",
+        "KEYMAN_HSTS": "",
+    }
+    assert taken.resolver == {"KEYMAN_RESOLVE_RATE": "7", "KEYMAN_LOG_LEVEL": "debug"}
+    assert (taken.root_path, taken.ignored) == ("/keyman", ())
+
+
+def test_its_own_database_and_vault_are_not_taken_from_outside() -> None:
+    outside = {"KEYMAN_VAULT_ADDR": "http://c4n4ry", "KEYMAN_DATABASE_PASSWORD": "c4n4ry", "KEYMAN_VAULT_KEY": ""}
+    taken = take(outside)
+    assert (taken.management, taken.resolver) == ({}, {})
+    assert taken.ignored == ("KEYMAN_DATABASE_PASSWORD", "KEYMAN_VAULT_ADDR")
+
+
+def test_what_is_invalid_is_said_before_anything_starts_and_not_repeated(tmp_path: Path) -> None:
+    services = tmp_path / "services.json"
+    services.write_text('[{"service": "c4n4ry"}]')
+    bad = {"KEYMAN_CORS_ORIGINS": "c4n4ry", "KEYMAN_DRAIN": "c4n4ry", "KEYMAN_SERVICES_FILE": str(services)}
+    with pytest.raises(ConfigurationError) as raised:
+        take(bad)
+    assert all(name in str(raised.value) for name in bad)
+    assert "c4n4ry" not in str(raised.value)
+
+
+def test_a_services_file_is_found_from_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "services.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    taken = take({"KEYMAN_SERVICES_FILE": "services.json"})
+    assert taken.management == {"KEYMAN_SERVICES_FILE": str(tmp_path / "services.json")}
+
+
+@pytest.mark.parametrize("name", ["a\nKEYMAN_VAULT_ADDR=http:", "a\x85b", os.fsdecode(b"\xff")])
+def test_a_value_cannot_write_a_further_line_of_the_settings(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text("[]")
+    with pytest.raises(ConfigurationError, match="KEYMAN_SERVICES_FILE"):
+        take({"KEYMAN_SERVICES_FILE": str(file)})
