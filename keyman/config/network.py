@@ -17,16 +17,21 @@ def address(raw: str) -> str:
         parts = _split(raw.strip())
     except ValueError:
         raise ValueError("is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise ValueError("must be an http or https URL with a host and without credentials or a query")
+    # `netloc` and not `username`, which is empty in http://:password@host.
+    is_bare = "@" not in parts.netloc and not parts.query and not parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare:
+        raise ValueError("must be an http or https URL with a host and without credentials, a query or a fragment")
     return parts._replace(netloc=parts.netloc.lower()).geturl().rstrip("/")
 
 
 def public_url(raw: str) -> str:
     """Parse a bare origin, such as `https://keys.example.com`."""
     origin = address(raw)
-    if urlsplit(origin).path:
-        raise ValueError("must be a bare origin such as https://keys.example.com, without a path")
+    if not _ORIGIN.fullmatch(origin):  # it would never equal the `Origin` of a browser
+        raise ValueError(
+            "must be a bare origin such as https://keys.example.com: without a path, and with a name beyond ASCII "
+            "written as xn--…"
+        )
     return origin
 
 
@@ -64,8 +69,8 @@ def root_path(raw: str) -> str:
     is_taken = any(path == taken or path.startswith(f"{taken}/") for taken in _TAKEN_ROOTS)
     if path and (not _ROOT_PATH.fullmatch(path) or is_taken or len(path) > 200):
         raise ValueError(
-            "must be a path such as /keyman, of letters, digits and . _ ~ -; it must not begin with /livez, /readyz or "
-            "/problems"
+            "must be a path such as /keyman, of at most 200 letters, digits and . _ ~ -; it must not begin with "
+            "/livez, /readyz or /problems"
         )
     return path
 

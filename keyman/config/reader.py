@@ -104,7 +104,7 @@ def read_secret_file(path: Path) -> str:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ValueError("_FILE names a file that is too large to be one secret")
-        text = content.decode().strip()
+        text = content.decode("utf-8-sig").strip()  # editors on Windows begin a file with a mark of its encoding
     except (OSError, UnicodeDecodeError):
         # `from None`: the text of the original error would repeat the path or bytes of the file.
         raise ValueError("_FILE names a file that cannot be read as text") from None
@@ -119,8 +119,14 @@ def text(raw: str) -> str:
 
 
 def secret(raw: str) -> Secret:
-    """Return the text as a Secret, without the white space around it."""
-    return Secret(raw.strip())
+    """Return the text as a Secret, without the white space around it.
+
+    Only printable ASCII: a token is sent in a header, which cannot have a line break.
+    """
+    found = raw.strip()
+    if not re.fullmatch(r"[!-~]+", found):
+        raise ValueError("must be one word of printable ASCII characters; a file must hold nothing else")
+    return Secret(found)
 
 
 def one_of(*words: str) -> Callable[[str], str]:

@@ -22,7 +22,7 @@ from hvac.api.auth_methods.jwt import JWT
 from hvac.api.auth_methods.kubernetes import Kubernetes
 from hvac.api.auth_methods.token import Token
 
-from keyman.config.reader import read_secret_file
+from keyman.config.reader import read_secret_file, secret
 from keyman.config.vault import SECRET_ID, VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
@@ -203,7 +203,7 @@ class VaultClient:
             assert configured is not None  # config/vault.py requires it, or wrapping.py provides it
             return configured
         try:
-            return Secret(await asyncio.to_thread(read_secret_file, path))
+            return secret(await asyncio.to_thread(read_secret_file, path))
         except ValueError as fault:
             variable = "KEYMAN_VAULT_TOKEN" if self._settings.auth == "token" else SECRET_ID
             log.error("the file with the credential for Vault's login cannot be used", why=f"{variable} {fault}")

@@ -47,6 +47,8 @@ VARIABLES = (
     "KEYMAN_DATABASE_POOLED",
     "KEYMAN_VAULT_ADDR",
     "KEYMAN_VAULT_NAMESPACE",
+    "KEYMAN_VAULT_AUTH_NAMESPACE",
+    "KEYMAN_VAULT_AUTH_MOUNT",
     "KEYMAN_VAULT_CACERT",
     "KEYMAN_VAULT_AUTH",
     "KEYMAN_VAULT_ROLE",
@@ -66,6 +68,7 @@ VARIABLES = (
     "KEYMAN_MAX_KEYS",
     "KEYMAN_MAX_WRITES",
     "KEYMAN_MAX_QUEUE",
+    "KEYMAN_DRAIN",
     "KEYMAN_LOG_FORMAT",
     "KEYMAN_LOG_LEVEL",
 )
@@ -288,11 +291,15 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
     certificate.write_text(CERTIFICATE)
     services.write_text("[]")
     jwt.touch()
+    secret_id = tmp_path / "secret_id"
+    secret_id.write_text("s.secret-id")
     given_ = COMPLETE | {
         "KEYMAN_DATABASE_PASSWORD": "word",
         "KEYMAN_DATABASE_CACERT": str(certificate),
         "KEYMAN_DATABASE_POOLED": "off",
         "KEYMAN_VAULT_NAMESPACE": "team",
+        "KEYMAN_VAULT_AUTH_NAMESPACE": "team",
+        "KEYMAN_VAULT_AUTH_MOUNT": "approle-eu",
         "KEYMAN_VAULT_CACERT": str(certificate),
         "KEYMAN_VAULT_AUTH": "approle",
         "KEYMAN_VAULT_ROLE": "keyman",
@@ -311,6 +318,7 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
         "KEYMAN_MAX_KEYS": "10",
         "KEYMAN_MAX_WRITES": "60",
         "KEYMAN_MAX_QUEUE": "100",
+        "KEYMAN_DRAIN": "7",
         "KEYMAN_LOG_FORMAT": "console",
         "KEYMAN_LOG_LEVEL": "debug",
     }
@@ -321,7 +329,7 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
         {"KEYMAN_VAULT_AUTH": "token", "KEYMAN_VAULT_TOKEN": "s.token"},
         {"KEYMAN_VAULT_AUTH": "jwt", "KEYMAN_VAULT_JWT_FILE": str(jwt)},
         {"KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_WRAPPED_SECRET_ID": "s.wrapping"},
-        {"KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_SECRET_ID_FILE": str(certificate)},
+        {"KEYMAN_VAULT_SECRET_ID": "", "KEYMAN_VAULT_SECRET_ID_FILE": str(secret_id)},
     ):
         values = given_ | more
         assert load({name: value + end for name, value in values.items()}) == load(values)
@@ -392,6 +400,13 @@ def test_a_file_that_holds_no_secret_is_said_without_its_name_or_content(
     assert said["KEYMAN_VAULT_SECRET_ID"].startswith("_FILE names ")
 
 
+def test_a_file_of_an_editor_that_marks_its_encoding_is_read_without_the_mark(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(b"\xef\xbb\xbfs.c4n4ry\r\n")
+    read = load({**WITHOUT_SECRET_ID, "KEYMAN_VAULT_SECRET_ID_FILE": str(file)}).vault
+    assert read.secret_id == Secret("s.c4n4ry")
+
+
 def test_an_endless_file_is_not_read_to_its_end() -> None:
     rest = {name: value for name, value in COMPLETE.items() if name != "KEYMAN_VAULT_SECRET_ID"}
     assert faults({**rest, "KEYMAN_VAULT_SECRET_ID_FILE": "/dev/zero"}).keys() == {"KEYMAN_VAULT_SECRET_ID"}
@@ -446,14 +461,22 @@ BAD: dict[str, list[str]] = {
         "https://vault?CANARY",
         "https://vault:CANARY",
         "http://[CANARY",
+        "https://:CANARY@vault",
+        "https://@CANARY",
+        "https://vault#CANARY",
     ],
+    "KEYMAN_VAULT_SECRET_ID": ["CANARY CANARY", "CANARY\nCANARY", "CANARY\x7f", "CANARYé"],
     "KEYMAN_VAULT_NAMESPACE": ["../CANARY", "a//CANARY", "CANARY?x", "CANARY%2f", "CANARY CANARY", ".", ".."],
     "KEYMAN_VAULT_CACERT": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_VAULT_AUTH": ["CANARY"],
     "KEYMAN_VAULT_MOUNT": ["../CANARY", "CANARY/../sys", "CANARY#", "/"],
     "KEYMAN_VAULT_KEY": ["..", "CANARY/..", "CANARY\nCANARY"],
     "KEYMAN_VAULT_TIMEOUT": ["CANARY", "0", "-1", "61", "nan", "inf", "1e9"],
-    "KEYMAN_PUBLIC_URL": ["CANARY", "ftp://CANARY", "https://CANARY/path", "https://u:CANARY@host"],
+    "KEYMAN_PUBLIC_URL": [
+        *("CANARY", "ftp://CANARY", "https://CANARY/path", "https://u:CANARY@host", "https://:CANARY@host"),
+        *("https://host#CANARY", "https://CANARY:", "https://CANARY CANARY", "https://host\\CANARY"),
+        *("https://CANARYé.example", "https://*.CANARY.example"),
+    ],
     "KEYMAN_SIGNUP": ["CANARY", "yes", "true", "1"],
     "KEYMAN_SERVICES_FILE": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_TRUSTED_PROXIES": ["CANARY", "10.0.0.0/8,CANARY", "10.0.0.1/8"],
@@ -476,6 +499,7 @@ BAD: dict[str, list[str]] = {
     "KEYMAN_MAX_KEYS": ["CANARY", "-1", "1.5", "1e3", "1_000", "10000000", "9" * 5000],
     "KEYMAN_MAX_WRITES": ["CANARY", "-1", "0x10", "1000001"],
     "KEYMAN_MAX_QUEUE": ["CANARY", "0", "-1", "100001"],
+    "KEYMAN_DRAIN": ["CANARY", "-1", "301", "nan", "inf"],
     "KEYMAN_LOG_FORMAT": ["CANARY", "text"],
     "KEYMAN_LOG_LEVEL": ["CANARY", "loud"],
 }
