@@ -126,7 +126,9 @@ def _proxies(settings: Settings) -> Finding:
 def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...]) -> Finding:
     """Check the modes of secret files. The finding names variables and files, never their contents."""
     named = {
-        name: Path(path) for name, path in environ.items() if name.startswith("KEYMAN_") and name.endswith("_FILE")
+        name: Path(path.strip())
+        for name, path in environ.items()
+        if name.startswith("KEYMAN_") and name.endswith("_FILE") and path.strip()
     }
     # Their contents are not secret.
     for name in ("KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_ROLE_ID_FILE"):
@@ -135,7 +137,7 @@ def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[P
     database = settings.database_url
     if database.get_backend_name() == "sqlite" and database.database:
         private["the database"] = Path(database.database)
-    open_to_others = [name for name, path in private.items() if path.exists() and _is_open(path)]
+    open_to_others = [name for name, path in private.items() if _is_open(path)]
     if not open_to_others:
         return ok("secret-files", f"{len(private)} checked, none open to others" if private else "none are used")
     return failed(
@@ -146,4 +148,8 @@ def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[P
 
 
 def _is_open(path: Path) -> bool:
-    return bool(path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP))
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # it does not exist, or is in a directory that this user may not enter
+        return False
+    return bool(mode & (stat.S_IRWXO | stat.S_IWGRP))

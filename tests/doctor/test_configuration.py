@@ -13,6 +13,7 @@ from keyman.config.database import load_database_url
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.doctor.configuration import examine, unsafe
+from keyman.doctor.findings import Finding
 
 TLS = "https://vault.example.com:8200"
 SITE = "https://keys.example.com"
@@ -84,3 +85,30 @@ def test_channel_binding_that_is_required_and_replaced_by_nothing_is_warned_of(q
     url = load_database_url({"KEYMAN_DATABASE_URL": f"postgres://u:x@db/keyman?{query}"})
     found = [finding.check for finding in unsafe(replace(settings(), database_url=url), "management", "127.0.0.1")]
     assert found == checks
+
+
+def _secret_files(environ: dict[str, str]) -> Finding:
+    (finding,) = (finding for finding in examine(settings(), environ) if finding.check == "secret-files")
+    return finding
+
+
+def test_a_file_is_checked_also_if_its_variable_ends_with_a_line_break(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch()
+    secret.chmod(0o644)
+    found = _secret_files({"KEYMAN_VAULT_SECRET_ID_FILE": f"{secret}\n"})
+    assert (found.state, "KEYMAN_VAULT_SECRET_ID_FILE" in found.found) == ("failed", True)
+
+
+def test_an_empty_variable_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.chdir(tmp_path)
+    assert _secret_files({"KEYMAN_VAULT_SECRET_ID_FILE": ""}).state == "ok"
+
+
+def test_a_file_behind_a_closed_door_does_not_end_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, **_how: object) -> None:
+        raise PermissionError(13, "c4n4ry")  # as for anybody but root, whom no door stops
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert _secret_files({"KEYMAN_TOKEN_FILE": str(tmp_path / "token")}).state == "ok"
