@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -20,8 +21,10 @@ def protect() -> None:
     """Let nobody see the memory of this process: no core dump, no debugger, no `/proc/<pid>/environ`.
 
     Root can still read it. Call this first, before there is a secret. A program that this process starts inherits the
-    limit, but not the other protection.
+    limit, but not the other protection. Python would write the keys of TLS connections, such as those to Vault, to the
+    file that SSLKEYLOGFILE names: the variable is removed.
     """
+    os.environ.pop("SSLKEYLOGFILE", None)
     forbid_core_dumps()
     if sys.platform == "linux":
         # The kernel ignores the limit where core_pattern is a program, so the limit is not enough.

@@ -66,6 +66,24 @@ def test_a_worker_is_protected_before_its_plane_is_loaded(tmp_path: Path) -> Non
     assert done.stdout.split() == ["0"]
 
 
+def test_no_connection_writes_its_keys_to_a_file(tmp_path: Path) -> None:
+    code = (
+        "import ssl\n"
+        "from keyman import __main__\n"
+        "def first(_name):\n"
+        "    import aiohttp.connector\n"
+        "    print(ssl.create_default_context().keylog_filename)\n"
+        "    print(aiohttp.connector._SSL_CONTEXT_VERIFIED.keylog_filename)\n"
+        "    raise SystemExit\n"
+        "__main__.import_module = first\n"
+        "__main__.main()"
+    )
+    given = environment(SSLKEYLOGFILE=str(tmp_path / "keys"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=given)
+    assert done.stdout.split() == ["None", "None"]
+    assert not (tmp_path / "keys").exists()
+
+
 def test_a_program_that_keyman_starts_leaves_no_dump() -> None:
     code = "import resource, sys; sys.exit(resource.getrlimit(resource.RLIMIT_CORE) != (0, 0))"
     assert spawn([sys.executable, "-c", code], environment()).wait(30) == 0
