@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,17 @@ def initialise(keys: Path, volumes: Path) -> None:
         )
     unseal(vault, kept["unseal_key"])
     _wait(vault, {"active"})
-    # The root token is stored, because with the unseal key another one can be created at any time.
-    environment = {**os.environ, "KEYMAN_VAULT_TOKEN": kept["root_token"]}
-    _keyman(["vault", "setup"], environment)
-    for volume, role in ROLES.items():
-        directory = volumes / volume
-        if not _opens(directory):
-            _keyman(["vault", "secret-id", role, "--directory", str(directory)], environment)
+    # The root token is stored, because with the unseal key another one can be created at any time. A file, because the
+    # environment of a process can be read as long as it runs.
+    with tempfile.NamedTemporaryFile() as token:
+        token.write(kept["root_token"].encode())
+        token.flush()
+        environment = {**os.environ, "KEYMAN_VAULT_TOKEN_FILE": token.name}
+        _keyman(["vault", "setup"], environment)
+        for volume, role in ROLES.items():
+            directory = volumes / volume
+            if not _opens(directory):
+                _keyman(["vault", "secret-id", role, "--directory", str(directory)], environment)
 
 
 def keep_unsealed(keys: Path, alive: Path) -> None:
