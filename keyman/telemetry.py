@@ -14,8 +14,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, TextIO
 
 import msgspec
@@ -170,6 +171,30 @@ def _forget_ended(directory: Path) -> None:
             os.kill(int(file.stem.rpartition("_")[2]), 0)  # sends nothing
         except (ProcessLookupError, PermissionError):  # or its number is that of another user's process now
             file.unlink(missing_ok=True)
+
+
+class Repeats:
+    """Decides whether something that may repeat many times a second is logged.
+
+    It is logged at first, when it changes, when it comes back after GONE seconds, and every EVERY seconds.
+    """
+
+    EVERY = 60.0
+    GONE = 10.0
+
+    def __init__(self) -> None:
+        self._said: object = None
+        self._seen_at = self._logged_at = -inf
+
+    def is_due(self, said: object, moment: float | None = None) -> bool:
+        """Return whether to log `said` now. `moment` is one of `time.monotonic`."""
+        moment = monotonic() if moment is None else moment
+        is_same = said == self._said and moment < self._seen_at + self.GONE
+        self._said, self._seen_at = said, moment
+        if is_same and moment < self._logged_at + self.EVERY:
+            return False
+        self._logged_at = moment
+        return True
 
 
 def frames(fault: BaseException) -> dict[str, object]:

@@ -26,7 +26,7 @@ from keyman import telemetry
 from keyman.errors import RefusedStatement
 from keyman.secret import Secret
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, configure_logging, frames, log
+from keyman.telemetry import MULTIPROCESS_DIRECTORY, Metrics, Repeats, configure_logging, frames, log
 from tests.support.logs import own_logging
 from tests.support.planes import PASSWORD, Plane, Vault, plane_at
 
@@ -323,3 +323,11 @@ def test_several_processes_add_up(tmp_path: Path) -> None:
         assert f"keyman_vault_retries_total {3.0 * turn}" in done.stdout.decode()
         # The worker of the first turn has ended, so nothing of it is in progress any more.
         assert "keyman_http_requests_in_progress 1.0" in done.stdout.decode()
+
+
+def test_what_repeats_is_logged_at_first_on_a_change_after_a_gap_and_once_a_minute() -> None:
+    repeats = Repeats()
+    seconds = [("a", float(second)) for second in range(121)]
+    moments = [*seconds, ("b", 121.0), ("b", 121.5), ("b", 140.0)]
+    logged = [(said, moment) for said, moment in moments if repeats.is_due(said, moment)]
+    assert logged == [("a", 0.0), ("a", 60.0), ("a", 120.0), ("b", 121.0), ("b", 140.0)]

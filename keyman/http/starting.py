@@ -16,7 +16,7 @@ import msgspec
 from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.http.exchange import ASGIApp, Receive, Scope, Send
 from keyman.http.health import Checks, Liveness, Readiness
-from keyman.telemetry import frames, log
+from keyman.telemetry import Repeats, frames, log
 
 PAUSE = 1.0
 """Seconds between two attempts to open a plane. Each attempt is one connection for each worker."""
@@ -75,6 +75,7 @@ class Starting:
 
         `begun` gets the outcome of the first attempt. A database that is away counts as begun.
         """
+        repeats = Repeats()
         while not ended.is_set():
             try:
                 async with self._application.lifespan():
@@ -85,16 +86,21 @@ class Starting:
                     return
             except Exception as raised:  # noqa: BLE001  # the start raises it, or the log shows it
                 fault = _only(raised)
-            if isinstance(fault, DatabaseUnavailable):
-                log.error("the database is away: the plane answers 503 and tries again", kind=fault.kind)
-            elif not begun.done():
+            if not (isinstance(fault, DatabaseUnavailable) or begun.done()):
                 begun.set_exception(fault)
                 return
-            else:
-                said = {"found": str(fault)} if isinstance(fault, ConfigurationError) else frames(fault)
-                log.error("the plane cannot be opened: it answers 503 and tries again", **said)
+            event, details = _described(fault)
+            if repeats.is_due((event, details)):
+                log.error(event, **details)
             _set(begun)
             await _pause(ended)
+
+
+def _described(fault: Exception) -> tuple[str, dict[str, object]]:
+    if isinstance(fault, DatabaseUnavailable):
+        return "the database is away: the plane answers 503 and tries again", {"kind": fault.kind}
+    said: dict[str, object] = {"found": str(fault)} if isinstance(fault, ConfigurationError) else {**frames(fault)}
+    return "the plane cannot be opened: it answers 503 and tries again", said
 
 
 def _only(fault: Exception) -> Exception:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from keyman.errors import KeymanError
-from keyman.telemetry import log
+from keyman.telemetry import Repeats, log
 
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE for a statement that its user may not execute, as it appears in the result of `kind`."""
@@ -104,5 +104,10 @@ def is_of_pooler(fault: BaseException) -> bool:
     return any(f"({code})" in kind(fault) for code in STATEMENT_LOST)
 
 
+_repeats = Repeats()
+
+
 def report(fault: BaseException) -> None:
-    log.warning("database unavailable", fault=kind(fault))
+    """Log an outage. Each request meets it again, so one that stays the same is logged once a minute."""
+    if _repeats.is_due(kind(fault)):
+        log.warning("database unavailable", fault=kind(fault))

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 from keyman.config.vault import WRAPPED_SECRET_ID, VaultSettings
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
 from keyman.secret import Secret
-from keyman.telemetry import Metrics, log
+from keyman.telemetry import Metrics, Repeats, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, extract
 
 UNTOUCHED = (VaultReason.SEALED, VaultReason.QUOTA)
@@ -68,11 +68,13 @@ async def unwrap(settings: VaultSettings, role: str) -> VaultSettings:
 
 async def unwrap_when_possible(settings: VaultSettings, role: str) -> VaultSettings:
     """Do the same as `unwrap`, and while Vault is away, try again until the token expires."""
+    repeats = Repeats()
     while True:
         try:
             return await unwrap(settings, role)
         except VaultAway as fault:
-            log.error("vault is away: the plane waits for it to unwrap its secret ID", reason=fault.reason.value)
+            if repeats.is_due(fault.reason):
+                log.error("vault is away: the plane waits for it to unwrap its secret ID", reason=fault.reason.value)
         await asyncio.sleep(PAUSE)
 
 

@@ -16,7 +16,9 @@ from keyman.http import starting
 from keyman.http.exchange import Message
 from keyman.planes import assembly
 from keyman.planes.management.app import create_app
+from keyman.storage import faults
 from keyman.storage.engine import create_private_file
+from keyman.telemetry import Repeats
 from keyman.vault.guard import Guard
 from tests.support.database import sqlite_at
 from tests.support.http import free_port
@@ -104,17 +106,41 @@ async def test_a_plane_without_its_database_answers_503_and_stops_in_order(
     assert CANARY not in str(lines)
 
 
+async def test_a_database_that_stays_away_is_logged_once_and_not_at_each_attempt(
+    provisioned: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = 0
+    pause = starting._pause
+
+    async def counting(ended: asyncio.Event) -> None:
+        nonlocal attempts
+        attempts += 1
+        await pause(ended)
+
+    monkeypatch.setattr(starting, "PAUSE", 0.01)
+    monkeypatch.setattr(starting, "_pause", counting)
+    monkeypatch.setattr(faults, "_repeats", Repeats())
+    server = Server(make_url(f"postgresql+asyncpg://u:{CANARY}@127.0.0.1:{free_port()}/keyman"), provisioned)
+    with capture_logs() as lines:
+        await server.hears("startup")
+        await becomes(lambda: attempts >= 5, "five attempts")
+        await server.hears("shutdown")
+        assert await server.fault() is None
+    said = [line["event"] for line in lines if line["log_level"] in ("warning", "error")]
+    assert said == ["database unavailable", "the database is away: the plane answers 503 and tries again"]
+
+
 async def test_a_plane_that_could_not_be_opened_at_first_is_whole_afterwards(
     sqlite: URL, provisioned: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parts of the first attempt were closed. None of them is used again, such as the threads of Argon2."""
     monkeypatch.setattr(starting, "PAUSE", 0.01)
-    faults = [DatabaseUnavailable(), MissingRight("the database refused a statement")]
+    raised = [DatabaseUnavailable(), MissingRight("the database refused a statement")]
     check = assembly.check_vault
 
     async def failing_twice(guard: Guard) -> None:
-        if faults:
-            raise faults.pop(0)
+        if raised:
+            raise raised.pop(0)
         await check(guard)
 
     monkeypatch.setattr(assembly, "check_vault", failing_twice)
@@ -122,7 +148,7 @@ async def test_a_plane_that_could_not_be_opened_at_first_is_whole_afterwards(
     assert await server.hears("startup") == {"type": "lifespan.startup.complete"}
     client = server.plane.client()
     body = {"email": "ada@example.com", "password": PASSWORD}
-    await becomes(lambda: not faults, "both faults")
+    await becomes(lambda: not raised, "both faults")
 
     async def is_open() -> bool:
         return (await client.get("/readyz")).status_code == 200
