@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.clock import now
-from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest
+from keyman.errors import Conflict, FieldError, IdempotencyMismatch, InvalidRequest, raise_alone
 from keyman.ids import UserId
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
@@ -57,7 +57,11 @@ class IdempotencyKey:
 
 
 async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
-    """Return the first answer, or None if there was none in the last 24 hours. Raises IdempotencyMismatch."""
+    """Return the first answer, or None if there was none in the last 24 hours.
+
+    Raises IdempotencyMismatch. Raises Conflict if the stored answer was damaged: to carry the request out again would
+    store a second key.
+    """
     async with db.read() as connection:
         row = await _FIND.first(connection, user_id=key.user_id, key_hash=key.key_hash, ended_before=now() - LIFETIME)
     if row is None:
@@ -66,7 +70,15 @@ async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
         raise IdempotencyMismatch(
             "This Idempotency-Key was used with another body in the last 24 hours. Use a new one for a new request."
         )
-    return msgspec.json.decode(row.response, type=KeyInfo)
+    try:
+        return msgspec.json.decode(row.response, type=KeyInfo)
+    except (msgspec.MsgspecError, UnicodeError):
+        raise_alone(
+            Conflict(
+                "This request was carried out before, but its answer can no longer be read. Look for the key in the "
+                "list."
+            )
+        )
 
 
 async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo) -> None:

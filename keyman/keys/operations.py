@@ -230,7 +230,10 @@ async def _check_number(connection: AsyncConnection, caller: Principal, most: in
     await _LOCK_OWNER.first(connection, owner_id=caller.owner_id)
     if await _COUNT.one(connection, owner_id=caller.owner_id, most=most) >= most:
         raise RateLimited(
-            Sentence("An account can have at most {count} API keys. Delete one that you no longer use.", count=most),
+            Sentence(
+                "This account has as many API keys as it can have: {count}. Delete one that you no longer use.",
+                count=most,
+            ),
             retry_after=FULL_RETRY_AFTER,
         )
 

@@ -103,6 +103,7 @@ class KeyController(Controller):
         description="Seals the value in Vault. It is never shown again, here or anywhere else in this API.",
         response_headers=[ETAG, LOCATION, REPLAYED],
         responses=may_answer(
+            errors.Conflict,
             errors.IdempotencyMismatch,
             errors.RateLimited,
             errors.VaultUnavailable,

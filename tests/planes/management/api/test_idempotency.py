@@ -11,8 +11,10 @@ from uuid import uuid4
 import httpx
 import pytest
 import time_machine
+from sqlalchemy import update
 
 from keyman.keys.tables import api_keys, idempotency
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import KEY_FIELDS, OPENAI_KEY, ApiPlane, headers_of, problem
 
 pytestmark = pytest.mark.anyio
@@ -138,6 +140,20 @@ async def test_a_request_is_replayed_also_when_its_expiry_has_passed_meanwhile(s
     with time_machine.travel(datetime.now(UTC) + timedelta(hours=2), tick=True):
         again = await post(ada, retry, expires_at=soon)
     assert (again.status_code, again.content) == (201, first.content)
+
+
+async def test_a_first_answer_that_was_damaged_is_a_conflict_and_stores_no_second_key(shared: ApiPlane) -> None:
+    ada, retry = await shared.user(), str(uuid4())
+    first = await post(ada, retry)
+    user_id = (await ada.get("/api/auth/me")).json()["id"]
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
+        theirs = idempotency.c.user_id == user_id
+        await connection.execute(update(idempotency).where(theirs).values(response='{"id": "x'))
+    for _ in range(2):
+        refused = await post(ada, retry)
+        problem(refused, "conflict")
+        assert "Look for the key" in refused.json()["detail"]
+    assert await ids(ada) == [first.json()["id"]]
 
 
 async def test_a_refused_request_leaves_the_key_free(shared: ApiPlane) -> None:

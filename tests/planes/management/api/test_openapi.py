@@ -35,7 +35,7 @@ EXPECTED = {
     "createToken": {201, 409, 429, *CALLER, *BODY},
     "listTokens": {200, *CALLER},
     "revokeToken": {204, 404, *CALLER},
-    "createKey": {201, 422, 429, *CALLER, *BODY},
+    "createKey": {201, 409, 422, 429, *CALLER, *BODY},
     "listKeys": {200, *CALLER},
     "getKey": {200, 404, *CALLER},
     "replaceKey": {200, 404, 409, 412, 429, *CALLER, *BODY},
