@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import io
 import os
 import sys
 from types import ModuleType
@@ -82,6 +83,8 @@ def cli() -> None:
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label need not fit the locale; JSON is always UTF-8
     try:
         cli(prog_name="keyman")
     except MissingRight:

@@ -97,7 +97,8 @@ def new_password() -> NewPassword:
         if sys.stdin.isatty():
             text = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
         else:
-            text = sys.stdin.readline().rstrip("\r\n")
+            # The bytes, because in another locale the text would be another password than the one of a browser.
+            text = sys.stdin.buffer.readline().decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise ConfigurationError("The password must be UTF-8 text.") from None
     try:

@@ -7,14 +7,16 @@ import json
 import os
 import pty
 import select
+import sqlite3
 import subprocess
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
@@ -53,6 +55,28 @@ def test_accounts_are_added_listed_disabled_and_enabled(env: dict[str, str]) -> 
 
     assert keyman("user", "enable", "ada@example.com", env=env) == Finished(0, "", "Enabled ada@example.com.\n")
     assert json.loads(keyman("user", "list", "--json", env=env).out)[0]["disabled_at"] is None
+
+
+LATIN = {"PYTHONIOENCODING": "iso-8859-1"}
+"""The encoding of a terminal that is not UTF-8."""
+
+
+def test_a_list_is_printed_whatever_the_encoding_is(env: dict[str, str]) -> None:
+    added("grace@λόγος.example", env)
+    listed = run_keyman("user", "list", env=env | LATIN)
+    assert (listed.code, listed.err) == (0, "")
+    assert "grace@\\u03bb" in listed.out
+    as_json = run_keyman("user", "list", "--json", env=env | LATIN)
+    assert json.loads(as_json.out)[0]["email"] == "grace@λόγος.example"
+
+
+def test_a_password_from_a_file_is_utf_8_whatever_the_encoding_is(env: dict[str, str], file: Path) -> None:
+    password = "Schlüssel für Küche"
+    done = run_keyman("user", "add", "ada@example.com", env=env | LATIN, stdin=f"{password}\n")
+    assert (done.code, done.err) == (0, "Added ada@example.com as user 1.\n")
+    with closing(sqlite3.connect(file)) as database:
+        ((stored,),) = database.execute("SELECT password_hash FROM users")
+    assert PasswordHasher().verify(stored, password)
 
 
 def test_an_address_that_is_taken_is_said(env: dict[str, str]) -> None:
