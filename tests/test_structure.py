@@ -72,6 +72,7 @@ LAYERS = (
         "loopback",
         "memory",
         "patterns",
+        "quantities",
         "retry",
         "version",
         "processes",

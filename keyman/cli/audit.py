@@ -25,6 +25,7 @@ from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
 from keyman.identity import users
 from keyman.keys.deployment import Deployment
+from keyman.quantities import quantity
 from keyman.storage.statements import UnreadableRow
 from keyman.storage.transactions import Database
 from keyman.values import EmailAddress, Instant
@@ -91,7 +92,7 @@ def print_all(since: str | None, home: Path | None) -> None:
 
     with _report_unreadable():
         count = run(work, home)
-    click.echo(f"Exported {count:,} entries.", err=True)
+    click.echo(f"Exported {_entries(count)}.", err=True)
 
 
 @group.command("verify")
@@ -188,10 +189,14 @@ def prune(older_than: timedelta, file: Path, signing_key: str | None, dry_run: b
 
     pruned = run(work, home)
     if dry_run:
-        click.echo(f"{pruned.entries:,} entries would be removed.", err=True)
+        click.echo(f"{_entries(pruned.entries)} would be removed.", err=True)
         return
-    again = f" The current values of {pruned.carried:,} keys were recorded again." if pruned.carried else ""
-    click.echo(f"Removed {pruned.entries:,} entries.{again}", err=True)
+    again = f" The current values of {quantity(pruned.carried, 'key')} were recorded again." if pruned.carried else ""
+    click.echo(f"Removed {_entries(pruned.entries)}.{again}", err=True)
+
+
+def _entries(count: int) -> str:
+    return quantity(count, "entry", "entries")
 
 
 @contextmanager
@@ -231,28 +236,29 @@ def _conclude(found: Verified, files: Sequence[Path], *, as_json: bool) -> None:
         )
     if found.pruned_since:
         click.echo(
-            f"The audit log says that {found.pruned_since:,} entries from before the anchor were pruned after it was "
-            "taken. If no operator did that, somebody has removed them.",
+            f"The audit log says that {_entries(found.pruned_since)} from before the anchor "
+            f"{'was' if found.pruned_since == 1 else 'were'} pruned after it was taken. If no operator did that, "
+            "somebody has removed them.",
             err=True,
         )
     if found.breaks:
-        count = "1 break" if len(found.breaks) == 1 else f"{len(found.breaks):,} breaks"
+        count = quantity(len(found.breaks), "break")
         click.echo(
-            f"The audit log is broken: {count} in {found.entries:,} entries. Do not change the "
+            f"The audit log is broken: {count} in {_entries(found.entries)}. Do not change the "
             "database, and compare it with an export or a backup.",
             err=True,
         )
         sys.exit(1)
     if unheld := found.unheld():
         raise KeymanError(
-            f"The anchored entries of {len(unheld)} chains no longer exist, so the anchor proves nothing about these "
-            "chains. Give an anchor that was taken after they were pruned."
+            f"The anchored entries of {quantity(len(unheld), 'chain')} no longer exist, so the anchor proves nothing "
+            "there. Give an anchor that was taken after they were pruned."
         )
     held = ""
     if files:
         held = " All anchored entries exist, unchanged." if found.held else " The anchor names no entries."
     chains = f" in {len(found.heads)} chains" if len(found.heads) > 1 else ""
-    click.echo(f"Verified {found.entries:,} entries{chains}: every hash is correct.{held}", err=True)
+    click.echo(f"Verified {_entries(found.entries)}{chains}: every hash is correct.{held}", err=True)
 
 
 def _print_breaks(found: Verified) -> None:

@@ -18,6 +18,7 @@ from keyman.config.settings import Settings
 from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, record_rotation
+from keyman.quantities import quantity
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
@@ -73,7 +74,7 @@ async def _count(parts: _Parts) -> None:
     counted = await behind(parts.db, latest)
     for version, count in counted.items():
         click.echo(f"{count:,} at version {version}" + (", marked undecryptable" if version == latest else ""))
-    click.echo(f"{sum(counted.values()):,} keys to rewrap. The newest version is {latest}.", err=True)
+    click.echo(f"{quantity(sum(counted.values()), 'key')} to rewrap. The newest version is {latest}.", err=True)
 
 
 async def _rewrap(parts: _Parts) -> Summary:
@@ -88,7 +89,7 @@ async def _rewrap(parts: _Parts) -> Summary:
         click.echo(f"key {key.id} of user {key.user_id} ({key.service}): Vault does not open it")
     for key_id in sorted(summary.damaged):
         click.echo(f"key {key_id}: its row is damaged")
-    click.echo(f"Rewrapped {summary.rewrapped:,} keys to version {summary.latest}.", err=True)
+    click.echo(f"Rewrapped {quantity(summary.rewrapped, 'key')} to version {summary.latest}.", err=True)
     if not summary.damaged:  # the version that a damaged row needs is not known
         await _advise(parts, summary)
     return summary
@@ -122,13 +123,13 @@ async def _advise(parts: _Parts, summary: Summary) -> None:
 def _finish(summary: Summary) -> None:
     if summary.refused:
         click.echo(
-            f"Vault did not open {len(summary.refused):,} keys. They are marked undecryptable, and their owners can "
-            "replace or delete them. If you restored Vault from a backup, a newer backup may open them.",
+            f"Vault did not open {quantity(len(summary.refused), 'key')}, now marked undecryptable. Owners can replace "
+            "or delete such a key. If you restored Vault from a backup, a newer backup may open it.",
             err=True,
         )
     if summary.damaged:
         click.echo(
-            f"{len(summary.damaged):,} rows are damaged and were not changed. Restore them from a backup.",
+            f"Damaged, and not changed: {quantity(len(summary.damaged), 'row')}. Restore from a backup.",
             err=True,
         )
     if summary.refused or summary.damaged:

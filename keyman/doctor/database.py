@@ -24,6 +24,7 @@ from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.keys.settings import has_current_settings
 from keyman.keys.tables import api_keys
 from keyman.migrations.rights import MANAGEMENT, RESOLVER, excess, missing
+from keyman.quantities import quantity
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
 from keyman.storage.types import Id
@@ -171,12 +172,12 @@ async def _values(db: Database) -> Finding:
     if wrong:
         return failed(
             "values",
-            f"{len(wrong):,} of {count:,} keys hold another value or other settings than the audit log says, such as "
-            f"key {wrong[0]}",
+            f"{len(wrong):,} of {quantity(count, 'key')} with another value or other settings than the audit log says, "
+            f"such as key {wrong[0]}",
             "rows were restored or exchanged by hand, or the audit log was changed: run keyman audit verify. The "
             "resolver opens none of these keys. Restore the rows, or ask their owners to store them again",
         )
-    all_right = f"all {count:,} keys hold the value and the settings that the audit log says"
+    all_right = f"{quantity(count, 'key')}, with the values and the settings that the audit log says"
     return ok("values", all_right if count else "no keys are stored")
 
 

@@ -19,6 +19,7 @@ from keyman.ids import KeyId, OwnerId
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import behind, oldest_version
 from keyman.keys.tables import api_keys
+from keyman.quantities import quantity
 from keyman.storage.statements import Query, optional, scalar
 from keyman.storage.transactions import Database
 from keyman.vault.cipher import Context
@@ -110,7 +111,7 @@ async def _versions(db: Database, rotation: KeyRotation) -> Finding:
     if late:
         return warning(
             "key-versions",
-            f"Vault is at {versions.latest}; {late:,} keys have an older version, the oldest {oldest}",
+            f"Vault is at {versions.latest}; {quantity(late, 'key')} at an older version, the oldest {oldest}",
             "run keyman rewrap",
         )
     return ok("key-versions", f"all keys are at version {versions.latest}, the newest")
@@ -145,8 +146,8 @@ async def _undecryptable(db: Database) -> Finding:
     if count:
         return warning(
             "undecryptable",
-            f"{count:,} keys are marked, because Vault did not open them",
-            "run keyman rewrap to try them again and list them; their owners can replace them",
+            f"{quantity(count, 'key')} marked, because Vault did not open the value",
+            "run keyman rewrap to try again and list what does not open; owners can replace it",
         )
     return ok("undecryptable", "none are marked")
 

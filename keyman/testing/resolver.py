@@ -42,7 +42,7 @@ class _Fake:
         self._last_id = 0
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} with {len(self._keys)} keys and {len(self.calls)} calls>"
+        return f"<{type(self).__name__} keys={len(self._keys)} calls={len(self.calls)}>"
 
     def add(
         self,
@@ -130,7 +130,7 @@ class FakeResolver(_Fake):
     >>> fake.calls[0]
     ResolveCall(key_id=None, user_id=7, service='OPENAI', purpose='Answer to a chat')
     >>> fake
-    <FakeResolver with 1 keys and 2 calls>
+    <FakeResolver keys=1 calls=2>
     """
 
     @overload

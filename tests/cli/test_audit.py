@@ -181,7 +181,7 @@ def test_an_anchor_of_which_nothing_is_left_proves_nothing_unless_a_newer_one_is
     new.write_text(keyman("audit", "anchor", env=told).out)
     assert keyman("audit", "prune", "--older-than", "0s", "--anchor", str(new), env=told).code == 0
     refused(
-        keyman("audit", "verify", "--anchor", str(old), env=told), "The anchored entries of 1 chains no longer exist"
+        keyman("audit", "verify", "--anchor", str(old), env=told), "The anchored entries of 1 chain no longer exist"
     )
     assert keyman("audit", "verify", "--anchor", str(old), "--anchor", str(new), env=told).code == 0
     shown = keyman("audit", "verify", "--anchor", str(old), "--json", env=told)

@@ -531,7 +531,7 @@ def test_a_row_that_opens_and_is_not_the_current_one_is_found(management_env: di
     execute(management_env, text("DROP TABLE kept"))
     code, findings = doctor(management_env)
     assert (code, wrong(findings)) == (1, {"values": "failed"})
-    found = "2 of 3 keys hold another value or other settings than the audit log says, such as key 1"
+    found = "2 of 3 keys with another value or other settings than the audit log says, such as key 1"
     assert findings["values"]["found"] == found
 
 

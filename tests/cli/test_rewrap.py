@@ -99,7 +99,7 @@ def test_standard_output_lists_only_what_vault_does_not_open(operator: dict[str,
     done = keyman("rotate", env=operator)
     assert (done.code, done.out) == (1, "key 7 of user 1 (OPENAI): Vault does not open it\n")
     assert f"Rewrapped {stored - 1} keys to version 2." in done.err
-    assert "Vault did not open 1 keys. They are marked undecryptable" in done.err
+    assert "Vault did not open 1 key, now marked undecryptable." in done.err
     assert "To retire" not in done.err
     assert "min_decryption_version" not in done.err  # the old version is still needed
     assert keyman("rewrap", "--dry-run", env=operator).out == "1 at version 1\n"

@@ -541,7 +541,7 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "OPENAI",
             "name": "Production chat",
-            "last_4_chars": "sk-proj-...1234",
+            "last_4_chars": "sk-...1234",
             "created_at": ago(days=3),
             "last_used_at": ago(minutes=2),
             "last_used_by": "chat-backend",
