@@ -164,7 +164,7 @@ PLAIN = {
     "keyman",
     *(
         f"keyman.{name}"
-        for name in ("__main__", "errors", "extras", "loopback", "memory", "retry", "secret", "version")
+        for name in ("__main__", "errors", "extras", "loopback", "memory", "quantities", "retry", "secret", "version")
     ),
 }
 """What a plain install can import besides the client and its fakes."""
