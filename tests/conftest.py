@@ -21,8 +21,9 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords
+from keyman.storage import faults
 from keyman.storage.transactions import Database
-from keyman.telemetry import configure_logging
+from keyman.telemetry import Repeats, configure_logging
 from keyman.vault import provision
 from tests.support import fast, needs, scratch
 from tests.support.database import Copies, PostgresServer, copied, postgres_absence, postgres_server, sqlite_at
@@ -193,6 +194,12 @@ async def db(database: URL) -> AsyncIterator[Database]:
     opened = Database(database)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(autouse=True)
+def first_outages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test see the line of an outage that another test of this process has met before it."""
+    monkeypatch.setattr(faults, "_repeats", Repeats())
 
 
 @pytest.fixture

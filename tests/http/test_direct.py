@@ -13,7 +13,6 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Redirect
 from litestar.types import ControllerRouterHandler
-from structlog.testing import capture_logs
 
 from keyman.http.body import ValueSchemas
 from keyman.http.direct import Direct
@@ -25,6 +24,7 @@ from keyman.planes.resolver.app import create_resolver
 from keyman.storage.paging import Limit
 from keyman.telemetry import Metrics
 from tests.http.test_edge import settings
+from tests.support.logs import capture_logs
 from tests.support.planes import Plane
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,6 @@ import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
-from structlog.testing import capture_logs
 
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
@@ -23,6 +22,7 @@ from keyman.http import passage
 from keyman.http.edge import SECURITY_HEADERS, Edge
 from keyman.http.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Receive, Scope, Send, exchange_of
 from keyman.telemetry import Metrics
+from tests.support.logs import capture_logs
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy.engine import URL, make_url
-from structlog.testing import capture_logs
 
 from keyman.config.settings import Settings
 from keyman.errors import DatabaseUnavailable, MissingRight
@@ -16,12 +15,11 @@ from keyman.http import starting
 from keyman.http.exchange import Message
 from keyman.planes import assembly
 from keyman.planes.management.app import create_app
-from keyman.storage import faults
 from keyman.storage.engine import create_private_file
-from keyman.telemetry import Repeats
 from keyman.vault.guard import Guard
 from tests.support.database import sqlite_at
 from tests.support.http import free_port
+from tests.support.logs import capture_logs
 from tests.support.planes import PASSWORD, Plane, Vault
 from tests.support.waiting import becomes
 
@@ -119,7 +117,6 @@ async def test_a_database_that_stays_away_is_logged_once_and_not_at_each_attempt
 
     monkeypatch.setattr(starting, "PAUSE", 0.01)
     monkeypatch.setattr(starting, "_pause", counting)
-    monkeypatch.setattr(faults, "_repeats", Repeats())
     server = Server(make_url(f"postgresql+asyncpg://u:{CANARY}@127.0.0.1:{free_port()}/keyman"), provisioned)
     with capture_logs() as lines:
         await server.hears("startup")

@@ -41,12 +41,12 @@ from keyman.clock import now
 from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement
 from keyman.identity.tables import sessions, throttle, users
 from keyman.ids import MAX_ID
-from keyman.storage import engine, faults, transactions
+from keyman.storage import engine, transactions
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
 from keyman.storage.statements import Command
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics, Repeats
+from keyman.telemetry import Metrics
 from tests.support.database import postgres_server
 from tests.support.exceptions import everything_in, stands_alone
 from tests.support.fast import examples
@@ -686,7 +686,6 @@ async def test_a_fault_in_the_callers_own_words_passes_as_it_is(measured_db: Dat
 async def test_a_connection_that_is_lost_during_commit_says_that_nobody_knows(
     postgresql: URL, logged: StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "_repeats", Repeats())  # another test may have met the same fault
     db = Database(postgresql)
     async with db.write(Unchecked.OPERATOR) as connection:
         await connection.execute(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 import structlog
+import structlog.testing
+from structlog.typing import Processor
 
 
 @contextmanager
@@ -22,3 +25,18 @@ def own_logging() -> Iterator[None]:
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
     structlog.configure(**before)
+
+
+@contextmanager
+def capture_logs(processors: Iterable[Processor] = ()) -> Iterator[list[MutableMapping[str, Any]]]:
+    """Collect keyman's log lines of every level, whatever level another test of this process has configured.
+
+    `processors` see each line first.
+    """
+    before = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
+    try:
+        with structlog.testing.capture_logs(processors) as lines:
+            yield lines
+    finally:
+        structlog.configure(wrapper_class=before)

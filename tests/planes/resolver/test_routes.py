@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 import time_machine
-from structlog.testing import capture_logs
 
 from keyman.audit.tables import audit_log
 from keyman.clock import now
@@ -23,6 +22,7 @@ from tests.planes.management.api.bodies import CANARY
 from tests.planes.management.api.harness import OPENAI_KEY, STATUSES, problem
 from tests.planes.management.api.test_bad_input import NO_JSON
 from tests.planes.resolver.pair import Pair, resolver_at
+from tests.support.logs import capture_logs
 from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio

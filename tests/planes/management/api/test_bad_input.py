@@ -15,7 +15,6 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
-from structlog.testing import capture_logs
 
 from keyman.audit.tables import audit_log
 from keyman.characters import DEFAULT_IGNORABLE
@@ -35,6 +34,7 @@ from tests.planes.management.api.bodies import (
 )
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, as_json, headers_of, problem, store
 from tests.support.fast import examples
+from tests.support.logs import capture_logs
 
 pytestmark = pytest.mark.anyio
 
