@@ -1,4 +1,4 @@
-"""Lets many requests of one worker wait for a database that does not answer, and looks at the worker meanwhile."""
+"""Measures a worker while many of its requests wait for a database that does not answer: its memory and its answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(machine: Machine, connections: int) -> list[Ratio]:
     return [
         Ratio(f"MB of a worker, {connections:,} connections that wait", used, MEGABYTES, is_at_most=True),
         Ratio("seconds until 503 past KEYMAN_MAX_QUEUE", refused_in, AT_ONCE, is_at_most=True),
-        Ratio("seconds until 200 of /livez meanwhile", alive_in, AT_ONCE, is_at_most=True),
+        Ratio("seconds until /livez answers 200 while they wait", alive_in, AT_ONCE, is_at_most=True),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Sends load with wrk, and counts the processor time that servers spend meanwhile."""
+"""Sends load with wrk, and counts the processor time that the servers spend during it."""
 
 from __future__ import annotations
 

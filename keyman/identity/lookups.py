@@ -35,8 +35,10 @@ QUERIES = 2
 """Queries of one kind that are under way at a time in a process, of ten connections."""
 
 PATIENCE = 10.0
-"""Seconds that a lookup may take: as many as a statement. Its query has limits of its own, but it may have to wait for
-others before it. While a database hangs, hundreds of lookups would wait for one query after the other.
+"""Seconds that a lookup may take, including the time that it waits for the queries before it.
+
+It is the limit of a statement. Without it, while a database hangs, hundreds of lookups would wait for one query after
+the other.
 """
 
 
