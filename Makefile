@@ -13,7 +13,7 @@ DIST := --dist loadfile --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-fast attack lint types format lock clean
+.PHONY: help dev test test-fast attack sdks lint types format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,14 +26,16 @@ test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (ma
 
 # A third process would not wait for others, and each has a Vault of its own and imports everything.
 test-fast: WORKERS = 2
-test-fast: $(VENV)/test.stamp ## the shorter part of it, under 90 s on two idle processors: SQLite, no browser, no Docker
+test-fast: $(VENV)/test.stamp ## the shorter part of it, 90 s on two idle processors: SQLite, no browser, no Docker
 	@KEYMAN_TEST_FAST=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)
 
 # Checks the files in the repository and those that `git add --all` would add. The last two steps fail if git fails.
 FILES = git ls-files --cached --others --exclude-standard --deduplicate
 
 attack: $(VENV)/test.stamp ## send a million hostile requests to both planes on both databases, in at most 60 minutes
-	@KEYMAN_ATTACK_REQUESTS=250000 KEYMAN_ATTACK_SECONDS=870 $(VENV)/bin/python -m pytest -q -s tests/attack $(ARGS)
+	@KEYMAN_TEST_SLOW=1 KEYMAN_ATTACK_REQUESTS=1000000 KEYMAN_ATTACK_SECONDS=3480 $(VENV)/bin/python -m pytest -q -s tests/attack $(ARGS)
+
+sdks: $(VENV)/sdks.stamp ## install the SDKs of providers, which tests of the gateway use (KEYMAN_TEST_SLOW=1)
 
 lint: $(VENV)/test.stamp ## ruff (rules and formatting), spelling, secrets
 	@$(VENV)/bin/ruff check .
@@ -63,6 +65,8 @@ lock: ## pin the newest allowed versions, with hashes (needs uv on the PATH)
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/stack.txt
 	uv pip compile --group build -c requirements/test.txt \
 	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/build.txt
+	uv pip compile --group sdks --upgrade \
+	  --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements/sdks.txt
 
 clean: ## remove the environment and caches; .keyman, where `keyman dev` keeps its data, stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
@@ -85,3 +89,10 @@ $(VENV)/test.stamp: requirements/test.txt requirements/dev.txt pyproject.toml ke
 	$(PIP) install --require-hashes -r requirements/test.txt
 	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	@touch $(VENV)/dev.stamp $@
+
+# The SDKs have an environment of their own: no other test needs them, and their versions are none of keyman's.
+$(VENV)/sdks.stamp: requirements/sdks.txt | $(VENV)/bin/python
+	@echo "Installing the SDKs of providers into $(VENV)/sdks. The first time, this takes a minute or more."
+	$(VENV)/bin/python -m venv $(VENV)/sdks
+	$(VENV)/sdks/bin/python -m pip --disable-pip-version-check --quiet install --no-compile --require-hashes -r requirements/sdks.txt
+	@touch $@

@@ -38,14 +38,24 @@ INSERT INTO audit_log (at, user_id, actor, action, key_id, application, value_uu
          CASE WHEN {names_a_value} THEN {uuid} END, CASE WHEN {names_a_value} THEN n END, 0, n, {digest}
   FROM {entries};
 UPDATE audit_chains SET sequence = (SELECT count(*) FROM audit_log) WHERE chain = 0;
-INSERT INTO applications (name, services, created_at) SELECT 'app-' || n, 'OPENAI', {past} FROM {applications};
+INSERT INTO applications (name, services, created_at, jwt_issuer, jwt_subject, jwt_audience)
+  SELECT 'app-' || n, 'OPENAI', {past}, 'https://id.example.com', 'workload-' || n, 'keyman-resolver'
+  FROM {applications};
 INSERT INTO application_tokens (application_id, token_hash, hint, created_at)
   SELECT n, {digest}, 'km_...abcd', {past} FROM {applications};
+INSERT INTO identities (user_id, issuer, subject, created_at)
+  SELECT 1 + n % {owners}, 'https://id.example.com', 'subject-' || n, {past} FROM {tokens};
+INSERT INTO application_identities (user_id, issuer, subject, created_at)
+  SELECT 1 + n % {owners}, 'keyman:app:used', 'user-' || n, {past} FROM {tokens};
 INSERT INTO idempotency (user_id, key_hash, fingerprint, response, created_at)
   SELECT 1 + n % {owners}, {digest}, {digest}, '{{}}', CASE WHEN n % 100 = 0 THEN {past} ELSE {recent} END
   FROM {answers};
 INSERT INTO throttle (bucket, attempts, ends_at)
   SELECT {digest}, 1, CASE WHEN n % 100 = 0 THEN {past} ELSE {future} END FROM {buckets};
+INSERT INTO provider_visits (state_hash, browser_hash, nonce, verifier, purpose, expires_at)
+  SELECT {digest}, {digest}, 'n', 'v', 'sign-in', CASE WHEN n % 100 = 0 THEN {past} ELSE {future} END FROM {buckets};
+INSERT INTO logout_tokens (token_hash, expires_at)
+  SELECT {digest}, CASE WHEN n % 100 = 0 THEN {past} ELSE {future} END FROM {buckets};
 """
 
 

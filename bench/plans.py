@@ -22,21 +22,29 @@ from keyman.audit import listing
 from keyman.audit.entries import Action, Actor, Origin
 from keyman.audit.listing import Filter
 from keyman.clock import now
+from keyman.config.identity import JwtSettings
 from keyman.errors import KeymanError, NotFound, RateLimited
-from keyman.identity import applications, login, sessions, throttle, users
+from keyman.identity import applications, identities, login, sessions, throttle, users
 from keyman.identity import personal_tokens as personal
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.applications import ALL_USERS, ApplicationProof, Workload
+from keyman.identity.fetching import Fetcher
+from keyman.identity.identities import Identity
+from keyman.identity.jwt import JwtProof
+from keyman.identity.key_sets import FixedKeys
 from keyman.identity.personal_tokens import CreatedToken, NewToken, TokenProof
 from keyman.identity.principals import Credentials, Principal, User
 from keyman.identity.sessions import SessionProof
 from keyman.identity.tokens import ALL_SCOPES
+from keyman.identity.workloads import WorkloadProof
 from keyman.ids import KeyId, TokenId, UserId
 from keyman.keys import idempotency, operations, release, uses
+from keyman.keys import listing as key_lists
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
-from keyman.keys.release import Request
-from keyman.keys.schemas import Change, NewKey, Replacement
+from keyman.keys.request import Request
+from keyman.keys.schemas import Change, NewKey, Replacement, Status
 from keyman.keys.sealing import Sealer
+from keyman.keys.sorting import KeyCursor, Selection, Sort
 from keyman.planes.management import housekeeping
 from keyman.providers.catalogue import Catalogue, ServiceSlug
 from keyman.providers.recognition import ProviderKey
@@ -45,11 +53,15 @@ from keyman.storage import driver
 from keyman.storage.compiling import Bound, Row
 from keyman.storage.paging import Cursor, Slice
 from keyman.storage.transactions import Database, Unchecked
-from keyman.values import ApplicationName, EmailAddress, RequiredLabel, RowNumber
+from keyman.values import ApplicationName, EmailAddress, RequiredLabel, RowNumber, Subject
 from keyman.vault.cipher import Context, Sealed
+from tests.support.issuer import AUDIENCE, Issuer
 
 HEAVY, SPARSE, EMPTY = UserId(1), UserId(2), UserId(3)
 """Owners of one key in a hundred, of the three oldest keys, and of none. All other owners share the rest."""
+
+SUBJECT_OF_SPARSE = "user-1"
+"""The subject of SPARSE at the application that resolves."""
 
 ONE_KEY_OF_HEAVY, ANOTHER = KeyId(500), KeyId(700)
 
@@ -98,6 +110,8 @@ class _Constant:
 
 async def capture(db: Database) -> list[Captured]:
     """Run keyman's operations on a database that `build` filled, and return the statements that they sent."""
+    async with db.read() as connection:
+        url = connection.engine.url
     callers = await _callers(db)
     middle = Cursor(await _key_in_the_middle(db))
     captured: list[Captured] = []
@@ -106,11 +120,12 @@ async def capture(db: Database) -> list[Captured]:
         _writing_keys(db, callers),
         _resolving(db, callers),
         _of_accounts(db, callers),
+        _of_identities(db),
         _of_the_audit_log(db, middle),
         _housekeeping(db),
     ]
     for label, step in ((label, step) for part in steps for label, step in part.items()):
-        with _listening(label, captured):
+        with listening(label, url, captured):
             try:
                 await step()
             except KeymanError as fault:
@@ -124,6 +139,9 @@ async def _callers(db: Database) -> _Callers:
         used_cookie, cookie = [await sessions.open_session(connection, HEAVY) for _ in range(2)]
     registered = [await applications.create(db, ApplicationName(name), ["OPENAI"]) for name in ("used", "unused")]
     used_app, unused_app = [one.token.reveal() for one in registered]
+    issuer = Issuer()
+    workload = Workload(issuer.url, Subject("workload"), "keyman-resolver", jwks=issuer.jwks().decode())
+    await applications.create_workload(db, ApplicationName("workload"), ["OPENAI"], ALL_USERS, workload)
     return _Callers(
         await TokenProof().verify(db, used.token, _SHOWN),
         await TokenProof().verify(db, (await _token_of(db, SPARSE)).token, _SHOWN),
@@ -145,17 +163,27 @@ def _reading_keys(db: Database, callers: _Callers, middle: Cursor) -> _Steps:
     heavy = callers.heavy
     retry = IdempotencyKey.parse("bench", HEAVY, b"{}")
     return {
-        "keys: the first page": lambda: operations.list_own(db, heavy, Slice()),
-        "keys: a page in the middle": lambda: operations.list_own(db, heavy, Slice(before=middle)),
-        "keys: the first page of an owner of three old keys": lambda: operations.list_own(db, _caller(SPARSE), Slice()),
-        "keys: the first page of an owner of none": lambda: operations.list_own(db, _caller(EMPTY), Slice()),
-        "keys: one service": lambda: operations.list_own(db, heavy, Slice(), "ANTHROPIC"),
-        "keys: one service, a page in the middle": lambda: operations.list_own(
-            db, heavy, Slice(before=middle), "ANTHROPIC"
+        "keys: the first page": lambda: key_lists.list_own(db, heavy, Slice()),
+        "keys: a page in the middle": lambda: key_lists.list_own(db, heavy, Slice(before=middle)),
+        "keys: the first page of an owner of three old keys": lambda: key_lists.list_own(db, _caller(SPARSE), Slice()),
+        "keys: the first page of an owner of none": lambda: key_lists.list_own(db, _caller(EMPTY), Slice()),
+        "keys: one service": lambda: key_lists.list_own(db, heavy, Slice(), "ANTHROPIC"),
+        "keys: one service, a page in the middle": lambda: key_lists.list_own(
+            db, heavy, Slice(before=KeyCursor.at(middle, Selection("ANTHROPIC").fingerprint)), "ANTHROPIC"
         ),
-        "keys: one service that the owner has no key of": lambda: operations.list_own(db, heavy, Slice(), "GROQ"),
-        "keys: by a name that many have": lambda: operations.list_own(db, heavy, Slice(), text="key 1"),
-        "keys: by a name that none has": lambda: operations.list_own(db, heavy, Slice(), text="no such name"),
+        "keys: one service that the owner has no key of": lambda: key_lists.list_own(db, heavy, Slice(), "GROQ"),
+        "keys: by a name that many have": lambda: key_lists.list_own(db, heavy, Slice(), text="key 1"),
+        "keys: by a name that none has": lambda: key_lists.list_own(db, heavy, Slice(), text="no such name"),
+        "keys: of a status": lambda: key_lists.list_own(db, heavy, Slice(), status=Status.ACTIVE),
+        "keys: sorted by name": lambda: key_lists.list_own(db, heavy, Slice(), sort=Sort.BY_NAME),
+        "keys: sorted by name, a page in the middle": lambda: key_lists.list_own(
+            db,
+            heavy,
+            Slice(before=KeyCursor.at(middle, Selection(sort=Sort.BY_NAME).fingerprint, "key 5")),
+            sort=Sort.BY_NAME,
+        ),
+        "keys: sorted by last use": lambda: key_lists.list_own(db, heavy, Slice(), sort=Sort.BY_USE_DESCENDING),
+        "keys: counted": lambda: key_lists.count_own(db, heavy, text="key 1"),
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
         "an idempotency key": lambda: idempotency.find(db, retry),
@@ -176,6 +204,9 @@ def _writing_keys(db: Database, callers: _Callers) -> _Steps:
         "keys: a change": lambda: operations.change(
             db, catalogue, heavy, ONE_KEY_OF_HEAVY, Change(name=None), IfMatch()
         ),
+        "keys: another default": lambda: operations.change(
+            db, catalogue, heavy, ONE_KEY_OF_HEAVY, Change(default=True), IfMatch()
+        ),
         "keys: a new value": lambda: operations.replace(
             db, sealer, catalogue, heavy, ONE_KEY_OF_HEAVY, Replacement(value), IfMatch()
         ),
@@ -187,16 +218,20 @@ def _resolving(db: Database, callers: _Callers) -> _Steps:
     caller, opener = callers.application, _Constant()
 
     def resolve(**asked: Any) -> Awaitable[object]:
-        return release.resolve(db, opener, UUID(int=0), caller, Request(**asked))
+        releasing = release.Releasing(db, opener, UUID(int=0), release.RESOLVE)
+        return release.release(releasing, caller, Request(**asked))
 
     service = ServiceSlug("OPENAI")
+    known, unknown = Subject(SUBJECT_OF_SPARSE), Subject("nobody")
     return {
         "an application by its token": lambda: ApplicationProof().verify(db, callers.application_token, _SHOWN),
         "resolve: a key by its id": lambda: resolve(key_id=RowNumber(ONE_KEY_OF_HEAVY)),
-        "resolve: a user's newest key of a service": lambda: resolve(user_id=RowNumber(SPARSE), service=service),
+        "resolve: a user's key of a service": lambda: resolve(user_id=RowNumber(SPARSE), service=service),
         "resolve: a user without such a key": lambda: _refused(
             resolve(user_id=RowNumber(EMPTY), service=service), NotFound
         ),
+        "resolve: a subject's key of a service": lambda: resolve(subject=known, service=service),
+        "resolve: an unknown subject": lambda: _refused(resolve(subject=unknown, service=service), NotFound),
         "resolve: the last use": lambda: release.note_use(db, caller, ONE_KEY_OF_HEAVY),
         "applications: a new token": lambda: applications.rotate(db, ApplicationName("unused"), timedelta()),
     }
@@ -219,6 +254,24 @@ def _of_accounts(db: Database, callers: _Callers) -> _Steps:
         "throttle: a wrong password": lambda: _write(
             db, lambda connection: throttle.count_failure(connection, "u1@example.com", HEAVY)
         ),
+    }
+
+
+def _of_identities(db: Database) -> _Steps:
+    """By what a token or a sign-in says, once it is verified."""
+    issuer = Issuer()
+    users_proof = JwtProof(JwtSettings(issuer.url, AUDIENCE), FixedKeys(issuer.key_set()))
+    of_user, of_workload = issuer.token(sub="subject-1"), issuer.token(sub="workload", aud="keyman-resolver")
+    identity = Identity(issuer.url, Subject("subject-1"))
+    return {
+        "an identity: its user, at a first use or a sign-in": lambda: _write(
+            db, lambda connection: identities.find(connection, identity)
+        ),
+        "an identity: the issuers of a user": lambda: _write(
+            db, lambda connection: identities.issuers_of(connection, SPARSE)
+        ),
+        "a user by a JWT": lambda: users_proof.verify(db, of_user, _SHOWN),
+        "an application by its JWT": lambda: WorkloadProof(Fetcher(None), None).verify(db, of_workload, _SHOWN),
     }
 
 
@@ -263,18 +316,25 @@ async def explain(url: URL, captured: list[Captured], *, generic: bool = False) 
                 plans.setdefault(one.label, []).append("\n".join(_tree(nodes)))
         return plans
     connection = await asyncpg.connect(dsn(url))
-    options = "COSTS OFF, GENERIC_PLAN" if generic else "ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF"
-    for one in captured:
-        transaction = connection.transaction()
-        await transaction.start()
-        if generic:
-            rows = await _generic(connection, one)
-        else:
-            rows = await connection.fetch(f"EXPLAIN ({options}) {one.statement}", *one.parameters)
-        await transaction.rollback()  # EXPLAIN ANALYZE has executed the statement
-        plans.setdefault(one.label, []).append("\n".join(row[0] for row in rows if "Planning" not in row[0]))
-    await connection.close()
+    try:
+        for one in captured:
+            rows = await _explain(connection, one, generic=generic)
+            plans.setdefault(one.label, []).append("\n".join(row[0] for row in rows if "Planning" not in row[0]))
+    finally:
+        await connection.close()
     return plans
+
+
+async def _explain(connection: Any, one: Captured, *, generic: bool) -> list[Any]:
+    transaction = connection.transaction()
+    await transaction.start()
+    if generic:
+        rows = await _generic(connection, one)
+    else:
+        options = "ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF"
+        rows = await connection.fetch(f"EXPLAIN ({options}) {one.statement}", *one.parameters)
+    await transaction.rollback()  # EXPLAIN ANALYZE has executed the statement
+    return rows
 
 
 async def _generic(connection: Any, one: Captured) -> list[Any]:
@@ -300,22 +360,23 @@ def _caller(user_id: UserId) -> Principal:
 
 
 async def _key_in_the_middle(db: Database) -> int:
-    page = await operations.list_own(db, _caller(HEAVY), Slice(limit=1))
+    page = await key_lists.list_own(db, _caller(HEAVY), Slice(limit=1))
     return page.items[0].id // 2
 
 
 @contextmanager
-def _listening(label: str, captured: list[Captured]) -> Iterator[None]:
+def listening(label: str, url: URL, captured: list[Captured]) -> Iterator[None]:
+    """Capture the statements to the database of `url`, which is an engine's. Those to other ones pass unseen."""
     fetch, execute = driver.fetch, driver.execute
 
     def listen(bound: Bound) -> Bound:
         verb = bound.text.split(None, 1)[0]
         # The tables of chain ends and of probes have a page or two: an index would not help.
         is_of_few_rows = "audit_chains" in bound.text or "probes" in bound.text
-        is_only_a_lock = bound.text.startswith("SELECT pg_advisory_xact_lock(")
+        is_of_no_row = bound.text.startswith("SELECT pg_advisory_xact_lock") or "pg_current_xact_id" in bound.text
         if (
             not is_of_few_rows
-            and not is_only_a_lock
+            and not is_of_no_row
             and (verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in bound.text)
         ):
             place = f"{label}: {bound.text.split(None, 3)[2]}" if label == "housekeeping" else label
@@ -326,10 +387,10 @@ def _listening(label: str, captured: list[Captured]) -> Iterator[None]:
         return bound
 
     async def listen_and_fetch(connection: AsyncConnection, bound: Bound) -> Sequence[Row]:
-        return await fetch(connection, listen(bound))
+        return await fetch(connection, listen(bound) if connection.engine.url.database == url.database else bound)
 
     async def listen_and_execute(connection: AsyncConnection, bound: Bound) -> int:
-        return await execute(connection, listen(bound))
+        return await execute(connection, listen(bound) if connection.engine.url.database == url.database else bound)
 
     with (
         mock.patch.object(driver, "fetch", listen_and_fetch),

@@ -47,6 +47,8 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
 - A search by name reads the keys of the owner, newest first, until the page is full. If PostgreSQL expects that
   few match, it reads them all and sorts those that do. What one owner has limits the cost: {heavy:,} rows here. An
   index over parts of names would have to serve all owners to help that one, so there is none.
+- A list by label or last use reads the keys of the owner and sorts them; one of a status, and a count, read them, too.
+  What one owner has limits the cost, as for a search.
 - A page of the audit log is read from `(user_id, id)`, and for one action from `(user_id, action, id)`. For
   several actions, a page of each is read and merged. A time first becomes an id, by one descent of the index on
   it, so nothing outside is read. If PostgreSQL expects little between two times, it reads that from the same
@@ -56,10 +58,13 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
 - A transaction that writes begins with the check of the caller: one row by the primary key of the token, and one by
   that of its account. So does a resolve, with the token of the application.
 - The limit of keys counts the owner's keys in the index `(owner_id, id)`, and stops at the limit: 100 here.
-- A resolve finds a key by its id or as the newest one of `(owner_id, service, id)`. What the audit log says about the
-  current value is the last entry of the partial index `(key_id, as_of)`.
+- A resolve finds a key by its id, or as the default in the partial index `(owner_id, service)`, and otherwise as the
+  newest active one of `(owner_id, service, id)`. What the audit log says about the current value is the last entry of
+  the partial index `(key_id, as_of)`.
 - A token, a session, an idempotency key and a throttle bucket are found by their hash, in one descent of a
   unique index.
+- An identity is found by its issuer and subject, in one descent of a unique index of each of the two tables. So is the
+  application of a JWT, by issuer, subject and audience.
 - The tables of chain ends and of probes have a page or two, so their statements are not shown.
 - Indexed times find what housekeeping removes. A batch touches only what it removes.
 - SQLite takes the same ways with and without `ANALYZE`{same}.

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Machine:
             KEYMAN_VAULT_TOKEN=vault.root_token.reveal(),
         )
         _command(["vault", "setup"], self._admin)
-        for plane in ("management", "resolver"):
+        for plane in ("management", "resolver", "gateway"):
             _command(["vault", "secret-id", f"keyman-{plane}", "--directory", directory / plane], self._admin)
 
     def database(self, name: str) -> URL:
@@ -73,9 +73,10 @@ class Machine:
         made = _command(["token", "create", "--user", EMAIL, "--name", "bench", *scopes], env)
         return {"Authorization": f"Bearer {made.out.strip()}"}
 
-    def application(self, url: URL) -> dict[str, str]:
-        """Register an application for OPENAI, and return the headers of its requests."""
-        made = _command(["app", "create", "bench", "--service", "OPENAI"], self._of_database(url))
+    def application(self, url: URL, services: Sequence[str] = ("OPENAI",), **variables: str) -> dict[str, str]:
+        """Register an application for these services, and return the headers of its requests."""
+        named = [word for service in services for word in ("--service", service)]
+        made = _command(["app", "create", "bench", *named], {**self._of_database(url), **variables})
         return {"Authorization": f"Bearer {made.out.strip()}"}
 
     def plane(
@@ -100,7 +101,6 @@ class Machine:
 
     def application_server(self, name: str, factory: str, **variables: str) -> str:
         """Start granian with an application of this package, as keyman's worker runs, and return its address."""
-        port = free_port()
         command: list[str | Path] = [
             Path(sys.executable).with_name("granian"),
             "--interface",
@@ -109,10 +109,19 @@ class Machine:
             "uvloop",
             "--no-ws",
         ]
-        command += ["--workers", "1", "--log-level", "error", "--factory", "--port", str(port), factory]
-        env = {**environment(**variables), "PYTHONPATH": str(Path(__file__).parent.parent)}
+        command += ["--workers", "1", "--log-level", "error", "--factory", factory]
+        return self.program(name, command, **variables)
+
+    def module(self, name: str, module: str, **variables: str) -> str:
+        """Start a module of this package that takes `--port`, and return its address."""
+        return self.program(name, [sys.executable, "-m", module], **variables)
+
+    def program(self, name: str, command: Sequence[str | Path], **variables: str) -> str:
+        """Start a server that takes `--port`, wait until it answers, and return its address."""
+        port = free_port()
+        env = {"PYTHONPATH": str(Path(__file__).parent.parent), **environment(**variables)}
         with (self.directory / f"{port}.log").open("wb") as log:
-            process = spawn(command, env, output=log.fileno())
+            process = spawn([*command, "--port", str(port)], env, output=log.fileno())
         self._stack.callback(stop, process)
         self.servers[name] = process.pid
         url = f"http://127.0.0.1:{port}"

@@ -29,7 +29,7 @@ from keyman import migrations
 from keyman.clock import now
 from keyman.identity import personal_tokens
 from keyman.identity.tables import api_tokens, owners, throttle, users
-from keyman.keys import operations
+from keyman.keys import listing
 from keyman.keys.tables import api_keys
 from keyman.storage import engine
 from keyman.storage.statements import Command, Query
@@ -49,7 +49,7 @@ _ADD = Command(insert(throttle))
 
 QUERIES: dict[str, tuple[Query[Any], dict[str, Any]]] = {
     "a token by its hash": (personal_tokens._BY_HASH._for_one, {"key_0": _HASH}),
-    f"a list of {KEYS} keys": (operations._LISTINGS[False, False]._first, {"owner_id": 1, "limit": KEYS + 1}),
+    f"a list of {KEYS} keys": (listing._LISTINGS[False]._first, {"owner_id": 1, "limit": KEYS + 1}),
 }
 INSERT = "a transaction with one insert"
 

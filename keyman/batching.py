@@ -30,8 +30,11 @@ class BatcherClosed(KeymanError):
 class _Waiting(Generic[T, R]):
     item: T
     result: asyncio.Future[R]
+    timer: asyncio.TimerHandle | None = None
 
     def settle(self, outcome: R | Exception) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
         if self.result.done():  # the caller gave up
             return
         if isinstance(outcome, Exception):
@@ -56,6 +59,9 @@ class Batcher(Generic[T, R]):
     once for each caller, and returns the exception that this caller gets. A shared exception object would collect the
     traceback frames of all callers.
 
+    A batch is formed once `turn`, if given, has returned. Until then, more items can come. If it raises, the batch
+    fails.
+
     `run` is called in an empty context: it works for all callers of a batch, so nothing that it logs or sends may
     have the request id of one of them. It must have its own timeout.
     """
@@ -67,7 +73,9 @@ class Batcher(Generic[T, R]):
         *,
         max_batch: int,
         max_batches: int,
+        turn: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._turn = turn
         self._run = run
         self._failure = failure
         self._max_batch = max_batch
@@ -77,11 +85,18 @@ class Batcher(Generic[T, R]):
         self._workers: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
         self._is_closed = False
 
-    def submit(self, item: T) -> asyncio.Future[R]:
-        """Return a future for the outcome of this item. Cancelling it affects no other caller. Raises BatcherClosed."""
+    def submit(self, item: T, patience: float | None = None) -> asyncio.Future[R]:
+        """Return a future for the outcome of this item. Cancelling it affects no other caller. Raises BatcherClosed.
+
+        If there is no outcome after `patience` seconds, it is the exception that `failure` returns for a TimeoutError.
+        This costs less than half of a timeout around the future.
+        """
         if self._is_closed:
             raise BatcherClosed("This batcher is closed and takes no more items.")
-        waiting = _Waiting[T, R](item, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting[T, R](item, loop.create_future())
+        if patience is not None:
+            waiting.timer = loop.call_later(patience, self._end, waiting)
         self._queue.append(waiting)
         if self._under_way < self._max_batches:
             self._under_way += 1
@@ -96,13 +111,31 @@ class Batcher(Generic[T, R]):
         while self._workers:
             await asyncio.wait(self._workers)
 
+    def _end(self, waiting: _Waiting[T, R]) -> None:
+        """Give up an item that has waited too long, unless its caller has gone."""
+        if not waiting.result.done():
+            waiting.settle(self._failure(TimeoutError()))
+
     async def _work(self) -> None:
         try:
-            while batch := self._next_batch():
-                await self._carry_out(batch)
+            while self._queue:
+                await self._await_turn()
+                if batch := self._next_batch():
+                    await self._carry_out(batch)
         finally:
             # Not in a done callback: an item that is submitted before the callback runs would never be sent.
             self._under_way -= 1
+
+    async def _await_turn(self) -> None:
+        """Return when the next batch is to be formed. If that fails, so do the items that wait for it."""
+        if self._turn is None:
+            return
+        try:
+            await self._turn()
+        except BaseException as fault:
+            self._fail(self._next_batch(), fault)
+            if not isinstance(fault, Exception):
+                raise
 
     def _next_batch(self) -> list[_Waiting[T, R]]:
         batch: list[_Waiting[T, R]] = []
@@ -117,10 +150,13 @@ class Batcher(Generic[T, R]):
         try:
             await self._settle(batch)
         except BaseException as fault:
-            for waiting in batch:
-                waiting.settle(self._failure(fault))
+            self._fail(batch, fault)
             if not isinstance(fault, Exception):
                 raise
+
+    def _fail(self, batch: Sequence[_Waiting[T, R]], fault: BaseException) -> None:
+        for waiting in batch:
+            waiting.settle(self._failure(fault))
 
     async def _settle(self, batch: list[_Waiting[T, R]]) -> None:
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import TypeVar, cast
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from keyman.errors import FieldError, InvalidRequest
 from keyman.values import Value
@@ -20,34 +22,59 @@ def decode(model: type[S], raw: object, check: Check | None = None) -> S:
     """Return the struct that `raw`, decoded JSON, describes. Raises InvalidRequest, which names every fault."""
     if not isinstance(raw, dict):
         raise InvalidRequest.at(FieldError("", "The body must be a JSON object."))
-    fields = msgspec.structs.fields(model)
-    errors: list[FieldError] = []
-    values: dict[str, object] = {}
-    for field in fields:
-        if field.encode_name not in raw:
-            if field.required:
-                errors.append(FieldError(field.encode_name, "is missing"))
-            continue
-        try:
-            values[field.name] = _field(field.type, raw[field.encode_name])
-        except ValueError as fault:
-            errors.append(FieldError(field.encode_name, _message(fault)))
-    unknown = len(raw.keys() - {field.encode_name for field in fields})
-    if unknown:
-        # Do not repeat their names: a name can be a key that was pasted in the wrong place.
-        known = ", ".join(field.encode_name for field in fields)
-        counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
-        errors.append(FieldError("", f"The body has {counted}; the known fields are {known}."))
+    fields = _fields_of(model)
+    whole = _decode_whole(model, raw) if raw.keys() <= fields.keys() else None
+    if whole is None:
+        values, errors = _decode_each(fields, raw)
+    else:
+        values, errors = {fields[name].name: getattr(whole, fields[name].name) for name in raw}, []
     if check is not None:
         errors += check(values)
     if errors:
         raise InvalidRequest.at(*errors)
-    return model(**values)
+    return model(**values) if whole is None else whole
+
+
+@cache
+def _fields_of(model: type[msgspec.Struct]) -> Mapping[str, FieldInfo]:
+    """Return the fields of a model by their names in JSON. To work them out takes longer than to decode a body."""
+    return {field.encode_name: field for field in msgspec.structs.fields(model)}
+
+
+def _decode_whole(model: type[S], raw: Mapping[str, object]) -> S | None:
+    """Return the struct, or None if a field is invalid: msgspec stops at the first one."""
+    try:
+        return msgspec.convert(raw, model, dec_hook=_parse)
+    except msgspec.ValidationError:
+        return None
+
+
+def _decode_each(
+    fields: Mapping[str, FieldInfo], raw: Mapping[str, object]
+) -> tuple[dict[str, object], list[FieldError]]:
+    """Return the values of the valid fields, and an error for each fault."""
+    errors: list[FieldError] = []
+    values: dict[str, object] = {}
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                errors.append(FieldError(name, "is missing"))
+            continue
+        try:
+            values[field.name] = _field(field.type, raw[name])
+        except ValueError as fault:
+            errors.append(FieldError(name, _message(fault)))
+    unknown = len(raw.keys() - fields.keys())
+    if unknown:
+        # Do not repeat their names: a name can be a key that was pasted in the wrong place.
+        counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
+        errors.append(FieldError("", f"The body has {counted}; the known fields are {', '.join(fields)}."))
+    return values, errors
 
 
 def _field(kind: object, raw: object) -> object:
     try:
-        return msgspec.convert(raw, kind, dec_hook=lambda wanted, value: cast("type[Value]", wanted).parse(value))
+        return msgspec.convert(raw, kind, dec_hook=_parse)
     except msgspec.ValidationError as fault:
         if isinstance(fault.__cause__, ValueError):
             raise ValueError(_message(fault.__cause__)) from None
@@ -60,6 +87,10 @@ def _field(kind: object, raw: object) -> object:
         if message.startswith("Expected `array`"):
             raise ValueError("must be a list") from None
         raise ValueError("is of the wrong type") from None
+
+
+def _parse(kind: type, raw: object) -> object:
+    return cast("type[Value]", kind).parse(raw)
 
 
 def _message(fault: ValueError) -> str:

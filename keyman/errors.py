@@ -7,6 +7,7 @@ KeymanError
 ├── Problem                 answers a request; `slug` and `title` are constant per class
 │   ├── InvalidRequest      `errors` names every invalid field
 │   ├── Unauthenticated
+│   │   └── InvalidToken
 │   ├── Forbidden
 │   ├── NotFound
 │   ├── MethodNotAllowed
@@ -20,10 +21,19 @@ KeymanError
 │   ├── RateLimited         `retry_after` seconds
 │   ├── VaultUnavailable    `reason` is a `VaultReason`
 │   ├── DatabaseUnavailable
+│   │   └── CommitLost          storage/faults.py
+│   ├── IssuerUnavailable
+│   ├── GatewayUnavailable
+│   ├── PathNotAllowed
+│   ├── ProviderUnreachable
+│   ├── ProviderAnswerRefused
+│   ├── ProviderRedirected
+│   ├── ProviderTimeout
 │   ├── Overloaded
 │   └── Internal
 ├── RefusedStatement        the database rejects a statement, or a row cannot be read
 │   ├── MissingRight
+│   ├── RolledBack          storage/faults.py
 │   ├── UnfitParameter      storage/statements.py
 │   └── UnreadableRow       storage/statements.py
 ├── DriverFault             storage/faults.py: becomes DatabaseUnavailable or RefusedStatement
@@ -31,9 +41,16 @@ KeymanError
 ├── FilesReplaced           storage/files.py: also an OSError, which becomes DatabaseUnavailable
 ├── DiskFull                storage/files.py: likewise
 ├── VaultFault              vault/adapter.py: becomes VaultUnavailable, or a message of a command
+├── Spoiled                 storage/group.py: the group begins again, with savepoints
 ├── BatchRefused            batching.py: the items of the batch are tried one by one
 ├── BatcherClosed           batching.py: a bug of the caller
 ├── WrongPassword           identity/passwords.py: becomes Unauthenticated or InvalidRequest
+├── Refused                 identity/jwks.py: a JWT is refused; becomes Unauthenticated
+│   └── UnknownKey          identity/jwks.py: the keys are fetched again, once
+├── FetchFailed             identity/fetching.py: becomes IssuerUnavailable
+├── AddressRefused          planes/gateway/addresses.py: also an OSError; becomes ProviderUnreachable
+├── _Left                   planes/gateway/forwarding.py: the client has left, so nobody is answered
+├── TooMuchWork             planes/gateway/redaction.py: becomes ProviderAnswerRefused
 ├── _TooLarge               client/wire.py: becomes BadAnswer
 └── ClientError             client/errors.py: what the client raises
     ├── InvalidRequest
@@ -51,8 +68,8 @@ KeymanError
     │   └── DeadlineExceeded
     └── BadAnswer
 
-DriverFault, PoolerFound, FilesReplaced, DiskFull, VaultFault, BatchRefused, WrongPassword and _TooLarge are caught by
-the calling code. The others reach a person.
+DriverFault, PoolerFound, FilesReplaced, DiskFull, VaultFault, Spoiled, BatchRefused, WrongPassword, Refused,
+FetchFailed, AddressRefused, _Left, TooMuchWork and _TooLarge are caught by the calling code. The others reach a person.
 
 No message contains a value that a client sent.
 """
@@ -139,8 +156,17 @@ class InvalidRequest(Problem):
 
 
 class Unauthenticated(Problem):
+    """`challenge` is the value of `WWW-Authenticate`."""
+
     slug = "unauthenticated"
     title = "Sign in first"
+    challenge: ClassVar[str] = "Bearer"
+
+
+class InvalidToken(Unauthenticated):
+    """A JWT is refused. The detail names the claim."""
+
+    challenge = 'Bearer error="invalid_token"'
 
 
 class Forbidden(Problem):
@@ -252,6 +278,64 @@ class DatabaseUnavailable(Problem):
     ) -> None:
         super().__init__(detail, retry_after=5)
         self.kind = kind
+
+
+class IssuerUnavailable(Problem):
+    """The keys of an issuer cannot be fetched, so no JWT of it can be verified."""
+
+    slug = "issuer-unavailable"
+    title = "The issuer is not available"
+
+    def __init__(
+        self,
+        detail: str = "The keys of the issuer cannot be fetched at the moment, so its tokens cannot be verified.",
+        *,
+        retry_after: int = 10,
+    ) -> None:
+        super().__init__(detail, retry_after=retry_after)
+
+
+class GatewayUnavailable(Problem):
+    """The management plane cannot have a key checked, because the gateway does not do it."""
+
+    slug = "gateway-unavailable"
+    title = "The gateway is not available"
+
+    def __init__(self, detail: str = "The gateway cannot be reached, so the key was not checked.") -> None:
+        super().__init__(detail, retry_after=10)
+
+
+class PathNotAllowed(Problem):
+    """The gateway does not forward this method and path of a service."""
+
+    slug = "path-not-allowed"
+    title = "The gateway does not forward this path"
+
+
+class ProviderUnreachable(Problem):
+    """No connection to the provider: its name, its address or its certificate."""
+
+    slug = "provider-unreachable"
+    title = "The provider cannot be reached"
+
+
+class ProviderAnswerRefused(Problem):
+    """The provider's answer is not one that the gateway passes on."""
+
+    slug = "provider-answer-refused"
+    title = "The provider's answer was not passed on"
+
+
+class ProviderRedirected(Problem):
+    """The provider's answer leads elsewhere. A client that followed it would send its token there."""
+
+    slug = "provider-redirected"
+    title = "The provider redirected the request"
+
+
+class ProviderTimeout(Problem):
+    slug = "provider-timeout"
+    title = "The provider did not answer in time"
 
 
 class Overloaded(Problem):

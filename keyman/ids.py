@@ -20,6 +20,7 @@ SessionId = NewType("SessionId", int)
 TokenId = NewType("TokenId", int)
 ApplicationId = NewType("ApplicationId", int)
 ApplicationTokenId = NewType("ApplicationTokenId", int)
+IdentityId = NewType("IdentityId", int)
 
 
 def owner_of(user_id: UserId) -> OwnerId:

@@ -22,6 +22,9 @@ _BLANK = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in DEFAULT_IGNOR
 
 REQUIRED_LABEL = rf"^[^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{SPACE}\u2800{_BLANK}][^{CONTROL}{BIDIRECTIONAL}]*$"
 
+# The parser is stricter: it refuses every character that is not printable.
+SUBJECT = rf"^[^{CONTROL}{BIDIRECTIONAL}{SPACE}]([^{CONTROL}{BIDIRECTIONAL}]*[^{CONTROL}{BIDIRECTIONAL}{SPACE}])?$"
+
 # RFC 5321, 4.5.3.1: 64 before the @, 254 in total.
 # `EmailAddress.parse` refuses more than this pattern, in which all of the characters would take 9 KB.
 _IN_ADDRESS = rf"[^@{CONTROL}{SPACE}{_BLANK}<>]"

@@ -16,7 +16,7 @@ import msgspec
 from keyman.characters import DEFAULT_IGNORABLE, REFUSED_IN_ADDRESSES
 from keyman.clock import now
 from keyman.ids import MAX_ID
-from keyman.patterns import APPLICATION_NAME, EMAIL, LABEL, REQUIRED_LABEL
+from keyman.patterns import APPLICATION_NAME, EMAIL, LABEL, REQUIRED_LABEL, SUBJECT
 from keyman.secret import Secret
 
 BRAILLE_BLANK = "\u2800"
@@ -114,6 +114,30 @@ class ApplicationName(str):
             raise ValueError(
                 "must be 1 to 64 lower case letters, digits, '.', '_' or '-', and begin with a letter or digit"
             )
+        return cls(text)
+
+
+class Subject(str):
+    """The name that an issuer gives to one of its users. It is never changed: two spellings are two users."""
+
+    __slots__ = ()
+    schema: ClassVar[JsonSchema] = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": SUBJECT,
+        "examples": ["user-42"],
+    }
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        text = _string(raw)
+        if not 1 <= len(text) <= 255:
+            raise ValueError("must be 1 to 255 characters long")
+        if text.startswith(" ") or text.endswith(" "):
+            raise ValueError("must not begin or end with a space")
+        if not text.isprintable():  # a half character and each white space but the ordinary one are not printable
+            raise ValueError("must not contain control characters, other invisible characters or unusual spaces")
         return cls(text)
 
 

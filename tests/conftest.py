@@ -21,11 +21,12 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords
+from keyman.planes.management import housekeeping
 from keyman.storage import faults
 from keyman.storage.transactions import Database
 from keyman.telemetry import Repeats, configure_logging
 from keyman.vault import provision
-from tests.support import fast, needs, scratch
+from tests.support import fast, long, needs, scratch
 from tests.support.database import Copies, PostgresServer, copied, postgres_absence, postgres_server, sqlite_at
 from tests.support.interrupts import take_interrupts
 from tests.support.logs import own_logging
@@ -48,20 +49,26 @@ settings.load_profile("keyman")
 
 
 FIRST = (
+    "tests/docker/test_stack.py",
     "tests/dev/test_run.py",
-    "tests/planes/management/web/test_looks.py",
-    "tests/planes/management/web/test_form.py",
     "tests/cli/test_serve.py",
+    "tests/attack/",
+    "tests/test_readme.py",
     "tests/faults/",
-    "tests/planes/management/web/",
     "tests/cli/",
     "tests/vault/",
     "tests/test_support.py",
+    "tests/planes/management/web/test_looks.py",
+    "tests/planes/management/web/test_form.py",
+    "tests/planes/management/web/",
     "tests/planes/management/api/test_schemathesis.py",
     "tests/planes/management/api/test_canary.py",
     "tests/planes/resolver/test_schemathesis.py",
 )
-"""The files that take longest, mostly because they start processes."""
+"""The files that take longest, mostly because they start processes or wait for containers.
+
+Those with a browser come after the stack has made its networks: Chromium ends what it loads when a network appears.
+"""
 
 
 def pytest_configure() -> None:
@@ -77,6 +84,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the slow tests unless they are wanted, and put the long files first, so that the workers end together."""
     fast.narrow(config, items)
+    long.mark(items)
     needs.skip_slow(items)
     items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
@@ -102,6 +110,15 @@ def _bare_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_housekeeping() -> Iterator[None]:
+    """Let planes do nothing on their own. One that many tests share would store rows while another test counts them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("INTERVAL", "TOTALS_INTERVAL"):
+            patch.setattr(housekeeping, name, 1e9)
+        yield
+
+
 @pytest.fixture(scope="session")
 def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedVault]:
     """The worker's Vault; tests that harm one start their own."""
@@ -112,7 +129,7 @@ def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 
 @pytest.fixture(scope="session")
 def provisioned(embedded_server: EmbeddedVault) -> Vault:
-    """The worker's Vault, set up for keyman, with the credentials of both planes' roles."""
+    """The worker's Vault, set up for keyman, with the credentials of the planes' roles."""
     return asyncio.run(_provisioned(embedded_server))
 
 
@@ -120,7 +137,10 @@ async def _provisioned(server: EmbeddedVault) -> Vault:
     admin = server.admin()
     try:
         await provision.provision(admin, VaultSettings(address=server.address))
-        roles = [await provision.issue_credentials(admin, f"keyman-{plane}") for plane in ("management", "resolver")]
+        roles = [
+            await provision.issue_credentials(admin, f"keyman-{plane}")
+            for plane in ("management", "resolver", "gateway")
+        ]
     finally:
         await admin.close()
     return Vault(server, *(VaultSettings(server.address, role_id=id_, secret_id=secret) for id_, secret in roles))

@@ -257,6 +257,40 @@ async def test_who_gives_up_before_its_batch_leaves_is_not_in_it_and_harms_nobod
     assert work.batches == [["a"], ["c", "d"], ["f"]]
 
 
+async def test_an_item_waits_no_longer_than_it_is_patient() -> None:
+    work = Work()
+    work.gate.clear()
+    batcher = work.batcher(max_batches=1)
+    sent, waits, stays = batcher.submit("a", 0.05), batcher.submit("b", 0.05), batcher.submit("c")
+    late = batcher.submit("d", 0.05)  # in no batch yet
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(sent, waits, late, return_exceptions=True)
+    assert [str(one) for one in found if isinstance(one, Failed)] == ["TimeoutError"] * 3
+    work.gate.set()
+    assert await outcomes([stays]) == ["C"]
+    assert work.batches == [["a", "b", "c"]]
+
+
+async def test_nothing_is_said_of_an_item_whose_caller_has_gone() -> None:
+    """Otherwise everybody who hangs up would leave a line in the log, that a lookup took too long."""
+    work, said = Work(), list[BaseException]()
+    work.gate.clear()
+
+    def failure(fault: BaseException) -> Exception:
+        said.append(fault)
+        return Failed(type(fault).__name__)
+
+    batcher = Batcher[str, str](work, failure, max_batch=1, max_batches=1)
+    sent, queued = batcher.submit("a", 0.05), batcher.submit("b", 0.05)
+    await turns()
+    sent.cancel()
+    queued.cancel()
+    await asyncio.sleep(0.2)
+    work.gate.set()
+    await batcher.close()
+    assert said == []
+
+
 async def test_who_gives_up_while_its_batch_is_under_way_harms_nobody() -> None:
     work = Work()
     work.gate.clear()
@@ -315,3 +349,18 @@ async def test_what_waits_is_not_shown() -> None:
     future = batcher.submit(CANARY)
     assert CANARY not in repr(batcher._queue) + repr(batcher._workers) + repr(batcher)
     await future
+
+
+async def test_a_turn_that_fails_fails_the_items_that_wait_for_it_and_no_later_ones() -> None:
+    work, faults = Work(), [OSError("down")]
+
+    async def turn() -> None:
+        await asyncio.sleep(0)
+        if faults:
+            raise faults.pop()
+
+    batcher = Batcher(work, failure, max_batch=2, max_batches=1, turn=turn)
+    futures = [batcher.submit(item) for item in "abc"]
+    assert words(await outcomes(futures)) == ["Failed: OSError", "Failed: OSError", "C"]
+    assert words(await outcomes([batcher.submit("d")])) == ["D"]
+    assert work.batches == [["c"], ["d"]]

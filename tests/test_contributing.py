@@ -63,7 +63,7 @@ def test_contributing_has_a_place_for_each_package() -> None:
 
 def test_every_command_that_contributing_names_exists() -> None:
     named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?!/)", " ".join(re.findall(r"`([^`\n]+)`", CONTRIBUTING))))
-    assert {"dev", "test", "test-fast", "attack", "lint", "types", "format", "lock"} == named
+    assert {"dev", "test", "test-fast", "attack", "sdks", "lint", "types", "format", "lock"} == named
     assert named <= makefile_targets()
 
 
@@ -118,6 +118,7 @@ def test_dependabot_looks_where_something_is_pinned() -> None:
     assert {(update["package-ecosystem"], update["directory"]) for update in updates} == {
         ("pip", "/requirements"),
         ("github-actions", "/"),
+        ("npm", "/tests/support/oidc-provider"),
         ("docker", "/docker"),
         ("docker-compose", "/docker"),
     }

@@ -14,9 +14,9 @@ import pytest
 
 from keyman import memory
 from keyman.processes import spawn
-from tests.support.cli import dev, dev_parts, environment, serve, variables
+from tests.support.cli import core_limits, environment, serve, variables
 from tests.support.database import copied
-from tests.support.http import free_port
+from tests.support.needs import quick
 from tests.support.planes import Vault
 from tests.support.waiting import until
 
@@ -110,13 +110,7 @@ def dumping(tmp_path: Path) -> Iterator[Path]:
         resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
-def _core_limits(pid: int) -> list[str]:
-    """The soft and the hard limit of a process."""
-    (line,) = (line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in line)
-    return line.split()[4:6]
-
-
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
+@pytest.mark.parametrize("number", quick([signal.SIGABRT], [signal.SIGSEGV]))
 def test_neither_a_worker_nor_its_parent_leaves_a_dump(
     dumping: Path, tmp_path: Path, provisioned: Vault, migrated_sqlite: Path, number: signal.Signals
 ) -> None:
@@ -124,15 +118,9 @@ def test_neither_a_worker_nor_its_parent_leaves_a_dump(
     with serve(env, tmp_path, cwd=dumping) as service:
         (worker,) = service.workers
         for pid in (worker, service.live.pid):
-            assert _core_limits(pid) == ["0", "0"]
+            assert core_limits(pid) == ["0", "0"]
         os.kill(worker, number)
         until(lambda: set(service.workers) - {worker}, "a new worker")
         service.live.send(number)
         assert service.live.wait().code == -number
     assert list(dumping.iterdir()) == []
-
-
-def test_the_vault_of_keyman_dev_leaves_no_dump(tmp_path: Path) -> None:
-    with dev(tmp_path / "home", free_port()) as running:
-        for pid in dev_parts(running):
-            assert _core_limits(pid) == ["0", "0"]

@@ -234,6 +234,7 @@ def test_each_file_of_requirements_has_what_its_extra_names() -> None:
     assert pinned("image.txt") | extras["dev"] <= pinned("dev.txt") <= pinned("test.txt")
 
 
+@pytest.mark.slow
 def test_an_extra_that_names_keyman_means_this_wheel(built: Path, tmp_path: Path) -> None:
     """Another program has the name on package indexes; here an index has it, in a version that pip would prefer."""
     trap = tmp_path / "keyman-99.0-py3-none-any.whl"

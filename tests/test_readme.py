@@ -29,9 +29,18 @@ GUIDE = (ROOT / "docs" / "guide" / "application-developer.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    home, port = tmp_path_factory.mktemp("readme") / ".keyman", free_port()
-    with dev(home, port):
+def openai() -> Iterator[Provider]:
+    with provider() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, openai: Provider) -> Iterator[tuple[Path, int]]:
+    """A `keyman dev` whose gateway sends requests for OpenAI to `openai`."""
+    directory, port = tmp_path_factory.mktemp("readme"), free_port()
+    home, services = directory / ".keyman", directory / "services.json"
+    services.write_text(json.dumps([{"service": "OPENAI", "base_url": openai.url.removesuffix("/v1")}]))
+    with dev(home, port, env=environment(KEYMAN_SERVICES_FILE=str(services))):
         yield home, port
 
 
@@ -41,7 +50,7 @@ def shell_blocks(text: str = README) -> list[str]:
 
 def run(block: str, home: Path, port: int) -> str:
     """What a block prints, with nothing changed in it but where the port and the home are."""
-    script = block.replace(":8000", f":{port}").replace(":8001", f":{port + 1}")
+    script = re.sub(r":800([012])\b", lambda found: f":{port + int(found[1])}", block)
     script = script.replace("--home .keyman", f"--home {home}")
     script = script.replace(".venv/bin/keyman", str(KEYMAN))
     done = subprocess.run(
@@ -72,22 +81,31 @@ def test_the_lines_of_curl_work_as_printed(running: tuple[Path, int]) -> None:
     assert json.loads(run(script, *running)) == []
 
 
-def test_an_application_gets_a_key_back_as_printed(running: tuple[Path, int]) -> None:
+def test_an_application_uses_the_gateway_and_gets_a_key_back_as_printed(
+    running: tuple[Path, int], openai: Provider
+) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not on the PATH")
     home, port = running
     ada_is_there(home)
-    token, application = (next(b for b in shell_blocks() if word in b) for word in ("token create", "app create"))
-    *_, stored, resolved = run(token + "\necho\n" + application, home, port).splitlines()
+    openai.asked.clear()
+    printed = ("token create", "app create", "/v1/resolve")
+    *_, stored, listed, resolved = run("\n".join(block_with(word) for word in printed), home, port).splitlines()
     assert json.loads(stored)["last_4_chars"] == "sk-...1234"
     answer = json.loads(resolved)
     assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", VALUE)
-    (described,) = (block for block in shell_blocks(GUIDE) if "app create" in block)
-    assert json.loads(run(described, home, port)) == answer
+    described = "\n".join(block_with(word, GUIDE) for word in ("app create", "/v1/resolve"))
+    assert run(described, home, port).splitlines() == [listed, resolved]
+    assert openai.asked == [GOT_ONE] * 2  # the provider got the key, and the application did not
+    assert "data" in json.loads(listed)
     for text in (README, GUIDE):
         blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
         (shown,) = (json.loads(block) for block in blocks if "api_key" in block)
         assert shown == {**answer, "key_id": shown["key_id"]}, "the document shows what is answered"
+
+
+def block_with(word: str, text: str = README) -> str:
+    return next(block for block in shell_blocks(text) if word in block)
 
 
 def ada_is_there(home: Path) -> None:
@@ -154,21 +172,20 @@ class Setting(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def setting(running: tuple[Path, int]) -> Iterator[Setting]:
+def setting(running: tuple[Path, int], openai: Provider) -> Setting:
     home, port = running
     ada_is_there(home)
     given = ("--user", "ada@example.com", "--name", "examples", "--scope", "keys:read", "--scope", "keys:write")
     token = run_keyman("token", "create", "--home", home, *given).out.strip()
     application = run_keyman("app", "create", "examples", "--service", "OPENAI", "--home", home).out.strip()
-    with provider() as stub:
-        env = environment(
-            KEYMAN_URL=f"http://127.0.0.1:{port}",
-            KEYMAN_TOKEN=token,
-            KEYMAN_RESOLVER_URL=f"http://127.0.0.1:{port + 1}",
-            KEYMAN_APP_TOKEN=application,
-            OPENAI_BASE_URL=stub.url,
-        )
-        yield Setting(env, token, port, stub)
+    env = environment(
+        KEYMAN_URL=f"http://127.0.0.1:{port}",
+        KEYMAN_TOKEN=token,
+        KEYMAN_RESOLVER_URL=f"http://127.0.0.1:{port + 1}",
+        KEYMAN_APP_TOKEN=application,
+        OPENAI_BASE_URL=openai.url,
+    )
+    return Setting(env, token, port, openai)
 
 
 @pytest.fixture
@@ -229,4 +246,4 @@ def test_the_example_of_tests_with_a_fake_passes(example: Setting) -> None:
 def test_every_example_is_run_here_and_named_in_the_documents() -> None:
     named = set(re.findall(r"examples/(\w+\.py)", (ROOT / "docs" / "reference" / "client.md").read_text()))
     run = set(re.findall(r'EXAMPLES / "(\w+\.py)"', Path(__file__).read_text()))
-    assert {path.name for path in EXAMPLES.iterdir()} == named == run
+    assert {path.name for path in EXAMPLES.glob("*.py")} == named == run

@@ -90,7 +90,7 @@ LAYERS = (
     ("keys",),
     ("http",),
     ("planes.assembly",),
-    ("planes.management", "planes.resolver"),
+    ("planes.management", "planes.resolver", "planes.gateway"),
     ("client",),
     ("testing",),
     ("migrations",),
@@ -144,7 +144,8 @@ def test_the_architecture_document_shows_the_layers() -> None:
 
 def test_nothing_below_http_knows_of_requests_or_of_a_terminal() -> None:
     found = {module for module in importers("litestar", "granian", "click") - OUTSIDE if below(module, "keyman")}
-    assert {unit_of(module) for module in found} == {"http", "planes.management", "planes.resolver", "dev", "cli"}
+    planes = {"planes.management", "planes.resolver", "planes.gateway"}
+    assert {unit_of(module) for module in found} == {"http", *planes, "dev", "cli"}
 
 
 def test_routes_ask_operations_and_never_the_database() -> None:
@@ -161,7 +162,7 @@ def test_the_command_line_asks_operations_too() -> None:
 
 def test_nothing_imports_the_application_of_a_plane() -> None:
     """`keyman serve` finds each by name, in a process that loads only that one."""
-    assert PLANES == {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
+    assert {name: f"keyman.planes.{name}.app" for name in ("management", "resolver", "gateway")} == PLANES
     assert importers(*PLANES.values()) == set()
 
 
@@ -318,13 +319,20 @@ def reached(module: str) -> set[str]:
     return found
 
 
-def test_only_the_resolver_plane_reaches_the_opener() -> None:
-    assert importers("keyman.vault.opener") == {"keyman.planes.resolver.app"}
-    assert importers("keyman.planes.resolver.app") == set()
-    assert PLANES == {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
-    opener = {module for module in MODULES if "keyman.vault.opener" in reached(module)}
-    assert opener == {"keyman.vault.opener", "keyman.planes.resolver.app"}
-    assert not {name for name in reached("keyman.planes.management.app") if below(name, "keyman.planes.resolver")}
+def test_only_the_resolver_and_the_gateway_reach_the_opener() -> None:
+    opening = {"keyman.planes.resolver.app", "keyman.planes.gateway.app"}
+    assert importers("keyman.vault.opener") == opening
+    assert importers(*opening) == set()
+    assert {module for module in MODULES if "keyman.vault.opener" in reached(module)} == {
+        "keyman.vault.opener",
+        *opening,
+    }
+    others = ("keyman.planes.resolver", "keyman.planes.gateway")
+    assert not {name for name in reached("keyman.planes.management.app") if below(name, *others)}
+
+
+def test_only_the_gateway_reaches_what_calls_providers() -> None:
+    assert all(below(module, "keyman.planes.gateway") for module in importers("keyman.planes.gateway"))
 
 
 def test_what_the_management_plane_loads_is_what_its_source_says() -> None:
@@ -360,9 +368,13 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
     assert found == {
         "keyman.identity.sessions",  # the session cookie is hashed
         "keyman.identity.passwords",  # to Argon2
+        "keyman.identity.provider",  # secrets of a sign-in, to the identity provider
+        "keyman.identity.id_tokens",  # an access token is hashed
+        "keyman.identity.visits",  # the verifier is stored, and the cookie of a visit hashed
         "keyman.identity.personal_tokens",  # the token is shown once
         "keyman.identity.tokens",  # and hashed
         "keyman.http.guards",  # the cookie is set
+        "keyman.planes.management.web.desk",  # the cookie of a visit is set
         "keyman.cli.app",  # an application's token is printed once
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
@@ -370,10 +382,16 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.client.calls",  # a value to store, into the body of a request
         "keyman.client.endpoint",  # a token, into the header of a request
         "keyman.client.exchange",  # looked for in a server's words, to mask them
+        "keyman.dev.checks",  # the token for live checks is written to the home
         "keyman.dev.run",  # the AppRole's secret is written to the home
         "keyman.keys.sealing",  # checked and masked
         "keyman.providers.recognition",  # its prefix is looked at
+        "keyman.testing.resolver",  # a fake's made-up value, into a copy that has the subject
         "keyman.planes.resolver.routes",  # a value, in the answer to an application
+        "keyman.planes.management.checks",  # the token for the gateway, into the header of a request
+        "keyman.planes.gateway.checking",  # a value, into the header of a live check
+        "keyman.planes.gateway.forwarding",  # a value, into the header for the provider, and its mask
+        "keyman.planes.gateway.redaction",  # looked for in what a provider answers
         "keyman.vault.cipher",  # to Vault
         "keyman.dev.embedded",  # the development root token
         "keyman.vault.opener",  # the sentinel is compared
@@ -437,9 +455,14 @@ def test_no_test_returns_early_and_counts_as_passed() -> None:
 WITHOUT_A_CALLER = {
     ("keyman.audit.retention", "OPERATOR"),
     ("keyman.identity.applications", "OPERATOR"),
+    ("keyman.identity.arrivals", "KEYMAN"),  # housekeeping
+    ("keyman.identity.arrivals", "SIGN_IN"),  # by a portal link, which is checked behind the same locks
     ("keyman.identity.applications", "Turn"),  # the last use of a token
+    ("keyman.identity.jwt", "SIGN_IN"),  # the first token of a user
+    ("keyman.identity.back_channel", "KEYMAN"),  # the identity provider ends sessions
     ("keyman.identity.login", "KEYMAN"),  # the totals of failed sign-ins
     ("keyman.identity.login", "SIGN_IN"),
+    ("keyman.identity.oidc", "SIGN_IN"),
     ("keyman.identity.personal_tokens", "OPERATOR"),
     ("keyman.identity.personal_tokens", "Turn"),  # the last use of a token
     ("keyman.identity.sessions", "Turn"),  # the last use of a session
@@ -447,11 +470,14 @@ WITHOUT_A_CALLER = {
     ("keyman.identity.throttle", "OUTCOME"),  # an attempt that was refused before its password was verified
     ("keyman.identity.users", "OPERATOR"),
     ("keyman.keys.deployment", "KEYMAN"),  # the sentinel
+    ("keyman.keys.erasure", "OPERATOR"),
     ("keyman.keys.probe", "KEYMAN"),  # the row of a plane, in which it proves that it can write
     ("keyman.keys.release", "LAST_USE"),
+    ("keyman.keys.checks", "OUTCOME"),  # what an answer that was passed on says of the key
     ("keyman.keys.release", "OUTCOME"),  # a released key that could not be opened
     ("keyman.keys.rewrap", "OPERATOR"),
     ("keyman.planes.management.housekeeping", "KEYMAN"),
+    ("keyman.planes.management.web.oidc", "SIGN_IN"),  # a visit of the identity provider begins and ends
 }
 """Who writes without the check of a caller: by a member of Unchecked, or by a Turn, which only waits for a lock.
 
@@ -495,4 +521,5 @@ def test_a_body_is_read_in_the_one_place_that_checks_the_caller_again() -> None:
             if isinstance(node, ast.keyword) and node.arg == "confirm" and isinstance(node.value, ast.Constant):
                 trusting.add(module)
     assert readers == {"keyman.http.requests"}
-    assert trusting == {"keyman.planes.resolver.routes"}  # its one transaction checks the caller, before it reads
+    # In both, one transaction checks the caller, before anything is read or changed.
+    assert trusting == {"keyman.planes.resolver.routes", "keyman.planes.management.api.keys"}

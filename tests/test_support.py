@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from tests.support import fast, needs, scratch
+from tests.support import fast, long, needs, scratch
 from tests.support.browser import chromium_absence, chromium_path
 from tests.support.cli import has_ended
 from tests.support.containers import docker_absence, vault_container
 from tests.support.database import PostgresServer, postgres_absence, postgres_server
-from tests.support.needs import require
+from tests.support.needs import quick, require
 
 ROOT = Path(__file__).parent.parent
 # A process of its own for what ends the process: it tells its server's process ID and directory, and waits.
@@ -156,7 +156,7 @@ def test_several_postgres_servers_run_at_once(own_postgres: PostgresServer) -> N
     assert not directory.exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", quick([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM]))
 def test_postgres_goes_with_the_process_that_asked_for_it(how: signal.Signals) -> None:
     require("postgres", postgres_absence())
     with subprocess.Popen(
@@ -261,7 +261,7 @@ def closing_lines(directory: Path, files: dict[str, str], *options: str, demands
     return lines[starts[0] + 1 :] if starts else lines
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("options", quick([()], [("-n", "2")]), ids=["alone", "xdist"])
 def test_the_run_ends_with_what_it_did_not_exercise(tmp_path: Path, options: tuple[str, ...]) -> None:
     files = {"test_one.py": SKIPPING, "test_two.py": SKIPPING_WHOLE_FILE}
     *skipped, last = closing_lines(tmp_path, files, *options)
@@ -269,7 +269,7 @@ def test_the_run_ends_with_what_it_did_not_exercise(tmp_path: Path, options: tup
     assert "1 passed, 4 skipped" in last
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("options", quick([("-n", "2")], [()]), ids=["alone", "xdist"])
 def test_the_run_ends_with_a_word_that_everything_was_exercised(tmp_path: Path, options: tuple[str, ...]) -> None:
     word, last = closing_lines(tmp_path, {"test_one.py": RUNNING}, *options)
     assert word == "everything was exercised"
@@ -317,6 +317,12 @@ def test_memory_without_room_or_that_is_not_there_is_not_used(tmp_path: Path, mo
     monkeypatch.setattr(scratch, "ENOUGH", 1 << 60)
     scratch.use(variables, tmp_path)
     assert variables == {}
+
+
+def test_what_is_left_to_ci_is_there() -> None:
+    for path, names in long.LONG.items():
+        source = (ROOT / path).read_text()
+        assert [name for name in names if f"def {name.partition('[')[0]}(" not in source] == [], path
 
 
 def test_what_a_fast_run_leaves_out_is_there() -> None:

@@ -32,7 +32,17 @@ from tests.support.planes import PASSWORD, Plane, Vault, plane_at
 
 CANARY = "c4n4ry-sk-9876"
 
-LIBRARIES = ("sqlalchemy.engine", "aiosqlite", "asyncpg", "aiohttp.client", "urllib3", "hvac", "alembic", "litestar")
+LIBRARIES = (
+    "sqlalchemy.engine",
+    "aiosqlite",
+    "asyncpg",
+    "aiohttp.client",
+    "httpx",
+    "urllib3",
+    "hvac",
+    "alembic",
+    "litestar",
+)
 
 
 @pytest.fixture
@@ -42,7 +52,6 @@ def logged_as() -> Iterator[Callable[..., StringIO]]:
     def configure(log_format: str = "json", log_level: str = "debug") -> StringIO:
         stream = StringIO()
         configure_logging(log_format, log_level, stream)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client
         return stream
 
     with own_logging():
@@ -313,7 +322,7 @@ def test_several_processes_add_up(tmp_path: Path) -> None:
     code = (
         f"import os, sys; os.environ['{MULTIPROCESS_DIRECTORY}'] = sys.argv[1]\n"
         "from keyman.telemetry import Metrics\n"
-        "m = Metrics(); m.vault_retries.inc(3); m.requests_in_progress.inc()\n"
+        "m = Metrics(); m.vault_retries.inc(3); m.in_progress += 1\n"
         "sys.stdout.write(m.render().decode())"
     )
     for turn in (1, 2):

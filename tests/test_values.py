@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from keyman.characters import DEFAULT_IGNORABLE, REFUSED_IN_ADDRESSES
 from keyman.identity.tokens import ScopeName
+from keyman.keys.sorting import Flag, KeyCursor, SortName, StatusName, VerdictName
 from keyman.patterns import BIDIRECTIONAL
 from keyman.providers.catalogue import ServiceSlug
 from keyman.providers.recognition import ProviderKey
@@ -34,9 +35,9 @@ from tests.support.fast import examples
 
 TYPES: tuple[type[Value], ...] = (
     Label, RequiredLabel, SearchText, EmailAddress, NewPassword, GivenPassword, ProviderKey, FutureTime, ScopeName,
-    ServiceSlug, Limit, Cursor,
+    ServiceSlug, Limit, Cursor, KeyCursor, SortName, StatusName, VerdictName, Flag,
 )  # fmt: skip
-QUERY = (Limit, Cursor)
+QUERY = (Limit, Cursor, KeyCursor)
 """Parsed from text in a query, where the schema tells of the number."""
 
 TEXT = st.text(st.characters() | st.sampled_from("\0\n\x7f\x85\u2028\u202e\u200b\ufeff\ud800é🔑 @."), max_size=130)

@@ -4,11 +4,13 @@ psql --quiet --no-psqlrc --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbn
 \set owner_password `cat /secrets/keyman_owner_password`
 \set management_password `cat /secrets/keyman_management_password`
 \set resolver_password `cat /secrets/keyman_resolver_password`
+\set gateway_password `cat /secrets/keyman_gateway_password`
 CREATE ROLE keyman_owner LOGIN PASSWORD :'owner_password';
 CREATE ROLE keyman_management LOGIN PASSWORD :'management_password';
 CREATE ROLE keyman_resolver LOGIN PASSWORD :'resolver_password';
+CREATE ROLE keyman_gateway LOGIN PASSWORD :'gateway_password';
 ALTER DATABASE keyman OWNER TO keyman_owner;
 REVOKE ALL ON DATABASE keyman FROM PUBLIC;
-GRANT CONNECT ON DATABASE keyman TO keyman_management, keyman_resolver;
+GRANT CONNECT ON DATABASE keyman TO keyman_management, keyman_resolver, keyman_gateway;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 SQL

@@ -31,7 +31,7 @@ def prepare_command(hosts: tuple[str, ...], volumes: Path) -> None:
 @click.argument("keys", type=VOLUMES)
 @click.argument("volumes", type=VOLUMES)
 def vault_init_command(keys: Path, volumes: Path) -> None:
-    """Initialise Vault, unseal it, set it up, write the credentials of both planes."""
+    """Initialise Vault, unseal it, set it up, write the credentials of each plane."""
     try:
         vault.initialise(keys, volumes)
     except vault.FAULTS as fault:

@@ -29,7 +29,7 @@ START_SECONDS = 120
 LOOK_SECONDS = 1.0
 """Seconds between two checks of a Vault that is not ready yet, or may have been sealed."""
 
-ROLES = {"management": "keyman-management", "resolver": "keyman-resolver"}
+ROLES = {"management": "keyman-management", "resolver": "keyman-resolver", "gateway": "keyman-gateway"}
 """The volume for the credentials of each AppRole."""
 
 FAULTS = (hvac.exceptions.VaultError, requests.RequestException)

@@ -24,6 +24,11 @@ class Action(StrEnum):
     PASSWORD_FAILED = "account.password-failed"  # noqa: S105  # the name of an action
     DISABLE = "account.disable"
     ENABLE = "account.enable"
+    ACCOUNT_CREATE = "account.create"
+    ACCOUNT_LINK = "account.link"
+    ACCOUNT_UNLINK = "account.unlink"
+    ACCOUNT_DELETE = "account.delete"
+    PORTAL_LINK = "portal.link"
     TOKEN_CREATE = "token.create"  # noqa: S105  # the name of an action
     TOKEN_REVOKE = "token.revoke"  # noqa: S105  # the name of an action
     KEY_CREATE = "key.create"
@@ -35,9 +40,17 @@ class Action(StrEnum):
     KEY_RESOLVE = "key.resolve"
     KEY_RESOLVE_REFUSED = "key.resolve-refused"
     KEY_RESOLVE_FAILED = "key.resolve-failed"
+    KEY_USE = "key.use"
+    KEY_USE_REFUSED = "key.use-refused"
+    KEY_USE_FAILED = "key.use-failed"
+    KEY_CHECK = "key.check"
+    KEY_CHECK_FAILED = "key.check-failed"
+    KEY_REPORT = "key.report"
     APPLICATION_CREATE = "application.create"
     APPLICATION_ROTATE = "application.rotate"
     APPLICATION_REVOKE = "application.revoke"
+    APPLICATION_BLOCK = "application.block"
+    APPLICATION_UNBLOCK = "application.unblock"
     VAULT_ROTATE = "vault.rotate"
     VAULT_REWRAP = "vault.rewrap"
     TRAIL_PRUNE = "trail.prune"
@@ -71,7 +84,7 @@ class Origin(NamedTuple):
 
 
 class Reason(StrEnum):
-    """The reason why an application got no key. The resolver records it, and the pages show it to the key's owner."""
+    """The reason why a caller got no key. Resolver and gateway record it, and the pages show it to the key's owner."""
 
     NOT_GRANTED = "not-granted"
     UNKNOWN = "unknown"
@@ -80,6 +93,8 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     UNDECRYPTABLE = "undecryptable"
     NOT_CURRENT = "not-current"
+    BLOCKED = "blocked-by-owner"
+    SETTINGS = "settings"
 
 
 OPERATOR = Origin(Actor.OPERATOR)

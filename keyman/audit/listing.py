@@ -37,7 +37,10 @@ LATEST = datetime.max.replace(tzinfo=UTC) - CLOCKS_APART
 
 
 class AuditEntry(msgspec.Struct):
-    """One audit entry, as its user sees it. `reason` is the reason why an application got no key."""
+    """One audit entry, as its user sees it. `reason` is the reason why an application got no key.
+
+    `detail` says more in keyman's words, such as the issuer at which the user signed in.
+    """
 
     id: int
     at: datetime
@@ -52,6 +55,7 @@ class AuditEntry(msgspec.Struct):
     application: str | None
     purpose: str | None
     reason: str | None
+    detail: str | None
 
 
 class OperatorEntry(msgspec.Struct):
@@ -139,6 +143,7 @@ class _Own(NamedTuple):
     application: str | None
     purpose: str | None
     reason: str | None
+    detail: str | None
 
 
 _LIMIT = bindparam("limit", type_=Integer)

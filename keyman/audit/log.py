@@ -35,7 +35,10 @@ from keyman.audit.entries import Entry
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.errors import RefusedStatement
-from keyman.storage.statements import Command, Query
+from keyman.storage import driver, engine
+from keyman.storage.arrays import as_arrays, given_rows
+from keyman.storage.group import later
+from keyman.storage.statements import Command, Query, scalar
 
 T = TypeVar("T")
 
@@ -46,31 +49,52 @@ async def record(connection: AsyncConnection, *entries: Entry, chain: int | None
     All entries are written to one chain: to `chain`, or to any chain if it is None. A transaction that locks one chain
     and waits for another could deadlock.
     """
-    for entry in entries:
-        chain = await _write(connection, entry, chain)
+    if chain is not None and entries:
+        await _write(connection, entries, chain)
+        return
+    if entries:
+        await later(connection, _write, entries)
 
 
-async def _write(connection: AsyncConnection, entry: Entry, chain: int | None) -> int:
-    """Write one entry, and return its chain."""
+async def _write(connection: AsyncConnection, entries: Sequence[Entry], chain: int | None = None) -> None:
+    """Write entries to this chain, or to one that is free."""
     end = await lock_end(connection, chain)
+    rows: list[dict[str, object]] = []
+    for entry_id, entry in zip(await _ids(connection, end, len(entries)), entries, strict=True):
+        row = _row(entry, entry_id, end)
+        end = end._replace(sequence=end.sequence + 1, hash=digest(end.hash, row))
+        rows.append({**row, "hash": end.hash})
+    ended: dict[str, object] = {"end_chain": end.chain, "end_sequence": end.sequence, "end_hash": end.hash}
+    if connection.dialect.name == "sqlite":
+        await _WRITE_EACH.execute_many(connection, rows)
+        await _WRITE_END.execute(connection, **ended)
+    else:
+        await _WRITE_ALL.execute(connection, **as_arrays(_COLUMNS, rows), **ended)
+
+
+async def _ids(connection: AsyncConnection, end: End, count: int) -> Sequence[int]:
+    """Return ids for entries, in rising order. They are drawn after the end of the chain is locked."""
+    if connection.dialect.name == "sqlite" or count == 1:
+        return range(end.entry_id, end.entry_id + count)
+    return [end.entry_id, *await _MORE_IDS.all(connection, count=count - 1)]
+
+
+def _row(entry: Entry, entry_id: int, end: End) -> dict[str, object]:
+    """Return the columns of an entry, but for the hash. `end` is the end of the chain before it."""
     row: dict[str, object] = {
         **entry._asdict(),
-        "id": end.entry_id,
+        "id": entry_id,
         "at": now(),
         "actor": entry.origin.actor,
         "actor_id": entry.origin.actor_id,
         "request_id": entry.origin.request_id,
         "address": entry.origin.address,
-        "as_of": entry.as_of or (end.entry_id if entry.value_uuid is not None else None),
+        "as_of": entry.as_of or (entry_id if entry.value_uuid is not None else None),
         "chain": end.chain,
         "sequence": end.sequence + 1,
     }
     del row["origin"]
-    row["hash"] = digest(end.hash, row)
-    values = {f"new_{name}": value for name, value in row.items()}
-    for command in _WRITE[connection.dialect.name]:
-        await command.execute(connection, **values)
-    return end.chain
+    return row
 
 
 def current_value(key_id: ColumnElement[int] | int) -> ScalarSelect[UUID | None]:
@@ -115,7 +139,11 @@ async def lock_end(connection: AsyncConnection, chain: int | None = None) -> End
     """
     dialect = connection.dialect.name
     if chain is None:
-        end = await _FREE[dialect].first(connection) or await _ANY[dialect].first(connection)
+        end = await _FREE[dialect].first(connection)
+        if end is None:
+            # A group waits for other locks only for a short time. But for this one, no member waits less by itself.
+            await driver.wait_for_locks(connection, engine.BUSY_TIMEOUT)
+            end = await _ANY[dialect].first(connection)
     else:
         end = await _THIS[dialect].first(connection, this=chain)
     if end is None:
@@ -125,6 +153,8 @@ async def lock_end(connection: AsyncConnection, chain: int | None = None) -> End
 
 _NUMBERED = table("sqlite_sequence", column("name"), column("seq", Integer))
 _LAST = select(_NUMBERED.c.seq).where(_NUMBERED.c.name == "audit_log").scalar_subquery()
+_NUMBERS = func.generate_series(1, bindparam("count", type_=Integer))
+_MORE_IDS = scalar(select(func.nextval("audit_log_id_seq")).select_from(_NUMBERS), int)
 _NEXT_ID: Mapping[str, ColumnElement[int]] = {
     "sqlite": func.coalesce(_LAST, 0) + 1,
     "postgresql": func.nextval("audit_log_id_seq"),
@@ -145,13 +175,15 @@ _FREE = _locking(_BY_CHANCE.with_for_update(skip_locked=True))
 _ANY = _locking(_BY_CHANCE.with_for_update())
 _THIS = _locking(select(audit_chains).where(audit_chains.c.chain == bindparam("this")).with_for_update())
 
-_ENTRY = insert(audit_log).values({one.name: bindparam(f"new_{one.name}", type_=one.type) for one in audit_log.c})
 _END = (
     update(audit_chains)
-    .where(audit_chains.c.chain == bindparam("new_chain"))
-    .values(sequence=bindparam("new_sequence"), hash=bindparam("new_hash"))
+    .where(audit_chains.c.chain == bindparam("end_chain"))
+    .values(sequence=bindparam("end_sequence"), hash=bindparam("end_hash"))
 )
-_WRITE: Mapping[str, Sequence[Command]] = {
-    "sqlite": (Command(_ENTRY), Command(_END)),
-    "postgresql": (Command(_ENTRY.add_cte(_END.cte("ended"))),),  # one round trip instead of two
-}
+_WRITE_EACH, _WRITE_END = Command(insert(audit_log)), Command(_END)
+
+# On PostgreSQL, one round trip for the entries and the end of their chain.
+_COLUMNS = tuple(audit_log.c.keys())
+_WRITE_ALL = Command(
+    insert(audit_log).from_select(_COLUMNS, select(given_rows(audit_log.c))).add_cte(_END.cte("ended"))
+)

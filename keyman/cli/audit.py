@@ -23,7 +23,7 @@ from keyman.cli.progress import progress
 from keyman.cli.signatures import KeyName, check_signatures, sign, signing_key_option
 from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
-from keyman.identity import users
+from keyman.identity.selection import find_chosen
 from keyman.keys.deployment import Deployment
 from keyman.quantities import quantity
 from keyman.storage.statements import UnreadableRow
@@ -66,7 +66,7 @@ def list_all(
         user_id = None
         if address is not None:
             async with db.read() as connection:
-                user_id = await users.id_by_email(connection, address)
+                user_id = await find_chosen(connection, address)
         wanted = Filter(() if action is None else (Action(action),), moment)
         return await listing.list_all(db, user_id, limit, wanted)
 

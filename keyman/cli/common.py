@@ -67,7 +67,14 @@ def environment(home: Path | None) -> Mapping[str, str]:
 
 
 def database_url(home: Path | None) -> URL:
-    return load_database_url(environment(home))
+    """Return the address of the database. Raises ConfigurationError."""
+    given = environment(home)
+    if home is None and not any(name.startswith("KEYMAN_DATABASE_URL") for name in given):
+        raise ConfigurationError(
+            "KEYMAN_DATABASE_URL is not set (nor KEYMAN_DATABASE_URL_FILE). To work on what `keyman dev` runs, add "
+            "--home with its directory, such as --home .keyman."
+        )
+    return load_database_url(given)
 
 
 def run(work: Callable[[Database], Awaitable[T]], home: Path | None) -> T:
@@ -107,6 +114,16 @@ def new_password() -> NewPassword:
         raise ConfigurationError(f"The password {fault}.") from None
 
 
+def require_confirmation(question: str) -> None:
+    """Ask at the terminal, and end the command with exit code 1 if the answer is no.
+
+    Raises ConfigurationError if there is no terminal: a script says --yes.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigurationError("There is no terminal to ask for confirmation. Add --yes if you are sure.")
+    click.confirm(question, abort=True, err=True)
+
+
 def parsed(kind: type[V], text: str, name: str) -> V:
     """Parse an argument as a type of `keyman.values`. Raises click.BadParameter (exit code 2) when it is invalid."""
     try:
@@ -133,6 +150,6 @@ def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     if isinstance(value, list):
-        return " ".join(str(part) for part in value)
+        value = " ".join(str(part) for part in value) or "-"
     # Escape the other characters, because a terminal would obey them.
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(value))

@@ -21,22 +21,26 @@ def group() -> None:
 @group.command("upgrade")
 @click.option("--management", metavar="USER", help="The PostgreSQL user of the management plane.")
 @click.option("--resolver", metavar="USER", help="The PostgreSQL user of the resolver plane.")
+@click.option("--gateway", metavar="USER", help="The PostgreSQL user of the gateway plane, if you use it.")
 @home_option
-def upgrade(management: str | None, resolver: str | None, home: Path | None) -> None:
+def upgrade(management: str | None, resolver: str | None, gateway: str | None, home: Path | None) -> None:
     """Upgrade the schema to the version that this keyman needs. You can run this any number of times.
 
-    With --management and --resolver, these two users get exactly the rights that their planes need. The management
-    plane can then not register applications, and neither plane can change the audit log. Give both options at every
-    upgrade, and run it as the user that owns the tables.
+    With --management and --resolver, these users get exactly the rights that their planes need, and so does the user
+    of --gateway. The management plane can then not register applications, and no plane can change the audit log. Give
+    the options at every upgrade, and run it as the user that owns the tables.
     """
     if (management is None) != (resolver is None):
         raise click.UsageError("Give both --management and --resolver, or neither.")
-    planes = Planes(management, resolver) if management is not None and resolver is not None else None
+    if gateway is not None and management is None:
+        raise click.UsageError("Give --gateway together with --management and --resolver.")
+    planes = Planes(management, resolver, gateway) if management is not None and resolver is not None else None
     before, after = asyncio.run(migrations.upgrade(database_url(home), planes))
     message = f"Already at {after}." if before == after else f"Upgraded from {before or 'empty'} to {after}."
     click.echo(message, err=True)
     if planes is not None:
-        click.echo(f"{planes.management} and {planes.resolver} now have the rights of their planes.", err=True)
+        *others, last = planes.rights()
+        click.echo(f"{', '.join(others)} and {last} now have the rights of their planes.", err=True)
 
 
 @group.command("check")

@@ -20,5 +20,5 @@ from keyman.dev.run import run
     help="The directory for all data. It is created at the first start.",
 )
 def command(port: int, home: Path) -> None:
-    """Run all of keyman on this machine: a real Vault, a database and both planes. For development only."""
+    """Run all of keyman on this machine: a real Vault, a database and all planes. For development only."""
     run(Home(home), port)

@@ -13,15 +13,20 @@ import msgspec
 from keyman.cli.common import environment, home_option, json_option
 from keyman.config.settings import Settings, load
 from keyman.dev.home import Home
-from keyman.doctor import configuration, database, encryption_key, vault
+from keyman.doctor import configuration, database, encryption_key, issuer, vault
 from keyman.doctor.findings import Finding, State, failed, ok, skipped
 from keyman.errors import ConfigurationError
-from keyman.providers.catalogue import read_services
+from keyman.providers.file import read_services
 from keyman.storage.transactions import Database
 from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.login import VaultClient
 
-ROLES = {"management": vault.MANAGEMENT, "resolver": vault.RESOLVER, "rotator": vault.ROTATOR}
+ROLES = {
+    "management": vault.MANAGEMENT,
+    "resolver": vault.RESOLVER,
+    "gateway": vault.GATEWAY,
+    "rotator": vault.ROTATOR,
+}
 
 COLORS = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "red", State.SKIPPED: "bright_black"}
 
@@ -49,9 +54,9 @@ def command(role: str, home: Path | None, as_json: bool) -> None:
         environ = environment(home)
         if home is not None:
             kept = Home(home)
-            files = (kept.settings_file, kept.resolver_file, kept.vault / "keys.json")
-            if role == "resolver":
-                environ = {**environ, **kept.resolver_settings()}
+            files = (kept.settings_file, kept.resolver_file, kept.gateway_file, kept.vault / "keys.json")
+            if role in ("resolver", "gateway"):
+                environ = {**environ, **(kept.resolver_settings() if role == "resolver" else kept.gateway_settings())}
         settings = load(environ, read_services)
     except ConfigurationError as fault:
         findings = [failed("configuration", str(fault), "set the variables as docs/reference/configuration.md says")]
@@ -70,6 +75,7 @@ async def _examine(
 ) -> list[Finding]:
     db, client = Database(settings.database_url, read_only=True), VaultClient(settings.vault, Metrics())
     findings = [ok("configuration", "complete"), *configuration.examine(settings, environ, files)]
+    findings += [finding async for finding in issuer.examine(settings)]
     try:
         findings += [finding async for finding in vault.examine(client, settings.vault, role)]
         findings += [finding async for finding in database.examine(settings, db, role.plane)]

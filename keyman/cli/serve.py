@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from math import ceil
+from typing import TYPE_CHECKING
 
 import click
 from granian import Granian
@@ -24,12 +25,14 @@ from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
 from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.handover import Handover, receive
-from keyman.http.edge import Edge
 from keyman.http.worker import Listener, Worker
 from keyman.memory import protect
 from keyman.processes import PARENT, check_port, raise_file_limit
-from keyman.providers.catalogue import read_services
+from keyman.providers.file import read_services
 from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, frames, log
+
+if TYPE_CHECKING:
+    from keyman.http.edge import Edge  # it imports Litestar, which the parent process does not need
 
 FINISH_SECONDS = 12
 """Seconds in which a worker that has stopped accepting may finish its requests. The longest request waits for Vault and
@@ -53,7 +56,11 @@ Only HTTP/1.1 is served: in HTTP/2, 90 KB can be 90,000 headers, and the server 
 connection. A proxy in front can speak HTTP/2.
 """
 
-PLANES = {"management": "keyman.planes.management.app", "resolver": "keyman.planes.resolver.app"}
+PLANES = {
+    "management": "keyman.planes.management.app",
+    "resolver": "keyman.planes.resolver.app",
+    "gateway": "keyman.planes.gateway.app",
+}
 """The module that builds each plane. A process imports only one, so the management plane has no code that decrypts."""
 
 
@@ -78,13 +85,17 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     if away is not None:
         log.error("the database is away: the plane answers 503 until it is back", kind=away.kind)
     _warn(settings, plane, host)
-    listener = Listener(port, _room_for_connections(), settings.drain)
+    listener = Listener(port, _room_for_connections(), settings.drain, always_drains=plane == "gateway")
     _unwrap(settings, f"keyman-{plane}")
-    _serve(PLANES[plane], host, workers, listener, Handover.take())
+    finish = FINISH_SECONDS + (settings.gateway.drain if plane == "gateway" else 0)
+    _serve(PLANES[plane], host, workers, listener, Handover.take(), finish)
 
 
-def _serve(module: str, host: str, workers: int, listener: Listener, handover: Handover) -> None:
-    """Start the workers of a plane, which load `module`, and return when they have ended."""
+def _serve(module: str, host: str, workers: int, listener: Listener, handover: Handover, finish: float) -> None:
+    """Start the workers of a plane, which load `module`, and return when they have ended.
+
+    `finish` is how many seconds a worker that has stopped accepting has for the requests that it has.
+    """
     with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
         if workers > 1:
             os.environ[MULTIPROCESS_DIRECTORY] = directory
@@ -107,7 +118,7 @@ def _serve(module: str, host: str, workers: int, listener: Listener, handover: H
             log_level=LogLevels.warning,
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             respawn_failed_workers=True,
-            workers_kill_timeout=ceil(listener.drain) + FINISH_SECONDS,
+            workers_kill_timeout=ceil(listener.drain + finish),
         ).serve(target_loader=partial(load_application, module, handover, listener), wrap_loader=False)
 
 

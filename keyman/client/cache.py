@@ -22,15 +22,22 @@ MAX_ENTRIES = 100_000
 
 
 class Wanted(NamedTuple):
-    """The key that a call asks for: one key by its id, or the newest active key of a user for a service."""
+    """The key that a call asks for: one key by its id, or the one that applications get of a user for a service.
+
+    The user is named by its id, or by a subject of an issuer. Without an issuer, it is the application's default one.
+    """
 
     key_id: int | None
     user_id: int | None
     service: str | None
+    subject: str | None = None
+    issuer: str | None = None
 
     def is_answered_by(self, resolved: Resolved) -> bool:
         if self.key_id is not None:
             return resolved.key_id == self.key_id
+        if self.subject is not None:
+            return (resolved.subject, resolved.service) == (self.subject, self.service)
         return (resolved.user_id, resolved.service) == (self.user_id, self.service)
 
 

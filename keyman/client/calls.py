@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from keyman.client.cache import Wanted
 from keyman.client.exchange import Answer, Call
-from keyman.client.shapes import AuditEntry, Key, Resolved, Service, is_value
+from keyman.client.shapes import AuditEntry, Key, PortalLink, Resolved, Service, is_value
 from keyman.secret import Secret
 
 T = TypeVar("T")
@@ -49,17 +49,39 @@ class _Given(msgspec.Struct):
     api_key: str
     expires_at: datetime | None = None
     settings: dict[str, str] = msgspec.field(default_factory=dict)
+    subject: str | None = None
 
 
 def _resolved(answer: Answer, wanted: Wanted) -> Resolved:
     """Raises ValueError for a key that was not asked for, and for a value that no server gives."""
     given = msgspec.json.decode(answer.content, type=_Given)
-    resolved = Resolved(given.api_key, given.key_id, given.user_id, given.service, given.expires_at, given.settings)
+    resolved = Resolved(
+        given.api_key, given.key_id, given.user_id, given.service, given.expires_at, given.settings, given.subject
+    )
     if not wanted.is_answered_by(resolved) or not is_value(given.api_key):
         raise ValueError
     if given.expires_at is not None and given.expires_at.tzinfo is None:
         raise ValueError
     return resolved
+
+
+def portal_link(subject: str, return_url: str | None, email: str | None, name: str | None) -> Call[PortalLink]:
+    """Make a portal link. The call is repeatable: each attempt that arrives makes a link, and one is returned."""
+    fields = {"subject": subject, "return_url": return_url, "email": email, "name": name}
+    return Call(
+        "POST",
+        "/v1/portal-links",
+        _portal_link,
+        body=msgspec.json.encode({name: value for name, value in fields.items() if value is not None}),
+    )
+
+
+def _portal_link(answer: Answer) -> PortalLink:
+    """Raises ValueError for an answer that no server gives, such as a link that is no web address."""
+    link = msgspec.json.decode(answer.content, type=PortalLink)
+    if not re.fullmatch("https?://[!-~]{1,3000}", link.url) or link.expires_at.tzinfo is None:
+        raise ValueError
+    return link
 
 
 def add_key(
@@ -82,10 +104,11 @@ def add_key(
     )
 
 
-def list_keys(service: str | None, q: str | None, cursor: str | None) -> Call[Page[Key]]:
-    return Call(
-        "GET", "/api/keys", lambda answer: _page(answer, Key, cursor), query=_query(cursor, service=service, q=q)
-    )
+def list_keys(
+    service: str | None, status: str | None, q: str | None, sort: str | None, cursor: str | None
+) -> Call[Page[Key]]:
+    query = _query(cursor, service=service, status=status, q=q, sort=sort)
+    return Call("GET", "/api/keys", lambda answer: _page(answer, Key, cursor), query=query)
 
 
 def get_key(key_id: int) -> Call[Key]:
@@ -118,8 +141,9 @@ def change_key(
     expires_at: datetime | UnsetType | None,
     disabled: bool | UnsetType,
     settings: Mapping[str, str] | UnsetType,
+    default: bool | UnsetType,
 ) -> Call[Key]:
-    fields = _set(name=name, expires_at=expires_at, disabled=disabled, settings=settings)
+    fields = _set(name=name, expires_at=expires_at, disabled=disabled, settings=settings, default=default)
     headers = _if_match(key)
     return Call("PATCH", _path(key), _key, headers=headers, body=msgspec.json.encode(fields), repeatable=not headers)
 

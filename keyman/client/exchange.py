@@ -162,6 +162,9 @@ def _refusal(answer: Answer, hidden: tuple[Secret, ...]) -> ClientError:
         detail = "the server answers with a redirect, which is not followed: use the final address"
     else:
         detail = _sanitize(problem.detail or problem.title, hidden) or "the server gives no reason"
+    errors = tuple(FieldError(_sanitize(f.field, hidden), _sanitize(f.message, hidden)) for f in problem.errors[:50])
+    if errors and errors[0].field:
+        detail = _shorten(f"{detail} {errors[0].field}: {errors[0].message}")
     request_id = _sanitize(problem.request_id or answer.headers.get("x-request-id", ""), hidden) or None
     known = [str(answer.status), problem.slug, request_id and f"request {request_id}"]
     return kind_of(answer.status, problem.slug)(
@@ -170,7 +173,7 @@ def _refusal(answer: Answer, hidden: tuple[Secret, ...]) -> ClientError:
         slug=problem.slug,
         request_id=request_id,
         retry_after=answer.retry_after,
-        errors=tuple(FieldError(_sanitize(f.field, hidden), _sanitize(f.message, hidden)) for f in problem.errors[:50]),
+        errors=errors,
     )
 
 
@@ -179,4 +182,8 @@ def _sanitize(text: str, hidden: tuple[Secret, ...]) -> str:
     for secret in hidden:
         text = text.replace(secret.reveal() or "\0", str(secret))
     text = "".join(character if character.isprintable() else " " for character in text)
+    return _shorten(text)
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

@@ -55,9 +55,19 @@ class Keyman:
     def __repr__(self) -> str:
         return f"<Keyman at {self._wire.endpoint.base}>"
 
-    def keys(self, *, service: str | None = None, q: str | None = None) -> Iterator[Key]:
-        """List keys, newest first: those of one service, or whose name contains `q`. Pages are fetched as needed."""
-        return self._all(lambda cursor: calls.list_keys(service, q, cursor))
+    def keys(
+        self,
+        *,
+        service: str | None = None,
+        status: str | None = None,
+        q: str | None = None,
+        sort: str | None = None,
+    ) -> Iterator[Key]:
+        """List keys, newest first: by service or status, or with `q` in name, service or last characters.
+
+        `sort` is `created`, `name` or `used`, with `-` in front for a descending order. Pages are fetched as needed.
+        """
+        return self._all(lambda cursor: calls.list_keys(service, status, q, sort, cursor))
 
     def get(self, key_id: int) -> Key:
         return self._wire.ask(calls.get_key(key_id))
@@ -98,13 +108,15 @@ class Keyman:
         expires_at: datetime | UnsetType | None = UNSET,
         disabled: bool | UnsetType = UNSET,
         settings: Mapping[str, str] | UnsetType = UNSET,
+        default: bool | UnsetType = UNSET,
     ) -> Key:
-        """Change the name, expiry, state or settings of a key.
+        """Change the name, expiry, state or settings of a key, or whether it is the default of its service.
 
         None clears a name or expiry; `disabled` pauses or resumes the key. `settings` replace the stored ones as a
-        whole; those that decide where the key is sent can change only in `replace`.
+        whole; those that decide where the key is sent can change only in `replace`. A new default replaces the one
+        before; applications get it as long as it is active, and otherwise the newest active key.
         """
-        return self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings))
+        return self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings, default))
 
     def delete(self, key: Key | int) -> None:
         self._wire.ask(calls.delete_key(key))
@@ -161,8 +173,15 @@ class AsyncKeyman:
     def __repr__(self) -> str:
         return f"<AsyncKeyman at {self._wire.endpoint.base}>"
 
-    def keys(self, *, service: str | None = None, q: str | None = None) -> AsyncIterator[Key]:
-        return self._all(lambda cursor: calls.list_keys(service, q, cursor))
+    def keys(
+        self,
+        *,
+        service: str | None = None,
+        status: str | None = None,
+        q: str | None = None,
+        sort: str | None = None,
+    ) -> AsyncIterator[Key]:
+        return self._all(lambda cursor: calls.list_keys(service, status, q, sort, cursor))
 
     async def get(self, key_id: int) -> Key:
         return await self._wire.ask(calls.get_key(key_id))
@@ -199,8 +218,9 @@ class AsyncKeyman:
         expires_at: datetime | UnsetType | None = UNSET,
         disabled: bool | UnsetType = UNSET,
         settings: Mapping[str, str] | UnsetType = UNSET,
+        default: bool | UnsetType = UNSET,
     ) -> Key:
-        return await self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings))
+        return await self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings, default))
 
     async def delete(self, key: Key | int) -> None:
         await self._wire.ask(calls.delete_key(key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self, overload
 
-from keyman.client.shapes import Resolved
+from keyman.client.shapes import PortalLink, Resolved
 
 
 class ResolverProtocol(Protocol):
@@ -27,9 +27,26 @@ class ResolverProtocol(Protocol):
     def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
 
     @overload
+    def resolve(
+        self, *, subject: str, service: str, issuer: str | None = None, purpose: str | None = None
+    ) -> Resolved: ...
+
+    @overload
     def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
 
-    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None: ...
+    def forget(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
+    ) -> None: ...
+
+    def portal_link(
+        self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
+    ) -> PortalLink: ...
 
     def close(self) -> None: ...
 
@@ -50,9 +67,26 @@ class AsyncResolverProtocol(Protocol):
     async def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
 
     @overload
+    async def resolve(
+        self, *, subject: str, service: str, issuer: str | None = None, purpose: str | None = None
+    ) -> Resolved: ...
+
+    @overload
     async def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
 
-    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None: ...
+    def forget(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
+    ) -> None: ...
+
+    async def portal_link(
+        self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
+    ) -> PortalLink: ...
 
     async def aclose(self) -> None: ...
 

@@ -19,7 +19,7 @@ from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, find_token, find_u
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Call, Lost, Outcome, result
 from keyman.client.forks import reset_after_fork
-from keyman.client.shapes import Resolved
+from keyman.client.shapes import PortalLink, Resolved, require_one_way
 from keyman.client.wire import AsyncWire, Wire
 from keyman.secret import Secret
 
@@ -110,6 +110,11 @@ class Resolver(_Asking):
     def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
 
     @overload
+    def resolve(
+        self, *, subject: str, service: str, issuer: str | None = None, purpose: str | None = None
+    ) -> Resolved: ...
+
+    @overload
     def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
 
     def resolve(
@@ -118,13 +123,18 @@ class Resolver(_Asking):
         user_id: int | None = None,
         service: str | None = None,
         key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
         purpose: str | None = None,
     ) -> Resolved:
-        """Get one key, or the newest active key of a user for a service. The key's owner can read `purpose`.
+        """Get one key by its id, or the one of a user for a service: the default if it is active, or else the newest
+        active one. The key's owner can read `purpose`.
+
+        `subject` is your own name for the user. `issuer` says whose name it is, if the application has several.
 
         Raises ClientError. It is NotFound for a key that does not exist or that the application may not have.
         """
-        wanted = _wanted(key_id, user_id, service)
+        wanted = _wanted("resolve", key_id, user_id, service, subject, issuer)
         call = calls.resolve(wanted, purpose)
         return self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call)
 
@@ -155,11 +165,30 @@ class Resolver(_Asking):
                 del self._flights[wanted, None]
             mine.done.set()
 
-    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
+    def forget(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
+    ) -> None:
         """Remove one key from the cache, for example after its provider refused it. Without arguments, remove all."""
         if self._cache is not None:
             with self._lock:
-                _forget(self._cache, key_id, user_id, service)
+                _forget(self._cache, key_id, user_id, service, subject, issuer)
+
+    def portal_link(
+        self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
+    ) -> PortalLink:
+        """Make a link with which a user manages their keys: redirect the browser to its `url` at once.
+
+        `subject` is your own name for the user, who is created at the first use of it. Without `return_url`, the pages
+        lead back to the first URL that the application is registered with. `email` and `name` are only shown. Raises
+        ClientError: Forbidden for an application without portal links, or a user who signs in to keyman by another way.
+        """
+        return self._wire.ask(calls.portal_link(subject, return_url, email, name))
 
     def close(self) -> None:
         """Close the connections and forget every value."""
@@ -199,6 +228,11 @@ class AsyncResolver(_Asking):
     async def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
 
     @overload
+    async def resolve(
+        self, *, subject: str, service: str, issuer: str | None = None, purpose: str | None = None
+    ) -> Resolved: ...
+
+    @overload
     async def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
 
     async def resolve(
@@ -207,10 +241,12 @@ class AsyncResolver(_Asking):
         user_id: int | None = None,
         service: str | None = None,
         key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
         purpose: str | None = None,
     ) -> Resolved:
         """See Resolver.resolve."""
-        wanted = _wanted(key_id, user_id, service)
+        wanted = _wanted("resolve", key_id, user_id, service, subject, issuer)
         call = calls.resolve(wanted, purpose)
         return await (self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call))
 
@@ -239,11 +275,25 @@ class AsyncResolver(_Asking):
                 del self._flights[key]
             mine.done.set()
 
-    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
+    def forget(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
+    ) -> None:
         """See Resolver.forget."""
         if self._cache is not None:
             with self._lock:
-                _forget(self._cache, key_id, user_id, service)
+                _forget(self._cache, key_id, user_id, service, subject, issuer)
+
+    async def portal_link(
+        self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
+    ) -> PortalLink:
+        """See Resolver.portal_link."""
+        return await self._wire.ask(calls.portal_link(subject, return_url, email, name))
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, and forget every value."""
@@ -259,16 +309,28 @@ class AsyncResolver(_Asking):
         await self.aclose()
 
 
-def _wanted(key_id: int | None, user_id: int | None, service: str | None) -> Wanted:
-    """Raises TypeError unless the arguments name a key in exactly one of the two ways."""
-    by_user = (user_id is not None, service is not None)
-    if any(by_user) if key_id is not None else not all(by_user):
-        raise TypeError("resolve() takes either key_id, or user_id and service")
-    return Wanted(key_id, user_id, service)
+def _wanted(
+    method: str,
+    key_id: int | None,
+    user_id: int | None,
+    service: str | None,
+    subject: str | None,
+    issuer: str | None,
+) -> Wanted:
+    """Raises TypeError unless the arguments name a key in exactly one of the three ways."""
+    require_one_way(method, key_id, user_id, service, subject, issuer)
+    return Wanted(key_id, user_id, service, subject, issuer)
 
 
-def _forget(cache: Cache, key_id: int | None, user_id: int | None, service: str | None) -> None:
-    if key_id is None and user_id is None and service is None:
+def _forget(
+    cache: Cache,
+    key_id: int | None,
+    user_id: int | None,
+    service: str | None,
+    subject: str | None,
+    issuer: str | None,
+) -> None:
+    if {key_id, user_id, service, subject, issuer} == {None}:
         cache.forget_all()
     else:
-        cache.forget(_wanted(key_id, user_id, service))
+        cache.forget(_wanted("forget", key_id, user_id, service, subject, issuer))

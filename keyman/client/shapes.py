@@ -31,10 +31,26 @@ def _is_object(text: str) -> bool:
         return False
 
 
+def require_one_way(
+    method: str,
+    key_id: int | None,
+    user_id: int | None,
+    service: str | None,
+    subject: str | None,
+    issuer: str | None,
+) -> None:
+    """Raise TypeError unless the arguments of a method name a key in exactly one of the three ways."""
+    named = {"key_id": key_id, "user_id": user_id, "subject": subject, "service": service}
+    given = {name for name, value in named.items() if value is not None}
+    ways = ({"key_id"}, {"user_id", "service"}, {"subject", "service"})
+    if given not in ways or (issuer is not None and subject is None):
+        raise TypeError(f"{method}() takes either key_id, or user_id and service, or subject and service")
+
+
 class Resolved(Secret):
     """A user's key: a Secret with the key's metadata. Only `reveal()` returns the value."""
 
-    __slots__ = ("expires_at", "key_id", "service", "settings", "user_id")
+    __slots__ = ("expires_at", "key_id", "service", "settings", "subject", "user_id")
 
     def __init__(
         self,
@@ -44,6 +60,7 @@ class Resolved(Secret):
         service: str,
         expires_at: datetime | None,
         settings: Mapping[str, str] | None = None,
+        subject: str | None = None,
     ) -> None:
         super().__init__(value)
         self.key_id = key_id
@@ -51,9 +68,32 @@ class Resolved(Secret):
         self.service = service
         self.expires_at = expires_at
         self.settings = dict(settings or {})
+        self.subject = subject
 
     def __repr__(self) -> str:
         return f"Resolved(***, key_id={self.key_id}, user_id={self.user_id}, service={self.service!r})"
+
+
+class PortalLink(msgspec.Struct, frozen=True):
+    """A link with which a user of the application manages keys. It works once: redirect a browser to `url` at once."""
+
+    url: str
+    expires_at: datetime
+    user_id: int
+
+    def __repr__(self) -> str:
+        return f"PortalLink(***, user_id={self.user_id})"
+
+
+class KeyCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a key at its provider. `verdict` is `accepted`, `refused`, `no-permission`, `no-credit`,
+    `rate-limited`, `unreachable` or `unsupported`. `by` is `keyman`, `use`, or the name of an application.
+    """
+
+    verdict: str
+    checked_at: datetime
+    detail: str
+    by: str
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +110,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     last_used_at: datetime | None = None
     last_used_by: str | None = None
     settings: dict[str, str] = msgspec.field(default_factory=dict)
+    check: KeyCheck | None = None
+    default: bool = False
     etag: str | None = None
 
 
@@ -89,7 +131,7 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of the caller's own audit log."""
+    """One entry of the caller's own audit log. `detail` says more, such as the issuer of a sign-in."""
 
     id: int
     at: datetime
@@ -104,3 +146,4 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     application: str | None = None
     purpose: str | None = None
     reason: str | None = None
+    detail: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,10 +51,16 @@ class Reader:
         """Record a fault of a variable that is valid by itself, but not with the others."""
         self._faults.append(f"{name} {why}")
 
-    def required(self, name: str, parse: Callable[[str], T], *, secret: bool = False) -> T | None:
-        """Return the parsed value. Returns None, and records a fault, when the variable is not set or invalid."""
+    def required(
+        self, name: str, parse: Callable[[str], T], *, secret: bool = False, group: Iterable[str] = ()
+    ) -> T | None:
+        """Return the parsed value. Returns None, and records a fault, when the variable is not set or invalid.
+
+        With a `group`, it is required because one of these variables is set, which the fault then names.
+        """
         if not (self.has_secret(name) if secret else self.has(name)):
-            self._faults.append(f"{name} is not set" + (f" (nor {name}_FILE)" if secret else ""))
+            reason = next((f", but {other} is" for other in sorted(group) if self.has_secret(other)), "")
+            self._faults.append(f"{name} is not set" + (f" (nor {name}_FILE)" if secret else "") + reason)
             return None
         return self.optional(name, parse, secret=secret)
 
@@ -67,7 +73,7 @@ class Reader:
             text = self._text(name, secret=secret)
             return None if text is None else parse(text)
         except ValueError as fault:
-            self._faults.append(f"{name} {fault}")
+            self._faults.append(sentence(name, fault))
             return None
 
     def even_empty(self, name: str, parse: Callable[[str], T]) -> T | None:
@@ -94,6 +100,12 @@ class Reader:
         return self._environ.get(name, "").strip()
 
 
+def sentence(name: str, fault: ValueError) -> str:
+    """Return what is wrong with a variable, from the end of that sentence."""
+    end = str(fault)
+    return name + end if end.startswith("_FILE") else f"{name} {end}"
+
+
 def read_secret_file(path: Path) -> str:
     """Return the content of a `…_FILE`, without the white space around it.
 
@@ -105,6 +117,8 @@ def read_secret_file(path: Path) -> str:
         if len(content) > MAX_FILE_BYTES:
             raise ValueError("_FILE names a file that is too large to be one secret")
         text = content.decode("utf-8-sig").strip()  # editors on Windows begin a file with a mark of its encoding
+    except FileNotFoundError:
+        raise ValueError("_FILE names a file that does not exist") from None
     except (OSError, UnicodeDecodeError):
         # `from None`: the text of the original error would repeat the path or bytes of the file.
         raise ValueError("_FILE names a file that cannot be read as text") from None

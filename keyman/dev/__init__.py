@@ -1,4 +1,4 @@
-"""`keyman dev` runs a real OpenBao, SQLite and both planes on one machine."""
+"""`keyman dev` runs a real OpenBao, SQLite and all planes on one machine."""
 
 from keyman.extras import require_server
 

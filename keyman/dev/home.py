@@ -30,6 +30,8 @@ class Home:
             raise ConfigurationError("The path of --home is not UTF-8 text: give another directory")
         self.settings_file = self.directory / "settings.env"
         self.resolver_file = self.directory / "resolver.env"
+        self.gateway_file = self.directory / "gateway.env"
+        self.checks_token_file = self.directory / "gateway-token"
         self.vault = self.directory / "vault"
 
     @property
@@ -49,6 +51,11 @@ class Home:
         check_ours(self.directory)
         return _read(self.resolver_file)
 
+    def gateway_settings(self) -> dict[str, str]:
+        """Return the variables of the gateway plane. Raises ConfigurationError."""
+        check_ours(self.directory)
+        return _read(self.gateway_file)
+
     def environment(self) -> dict[str, str]:
         """Return this process's variables, with those of keyman replaced by the ones of this home.
 
@@ -59,11 +66,32 @@ class Home:
             raise ConfigurationError(f"There is no {self.settings_file}. First run: keyman dev --home {self.directory}")
         return without_own(os.environ) | settings
 
+    def checks_token(self) -> str | None:
+        """Return the token of the application for live checks, or None. Raises ConfigurationError."""
+        try:
+            return read_private(self.checks_token_file).decode("ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        except OSError:
+            raise ConfigurationError(f"{self.checks_token_file} cannot be read") from None
+
+    def write_checks_token(self, token: str) -> None:
+        """Store the token of the application for live checks. Raises ConfigurationError."""
+        try:
+            write_private(self.checks_token_file, f"{token}\n")
+        except OSError:
+            raise ConfigurationError(
+                f"{self.checks_token_file} cannot be written: make room, or give another directory with --home"
+            ) from None
+
     def write_settings(self, settings: Mapping[str, str]) -> None:
         _write(self.settings_file, settings)
 
     def write_resolver_settings(self, settings: Mapping[str, str]) -> None:
         _write(self.resolver_file, settings)
+
+    def write_gateway_settings(self, settings: Mapping[str, str]) -> None:
+        _write(self.gateway_file, settings)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""All of keyman on one machine: an embedded Vault, SQLite, and both planes, each with its own AppRole.
+"""All of keyman on one machine: an embedded Vault, SQLite, and the planes, each with its own AppRole.
 
 This process is the parent of the others. When one of them ends, or this one ends in any way, all of them stop. Their
 data stays in the home directory, and the next start uses it again.
@@ -21,6 +21,7 @@ import click
 from keyman import migrations
 from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
+from keyman.dev.checks import CHECKS, checks_of
 from keyman.dev.embedded import EmbeddedVault
 from keyman.dev.home import Home, without_own
 from keyman.dev.variables import Taken, take
@@ -47,6 +48,7 @@ BANNER = """
     reference    {url}{root}/docs
     readiness    {url}/readyz
     resolver     {resolver}/v1/resolve
+    gateway      {gateway}/openai/v1
     Vault        {vault}
 
   Ctrl-C stops it. Stored keys are available again at the next start.
@@ -74,26 +76,34 @@ async def _until_stopped(home: Home, port: int, taken: Taken) -> None:
     assert task is not None
     for signal_number in _signals():
         asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
-    url, resolver_url = (f"http://127.0.0.1:{number}" for number in (port, port + 1))
+    ports = (port, port + 1, port + 2)
+    url, resolver_url, gateway_url = (f"http://127.0.0.1:{number}" for number in ports)
     with ExitStack() as stack:
         stack.enter_context(home.locked())
-        for number in (port, port + 1):
+        for number in ports:
             check_port("127.0.0.1", number)
         vault = await _start_vault(home)
         stack.callback(vault.close)
-        await _set_up(home, vault, url, taken)
+        await _set_up(home, vault, url, gateway_url, taken)
         management = _serve(stack, "management", port, home.settings())
         resolver = _serve(stack, "resolver", port + 1, home.resolver_settings())
+        gateway = _serve(stack, "gateway", port + 2, home.gateway_settings())
         await _wait_until_ready("The management plane", management, url)
         await _wait_until_ready("The resolver", resolver, resolver_url)
+        await _wait_until_ready("The gateway", gateway, gateway_url)
         click.echo(
             BANNER.format(
-                home=home.directory, url=url, root=taken.root_path, resolver=resolver_url, vault=vault.address
+                home=home.directory,
+                url=url,
+                root=taken.root_path,
+                resolver=resolver_url,
+                gateway=gateway_url,
+                vault=vault.address,
             ),
             err=True,
         )
-        parts = {"The management plane": management, "The resolver": resolver, "The embedded Vault": vault.process}
-        await _watch(parts)
+        parts = {"The management plane": management, "The resolver": resolver, "The gateway": gateway}
+        await _watch({**parts, "The embedded Vault": vault.process})
 
 
 def _signals() -> list[signal.Signals]:
@@ -125,14 +135,15 @@ async def _start_vault(home: Home) -> EmbeddedVault:
         ) from None
 
 
-async def _set_up(home: Home, vault: EmbeddedVault, url: str, taken: Taken) -> None:
-    """Provision Vault, migrate the database, and write the settings of both planes: those taken come first."""
+async def _set_up(home: Home, vault: EmbeddedVault, url: str, gateway_url: str, taken: Taken) -> None:
+    """Provision Vault, migrate the database, and write the settings of the planes: those taken come first."""
     settings = VaultSettings(address=vault.address)
     admin = vault.admin()
     try:
         await provision.provision(admin, settings)
         management = await _credentials(admin, "keyman-management", home.settings())
         resolver = await _credentials(admin, "keyman-resolver", home.resolver_settings())
+        gateway = await _credentials(admin, "keyman-gateway", home.gateway_settings())
     except VaultFault as fault:
         raise ConfigurationError(f"The embedded Vault could not be set up ({fault}). See {vault.log}") from None
     finally:
@@ -142,10 +153,12 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str, taken: Taken) -> N
         "KEYMAN_DATABASE_URL": home.database.render_as_string(hide_password=False),
         "KEYMAN_VAULT_ADDR": vault.address,
     }
-    usual = {"KEYMAN_LOG_FORMAT": "console", "KEYMAN_DRAIN": "0"}
+    usual = {"KEYMAN_LOG_FORMAT": "console", "KEYMAN_DRAIN": "0", "KEYMAN_PUBLIC_URL": url}
     home.write_resolver_settings({**usual, **taken.resolver, **own, **resolver})
-    of_management = {"KEYMAN_PUBLIC_URL": url, "KEYMAN_SIGNUP": "open"}
-    home.write_settings({**usual, **of_management, **taken.management, **own, **management})
+    home.write_gateway_settings({**usual, "KEYMAN_GATEWAY_DRAIN": "0", **taken.gateway, **own, **gateway})
+    checks = {} if CHECKS & taken.management.keys() else await checks_of(home, gateway_url)
+    pages = {**usual, "KEYMAN_SIGNUP": "open", "KEYMAN_GATEWAY_PUBLIC_URL": gateway_url, **checks}
+    home.write_settings({**pages, **taken.management, **own, **management})
 
 
 async def _credentials(admin: AsyncAdapter, role: str, stored: Mapping[str, str]) -> dict[str, str]:

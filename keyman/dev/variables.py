@@ -9,10 +9,13 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from keyman.config.settings import OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, check_own
+from keyman.config.settings import OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, OF_THE_GATEWAY, check_own
 from keyman.dev.home import is_utf8
 from keyman.errors import ConfigurationError
-from keyman.providers.catalogue import read_services
+from keyman.providers.file import read_services
+
+FILES_OF_SECRETS = frozenset({"KEYMAN_OIDC_CLIENT_SECRET_FILE", "KEYMAN_GATEWAY_TOKEN_FILE"})
+"""The variables that name the file of a secret instead of the secret. They are for the management plane."""
 
 EVEN_EMPTY = "KEYMAN_HSTS"
 """The one variable that means something when it is empty."""
@@ -26,6 +29,7 @@ class Taken(NamedTuple):
 
     management: dict[str, str]
     resolver: dict[str, str]
+    gateway: dict[str, str]
     ignored: tuple[str, ...]
 
     @property
@@ -35,16 +39,22 @@ class Taken(NamedTuple):
 
 def take(environ: Mapping[str, str]) -> Taken:
     """Read the variables. Raises ConfigurationError, which names every invalid one."""
-    wanted = OF_BOTH_PLANES | OF_MANAGEMENT | OF_RESOLVER
+    wanted = OF_BOTH_PLANES | OF_MANAGEMENT | OF_RESOLVER | OF_THE_GATEWAY | FILES_OF_SECRETS
     found = {name: environ[name].strip() for name in sorted(wanted) if name in environ}
     found = {name: value for name, value in found.items() if value or name == EVEN_EMPTY}
     if broken := [name for name, value in found.items() if not is_utf8(value) or len(value.splitlines()) > 1]:
         raise ConfigurationError(f"{', '.join(broken)}: must be one line of UTF-8 text")
     check_own(found, read_services)
-    if "KEYMAN_SERVICES_FILE" in found:  # operators' commands with --home may run in another directory
-        found["KEYMAN_SERVICES_FILE"] = os.path.abspath(found["KEYMAN_SERVICES_FILE"])
+    for name in FILES_OF_SECRETS | {"KEYMAN_SERVICES_FILE", "KEYMAN_GATEWAY_CACERT"}:
+        if name in found:  # operators' commands with --home may run in another directory
+            found[name] = os.path.abspath(found[name])
+
+    def of(names: frozenset[str]) -> dict[str, str]:
+        return {name: value for name, value in found.items() if name in OF_BOTH_PLANES | names}
+
     return Taken(
-        {name: value for name, value in found.items() if name not in OF_RESOLVER},
-        {name: value for name, value in found.items() if name not in OF_MANAGEMENT},
+        of(OF_MANAGEMENT | FILES_OF_SECRETS),
+        of(OF_RESOLVER),
+        of(OF_THE_GATEWAY),
         tuple(sorted(name for name, value in environ.items() if name.startswith(OWN) and value.strip())),
     )

@@ -18,8 +18,10 @@ def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, .
     yield _vault_address(settings)
     yield _public_url(settings)
     yield _sign_up(settings)
+    yield from _ways_in(settings)
     yield _proxies(settings)
     yield from _channel_binding(settings)
+    yield from _way_out(settings)
     yield _secret_files(settings, environ, files)
     yield core_dumps()
 
@@ -39,7 +41,10 @@ def core_dumps() -> Finding:
 def unsafe(settings: Settings, plane: str, host: str) -> Iterator[Finding]:
     """Find what is unsafe about starting this plane on this address: the findings that are not `ok`."""
     findings = [_vault_address(settings)]
-    findings.append(_public_url(settings) if plane == "management" else _resolver_address(host))
+    if plane == "management":
+        findings.append(_public_url(settings))
+    else:
+        findings.append(_resolver_address(host) if plane == "resolver" else _gateway_address(host))
     findings += _channel_binding(settings)
     yield from (finding for finding in findings if finding.state is not State.OK)
 
@@ -52,6 +57,26 @@ def _resolver_address(host: str) -> Finding:
         "the resolver returns keys, and other machines reach it",
         "let only applications reach it, over TLS or a private network",
     )
+
+
+def _gateway_address(host: str) -> Finding:
+    if is_loopback(host):
+        return ok("address", "only this machine reaches the gateway")
+    return warning(
+        "address",
+        "other machines reach the gateway, and send it tokens",
+        "let them reach it over TLS, through a proxy that buffers neither requests nor answers",
+    )
+
+
+def _way_out(settings: Settings) -> Iterator[Finding]:
+    """Warn of a proxy between the gateway and providers."""
+    if settings.gateway.proxy is not None:
+        yield warning(
+            "gateway-proxy",
+            "a proxy resolves the names of providers, so the gateway cannot check that their addresses are public",
+            "let the proxy refuse private, loopback and link-local addresses",
+        )
 
 
 def _vault_address(settings: Settings) -> Finding:
@@ -100,6 +125,8 @@ def _public_url(settings: Settings) -> Finding:
 
 
 def _sign_up(settings: Settings) -> Finding:
+    if not settings.passwords_on:
+        return ok("sign-up", "closed, because passwords are switched off")
     if not settings.signup_open:
         return ok("sign-up", "closed; create accounts with `keyman user add`")
     if settings.public_url is not None and not settings.cookies_are_secure:
@@ -109,6 +136,16 @@ def _sign_up(settings: Settings) -> Finding:
         "open: anyone who can reach the pages can create an account",
         "set KEYMAN_SIGNUP to closed, unless you want this",
     )
+
+
+def _ways_in(settings: Settings) -> Iterator[Finding]:
+    """Warn if nobody can come in but by a portal link, of which only the resolver and the database know."""
+    if not settings.passwords_on and settings.jwt is None and settings.oidc is None:
+        yield warning(
+            "sign-in",
+            "passwords are switched off, and there is no other way to sign in: only portal links lead to the pages",
+            "set KEYMAN_PASSWORDS to on, or configure another way to sign in",
+        )
 
 
 def _proxies(settings: Settings) -> Finding:

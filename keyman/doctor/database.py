@@ -23,7 +23,7 @@ from keyman.ids import KeyId
 from keyman.keys.deployment import SCHEMA_REVISION
 from keyman.keys.settings import has_current_settings
 from keyman.keys.tables import api_keys
-from keyman.migrations.rights import MANAGEMENT, RESOLVER, excess, missing
+from keyman.migrations.rights import GATEWAY, MANAGEMENT, RESOLVER, excess, missing
 from keyman.quantities import quantity
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
@@ -38,7 +38,7 @@ PAGE = 10_000
 BY_ITSELF = ("database", "schema", "database-settings", "database-rights", "database-clock", "values")
 
 
-RIGHTS = {"management": MANAGEMENT, "resolver": RESOLVER}
+RIGHTS = {"management": MANAGEMENT, "resolver": RESOLVER, "gateway": GATEWAY}
 
 
 async def examine(settings: Settings, db: Database, plane: str | None) -> AsyncIterator[Finding]:
@@ -145,11 +145,11 @@ async def _rights(connection: AsyncConnection, plane: str) -> Finding:
             "as the user that owns the tables, run keyman db upgrade --management USER --resolver USER with the users "
             "of the planes",
         )
-    too_much = await connection.run_sync(excess)
+    too_much = await connection.run_sync(excess, plane)
     if too_much:
         return warning(
             "database-rights",
-            f"this user has rights that no plane needs: {', '.join(too_much)}",
+            f"this user has rights that the {plane} plane does not need: {', '.join(too_much)}",
             "create a user for each plane, and run keyman db upgrade with --management and --resolver",
         )
     return ok(

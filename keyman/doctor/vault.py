@@ -52,6 +52,7 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "sys/policies/acl/keyman-doctor-probe": "write policies",
     "sys/policies/acl/keyman-management": "rewrite the management plane's policy",
     "sys/policies/acl/keyman-resolver": "rewrite the resolver's policy",
+    "sys/policies/acl/keyman-gateway": "rewrite the gateway's policy",
     "sys/policies/acl/keyman-rotator": "rewrite the rotator's policy",
     "sys/policy/keyman-management": "rewrite policies by their old path",
     "sys/mounts/keyman-doctor-probe": "mount engines",
@@ -64,9 +65,12 @@ FORBIDDEN_PATHS: Mapping[str, str] = {
     "sys/seal": "seal Vault",
     "auth/approle/role/keyman-resolver/secret-id": "issue the resolver's credentials",
     "auth/approle/role/keyman-resolver/custom-secret-id": "choose the resolver's credentials",
+    "auth/approle/role/keyman-gateway/secret-id": "issue the gateway's credentials",
+    "auth/approle/role/keyman-gateway/custom-secret-id": "choose the gateway's credentials",
     "auth/approle/role/keyman-management/secret-id": "issue the management plane's credentials",
     "auth/approle/role/keyman-management": "give the management plane other policies",
     "auth/approle/role/keyman-resolver": "give the resolver other policies",
+    "auth/approle/role/keyman-gateway": "give the gateway other policies",
     "auth/approle/role/keyman-rotator": "give the rotator other policies",
     "auth/approle/role/keyman-doctor-probe": "create roles",
     "auth/token/create": "create tokens",
@@ -92,6 +96,7 @@ class Role(NamedTuple):
 
 MANAGEMENT = Role("keyman-management", reads_key=True, plane="management")
 RESOLVER = Role("keyman-resolver", reads_key=False, plane="resolver")
+GATEWAY = Role("keyman-gateway", reads_key=False, plane="gateway")
 ROTATOR = Role("keyman-rotator", reads_key=True, plane=None)
 
 

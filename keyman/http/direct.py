@@ -12,7 +12,7 @@ that is unknown, repeated or invalid. So there is one place that words the answe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -28,6 +28,7 @@ from litestar.typing import FieldDefinition
 
 from keyman.errors import Forbidden, Problem
 from keyman.http.exchange import ASGIApp, Receive, Scope, Send, exchange_of
+from keyman.http.passage import Headers
 from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest, Part, answer_options, to_problem
 from keyman.http.sites import CROSS_SITE
 from keyman.telemetry import frames, log
@@ -57,18 +58,26 @@ class Call:
     in_path: Mapping[str, Parsed[object] | None]
     in_query: Mapping[str, tuple[str, Parsed[object]]]
     in_headers: Mapping[str, str]
-    media_type: str
+    status_code: int
+    content_type: bytes
 
-    async def answer(self, request: AnyRequest, values: dict[str, object]) -> Response[Any]:
-        """Run the guards and the function of the route. `values` are the parsed parameters."""
+    @property
+    def is_bare(self) -> bool:
+        """True if nothing of a request matters but its method and path."""
+        return not (self.guards or self.before or self.provided or self.in_path or self.in_headers)
+
+    async def answer(self, request: AnyRequest, values: dict[str, object]) -> object:
+        """Run the guards and the function of the route. `values` are the parsed parameters.
+
+        Return what the function returns: a Response, or only the content of one.
+        """
         for guard in self.guards:
             await guard(request, self.handler)  # type: ignore[misc]  # guards of keyman are coroutines
         if self.before is not None and (early := await self.before(request)) is not None:
-            return cast("Response[Any]", early)
+            return early
         for name, provide in self.provided.items():
             values[name] = provide(request)
-        answer = await self.handler.fn(**values)
-        return answer if isinstance(answer, Response) else Response(answer)
+        return await self.handler.fn(**values)
 
     def parse(self, request: AnyRequest, last: str) -> dict[str, object] | None:
         """Return the parameters of a request, or None if one is not as it should be. `last` is the end of its path."""
@@ -91,20 +100,30 @@ class Call:
             values[name] = sent[0] if sent else None
         return values
 
-    async def send(self, response: Response[Any], send: Send) -> None:
+    async def send(self, answer: object, send: Send) -> None:
         """Send what Litestar would have sent for this answer."""
-        status = response.status_code or self.handler.status_code
-        body, headers = b"", [(name.lower().encode(), str(value).encode()) for name, value in response.headers.items()]
-        if status != 204:
-            media_type = response.media_type or self.media_type
-            body = _encoded(response.content)
-            headers.append((b"content-type", _content_type(media_type)))
-            headers.append((b"content-length", b"%d" % len(body)))
+        if isinstance(answer, Response):
+            await self._send_response(answer, send)
+        else:
+            body, headers = self._body(answer, self.status_code, self.content_type)
+            await _send(send, self.status_code, headers, body)
+
+    async def _send_response(self, response: Response[Any], send: Send) -> None:
+        status = response.status_code or self.status_code
+        content_type = _content_type(response.media_type) if response.media_type else self.content_type
+        headers = [(name.lower().encode(), str(value).encode()) for name, value in response.headers.items()]
+        body, more = self._body(response.content, status, content_type)
+        headers += more
         headers += [cookie.to_encoded_header() for cookie in response.cookies]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await _send(send, status, headers, body)
         if response.background is not None:
             await response.background()
+
+    def _body(self, content: object, status: int, content_type: bytes) -> tuple[bytes, Headers]:
+        if status == 204:
+            return b"", []
+        body = _encoded(content)
+        return body, [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
 
 
 class Direct:
@@ -129,13 +148,17 @@ class Direct:
         scope["app"] = scope["litestar_app"] = self._litestar
         scope["route_handler"], scope["path_template"] = call.handler, call.template
         scope.setdefault("state", {})
-        request: AnyRequest = Request(cast("LitestarScope", scope), receive, send)  # type: ignore[arg-type]
-        values = call.parse(request, last)
-        if values is None:
-            await self._app(scope, receive, send)
-            return
+        if call.is_bare and not scope["query_string"]:
+            running: Awaitable[object] = call.handler.fn()
+        else:
+            request: AnyRequest = Request(cast("LitestarScope", scope), receive, send)  # type: ignore[arg-type]
+            values = call.parse(request, last)
+            if values is None:
+                await self._app(scope, receive, send)
+                return
+            running = call.answer(request, values)
         try:
-            await call.send(await call.answer(request, values), send)
+            await call.send(await running, send)
         except Exception as fault:
             if exchange_of(scope).is_cross_site:
                 if not isinstance(fault, Problem | HTTPException):
@@ -221,7 +244,8 @@ def _call(handler: HTTPRouteHandler, route: HTTPRoute) -> Call | None:
         in_path,
         in_query,
         in_headers,
-        str(getattr(handler.media_type, "value", handler.media_type) or "application/json"),
+        handler.status_code,
+        _content_type(handler.media_type or "application/json"),
     )
 
 
@@ -263,6 +287,11 @@ def _encoded(content: object) -> bytes:
     return content.encode() if isinstance(content, str) else encode_json(content)
 
 
-def _content_type(media_type: str) -> bytes:
+async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _content_type(media_type: object) -> bytes:
     media_type = str(getattr(media_type, "value", media_type))
     return (f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type).encode()

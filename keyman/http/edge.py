@@ -8,22 +8,20 @@ gets the common headers. An exception that the application did not handle become
 from __future__ import annotations
 
 import logging
+from os import urandom
 from time import perf_counter
-from uuid import uuid4
-
-import structlog
 
 from keyman.config.settings import Settings
 from keyman.errors import HeadersTooLarge, Internal, NotFound, Problem, raise_alone
 from keyman.http import sites
 from keyman.http.backlog import LIVENESS, Backlog
-from keyman.http.credentials import bearer_token
+from keyman.http.credentials import Claim, of_authorization
 from keyman.http.exchange import SCOPE_KEY, ASGIApp, Exchange, ProblemPage, Receive, Scope, Send
 from keyman.http.passage import Headers, Passage
 from keyman.http.received import address_of, check_query, headers_of, is_too_large
 from keyman.http.root_path import RootPath
 from keyman.http.sites import PREFLIGHT, SAFE_METHODS, Cors
-from keyman.telemetry import Metrics, frames, log
+from keyman.telemetry import REQUEST_ID, LineLog, Metrics, frames, log
 
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -46,8 +44,10 @@ SECURITY_HEADERS = {
 class Edge:
     """The outermost layer of a plane.
 
-    While `is_draining` is set, each answer ends its connection, so that the client opens the next one to another
-    process.
+    `claim` finds the credential in the headers: by default, an access token in `Authorization`. `problem` renders
+    problems, on a plane that has a form of its own. `body_pause` is how many seconds may be between two parts of a
+    body; without it, there is a limit for the whole body. While `is_draining` is set, each answer ends its connection,
+    so that the client opens the next one to another process.
     """
 
     def __init__(
@@ -58,15 +58,22 @@ class Edge:
         page: ProblemPage | None = None,
         cors: Cors | None = None,
         root_path: str = "",
+        claim: Claim = of_authorization,
+        problem: ProblemPage | None = None,
+        body_pause: float | None = None,
     ) -> None:
         self._app = app
         self._backlog = Backlog(settings.max_queue)
+        self._claim = claim
+        self._problem = problem
+        self._body_pause = body_pause
         self._root = RootPath(root_path)
         self._page = page
         self._cors = cors or Cors()
         self._public_origin = settings.public_origin
         self.metrics = metrics
         self.is_draining = False
+        self._lines = LineLog()
         self._trusted = settings.trusted_proxies
         headers = dict(SECURITY_HEADERS)
         if settings.is_https and settings.hsts:
@@ -85,14 +92,15 @@ class Edge:
         entered = self._root.enter(scope["path"])
         scope["path"] = entered or "/"
         exchange = scope[SCOPE_KEY] = self._exchange(scope, headers)
-        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
-        passage = Passage(exchange, receive, send, self._complete)
-        self.metrics.requests_in_progress.inc()
+        REQUEST_ID.set(exchange.request_id)
+        passage = Passage(exchange, receive, send, self._complete, self._body_pause)
+        exchange.hand_over = passage.hand_over
+        self.metrics.in_progress += 1
         try:
             if are_too_large:
                 raise HeadersTooLarge("Send at most 100 header fields, and at most 32 KiB of headers and address.")
-            exchange.bearer = bearer_token(scope) if "authorization" in headers else None
-            if exchange.bearer is None:
+            exchange.claimed = self._claim(scope)
+            if exchange.claimed.token is None and exchange.claimed.jwt is None:
                 exchange.require_same_site()  # with a token, once the token was found to be valid or not
             check_query(scope)
             if entered is None:
@@ -102,9 +110,9 @@ class Edge:
             await _answer_for(fault, exchange, passage.send)
         finally:
             passage.leave()
-            self.metrics.requests_in_progress.dec()
+            self.metrics.in_progress -= 1
             self._observe(scope, exchange, perf_counter() - began)
-            structlog.contextvars.clear_contextvars()
+            REQUEST_ID.set(None)
 
     def _exchange(self, scope: Scope, headers: dict[str, str]) -> Exchange:
         path, method = scope["path"], scope["method"]
@@ -113,13 +121,13 @@ class Edge:
             # The answer to HEAD is that of GET without the body (RFC 9110, 9.3.2).
             scope["method"] = "GET"
         return Exchange(
-            uuid4().hex,
+            urandom(16).hex(),
             address_of(scope, headers, self._trusted),
             method,
             f"{path}?{query}" if query else path,
             headers,
-            self._page if _reads_pages(path, headers) else None,
-            sites.is_foreign(headers, self._public_origin),
+            self._page if self._page is not None and _reads_pages(path, headers) else self._problem,
+            path != sites.EXEMPT and sites.is_foreign(headers, self._public_origin),
             is_draining=self.is_draining,
         )
 
@@ -137,10 +145,10 @@ class Edge:
         # Labels come from fixed sets. With the path or method of the request, a caller could create any number.
         route = scope.get("path_template") or "unmatched"
         method = exchange.method if exchange.method in KNOWN_METHODS else "other"
-        self.metrics.observe_request(method, route, exchange.status, seconds)
+        self.metrics.observe_request(method, route, exchange.status, seconds, is_own=not exchange.is_passed_on)
         # A platform asks every few seconds. Its requests would push everything else out of a log that is rotated.
         is_routine = route in PROBES and exchange.status < 400
-        log.log(
+        self._lines.log(
             logging.DEBUG if is_routine else logging.INFO,
             "request",
             method=method,
@@ -148,6 +156,7 @@ class Edge:
             status=exchange.status,
             duration_ms=round(seconds * 1000, 2),
             **exchange.caller,
+            **exchange.noted,
         )
 
     def _complete(self, exchange: Exchange, headers: Headers) -> Headers:
@@ -159,20 +168,29 @@ class Edge:
         present = {name.lower() for name, _ in headers}
         if not present.isdisjoint(self._names):
             wanted = [header for header in wanted if header[0] not in present]
-        return headers + wanted + self._cors.headers(exchange.target.partition("?")[0], exchange.headers)
+        if self._cors.is_off:
+            return headers + wanted
+        path = exchange.target.partition("?")[0]
+        return headers + wanted + self._cors.headers(exchange.method, path, exchange.headers)
 
 
 async def _answer_for(fault: Exception, exchange: Exchange, send: Send) -> None:
-    """Answer a request that ended with this exception. Raises RuntimeError if a part of its answer was sent before."""
+    """Answer a request that ended with this exception.
+
+    If a part of its answer was sent before, the answer never ends: the server closes the connection, so that the client
+    notices. The log line says why. Raises RuntimeError if the reason is not a problem.
+    """
     problem = fault
     if not isinstance(problem, Problem):
         log.error("unhandled exception", **frames(fault))
         problem = Internal.of(exchange.request_id)
-    if exchange.started:
-        # Part of the answer was sent. End the connection, so that the client notices.
-        exchange.status = 500
-        raise_alone(RuntimeError("the answer could not be finished"))
     status, headers, body = exchange.render(problem)
+    if exchange.started:
+        exchange.status, exchange.is_passed_on = status, False
+        exchange.noted["cut"] = problem.slug
+        if isinstance(fault, Problem):
+            return
+        raise_alone(RuntimeError("the answer could not be finished"))
     headers["content-length"] = str(len(body))
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})

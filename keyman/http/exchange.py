@@ -8,8 +8,10 @@ from typing import Any
 
 from keyman.errors import Forbidden, Problem
 from keyman.http import problems
+from keyman.http.credentials import Claimed
 from keyman.http.problems import Answer
 from keyman.http.sites import CROSS_SITE, SAFE_METHODS
+from keyman.identity.principals import Portal
 
 # The types of ASGI. Those of Litestar are narrower than what a server may send.
 Scope = MutableMapping[str, Any]
@@ -28,8 +30,12 @@ class Exchange:
 
     `target` and `headers` are those of the request: the path below the root path, and names in lower case. `page`
     renders a problem as a page; it is None for a client that reads JSON. `is_foreign` says that a page of another site
-    sent the request, and `is_excused` that a bearer token authenticated it nevertheless. `bearer` is what claims to be
-    an access token. `is_draining` is True in a process that will stop soon (`http/worker.py`).
+    sent the request, and `is_excused` that a bearer token authenticated it nevertheless. `claimed` is what its
+    Authorization header claims to be. `is_draining` is True in a process that will stop soon (`http/worker.py`).
+    `portal` is what a caller with a session by a portal link has from the link, once the caller is known.
+    `is_passed_on` says that the answer is that of another server, so that its status is no error of this plane.
+    `noted` is what the log line says in addition. `hand_over` is to be called when keyman's own work on the request is
+    done, and it only waits for others: then the request counts no longer among those that wait in this process.
     """
 
     request_id: str
@@ -39,13 +45,17 @@ class Exchange:
     headers: Mapping[str, str] = field(repr=False)
     page: ProblemPage | None = None
     is_foreign: bool = False
-    bearer: str | None = field(default=None, repr=False)
+    claimed: Claimed = field(default=Claimed(), repr=False)
     is_excused: bool = False
     is_draining: bool = False
     user_id: int | None = None
     application_id: int | None = None
+    portal: Portal | None = field(default=None, repr=False)
     status: int = 500
     started: bool = False
+    is_passed_on: bool = False
+    noted: dict[str, object] = field(default_factory=dict)
+    hand_over: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
     def caller(self) -> dict[str, int | None]:

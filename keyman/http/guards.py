@@ -8,8 +8,9 @@ a declaration stops the start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from litestar import Litestar
 from litestar.datastructures import Cookie
@@ -19,7 +20,7 @@ from litestar.routes import HTTPRoute
 
 from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
-from keyman.errors import ConfigurationError, Unauthenticated
+from keyman.errors import ConfigurationError, InvalidToken, Unauthenticated
 from keyman.http.cookies import cookie_values
 from keyman.http.exchange import exchange_of
 from keyman.http.requests import AnyConnection, AnyRequest
@@ -35,20 +36,31 @@ _ANY_CALLER = "any caller"
 
 PUBLIC: dict[str, object] = {_NEEDS: None}
 
+_FOR_PORTAL = "keyman_for_portal"
+
+FOR_PORTAL: dict[str, object] = {_FOR_PORTAL: True}
+"""The `opt` of a route without a scope that a session by a portal link may use, too."""
+
 
 def needs(scope: Scope | None) -> dict[str, object]:
     """Return the `opt` of a route that needs a caller with this scope, or any caller for None."""
     return {_NEEDS: _ANY_CALLER if scope is None else scope}
 
 
+def _of_unknown_issuer() -> Unauthenticated:
+    return InvalidToken("The JWT does not count: iss is not an issuer that keyman accepts here.")
+
+
 @dataclass(frozen=True)
 class Authentication:
     """How a plane finds out who calls: its proofs, in the order in which they are tried, and the detail of the answer
-    to a request that shows no credential. It is the `authentication` of the application's state.
+    to a request that shows no credential. `refuse_jwt` returns the answer to one that shows only a JWT which does not
+    count. It is the `authentication` of the application's state.
     """
 
     proofs: Sequence[Proof]
     advice: str
+    refuse_jwt: Callable[[], Unauthenticated] = _of_unknown_issuer
 
 
 async def authenticate(connection: AnyConnection, handler: BaseRouteHandler) -> None:
@@ -70,6 +82,8 @@ async def authenticate(connection: AnyConnection, handler: BaseRouteHandler) -> 
         exchange.application_id = principal.application.id
     if needed != _ANY_CALLER:
         principal.require(needed)
+    elif not handler.opt.get(_FOR_PORTAL):
+        principal.require_no_portal()
     connection.scope["user"] = principal
 
 
@@ -125,9 +139,9 @@ def previous_session(connection: AnyConnection) -> str | None:
         return None
 
 
-def session_cookies(cookie: Secret, settings: Settings) -> list[Cookie]:
+def session_cookies(cookie: Secret, settings: Settings, lifetime: timedelta = SESSION_LIFETIME) -> list[Cookie]:
     """Return the cookies of an answer that opens a session."""
-    return _set_session(settings, cookie.reveal(), int(SESSION_LIFETIME.total_seconds()))
+    return _set_session(settings, cookie.reveal(), int(lifetime.total_seconds()))
 
 
 def ended_session_cookies(settings: Settings) -> list[Cookie]:
@@ -153,11 +167,18 @@ def _set_session(settings: Settings, value: str, max_age: int) -> list[Cookie]:
 
 
 async def identify(connection: AnyConnection) -> Principal:
-    """Return who calls. Raises Unauthenticated."""
+    """Return who calls, and note in the exchange which application sent it, if any. Raises Unauthenticated."""
     authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)
-    token = exchange.bearer
-    cookie = shown_session(connection) if token is None else None
-    credentials = Credentials(token, cookie, exchange.request_id, exchange.address)
+    token, jwt, is_foreign = exchange.claimed
+    cookie = shown_session(connection) if token is None and jwt is None else None
+    credentials = Credentials(token, cookie, exchange.request_id, exchange.address, jwt)
     db: Database = connection.app.state.db
-    return await principals.identify(db, authentication.proofs, credentials, authentication.advice)
+    try:
+        caller = await principals.identify(db, authentication.proofs, credentials, authentication.advice)
+    except Unauthenticated:
+        if not is_foreign:
+            raise
+        raise authentication.refuse_jwt() from None
+    exchange.portal = caller.portal
+    return caller

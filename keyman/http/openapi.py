@@ -121,6 +121,11 @@ LINK = ResponseHeader(
     description='`<…>; rel="next"` if there is a next page (RFC 8288).',
     documentation_only=True,
 )
+TOTAL_COUNT = ResponseHeader(
+    name="Keyman-Total-Count",
+    description="With `count=true`: the number of keys on all pages.",
+    documentation_only=True,
+)
 REPLAYED = ResponseHeader(
     name="Idempotent-Replayed",
     description="`true` if this answer repeats the first answer to this Idempotency-Key.",

@@ -20,15 +20,32 @@ Headers = list[tuple[bytes, bytes]]
 class Passage:
     """Stands between the server and the application, for one request.
 
-    `complete` adds the headers that every answer has. With a `backlog`, the request counts there while the application
-    has it, and not while its client is to send or to read something. See `Backlog`.
+    `complete` adds the headers that every answer has. The body must arrive within BODY_TIMEOUT, or each part of it
+    within `between` seconds after the one before, if that is given. With a `backlog`, the request counts there while
+    the application has it, and not while its client is to send or to read something. See `Backlog`.
     """
 
-    __slots__ = ("_complete", "_counts_in", "_deadline", "_exchange", "_is_counted", "_is_whole", "_receive", "_send")
+    __slots__ = (
+        "_between",
+        "_complete",
+        "_counts_in",
+        "_deadline",
+        "_exchange",
+        "_is_counted",
+        "_is_whole",
+        "_receive",
+        "_send",
+    )
 
     def __init__(
-        self, exchange: Exchange, receive: Receive, send: Send, complete: Callable[[Exchange, Headers], Headers]
+        self,
+        exchange: Exchange,
+        receive: Receive,
+        send: Send,
+        complete: Callable[[Exchange, Headers], Headers],
+        between: float | None = None,
     ) -> None:
+        self._between = between
         self._exchange = exchange
         self._receive = receive
         self._send = send
@@ -43,6 +60,11 @@ class Passage:
         self._counts_in = backlog
         self._count()
 
+    def hand_over(self) -> None:
+        """Count no longer, and not again for this request."""
+        self.leave()
+        self._counts_in = None
+
     def leave(self) -> None:
         """Count no longer."""
         if self._is_counted and self._counts_in is not None:
@@ -55,7 +77,7 @@ class Passage:
             self._is_counted = True
 
     async def receive(self) -> Message:
-        """Return the next message. The whole body must arrive within BODY_TIMEOUT.
+        """Return the next message, which must arrive in time.
 
         Otherwise a client that announces a body and sends none could keep a request open, and keep a worker from
         stopping. Raises InvalidRequest for a body that does not arrive, and Overloaded.
@@ -69,7 +91,10 @@ class Passage:
         return message
 
     async def _receive_in_time(self) -> Message:
-        self._deadline = self._deadline or asyncio.get_running_loop().time() + BODY_TIMEOUT
+        moment = asyncio.get_running_loop().time()
+        if self._between is not None:
+            self._deadline = moment + self._between
+        self._deadline = self._deadline or moment + BODY_TIMEOUT
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()

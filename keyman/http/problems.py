@@ -34,7 +34,8 @@ KINDS = {
             401,
             errors.Unauthenticated,
             "The request has no credentials, or they are wrong, expired or revoked. Send `Authorization: Bearer km_…` "
-            "with a personal access token (for the resolver, an application token), or sign in.",
+            "with a personal access token (for the resolver, an application token), or sign in. If a JSON Web "
+            "Token was refused, `detail` names the claim.",
         ),
         Kind(
             403,
@@ -108,6 +109,49 @@ KINDS = {
         ),
         Kind(
             503,
+            errors.IssuerUnavailable,
+            "Tokens of an issuer are verified with its public keys, and keyman can neither fetch them nor has a copy "
+            "from the last 24 hours. Send the request again after `Retry-After` seconds. Sessions and access tokens of "
+            "keyman still work.",
+        ),
+        Kind(
+            503,
+            errors.GatewayUnavailable,
+            "Live checks are made by the gateway, and it could not be reached or did not make this one: `detail` says "
+            "which. Nothing was stored, and the key stays as it is. Check it again after `Retry-After` seconds.",
+        ),
+        Kind(
+            403,
+            errors.PathNotAllowed,
+            "The gateway forwards only the methods and paths that the operator allows for each service, and this "
+            "is none of them. Nothing was sent to the provider. Ask the operator if you need it.",
+        ),
+        Kind(
+            502,
+            errors.ProviderUnreachable,
+            "The gateway got no connection to the provider: its name was not found, nobody answered, its certificate "
+            "is not valid, or its address is not a public one. The provider may be down, or the endpoint of the key is "
+            "wrong.",
+        ),
+        Kind(
+            502,
+            errors.ProviderAnswerRefused,
+            "The provider answered with something that the gateway does not pass on, such as a compressed answer "
+            "although none was asked for. The request may have had an effect, and may have cost something.",
+        ),
+        Kind(
+            502,
+            errors.ProviderRedirected,
+            "The provider answered with a redirect. The gateway follows none, and passes none on, because your client "
+            "would send its token to another address. Check the path, and the endpoint of the key.",
+        ),
+        Kind(
+            504,
+            errors.ProviderTimeout,
+            "The provider sent nothing for too long. The request may have had an effect, and may have cost something.",
+        ),
+        Kind(
+            503,
             errors.Overloaded,
             "More requests wait in this process than it can answer soon, so it has done nothing with yours. Send it "
             "again after `Retry-After` seconds.",
@@ -158,8 +202,8 @@ def answer(problem: Problem, request_id: str) -> Answer:
         errors=[FieldFault(field, str(message)) for field, message in problem.errors] or None,
     )
     headers = {"content-type": MEDIA_TYPE}
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
+    if isinstance(problem, errors.Unauthenticated):
+        headers["www-authenticate"] = problem.challenge
     if problem.retry_after is not None:
         headers["retry-after"] = str(problem.retry_after)
     return Answer(status, headers, msgspec.json.encode(body))

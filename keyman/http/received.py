@@ -62,8 +62,9 @@ def address_of(scope: Scope, headers: Mapping[str, str], trusted: Sequence[Netwo
     client = scope.get("client")
     if not client:
         return None
+    if not trusted or (forwarded := headers.get("x-forwarded-for")) is None:
+        return _peer(str(client[0]))
     address = _parse_address(str(client[0]))
-    forwarded = headers.get("x-forwarded-for") if trusted else None
     if forwarded:
         hops = [part.strip() for part in forwarded.split(",") if part.strip()]
         while hops and address is not None and any(address in network for network in trusted):
@@ -104,3 +105,10 @@ def _parse(text: str) -> Address | None:
 
 
 _text = lru_cache(REMEMBERED)(str)
+
+
+@lru_cache(REMEMBERED)
+def _peer(text: str) -> str | None:
+    """Return the peer's address, which the server writes. The hash of its text costs less than that of an address."""
+    address = _parse_address(text)
+    return None if address is None else str(address)

@@ -25,6 +25,10 @@ EXPOSED = "ETag, Link, Location, Retry-After, X-Request-ID, Idempotent-Replayed,
 """The headers that a page of another origin may read."""
 
 
+EXEMPT = "/auth/oidc/backchannel-logout"
+"""The one path to which an unsafe request may come from anywhere: what it holds is signed by the identity provider."""
+
+
 def is_foreign(headers: Mapping[str, str], public_origin: str | None) -> bool:
     """Return True for a request that a browser sent for a page of another site.
 
@@ -43,30 +47,35 @@ def is_foreign(headers: Mapping[str, str], public_origin: str | None) -> bool:
 
 
 class Cors:
-    """Cross-origin requests to `/api/*` from `origins`, with a bearer token. `excluded` are paths without CORS."""
+    """Cross-origin requests to `/api/*` from `origins`, with a bearer token.
+
+    `excluded` are routes without CORS: paths, or a method and a path such as `DELETE /api/auth/me`.
+    """
 
     def __init__(self, origins: frozenset[str] = frozenset(), excluded: frozenset[str] = frozenset()) -> None:
         self._origins = origins
         self._excluded = excluded
+        self.is_off = not origins
 
     def is_preflight(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
         """Return True for a preflight that is answered here, without authentication."""
-        asks = method == "OPTIONS" and "access-control-request-method" in headers
-        return asks and self._allows(path, headers)
+        asked = headers.get("access-control-request-method")
+        return method == "OPTIONS" and asked is not None and self._allows(asked, path, headers)
 
-    def headers(self, path: str, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    def headers(self, method: str, path: str, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         """Return the headers to add to the answer to a request."""
-        if not self._origins or not _is_api(path):
+        if self.is_off or not _is_api(path):
             return []
         added = [(b"vary", b"Origin")]  # the answer differs by it, also where it is not allowed
-        if self._allows(path, headers):
+        if self._allows(headers.get("access-control-request-method", method), path, headers):
             added.append((b"access-control-allow-origin", headers["origin"].encode("latin-1")))
             added.append((b"access-control-expose-headers", EXPOSED.encode()))
         return added
 
-    def _allows(self, path: str, headers: Mapping[str, str]) -> bool:
-        # Litestar finds the route of a path with doubled slashes, too.
-        return _is_api(path) and normalize_path(path) not in self._excluded and headers.get("origin") in self._origins
+    def _allows(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
+        route = normalize_path(path)  # Litestar finds the route of a path with doubled slashes, too
+        is_excluded = route in self._excluded or f"{method} {route}" in self._excluded
+        return _is_api(path) and not is_excluded and headers.get("origin") in self._origins
 
 
 def _is_api(path: str) -> bool:

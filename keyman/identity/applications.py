@@ -1,7 +1,8 @@
 """Applications get users' keys from the resolver, for the services that an operator has registered them for.
 
-An application has one token, or two during a rotation: `rotate` creates a new one and lets the others expire. Nothing
-is cached, so a revoked application is refused from its next request on, on every replica.
+An application has one token, or two during a rotation: `rotate` creates a new one and lets the others expire. Or it has
+none, and logs in with a JWT (workloads.py). Nothing is cached, so a revoked application is refused from its next
+request on, on every replica.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
+from keyman.identity.issuers import Issuer
 from keyman.identity.lookups import Lookup
 from keyman.identity.principals import Application, Credentials, Principal
+from keyman.identity.return_urls import ReturnUrl
 from keyman.identity.standing import Grounds, Standing, Turn, lock_application
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
@@ -29,7 +32,10 @@ from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
-from keyman.values import ApplicationName
+from keyman.values import ApplicationName, Subject
+
+_NO_SERVICES = " "
+"""What the column has for an application that is for live checks: it may not be empty."""
 
 _ENDED = "This is not an application token, or it has expired or been revoked."
 _STANDING = Standing(application_tokens, applications, ended=_ENDED)
@@ -52,6 +58,62 @@ class ApplicationInfo(msgspec.Struct):
     created_at: datetime
     last_used_at: datetime | None
     disabled_at: datetime | None
+    portal: bool
+    issuers: list[str]
+    return_urls: list[str]
+    checks: bool
+    jwt_issuer: str | None
+    jwt_subject: str | None
+    jwt_audience: str | None
+
+
+class Workload(NamedTuple):
+    """The JWT with which an application logs in. Its keys come from `jwks_url` or are `jwks`, or are discovered."""
+
+    issuer: str
+    subject: Subject
+    audience: str
+    jwks_url: str | None = None
+    jwks: str | None = None
+
+
+class Users(NamedTuple):
+    """Whose users an application serves. Without issuers it is not bound to any.
+
+    With return URLs it may ask for portal links. The first of each is the default.
+    """
+
+    issuers: tuple[Issuer, ...] = ()
+    return_urls: tuple[ReturnUrl, ...] = ()
+
+
+ALL_USERS = Users()
+
+
+class FoundApplication(msgspec.Struct, frozen=True):
+    """The application's part of a row by which a credential was found: the columns FOUND_APPLICATION."""
+
+    id: ApplicationId
+    name: str
+    services: str
+    issuers: str | None
+    return_urls: str | None
+    checks: bool
+
+    def application(self) -> Application:
+        issuers = None if self.issuers is None else tuple(self.issuers.split(" "))
+        return_urls = tuple(self.return_urls.split(" ")) if self.return_urls else ()
+        return Application(self.id, self.name, frozenset(self.services.split()), issuers, return_urls, self.checks)
+
+
+FOUND_APPLICATION = (
+    applications.c.id,
+    applications.c.name,
+    applications.c.services,
+    applications.c.issuers,
+    applications.c.return_urls,
+    applications.c.checks,
+)
 
 
 class ApplicationProof:
@@ -72,15 +134,12 @@ class ApplicationProof:
             await db.note(turn, _NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.APPLICATION, row.token_id, credentials.request_id, credentials.address),
-            application=Application(row.id, row.name, frozenset(row.services.split())),
+            application=row.application(),
             grounds=Grounds(_STANDING, row.token_id, row.id),
         )
 
 
-class _Found(NamedTuple):
-    id: ApplicationId
-    name: str
-    services: str
+class _Found(FoundApplication, frozen=True):
     token_id: ApplicationTokenId
     expires_at: datetime | None
     last_used_at: datetime | None
@@ -93,6 +152,13 @@ class _Application(NamedTuple):
     services: str
     created_at: datetime
     disabled_at: datetime | None
+    portal: bool
+    issuers: str | None
+    return_urls: str | None
+    checks: bool
+    jwt_issuer: str | None
+    jwt_subject: str | None
+    jwt_audience: str | None
 
 
 class _Token(NamedTuple):
@@ -105,9 +171,7 @@ class _Token(NamedTuple):
 
 _BY_TOKEN = Lookup(
     select(
-        applications.c.id,
-        applications.c.name,
-        applications.c.services,
+        *FOUND_APPLICATION,
         application_tokens.c.id.label("token_id"),
         application_tokens.c.expires_at,
         application_tokens.c.last_used_at,
@@ -130,6 +194,13 @@ _APPLICATION = select(
     applications.c.services,
     applications.c.created_at,
     applications.c.disabled_at,
+    applications.c.portal,
+    applications.c.issuers,
+    applications.c.return_urls,
+    applications.c.checks,
+    applications.c.jwt_issuer,
+    applications.c.jwt_subject,
+    applications.c.jwt_audience,
 )
 _EVERY = Query(_APPLICATION.order_by(applications.c.name), _Application)
 _EVERY_TOKEN = Query(
@@ -165,21 +236,65 @@ _DISABLE = Command(
 )
 
 
-async def create(db: Database, name: ApplicationName, services: Sequence[str]) -> Registered:
-    """Register an application for these services, with its first token.
+async def create(db: Database, name: ApplicationName, services: Sequence[str], users: Users = ALL_USERS) -> Registered:
+    """Register an application for these services and users, with its first token. One without services is for live
+    checks.
 
-    Raises Conflict if the name is in use or was used before.
+    Raises Conflict if the name is in use or was used before, and NotFound if an issuer is no application.
     """
-    wanted = tuple(dict.fromkeys(services))
     try:
         async with db.write(Unchecked.OPERATOR) as connection:
-            application_id = await _INSERT.one(connection, name=str(name), services=" ".join(wanted), created_at=now())
+            application_id = await _insert(connection, name, services, users)
             token = await _add_token(connection, application_id, name, Action.APPLICATION_CREATE)
     except IntegrityError:
         raise Conflict(
             "An application with this name already exists, or existed before. Choose another name."
         ) from None
-    return Registered(token, wanted)
+    return Registered(token, tuple(dict.fromkeys(services)))
+
+
+async def create_workload(
+    db: Database, name: ApplicationName, services: Sequence[str], users: Users, workload: Workload
+) -> None:
+    """Register an application that logs in with a JWT and has no token. See `create`.
+
+    Raises Conflict also if another application has the same issuer, subject and audience.
+    """
+    try:
+        async with db.write(Unchecked.OPERATOR) as connection:
+            await _insert(connection, name, services, users, workload)
+            await record(connection, Entry(Action.APPLICATION_CREATE, OPERATOR, application=str(name)))
+    except IntegrityError:
+        raise Conflict(
+            "An application with this name, or with this issuer, subject and audience of a JWT, already exists, or "
+            "existed before. Choose others."
+        ) from None
+
+
+async def _insert(
+    connection: AsyncConnection,
+    name: ApplicationName,
+    services: Sequence[str],
+    users: Users,
+    workload: Workload | None = None,
+) -> ApplicationId:
+    issuers = tuple(dict.fromkeys(users.issuers)) or ((Issuer.of(name),) if users.return_urls else ())
+    await _require_applications(connection, issuers, name)
+    return await _INSERT.one(
+        connection,
+        name=str(name),
+        services=" ".join(dict.fromkeys(services)) or _NO_SERVICES,
+        checks=not services,
+        created_at=now(),
+        portal=bool(users.return_urls),
+        issuers=" ".join(issuers) or None,
+        return_urls=" ".join(dict.fromkeys(users.return_urls)) or None,
+        jwt_issuer=workload and workload.issuer,
+        jwt_subject=workload and str(workload.subject),
+        jwt_audience=workload and workload.audience,
+        jwt_jwks_url=workload and workload.jwks_url,
+        jwt_jwks=workload and workload.jwks,
+    )
 
 
 async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Registered:
@@ -191,6 +306,8 @@ async def rotate(db: Database, name: ApplicationName, overlap: timedelta) -> Reg
         row = await _lock(connection, name)
         if row.disabled_at is not None:
             raise Conflict("This application was revoked. Register another one with a new name.")
+        if row.jwt_issuer is not None:
+            raise Conflict("This application logs in with a JWT, so it has no token.")
         await _END_TOKENS.execute(connection, of_id=row.id, until=now() + overlap)
         token = await _add_token(connection, row.id, name, Action.APPLICATION_ROTATE)
     return Registered(token, tuple(row.services.split()))
@@ -223,7 +340,21 @@ def _to_info(row: _Application, tokens: Sequence[_Token], moment: datetime) -> A
         created_at=row.created_at,
         last_used_at=max((token.last_used_at for token in tokens if token.last_used_at is not None), default=None),
         disabled_at=row.disabled_at,
+        portal=row.portal,
+        issuers=(row.issuers or "").split(),
+        return_urls=(row.return_urls or "").split(),
+        checks=row.checks,
+        jwt_issuer=row.jwt_issuer,
+        jwt_subject=row.jwt_subject,
+        jwt_audience=row.jwt_audience,
     )
+
+
+async def _require_applications(connection: AsyncConnection, issuers: Sequence[Issuer], own: ApplicationName) -> None:
+    """Raise NotFound if one of the issuers is named after an application that does not exist."""
+    for name in {issuer.application for issuer in issuers} - {None, own}:
+        if await _ID_BY_NAME.first(connection, name=name) is None:
+            raise NotFound("An issuer begins with keyman:app: and names no application. Register that one first.")
 
 
 async def _lock(connection: AsyncConnection, name: ApplicationName) -> _Application:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from keyman.errors import Conflict, Forbidden, RateLimited, Unauthenticated
 from keyman.identity import sessions, throttle, users
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
+from keyman.identity.sessions import OfProvider
 from keyman.identity.standing import lock_accounts
 from keyman.identity.throttle import Total
 from keyman.identity.users import Account
@@ -37,9 +39,25 @@ class LogIn(msgspec.Struct):
     password: GivenPassword
 
 
+def require_passwords(*, are_on: bool) -> None:
+    """Raise Forbidden where sign-in by password is switched off."""
+    if not are_on:
+        raise Forbidden("Passwords are switched off here. Sign in in another way.")
+
+
 class SignedIn(NamedTuple):
     account: Account
     cookie: Secret
+
+
+class Link(NamedTuple):
+    """What a sign-in with a password does besides, in its transaction: it links an identity to the account.
+
+    `detail` says which issuer the identity has, for the audit log.
+    """
+
+    add: Callable[[AsyncConnection, UserId], Awaitable[OfProvider]]
+    detail: str
 
 
 async def sign_up(
@@ -71,7 +89,13 @@ async def sign_up(
 
 
 async def log_in(
-    db: Database, passwords: Passwords, given: LogIn, origin: Origin, *, previous_cookie: str | None
+    db: Database,
+    passwords: Passwords,
+    given: LogIn,
+    origin: Origin,
+    *,
+    previous_cookie: str | None,
+    also: Link | None = None,
 ) -> SignedIn:
     """Sign in with a new session.
 
@@ -93,9 +117,10 @@ async def log_in(
                 await users.lock_as_proved(connection, row, new_hash)
                 # A session id that somebody planted in the browser must not become signed in.
                 await sessions.end_by_cookie(connection, previous_cookie)
-                cookie = await sessions.open_session(connection, row.id, origin.device)
+                of_provider = None if also is None else await also.add(connection, row.id)
+                cookie = await sessions.open_session(connection, row.id, origin.device, of_provider)
                 await throttle.forgive(connection, buckets)
-                await record(connection, Entry(Action.LOGIN, origin._replace(actor=Actor.SESSION), row.id))
+                await record(connection, *_entries(origin._replace(actor=Actor.SESSION), row.id, also))
         except WrongPassword:
             # Counted for an unknown address too, because without this write the answer would be measurably faster.
             async with db.write(Unchecked.SIGN_IN) as connection:
@@ -105,6 +130,12 @@ async def log_in(
             await throttle.take_back(db, buckets)
             raise
     return SignedIn(Account(row.id, row.email, row.created_at), cookie)
+
+
+def _entries(origin: Origin, user_id: UserId, also: Link | None) -> list[Entry]:
+    if also is None:
+        return [Entry(Action.LOGIN, origin, user_id)]
+    return [Entry(action, origin, user_id, detail=also.detail) for action in (Action.ACCOUNT_LINK, Action.LOGIN)]
 
 
 async def _record_failure(
@@ -137,9 +168,14 @@ def _total(total: Total) -> Entry:
     return Entry(Action.LOGIN_FAILED, Origin(Actor.ANONYMOUS), total.user_id, detail=detail)
 
 
-async def log_out(db: Database, caller: Principal) -> None:
-    """End the caller's session. Raises Forbidden for a token."""
-    session_id = caller.require_session()
+async def log_out(db: Database, caller: Principal) -> str | None:
+    """End the caller's session. Raises Forbidden for a token.
+
+    Returns the issuer at which the user signed in, or None.
+    """
+    session_id = caller.session_id or caller.require_session()
     async with db.write(caller.exclusive()) as connection:
+        issuer = await sessions.issuer_of(connection, session_id)
         await sessions.end_one(connection, caller.user_id, session_id)
         await record(connection, Entry(Action.LOGOUT, caller.origin, caller.user_id))
+    return issuer

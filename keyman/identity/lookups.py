@@ -10,7 +10,6 @@ token that was revoked on another replica, is never seen as it was before.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -20,10 +19,10 @@ from sqlalchemy import Select, bindparam
 from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.batching import Batcher, BatchRefused
-from keyman.errors import DatabaseUnavailable, RefusedStatement, raise_alone
+from keyman.errors import RefusedStatement
+from keyman.storage.faults import of_one_caller
 from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
-from keyman.telemetry import frames, log
 
 K = TypeVar("K", bytes, int)
 R = TypeVar("R")
@@ -40,6 +39,8 @@ PATIENCE = 10.0
 It is the limit of a statement. Without it, while a database hangs, hundreds of lookups would wait for one query after
 the other.
 """
+
+_FAILURE = partial(of_one_caller, what="a credential or an identity")
 
 
 class Lookup(Generic[K, R]):
@@ -62,13 +63,8 @@ class Lookup(Generic[K, R]):
         batcher = self._batchers.get(db)
         if batcher is None:
             run = partial(self._find, ref(db))  # a batcher must not keep its database alive
-            batcher = self._batchers[db] = Batcher(run, _failure, max_batch=TOGETHER, max_batches=QUERIES)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await batcher.submit(key)
-        except TimeoutError:
-            log.warning("a lookup took too long")
-            raise_alone(DatabaseUnavailable(kind="TimeoutError"))
+            batcher = self._batchers[db] = Batcher(run, _FAILURE, max_batch=TOGETHER, max_batches=QUERIES)
+        return await batcher.submit(key, PATIENCE)
 
     async def _find(self, database: ref[Database], keys: Sequence[K]) -> Sequence[R | None]:
         db = database()
@@ -84,15 +80,3 @@ class Lookup(Generic[K, R]):
             raise BatchRefused("One of several rows cannot be read.") from None  # the others are asked for again
         by_key = {self._key_of(row): row for row in rows}
         return [by_key.get(key) for key in keys]
-
-
-def _failure(fault: BaseException) -> Exception:
-    """Return the exception for one caller of a query that failed."""
-    if isinstance(fault, DatabaseUnavailable):
-        return DatabaseUnavailable(fault.detail, kind=fault.kind)
-    if isinstance(fault, RefusedStatement):
-        return type(fault)(*fault.args)
-    if isinstance(fault, Exception):
-        log.error("a lookup failed", **frames(fault))
-        return RefusedStatement("a lookup failed")
-    return DatabaseUnavailable()  # it was cancelled, because the process stops

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, NotFound, Sentence, Unauthenticated
 from keyman.identity.lookups import Lookup
-from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Principal
+from keyman.identity.principals import FOUND_USER, USER_WITHOUT_ADDRESS, Credentials, FoundUser, Principal
+from keyman.identity.selection import find_chosen, lock_chosen
 from keyman.identity.standing import Grounds, Standing, Turn, lock_accounts
-from keyman.identity.tables import api_tokens, users
+from keyman.identity.tables import api_tokens, token_labels, users
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
-from keyman.identity.users import id_by_email
 from keyman.ids import MAX_ID, TokenId, UserId
 from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
@@ -29,7 +31,10 @@ MAX_TOKENS = 200
 """The maximum number of tokens per account: more than anybody needs, and few enough for a list without pages."""
 
 
-_ENDED = "The access token has expired or was revoked."
+_ENDED = (
+    "This is not the access token of a user, or it has expired or been revoked. "
+    "The token of an application counts only at the resolver and the gateway."
+)
 _STANDING = Standing(api_tokens, users, ended=_ENDED)
 
 
@@ -65,11 +70,16 @@ class CreatedToken(TokenInfo):
 class OwnedToken(TokenInfo):
     """A token in an operator's list."""
 
-    email: str
+    email: str | None
 
 
 class TokenProof:
-    """A Proof that identifies a user by a personal access token."""
+    """A Proof that identifies a user by a personal access token. `with_address` is False on a plane that may not read
+    the addresses of users.
+    """
+
+    def __init__(self, *, with_address: bool = True) -> None:
+        self._by_hash = _BY_HASH if with_address else _WITHOUT_ADDRESS
 
     def find(self, credentials: Credentials) -> str | None:
         return credentials.bearer
@@ -78,7 +88,7 @@ class TokenProof:
         """Return the user with the token's scopes. Raises Unauthenticated, also for an application's token."""
         token = Token.parse(credential)
         moment = now()
-        row = await _BY_HASH.find(db, token.digest())
+        row = await self._by_hash.find(db, token.digest())
         if row is None or (row.expires_at is not None and row.expires_at <= moment):
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
@@ -90,32 +100,35 @@ class TokenProof:
             user=row.user(),
             expires_at=row.expires_at,
             grounds=Grounds(_STANDING, row.id, row.user_id),
+            token_name=row.name,
         )
 
 
 class _Found(FoundUser, frozen=True):
     id: TokenId
+    name: str
     scopes: str
     expires_at: datetime | None
     last_used_at: datetime | None
     token_hash: bytes
 
 
-_BY_HASH = Lookup(
-    select(
-        *FOUND_USER,
+def _by_hash(user: Sequence[ColumnElement[Any]]) -> Lookup[bytes, _Found]:
+    found = select(
+        *user,
         api_tokens.c.id,
+        api_tokens.c.name,
         api_tokens.c.scopes,
         api_tokens.c.expires_at,
         api_tokens.c.last_used_at,
         api_tokens.c.token_hash,
     )
-    .join_from(api_tokens, users)
-    .where(users.c.disabled_at.is_(None)),
-    api_tokens.c.token_hash,
-    _Found,
-    lambda row: row.token_hash,
-)
+    found = found.join_from(api_tokens, users).where(users.c.disabled_at.is_(None))
+    return Lookup(found, api_tokens.c.token_hash, _Found, lambda row: row.token_hash)
+
+
+_BY_HASH = _by_hash(FOUND_USER)
+_WITHOUT_ADDRESS = _by_hash(USER_WITHOUT_ADDRESS)
 _NOTE_USE = Command(
     update(api_tokens)
     .where(api_tokens.c.id == bindparam("token_id"), last_use.is_stale(api_tokens.c.last_used_at))
@@ -145,8 +158,7 @@ async def create_for(
 ) -> CreatedToken:
     """Create a token for an account, as an operator. Raises NotFound, and Conflict if it already has MAX_TOKENS."""
     async with db.write(Unchecked.OPERATOR) as connection:
-        user_id = await id_by_email(connection, email)
-        await lock_accounts(connection, user_id)
+        user_id = await lock_chosen(connection, email)
         return await _insert(connection, OPERATOR, user_id, str(name), scopes, expires_at)
 
 
@@ -162,7 +174,7 @@ async def list_all(db: Database, email: EmailAddress | None) -> list[OwnedToken]
         if email is None:
             rows = await _EVERY.all(connection)
         else:
-            rows = await _OF_ACCOUNT.all(connection, user_id=await id_by_email(connection, email))
+            rows = await _OF_ACCOUNT.all(connection, user_id=await find_chosen(connection, email))
     return [OwnedToken(*_fields_of(row), row.email) for row in rows]
 
 
@@ -170,8 +182,8 @@ async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
     """Delete one of the caller's tokens. Raises NotFound for any other token."""
     _check_id(token_id)
     async with db.write(caller.exclusive()) as connection:
-        user_id = await _DELETE_OWN.first(connection, token_id=token_id, user_id=caller.user_id)
-        await _record_revocation(connection, caller.origin, token_id, user_id)
+        deleted = await _DELETE_OWN.first(connection, token_id=token_id, user_id=caller.user_id)
+        await _record_revocation(connection, caller.origin, token_id, deleted)
 
 
 async def revoke_any(db: Database, token_id: TokenId) -> None:
@@ -179,8 +191,8 @@ async def revoke_any(db: Database, token_id: TokenId) -> None:
     _check_id(token_id)
     async with db.write(Unchecked.OPERATOR) as connection:
         await lock_accounts(connection, await _USER_OF.first(connection, token_id=token_id))
-        user_id = await _DELETE_ANY.first(connection, token_id=token_id)
-        await _record_revocation(connection, OPERATOR, token_id, user_id)
+        deleted = await _DELETE_ANY.first(connection, token_id=token_id)
+        await _record_revocation(connection, OPERATOR, token_id, deleted)
 
 
 class _Shown(msgspec.Struct, frozen=True):
@@ -193,22 +205,37 @@ class _Shown(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
 
 
+class _Deleted(NamedTuple):
+    user_id: UserId
+    name: str
+    hint: str
+
+
 class _ShownWithEmail(_Shown, frozen=True):
-    email: str
+    email: str | None
 
 
 _SHOWN = tuple(api_tokens.c[name] for name in _Shown.__struct_fields__)
 _OF_USER = api_tokens.c.user_id == bindparam("user_id")
 _OWN = Query(select(*_SHOWN).where(_OF_USER).order_by(api_tokens.c.id.desc()), _Shown)
-_WITH_EMAIL = select(*_SHOWN, users.c.email).join_from(api_tokens, users).order_by(api_tokens.c.id.desc())
+_WITH_EMAIL = (
+    select(*_SHOWN, func.coalesce(users.c.email, users.c.shown_email).label("email"))
+    .join_from(api_tokens, users)
+    .order_by(api_tokens.c.id.desc())
+)
 _EVERY = Query(_WITH_EMAIL, _ShownWithEmail)
 _OF_ACCOUNT = Query(_WITH_EMAIL.where(_OF_USER), _ShownWithEmail)
 
 _COUNT = scalar(select(func.count()).select_from(api_tokens).where(_OF_USER), int)
 _INSERT = Query(insert(api_tokens).returning(*_SHOWN), _Shown)
-_DELETE = delete(api_tokens).where(api_tokens.c.id == bindparam("token_id")).returning(api_tokens.c.user_id)
-_DELETE_ANY = scalar(_DELETE, UserId)
-_DELETE_OWN = scalar(_DELETE.where(_OF_USER), UserId)
+_DELETE = (
+    delete(api_tokens)
+    .where(api_tokens.c.id == bindparam("token_id"))
+    .returning(api_tokens.c.user_id, api_tokens.c.name, api_tokens.c.hint)
+)
+_DELETE_ANY = Query(_DELETE, _Deleted)
+_DELETE_OWN = Query(_DELETE.where(_OF_USER), _Deleted)
+_KEEP_LABEL = Command(insert(token_labels))
 _USER_OF = scalar(select(api_tokens.c.user_id).where(api_tokens.c.id == bindparam("token_id")), UserId)
 
 
@@ -255,9 +282,12 @@ def _check_id(token_id: TokenId) -> None:
 
 
 async def _record_revocation(
-    connection: AsyncConnection, origin: Origin, token_id: TokenId, user_id: UserId | None
+    connection: AsyncConnection, origin: Origin, token_id: TokenId, deleted: _Deleted | None
 ) -> None:
-    """Record that a token of this user was deleted. Raises NotFound if none was."""
-    if user_id is None:
+    """Record that a token was deleted, and what it was called. Raises NotFound if none was."""
+    if deleted is None:
         raise NotFound("There is nothing with this id.")
-    await record(connection, Entry(Action.TOKEN_REVOKE, origin, user_id, token_id=token_id))
+    await _KEEP_LABEL.execute(
+        connection, token_id=token_id, user_id=deleted.user_id, label=deleted.name, hint=deleted.hint
+    )
+    await record(connection, Entry(Action.TOKEN_REVOKE, origin, deleted.user_id, token_id=token_id))

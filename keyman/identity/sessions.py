@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -17,11 +18,11 @@ from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import NotFound, Unauthenticated
 from keyman.identity.lookups import Lookup
-from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Principal
+from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Portal, Principal
 from keyman.identity.standing import Grounds, Standing, Turn
-from keyman.identity.tables import sessions, users
-from keyman.identity.tokens import ALL_SCOPES
-from keyman.ids import MAX_ID, SessionId, UserId
+from keyman.identity.tables import applications, identities, sessions, users
+from keyman.identity.tokens import ALL_SCOPES, Scope
+from keyman.ids import MAX_ID, ApplicationId, SessionId, UserId
 from keyman.secret import Secret
 from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
@@ -45,8 +46,20 @@ MAX_SHOWN = 100
 MAX_SESSIONS = 100
 """The maximum number of sessions of an account. Opening another one ends the oldest."""
 
+PORTAL_LIFETIME = timedelta(hours=2)
+"""A session by a portal link always ends after this time. The application can open another one at any time."""
+
+PORTAL_IDLE = timedelta(minutes=30)
+"""A session by a portal link ends when it is not used for this time."""
+
+PORTAL_SCOPES = frozenset({Scope.KEYS_READ, Scope.KEYS_WRITE, Scope.AUDIT_READ})
+
 _ENDED = "The session has ended. Sign in again."
+_PORTAL_ENDED = (
+    "This visit has ended. Go back to the application that sent you here, and open the page from there again."
+)
 _STANDING = Standing(sessions, users, ended=_ENDED, idle=SESSION_IDLE)
+_PORTAL_STANDING = Standing(sessions, users, ended=_PORTAL_ENDED, idle=PORTAL_IDLE, is_sponsored=True)
 
 
 class SessionInfo(msgspec.Struct):
@@ -69,17 +82,22 @@ class SessionProof:
         """Return the user. Raises Unauthenticated for a session that is unknown, ended or idle for too long."""
         moment = now()
         row = await _BY_COOKIE.find(db, session_digest(credential))
-        if row is None or row.expires_at <= moment or moment - row.last_seen_at >= SESSION_IDLE:
+        if row is None:
             raise Unauthenticated(_ENDED)
+        portal = row.portal()
+        idle = SESSION_IDLE if portal is None else PORTAL_IDLE
+        if row.application_disabled_at is not None or row.expires_at <= moment or moment - row.last_seen_at >= idle:
+            raise Unauthenticated(_ENDED if portal is None else _PORTAL_ENDED)
         if last_use.is_due(row.last_seen_at, moment):
             turn = Turn(users, row.user_id)
             await db.note(turn, _NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.SESSION, None, credentials.request_id, credentials.address),
-            scopes=ALL_SCOPES,
+            scopes=ALL_SCOPES if portal is None else PORTAL_SCOPES,
             user=row.user(),
             session_id=row.id,
-            grounds=Grounds(_STANDING, row.id, row.user_id),
+            grounds=Grounds(_STANDING if portal is None else _PORTAL_STANDING, row.id, row.user_id),
+            portal=portal,
         )
 
 
@@ -88,6 +106,17 @@ class _Found(FoundUser, frozen=True):
     last_seen_at: datetime
     expires_at: datetime
     id_hash: bytes
+    application: str | None
+    application_disabled_at: datetime | None
+    person: str | None
+    return_url: str | None
+    services: str | None
+
+    def portal(self) -> Portal | None:
+        if self.application is None:
+            return None
+        services = None if self.services is None else frozenset(self.services.split())
+        return Portal(self.application, self.person or "", self.return_url or "", services)
 
 
 _BY_COOKIE = Lookup(
@@ -97,8 +126,14 @@ _BY_COOKIE = Lookup(
         sessions.c.last_seen_at,
         sessions.c.expires_at,
         sessions.c.id_hash,
+        applications.c.name.label("application"),
+        applications.c.disabled_at.label("application_disabled_at"),
+        sessions.c.person,
+        sessions.c.return_url,
+        sessions.c.services,
     )
     .join_from(sessions, users)
+    .outerjoin(applications, sessions.c.application_id == applications.c.id)
     .where(users.c.disabled_at.is_(None)),
     sessions.c.id_hash,
     _Found,
@@ -111,25 +146,68 @@ _NOTE_USE = Command(
 )
 
 
-async def open_session(connection: AsyncConnection, user_id: UserId, device: str | None = None) -> Secret:
+class OfProvider(NamedTuple):
+    """What a session keeps of a sign-in at the identity provider: the identity, and the provider's id of its session.
+
+    With them, the provider can end the session.
+    """
+
+    identity_id: int
+    provider_session: str | None
+
+
+class OfPortal(NamedTuple):
+    """What a session keeps of a portal link. `services` are separated by a space. None: the link did not say."""
+
+    application_id: ApplicationId
+    person: str
+    return_url: str
+    services: str | None = None
+
+
+async def open_session(
+    connection: AsyncConnection, user_id: UserId, device: str | None = None, of_provider: OfProvider | None = None
+) -> Secret:
     """Open a session under a new id, and return its cookie. The database stores only the cookie's hash.
 
     Ends the oldest sessions of the user beyond MAX_SESSIONS.
     """
+    given = {} if of_provider is None else of_provider._asdict()
+    return await _open(connection, user_id, device, SESSION_LIFETIME, given)
+
+
+async def open_portal_session(
+    connection: AsyncConnection,
+    user_id: UserId,
+    device: str | None,
+    of_portal: OfPortal,
+) -> Secret:
+    """Do the same for a user whom an application sent by a portal link."""
+    return await _open(connection, user_id, device, PORTAL_LIFETIME, of_portal._asdict())
+
+
+async def _open(
+    connection: AsyncConnection, user_id: UserId, device: str | None, lifetime: timedelta, given: Mapping[str, object]
+) -> Secret:
     cookie = Secret(secrets.token_urlsafe(32))
     moment = now()
+    values = {**dict.fromkeys(_HOW_IT_BEGAN), **given}
     await _INSERT.execute(
         connection,
         user_id=user_id,
         id_hash=session_digest(cookie.reveal()),
         created_at=moment,
         last_seen_at=moment,
-        expires_at=moment + SESSION_LIFETIME,
+        expires_at=moment + lifetime,
         device=device,
+        **values,
     )
     await _END_OLDEST.execute(connection, user_id=user_id)
     return cookie
 
+
+_HOW_IT_BEGAN = ("identity_id", "provider_session", "application_id", "person", "return_url", "services")
+"""The columns of a session that did not begin with a password. Those of another beginning are null."""
 
 _INSERT = Command(insert(sessions))
 
@@ -218,6 +296,11 @@ async def _end(db: Database, caller: Principal, command: Command, session_id: Se
     return ended
 
 
+_ISSUER = scalar(
+    select(identities.c.issuer).join_from(sessions, identities).where(sessions.c.id == bindparam("session_id")), str
+)
+
+
 async def user_by_cookie(connection: AsyncConnection, cookie: str | None) -> UserId | None:
     """Return the user of the session with this cookie, or None."""
     return None if cookie is None else await _USER_BY_COOKIE.first(connection, id_hash=session_digest(cookie))
@@ -235,6 +318,11 @@ async def end_all(connection: AsyncConnection, user_id: UserId, *, but: SessionI
         await _END_ALL.execute(connection, user_id=user_id)
     else:
         await _END_OTHERS.execute(connection, user_id=user_id, session_id=but)
+
+
+async def issuer_of(connection: AsyncConnection, session_id: SessionId) -> str | None:
+    """Return the issuer at which the user of a session signed in. None for a session of another kind."""
+    return await _ISSUER.first(connection, session_id=session_id)
 
 
 async def end_one(connection: AsyncConnection, user_id: UserId, session_id: SessionId) -> None:

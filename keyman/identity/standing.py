@@ -15,19 +15,35 @@ delete a row of an account, an application, a session or a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import Integer, Select, Table, bindparam, cast, func, null, select, true
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Select,
+    String,
+    Table,
+    any_,
+    bindparam,
+    cast,
+    func,
+    null,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import Function
 
 from keyman.clock import now
-from keyman.errors import Unauthenticated
+from keyman.errors import InvalidToken, Unauthenticated
 from keyman.identity.lookups import Lookup
 from keyman.identity.tables import applications, users
 from keyman.ids import ApplicationId, UserId
@@ -66,14 +82,32 @@ class _Current(NamedTuple):
 
 class Standing:
     """The check of one kind of credential: a row of `credential`, whose account or application is a row of `holder`.
+    The two can be the same table.
 
-    `ended` is the text for a caller whose credential is no longer valid. `idle` is the time after which an unused
-    credential ends, for tables with a `last_seen_at`.
+    `ended` makes the exception for a caller whose credential is no longer valid. `idle` is the time after which an
+    unused credential ends, for tables with a `last_seen_at`. `is_sponsored` is for credentials that an application
+    gave, which must not be disabled either: the one that their `application_id` names.
+
+    A table without an `expires_at`, such as that of identities, has rows that only somebody changes who has the
+    exclusive lock of the holder. So they are not locked.
     """
 
-    def __init__(self, credential: Table, holder: Table, *, ended: str, idle: timedelta | None = None) -> None:
+    def __init__(
+        self,
+        credential: Table,
+        holder: Table,
+        *,
+        ended: str | Unauthenticated,
+        idle: timedelta | None = None,
+        is_sponsored: bool = False,
+    ) -> None:
         self._credential, self._holder = credential, holder
-        self._ended, self._idle = ended, idle
+        self._kind = Unauthenticated if isinstance(ended, str) else type(ended)
+        self._ended, self._idle = str(ended), idle
+        self._locked = (holder, credential) if "expires_at" in credential.c else (holder,)
+        self._is_sponsored = is_sponsored
+        self._sponsor = self._lock_of_sponsor() if is_sponsored else None
+        self._sponsors = self._of_sponsors() if is_sponsored else None
         self._queries = {lock: Query(self._statement(lock), _Times) for lock in Lock}
         self._now = Lookup(
             self._columns(credential.c.id, holder.c.id.label("holder_id")),
@@ -81,20 +115,60 @@ class Standing:
             _Current,
             lambda row: row.id,
         )
+        listed = Query(self._of_all(listed_in_json()), _Current)
+        self._all = {"sqlite": listed, "postgresql": self._locking_all()}
+        self._all_now = {"sqlite": listed, "postgresql": Query(self._of_all(listed_in_array), _Current)}
 
     async def confirm(self, connection: AsyncConnection, credential_id: int, holder_id: int, lock: Lock) -> None:
         """Raise Unauthenticated unless the credential is valid now. The locks are held until the transaction ends."""
-        query = self._queries[Lock.NONE if connection.dialect.name == "sqlite" else lock]
+        is_locking = connection.dialect.name != "sqlite"
+        if self._sponsor is not None and is_locking:  # an application is locked before an account
+            await self._sponsor.first(connection, credential_id=credential_id)
+        query = self._queries[lock if is_locking else Lock.NONE]
         row = await query.first(connection, credential_id=credential_id, holder_id=holder_id)
         moment = now()  # after the locks, for which the check may have waited
         if row is None or self._has_ended(row, moment):
-            raise Unauthenticated(self._ended)
+            raise self._kind(self._ended)
 
     async def confirm_now(self, db: Database, credential_id: int, holder_id: int) -> None:
         """Raise Unauthenticated unless the credential is valid now. It locks nothing, and is for requests that read."""
         row = await self._now.find(db, credential_id)
         if row is None or row.holder_id != holder_id or self._has_ended(row, now()):
-            raise Unauthenticated(self._ended)
+            raise self._kind(self._ended)
+
+    async def confirm_all(self, connection: AsyncConnection, all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:
+        """Return, for each of these grounds of this kind, None if it is valid now, or what `confirm` would raise.
+
+        On PostgreSQL it takes the same shared locks as `confirm`, in ascending order of the accounts or applications.
+        """
+        dialect, ids = connection.dialect.name, sorted({grounds.credential_id for grounds in all_of})
+        if dialect == "sqlite":
+            rows = await self._all[dialect].all(connection, ids=json.dumps(ids))
+        else:
+            if self._sponsors is not None:  # applications are locked before accounts
+                sponsors = await self._sponsors.all(connection, ids=ids)
+                await _SHARED[applications.name].all(connection, halves=sorted({one % _MAX_HALF for one in sponsors}))
+            halves = sorted({grounds.holder_id % _MAX_HALF for grounds in all_of})
+            await _SHARED[self._holder.name].all(connection, halves=halves)
+            rows = await self._all[dialect].all(connection, ids=ids)
+        return self._verdicts(rows, all_of)
+
+    async def confirm_all_now(self, db: Database, all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:
+        """Return the same at this moment, by one query that locks nothing."""
+        ids = sorted({grounds.credential_id for grounds in all_of})
+        async with db.read() as connection:
+            dialect = connection.dialect.name
+            rows = await self._all_now[dialect].all(connection, ids=json.dumps(ids) if dialect == "sqlite" else ids)
+        return self._verdicts(rows, all_of)
+
+    def _verdicts(self, rows: Sequence[_Current], all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:
+        moment = now()  # after the locks, for which the check may have waited
+        valid = {(row.id, row.holder_id) for row in rows if not self._has_ended(row, moment)}
+        return [
+            grounds.past(moment)
+            or (None if (grounds.credential_id, grounds.holder_id) in valid else self._kind(self._ended))
+            for grounds in all_of
+        ]
 
     def _has_ended(self, row: _Times | _Current, moment: datetime) -> bool:
         if row.expires_at is not None and row.expires_at <= moment:
@@ -106,31 +180,80 @@ class Standing:
         found = self._columns().where(
             credential.c.id == bindparam("credential_id"), holder.c.id == bindparam("holder_id")
         )
-        return found if lock is Lock.NONE else _locking(found, lock, holder, credential)
+        return found if lock is Lock.NONE else _locking(found, lock, *self._locked)
 
     def _columns(self, *more: ColumnElement[int]) -> Select[*tuple[object, ...]]:
         """Return a select of `more` and of the times, of credentials whose account or application is not disabled."""
         credential, holder = self._credential, self._holder
         last_seen = null().label("last_seen_at") if self._idle is None else credential.c.last_seen_at
-        found = select(*more, credential.c.expires_at, last_seen).join_from(credential, holder)
+        expires = credential.c.expires_at if "expires_at" in credential.c else null().label("expires_at")
+        found = select(*more, expires, last_seen)
+        found = found.select_from(holder) if credential is holder else found.join_from(credential, holder)
+        if self._is_sponsored:
+            found = found.join(applications, credential.c.application_id == applications.c.id)
+            found = found.where(applications.c.disabled_at.is_(None))
         return found.where(holder.c.disabled_at.is_(None))
 
+    def _lock_of_sponsor(self) -> Query[int]:
+        credential = self._credential
+        found = select(applications.c.id).join_from(
+            credential, applications, credential.c.application_id == applications.c.id
+        )
+        return scalar(
+            _locking(found.where(credential.c.id == bindparam("credential_id")), Lock.SHARED, applications), int
+        )
 
-@dataclass(frozen=True)
-class Grounds:
-    """What one caller's right to act rests on: the ids of its credential and of its account or application."""
+    def _of_sponsors(self) -> Query[ApplicationId]:
+        credential = self._credential
+        asked = credential.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))
+        found = select(applications.c.id).join_from(
+            credential, applications, credential.c.application_id == applications.c.id
+        )
+        return scalar(found.where(asked), ApplicationId)
+
+    def _of_all(self, is_asked_for: Callable[[ColumnElement[int]], ColumnElement[bool]]) -> Select[*tuple[object, ...]]:
+        credential, holder = self._credential, self._holder
+        return self._columns(credential.c.id, holder.c.id.label("holder_id")).where(is_asked_for(credential.c.id))
+
+    def _locking_all(self) -> Query[_Current]:
+        """Return a query that locks its rows in order: PostgreSQL locks after it has sorted."""
+        credential, holder = self._credential, self._holder
+        found = self._of_all(listed_in_array).order_by(holder.c.id, credential.c.id)
+        locked = [applications, *self._locked] if self._is_sponsored else list(self._locked)
+        return Query(found.with_for_update(read=True, of=locked), _Current)
+
+
+class Grounds(msgspec.Struct, frozen=True):
+    """What one caller's right to act rests on: the ids of its credential and of its account or application.
+
+    `ends_at` is when a JWT ends, which no table knows. It includes the leeway.
+    """
 
     standing: Standing
     credential_id: int
     holder_id: int
+    ends_at: datetime | None = None
+
+    def past(self, moment: datetime) -> InvalidToken | None:
+        """Return the refusal of a JWT that has ended, or None."""
+        if self.ends_at is None or moment < self.ends_at:
+            return None
+        return InvalidToken("The JWT is refused: exp is in the past.")
 
     async def confirm(self, connection: AsyncConnection, lock: Lock = Lock.SHARED) -> None:
         """Raise Unauthenticated unless the caller may still act."""
         await self.standing.confirm(connection, self.credential_id, self.holder_id, lock)
+        self._check_end()  # after the locks, for which the check may have waited
 
     async def confirm_now(self, db: Database) -> None:
         """Raise Unauthenticated unless the caller may still act, at this moment."""
         await self.standing.confirm_now(db, self.credential_id, self.holder_id)
+        self._check_end()
+
+    def _check_end(self) -> None:
+        refusal = self.past(now())
+        if refusal is not None:
+            raise refusal
 
 
 @dataclass(frozen=True)
@@ -152,9 +275,20 @@ async def lock_accounts(connection: AsyncConnection, *user_ids: UserId | None) -
         await Turn(users, user_id).confirm(connection)
 
 
+async def lock_accounts_shared(connection: AsyncConnection, user_ids: Sequence[UserId]) -> None:
+    """Let nobody change these accounts until the transaction ends, as if their users acted. For PostgreSQL."""
+    await _SHARED[users.name].all(connection, halves=sorted({user_id % _MAX_HALF for user_id in user_ids}))
+
+
 async def lock_application(connection: AsyncConnection, application_id: ApplicationId) -> None:
     """Let this application do nothing until the transaction ends: before its row or a token of it is changed."""
     await Turn(applications, application_id).confirm(connection)
+
+
+async def share_application(connection: AsyncConnection, application_id: ApplicationId) -> None:
+    """Let nobody change this application until the transaction ends, as if it acted."""
+    if connection.dialect.name != "sqlite":
+        await _SHARED_APPLICATION.first(connection, of_id=application_id)
 
 
 def locking_account(found: Select[*tuple[object, ...]], row: Callable[..., R]) -> Mapping[str, Query[R]]:
@@ -180,7 +314,28 @@ def _queue(holder: Table, of_id: ColumnElement[int], lock: Lock) -> Function[obj
     return take(_QUEUES[holder.name], cast(of_id % _MAX_HALF, Integer))
 
 
+def listed_in_array(column: ColumnElement[int]) -> ColumnElement[bool]:
+    """Return a condition for ids in an array of PostgreSQL."""
+    return column == any_(bindparam("ids", type_=ARRAY(BigInteger)))
+
+
+def listed_in_json() -> Callable[[ColumnElement[int]], ColumnElement[bool]]:
+    """Return a condition for ids in a JSON array. So a statement for SQLite has one text for any number of them."""
+    listed = func.json_each(bindparam("ids", type_=String)).table_valued("value")
+    return lambda column: column.in_(select(listed.c.value))
+
+
+def _shared(holder: Table) -> Query[object]:
+    """Return a query that takes several shared locks, in the order of the array."""
+    halves = func.unnest(bindparam("halves", type_=ARRAY(Integer))).column_valued("half")
+    return scalar(select(func.pg_advisory_xact_lock_shared(_QUEUES[holder.name], halves)), object)
+
+
 _EXCLUSIVE = {
     holder.name: scalar(select(_queue(holder, bindparam("of_id", type_=Id), Lock.EXCLUSIVE)), object)
     for holder in (users, applications)
 }
+_SHARED = {holder.name: _shared(holder) for holder in (users, applications)}
+_SHARED_APPLICATION = scalar(
+    _locking(select(applications.c.id).where(applications.c.id == bindparam("of_id")), Lock.SHARED, applications), int
+)

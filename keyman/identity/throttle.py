@@ -9,7 +9,7 @@ attempts at the same time get no more guesses than a thousand one after the othe
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from keyman.clock import now
 from keyman.errors import RateLimited
 from keyman.identity.networks import network_of
 from keyman.identity.tables import throttle
-from keyman.ids import UserId
+from keyman.ids import KeyId, UserId
 from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Authority, Database, Unchecked
 from keyman.storage.types import UtcTime
@@ -49,6 +49,11 @@ less often.
 MAX_SIGNUPS_PER_NETWORK = 50
 """The maximum number of new accounts from one address in a window."""
 
+MAX_VISITS_PER_NETWORK = 1000
+"""The maximum number of sign-ins at an identity provider that one address can begin in a window: each stores a row, and
+a large office signs in in the morning.
+"""
+
 _FAILURES = b"failed sign-ins of user:"
 """The first 24 bytes of the bucket in which the wrong passwords for an account are counted for the audit log.
 
@@ -59,7 +64,20 @@ begins like this: they are hashes.
 ENDED_AT_ONCE = 100
 """The maximum number of windows whose totals one transaction records: on SQLite, all writers wait for it."""
 
+CHECK_PAUSE = timedelta(seconds=10)
+"""The time between two live checks of a key."""
+
+HOUR = timedelta(hours=1)
+
+MAX_CHECKS_PER_ACCOUNT = 30
+"""The maximum number of live checks of the keys of one account within an hour."""
+
+MAX_CHECKS_PER_NETWORK = 100
+"""The maximum number of live checks that one address can ask for within an hour."""
+
 TOO_MANY_FAILURES = "Too many attempts failed. Wait up to 15 minutes before you try again."
+TOO_MANY_VISITS = "Too many sign-ins were begun from your network. Wait up to 15 minutes before you try again."
+TOO_MANY_CHECKS = "This key was checked a moment ago, or too many keys were checked within an hour. Check it later."
 TOO_MANY_SIGNUPS = "Too many accounts were created from your network. Wait before you create another one."
 
 
@@ -69,6 +87,7 @@ class Bucket:
 
     name: str
     limit: int
+    window: timedelta = WINDOW
 
     @property
     def digest(self) -> bytes:
@@ -92,9 +111,36 @@ def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
     return _by_network("signup", address, MAX_SIGNUPS_PER_NETWORK)
 
 
-async def count(db: Database, by: Authority, buckets: tuple[Bucket, ...], refusal: str = TOO_MANY_FAILURES) -> None:
+def visit_buckets(address: str | None) -> tuple[Bucket, ...]:
+    return _by_network("visit", address, MAX_VISITS_PER_NETWORK)
+
+
+def check_buckets(key_id: KeyId, user_id: UserId, address: str | None) -> tuple[Bucket, ...]:
+    """Return the buckets of live checks. Each opens a value and sends a request to a provider."""
+    networks = _by_network("check", address, MAX_CHECKS_PER_NETWORK)
+    return (
+        Bucket(f"check|key|{key_id}", 1, CHECK_PAUSE),
+        Bucket(f"check|account|{user_id}", MAX_CHECKS_PER_ACCOUNT, HOUR),
+        *(replace(bucket, window=HOUR) for bucket in networks),
+    )
+
+
+def logout_buckets(address: str | None) -> tuple[Bucket, ...]:
+    return _by_network("logout", address, MAX_PER_NETWORK)
+
+
+async def count(
+    db: Database,
+    by: Authority,
+    buckets: tuple[Bucket, ...],
+    refusal: str = TOO_MANY_FAILURES,
+    *,
+    counts_refused: bool = True,
+) -> None:
     """Count one attempt in each bucket. Raises RateLimited with the text `refusal` when one of them is full.
     Its `retry_after` is the number of seconds until the window ends.
+
+    Without `counts_refused`, an attempt that one bucket refuses counts in none.
     """
     if not buckets:
         return
@@ -103,11 +149,14 @@ async def count(db: Database, by: Authority, buckets: tuple[Bucket, ...], refusa
     waits = []
     async with db.write(by) as connection:
         for bucket in _in_order(buckets):
-            row = await query.one(connection, counted=bucket.digest, **_window(moment))
+            row = await query.one(connection, counted=bucket.digest, **_window(moment, bucket.window))
             if row.attempts > bucket.limit:
                 waits.append((row.ends_at - moment).total_seconds())
-    if waits:
-        raise RateLimited(refusal, retry_after=max(1, ceil(max(waits))))
+        refused = RateLimited(refusal, retry_after=max(1, ceil(max(waits)))) if waits else None
+        if refused is not None and not counts_refused:
+            raise refused  # which ends the transaction without a commit
+    if refused is not None:
+        raise refused
 
 
 async def forgive(connection: AsyncConnection, buckets: tuple[Bucket, ...]) -> None:
@@ -149,6 +198,19 @@ async def imitate_entry(connection: AsyncConnection, email_key: str) -> None:
         await query.one(connection, counted=bucket, of_bucket=bucket, **_window(now()))
 
 
+async def forget(connection: AsyncConnection, user_id: UserId, email_key: str | None) -> None:
+    """Delete what was counted about an account, and not about a network, in the transaction that deletes the account.
+
+    `email_key` is None for an account without a sign-in name.
+    """
+    names = [f"password|account|{user_id}", f"check|account|{user_id}"]
+    if email_key is not None:
+        names += [f"{what}|{email_key}" for what in ("login|account", "failed", "imitation")]
+    digests = [_FAILURES + user_id.to_bytes(8, "big"), *(Bucket(name, 0).digest for name in names)]
+    for digest in sorted(digests):
+        await _FORGET.execute(connection, of_bucket=digest)
+
+
 async def take_ended(connection: AsyncConnection) -> list[Total]:
     """Delete the counts of at most ENDED_AT_ONCE accounts whose windows have ended, and return them."""
     window = _window(now())
@@ -165,9 +227,9 @@ async def take_back(db: Database, buckets: tuple[Bucket, ...]) -> None:
             await _ONE_LESS.execute(connection, of_bucket=bucket.digest)
 
 
-def _window(moment: datetime) -> dict[str, datetime]:
+def _window(moment: datetime, length: timedelta = WINDOW) -> dict[str, datetime]:
     """Return the parameters of `_is_over` and of a new window."""
-    new_end = moment + WINDOW
+    new_end = moment + length
     return {"moment": moment, "new_end": new_end, "last_end": new_end + CLOCKS_APART}
 
 

@@ -13,6 +13,7 @@ import secrets
 import string
 import zlib
 from enum import StrEnum
+from functools import lru_cache
 from typing import ClassVar, Self
 
 from keyman.errors import Unauthenticated
@@ -33,6 +34,7 @@ class Scope(StrEnum):
     KEYS_WRITE = "keys:write"
     TOKENS_MANAGE = "tokens:manage"
     AUDIT_READ = "audit:read"
+    KEYS_USE = "keys:use"
 
 
 ALL_SCOPES = frozenset(Scope)
@@ -92,5 +94,6 @@ def scopes_text(scopes: frozenset[Scope]) -> str:
     return " ".join(scope for scope in Scope if scope in scopes)
 
 
+@lru_cache(maxsize=64)  # keyman writes few of the orders of four words
 def parse_scopes(text: str) -> frozenset[Scope]:
     return frozenset(Scope(word) for word in text.split())

@@ -6,55 +6,67 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.clock import now
-from keyman.errors import Conflict, FieldError, InvalidRequest, NotFound, RateLimited, Unauthenticated
+from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, RateLimited, Unauthenticated
 from keyman.identity import sessions, throttle
+from keyman.identity.identities import new_user_id
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
-from keyman.identity.standing import lock_accounts
-from keyman.identity.tables import owners, users
+from keyman.identity.selection import Whom, lock_chosen
+from keyman.identity.tables import application_identities, users
+from keyman.identity.tables import identities as identities_table
 from keyman.identity.throttle import Bucket
-from keyman.ids import OwnerId, UserId
-from keyman.storage.statements import Command, Query, scalar
+from keyman.ids import UserId
+from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
 from keyman.values import EmailAddress, GivenPassword, NewPassword
 
-OWNER_KIND = "user"
-"""The value of `owners.kind` for a user."""
-
 
 class ChangePassword(msgspec.Struct):
-    """The request to change the password, with the current one as proof."""
+    """The request to change the password, with the current one as proof, or to set the first one, without it."""
 
-    current_password: GivenPassword
     new_password: NewPassword
+    current_password: GivenPassword | msgspec.UnsetType = msgspec.UNSET
 
 
 class Account(msgspec.Struct):
-    """An account, as its user sees it."""
+    """An account, as its user sees it. `email` is None if nobody has named one."""
 
     id: int
-    email: str
+    email: str | None
     created_at: datetime
+
+
+class ListedIdentity(msgspec.Struct):
+    """An identity of an account, as an operator sees it."""
+
+    issuer: str
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.subject} ({self.issuer})"
 
 
 class AccountState(msgspec.Struct):
-    """An account, as an operator sees it."""
+    """An account, as an operator sees it. `email` is the sign-in name, or else for display only."""
 
     id: int
-    email: str
+    email: str | None
     created_at: datetime
     disabled_at: datetime | None
+    identities: list[ListedIdentity]
 
 
-async def change_password(db: Database, passwords: Passwords, caller: Principal, change: ChangePassword) -> None:
+async def change_password(
+    db: Database, passwords: Passwords, caller: Principal, current: GivenPassword, new: NewPassword
+) -> None:
     """Set a new password and end all other sessions. Raises InvalidRequest if the current one is wrong, Conflict if
     another request changed the account meanwhile, and RateLimited after repeated failures.
     """
@@ -62,8 +74,10 @@ async def change_password(db: Database, passwords: Passwords, caller: Principal,
     row = await _by_id(db, caller.user_id)
     if row is None:
         raise Unauthenticated("The session has ended. Sign in again.")
+    if row.email is None or row.password_hash is None:
+        raise Forbidden("This account has no password.")
     buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
-    new_hash = await _prove_and_hash(db, passwords, row, caller, buckets, change)
+    new_hash = await _prove_and_hash(db, passwords, row, caller, buckets, current, new)
     try:
         async with db.write(caller.exclusive()) as connection:
             await lock_as_proved(connection, row, new_hash)
@@ -80,17 +94,21 @@ async def _prove_and_hash(
     row: UserRow,
     caller: Principal,
     buckets: tuple[Bucket, ...],
-    change: ChangePassword,
+    current: GivenPassword,
+    new: NewPassword,
 ) -> str:
     """Verify the current password, and return the hash of the new one. Raises InvalidRequest and RateLimited."""
-    with passwords.place(EmailAddress(row.email).key, caller.origin.address) as place:
+
+    async def record_failure(connection: AsyncConnection) -> None:
+        await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, row.id))
+
+    with passwords.place(EmailAddress(row.email or "").key, caller.origin.address) as place:
         await throttle.count(db, caller, buckets)
         try:
-            await passwords.verify(row.password_hash, change.current_password, place)
-            return await passwords.hash(change.new_password, place)
+            await passwords.verify(row.password_hash, current, place)
+            return await passwords.hash(new, place)
         except WrongPassword:
-            async with db.write(caller) as connection:
-                await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, row.id))
+            await db.together(caller, record_failure)
             raise InvalidRequest.at(FieldError("current_password", "is wrong")) from None
         except RateLimited:
             await throttle.take_back(db, buckets)
@@ -112,24 +130,27 @@ async def add(db: Database, passwords: Passwords, email: EmailAddress, password:
 async def list_all(db: Database) -> list[AccountState]:
     """Return every account, oldest first."""
     async with db.read() as connection:
-        return [AccountState(*row) for row in await _EVERY.all(connection)]
+        found = await _EVERY.all(connection)
+        known: dict[int, list[ListedIdentity]] = {row.id: [] for row in found}
+        for row in await _IDENTITIES.all(connection):
+            if row.user_id in known:  # and was not created meanwhile
+                known[row.user_id].append(ListedIdentity(row.issuer, row.subject))
+    return [AccountState(*row, known[row.id]) for row in found]
 
 
-async def disable(db: Database, email: EmailAddress) -> None:
+async def disable(db: Database, whom: Whom) -> None:
     """Disable an account at once. Its sessions end, sign-in and tokens are refused, keys stay. Raises NotFound."""
     async with db.write(Unchecked.OPERATOR) as connection:
-        user_id = await id_by_email(connection, email)
-        await lock_accounts(connection, user_id)
+        user_id = await lock_chosen(connection, whom)
         await _DISABLE.execute(connection, user_id=user_id, moment=now())
         await sessions.end_all(connection, user_id)
         await record(connection, Entry(Action.DISABLE, OPERATOR, user_id))
 
 
-async def enable(db: Database, email: EmailAddress) -> None:
+async def enable(db: Database, whom: Whom) -> None:
     """Enable a disabled account. Its tokens work again. Raises NotFound."""
     async with db.write(Unchecked.OPERATOR) as connection:
-        user_id = await id_by_email(connection, email)
-        await lock_accounts(connection, user_id)
+        user_id = await lock_chosen(connection, whom)
         await _ENABLE.execute(connection, user_id=user_id)
         await record(connection, Entry(Action.ENABLE, OPERATOR, user_id))
 
@@ -138,32 +159,23 @@ async def set_password(db: Database, passwords: Passwords, email: EmailAddress, 
     """Set a password as an operator, and end all sessions. Raises NotFound."""
     new_hash = await passwords.hash(password)
     async with db.write(Unchecked.OPERATOR) as connection:
-        user_id = await id_by_email(connection, email)
-        await lock_accounts(connection, user_id)
+        user_id = await lock_chosen(connection, email)
         await _SET_PASSWORD.execute(connection, user_id=user_id, new_hash=new_hash)
         await sessions.end_all(connection, user_id)
         await record(connection, Entry(Action.PASSWORD, OPERATOR, user_id))
 
 
-async def id_by_email(connection: AsyncConnection, email: EmailAddress) -> UserId:
-    """Return the id of the account with this address. Raises NotFound."""
-    user_id = await _ID_BY_EMAIL.first(connection, email_key=email.key)
-    if user_id is None:
-        raise NotFound("There is no account with this address.")
-    return user_id
-
-
 class UserRow(NamedTuple):
     id: UserId
-    email: str
-    password_hash: str
+    email: str | None  # the sign-in name
+    password_hash: str | None
     created_at: datetime
     disabled_at: datetime | None
 
 
 class _Listed(NamedTuple):
     id: UserId
-    email: str
+    email: str | None
     created_at: datetime
     disabled_at: datetime | None
 
@@ -171,9 +183,34 @@ class _Listed(NamedTuple):
 _USER = select(users.c.id, users.c.email, users.c.password_hash, users.c.created_at, users.c.disabled_at)
 _BY_EMAIL = Query(_USER.where(users.c.email_key == bindparam("email_key")), UserRow)
 _BY_ID = Query(_USER.where(users.c.id == bindparam("user_id")), UserRow)
-_ID_BY_EMAIL = scalar(select(users.c.id).where(users.c.email_key == bindparam("email_key")), UserId)
-_EVERY = Query(select(users.c.id, users.c.email, users.c.created_at, users.c.disabled_at).order_by(users.c.id), _Listed)
-_INSERT_OWNER = scalar(insert(owners).values(kind=OWNER_KIND).returning(owners.c.id), OwnerId)
+_EVERY = Query(
+    select(
+        users.c.id,
+        func.coalesce(users.c.email, users.c.shown_email).label("email"),
+        users.c.created_at,
+        users.c.disabled_at,
+    )
+    .where(users.c.erased_at.is_(None))
+    .order_by(users.c.id),
+    _Listed,
+)
+
+
+class _Identity(NamedTuple):
+    user_id: UserId
+    issuer: str
+    subject: str
+
+
+_IDENTITIES = Query(
+    union_all(
+        *(
+            select(table.c.user_id, table.c.issuer, table.c.subject)
+            for table in (identities_table, application_identities)
+        )
+    ).order_by("user_id", "issuer", "subject"),
+    _Identity,
+)
 _INSERT = Command(insert(users))
 _ONE = update(users).where(users.c.id == bindparam("user_id"))
 _DISABLE = Command(_ONE.values(disabled_at=func.coalesce(users.c.disabled_at, bindparam("moment", type_=UtcTime))))
@@ -212,13 +249,13 @@ async def lock_as_proved(connection: AsyncConnection, proved: UserRow, new_hash:
 
 async def insert_account(connection: AsyncConnection, email: EmailAddress, password_hash: str) -> Account:
     created_at = now()
-    owner_id = await _INSERT_OWNER.one(connection)
+    user_id = await new_user_id(connection)
     await _INSERT.execute(
         connection,
-        id=owner_id,
+        id=user_id,
         email=str(email),
         email_key=email.key,
         password_hash=password_hash,
         created_at=created_at,
     )
-    return Account(owner_id, str(email), created_at)
+    return Account(user_id, str(email), created_at)

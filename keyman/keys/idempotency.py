@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from keyman.errors import Conflict, FieldError, IdempotencyMismatch, InvalidRequ
 from keyman.ids import UserId
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
+from keyman.storage.group import gathered
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
@@ -87,16 +89,29 @@ async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo
     Raises IntegrityError when the same key was stored at the same moment. The transaction is then rolled back, and
     `find` returns the answer.
     """
+    await gathered(connection, _keep_all, (key, answer))
+
+
+async def _keep_all(connection: AsyncConnection, kept: Sequence[tuple[IdempotencyKey, KeyInfo]]) -> list[None]:
     moment = now()
-    await _FORGET.execute(connection, of_user=key.user_id, of_hash=key.key_hash, ended_before=moment - LIFETIME)
-    await _KEEP.execute(
+    await _FORGET.execute_many(
         connection,
-        user_id=key.user_id,
-        key_hash=key.key_hash,
-        fingerprint=key.fingerprint,
-        response=msgspec.json.encode(answer).decode(),
-        created_at=moment,
+        [{"of_user": key.user_id, "of_hash": key.key_hash, "ended_before": moment - LIFETIME} for key, _ in kept],
     )
+    await _KEEP.execute_many(
+        connection,
+        [
+            {
+                "user_id": key.user_id,
+                "key_hash": key.key_hash,
+                "fingerprint": key.fingerprint,
+                "response": msgspec.json.encode(answer).decode(),
+                "created_at": moment,
+            }
+            for key, answer in kept
+        ],
+    )
+    return [None] * len(kept)
 
 
 class _Kept(NamedTuple):

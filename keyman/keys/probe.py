@@ -25,7 +25,7 @@ from keyman.telemetry import log
 INTERVAL = 5.0
 """Seconds for which a result is shared. Anyone can ask for it, and each probe is a write."""
 
-PLANES = ("management", "resolver")
+PLANES = ("management", "resolver", "gateway")
 """The rows of `probes`. Migrations insert them."""
 
 probes = Table(

@@ -13,6 +13,7 @@ from keyman.ids import KeyId
 from keyman.providers.catalogue import ServiceSlug
 from keyman.providers.recognition import ProviderKey
 from keyman.providers.settings import KeySettings
+from keyman.providers.verdicts import Verdict
 from keyman.values import FutureTime, Label
 
 
@@ -41,13 +42,15 @@ class Replacement(msgspec.Struct):
 class Change(msgspec.Struct):
     """A change to the metadata of a key. `null` clears a label or an expiry.
 
-    `settings` replace the stored ones as a whole. They cannot change where the key is sent.
+    `settings` replace the stored ones as a whole. They cannot change where the key is sent. A key that becomes the
+    default takes the place of the default that the owner has for its service.
     """
 
     name: Label | msgspec.UnsetType | None = msgspec.UNSET
     expires_at: FutureTime | msgspec.UnsetType | None = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
     settings: KeySettings | msgspec.UnsetType = msgspec.UNSET
+    default: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Status(StrEnum):
@@ -80,6 +83,17 @@ def status_of(row: HasStatus, moment: datetime) -> Status:
     return Status.DISABLED if row.disabled else Status.ACTIVE
 
 
+class KeyCheck(msgspec.Struct):
+    """The last verdict on a key. `detail` is one of keyman's own sentences. `by` is `keyman` for a live check, `use`
+    for an answer that the gateway passed on, or the name of the application that reported it.
+    """
+
+    verdict: Verdict
+    checked_at: datetime
+    detail: str
+    by: str
+
+
 class KeyInfo(msgspec.Struct):
     """A key in an answer."""
 
@@ -94,16 +108,19 @@ class KeyInfo(msgspec.Struct):
     last_used_at: datetime | None
     last_used_by: str | None
     settings: dict[str, str] = msgspec.field(default_factory=dict)  # answers kept from before have none
+    check: KeyCheck | None = None  # likewise
+    default: bool = False  # likewise
 
-    USE: ClassVar[frozenset[str]] = frozenset({"last_used_at", "last_used_by"})
+    USE: ClassVar[frozenset[str]] = frozenset({"last_used_at", "last_used_by", "check"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"settings", "default"})
+    """Fields that older keys do not have. They count only if they are set, so no upgrade changes a validator."""
 
     @property
     def etag(self) -> str:
-        """A strong validator, computed from the visible fields except the last use.
+        """A strong validator, computed from the visible fields except the last use and the last check.
 
         So a rewrap does not change it, and an application that uses the key does not make an edit of its owner fail.
         """
-        seen = [getattr(self, name) for name in self.__struct_fields__ if name not in self.USE]
-        if not self.settings:
-            seen.pop()  # the last field: so an upgrade did not change the validators of older keys
+        unseen = self.USE | {name for name in self.ADDED if not getattr(self, name)}
+        seen = [getattr(self, name) for name in self.__struct_fields__ if name not in unseen]
         return f'"{hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:32]}"'

@@ -14,6 +14,8 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    false,
+    text,
 )
 
 from keyman.storage.types import Id, UtcTime, metadata
@@ -41,6 +43,13 @@ api_keys = Table(
     Column("owner_id", Id, ForeignKey("owners.id"), nullable=False),
     # A JSON object of texts. Its hash is in the audit entry that names the current value: see settings.py.
     Column("settings", Text, nullable=False, server_default="{}"),
+    # What the last live check, or the last use, says of the key. The verdict is null if nothing is known.
+    Column("check_verdict", String(16)),
+    Column("checked_at", UtcTime),
+    Column("check_detail", String(200)),  # one of keyman's own sentences
+    Column("checked_by", String(64)),  # `keyman`, `use`, or the application that reported it
+    # Applications get this one of the owner's active keys for the service. At most one is: see the unique index.
+    Column("is_default", Boolean, nullable=False, server_default=false()),
     CheckConstraint("length(service) > 0", name="service_present"),
     CheckConstraint("encrypted_key LIKE 'vault:v%'", name="encrypted_key_is_sealed"),
     CheckConstraint("key_version > 0", name="key_version_positive"),
@@ -48,7 +57,30 @@ api_keys = Table(
     # For the two lists, newest first: all keys of an owner, and the keys of an owner for one service.
     Index("ix_api_keys_owner", "owner_id", "id"),
     Index("ix_api_keys_owner_service", "owner_id", "service", "id"),
+    Index(
+        "uq_api_keys_default",
+        "owner_id",
+        "service",
+        unique=True,
+        sqlite_where=text("is_default = 1"),
+        postgresql_where=text("is_default"),
+    ),
     sqlite_autoincrement=True,  # the id of a deleted key is never used again
+)
+
+# What a key was called until it was renamed, replaced or deleted: see labels.py. There is no foreign key to the key,
+# because the row stays when the key is deleted. It goes with the account.
+key_labels = Table(
+    "key_labels",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("key_id", Id, nullable=False),
+    Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("until", UtcTime, nullable=False),
+    Column("label", String(100)),
+    Column("mask", String(64), nullable=False),
+    Index("ix_key_labels_key", "key_id", "until"),
+    sqlite_autoincrement=True,
 )
 
 # The first answer for an Idempotency-Key: see idempotency.py.

@@ -1,4 +1,4 @@
-"""Finds the applications that got a key, in the audit log."""
+"""Finds the applications that got a key or sent requests with it, in the audit log."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from keyman.ids import KeyId
 from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
 
+RELEASES = (Action.KEY_RESOLVE, Action.KEY_USE)
+"""The actions of the entries about a key that an application got or used."""
+
 OF_LATE = timedelta(days=30)
 """The period of the uses that a user sees before deleting a key. It includes a job that runs once a month."""
 
@@ -25,19 +28,21 @@ class Use(NamedTuple):
 
 
 async def of_late(db: Database, caller: Principal, key_id: KeyId) -> list[Use]:
-    """Return the applications that got a key of the caller within OF_LATE, latest use first.
+    """Return the applications that got or used a key of the caller within OF_LATE, latest use first.
 
     There are few applications, but there may be millions of uses. So this reads only one entry per application, from an
     index by application and time: the last use of the last application by name, then of the one before it.
     """
-    uses: list[Use] = []
+    latest: dict[str, Use] = {}
     async with db.read() as connection:
-        row = await _LAST.first(connection, user_id=caller.user_id, key_id=key_id)
-        while row is not None:
-            uses.append(row)
-            row = await _BEFORE.first(connection, user_id=caller.user_id, key_id=key_id, application=row.application)
+        for action in RELEASES:
+            about = {"user_id": caller.user_id, "key_id": key_id, "action": action}
+            row = await _LAST.first(connection, **about)
+            while row is not None:
+                latest[row.application] = max(row, latest.get(row.application, row))
+                row = await _BEFORE.first(connection, application=row.application, **about)
     recent = now() - OF_LATE
-    return sorted((use for use in uses if use.last_at >= recent), key=lambda use: use.last_at, reverse=True)
+    return sorted((use for use in latest.values() if use.last_at >= recent), key=lambda use: use.last_at, reverse=True)
 
 
 _OF_KEY = (
@@ -45,7 +50,7 @@ _OF_KEY = (
     .where(
         audit_log.c.user_id == bindparam("user_id"),
         audit_log.c.key_id == bindparam("key_id"),
-        audit_log.c.action == Action.KEY_RESOLVE,
+        audit_log.c.action == bindparam("action"),
         audit_log.c.application.is_not(None),
     )
     .order_by(audit_log.c.application.desc(), audit_log.c.at.desc())

@@ -22,14 +22,24 @@ MANAGEMENT: Mapping[str, str] = {
     "alembic_version": "SELECT",
     "api_keys": ROWS,
     "api_tokens": ROWS,
+    "application_identities": "SELECT, DELETE",
+    "application_blocks": "SELECT, INSERT, DELETE",
+    # What a portal session needs, and what an owner sees who may block it. Not how it logs in, nor where it is.
+    "applications": "SELECT (id, name, services, issuers, checks, disabled_at), UPDATE (share_lock)",
     "audit_chains": "SELECT, UPDATE (sequence, hash)",
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT, UPDATE (sentinel)",
     "idempotency": ROWS,
+    "identities": ROWS,
+    "key_labels": "SELECT, INSERT, DELETE",
+    "logout_tokens": ROWS,
     "owners": "SELECT, INSERT, UPDATE (kind)",  # to lock a row; nothing reads the kind
+    "portal_links": "SELECT, DELETE",
     "probes": "SELECT, UPDATE (proved_at)",
+    "provider_visits": ROWS,
     "sessions": ROWS,
     "throttle": ROWS,
+    "token_labels": "SELECT, INSERT, DELETE",
     "users": "SELECT, INSERT, UPDATE",
 }
 """The rights by table. A plane cannot even read a table that is not listed.
@@ -37,16 +47,40 @@ MANAGEMENT: Mapping[str, str] = {
 `UPDATE (share_lock)` is for locking a row: nothing can be stored in that column.
 """
 
+_VERDICT = "check_verdict, checked_at, check_detail, checked_by"
+"""The columns of the last verdict on a key."""
+
 RESOLVER: Mapping[str, str] = {
     "alembic_version": "SELECT",
-    "api_keys": "SELECT, UPDATE (undecryptable, last_used_at, last_used_by)",
+    "api_keys": f"SELECT, UPDATE (undecryptable, last_used_at, last_used_by, {_VERDICT})",
+    "application_blocks": "SELECT",
+    "application_identities": "SELECT, INSERT",
     "application_tokens": "SELECT, UPDATE (last_used_at)",
     "applications": "SELECT, UPDATE (share_lock)",
     "audit_chains": "SELECT, UPDATE (sequence, hash)",
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT",
+    "identities": "SELECT (id, user_id, issuer, subject)",
+    "owners": "SELECT (id), INSERT",
+    "portal_links": "SELECT (id), INSERT",
     "probes": "SELECT, UPDATE (proved_at)",
-    "users": "SELECT (id, disabled_at), UPDATE (share_lock)",
+    "users": "SELECT (id, disabled_at, has_password, has_blocks), INSERT (id, created_at), UPDATE (share_lock)",
+}
+
+GATEWAY: Mapping[str, str] = {
+    "alembic_version": "SELECT",
+    "api_keys": f"SELECT, UPDATE (undecryptable, last_used_at, last_used_by, {_VERDICT})",
+    "api_tokens": "SELECT, UPDATE (last_used_at)",
+    "application_blocks": "SELECT",
+    "application_identities": "SELECT",
+    "application_tokens": "SELECT, UPDATE (last_used_at)",
+    "applications": "SELECT, UPDATE (share_lock)",
+    "audit_chains": "SELECT, UPDATE (sequence, hash)",
+    "audit_log": "SELECT, INSERT",
+    "deployment": "SELECT",
+    "identities": "SELECT (id, user_id, issuer, subject)",
+    "probes": "SELECT, UPDATE (proved_at)",
+    "users": "SELECT (id, created_at, disabled_at, has_blocks), UPDATE (share_lock)",
 }
 
 NOBODYS = (
@@ -55,10 +89,48 @@ NOBODYS = (
     *((right, "application_tokens") for right in ("INSERT", "UPDATE (token_hash)", "TRUNCATE")),
     *((right, "audit_log") for right in ("UPDATE", "DELETE", "TRUNCATE")),
     *((right, "audit_chains") for right in ("INSERT", "UPDATE (base_sequence)", "DELETE", "TRUNCATE")),
+    *((right, "application_identities") for right in ("UPDATE", "TRUNCATE")),
 )
-"""The rights that no plane may have: with them, an attacker could register an application or change the audit log."""
+"""The rights that no plane may have: with them, an attacker could register an application, change the audit log, or map
+a subject of an application to another user.
+"""
 
-UNNUMBERED = ("idempotency", "throttle", "users")
+OTHERS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "management": (
+        ("INSERT", "application_identities"),
+        ("INSERT", "portal_links"),
+        ("SELECT", "application_tokens"),
+        ("SELECT (return_urls)", "applications"),
+        ("SELECT (jwt_subject)", "applications"),
+    ),
+    "resolver": (
+        ("SELECT (email)", "users"),
+        ("SELECT (password_hash)", "users"),
+        ("INSERT", "identities"),
+        ("DELETE", "application_blocks"),
+    ),
+    "gateway": (
+        ("SELECT (email)", "users"),
+        ("SELECT (password_hash)", "users"),
+        ("INSERT", "users"),
+        ("INSERT", "identities"),
+        ("INSERT", "application_identities"),
+        ("INSERT", "portal_links"),
+        ("INSERT", "api_tokens"),
+        ("DELETE", "application_blocks"),
+    ),
+}
+"""The rights that only other planes may have, by plane."""
+
+UNNUMBERED = (
+    "application_blocks",
+    "idempotency",
+    "logout_tokens",
+    "provider_visits",
+    "throttle",
+    "token_labels",
+    "users",
+)
 """Tables without a sequence into which a plane inserts."""
 
 OWNED = {
@@ -72,10 +144,21 @@ _MAY_USE_SCHEMA = "SELECT has_schema_privilege(:user, current_schema(), 'USAGE')
 
 
 class Planes(NamedTuple):
-    """The PostgreSQL users of the two planes."""
+    """The PostgreSQL users of the planes. `gateway` is None where there is no gateway."""
 
     management: str
     resolver: str
+    gateway: str | None = None
+
+    def rights(self) -> dict[str, Mapping[str, str]]:
+        """Return the rights of each user."""
+        known = {self.management: MANAGEMENT, self.resolver: RESOLVER}
+        return known if self.gateway is None else {**known, self.gateway: GATEWAY}
+
+    def are_distinct(self, current: str) -> bool:
+        """Return True if no two are the same, and none is the current user."""
+        users = [user for user in self if user is not None]
+        return len({*users, current}) == len(users) + 1
 
 
 def grant(connection: Connection, planes: Planes) -> None:
@@ -89,18 +172,18 @@ def grant(connection: Connection, planes: Planes) -> None:
             "SQLite has no users: anyone who can open its file can do anything. Leave out --management and --resolver."
         )
     current = connection.execute(text("SELECT current_user")).scalar_one()
-    if len({*planes, current}) < 3:
+    if not planes.are_distinct(current):
         raise ConfigurationError(
             "Each plane needs its own database user, and neither may be the one that runs the upgrade."
         )
-    for user in planes:
+    for user in planes.rights():
         if not connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :user"), {"user": user}).scalar():
             raise ConfigurationError(
                 "A user that was given for a plane does not exist in the database. Create it first."
             )
     quote = connection.dialect.identifier_preparer.quote
     owned = {kind: [quote(name) for name in connection.execute(text(names)).scalars()] for kind, names in OWNED.items()}
-    for user, rights in zip(planes, (MANAGEMENT, RESOLVER), strict=True):
+    for user, rights in planes.rights().items():
         for statement in _statements(quote(user), rights, owned):
             connection.exec_driver_sql(statement)
         if not connection.execute(text(_MAY_USE_SCHEMA), {"user": user}).scalar_one():
@@ -142,14 +225,14 @@ def _is_numbered(table: str, granted: str) -> bool:
     return "INSERT" in granted and table not in UNNUMBERED
 
 
-def excess(connection: Connection) -> list[str]:
-    """Return the rights of this connection's user that no plane may have, such as `INSERT on applications`.
+def excess(connection: Connection, plane: str) -> list[str]:
+    """Return the rights of this connection's user that `plane` may not have, such as `INSERT on applications`.
 
     A table that does not exist is ignored.
     """
     return [
         f"{right} on {table}"
-        for right, table in NOBODYS
+        for right, table in (*NOBODYS, *OTHERS[plane])
         if connection.execute(text(f"SELECT {_check_sql(right)}"), {"table": table}).scalar_one()
     ]
 
@@ -159,7 +242,7 @@ def _check_sql(right: str) -> str:
     name, _, column = right.removesuffix(")").partition(" (")
     if column:
         return f"has_column_privilege(to_regclass(:table), '{column}', '{name}')"
-    kind = "any_column" if name in ("INSERT", "UPDATE") else "table"
+    kind = "any_column" if name in ("INSERT", "UPDATE", "SELECT") else "table"
     return f"has_{kind}_privilege(to_regclass(:table), '{name}')"
 
 

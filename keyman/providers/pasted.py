@@ -33,6 +33,7 @@ _NAMED = re.compile(
     rf"|{_ENDING}\s{{0,9}}:",  # x-api-key:value
     re.IGNORECASE,
 )
+_UNUSUAL = re.compile(r"[^!-~]")
 _ESCAPE = re.compile(r"\\[nrt]?\Z")
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Characters that are displayed as nothing, although their category is that of letters, marks or symbols."""
@@ -47,14 +48,19 @@ def check_pasted(text: str) -> None:
     _check_marks(text)
     if is_mask(text):
         raise ValueError(IS_MASK)
-    if any(character.isspace() for character in text):
+    if any(character.isspace() for character in unusual_characters(text)):
         raise ValueError("contains white space; paste only the key, without anything before or after it")
+
+
+def unusual_characters(text: str) -> list[str]:
+    """Return the characters that are not printable ASCII, or are white space. No key has one."""
+    return _UNUSUAL.findall(text)
 
 
 def _check_invisible(text: str) -> None:
     """Raise ValueError, which names the character. It says nothing about the key, because no key has such a one."""
-    for character in text:
-        if not "!" <= character <= "~" and _is_invisible(character):
+    for character in unusual_characters(text):
+        if _is_invisible(character):
             name = unicodedata.name(character, "")
             raise ValueError(
                 Sentence(
@@ -81,9 +87,9 @@ def _check_surroundings(text: str) -> None:
         raise ValueError("begins with Bearer; paste only the key after it")
     if _AUTHORIZATION.match(text):
         raise ValueError("is an Authorization header; paste only the key in it")
-    if _ASSIGNMENT.match(text):
+    if "=" in text and _ASSIGNMENT.match(text):
         raise ValueError("is an assignment (NAME=value); paste only the value after the equals sign")
-    if _NAMED.match(text):
+    if ":" in text and _NAMED.match(text):
         raise ValueError("has its name in front of it (name: value); paste only the value after the colon")
 
 

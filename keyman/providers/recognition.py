@@ -14,7 +14,7 @@ from keyman.providers import settings
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.credentials import MAX_CREDENTIAL, Credential, looks_like_json, parse_object
 from keyman.providers.masking import IS_MASK, is_mask
-from keyman.providers.pasted import check_pasted
+from keyman.providers.pasted import check_pasted, unusual_characters
 from keyman.providers.services import Service
 from keyman.providers.settings import KeySettings
 from keyman.secret import Secret
@@ -53,7 +53,7 @@ class ProviderKey(Secret):
                 raise ValueError("must be at most 16 KiB long")
             return cls(raw)
         check_pasted(text)
-        if not all("!" <= c <= "~" for c in text):
+        if unusual_characters(text):
             raise ValueError(
                 "must contain only printable ASCII characters, without white space; if you copied it from a document, "
                 "copy it again from the provider's page"
@@ -108,12 +108,11 @@ def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[Fiel
         yield FieldError("api_key", IS_MASK)
     else:
         own = catalogue.prefix_of(service, value)
-        owners = catalogue.exclusive_prefixes()
-        claim = max((begin for begin in owners if value.startswith(begin)), key=len, default="")
+        claim = catalogue.claim_on(value)
         # The service's own prefix wins if it is as long: an operator may add a second service with keys like
         # Anthropic's.
-        if len(claim) > len(own) and owners[claim] != service:
-            yield _of_another(catalogue, owners[claim], service)
+        if len(claim) > len(own) and (owner := catalogue.exclusive_prefixes()[claim]) != service:
+            yield _of_another(catalogue, owner, service)
 
 
 def _check_credential(service: Service, credential: Credential, value: str) -> Iterator[FieldError]:

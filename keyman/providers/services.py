@@ -10,6 +10,7 @@ import msgspec
 
 from keyman.providers.credentials import SERVICE_ACCOUNT, Credential
 from keyman.providers.settings import API_VERSION, ENDPOINT, LOCATION, PROJECT, REGION, Setting
+from keyman.providers.upstreams import UPSTREAMS, Upstream
 from keyman.values import JsonSchema
 
 
@@ -17,8 +18,9 @@ class Service(msgspec.Struct, frozen=True):
     """One service.
 
     Masks show `prefix`, or one of the `other_prefixes`. Only keys of this service start with one of the `exclusive`
-    prefixes. If there is a `credential`, the service takes a JSON object instead of a key. `allowed_hosts` are the ends
-    of the hosts that `settings` may name. Users find their keys at `console_url`.
+    prefixes. If there is a `credential`, the service takes a JSON object instead of a key. `allowed_hosts` are hosts
+    that `settings` may name: one that begins with a dot stands for all below it. Users find their keys at
+    `console_url`. Without an `upstream`, the gateway does not serve it.
     """
 
     service: str
@@ -30,6 +32,7 @@ class Service(msgspec.Struct, frozen=True):
     settings: tuple[Setting, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     credential: Credential | None = None
+    upstream: Upstream | None = None
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -45,7 +48,7 @@ class Service(msgspec.Struct, frozen=True):
         }
 
 
-SHIPPED = (
+_KNOWN = (
     Service(
         "OPENAI",
         "OpenAI",
@@ -116,3 +119,5 @@ SHIPPED = (
     Service("NVIDIA", "NVIDIA", "nvapi-", ("nvapi-",), console_url="https://build.nvidia.com/settings/api-keys"),
     Service("OLLAMA_CLOUD", "Ollama Cloud", console_url="https://ollama.com/settings/keys"),
 )
+
+SHIPPED = tuple(msgspec.structs.replace(known, upstream=UPSTREAMS.get(known.service)) for known in _KNOWN)

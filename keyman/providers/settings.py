@@ -56,12 +56,24 @@ class Setting(msgspec.Struct, frozen=True):
     def _form(self, allowed_hosts: Sequence[str]) -> str:
         if not self.names_host:
             return self.pattern
-        ends = "|".join(host.removeprefix(".").replace(".", r"\.") for host in allowed_hosts)
-        return self.pattern.replace("HOSTS", f"({ends})")
+        return self.pattern.replace("HOSTS", f"({'|'.join(_host_form(host) for host in allowed_hosts)})")
 
     def fault(self, allowed_hosts: Sequence[str]) -> str:
         """Return the message for an invalid value."""
         return Sentence(self.expected, hosts=", ".join(allowed_hosts)) if self.names_host else self.expected
+
+
+# A label of a host has 1 to 63 letters, digits and hyphens, and does not begin or end with a hyphen.
+_LABELS = r"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
+
+
+def _host_form(allowed: str) -> str:
+    """Return the pattern of the hosts that an entry of `allowed_hosts` means: those below `.example.com`, or one host,
+    with its port unless that is 443.
+    """
+    host, _, port = allowed.partition(":")
+    form = host.removeprefix(".").replace(".", r"\.")
+    return f"{_LABELS if host.startswith('.') else ''}{form}{f':{port}' if port else '(:443)?'}"
 
 
 ENDPOINT = Setting(
@@ -70,8 +82,7 @@ ENDPOINT = Setting(
     "The address of your resource, as the portal shows it.",
     "https://my-resource.openai.azure.com",
     "must be https:// and the host of your resource, which ends in one of {hosts}; without a path or a query",
-    # A label of a host has 1 to 63 letters, digits and hyphens, and does not begin or end with a hyphen.
-    r"https://([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}HOSTS(:443)?/?",
+    r"https://HOSTS/?",
     max_length=265,  # a host has 253 characters at most
     decides=True,
     names_host=True,

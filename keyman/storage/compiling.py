@@ -53,13 +53,17 @@ class Compiled:
         return Bound(self._text, arguments)
 
     def decode(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Return rows of the driver with the values of the columns' types. Raises what the types raise."""
+        """Return rows of the driver with the values of the columns' types. Raises what the types raise.
+
+        Null is null in every type.
+        """
         return [self._decode_row(row) for row in rows] if self._decoders else rows
 
     def _decode_row(self, row: Row) -> Row:
         values = [*row]
         for at, decode in self._decoders:
-            values[at] = decode(values[at])
+            if (value := values[at]) is not None:
+                values[at] = decode(value)
         return values
 
 

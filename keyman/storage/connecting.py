@@ -50,7 +50,8 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has
         if not query.startswith("BEGIN"):
             return str(await super().execute(query, *args, timeout=timeout))
         try:
-            return str(await super().execute(f"{query} {self.settings}", timeout=timeout))
+            begin, _, more = query.partition(";")  # what the caller sets counts more
+            return str(await super().execute(f"{begin}; {self.settings} {more}", timeout=timeout))
         except asyncpg.PostgresError:
             # The pooler's connection may have an open transaction now, which asyncpg does not know.
             self.terminate()

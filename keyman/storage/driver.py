@@ -11,17 +11,19 @@ fault leaves its state unknown.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import aiosqlite
 import asyncpg
+from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.errors import RefusedStatement, raise_alone
+from keyman.errors import raise_alone
 from keyman.storage.compiling import Bound, Row
-from keyman.storage.faults import BARE_FAULTS, DriverFault
+from keyman.storage.faults import BARE_FAULTS, DriverFault, RolledBack
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +39,7 @@ async def fetch(connection: AsyncConnection, bound: Bound) -> Sequence[Row]:
 
 async def execute(connection: AsyncConnection, bound: Bound) -> int:
     """Execute a statement, and return how many rows it changed."""
+    note_change(connection)
     async with _Driver(connection) as raw:
         if isinstance(raw, aiosqlite.Connection):
             return await _on_its_thread(raw, _change, bound)
@@ -45,11 +48,24 @@ async def execute(connection: AsyncConnection, bound: Bound) -> int:
 
 async def execute_many(connection: AsyncConnection, text: str, rows: Sequence[Sequence[object]]) -> None:
     """Execute a statement once for each row of arguments."""
+    note_change(connection)
     async with _Driver(connection) as raw:
         if isinstance(raw, aiosqlite.Connection):
             await _on_its_thread(raw, sqlite3.Connection.executemany, text, rows)
         else:
             await raw.executemany(text, rows)
+
+
+async def at_once(connection: AsyncConnection, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    """Carry out a coroutine that waits for nothing but statements of this connection.
+
+    On SQLite it runs on the thread of the connection, to which it is handed over once. Raises RuntimeError there if it
+    waits for anything else.
+    """
+    async with _Driver(connection) as raw:
+        if isinstance(raw, aiosqlite.Connection):
+            return await _on_its_thread(raw, _run_through, work)
+    return await work()
 
 
 async def begin(connection: AsyncConnection, patience: float | None, usual_patience: float) -> None:
@@ -58,9 +74,19 @@ async def begin(connection: AsyncConnection, patience: float | None, usual_patie
         if isinstance(raw, aiosqlite.Connection):
             await _on_its_thread(raw, _begin, patience, usual_patience)
             return
-        await raw.execute("BEGIN ISOLATION LEVEL READ COMMITTED;")
-        if patience is not None:
-            await raw.execute(f"SET LOCAL lock_timeout = {int(patience * 1000)}")
+        limit = "" if patience is None else _lock_timeout(patience)
+        await raw.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {limit}")
+
+
+async def wait_for_locks(connection: AsyncConnection, patience: float) -> None:
+    """Wait for locks for so many seconds from now on, until the transaction ends. On SQLite it has its only lock."""
+    async with _Driver(connection) as raw:
+        if not isinstance(raw, aiosqlite.Connection):
+            await raw.execute(_lock_timeout(patience))
+
+
+def _lock_timeout(patience: float) -> str:
+    return f"SET LOCAL lock_timeout = {int(patience * 1000)}"
 
 
 async def begin_reading(connection: AsyncConnection) -> None:
@@ -69,14 +95,29 @@ async def begin_reading(connection: AsyncConnection) -> None:
 
 
 async def commit(connection: AsyncConnection) -> None:
-    """Commit the transaction. Raises RefusedStatement if the database rolls it back, since a statement had failed."""
+    """Commit the transaction. Raises RolledBack if the database rolls it back, since a statement had failed."""
     async with _Driver(connection) as raw:
         if isinstance(raw, aiosqlite.Connection):
             await _on_its_thread(raw, sqlite3.Connection.execute, "COMMIT")
             return
         status = await raw.execute("COMMIT")
     if status != "COMMIT":
-        raise RefusedStatement("the database rolled a transaction back in which a statement had failed")
+        raise RolledBack("the database rolled a transaction back in which a statement had failed")
+
+
+async def savepoint(connection: AsyncConnection) -> None:
+    """Set a savepoint, for `roll_back_to_savepoint` or `release_savepoint`."""
+    await execute(connection, Bound("SAVEPOINT member", ()))
+
+
+async def roll_back_to_savepoint(connection: AsyncConnection) -> None:
+    """Undo what the transaction did since the savepoint, and release it."""
+    await execute(connection, Bound("ROLLBACK TO SAVEPOINT member", ()))
+    await release_savepoint(connection)
+
+
+async def release_savepoint(connection: AsyncConnection) -> None:
+    await execute(connection, Bound("RELEASE SAVEPOINT member", ()))
 
 
 async def end(connection: AsyncConnection) -> None:
@@ -116,14 +157,45 @@ class _Driver:
             raise_alone(DriverFault(fault))
 
     def _is_lost(self) -> bool:
+        if self._connection.invalidated:
+            return False
         raw = raw_of(self._connection)
         return isinstance(raw, asyncpg.Connection) and raw.is_closed()
 
 
+def notes_of(connection: AsyncConnection) -> dict[Any, Any]:
+    """Return what keyman notes about the driver's connection. Raises DriverFault if it was given up."""
+    return _pooled(connection).info
+
+
+_CHANGED = "keyman_changed"
+
+
+def note_change(connection: AsyncConnection) -> None:
+    """Note that a statement of the transaction changes rows."""
+    notes_of(connection)[_CHANGED] = True
+
+
+def take_changed(connection: AsyncConnection) -> bool:
+    """Return whether a statement changed rows since this was last asked."""
+    return bool(notes_of(connection).pop(_CHANGED, False))
+
+
 def raw_of(connection: AsyncConnection) -> Any:
-    """Return the driver's connection: asyncpg's, or aiosqlite's."""
-    assert connection.sync_connection is not None
-    return connection.sync_connection.connection.driver_connection
+    """Return the driver's connection: asyncpg's, or aiosqlite's. Raises DriverFault if it was given up.
+
+    SQLAlchemy would replace it by another one from the pool. What follows in the transaction would then be executed,
+    and stored, outside it.
+    """
+    return _pooled(connection).driver_connection
+
+
+def _pooled(connection: AsyncConnection) -> PoolProxiedConnection:
+    inner = connection.sync_connection  # its own attributes pass through fewer layers than those of `connection`
+    assert inner is not None
+    if inner.invalidated:
+        raise DriverFault(ConnectionAbortedError())
+    return inner.connection
 
 
 async def _on_its_thread(
@@ -132,13 +204,25 @@ async def _on_its_thread(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> R:
-    """Call a function with the connection of sqlite3, on the thread of aiosqlite. It is handed over once.
+    """Call a function with the connection of sqlite3, on the thread of aiosqlite. It is handed over once, if at all.
 
     aiosqlite offers only single calls of a cursor, each with its own hand-over: four for a statement. What this uses
     is private, so a test checks it, and the version of aiosqlite is bounded.
     """
+    if threading.current_thread() is connection._thread:  # within `at_once`
+        return function(connection._conn, *args, **kwargs)
     found = await connection._execute(function, connection._conn, *args, **kwargs)  # type: ignore[no-untyped-call]  # aiosqlite does not type it
     return cast("R", found)
+
+
+def _run_through(_connection: sqlite3.Connection, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    running = work()
+    try:
+        running.send(None)
+    except StopIteration as end:
+        return cast("R", end.value)
+    running.close()
+    raise RuntimeError("a work waits for something else than its statements")
 
 
 def _fetch(connection: sqlite3.Connection, bound: Bound) -> list[Row]:

@@ -9,8 +9,8 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from keyman.errors import KeymanError
-from keyman.telemetry import Repeats, log
+from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
+from keyman.telemetry import Repeats, frames, log
 
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE for a statement that its user may not execute, as it appears in the result of `kind`."""
@@ -36,6 +36,21 @@ class DriverFault(KeymanError):
     def __init__(self, orig: BaseException) -> None:
         super().__init__(type(orig).__name__)
         self.orig = orig
+
+
+class RolledBack(RefusedStatement):
+    """The database answered COMMIT with ROLLBACK: nothing is stored."""
+
+
+class CommitLost(DatabaseUnavailable):
+    """COMMIT was sent, and not answered: the change may or may not be stored."""
+
+    def __init__(self, *, kind: str = "") -> None:
+        super().__init__(
+            "The connection to the database was lost during the commit. The change may or may not be stored: look "
+            "before you send it again, or repeat it with the same Idempotency-Key.",
+            kind=kind,
+        )
 
 
 BARE_FAULTS = (OSError, TimeoutError, UnicodeError, OverflowError)
@@ -111,3 +126,18 @@ def report(fault: BaseException) -> None:
     """Log an outage. Each request meets it again, so one that stays the same is logged once a minute."""
     if _repeats.is_due(kind(fault)):
         log.warning("database unavailable", fault=kind(fault))
+
+
+def of_one_caller(fault: BaseException, what: str) -> Exception:
+    """Return the exception for one of the callers who shared a read that failed. `what` they wanted is for the log."""
+    if isinstance(fault, DatabaseUnavailable):
+        return DatabaseUnavailable(fault.detail, kind=fault.kind)
+    if isinstance(fault, RefusedStatement):
+        return type(fault)(*fault.args)
+    if isinstance(fault, TimeoutError):
+        log.warning("a shared read took too long", what=what)
+        return DatabaseUnavailable(kind="TimeoutError")
+    if isinstance(fault, Exception):
+        log.error("a shared read failed", what=what, **frames(fault))
+        return RefusedStatement("a shared read failed")
+    return DatabaseUnavailable()  # it was cancelled, because the process stops

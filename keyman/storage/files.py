@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -58,9 +59,7 @@ class Files:
         """
         if self._connection is not None:
             return
-        connection = sqlite3.connect(
-            f"file:{quote(str(self._file))}?mode=rw", uri=True, check_same_thread=False, timeout=0, isolation_level=None
-        )
+        connection = self._open(0)
         try:
             # A connection opens the -wal file when it first reads.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
@@ -69,6 +68,15 @@ class Files:
         else:
             self._connection = connection
             self.check()
+
+    def truncate_log(self, patience: float) -> bool:
+        """Copy the `-wal` file into the database, and cut it to nothing. It keeps the pages of deleted rows until then.
+
+        Return False if a reader or a writer was in the way for `patience` seconds. Raises sqlite3.Error.
+        """
+        with closing(self._open(patience)) as connection:
+            (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
 
     def require_space(self) -> None:
         """Raise DiskFull unless MIN_FREE_BYTES are free for a user other than root."""
@@ -82,6 +90,10 @@ class Files:
                 self._connection.close()
             self._connection = None
             self._identities.pop(self._wal, None)
+
+    def _open(self, patience: float) -> sqlite3.Connection:
+        address = f"file:{quote(str(self._file))}?mode=rw"
+        return sqlite3.connect(address, uri=True, check_same_thread=False, timeout=patience, isolation_level=None)
 
     def _compare(self, path: Path, found: os.stat_result) -> None:
         identity = (found.st_dev, found.st_ino)

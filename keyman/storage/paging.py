@@ -38,7 +38,7 @@ class Limit(int):
         return cls(number)
 
 
-_CURSOR = "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$"
+PLAIN_CURSOR = "^(?!A{11}$)[A-Za-f][A-Za-z0-9_-]{9}[AEIMQUYcgkosw048]$"
 """An id in base64url: eight bytes, which are not all zero, and whose first bit is 0."""
 
 
@@ -47,13 +47,13 @@ class Cursor(int):
 
     schema: ClassVar[dict[str, object]] = {
         "type": "string",
-        "pattern": _CURSOR,
+        "pattern": PLAIN_CURSOR,
         "examples": ["AAAAAAAAAAo"],
     }
 
     @classmethod
     def parse(cls, raw: object) -> Self:
-        if not isinstance(raw, str) or not re.fullmatch(_CURSOR, raw):
+        if not isinstance(raw, str) or not re.fullmatch(PLAIN_CURSOR, raw):
             raise ValueError("must be a cursor from a Link header")
         (number,) = struct.unpack(">q", base64.urlsafe_b64decode(f"{raw}="))
         return cls(number)

@@ -2,8 +2,8 @@
 
 A `Query` returns rows, and a `Command` returns how many rows it changed. Both are created when their module is
 imported. At the first use on a database they are compiled for it (compiling.py), and from then on the driver executes
-their text (driver.py). Statements of the filters of the audit log, which have many shapes, are created at the first use
-of each. Only this module executes them.
+their text (driver.py). Statements of the filters of the audit log and of lists of keys, which have many shapes, are
+created at the first use of each. Only this module executes them.
 
     class Found(NamedTuple):
         id: KeyId
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, SelectBase
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.errors import RefusedStatement, raise_alone
@@ -52,11 +52,15 @@ class Query(Generic[R]):
             raise TypeError(f"{row} does not have the fields of the statement")
         self.statement = statement
         self.row = row
+        self.changes = not isinstance(statement, SelectBase)
+        """Whether it may change rows."""
         self._compiler = Compiler(statement)
 
     async def all(self, connection: AsyncConnection, **parameters: object) -> list[R]:
         """Return every row. Raises UnreadableRow."""
         compiled = self._compiler.compiled(connection.dialect, parameters)
+        if self.changes:
+            driver.note_change(connection)
         rows = await driver.fetch(connection, _bind(compiled, parameters))
         return [self.row(*values) for values in _decode(compiled, rows)]
 
@@ -113,7 +117,9 @@ class Command:
 
         All mappings have the same names.
         """
-        if not rows:
+        if len(rows) < 2:
+            for only in rows:
+                await self.execute(connection, **only)
             return
         compiled = self._compiler.compiled(connection.dialect, rows[0])
         bound = [_bind(compiled, row) for row in rows]

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -31,6 +31,7 @@ from keyman.storage.faults import (
     FAULTS,
     INSUFFICIENT_PRIVILEGE,
     READ_ONLY,
+    CommitLost,
     DriverFault,
     is_of_pooler,
     is_outage,
@@ -39,14 +40,16 @@ from keyman.storage.faults import (
     report,
 )
 from keyman.storage.files import Files
+from keyman.storage.group import Work
+from keyman.storage.notes import Notes
 from keyman.storage.statements import Command
+from keyman.storage.together import GROUP_PATIENCE, SharedAuthority, Together
 from keyman.telemetry import Metrics, log
 
-NOTE_PATIENCE = 0.05
-"""Seconds that `Database.note` waits for a lock before it skips the command: too short to notice."""
+R = TypeVar("R")
 
-NOTE_PAUSE = 1.0
-"""Seconds without another note after a skipped one, so that only one of many requests waits for a lock."""
+TRUNCATE_PATIENCE = 2.0
+"""Seconds that `Database.truncate_log` waits for readers and writers. Those that come meanwhile wait, too."""
 
 
 class Authority(Protocol):
@@ -73,6 +76,19 @@ class Unchecked(StrEnum):
     async def confirm(self, connection: AsyncConnection) -> None:
         """Check nothing."""
 
+    @property
+    def kind_of_check(self) -> Hashable:
+        """Nothing is checked, so only what is written for the same reason shares a transaction."""
+        return self
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    async def confirm_together(self, _connection: AsyncConnection, all_of: Sequence[Unchecked]) -> list[None]:
+        """Check nothing."""
+        return [None for _ in all_of]
+
 
 class Database:
     """A database. `metrics`, if given, counts the connections in use. `read_only` is for callers that only read."""
@@ -90,7 +106,10 @@ class Database:
         self._use_engine(pooled=not self.is_sqlite and is_pooled(url) is True)
         # SQLite has one writer at a time. Writers get this lock in order; waiting inside SQLite has no order.
         self._writer = asyncio.Lock() if self.is_sqlite else None
-        self._next_note = 0.0  # in seconds of the monotonic clock
+        self._notes = Notes(self.write)
+        # A group on SQLite waits in turn, as any writer does: it holds no locks while it waits.
+        patience = None if self.is_sqlite else GROUP_PATIENCE
+        self._together = Together(self.write, lambda: self._transaction(patience), self.read, is_sqlite=self.is_sqlite)
 
     @property
     def exists(self) -> bool:
@@ -105,6 +124,20 @@ class Database:
         default BUSY_TIMEOUT. Raises DatabaseUnavailable. It does not translate an IntegrityError of the block, because
         the caller knows what it means.
         """
+        async with self._transaction(patience) as connection:
+            await by.confirm(connection)
+            yield connection
+
+    async def together(self, by: SharedAuthority, work: Work[R], *, about: int | None = None) -> R:
+        """Carry a work out in a transaction that others may share. See `storage.together`."""
+        return await self._together.write(by, work, about=about)
+
+    async def by_itself(self, by: SharedAuthority, work: Work[R]) -> R:
+        """Carry a work out as `together` does, but in a transaction of its own."""
+        return await self._together.by_itself(by, work)
+
+    @asynccontextmanager
+    async def _transaction(self, patience: float | None) -> AsyncIterator[AsyncConnection]:
         translated = _faults_translated(is_expected=patience is not None, notice=self._notice)
         async with translated as own, self._turn(patience):
             self._check_file()
@@ -114,7 +147,6 @@ class Database:
                     if self._files is not None and not self._read_only:
                         self._files.hold()
                     with _remembered(own):
-                        await by.confirm(connection)
                         yield connection
                     try:
                         await driver.commit(connection)
@@ -126,12 +158,7 @@ class Database:
                         # The connection may still have an open transaction and, on SQLite, the lock.
                         with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
                             await connection.invalidate()
-                        raise_alone(
-                            DatabaseUnavailable(
-                                "The connection to the database was lost during the commit. The change may or may not "
-                                "be stored: check before you send it again."
-                            )
-                        )
+                        raise_alone(CommitLost(kind=kind(fault)))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -146,17 +173,12 @@ class Database:
                         yield connection
 
     async def note(self, by: Authority, command: Command, **parameters: object) -> None:
-        """Execute a command in its own transaction. It is skipped if it cannot be executed at once."""
-        if monotonic() < self._next_note:
-            return
-        try:
-            # `patience` limits the wait for a lock, of which there can be two. The timeout around it limits any other
-            # wait, as for a connection. It costs the connection, so the waits for locks end before.
-            async with asyncio.timeout(4 * NOTE_PATIENCE), self.write(by, patience=NOTE_PATIENCE) as connection:
-                await command.execute(connection, **parameters)
-        except (DatabaseUnavailable, RefusedStatement, TimeoutError) as fault:
-            log.info("note skipped", fault=getattr(fault, "kind", type(fault).__name__))
-            self._next_note = monotonic() + NOTE_PAUSE
+        """Execute a command in its own transaction. It is skipped if it cannot be executed at once. See `notes`."""
+        await self._notes.make(by, command, parameters)
+
+    async def note_together(self, by: Unchecked, command: Command, *, about: int, **parameters: object) -> None:
+        """Execute a command as `note` does, once for each id that it is `about`, in a transaction that others share."""
+        await self._notes.make_together(by, command, about, parameters)
 
     def _use_engine(self, *, pooled: bool) -> None:
         bare = engine.create_engine(
@@ -212,7 +234,22 @@ class Database:
             report(fault)
             raise_alone(DatabaseUnavailable(kind=kind(fault)))
 
+    async def truncate_log(self) -> None:
+        """Remove from the `-wal` file of a SQLite database what a transaction has deleted. It raises no fault.
+
+        If others use the database all the time, this does nothing, and housekeeping tries again.
+        """
+        if self._files is None:
+            return
+        is_done = False
+        with contextlib.suppress(sqlite3.Error, OSError):
+            is_done = await asyncio.to_thread(self._files.truncate_log, TRUNCATE_PATIENCE)
+        if not is_done:
+            log.info("write-ahead log not truncated")
+
     async def close(self) -> None:
+        await self._together.close()
+        await self._notes.close()
         for used in (*self._retired, self._engine):
             await used.dispose()
         if self._files is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self, overload
 
 from keyman.client.errors import NotFound, Undecryptable
-from keyman.client.shapes import Resolved, is_value
+from keyman.client.shapes import PortalLink, Resolved, is_value, require_one_way
+
+PORTAL_LIFETIME = timedelta(minutes=5)
+"""How long a link of the server works."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,18 @@ class ResolveCall:
     user_id: int | None
     service: str | None
     purpose: str | None
+    subject: str | None = None
+    issuer: str | None = None
+
+
+@dataclass(frozen=True)
+class PortalCall:
+    """One call of `portal_link`, by its arguments."""
+
+    subject: str
+    return_url: str | None
+    email: str | None
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -32,12 +47,15 @@ class _Undecryptable:
 class _Fake:
     """The keys and the calls that both kinds of fake have.
 
-    `calls` lists each call of `resolve`, also those that raise ClientError. `is_closed` says whether it is closed.
+    `calls` lists each call of `resolve`, also those that raise ClientError, and `portal_calls` each of `portal_link`.
+    `is_closed` says whether it is closed.
     """
 
     def __init__(self) -> None:
         self.calls: list[ResolveCall] = []
+        self.portal_calls: list[PortalCall] = []
         self.is_closed = False
+        self._subjects: dict[str, int] = {}
         self._keys: dict[int, Resolved | _Undecryptable] = {}
         self._last_id = 0
 
@@ -76,17 +94,36 @@ class _Fake:
         """Remove a key, as if its owner had deleted or paused it. Raises KeyError for an id that no key has."""
         del self._keys[key_id]
 
-    def forget(self, *, user_id: int | None = None, service: str | None = None, key_id: int | None = None) -> None:
+    def name(self, subject: str, *, user_id: int) -> None:
+        """Let `resolve` find the keys of a user by this subject, whatever the issuer."""
+        self._subjects[subject] = user_id
+
+    def forget(
+        self,
+        *,
+        user_id: int | None = None,
+        service: str | None = None,
+        key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
+    ) -> None:
         """Do nothing: a fake has no cache. Raises TypeError for arguments that name no key, as the client can."""
-        if (user_id, service, key_id) != (None, None, None):
-            _require_one_way("forget", key_id, user_id, service)
+        if {user_id, service, key_id, subject, issuer} != {None}:
+            require_one_way("forget", key_id, user_id, service, subject, issuer)
+
+    def _link(self, call: PortalCall) -> PortalLink:
+        """Return a link that leads nowhere. The user of a new subject gets a number of its own."""
+        self.portal_calls.append(call)
+        user_id = self._subjects.setdefault(call.subject, 1 + max(self._subjects.values(), default=0))
+        url = f"https://keyman.invalid/portal/{len(self.portal_calls)}"
+        return PortalLink(url, datetime.now(UTC) + PORTAL_LIFETIME, user_id)
 
     def _next_id(self) -> int:
         self._last_id += 1
         return self._last_id
 
     def _answer(self, call: ResolveCall) -> Resolved:
-        _require_one_way("resolve", call.key_id, call.user_id, call.service)
+        require_one_way("resolve", call.key_id, call.user_id, call.service, call.subject, call.issuer)
         self.calls.append(call)
         key = self._find(call)
         if isinstance(key, _Undecryptable):
@@ -97,13 +134,17 @@ class _Fake:
             )
         if key is None or _has_expired(key):
             raise NotFound("There is no such key for this application. (404, not-found)", status=404, slug="not-found")
-        return key
+        if call.subject is None:
+            return key
+        value = key.reveal()
+        return Resolved(value, key.key_id, key.user_id, key.service, key.expires_at, key.settings, call.subject)
 
     def _find(self, call: ResolveCall) -> Resolved | _Undecryptable | None:
         """Return the key that the call names; for a user and a service the newest active one, or else the newest."""
         if call.key_id is not None:
             return self._keys.get(call.key_id)
-        named = (call.user_id, call.service)
+        user_id = call.user_id if call.subject is None else self._subjects.get(call.subject)
+        named = (user_id, call.service)
         theirs = [key for key in reversed([*self._keys.values()]) if (key.user_id, key.service) == named]
         active = [key for key in theirs if isinstance(key, Resolved) and not _has_expired(key)]
         return next(iter([*active, *theirs]), None)
@@ -128,13 +169,18 @@ class FakeResolver(_Fake):
     Traceback (most recent call last):
     keyman.client.errors.NotFound: There is no such key for this application. (404, not-found)
     >>> fake.calls[0]
-    ResolveCall(key_id=None, user_id=7, service='OPENAI', purpose='Answer to a chat')
+    ResolveCall(key_id=None, user_id=7, service='OPENAI', purpose='Answer to a chat', subject=None, issuer=None)
     >>> fake
     <FakeResolver keys=1 calls=2>
     """
 
     @overload
     def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
+
+    @overload
+    def resolve(
+        self, *, subject: str, service: str, issuer: str | None = None, purpose: str | None = None
+    ) -> Resolved: ...
 
     @overload
     def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
@@ -145,10 +191,18 @@ class FakeResolver(_Fake):
         user_id: int | None = None,
         service: str | None = None,
         key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
         purpose: str | None = None,
     ) -> Resolved:
         """Return one key, or the newest active one of a user for a service. Raises NotFound, Undecryptable."""
-        return self._answer(ResolveCall(key_id, user_id, service, purpose))
+        return self._answer(ResolveCall(key_id, user_id, service, purpose, subject, issuer))
+
+    def portal_link(
+        self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
+    ) -> PortalLink:
+        """Return a link that leads nowhere, and add the call to `portal_calls`."""
+        return self._link(PortalCall(subject, return_url, email, name))
 
     def close(self) -> None:
         """Set `is_closed`."""
@@ -178,6 +232,11 @@ class AsyncFakeResolver(_Fake):
     async def resolve(self, *, user_id: int, service: str, purpose: str | None = None) -> Resolved: ...
 
     @overload
+    async def resolve(
+        self, *, subject: str, service: str, issuer: str | None = None, purpose: str | None = None
+    ) -> Resolved: ...
+
+    @overload
     async def resolve(self, *, key_id: int, purpose: str | None = None) -> Resolved: ...
 
     async def resolve(
@@ -186,10 +245,18 @@ class AsyncFakeResolver(_Fake):
         user_id: int | None = None,
         service: str | None = None,
         key_id: int | None = None,
+        subject: str | None = None,
+        issuer: str | None = None,
         purpose: str | None = None,
     ) -> Resolved:
         """Return one key, or the newest active one of a user for a service. Raises NotFound, Undecryptable."""
-        return self._answer(ResolveCall(key_id, user_id, service, purpose))
+        return self._answer(ResolveCall(key_id, user_id, service, purpose, subject, issuer))
+
+    async def portal_link(
+        self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
+    ) -> PortalLink:
+        """Return a link that leads nowhere, and add the call to `portal_calls`."""
+        return self._link(PortalCall(subject, return_url, email, name))
 
     async def aclose(self) -> None:
         """Set `is_closed`."""
@@ -202,13 +269,6 @@ class AsyncFakeResolver(_Fake):
         self, kind: type[BaseException] | None, fault: BaseException | None, where: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _require_one_way(method: str, key_id: int | None, user_id: int | None, service: str | None) -> None:
-    """Raises TypeError unless a key is named in exactly one of the two ways."""
-    by_user = (user_id is not None, service is not None)
-    if any(by_user) if key_id is not None else not all(by_user):
-        raise TypeError(f"{method}() takes either key_id, or user_id and service")
 
 
 def _has_expired(key: Resolved) -> bool:

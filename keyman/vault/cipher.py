@@ -82,7 +82,10 @@ class TransitCipher:
         self._batcher = Batcher(self._encrypt, _failure, max_batch=MAX_BATCH, max_batches=MAX_BATCHES)
 
     async def encrypt(self, plaintext: Secret, context: Context) -> Sealed:
-        sealing = self._batcher.submit({"plaintext": _encoded(plaintext), "context": context.encoded()})
+        item = {"plaintext": _encoded(plaintext), "context": context.encoded()}
+        sealing = self._batcher.submit(item, self._settings.timeout)
+        if self._guard.is_fresh():
+            return await sealing
         try:
             async with asyncio.timeout(self._settings.timeout):
                 # In parallel, so that the check takes no extra time. If it finds the wrong key, the sealed value is
@@ -122,6 +125,8 @@ def _failure(fault: BaseException) -> VaultUnavailable:
     """Return the exception for one caller of a batch that failed."""
     if isinstance(fault, VaultUnavailable):
         return VaultUnavailable(fault.reason, retry_after=fault.retry_after or 5)
+    if isinstance(fault, TimeoutError):
+        return VaultUnavailable(VaultReason.TIMEOUT)
     return VaultUnavailable(VaultReason.ERROR)
 
 

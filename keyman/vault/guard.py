@@ -37,6 +37,10 @@ KEY_PROPERTIES = {
 """The properties that the key must have. `provision.py` creates it with them."""
 
 
+MAX_AGE = 1.0
+"""Seconds for which a check that found the right key counts."""
+
+
 class SentinelStore(Protocol):
     """The storage of the sentinel. `uuid` is that of the deployment."""
 
@@ -66,7 +70,11 @@ class Guard(ABC):
         self._checked_at = float("-inf")
         self._verdict: VaultUnavailable | None = None
 
-    async def verify(self, max_age: float = 1.0) -> None:
+    def is_fresh(self, max_age: float = MAX_AGE) -> bool:
+        """Return whether `verify` would return at once."""
+        return self._verdict is None and monotonic() - self._checked_at <= max_age
+
+    async def verify(self, max_age: float = MAX_AGE) -> None:
         """Return if a check found the right key at most `max_age` seconds ago.
 
         Otherwise raises VaultUnavailable, or DatabaseUnavailable when the sentinel cannot be read.

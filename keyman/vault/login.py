@@ -22,7 +22,7 @@ from hvac.api.auth_methods.jwt import JWT
 from hvac.api.auth_methods.kubernetes import Kubernetes
 from hvac.api.auth_methods.token import Token
 
-from keyman.config.reader import read_secret_file, secret
+from keyman.config.reader import read_secret_file, secret, sentence
 from keyman.config.vault import SECRET_ID, VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.secret import Secret
@@ -64,12 +64,11 @@ class VaultClient:
     async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
         """Await `request()` while logged in, within the operation's deadline. Raises VaultUnavailable.
 
-        `request` may run twice. `operation` labels the metrics.
+        `request` makes one call of the adapter, and may run twice. `operation` labels the metrics.
         """
         with self._metrics.vault_operation(operation):
             try:
-                async with asyncio.timeout(self._settings.timeout):
-                    return await self._authenticated(request)
+                return await self._authenticated(request)
             except TimeoutError:
                 fault = VaultFault(VaultReason.TIMEOUT)
             except VaultFault as raised:
@@ -96,14 +95,18 @@ class VaultClient:
     async def _authenticated(self, request: Callable[[], Awaitable[T]]) -> T:
         if self._settings.auth == "agent":
             return await self._behind_an_agent(request)
-        if self.adapter.token is None:
-            await self._replace_token(None)
-        used = self.adapter.token
-        try:
-            return await request()
-        except VaultFault as fault:
-            if fault.status != 403:
-                raise
+        deadline, used = asyncio.get_running_loop().time() + self._settings.timeout, self.adapter.token
+        if used is not None:
+            try:
+                return await request()  # the adapter ends it at the same time
+            except VaultFault as fault:
+                if fault.status != 403:
+                    raise
+        async with asyncio.timeout_at(deadline):
+            return await self._after_login(used, request)
+
+    async def _after_login(self, used: str | None, request: Callable[[], Awaitable[T]]) -> T:
+        """Log in, unless another caller has done so since `used` was current, and repeat the request."""
         await self._replace_token(used)
         try:
             return await request()
@@ -206,7 +209,7 @@ class VaultClient:
             return secret(await asyncio.to_thread(read_secret_file, path))
         except ValueError as fault:
             variable = "KEYMAN_VAULT_TOKEN" if self._settings.auth == "token" else SECRET_ID
-            log.error("the file with the credential for Vault's login cannot be used", why=f"{variable} {fault}")
+            log.error("the file with the credential for Vault's login cannot be used", why=sentence(variable, fault))
             raise VaultFault(VaultReason.LOGIN) from None
 
     async def _jwt(self) -> str:

@@ -26,7 +26,7 @@ from keyman.secret import Secret
 from keyman.vault.adapter import REQUEST_ID_HEADER, AsyncAdapter, VaultFault, extract, none_if_missing
 from keyman.vault.guard import KEY_PROPERTIES
 
-ROLES = ("keyman-management", "keyman-resolver", "keyman-rotator")
+ROLES = ("keyman-management", "keyman-resolver", "keyman-gateway", "keyman-rotator")
 """Each role has a policy file and an AppRole with its name."""
 
 POLICIES = (*ROLES, "keyman-admin")

@@ -12,6 +12,7 @@ from keyman.identity.tokens import Token
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
 from tests.support.cli import Finished
+from tests.support.issuer import Issuer
 
 
 def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str, str]) -> None:
@@ -37,6 +38,13 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
         "tokens": [first.hint(), second.hint()],
         "last_used_at": None,
         "disabled_at": None,
+        "portal": False,
+        "issuers": [],
+        "return_urls": [],
+        "checks": False,
+        "jwt_issuer": None,
+        "jwt_subject": None,
+        "jwt_audience": None,
     }
     table = keyman("app", "list", env=env).out
     assert table.split()[:4] == ["NAME", "SERVICES", "TOKENS", "CREATED"]
@@ -64,6 +72,9 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
         assert failed(keyman("app", command, "nobody", env=env)) == "keyman: There is no application with this name.\n"
 
 
+CHAT = ("create", "chat", "--service", "OPENAI")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -80,12 +91,93 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
         ("rotate", "chat", "--overlap", "31d"),
         ("rotate", "chat", "--overlap", "a week"),
         ("revoke", "Chat"),
+        ("create", "chat", "--service", "OPENAI", "--portal"),
+        ("create", "chat", "--service", "OPENAI", "--return-url", "https://chat.example.com/"),
+        ("create", "chat", "--service", "OPENAI", "--portal", "--return-url", "http://chat.example.com/"),
+        ("create", "chat", "--service", "OPENAI", "--portal", "--return-url", "https://chat.example.com/a/../b"),
+        ("create", "chat", "--service", "OPENAI", "--issuer", ""),
+        ("create", "chat", "--service", "OPENAI", "--issuer", "two words"),
+        ("create", "chat", "--service", "OPENAI", "--issuer", "keyman:app:"),
+        ("create", "chat", "--service", "OPENAI", "--issuer", "keyman:app:Chat"),
+        ("create", "chat", "--service", "OPENAI", "--issuer", "keyman:users"),
+        (*CHAT, "--jwt-issuer", "https://id.example.com"),
+        (*CHAT, "--jwt-subject", "chat"),
+        (*CHAT, "--jwt-audience", "keyman-resolver"),
+        (*CHAT, "--jwt-issuer", "http://id.example.com", "--jwt-subject", "chat"),
+        (*CHAT, "--jwt-issuer", "id.example.com", "--jwt-subject", "chat"),
+        (*CHAT, "--jwt-issuer", "keyman:app:x", "--jwt-subject", "chat", "--jwt-jwks-url", "https://id.example.com/"),
+        (*CHAT, "--jwt-issuer", "https://id.example.com", "--jwt-subject", " chat"),
+        (*CHAT, "--jwt-issuer", "https://id.example.com", "--jwt-subject", "chat", "--jwt-audience", "two words"),
+        (*CHAT, "--jwt-issuer", "https://id.example.com", "--jwt-subject", "chat", "--jwt-jwks-url", "http://a.b/"),
+        (*CHAT, "--jwt-issuer", "https://id.example.com", "--jwt-subject", "chat", "--jwt-jwks-file", "/nowhere"),
+        (*CHAT, "--jwt-issuer", "https://id.example.com", "--jwt-subject", "chat", "--jwt-jwks-file", __file__),
     ],
 )
 def test_wrong_usage_is_said_and_changes_nothing(env: dict[str, str], arguments: tuple[str, ...]) -> None:
     refused = keyman("app", *arguments, env=env)
     assert (refused.code, refused.out) == (2, "")
     assert "Traceback" not in refused.err
+    assert json.loads(keyman("app", "list", "--json", env=env).out) == []
+
+
+def test_whose_users_an_application_serves_is_registered_and_listed(env: dict[str, str]) -> None:
+    def create(name: str, *more: str) -> Finished:
+        return keyman("app", "create", name, "--service", "OPENAI", *more, env=env)
+
+    portal = ("--portal", "--return-url", "https://Shop.example.com", "--return-url", "http://localhost:3000/back")
+    assert create("shop", *portal).code == 0
+    assert create("worker", "--issuer", "keyman:app:shop", "--issuer", "https://id.example.com").code == 0
+    assert create("both", *portal, "--issuer", "https://id.example.com", "--issuer", "keyman:app:both").code == 0
+    named = create("named", "--issuer", "id.example.com", "--issuer", "https://id.example.com")
+    assert named.code == 0
+    assert named.err.startswith("Warning: the issuer id.example.com is no URL.")
+    assert named.err.count("Warning") == 1
+    assert keyman("app", "revoke", "named", env=env).code == 0
+    unknown = create("other", "--issuer", "keyman:app:nobody")
+    assert failed(unknown).startswith("keyman: An issuer begins with keyman:app: and names no application.")
+    listed = json.loads(keyman("app", "list", "--json", env=env).out)
+    urls = ["https://shop.example.com/", "http://localhost:3000/back"]
+    assert [(one["name"], one["portal"], one["issuers"], one["return_urls"]) for one in listed] == [
+        ("both", True, ["https://id.example.com", "keyman:app:both"], urls),
+        ("named", False, ["id.example.com", "https://id.example.com"], []),
+        ("shop", True, ["keyman:app:shop"], urls),
+        ("worker", False, ["keyman:app:shop", "https://id.example.com"], []),
+    ]
+    assert "keyman:app:shop" in keyman("app", "list", env=env).out
+
+
+def test_an_application_with_a_jwt_has_no_token_and_its_claims_are_listed(env: dict[str, str], tmp_path: Path) -> None:
+    issuer = Issuer("https://kubernetes.default.svc")
+    file = tmp_path / "jwks.json"
+    file.write_bytes(issuer.jwks())
+    login = ("--jwt-issuer", issuer.url, "--jwt-subject", "system:serviceaccount:shop:chat")
+    made = keyman("app", *CHAT, *login, "--jwt-jwks-file", str(file), env=env)
+    assert made == Finished(0, "", "Registered chat for OPENAI. It logs in with a JWT.\n")
+    (shown,) = json.loads(keyman("app", "list", "--json", env=env).out)
+    assert [shown[name] for name in ("tokens", "jwt_issuer", "jwt_subject", "jwt_audience")] == [
+        [],
+        issuer.url,
+        "system:serviceaccount:shop:chat",
+        "keyman-resolver",
+    ]
+    assert "system:serviceaccount:shop:chat" in keyman("app", "list", env=env).out
+
+    again = keyman("app", "create", "other", "--service", "OPENAI", *login, env=env)
+    assert failed(again).startswith("keyman: An application with this name, or with this issuer, subject and audience")
+    elsewhere = keyman("app", "create", "other", "--service", "OPENAI", *login, "--jwt-audience", "x", env=env)
+    assert elsewhere.code == 0
+    assert failed(keyman("app", "rotate", "chat", env=env)).startswith("keyman: This application logs in with a JWT")
+
+
+def test_the_audience_of_users_is_refused_for_an_application(env: dict[str, str]) -> None:
+    users = {**env, "KEYMAN_JWT_ISSUER": "https://id.example.com", "KEYMAN_JWT_AUDIENCE": "keyman"}
+    login = ("--jwt-issuer", "https://id.example.com", "--jwt-subject", "chat", "--jwt-audience", "keyman")
+    refused = keyman("app", *CHAT, *login, env=users)
+    assert (refused.code, refused.out) == (2, "")
+    assert "KEYMAN_JWT_AUDIENCE" in refused.err
+    file = Path(__file__).with_name("none.json")
+    both = ("--jwt-jwks-url", "https://id.example.com/jwks", "--jwt-jwks-file", str(file))
+    assert keyman("app", *CHAT, *login[:4], *both, env=env).code == 2
     assert json.loads(keyman("app", "list", "--json", env=env).out) == []
 
 
@@ -97,3 +189,19 @@ def test_a_service_of_the_operators_own_can_be_granted(env: dict[str, str], tmp_
     assert keyman("app", "create", "chat", "--service", "ACME_AI", env=given).code == 0
     file.write_text("{")
     assert keyman("app", "create", "other", "--service", "ACME_AI", env=given).code == 1
+
+
+def test_an_application_for_live_checks_takes_no_other_option(env: dict[str, str]) -> None:
+    made = keyman("app", "create", "live-checks", "--checks", env=env)
+    assert (made.code, made.err) == (0, "Registered live-checks for live checks.\n")
+    Token.parse(made.out.removesuffix("\n"))
+    (listed,) = json.loads(keyman("app", "list", "--json", env=env).out)
+    assert (listed["services"], listed["checks"]) == ([], True)
+    for more in (
+        ("--service", "OPENAI"),
+        ("--issuer", "https://id.example.com"),
+        ("--portal", "--return-url", "https://shop.example.com/"),
+        ("--jwt-issuer", "https://id.example.com", "--jwt-subject", "x"),
+    ):
+        assert keyman("app", "create", "other", "--checks", *more, env=env).code == 2
+    assert keyman("app", "create", "other", env=env).code == 2

@@ -136,9 +136,10 @@ def test_wrong_usage_touches_nothing(
 
 
 @pytest.mark.parametrize("name", ["db upgrade", "token list"])
-def test_without_settings_the_variable_is_named(name: str) -> None:
+def test_without_settings_the_variable_and_the_option_are_named(name: str) -> None:
     said = failed(keyman(*COMMANDS[name], stdin=PASSWORD))
     assert "KEYMAN_DATABASE_URL is not set (nor KEYMAN_DATABASE_URL_FILE)" in said
+    assert "add --home with its directory, such as --home .keyman" in said
 
 
 def test_a_database_can_be_named_by_a_file(env: dict[str, str], tmp_path: Path) -> None:

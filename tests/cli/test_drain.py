@@ -56,6 +56,7 @@ def test_a_plane_that_stops_is_not_ready_and_ends_connections_and_still_accepts(
         assert drained in ([10.0], [10.0, 10.0])
 
 
+@pytest.mark.slow
 def test_a_request_that_began_before_the_end_is_finished(draining_env: dict[str, str], tmp_path: Path) -> None:
     with serve(draining_env, tmp_path) as service, socket.socket() as client:
         client.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
@@ -88,6 +89,7 @@ async def _visit(port: int, answered: list[int], broken: list[str]) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_plane_that_stops_breaks_none_of_many_connections(draining_env: dict[str, str], tmp_path: Path) -> None:
     """Each of them hears with an answer that it ends. One that is closed between two answers loses a request."""
     answered: list[int] = []
@@ -108,6 +110,7 @@ def test_a_plane_that_stops_breaks_none_of_many_connections(draining_env: dict[s
     assert broken == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_drains_too(draining_env: dict[str, str], tmp_path: Path) -> None:
     """A service manager signals every process of a service, so a worker hears it twice."""
     with serve(draining_env, tmp_path) as service:
@@ -123,6 +126,7 @@ def test_ctrl_c_ends_a_plane_without_a_drain(draining_env: dict[str, str], tmp_p
         assert service.live.wait().code == 0
 
 
+@pytest.mark.slow
 def test_without_a_drain_a_plane_stops_at_once(draining_env: dict[str, str], tmp_path: Path) -> None:
     with serve({**draining_env, "KEYMAN_DRAIN": "0"}, tmp_path) as service:
         assert service.live.end().code == 0

@@ -14,15 +14,27 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy.engine import URL, make_url
 
 from tests.cli.transcript import keyman
-from tests.support.cli import Service, children, dev, dev_parts, environment, processes, run_keyman, serve, variables
+from tests.support.cli import (
+    ANOTHER_KEYMAN,
+    Service,
+    another_keyman,
+    environment,
+    environments_below,
+    processes,
+    run_keyman,
+    serve,
+    variables,
+)
 from tests.support.database import copied
 from tests.support.http import NO_TLS, free_port, is_free, sign_up
+from tests.support.needs import quick
 from tests.support.planes import PASSWORD, Vault
 from tests.support.vault import DisposableVault, RootClient, disposable_vault_at
 from tests.support.waiting import until
@@ -47,6 +59,40 @@ def service_env(provisioned: Vault, service_database: URL, migrated_sqlite: Path
     """A service over the worker's Vault and a migrated database of the test's own."""
     copied(migrated_sqlite, Path(str(service_database.database)))
     return variables(provisioned.settings, service_database)
+
+
+@pytest.fixture(scope="module")
+def two_workers(
+    provisioned: Vault, migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service of two workers, shared by tests that harm no more than a worker. Its environment has secrets, and its
+    directory another package of the same name.
+    """
+    directory = tmp_path_factory.mktemp("two")
+    database = copied(migrated_sqlite, directory / "keyman.db")
+    env = {
+        **variables(provisioned.settings, database),
+        "PGPASSWORD": CANARY,
+        "KEYMAN_VAULT_NAMESPACE": "",
+        "VAULT_TOKEN": CANARY,
+    }
+    with serve(env, directory, "--workers", "2", cwd=another_keyman(directory)) as service:
+        until(lambda: len(service.workers) == 2, "both workers")
+        yield service
+
+
+def _replace_a_worker(service: Service) -> None:
+    before = service.workers
+    os.kill(before[0], signal.SIGKILL)
+    until(lambda: len(set(service.workers) - set(before)) == 1, "a new worker")
+    until(service.is_ready, "readiness")
+
+
+@pytest.fixture(scope="module")
+def two_workers_after_a_kill(two_workers: Service) -> Service:
+    """The same after one of its workers was replaced."""
+    _replace_a_worker(two_workers)
+    return two_workers
 
 
 # --- what stops the start
@@ -141,6 +187,13 @@ def test_a_port_in_use_is_said_in_one_sentence(service_env: dict[str, str]) -> N
     assert f"Port {port}" in refused.err
 
 
+def test_the_parent_of_the_workers_does_not_load_litestar() -> None:
+    """It is a third of what the parent would load, and each start would wait for it twice."""
+    code = "import sys, keyman.cli.serve; sys.exit('litestar' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_worker_that_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(f"def from_environment():\n    raise RuntimeError('{CANARY}')\n")
     code = (
@@ -172,15 +225,16 @@ def root(provisioned: Vault) -> RootClient:
     return RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
 
 
+@pytest.mark.parametrize("workers", quick([1], [2]))
 def test_a_wrapped_secret_id_is_taken_once_for_all_workers_and_for_those_that_follow(
-    service_env: dict[str, str], root: RootClient, tmp_path: Path
+    service_env: dict[str, str], root: RootClient, tmp_path: Path, workers: int
 ) -> None:
     given = wrapped(service_env, root)
     token = given["KEYMAN_VAULT_WRAPPED_SECRET_ID"]
-    with serve(given, tmp_path, "--workers", "2") as service:
-        until(lambda: len(_logins(service)) == 2, "the login of each")
+    with serve(given, tmp_path, "--workers", str(workers)) as service:
+        until(lambda: len(_logins(service)) == workers, "the login of each")
         os.kill(service.workers[0], signal.SIGKILL)
-        until(lambda: len(_logins(service)) == 3, "the login of the one that follows")
+        until(lambda: len(_logins(service)) == workers + 1, "the login of the one that follows")
         until(service.is_ready, "readiness")
         ada = sign_up(service.url, "ada@example.com")
         assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
@@ -213,6 +267,7 @@ def test_another_roles_wrapped_secret_id_stops_the_start(service_env: dict[str, 
     assert "Traceback" not in refused.err
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
     service_env: dict[str, str], root: RootClient, tmp_path: Path
 ) -> None:
@@ -233,65 +288,33 @@ def test_a_start_that_fails_for_another_reason_does_not_use_it_up(
 # --- secrets
 
 
-def _environments(parent: int) -> dict[int, bytes]:
-    """What the processes below one were started with."""
-    found = {}
-    for pid in children(parent):
-        try:
-            found[pid] = Path(f"/proc/{pid}/environ").read_bytes()
-        except PermissionError:
-            pytest.skip("/proc: only root sees what a process of keyman was started with")
-        except ProcessLookupError:
-            continue  # it has ended
-        found |= _environments(pid)
-    return found
-
-
-def test_no_child_of_a_plane_has_a_secret_in_its_environment(service_env: dict[str, str], tmp_path: Path) -> None:
-    secrets = {**service_env, "PGPASSWORD": CANARY, "KEYMAN_VAULT_NAMESPACE": "", "VAULT_TOKEN": CANARY}
-    with serve(secrets, tmp_path, "--workers", "2") as service:
-        before = service.workers
-        os.kill(before[0], signal.SIGKILL)
-        until(lambda: set(service.workers) - set(before), "a new worker")
-        until(service.is_ready, "readiness")
-        environments = _environments(service.live.pid)
-        assert len(environments) >= 3  # and the helper of multiprocessing
-        for environment_of_child in environments.values():
-            assert str(tmp_path).encode() in environment_of_child
-            for hidden in (b"\0KEYMAN_", b"\0VAULT_", b"\0PG", service_env["KEYMAN_VAULT_SECRET_ID"].encode()):
-                assert hidden not in b"\0" + environment_of_child
-
-
-def test_no_process_of_keyman_dev_has_a_secret_in_its_environment(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with dev(home, free_port()) as running:
-        dev_parts(running)
-        environments = _environments(running.pid)
-        assert len(environments) >= 5
-        for name in ("settings.env", "resolver.env"):
-            lines = (home / name).read_text().splitlines()
-            (secret,) = (line.partition("=")[2] for line in lines if line.startswith("KEYMAN_VAULT_SECRET_ID="))
-            for environment_of_child in environments.values():
-                assert secret.encode() not in environment_of_child
-                assert b"\0KEYMAN_" not in b"\0" + environment_of_child
+def test_no_child_of_a_plane_has_a_secret_in_its_environment(
+    two_workers_after_a_kill: Service, provisioned: Vault
+) -> None:
+    environments = environments_below(two_workers_after_a_kill.live.pid)
+    assert len(environments) >= 3  # and the helper of multiprocessing
+    assert provisioned.settings.secret_id is not None
+    secret = provisioned.settings.secret_id.reveal().encode()
+    for environment_of_child in environments.values():
+        assert str(two_workers_after_a_kill.live.directory.parent).encode() in environment_of_child
+        for hidden in (b"\0KEYMAN_", b"\0VAULT_", b"\0PG", secret):
+            assert hidden not in b"\0" + environment_of_child
 
 
 # --- while it runs
 
 
-def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_request(
-    service_env: dict[str, str], tmp_path: Path
-) -> None:
-    with serve(service_env, tmp_path, "--workers", "2") as service:
-        ada = sign_up(service.url, "ada@example.com")
-        stored = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
-        ada.get("/api/keys", params={"q": CANARY})
-        ada.get(f"/api/keys/{CANARY}")
-        ended = service.live.end()
-        assert ended.code == 0
-        assert ended.out == ""
-        lines = service.log()
-    requests = [line for line in lines if line["event"] == "request" and line["route"] != "/readyz"]
+def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_request(two_workers: Service) -> None:
+    ada = sign_up(two_workers.url, "ada@example.com")
+    stored = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})
+    ada.get("/api/keys", params={"q": CANARY})
+    ada.get(f"/api/keys/{CANARY}")
+
+    def requests_of_ada() -> list[dict[str, Any]]:
+        return [line for line in two_workers.log() if line["event"] == "request" and line["route"].startswith("/api/")]
+
+    until(lambda: len(requests_of_ada()) == 4, "a line for each request")
+    requests = requests_of_ada()
     assert [(line["method"], line["route"], line["status"]) for line in requests] == [
         ("POST", "/api/auth/signup", 201),
         ("POST", "/api/keys", 201),
@@ -301,7 +324,8 @@ def test_standard_output_is_empty_and_every_line_of_the_log_is_json_one_a_reques
     assert requests[1]["request_id"] == stored.headers["x-request-id"]
     assert requests[1]["user_id"] == 1
     for word in (VALUE, CANARY, PASSWORD, "ada@example.com", str(ada.cookies.get("keyman_session"))):
-        assert word not in ended.err
+        assert word not in two_workers.live.err
+    assert two_workers.live.out == ""
 
 
 def _counted(url: str) -> float:
@@ -310,28 +334,28 @@ def _counted(url: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def test_metrics_of_any_worker_add_all_of_them_up(service_env: dict[str, str], tmp_path: Path) -> None:
-    with serve(service_env, tmp_path, "--workers", "2") as service:
-        assert len(service.workers) == 2
-        for _ in range(30):
-            httpx.get(f"{service.url}/livez", verify=NO_TLS)
-        # A request is counted after its answer, by a worker that may be slow.
-        until(lambda: _counted(service.url) == 30, "all counts")
-        # A connection each, so that either worker is asked.
-        assert [_counted(service.url) for _ in range(10)] == [30] * 10
+def _counted_more(service: Service, count: int) -> float:
+    """Ask `count` times, and return what is counted then."""
+    before = _counted(service.url)
+    for _ in range(count):
+        httpx.get(f"{service.url}/livez", verify=NO_TLS)
+    # A request is counted after its answer, by a worker that may be slow.
+    until(lambda: _counted(service.url) == before + count, "all counts")
+    return before + count
 
 
-def test_metrics_survive_a_worker_that_is_killed(service_env: dict[str, str], tmp_path: Path) -> None:
-    with serve(service_env, tmp_path, "--workers", "2") as service:
-        for _ in range(10):
-            httpx.get(f"{service.url}/livez", verify=NO_TLS)
-        until(lambda: _counted(service.url) == 10, "all counts")
-        before = service.workers
-        os.kill(before[0], signal.SIGKILL)
-        until(lambda: len(set(service.workers) - set(before)) == 1, "a new worker")
-        until(service.is_ready, "readiness")
-        assert [_counted(service.url) for _ in range(6)] == [10] * 6
-        assert service.live.process.poll() is None
+def test_metrics_of_any_worker_add_all_of_them_up(two_workers: Service) -> None:
+    assert len(two_workers.workers) == 2
+    counted = _counted_more(two_workers, 30)
+    # A connection each, so that either worker is asked.
+    assert [_counted(two_workers.url) for _ in range(10)] == [counted] * 10
+
+
+def test_metrics_survive_a_worker_that_is_killed(two_workers: Service) -> None:
+    counted = _counted_more(two_workers, 10)
+    _replace_a_worker(two_workers)
+    assert [_counted(two_workers.url) for _ in range(6)] == [counted] * 6
+    assert two_workers.live.process.poll() is None
 
 
 @pytest.fixture
@@ -362,13 +386,10 @@ def test_it_starts_with_vault_down_and_is_ready_once_vault_is(
         assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
 
 
-def test_what_lies_in_the_current_directory_is_never_run(service_env: dict[str, str], tmp_path: Path) -> None:
-    package = tmp_path / "package"
-    (package / "keyman").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "keyman" / "__init__.py").write_text("raise SystemExit('this is not keyman')")
-    with serve(service_env, tmp_path, cwd=package) as service:
-        assert service.is_ready()
+def test_what_lies_in_the_current_directory_is_never_run(two_workers: Service) -> None:
+    for process in (two_workers.live.pid, *two_workers.workers):
+        assert (Path(f"/proc/{process}/cwd") / "keyman" / "__init__.py").read_text() == ANOTHER_KEYMAN
+    assert two_workers.is_ready()
 
 
 # --- its end
@@ -421,6 +442,7 @@ def test_a_stop_lets_the_requests_in_flight_finish_and_takes_no_new_ones(
         connection.close()
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_keep_it_from_stopping(service_env: dict[str, str], tmp_path: Path) -> None:
     with serve(service_env, tmp_path) as service, httpx.Client(base_url=service.url, verify=NO_TLS) as idle:
         assert idle.get("/livez").status_code == 200
@@ -429,7 +451,7 @@ def test_idle_connections_do_not_keep_it_from_stopping(service_env: dict[str, st
         assert "refused to gracefully stop" not in ended.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", quick([signal.SIGTERM], [signal.SIGINT]))
 def test_a_stop_leaves_nothing_behind(service_env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
     with serve(service_env, tmp_path, "--workers", "2") as service:
         service.live.send_group(number)
@@ -441,7 +463,7 @@ def test_a_stop_leaves_nothing_behind(service_env: dict[str, str], tmp_path: Pat
         assert not list(tmp_path.glob("keyman-metrics-*"))
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.3])
+@pytest.mark.parametrize("pause", quick([0.0], [0.3]))
 def test_a_stop_during_the_start_is_heard(service_env: dict[str, str], tmp_path: Path, pause: float) -> None:
     with serve(service_env, tmp_path, ready=False) as service:
         until(lambda: service.workers, "a worker")
@@ -473,7 +495,7 @@ def test_no_worker_outlives_a_main_process_that_is_killed(service_env: dict[str,
         _killed_main(service, tmp_path)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.15])
+@pytest.mark.parametrize("pause", quick([0.15], [0.0]))
 def test_no_worker_outlives_a_main_process_that_is_killed_during_the_start(
     service_env: dict[str, str], tmp_path: Path, pause: float
 ) -> None:

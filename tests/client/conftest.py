@@ -11,7 +11,7 @@ from argon2 import PasswordHasher
 from tests.client.asking import Kind
 from tests.planes.resolver.pair import Pair, pair_at
 from tests.support.database import copied
-from tests.support.planes import Vault
+from tests.support.planes import ORIGIN, Vault
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ async def pair(
     quick_passwords: PasswordHasher,
 ) -> AsyncIterator[Pair]:
     url = copied(migrated_sqlite, tmp_path_factory.mktemp("client") / "keyman.db")
-    async with pair_at(url, provisioned.settings, provisioned.resolver, quick_passwords) as both:
+    async with pair_at(url, provisioned.settings, provisioned.resolver, quick_passwords, public_url=ORIGIN) as both:
         yield both
 
 

@@ -17,6 +17,13 @@ CLOSE_ENOUGH = {
     "headers-too-large": errors.InvalidRequest,
     "vault-unavailable": Unavailable,
     "database-unavailable": Unavailable,
+    "issuer-unavailable": Unavailable,
+    "gateway-unavailable": Unavailable,
+    "path-not-allowed": errors.Forbidden,  # this and the next four come from the gateway only
+    "provider-unreachable": Unavailable,
+    "provider-answer-refused": Unavailable,
+    "provider-redirected": Unavailable,
+    "provider-timeout": Unavailable,
     "overloaded": Unavailable,
     "internal": errors.ServerFailed,
 }

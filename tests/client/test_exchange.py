@@ -44,7 +44,7 @@ HEADERS = st.dictionaries(st.sampled_from(["retry-after", "etag", "link", "x-req
 CALLS: dict[str, Call[Any]] = {
     "resolve": RESOLVE,
     "add": ADD,
-    "list": calls.list_keys(None, None, None),
+    "list": calls.list_keys(None, None, None, None, None),
     "delete": calls.delete_key(1),
 }
 

@@ -152,6 +152,21 @@ with asyncio.Runner() as runner:
         assert server.connections == 2
 
 
+async def test_a_forked_process_that_goes_on_with_the_event_loop_of_its_parent_opens_its_own_connections() -> None:
+    """As in a server that makes its loop and its clients before it forks."""
+    code = """
+client = AsyncResolver(url, token)
+with asyncio.Runner() as runner:
+    print("parent", runner.run(client.resolve(**hers)).reveal())
+    in_child(lambda: print("child", runner.run(client.resolve(**hers)).reveal()))
+    print("parent", runner.run(client.resolve(**hers)).reveal())
+    runner.run(client.aclose())
+"""
+    async with faulty_server([given()]) as server:
+        assert await _output(code, server) == [f"parent {VALUE}", f"child {VALUE}", f"parent {VALUE}"]
+        assert server.connections == 2
+
+
 async def test_a_forked_process_does_not_wait_for_a_thread_of_its_parent() -> None:
     """At the fork, a thread asks for the same key and another holds the lock; neither exists in the new process."""
     code = """

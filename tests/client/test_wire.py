@@ -288,7 +288,8 @@ async def test_an_id_leads_to_no_other_path(kind: Kind, wrong: object) -> None:
 
 async def test_a_servers_words_come_without_control_characters_and_to_a_length(kind: Kind) -> None:
     words = "\x1b[31mred\r\n2026-01-01 INFO forged\u202e" + "x" * 10_000
-    async with faulty_server([problem(404, "not-found", words)]) as server, resolver(kind, server.address) as client:
+    body = {"type": "/problems/not-found", "detail": words, "errors": [{"field": words, "message": words}]}
+    async with faulty_server([answer(body, 404)]) as server, resolver(kind, server.address) as client:
         with pytest.raises(NotFound) as caught:
             await client.resolve()
     assert str(caught.value).isprintable()
@@ -301,6 +302,7 @@ async def test_fields_at_fault_are_named(kind: Kind) -> None:
         with pytest.raises(InvalidRequest) as caught:
             await client.resolve()
     assert caught.value.errors == (("user_id", "must be a row"),)
+    assert "user_id: must be a row" in str(caught.value)
 
 
 async def test_a_problem_of_a_strange_shape_is_recognised_by_its_status(kind: Kind) -> None:
@@ -370,7 +372,8 @@ def silent(fault: ClientError) -> bool:
 
 
 async def test_no_log_holds_a_token_or_a_value(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG):
+    # Each by its name: a server that logs in this process would have kept the lines of both away.
+    with caplog.at_level(logging.DEBUG, "httpx"), caplog.at_level(logging.DEBUG, "httpcore"):
         for reply in (given(), problem(404, "not-found")):
             async with faulty_server([reply]) as server, resolver(kind, server.address) as client:
                 with contextlib.suppress(NotFound):

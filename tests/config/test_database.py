@@ -96,10 +96,10 @@ def test_a_password_of_its_own_replaces_that_of_the_url(tmp_path: Path) -> None:
 
 
 def test_a_password_file_is_read_at_the_start_too(tmp_path: Path) -> None:
-    assert "KEYMAN_DATABASE_PASSWORD _FILE names" in fault("postgres://u@db/keyman", PASSWORD_FILE=str(tmp_path / "no"))
+    assert "KEYMAN_DATABASE_PASSWORD_FILE names" in fault("postgres://u@db/keyman", PASSWORD_FILE=str(tmp_path / "no"))
     file = tmp_path / "word"
     file.write_text("\n")
-    assert "KEYMAN_DATABASE_PASSWORD _FILE names" in fault("postgres://u@db/keyman", PASSWORD_FILE=str(file))
+    assert "KEYMAN_DATABASE_PASSWORD_FILE names" in fault("postgres://u@db/keyman", PASSWORD_FILE=str(file))
     assert "are both set; keep one" in fault("postgres://u@db/keyman", PASSWORD="x", PASSWORD_FILE=str(file))
 
 

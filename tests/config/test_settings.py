@@ -19,7 +19,7 @@ from keyman.config.settings import LOG_LEVELS, Settings, load
 from keyman.config.vault import KUBERNETES_JWT_FILE, VaultSettings
 from keyman.errors import ConfigurationError
 from keyman.loopback import is_loopback
-from keyman.providers.catalogue import read_services
+from keyman.providers.file import read_services
 from keyman.secret import Secret
 
 DATABASE = "postgresql+asyncpg://keyman:pässword@db.example.com/keyman"
@@ -58,12 +58,20 @@ VARIABLES = (
     "KEYMAN_VAULT_TIMEOUT",
     "KEYMAN_PUBLIC_URL",
     "KEYMAN_SIGNUP",
+    "KEYMAN_PASSWORDS",
     "KEYMAN_SERVICES_FILE",
     "KEYMAN_TRUSTED_PROXIES",
     "KEYMAN_ROOT_PATH",
     "KEYMAN_COOKIE_NAME",
     "KEYMAN_CORS_ORIGINS",
     "KEYMAN_HSTS",
+    "KEYMAN_JWT_ISSUER",
+    "KEYMAN_JWT_AUDIENCE",
+    "KEYMAN_JWT_JWKS_URL",
+    "KEYMAN_JWT_JWKS_FILE",
+    "KEYMAN_JWT_SCOPES",
+    "KEYMAN_JWT_SIGNUP",
+    "KEYMAN_JWT_CACERT",
     "KEYMAN_RESOLVE_RATE",
     "KEYMAN_MAX_KEYS",
     "KEYMAN_MAX_WRITES",
@@ -308,12 +316,19 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
         "KEYMAN_VAULT_TIMEOUT": "2.5",
         "KEYMAN_PUBLIC_URL": "https://keys.example.com",
         "KEYMAN_SIGNUP": "open",
+        "KEYMAN_PASSWORDS": "off",
         "KEYMAN_SERVICES_FILE": str(services),
         "KEYMAN_TRUSTED_PROXIES": "10.0.0.0/8",
         "KEYMAN_ROOT_PATH": "/keyman",
         "KEYMAN_COOKIE_NAME": "two",
         "KEYMAN_CORS_ORIGINS": "https://chat.example.com",
         "KEYMAN_HSTS": "max-age=60",
+        "KEYMAN_JWT_ISSUER": "https://id.example.com",
+        "KEYMAN_JWT_AUDIENCE": "keyman",
+        "KEYMAN_JWT_JWKS_URL": "https://id.example.com/jwks",
+        "KEYMAN_JWT_SCOPES": "keys:read",
+        "KEYMAN_JWT_SIGNUP": "closed",
+        "KEYMAN_JWT_CACERT": str(certificate),
         "KEYMAN_RESOLVE_RATE": "0.5",
         "KEYMAN_MAX_KEYS": "10",
         "KEYMAN_MAX_WRITES": "60",
@@ -322,7 +337,12 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
         "KEYMAN_LOG_FORMAT": "console",
         "KEYMAN_LOG_LEVEL": "debug",
     }
-    others = {"KEYMAN_VAULT_WRAPPED_SECRET_ID", "KEYMAN_VAULT_TOKEN", "KEYMAN_VAULT_JWT_FILE"}
+    others = {
+        "KEYMAN_VAULT_WRAPPED_SECRET_ID",
+        "KEYMAN_VAULT_TOKEN",
+        "KEYMAN_VAULT_JWT_FILE",
+        "KEYMAN_JWT_JWKS_FILE",  # instead of the address
+    }
     assert given_.keys() == {*VARIABLES} - others, "every variable is tried"
     assert load({name: value + end for name, value in given_.items()}) == load(given_)
     for more in (
@@ -395,9 +415,9 @@ def test_a_file_that_holds_no_secret_is_said_without_its_name_or_content(
     make(file)
     rest = {name: value for name, value in COMPLETE.items() if name != "KEYMAN_VAULT_SECRET_ID"}
     said = faults({**rest, "KEYMAN_VAULT_SECRET_ID_FILE": str(file)})
-    assert said.keys() == {"KEYMAN_VAULT_SECRET_ID"}
-    assert "canary" not in said["KEYMAN_VAULT_SECRET_ID"]
-    assert said["KEYMAN_VAULT_SECRET_ID"].startswith("_FILE names ")
+    assert said.keys() == {"KEYMAN_VAULT_SECRET_ID_FILE"}
+    assert "canary" not in said["KEYMAN_VAULT_SECRET_ID_FILE"]
+    assert said["KEYMAN_VAULT_SECRET_ID_FILE"].startswith("names ")
 
 
 def test_a_file_of_an_editor_that_marks_its_encoding_is_read_without_the_mark(tmp_path: Path) -> None:
@@ -409,7 +429,7 @@ def test_a_file_of_an_editor_that_marks_its_encoding_is_read_without_the_mark(tm
 
 def test_an_endless_file_is_not_read_to_its_end() -> None:
     rest = {name: value for name, value in COMPLETE.items() if name != "KEYMAN_VAULT_SECRET_ID"}
-    assert faults({**rest, "KEYMAN_VAULT_SECRET_ID_FILE": "/dev/zero"}).keys() == {"KEYMAN_VAULT_SECRET_ID"}
+    assert faults({**rest, "KEYMAN_VAULT_SECRET_ID_FILE": "/dev/zero"}).keys() == {"KEYMAN_VAULT_SECRET_ID_FILE"}
 
 
 @pytest.mark.parametrize(
@@ -478,6 +498,7 @@ BAD: dict[str, list[str]] = {
         *("https://CANARYé.example", "https://*.CANARY.example"),
     ],
     "KEYMAN_SIGNUP": ["CANARY", "yes", "true", "1"],
+    "KEYMAN_PASSWORDS": ["CANARY", "yes", "true", "1"],
     "KEYMAN_SERVICES_FILE": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_TRUSTED_PROXIES": ["CANARY", "10.0.0.0/8,CANARY", "10.0.0.1/8"],
     "KEYMAN_COOKIE_NAME": [
@@ -496,6 +517,12 @@ BAD: dict[str, list[str]] = {
     ],
     "KEYMAN_HSTS": ["CANARY", "max-age=CANARY", "max-age=1; CANARY", "max-age=1\nCANARY: x", "includeSubDomains", "0"],
     "KEYMAN_RESOLVE_RATE": ["CANARY", "0", "-1", "nan", "inf", "1e6"],
+    "KEYMAN_GATEWAY_PUBLIC_URL": [
+        "CANARY",
+        "ftp://CANARY.example",
+        "https://gateway.example.com/CANARY",
+        "https://u:CANARY@a",
+    ],
     "KEYMAN_MAX_KEYS": ["CANARY", "-1", "1.5", "1e3", "1_000", "10000000", "9" * 5000],
     "KEYMAN_MAX_WRITES": ["CANARY", "-1", "0x10", "1000001"],
     "KEYMAN_MAX_QUEUE": ["CANARY", "0", "-1", "100001"],

@@ -19,6 +19,7 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.errors import ConfigurationError, MissingExtra
 from keyman.vault.adapter import VaultFault, none_if_missing
 from tests.support.cli import has_ended
+from tests.support.needs import quick
 from tests.support.waiting import becomes
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,7 @@ async def test_two_servers_run_side_by_side(embedded_server: EmbeddedVault, home
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_killed_while_it_writes_it_keeps_all_that_it_had_confirmed(
     home: Path, servers: list["subprocess.Popen[bytes]"]
 ) -> None:
@@ -185,7 +187,7 @@ async def test_killed_while_it_writes_it_keeps_all_that_it_had_confirmed(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("moment", [0.0, 0.15])
+@pytest.mark.parametrize("moment", quick([0.15], [0.0]))
 async def test_killed_while_it_starts_for_the_first_time_it_starts_again(
     home: Path, servers: list["subprocess.Popen[bytes]"], moment: float
 ) -> None:

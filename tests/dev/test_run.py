@@ -8,9 +8,11 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +20,23 @@ import httpx
 import pytest
 
 from tests.cli.transcript import keyman
-from tests.support.cli import Live, dev, dev_parts, environment, processes, run_keyman, settings_of
+from tests.support import needs
+from tests.support.cli import (
+    ANOTHER_KEYMAN,
+    Live,
+    another_keyman,
+    core_limits,
+    dev,
+    dev_parts,
+    environment,
+    environments_below,
+    processes,
+    run_keyman,
+    settings_of,
+)
 from tests.support.database import keys_of_home
 from tests.support.http import NO_TLS, free_port, is_free, script, sign_up
+from tests.support.needs import quick
 from tests.support.vault import RootClient
 from tests.support.waiting import until
 
@@ -45,17 +61,19 @@ class Fresh(NamedTuple):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
-    """Shared by tests that harm nothing. Started by somebody whose files are open to everybody, and without a HOME."""
+    """Shared by tests that harm nothing. Started by somebody whose files are open to everybody, without a HOME, and in
+    a directory with another package of the same name.
+    """
     home, port = tmp_path_factory.mktemp("fresh") / ODD_NAME / "keyman", free_port()
     env = environment()
     del env["HOME"]
-    with dev(home, port, env=env, umask=0) as running:
+    with dev(home, port, env=env, umask=0, cwd=another_keyman(home.parent)) as running:
         yield Fresh(home, port, running)
     shutil.rmtree(home)
 
 
 class Template(NamedTuple):
-    """A home that was used and put down, and what is in it."""
+    """A home that was used and ended by Ctrl-C, and what is in it."""
 
     home: Path
     token: str
@@ -71,7 +89,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
         for value in (VALUE, OTHER_VALUE):
             assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": value}).status_code == 201
         keys = ada.get("/api/keys").json()
-        assert running.end().code == 0
+        running.send_group(signal.SIGINT)
+        assert running.wait().code == 0
     yield Template(home, token, keys)
     shutil.rmtree(home)
 
@@ -108,7 +127,7 @@ class Used(NamedTuple):
     def is_at_rest(self) -> None:
         """No process is left, and the ports are free."""
         until(lambda: not processes(self.home), f"the end of {processes(self.home)}")
-        until(lambda: is_free(self.port) and is_free(self.port + 1), "free ports")
+        until(lambda: all(is_free(self.port + number) for number in range(3)), "free ports")
 
 
 @pytest.fixture
@@ -139,6 +158,31 @@ def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development
     assert httpx.get(f"{fresh.url}/docs", verify=NO_TLS).status_code == 200
 
 
+def test_what_lies_in_the_current_directory_is_never_run(fresh: Fresh) -> None:
+    parts = dev_parts(fresh.live)
+    for part in (parts.supervisor, parts.service, parts.worker, parts.resolver):
+        assert (Path(f"/proc/{part}/cwd") / "keyman" / "__init__.py").read_text() == ANOTHER_KEYMAN
+    assert httpx.get(f"{fresh.url}/readyz", verify=NO_TLS).status_code == 200
+
+
+def test_no_process_of_keyman_dev_has_a_secret_in_its_environment(fresh: Fresh) -> None:
+    dev_parts(fresh.live)
+    environments = environments_below(fresh.live.pid)
+    assert len(environments) >= 5
+    for name in ("settings.env", "resolver.env"):
+        lines = (fresh.home / name).read_text().splitlines()
+        (secret,) = (line.partition("=")[2] for line in lines if line.startswith("KEYMAN_VAULT_SECRET_ID="))
+        for environment_of_child in environments.values():
+            assert secret.encode() not in environment_of_child
+            assert b"\0KEYMAN_" not in b"\0" + environment_of_child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc")
+def test_the_vault_of_keyman_dev_leaves_no_dump(fresh: Fresh) -> None:
+    for pid in dev_parts(fresh.live):
+        assert core_limits(pid) == ["0", "0"]
+
+
 def test_ctrl_c_waits_for_no_load_balancer(fresh: Fresh) -> None:
     for name in ("settings.env", "resolver.env"):
         assert "KEYMAN_DRAIN=0" in (fresh.home / name).read_text().splitlines()
@@ -164,7 +208,9 @@ def test_keyman_is_logged_in_with_its_role_and_the_root_token_is_nowhere_near_it
     accessors = root.ask("LIST", "auth/token/accessors")["keys"]
     found = [root.ask("POST", "auth/token/lookup-accessor", {"accessor": accessor}) for accessor in accessors]
     roles = [(data["path"], data["policies"]) for data in found if data["policies"] != ["root"]]
-    assert sorted(roles) == [("auth/approle/login", [f"keyman-{plane}"]) for plane in ("management", "resolver")]
+    assert sorted(roles) == [
+        ("auth/approle/login", [f"keyman-{plane}"]) for plane in ("gateway", "management", "resolver")
+    ]
     # And it is that one which works: without its policy it can do nothing.
     policy = root.ask("GET", "sys/policies/acl/keyman-management")["policy"]
     root.ask(
@@ -231,12 +277,12 @@ def test_one_home_is_not_used_twice(fresh: Fresh) -> None:
 
 def test_a_plane_does_not_hold_what_the_other_logs_in_with(fresh: Fresh) -> None:
     parts = dev_parts(fresh.live)
-    files = {"service": "settings.env", "resolver": "resolver.env"}
+    files = {"service": "settings.env", "resolver": "resolver.env", "gateway": "gateway.env"}
     secrets = {
         name: dict(line.split("=", 1) for line in (fresh.home / file).read_text().splitlines() if "=" in line)
         for name, file in files.items()
     }
-    for name, other in (("service", "resolver"), ("resolver", "service")):
+    for name, other in permutations(files, 2):
         environ = Path(f"/proc/{getattr(parts, name)}/environ").read_bytes()
         for variable in ("KEYMAN_VAULT_ROLE_ID", "KEYMAN_VAULT_SECRET_ID"):
             for login in (name, other):  # its own comes through a pipe
@@ -278,6 +324,7 @@ def ignoring_hangups() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ignoring_hangups")
 def test_the_planes_take_their_variables_and_a_hangup_that_is_ignored_ends_nothing(nothing: Path) -> None:
     env = environment(
@@ -323,15 +370,18 @@ def test_a_port_in_use_is_said_in_one_sentence(nothing: Path, place: int) -> Non
 
 @pytest.fixture(scope="module")
 def travelled(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Used]:
-    """A home that is started and ended again and again: whatever one end has broken, the next start finds, and the
-    last one is looked at here.
+    """A home that is started and ended again and again: whatever one end has broken, the next start finds.
+
+    The last end is looked at here. A run without the slow tests has only one end, after which nothing is left to look
+    at: the template has ended in the same way.
     """
     home = tmp_path_factory.mktemp("travelled") / "home"
     shutil.copytree(template.home, home)
     used = Used(home, free_port(), template.token, template.keys)
     yield used
-    with used.started():
-        used.is_whole()
+    if needs.are_slow_wanted():
+        with used.started():
+            used.is_whole()
     shutil.rmtree(home)
 
 
@@ -352,7 +402,7 @@ def _twice(running: Live) -> None:
 
 @pytest.mark.parametrize(
     "ask",
-    [_interrupt_group, _to_supervisor(signal.SIGTERM), _to_supervisor(signal.SIGHUP), _twice],
+    quick([_interrupt_group], [_to_supervisor(signal.SIGTERM), _to_supervisor(signal.SIGHUP), _twice]),
     ids=["ctrl-c", "sigterm", "sighup", "twice"],
 )
 def test_a_stop_leaves_all_data_and_nothing_else(travelled: Used, ask: Callable[[Live], None]) -> None:
@@ -368,7 +418,8 @@ def test_a_stop_leaves_all_data_and_nothing_else(travelled: Used, ask: Callable[
         assert not list(running.directory.glob("keyman-metrics-*"))
 
 
-@pytest.mark.parametrize("part", ["supervisor", "vault", "service", "resolver"])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["supervisor", "vault", "service", "resolver", "gateway"])
 def test_a_part_that_is_killed_takes_the_others_with_it_and_no_data(travelled: Used, part: str) -> None:
     with travelled.started() as running:
         travelled.is_whole()
@@ -378,11 +429,17 @@ def test_a_part_that_is_killed_takes_the_others_with_it_and_no_data(travelled: U
         travelled.is_at_rest()
         if part != "supervisor":
             assert ended.code == 1
-            names = {"vault": "The embedded Vault", "service": "The management plane", "resolver": "The resolver"}
+            names = {
+                "vault": "The embedded Vault",
+                "service": "The management plane",
+                "resolver": "The resolver",
+                "gateway": "The gateway",
+            }
             assert names[part] in ended.err.splitlines()[-1]
             assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(used: Used) -> None:
     with used.started() as running:
         parts = dev_parts(running)
@@ -435,7 +492,7 @@ MOMENTS = {
 }
 """Moments of the very first start, in their order."""
 
-KILLED = ("the home is made", "vault is set up", "the database is made", "its worker loads")
+KILLED = quick(["its worker loads"], ["the home is made", "vault is set up", "the database is made"])
 """Those before which something new was stored. Vault's own moments in between are in test_embedded.py."""
 
 
@@ -452,7 +509,9 @@ def test_a_first_start_that_is_killed_leaves_nothing_running_and_the_next_one_wo
         assert ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).status_code == 201
 
 
-@pytest.mark.parametrize("moment", list(MOMENTS)[::2])
+@pytest.mark.parametrize(
+    "moment", quick(["the database is made"], ["the home is made", "vault elects itself", "its worker loads"])
+)
 def test_ctrl_c_during_the_first_start_stops_all_of_it(nothing: Path, moment: str) -> None:
     with dev(nothing, free_port(), ready=False) as running:
         MOMENTS[moment](nothing, running)
@@ -484,15 +543,6 @@ def test_lost_keys_of_the_vault_are_said_and_nothing_is_overwritten(used: Used) 
     assert (used.home / "keyman.db").read_bytes() == before
     assert (used.home / "vault" / "raft").is_dir()
     assert not processes(used.home)
-
-
-def test_what_lies_in_the_current_directory_is_never_run(used: Used, tmp_path: Path) -> None:
-    package = tmp_path / "package"
-    (package / "keyman").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "keyman" / "__init__.py").write_text("raise SystemExit('this is not keyman')")
-    with dev(used.home, used.port, cwd=package):
-        used.is_whole()
 
 
 def test_a_home_that_cannot_be_made_is_said_in_one_sentence(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from keyman.config.gateway import OF_GATEWAY
 from keyman.config.settings import OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, check_own
-from keyman.dev.variables import take
+from keyman.dev.variables import FILES_OF_SECRETS, take
 from keyman.errors import ConfigurationError
 
 
@@ -27,8 +28,9 @@ class Asked(dict[str, str]):
 def test_every_variable_that_is_read_belongs_to_a_plane() -> None:
     asked = Asked()
     check_own(asked)
-    assert asked.names == OF_BOTH_PLANES | OF_MANAGEMENT | OF_RESOLVER
-    assert len(asked.names) == len(OF_BOTH_PLANES) + len(OF_MANAGEMENT) + len(OF_RESOLVER)
+    groups = (OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, OF_GATEWAY, FILES_OF_SECRETS)
+    assert asked.names == frozenset().union(*groups)
+    assert len(asked.names) == sum(map(len, groups))
 
 
 def test_each_plane_gets_what_it_uses_and_no_other_variable() -> None:
@@ -37,6 +39,9 @@ def test_each_plane_gets_what_it_uses_and_no_other_variable() -> None:
             "KEYMAN_ROOT_PATH": "/keyman/\n",
             "KEYMAN_CORS_ORIGINS": "https://chat.example.com",
             "KEYMAN_RESOLVE_RATE": "7",
+            "KEYMAN_GATEWAY_RATE": "8",
+            "KEYMAN_GATEWAY_URL": "http://gateway.example.com",
+            "KEYMAN_GATEWAY_TOKEN": "km_made_up",
             "KEYMAN_LOG_LEVEL": "debug",
             "KEYMAN_SIGNUP": " ",
             "KEYMAN_HSTS": "",
@@ -48,10 +53,21 @@ def test_each_plane_gets_what_it_uses_and_no_other_variable() -> None:
     assert taken.management == {
         "KEYMAN_ROOT_PATH": "/keyman/",
         "KEYMAN_CORS_ORIGINS": "https://chat.example.com",
+        "KEYMAN_GATEWAY_URL": "http://gateway.example.com",
+        "KEYMAN_GATEWAY_TOKEN": "km_made_up",
         "KEYMAN_LOG_LEVEL": "debug",
         "KEYMAN_HSTS": "",
     }
-    assert taken.resolver == {"KEYMAN_RESOLVE_RATE": "7", "KEYMAN_LOG_LEVEL": "debug"}
+    assert taken.resolver == {
+        "KEYMAN_ROOT_PATH": "/keyman/",
+        "KEYMAN_RESOLVE_RATE": "7",
+        "KEYMAN_LOG_LEVEL": "debug",
+    }
+    assert taken.gateway == {
+        "KEYMAN_ROOT_PATH": "/keyman/",
+        "KEYMAN_GATEWAY_RATE": "8",
+        "KEYMAN_LOG_LEVEL": "debug",
+    }
     assert (taken.root_path, taken.ignored) == ("/keyman", ())
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from stack.certificates import authority, issue
 
+from tests.docker import streams
 from tests.support.http import free_port
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -54,11 +56,28 @@ def stack_absence() -> str | None:
 
 @dataclass
 class Stack:
-    """A project of Compose. Its containers are found by service, and by number where a service has several."""
+    """A project of Compose. Its containers are found by service, and by number where a service has several.
 
+    `directory` is for the files of the provider to which the gateway sends requests: the process of the test.
+    """
+
+    directory: Path
     project: str = field(default_factory=lambda: f"keyman-test-{secrets.token_hex(4)}")
     port: int = field(default_factory=free_port)
     prometheus_port: int = field(default_factory=free_port)
+    gateway_port: int = field(default_factory=free_port)
+    provider_port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        (self.directory / "authority").mkdir()
+        trusted = authority(self.directory / "authority")
+        (self.directory / "authority" / "ca.crt").chmod(0o444)  # for the user of the container
+        pair = issue(trusted, ["provider.test"])
+        (self.directory / "provider.pem").write_bytes(pair.certificate_pem() + pair.key_pem())
+        base_url = f"https://provider.test:{self.provider_port}"
+        services = [{"service": "OPENAI", "base_url": base_url, "allow_private": True}]
+        (self.directory / "services.json").write_text(json.dumps(services))
+        (self.directory / "services.json").chmod(0o444)
 
     @property
     def address(self) -> str:
@@ -81,14 +100,29 @@ class Stack:
         return done.stdout
 
     def compose(self, *arguments: str, check: bool = True, text: str | None = None) -> str:
-        files = ("--file", str(DOCKER / "compose.yaml"), "--env-file", str(IMAGES))
+        own = str(Path(__file__).with_name("provider.yaml"))
+        files = ("--file", str(DOCKER / "compose.yaml"), "--file", own, "--env-file", str(IMAGES))
         return self.run("compose", "--project-name", self.project, *files, *arguments, check=check, text=text)
 
     def _environment(self) -> dict[str, str]:
         # Compose prefers variables to its files: what a developer has set is not to reach it.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("KEYMAN_", "COMPOSE_"))}
         ports = {"KEYMAN_PORT": str(self.port), "PROMETHEUS_PORT": str(self.prometheus_port)}
-        return {**kept, **ports, "KEYMAN_PUBLIC_URL": self.address}
+        ports["KEYMAN_GATEWAY_PORT"] = str(self.gateway_port)
+        return {**kept, **ports, "KEYMAN_PUBLIC_URL": self.address, "PROVIDER_FILES": str(self.directory)}
+
+    def streams(self, certificate: Path, token: str, user_id: int) -> streams.Scene:
+        """The way through the gateway's proxy, with TLS, to a provider in this process. `certificate` is the CA."""
+        provider = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        provider.load_cert_chain(self.directory / "provider.pem")
+        return streams.Scene(
+            self.gateway_port,
+            {"authorization": f"Bearer {token}", "keyman-user": str(user_id)},
+            self.provider_port,
+            self.python("gateway", "import socket; print(socket.gethostbyname('provider.test'))"),
+            ssl.create_default_context(cafile=str(certificate)),
+            provider,
+        )
 
     def up(self) -> None:
         """Everything of the stack, and Prometheus."""
@@ -156,9 +190,9 @@ class Stack:
 
 
 @contextmanager
-def running_stack() -> Iterator[Stack]:
+def running_stack(directory: Path) -> Iterator[Stack]:
     """The whole stack, up on entry; gone with its volumes on exit."""
-    stack = Stack()
+    stack = Stack(directory)
     try:
         stack.up()
         yield stack

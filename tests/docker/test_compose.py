@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
+
+from keyman.cli.serve import FINISH_SECONDS
+from keyman.config.settings import Settings
+from keyman.config.vault import VaultSettings
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -15,8 +20,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 JOBS = {"prepare", "vault-init", "migrate"}
 
-PUBLISHING = {"proxy", "prometheus", "grafana"}
-"""Who has a port on the machine: the proxy, and what only the monitoring profile starts, on loopback."""
+PUBLISHING = {"proxy", "gateway-proxy", "prometheus", "grafana"}
+"""Who has a port on the machine: the proxies with TLS, and what only the monitoring profile starts, on loopback."""
 
 SEVERAL = {
     "public": set(SERVICES),  # the authority's certificate
@@ -24,6 +29,7 @@ SEVERAL = {
     "vault-data": {"prepare", "vault"},
     "management-secrets": {"prepare", "vault-init", "management"},
     "resolver-secrets": {"prepare", "vault-init", "resolver"},
+    "gateway-secrets": {"prepare", "vault-init", "gateway"},
 }
 """Which services may mount a volume, where that is more than one besides the job that fills it."""
 
@@ -65,8 +71,8 @@ def test_every_service_has_a_health_check_and_every_job_is_done_once(service: st
         assert definition["healthcheck"] == {"disable": True}
     else:
         assert definition["restart"] == "unless-stopped"
-        # The image of both planes brings its own.
-        assert "test" in definition.get("healthcheck", {}) or service in {"management", "resolver"}
+        # The image of the planes brings its own.
+        assert "test" in definition.get("healthcheck", {}) or service in {"management", "resolver", "gateway"}
     assert "\nHEALTHCHECK " in (DOCKER / "Dockerfile").read_text()
 
 
@@ -93,7 +99,7 @@ def test_what_a_service_only_reads_it_mounts_read_only() -> None:
     written = {
         "vault": {"vault-data"},
         "database": {"database-data"},
-        "vault-init": {"vault-unseal", "management-secrets", "resolver-secrets"},
+        "vault-init": {"vault-unseal", "management-secrets", "resolver-secrets", "gateway-secrets"},
         "prometheus": {"prometheus-data"},
         "grafana": {"grafana-data"},
     }
@@ -102,23 +108,53 @@ def test_what_a_service_only_reads_it_mounts_read_only() -> None:
         assert writing == written.get(service, set()), service
 
 
-def test_the_management_plane_shares_no_network_and_no_secret_with_the_resolver() -> None:
-    assert not networks("management") & networks("resolver")
-    shared = mounts("management").keys() & mounts("resolver").keys()
+@pytest.mark.parametrize(
+    ("one", "other"), [("management", "resolver"), ("management", "gateway"), ("resolver", "gateway")]
+)
+def test_no_plane_shares_a_network_or_a_secret_with_another(one: str, other: str) -> None:
+    assert not networks(one) & networks(other)
+    shared = mounts(one).keys() & mounts(other).keys()
     assert shared == {"public"}
 
 
-def test_only_the_proxy_stands_between_outside_and_inside() -> None:
-    inner = {name for name, network in COMPOSE["networks"].items() if network.get("internal")}
-    assert set(COMPOSE["networks"]) - inner == {"outside"}
+def test_only_the_gateway_has_a_way_out() -> None:
+    """Of the networks that are not internal, the other one forwards no answer from outside, and is for ports."""
+    out = {name for name, network in COMPOSE["networks"].items() if not (network or {}).get("internal")}
+    assert out == {"outside", "providers"}
+    options = COMPOSE["networks"]["outside"]["driver_opts"]
+    assert options == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+    assert not COMPOSE["networks"]["providers"]
+    assert {service for service in SERVICES if "providers" in networks(service)} == {"gateway"}
+    assert "outside" not in networks("gateway")
+    assert not {service for service in SERVICES if SERVICES[service].get("network_mode", "none") != "none"}
+
+
+def test_only_a_proxy_stands_between_outside_and_inside() -> None:
     assert {service for service in SERVICES if "outside" in networks(service)} == PUBLISHING
     assert {service for service in SERVICES if "ports" in SERVICES[service]} == PUBLISHING
-    assert {service for service in SERVICES if "profiles" in SERVICES[service]} == PUBLISHING - {"proxy"}
+    assert {service for service in SERVICES if "profiles" in SERVICES[service]} == {"prometheus", "grafana"}
     assert networks("proxy") == {"outside", "proxy"}
     assert {service for service in SERVICES if "proxy" in networks(service)} == {"proxy", "management"}
-    assert {service for service in SERVICES if "applications" in networks(service)} == {"resolver-proxy"}
+    assert {service for service in SERVICES if "applications" in networks(service)} == {
+        "resolver-proxy",
+        "gateway-proxy",
+    }
     assert networks("resolver-proxy") == {"applications", "resolver-proxy"}
     assert {service for service in SERVICES if "resolver-proxy" in networks(service)} == {"resolver", "resolver-proxy"}
+    assert networks("gateway-proxy") == {"outside", "applications", "gateway-proxy"}
+    assert {service for service in SERVICES if "gateway-proxy" in networks(service)} == {"gateway", "gateway-proxy"}
+
+
+def test_answers_that_are_under_way_may_end_before_a_container_is_killed() -> None:
+    grace = {name: int(service.get("stop_grace_period", "10s").rstrip("s")) for name, service in SERVICES.items()}
+    defaults = Settings(make_url("sqlite+aiosqlite:///"), VaultSettings("http://127.0.0.1:8200"))
+    planes = FINISH_SECONDS + defaults.drain
+    assert grace["management"] >= planes
+    assert grace["resolver"] >= planes
+    assert grace["gateway"] >= planes + defaults.gateway.drain
+    (proxy,) = re.findall(r"(?m)^  hard-stop-after (\d+)s$", (DOCKER / "proxy" / "gateway.cfg").read_text())
+    assert SERVICES["gateway-proxy"]["stop_signal"] == "SIGUSR1"
+    assert grace["gateway-proxy"] >= int(proxy) >= defaults.drain + defaults.gateway.drain
 
 
 def test_nobody_talks_to_vault_or_the_database_on_a_network_of_somebody_else() -> None:

@@ -31,8 +31,13 @@ def is_healthy(pid: int) -> bool:
     return healthcheck.main(str(pid)) == 0
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])  # noqa: S104  # a test of this machine
-@pytest.mark.parametrize("plane", ["management", "resolver"])
+BINDINGS = [(plane, host) for plane in ("management", "resolver") for host in ("127.0.0.1", "0.0.0.0", "::1", "::")]  # noqa: S104  # a test of this machine
+
+
+@pytest.mark.parametrize(
+    ("plane", "host"),
+    [pytest.param(*one, marks=[] if one == ("resolver", "::1") else pytest.mark.slow) for one in BINDINGS],
+)
 def test_a_plane_is_healthy_on_any_port_and_without_ipv4(
     plane: str, host: str, sqlite: URL, provisioned: Vault, tmp_path: Path
 ) -> None:

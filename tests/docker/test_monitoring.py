@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from keyman.http.problems import KINDS
+from keyman.planes.gateway.measures import Measures
 from keyman.telemetry import Metrics
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -38,13 +39,20 @@ def registered(registry: CollectorRegistry) -> dict[str, set[str]]:
     return series
 
 
-SERIES = registered(Metrics().registry)
+def of_every_plane() -> CollectorRegistry:
+    """What each plane registers, and what only the gateway does."""
+    registry = Metrics().registry
+    Measures(registry, ["OPENAI"])
+    return registry
+
+
+SERIES = registered(of_every_plane())
 
 
 def starting() -> dict[str, list[tuple[dict[str, str], float]]]:
     """The series of each counter before the first request: labels and value."""
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for family in Metrics().registry.collect():
+    for family in of_every_plane().collect():
         if family.type == "counter":
             series = [sample for sample in family.samples if sample.name.endswith("_total")]
             found[f"{family.name}_total"] = [(sample.labels, sample.value) for sample in series]
@@ -135,9 +143,14 @@ def test_each_metric_of_the_guides_alerts_has_a_rule() -> None:
     assert named <= {name for rule in RULES for name in re.findall(r"keyman_\w+", rule["expr"])}
 
 
-def test_prometheus_and_grafana_find_each_other_and_both_planes() -> None:
+def test_an_alert_for_slow_answers_does_not_count_how_long_providers_take() -> None:
+    (slow,) = (rule["expr"] for rule in RULES if rule["alert"] == "KeymanSlow")
+    assert 'job!="gateway"' in slow
+
+
+def test_prometheus_and_grafana_find_each_other_and_each_plane() -> None:
     prometheus = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text())
-    assert {job["job_name"] for job in prometheus["scrape_configs"]} == {"management", "resolver"}
+    assert {job["job_name"] for job in prometheus["scrape_configs"]} == {"management", "resolver", "gateway"}
     (source,) = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
     used = {target["datasource"]["uid"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])}
     assert used == {source["uid"]}

@@ -9,7 +9,10 @@ from sqlalchemy.engine import make_url
 from stack.files import SHARED, password, write
 from stack.prepare import prepare
 
-VOLUMES = ("authority", "public", "vault", "proxy", "database", "migration", "management", "resolver", "grafana")
+VOLUMES = (
+    *("authority", "public", "vault", "proxy", "gateway-proxy", "database"),
+    *("migration", "management", "resolver", "gateway", "grafana"),
+)
 
 
 @pytest.fixture
@@ -34,23 +37,23 @@ def test_another_host_gets_another_certificate_and_nothing_else_changes(volumes:
     before = contents(volumes)
     prepare(volumes, ["keys.example.com", "localhost"])
     after = contents(volumes)
-    assert {name for name in before if before[name] != after[name]} == {"proxy/tls.pem"}
+    assert {name for name in before if before[name] != after[name]} == {"proxy/tls.pem", "gateway-proxy/tls.pem"}
 
 
 def test_each_plane_gets_a_user_of_its_own_and_the_password_that_the_database_gives_it(volumes: Path) -> None:
     users = set()
-    for plane in ("migration", "management", "resolver"):
+    for plane in ("migration", "management", "resolver", "gateway"):
         url = make_url((volumes / plane / "database_url").read_text())
         assert url.username is not None
         users.add(url.username)
         assert url.password == (volumes / "database" / f"{url.username}_password").read_text()
         assert (volumes / plane / "database_url").stat().st_mode & 0o777 == 0o600
-    assert len(users) == 3
+    assert len(users) == 4
 
 
 def test_no_private_key_but_a_servers_own_is_beside_it(volumes: Path) -> None:
     holding = {name for name, content in contents(volumes).items() if b"PRIVATE KEY" in content}
-    assert holding == {"authority/ca.key", "vault/tls.pem", "proxy/tls.pem"}
+    assert holding == {"authority/ca.key", "vault/tls.pem", "proxy/tls.pem", "gateway-proxy/tls.pem"}
 
 
 def test_passwords_differ_and_need_no_quoting(tmp_path: Path) -> None:

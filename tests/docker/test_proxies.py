@@ -7,14 +7,15 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from sqlalchemy.engine import URL
 
+from keyman.cli.serve import MAX_CONNECTIONS
+from tests.docker.fronts import CONFIGURATIONS, configuration
 from tests.support.cli import Service, serve, variables
 from tests.support.database import copied
 from tests.support.floods import FLOODS, flood
@@ -25,23 +26,11 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
-PROXY = Path(__file__).parents[2] / "docker" / "proxy"
-CONFIGURATIONS = {"management": PROXY / "haproxy.cfg", "resolver": PROXY / "resolver.cfg"}
+BUFFERING = ("management", "resolver")
+"""The planes whose proxy waits for a whole body. That of the gateway passes a body on as it arrives."""
+
 ANSWER_SECONDS = 15.0
 CONNECTIONS = 150
-
-
-def configuration(plane: str, port: int, replicas: list[str]) -> str:
-    """The stack's configuration without TLS and Docker's name server, with these replicas."""
-    text = CONFIGURATIONS[plane].read_text()
-    text, bound = re.subn(r"bind :8\d+.*", f"bind 127.0.0.1:{port}", text)
-    text = text.replace("bind 127.0.0.1:8404", f"bind 127.0.0.1:{port + 1}")
-    text = re.sub(r"^resolvers docker\n(  .*\n)*", "", text, flags=re.MULTILINE)
-    text = text.replace(" resolvers docker init-addr none", "")
-    servers = "\n".join(f"  server {number} {urlsplit(url).netloc}" for number, url in enumerate(replicas))
-    text, used = re.subn(r"  server-template .*", servers, text)
-    assert (bound, used) == (1, 2)
-    return text
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +49,7 @@ def replica(replicated_env: dict[str, str], tmp_path_factory: pytest.TempPathFac
         yield service
 
 
-@pytest.fixture(scope="module", params=list(CONFIGURATIONS))
+@pytest.fixture(scope="module", params=BUFFERING)
 def front(
     request: pytest.FixtureRequest, replica: Service, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
@@ -79,6 +68,69 @@ def test_livez_answers_through_the_proxy_under_a_flood(front: Proxy, kind: str) 
             assert httpx.get(f"{front.url}/livez", timeout=ANSWER_SECONDS, verify=NO_TLS).status_code == 200
         if kind not in ("never reading", "slow reading"):  # these end after the 30 s of `timeout client`
             until(lambda: running.left == 0, "the end of each connection")
+
+
+TIMEOUTS = {
+    "silent": "http-request",
+    "half a header": "http-request",
+    "half a body": "http-request",
+    "idle keep-alive": "http-keep-alive",
+}
+"""The time-out of the configuration that ends the connections of a flood, whatever the others are."""
+
+
+@contextmanager
+def front_with_only(timeout: str, plane: str, replica: Service, directory: Path) -> Iterator[Proxy]:
+    """The proxy of a plane, whose other time-outs for clients would end nothing during a test. It logs each request."""
+    port = free_port()
+    text, changed = re.subn("local0 notice", "local0 info", configuration(plane, port, [replica.url]))
+    assert changed == 1
+    others = {"client", "http-request", "http-keep-alive"} - {timeout}
+    for other in others:
+        text, changed = re.subn(rf"(?m)^  timeout {other} .*$", f"  timeout {other} 600s", text)
+        assert changed == 1
+    with haproxy_with(directory, text, port) as proxy:
+        until(lambda: httpx.get(f"{proxy.url}/livez", verify=NO_TLS).status_code == 200, "the replica")
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("plane", "kind"),
+    [(plane, kind) for plane in CONFIGURATIONS for kind in TIMEOUTS if plane in BUFFERING or kind != "half a body"],
+)
+def test_each_time_out_ends_its_connections_by_itself(replica: Service, plane: str, kind: str, tmp_path: Path) -> None:
+    with (
+        front_with_only(TIMEOUTS[kind], plane, replica, tmp_path) as proxy,
+        flood(proxy.port, kind, count=20, source="127.0.0.4") as running,
+    ):
+        until(lambda: running.left == 0, "the end of each connection")
+
+
+@pytest.mark.parametrize("plane", BUFFERING)
+def test_a_client_that_takes_nothing_is_cut_off(replica: Service, plane: str, tmp_path: Path) -> None:
+    """It is seen in the proxy's log: `c` for the client's time-out, `D` for the data that it did not take."""
+    with front_with_only("client", plane, replica, tmp_path) as proxy, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", proxy.port))
+        client.sendall(b"GET /docs/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 200)
+        until(lambda: re.search(r" cD-* ?$", proxy.errors.read_text(), re.MULTILINE) is not None, "its end, after 30 s")
+
+
+@pytest.mark.parametrize("plane", CONFIGURATIONS)
+def test_an_address_has_256_connections_and_others_have_theirs(replica: Service, plane: str, tmp_path: Path) -> None:
+    with (
+        front_with_only("none", plane, replica, tmp_path) as proxy,
+        flood(proxy.port, "silent", count=256, source="127.0.0.5") as first,
+        flood(proxy.port, "silent", count=20, source="127.0.0.5") as more,
+    ):
+        until(lambda: first.left + more.left == 256, "the end of what is beyond the bound")
+        assert httpx.get(f"{proxy.url}/livez", timeout=ANSWER_SECONDS, verify=NO_TLS).status_code == 200
+
+
+@pytest.mark.parametrize("plane", CONFIGURATIONS)
+def test_a_proxy_has_no_more_connections_than_a_worker_has_room_for(plane: str) -> None:
+    (bound,) = re.findall(r"(?m)^  maxconn (\d+)$", CONFIGURATIONS[plane].read_text())
+    assert int(bound) <= MAX_CONNECTIONS
 
 
 def test_half_of_a_body_does_not_reach_a_plane(front: Proxy, replica: Service) -> None:

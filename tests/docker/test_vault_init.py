@@ -17,7 +17,7 @@ def test_no_command_of_the_job_has_the_root_token_in_its_environment(
 ) -> None:
     token = embedded_server.root_token.reveal()
     keys = tmp_path / "unseal"
-    for directory in (keys, tmp_path / "management", tmp_path / "resolver"):
+    for directory in (keys, *(tmp_path / plane for plane in vault.ROLES)):
         directory.mkdir()
     (keys / "keys.json").write_text(json.dumps({"unseal_key": "", "root_token": token}))
     given = dict[str, str]()
@@ -34,5 +34,5 @@ def test_no_command_of_the_job_has_the_root_token_in_its_environment(
     assert given
     assert token not in given.values()
     assert not Path(given["KEYMAN_VAULT_TOKEN_FILE"]).exists()
-    for plane in ("management", "resolver"):
+    for plane in ("management", "resolver", "gateway"):
         assert (tmp_path / plane / "secret_id").stat().st_mode & 0o077 == 0

@@ -10,6 +10,7 @@ from sqlalchemy.engine import make_url
 
 from keyman import memory
 from keyman.config.database import load_database_url
+from keyman.config.gateway import GatewaySettings
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.doctor.configuration import examine, unsafe
@@ -29,6 +30,8 @@ def settings(vault: str = TLS, public_url: str | None = SITE) -> Settings:
         (settings(), "management", "0.0.0.0", []),  # noqa: S104
         (settings(), "resolver", "127.0.0.1", []),
         (settings(), "resolver", "0.0.0.0", ["address"]),  # noqa: S104
+        (settings(), "gateway", "127.0.0.1", []),
+        (settings(), "gateway", "0.0.0.0", ["address"]),  # noqa: S104
         (settings(vault="http://vault.example.com:8200"), "management", "127.0.0.1", ["vault-address"]),
         (settings(vault="http://vault.example.com:8200"), "resolver", "::1", ["vault-address"]),
         (settings(vault="http://127.0.0.1:8200"), "management", "127.0.0.1", []),
@@ -112,3 +115,23 @@ def test_a_file_behind_a_closed_door_does_not_end_the_report(tmp_path: Path, mon
 
     monkeypatch.setattr(Path, "stat", refuse)
     assert _secret_files({"KEYMAN_TOKEN_FILE": str(tmp_path / "token")}).state == "ok"
+
+
+@pytest.mark.parametrize(("passwords_on", "state"), [(False, "warning"), (True, None)])
+def test_a_plane_that_nobody_can_sign_in_to_is_warned_of(passwords_on: bool, state: str | None) -> None:
+    given = replace(settings(), passwords_on=passwords_on)
+    found = {finding.check: finding.state for finding in examine(given, {})}
+    assert found.get("sign-in") == state
+
+
+def test_without_passwords_nobody_can_sign_up() -> None:
+    given = replace(settings(), passwords_on=False, signup_open=True)
+    (sign_up,) = [finding for finding in examine(given, {}) if finding.check == "sign-up"]
+    assert (sign_up.state, "closed" in sign_up.found) == ("ok", True)
+
+
+def test_a_proxy_of_the_gateway_is_warned_of() -> None:
+    given = replace(settings(), gateway=GatewaySettings(proxy="http://proxy.example.com:3128"))
+    (found,) = [finding for finding in examine(given, {}) if finding.check == "gateway-proxy"]
+    assert found.state == "warning"
+    assert not [finding for finding in examine(settings(), {}) if finding.check == "gateway-proxy"]

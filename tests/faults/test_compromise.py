@@ -29,7 +29,7 @@ from keyman.identity.tokens import Token
 from keyman.keys.deployment import Deployment
 from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes, excess
 from keyman.planes.management import housekeeping
-from keyman.storage.transactions import Database
+from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress, NewPassword
 from keyman.vault.cipher import Context
 from tests.cli.transcript import keyman
@@ -37,7 +37,9 @@ from tests.planes.management.api.harness import ApiPlane, api_plane_at, log_in, 
 from tests.planes.resolver.pair import Pair, resolver_at
 from tests.support.cli import Finished, environment
 from tests.support.database import PostgresServer
+from tests.support.groups import groups_go_well
 from tests.support.planes import PASSWORD, Vault
+from tests.support.rows import add, count
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +76,11 @@ class Attacker:
     async def refused(self, statement: str) -> bool:
         try:
             self.heard.append(repr(await self.database.fetch(statement)))
-        except (asyncpg.InsufficientPrivilegeError, asyncpg.exceptions.CantChangeRuntimeParamError):
+        except (
+            asyncpg.InsufficientPrivilegeError,
+            asyncpg.exceptions.CantChangeRuntimeParamError,
+            asyncpg.CheckViolationError,  # an identity of an application among those of a provider
+        ):
             return True
         return False
 
@@ -89,7 +95,7 @@ def urls(postgres: PostgresServer) -> Iterator[Urls]:
     name, word = f"divided_{token_hex(6)}", token_hex(16)
     planes = Planes(f"{name}_management", f"{name}_resolver")
     owner = make_url(postgres.create_database(name))
-    for user in planes:
+    for user in planes.rights():
         postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{word}'")
         postgres.execute(f"GRANT CONNECT ON DATABASE {name} TO {user}")
     postgres.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
@@ -98,9 +104,9 @@ def urls(postgres: PostgresServer) -> Iterator[Urls]:
     everything = f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner.username} GRANT ALL ON"
     for kind in ("TABLES", "SEQUENCES"):
         postgres.execute(f"{everything} {kind} TO {planes.management}, {planes.resolver}", name)
-    yield Urls(owner, *(owner.set(username=user, password=word) for user in planes))
+    yield Urls(owner, *(owner.set(username=user, password=word) for user in planes.rights()))
     postgres.drop_database(name)
-    for user in planes:
+    for user in planes.rights():
         postgres.execute(f"DROP ROLE {user}")
 
 
@@ -227,6 +233,13 @@ async def test_managements_database_user_adds_no_application_and_changes_no_audi
     columns = "(application_id, token_hash, hint, created_at)"
     statements = [
         "SELECT * FROM applications",
+        "SELECT return_urls FROM applications",
+        "SELECT jwt_subject FROM applications",
+        "UPDATE application_blocks SET user_id = 1",
+        "INSERT INTO application_identities (user_id, issuer, subject, created_at) VALUES (1, 'i', 's', now())",
+        "UPDATE application_identities SET user_id = 1",
+        "INSERT INTO identities (user_id, issuer, subject, created_at) VALUES (1, 'keyman:app:x', 's', now())",
+        "UPDATE portal_links SET user_id = 1",
         "SELECT token_hash FROM application_tokens",
         "INSERT INTO applications (name, services, created_at) VALUES ('mine', 'OPENAI', now())",
         f"INSERT INTO application_tokens {columns} VALUES (1, '\\x{digest}', 'x', now())",
@@ -249,8 +262,9 @@ async def test_managements_database_user_adds_no_application_and_changes_no_audi
     answer = await attacker.pair.resolver.bearer(token.reveal()).post("/v1/resolve", json={"key_id": key_id})
     problem(answer, "unauthenticated")
     assert await app.gets(key_id=key_id) == SECRET
-    for table in MANAGEMENT:
-        assert not await attacker.refused(f"SELECT * FROM {table}"), table  # all that is to be read, is read
+    for table in MANAGEMENT:  # all that is to be read, is read
+        columns = "id, name, disabled_at" if table == "applications" else "*"
+        assert not await attacker.refused(f"SELECT {columns} FROM {table}"), table
     assert not attacker.has_heard(SECRET)
 
 
@@ -389,9 +403,9 @@ async def test_the_planes_do_all_their_work_with_no_more_rights(
     divided: Pair, urls: Urls, quick_passwords: PasswordHasher
 ) -> None:
     management, resolver = divided.management, divided.resolver
-    for plane in (management, resolver):
+    for name, plane in (("management", management), ("resolver", resolver)):
         async with plane.database.read() as connection:
-            assert await connection.run_sync(excess) == []
+            assert await connection.run_sync(excess, name) == []
         assert (await plane.client().get("/readyz")).json()["checks"] == {"database": "ok", "vault": "ok"}
     ada = await divided.owner()
     await accounts_work(management, ada.client)
@@ -418,6 +432,43 @@ async def test_the_planes_do_all_their_work_with_no_more_rights(
     # What an operator does as the owner: the rights stay as they are, no matter who upgrades again.
     await upgrade(urls)
     assert await app.gets(key_id=key_id) == OTHER
+
+
+async def test_an_account_is_deleted_with_the_rights_of_management(divided: Pair) -> None:
+    """Also rows that only the resolver can insert: identities of applications, and portal links."""
+    ada = await divided.owner()
+    await ada.key()
+    assert divided.operator is not None
+    async with divided.operator.write(Unchecked.OPERATOR) as connection:
+        application = await add(connection, "applications")
+        for table in ("application_identities", "identities"):
+            await add(connection, table, user_id=ada.id)
+        await add(connection, "portal_links", user_id=ada.id, application_id=application)
+    deleted = await ada.client.request("DELETE", "/api/auth/me", json={"current_password": PASSWORD})
+    assert deleted.status_code == 204, deleted.text
+    for table in ("api_keys", "application_identities", "identities", "portal_links", "sessions"):
+        assert await count(divided.operator, table) == 0, table
+
+
+async def test_an_owner_blocks_an_application_with_the_rights_of_the_planes(divided: Pair) -> None:
+    ada, app = await divided.owner(), await divided.app("OPENAI")
+    key_id = await ada.key(value=SECRET)
+    block = await divided.block_of(app)
+    assert app.name in [each["name"] for each in (await ada.client.get("/api/applications")).json()]
+    assert (await ada.client.put(block)).status_code == 204
+    problem(await app.ask(key_id=key_id), "not-found")
+    assert (await ada.client.delete(block)).status_code == 204
+    assert await app.gets(key_id=key_id) == SECRET
+
+
+async def test_writes_that_share_a_transaction_need_no_more_rights(divided: Pair) -> None:
+    owners = [await divided.owner() for _ in range(2)]
+    app = await divided.app("OPENAI")
+    with groups_go_well():
+        keys = await asyncio.gather(*(owner.key(value=SECRET) for owner in owners * 20))
+        values = await asyncio.gather(*(app.gets(key_id=key_id) for key_id in keys))
+    assert len({*keys}) == 40
+    assert {*values} == {SECRET}
 
 
 def test_an_operator_registers_applications_as_the_owner_and_adds_people_as_either(urls: Urls) -> None:

@@ -7,7 +7,6 @@ open when everything ends at once.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -41,6 +40,7 @@ from tests.support import needs
 from tests.support.cli import Service, serve, variables
 from tests.support.database import PostgresServer, stored_keys
 from tests.support.http import NO_TLS
+from tests.support.needs import quick_on
 from tests.support.planes import PASSWORD, Vault
 from tests.support.vault import RootClient
 from tests.support.waiting import PATIENCE, becomes
@@ -48,10 +48,12 @@ from tests.support.waiting import PATIENCE, becomes
 pytestmark = pytest.mark.anyio
 
 CLIENTS = 12
+MANY = 256
+"""Clients whose writes share transactions."""
 OPERATIONS = 400
 """The most that one client does in a round. The kill usually comes first."""
 
-ROUNDS = 3 if os.environ.get(needs.SLOW) else 1
+ROUNDS = 3 if needs.are_slow_wanted() else 1
 """How often everything is killed. Each round ends at another moment of the load."""
 
 
@@ -160,12 +162,12 @@ def _mask(value: str) -> str:
     return f"sk-...{value[-4:]}"
 
 
-async def _ledgers(url: URL, quick: PasswordHasher) -> list[Ledger]:
-    """Ledgers for CLIENTS clients, each with an account and a token."""
+async def _ledgers(url: URL, quick: PasswordHasher, clients: int = CLIENTS) -> list[Ledger]:
+    """Ledgers for clients, each with an account and a token."""
     db = Database(url)
     passwords = Passwords(quick)
     made = []
-    for number in range(CLIENTS):
+    for number in range(clients):
         email = EmailAddress(f"client{number}@example.com")
         account = await users.add(db, passwords, email, NewPassword(PASSWORD))
         token = await personal.create_for(db, email, RequiredLabel("ledger"), DEFAULT_SCOPES)
@@ -258,17 +260,26 @@ async def _retried(service: Service, ledger: Ledger, operation: Operation | None
         ledger.note(operation, answer)
 
 
+@quick_on("sqlite")
+@pytest.mark.parametrize("clients", [CLIENTS, pytest.param(MANY, marks=pytest.mark.slow)])
 async def test_nothing_acknowledged_is_lost_when_everything_is_killed_under_load(
-    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path, request: pytest.FixtureRequest
+    database: URL,
+    provisioned: Vault,
+    quick_passwords: PasswordHasher,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    clients: int,
 ) -> None:
     chance = random.Random()  # noqa: S311  # moments and values of a test
     root = RootClient(provisioned.server.address, provisioned.server.root_token.reveal())
-    ledgers = await _ledgers(database, quick_passwords)
+    ledgers = await _ledgers(database, quick_passwords, clients)
     env = variables(provisioned.settings, database)
     for _ in range(ROUNDS):
         with serve(env, tmp_path) as service:
             async with _load(service, ledgers, chance) as count:
-                await count.at_least(chance.randint(1, 100))
+                await count.at_least(
+                    chance.randint(1, 100) if clients == CLIENTS else chance.randint(clients, 4 * clients)
+                )
                 await asyncio.sleep(chance.uniform(0, 0.05))
                 service.live.send_group(SIGKILL)
             service.live.wait()
@@ -277,11 +288,23 @@ async def test_nothing_acknowledged_is_lost_when_everything_is_killed_under_load
         open_ = [ledger.open for ledger in ledgers]
         assert any(open_)  # no client had done all its operations before
         await _settle(database, root, ledgers)
+        if clients == MANY and database.get_backend_name() == "postgresql":
+            assert await _transactions(database) < len(await stored_keys(database)) / 4
     with serve(env, tmp_path) as service:
         for ledger, operation in zip(ledgers, open_, strict=True):
             await _retried(service, ledger, operation)
         assert service.live.end().code == 0
     await _settle(database, root, ledgers)
+
+
+async def _transactions(url: URL) -> int:
+    """The number of transactions that wrote the keys as they are now."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        found = await connection.execute(text("SELECT count(DISTINCT xmin::text) FROM api_keys"))
+        number = int(found.scalar_one())
+    await engine.dispose()
+    return number
 
 
 @contextmanager
@@ -303,6 +326,7 @@ async def _encrypted(service: Service) -> int:
     return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
 
 
+@pytest.mark.slow
 async def test_what_was_sealed_and_not_committed_leaves_nothing(
     database: URL, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -348,6 +372,7 @@ async def _writes_held(url: URL, request: pytest.FixtureRequest) -> AsyncIterato
     await engine.dispose()
 
 
+@pytest.mark.slow
 async def test_nothing_acknowledged_is_lost_when_postgresql_crashes_under_load(
     disposable_postgres: PostgresServer, provisioned: Vault, quick_passwords: PasswordHasher, tmp_path: Path
 ) -> None:

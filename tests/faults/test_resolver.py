@@ -24,6 +24,7 @@ from tests.planes.management.api.harness import OPENAI_KEY, problem
 from tests.planes.resolver.pair import App, Owner, Pair, pair_at, resolver_at, through
 from tests.support.database import PostgresServer
 from tests.support.http import Call, RecordingProxy, recording_proxy
+from tests.support.needs import quick
 from tests.support.planes import Vault
 from tests.support.vault import DisposableVault
 from tests.support.waiting import becomes
@@ -287,7 +288,7 @@ async def vaults(disposable_vault: DisposableVault) -> tuple[VaultSettings, Vaul
     return management, resolver
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", quick(["killed"], ["frozen", "sealed", "policy", "quota"]))
 async def test_without_vault_no_key_leaves_a_second_entry_says_so_and_all_is_well_again_once_it_is_back(
     name: str,
     sqlite: URL,

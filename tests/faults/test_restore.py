@@ -14,13 +14,16 @@ from typing import Any
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
 from keyman.config.vault import VaultSettings
+from keyman.identity.passwords import Passwords
 from tests.cli.transcript import keyman
 from tests.support.cli import serve, variables
 from tests.support.database import stored_keys
-from tests.support.http import NO_TLS, sign_up
+from tests.support.http import NO_TLS
+from tests.support.planes import PASSWORD, plane_at
 from tests.support.vault import DisposableVault, disposable_vault_at
 from tests.support.waiting import until
 
@@ -91,6 +94,13 @@ class Deployment:
         self.vault.root.ask("DELETE", "transit/keys/keyman")
         self.settings = asyncio.run(self.vault.provisioned())
 
+    async def store(self, email: str, value: str, quick: PasswordHasher) -> None:
+        """Start a plane, sign up there and store a key."""
+        async with plane_at(self.url, self.settings, Passwords(quick)) as plane:
+            user = await plane.user(email)
+            answer = await user.post("/api/keys", json={"service": "OPENAI", "api_key": value})
+            assert answer.status_code == 201, answer.text
+
     def doctor(self) -> dict[str, str]:
         """The checks that failed and what they found."""
         findings: list[dict[str, Any]] = json.loads(keyman("doctor", "--json", env=self.env).out)
@@ -105,19 +115,17 @@ FIRST, SECOND = "sk-of-the-first-day-1111", "sk-of-the-second-day-2222"
 
 
 @pytest.fixture(scope="module")
-def backed_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def backed_up(tmp_path_factory: pytest.TempPathFactory, quick_passwords: PasswordHasher) -> Iterator[Deployment]:
     """On the first day there is one key; on the second the key was rotated, and there is another one."""
     directory = tmp_path_factory.mktemp("restored")
     with disposable_vault_at(directory / "vault") as vault:
         made = Deployment(directory, vault, asyncio.run(vault.provisioned()))
         assert keyman("db", "upgrade", env=made.env).code == 0
-        with serve(made.env, directory / "first") as service:
-            _store(sign_up(service.url, "ada@example.com"), FIRST)
+        asyncio.run(made.store("ada@example.com", FIRST, quick_passwords))
         made.back_up_database("first")
         made.back_up_vault("first")
         assert keyman("rotate", env=made.rotator).code == 0
-        with serve(made.env, directory / "second") as service:
-            _store(sign_up(service.url, "grace@example.com"), SECOND)
+        asyncio.run(made.store("grace@example.com", SECOND, quick_passwords))
         made.back_up_database("second")
         made.back_up_vault("second")
         yield made
@@ -131,12 +139,6 @@ def deployment(backed_up: Deployment) -> Deployment:
     backed_up.settings = asyncio.run(backed_up.vault.provisioned())
     assert backed_up.doctor() == {}
     return backed_up
-
-
-def _store(client: httpx.Client, value: str) -> httpx.Response:
-    answer = client.post("/api/keys", json={"service": "OPENAI", "api_key": value})
-    assert answer.status_code == 201, answer.text
-    return answer
 
 
 def test_both_of_one_day_are_whole_again(deployment: Deployment) -> None:
@@ -155,7 +157,7 @@ def test_a_database_without_its_vault_takes_no_keys_and_loses_none(deployment: D
         until(lambda: service.readiness() is not None, "an answer")
         assert (service.readiness() or {})["checks"]["vault"] == "wrong-key"
         ada = httpx.Client(base_url=service.url, verify=NO_TLS)
-        login = {"email": "ada@example.com", "password": "correct horse battery staple"}
+        login = {"email": "ada@example.com", "password": PASSWORD}
         assert ada.post("/api/auth/login", json=login).status_code == 200
         assert [key["status"] for key in ada.get("/api/keys").json()] == ["active"]  # listing needs no Vault
         refused = ada.post("/api/keys", json={"service": "OPENAI", "api_key": SECOND})
@@ -169,12 +171,11 @@ def test_a_database_without_its_vault_takes_no_keys_and_loses_none(deployment: D
     assert deployment.opened() == {FIRST, SECOND}
 
 
-def test_a_vault_without_its_database_starts_empty(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_vault_without_its_database_starts_empty(deployment: Deployment, quick_passwords: PasswordHasher) -> None:
     deployment.lose_database()
     assert deployment.doctor().keys() == {"database"}
     assert keyman("db", "upgrade", env=deployment.env).code == 0
-    with serve(deployment.env, tmp_path / "anew") as service:
-        _store(sign_up(service.url, "ada@example.com"), FIRST)
+    asyncio.run(deployment.store("ada@example.com", FIRST, quick_passwords))
     assert deployment.doctor() == {}
     assert deployment.opened() == {FIRST}
 

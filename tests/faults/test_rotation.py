@@ -25,6 +25,7 @@ CLIENTS = 6
 ROTATIONS = 2
 
 
+@pytest.mark.slow
 async def test_a_rotation_under_traffic_fails_no_request_and_loses_no_update(
     database: URL, disposable_vault: DisposableVault, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.tables import application_tokens
 from keyman.identity.tokens import Token
-from keyman.storage import transactions
+from keyman.storage import notes
 from keyman.storage.transactions import Database
 from keyman.values import ApplicationName
 
@@ -116,7 +116,7 @@ async def test_what_does_not_exist_is_said(db: Database) -> None:
 
 
 async def test_the_list_says_what_is_usable_and_when_it_was_used(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transactions, "NOTE_PATIENCE", 5.0)  # on a busy machine a note is left out otherwise
+    monkeypatch.setattr(notes, "NOTE_PATIENCE", 5.0)  # on a busy machine a note is left out otherwise
     with time_machine.travel(now(), tick=False) as clock:
         first = (await applications.create(db, CHAT, ["OPENAI", "GROQ"])).token
         await applications.create(db, ApplicationName("a-second"), ["GROQ"])

@@ -76,7 +76,7 @@ async def test_each_proof_refuses_the_credentials_of_the_others(db: Database) ->
 async def test_a_person_acts_for_the_owner_that_they_are_and_an_application_for_none() -> None:
     person = Principal(ORIGIN, ALL_SCOPES, USER, session_id=SessionId(1))
     application = Principal(
-        Origin(Actor.APPLICATION, 3), application=Application(ApplicationId(2), "chat", frozenset({"OPENAI"}))
+        Origin(Actor.APPLICATION, 3), application=Application(ApplicationId(2), "chat", frozenset({"OPENAI"}), None)
     )
     assert (person.kind, person.owner_id, person.user_id) == (Actor.SESSION, 7, 7)
     assert person.require_session() == 1

@@ -11,10 +11,10 @@ from keyman.clock import now
 from keyman.errors import Forbidden, NotFound
 from keyman.identity import sessions
 from keyman.identity.principals import Credentials, Principal, User
+from keyman.identity.selection import find_chosen
 from keyman.identity.sessions import SESSION_IDLE, SessionProof, device_name
 from keyman.identity.tables import sessions as table
 from keyman.identity.tokens import ALL_SCOPES
-from keyman.identity.users import id_by_email
 from keyman.ids import SessionId, UserId
 from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress
@@ -46,7 +46,7 @@ def test_a_name_is_short_and_printable_whatever_a_client_says(user_agent: str) -
 
 async def caller_of(db: Database, email: str) -> Principal:
     async with db.write(Unchecked.OPERATOR) as connection:
-        user_id = await id_by_email(connection, EmailAddress(email))
+        user_id = await find_chosen(connection, EmailAddress(email))
         cookie = await sessions.open_session(connection, user_id, "Firefox · Linux")
     return await SessionProof().verify(db, cookie.reveal(), Credentials(None, cookie.reveal(), "r", None))
 

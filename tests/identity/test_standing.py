@@ -6,6 +6,7 @@ That nothing is committed after a revocation is in tests/planes/resolver/test_in
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -17,14 +18,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.errors import Unauthenticated
-from keyman.identity import personal_tokens
+from keyman.identity import applications, personal_tokens
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.principals import Credentials, Principal
+from keyman.identity.sessions import OfPortal, SessionProof, open_portal_session
 from keyman.identity.standing import lock_accounts
 from keyman.identity.tokens import DEFAULT_SCOPES
-from keyman.ids import TokenId, UserId
+from keyman.ids import ApplicationId, TokenId, UserId
 from keyman.storage.transactions import Database, Unchecked
-from keyman.values import EmailAddress, FutureTime, RequiredLabel
+from keyman.values import ApplicationName, EmailAddress, FutureTime, RequiredLabel
 from tests.support.rows import add
 from tests.support.waiting import becomes
 
@@ -124,3 +126,99 @@ async def test_accounts_are_locked_in_the_order_of_their_ids(locking: Database) 
         await wait(locking)
         assert await number(connection, _HELD) == 1, "it waits for the first one, and holds no other"
     await locking_both
+
+
+# --- groups
+
+
+async def nothing(_connection: AsyncConnection) -> None:
+    """A work."""
+
+
+async def test_a_revocation_waits_for_a_group_and_the_group_for_no_longer_than_a_moment(locking: Database) -> None:
+    """The group gives way: its other members act, and the one that is being revoked waits by itself."""
+    users = [await new_user(locking) for _ in range(3)]
+    callers = [(await new_caller(locking, email))[1] for _, email in users]
+    async with locking.write(Unchecked.OPERATOR) as connection:
+        await lock_accounts(connection, users[1][0])
+        await connection.execute(text("UPDATE users SET disabled_at = now() WHERE id = :id"), {"id": users[1][0]})
+        first, second, third = [asyncio.create_task(locking.together(caller, nothing)) for caller in callers]
+        await asyncio.gather(first, third)
+        assert not second.done()
+    with pytest.raises(Unauthenticated):
+        await second
+
+
+async def test_a_revocation_waits_until_the_group_of_its_caller_is_committed(locking: Database) -> None:
+    users = [await new_user(locking) for _ in range(2)]
+    (token_id, revoked), (_, other) = [await new_caller(locking, email) for _, email in users]
+    goes_on = asyncio.Event()
+
+    async def dawdle(_connection: AsyncConnection) -> str:
+        await goes_on.wait()
+        return "stored"
+
+    acting = [asyncio.create_task(locking.together(caller, dawdle)) for caller in (other, revoked)]
+    await asyncio.sleep(0.1)  # the group has its locks
+    revoking = asyncio.create_task(personal_tokens.revoke_any(locking, token_id))
+    await wait(locking)
+    goes_on.set()
+    assert await asyncio.gather(*acting) == ["stored"] * 2
+    await revoking
+    with pytest.raises(Unauthenticated):
+        await locking.together(revoked, nothing)
+
+
+async def test_a_revocation_waits_for_a_group_of_sessions_that_its_application_opened(locking: Database) -> None:
+    name = ApplicationName(uuid4().hex)
+    await applications.create(locking, name, ("OPENAI",))
+    callers = []
+    async with locking.write(Unchecked.OPERATOR) as connection:
+        application = text("SELECT id FROM applications WHERE name = :name")
+        application_id = ApplicationId((await connection.execute(application, {"name": name})).scalar_one())
+    for user_id, _ in [await new_user(locking) for _ in range(2)]:
+        async with locking.write(Unchecked.OPERATOR) as connection:
+            cookie = await open_portal_session(
+                connection, user_id, None, OfPortal(application_id, "Ada", "https://a.example/")
+            )
+        shown = Credentials(None, cookie.reveal(), "-", None)
+        callers.append(await SessionProof().verify(locking, cookie.reveal(), shown))
+    async with locking.write(Unchecked.SIGN_IN) as connection:
+        assert await callers[0].confirm_together(connection, callers) == [None, None]
+        revoking = asyncio.create_task(applications.revoke(locking, name))
+        await wait(locking)
+    await revoking
+    async with locking.write(Unchecked.SIGN_IN) as connection:
+        refused = await callers[0].confirm_together(connection, callers)
+    assert [type(each) for each in refused] == [Unauthenticated] * 2
+
+
+async def test_every_member_of_a_group_is_checked_as_by_itself(locking: Database) -> None:
+    users = [await new_user(locking) for _ in range(5)]
+    callers = [await new_caller(locking, email) for _, email in users]
+    await personal_tokens.revoke_any(locking, callers[0][0])
+    async with locking.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(text("UPDATE users SET disabled_at = now() WHERE id = :id"), {"id": users[2][0]})
+        await connection.execute(text("UPDATE api_tokens SET expires_at = now() WHERE id = :id"), {"id": callers[3][0]})
+    acting = [locking.together(caller, nothing) for _, caller in callers]
+    outcomes = await asyncio.gather(*acting, return_exceptions=True)
+    assert [isinstance(outcome, Unauthenticated) for outcome in outcomes] == [True, False, True, True, False]
+
+
+async def test_groups_and_revocations_in_any_order_never_wait_for_each_other_for_ever(locking: Database) -> None:
+    dice = random.Random(11)  # noqa: S311  # a storm, not a secret
+    users = [await new_user(locking) for _ in range(8)]
+    callers = [(await new_caller(locking, email))[1] for _, email in users]
+
+    async def lock_some() -> None:
+        async with locking.write(Unchecked.OPERATOR) as connection:
+            await lock_accounts(connection, *(user_id for user_id, _ in dice.sample(users, 3)))
+
+    storm = [locking.together(dice.choice(callers), nothing) for _ in range(300)]
+    storm += [lock_some() for _ in range(30)]
+    dice.shuffle(storm)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*storm)
+    async with locking.read() as connection:
+        deadlocks = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        assert await number(connection, deadlocks) == 0

@@ -118,7 +118,7 @@ def test_what_is_stored_and_shown_of_it(random: str) -> None:
 
 
 def test_the_scopes_are_the_documented_ones() -> None:
-    assert [scope.value for scope in Scope] == ["keys:read", "keys:write", "tokens:manage", "audit:read"]
+    assert [scope.value for scope in Scope] == ["keys:read", "keys:write", "tokens:manage", "audit:read", "keys:use"]
     assert {"keys:read", "keys:write"} == DEFAULT_SCOPES
 
 

@@ -32,12 +32,17 @@ async def test_an_application_that_got_the_key_of_late_is_named_once_with_the_la
     ada, eve = await add(db, "ada@example.com"), await add(db, "eve@example.com")
     moment, soon = now(), timedelta(minutes=1)
     got, refused, failed = Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED
+    used = Action.KEY_USE
     told = [
         (ada, KEY, "chat", got, timedelta(days=20)),
         (ada, KEY, "chat", got, timedelta(hours=1)),
         (ada, KEY, "chat", got, timedelta(days=3)),
         (ada, KEY, "chat", refused, timedelta()),
         (ada, KEY, "gone", got, timedelta(minutes=5)),
+        (ada, KEY, "both", used, timedelta(minutes=7)),
+        (ada, KEY, "both", got, timedelta(days=7)),
+        (ada, KEY, "gateway", got, timedelta(days=2)),
+        (ada, KEY, "gateway", used, timedelta(hours=2)),
         (ada, KEY, "batch", got, OF_LATE - soon),
         (ada, KEY, "old", got, OF_LATE + soon),
         (ada, KEY, "refused", refused, timedelta(hours=1)),
@@ -51,7 +56,9 @@ async def test_an_application_that_got_the_key_of_late_is_named_once_with_the_la
             await connection.execute(insert(audit_log).values(row))
     assert await uses.of_late(db, caller(ada), KEY) == [
         ("gone", moment - timedelta(minutes=5)),
+        ("both", moment - timedelta(minutes=7)),
         ("chat", moment - timedelta(hours=1)),
+        ("gateway", moment - timedelta(hours=2)),
         ("batch", moment - OF_LATE + soon),
     ]
     assert await uses.of_late(db, caller(eve), OTHER_KEY) == []

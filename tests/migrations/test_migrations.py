@@ -36,6 +36,7 @@ from keyman.storage.transactions import Database, Unchecked
 from tests.fixtures.revision_0004.restore import restore_sqlite
 from tests.support.database import PostgresServer
 from tests.support.exceptions import everything_in, stands_alone
+from tests.support.needs import quick_on
 from tests.support.rows import add, add_owner, count, row, table
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +136,7 @@ async def test_each_deployment_has_a_uuid_of_its_own(
     assert await uuid_of(empty_database) != await uuid_of(other)
 
 
+@quick_on("postgresql", "empty_database")
 async def test_several_processes_that_upgrade_at_once_make_one_schema(empty_database: URL) -> None:
     address = empty_database.render_as_string(hide_password=False)
     program = "import asyncio, sys; from sqlalchemy.engine import make_url; from keyman import migrations; "

@@ -16,7 +16,7 @@ from keyman.doctor.database import examine
 from keyman.doctor.findings import Finding, State
 from keyman.errors import ConfigurationError
 from keyman.keys.deployment import SCHEMA_REVISION
-from keyman.migrations.rights import MANAGEMENT, NOBODYS, RESOLVER, Planes, excess, missing
+from keyman.migrations.rights import GATEWAY, MANAGEMENT, NOBODYS, OTHERS, RESOLVER, Planes, excess, missing
 from keyman.storage.transactions import Database, Unchecked
 from tests.cli.transcript import keyman
 from tests.support.cli import environment
@@ -24,8 +24,11 @@ from tests.support.database import PostgresServer
 
 
 def test_every_table_is_some_planes_and_no_plane_has_more_than_there_are() -> None:
-    assert {*MANAGEMENT, *RESOLVER} == {*migrations.tables().tables, "alembic_version"}
-    assert not {"applications", "application_tokens"} & MANAGEMENT.keys()
+    assert {*MANAGEMENT, *RESOLVER, *GATEWAY} == {*migrations.tables().tables, "alembic_version"}
+    assert "application_tokens" not in MANAGEMENT
+    assert (
+        MANAGEMENT["applications"] == "SELECT (id, name, services, issuers, checks, disabled_at), UPDATE (share_lock)"
+    )
 
 
 @pytest.mark.anyio
@@ -52,13 +55,13 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
     postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{word}'")
     as_owner, as_user = Database(owner), Database(owner.set(username=user, password=word))
     try:
-        for right in (None, *NOBODYS, ("UPDATE (detail)", "audit_log")):
+        for right in (None, *NOBODYS, *OTHERS["resolver"], ("UPDATE (detail)", "audit_log")):
             for whom in (user, "PUBLIC"):
                 async with as_owner.write(Unchecked.OPERATOR) as connection:
                     if right is not None:
                         await connection.exec_driver_sql(f"GRANT {right[0]} ON {right[1]} TO {whom}")
                 async with as_user.read() as connection:
-                    found = await connection.run_sync(excess)
+                    found = await connection.run_sync(excess, "resolver")
                 expected = [] if right is None else [" on ".join(right)]
                 assert found == [one.replace(" (detail)", "") for one in expected]
                 async with as_owner.write(Unchecked.OPERATOR) as connection:
@@ -72,14 +75,16 @@ async def test_what_a_planes_user_may_beyond_its_rights_is_named_however_it_was_
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("plane", "rights"), [("management", MANAGEMENT), ("resolver", RESOLVER)])
+@pytest.mark.parametrize(
+    ("plane", "rights"), [("management", MANAGEMENT), ("resolver", RESOLVER), ("gateway", GATEWAY)]
+)
 async def test_doctor_names_each_right_that_a_planes_user_lacks_and_the_command_that_grants_it(
     postgres: PostgresServer, plane: str, rights: Mapping[str, str]
 ) -> None:
     name = f"missing_{token_hex(6)}"
     owner = make_url(postgres.create_database(name))
-    users, word = Planes(f"{name}_m", f"{name}_r"), token_hex(16)
-    for user in users:
+    users, word = Planes(f"{name}_m", f"{name}_r", f"{name}_g"), token_hex(16)
+    for user in users.rights():
         postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{word}'")
     user = getattr(users, plane)
     as_owner, as_user = Database(owner), Database(owner.set(username=user, password=word))
@@ -114,7 +119,7 @@ async def test_doctor_names_each_right_that_a_planes_user_lacks_and_the_command_
         await as_owner.close()
         await as_user.close()
         postgres.drop_database(name)
-        for user in users:
+        for user in users.rights():
             postgres.execute(f"DROP ROLE {user}")
 
 

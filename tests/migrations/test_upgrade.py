@@ -189,7 +189,8 @@ async def sign_in(plane: ApiPlane, person: Json, password: str) -> tuple[int, An
 
 async def check_reads(client: Any, keys: Sequence[Json]) -> None:
     """Compares the owner's list, and each of the keys with its ETag."""
-    bodies: Json = {key["id"]: {name: {"settings": {}, **key}[name] for name in KEY_FIELDS} for key in keys}
+    later: Json = {"settings": {}, "check": None, "default": False}  # what keys did not have then
+    bodies: Json = {key["id"]: {name: {**later, **key}[name] for name in KEY_FIELDS} for key in keys}
     listed = await client.get("/api/keys", params={"limit": 200})
     assert listed.status_code == 200, listed.text
     assert listed.json() == [bodies[key_id] for key_id in sorted(bodies, reverse=True)]

@@ -64,7 +64,10 @@ CANARY = "kNrYcAnArY"
         ({**GOOD, "console_url": "http://acme.example.com"}, "console_url"),
         ({**GOOD, "console_url": f"javascript:{CANARY}"}, "console_url"),
         ({**GOOD, "credential": {}}, "known"),
-        ({**GOOD, "prefx": "acme-"}, "the known fields are service, name, prefix, exclusive, console_url"),
+        (
+            {**GOOD, "prefx": "acme-"},
+            "the known fields are service, name, prefix, exclusive",
+        ),
         ({**GOOD, CANARY: CANARY}, "known"),
         ("ACME", ""),
         (None, ""),

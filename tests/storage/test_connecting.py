@@ -204,7 +204,7 @@ async def test_a_schema_of_its_own_is_used_by_upgrade_and_planes(tls_account: Ac
     escaped = f'"{schema}"'.replace(" ", "\\ ")
     query = URL.create("x", database="x", query={"options": f"-csearch_path={escaped}"}).render_as_string()
     url = load_database_url({"KEYMAN_DATABASE_URL": tls_account.url(query[query.index("?") :])})
-    planes = Planes(f"m_{tls_account.name}", f"r_{tls_account.name}")
+    planes = Planes(f"m_{tls_account.name}", f"r_{tls_account.name}", f"g_{tls_account.name}")
     for plane in planes:
         tls_account.server.execute(f"CREATE ROLE {plane} LOGIN PASSWORD '{tls_account.password}'")
     assert await migrations.upgrade(url, planes) == (None, SCHEMA_REVISION)

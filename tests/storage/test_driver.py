@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import random
@@ -19,11 +20,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from keyman import migrations
-from keyman.errors import DatabaseUnavailable, RefusedStatement
+from keyman.errors import DatabaseUnavailable
 from keyman.identity.tables import throttle, users
 from keyman.storage import driver
 from keyman.storage.compiling import Compiler, columns_of
 from keyman.storage.engine import POOL_SIZE
+from keyman.storage.faults import DriverFault, RolledBack
 from keyman.storage.statements import Command, Query, UnfitParameter, UnreadableRow, scalar
 from keyman.storage.transactions import Database, Unchecked
 from tests.storage.test_statements import BUILT, DIALECTS, OTHER
@@ -56,6 +58,8 @@ async def test_rows_are_those_that_sqlalchemy_stores_and_reads(db: Database, nam
     async with db.write(Unchecked.OPERATOR) as connection:
         ids = [await add(connection, "owners") for _ in range(2)] if name == "users" else []
         ours, theirs = [row(name, **({"id": ids[at]} if ids else {})) for at in range(2)]
+        if name == "application_blocks":  # a user has one for each application
+            theirs["application_id"] = await add(connection, "applications")
         assert await Command(insert(columns)).execute(connection, **ours) == 1
         await connection.execute(insert(columns), theirs)
         found = await Query(select(columns), as_tuple).all(connection)
@@ -202,10 +206,32 @@ async def test_a_transaction_that_postgresql_rolls_back_is_not_taken_for_committ
             with pytest.raises(IntegrityError):
                 await _ADD.execute(connection, **same)
 
-    with pytest.raises(RefusedStatement):
+    with pytest.raises(RolledBack):
         await store()
     assert await count(db, "throttle") == 0
     await db.close()
+
+
+@pytest.mark.parametrize("is_sent_before", [True, False])
+async def test_a_connection_that_was_given_up_is_not_replaced_in_the_middle_of_a_transaction(
+    db: Database, is_sent_before: bool
+) -> None:
+    """Another one would store what follows by itself, and take COMMIT although nothing had begun on it."""
+    async with db.read() as one, db.read() as another:  # the pool has another one at hand
+        await _EVERY.one(one)
+        await _EVERY.one(another)
+
+    async def store() -> None:
+        async with db.write(Unchecked.OPERATOR) as connection:
+            if is_sent_before:
+                await _ADD.execute(connection, **row("throttle"))
+            await connection.invalidate()
+            with contextlib.suppress(DriverFault):
+                await _ADD.execute(connection, **row("throttle"))
+
+    with pytest.raises(DatabaseUnavailable):
+        await store()
+    assert await count(db, "throttle") == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*was deleted before being closed:ResourceWarning")

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,14 @@ from sqlalchemy.engine import URL, make_url
 from bench import filling, plans
 from bench.plans import Captured
 from keyman import migrations
-from keyman.storage.transactions import Database
+from keyman.clock import now
+from keyman.identity import users
+from keyman.keys import finding
+from keyman.keys.finding import Wanted
+from keyman.storage.transactions import Database, Unchecked
+from keyman.values import EmailAddress
 from tests.support.database import PostgresServer
+from tests.support.groups import groups_go_well
 
 pytestmark = pytest.mark.anyio
 
@@ -23,12 +31,22 @@ KEYS = 20_000
 
 ROWID = "INTEGER PRIMARY KEY"
 OWNER, OF_SERVICE = "ix_api_keys_owner", "ix_api_keys_owner_service"
+DEFAULT = "uq_api_keys_default"
+IN_USE = rf"{DEFAULT}\b[\s\S]*\b{OF_SERVICE}"
+"""The default, and then the newest key."""
+
 OF_ACTION, AT = "ix_audit_log_owner_action", "ix_audit_log_at"
 CHECKED = ("pk_api_tokens", ROWID)
 """The check of the caller, whose credential is a token."""
 
 OF_APPLICATION = ("pk_application_tokens|ix_application_tokens_application_id", ROWID)
 """The check of an application. Most have one token, so either index finds it."""
+
+BY_PAIR = (
+    r"uq_application_identities_issuer_subject\b[\s\S]*\buq_identities_issuer_subject",
+    r"sqlite_autoindex_application_identities_1[\s\S]*sqlite_autoindex_identities_1",
+)
+"""An identity by its issuer and subject, in both tables of identities."""
 
 CURRENT = ("ix_audit_log_value", "ix_audit_log_value")
 """The value of a key that the audit log names."""
@@ -45,6 +63,16 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     # Both begin with the owner; a filter on the name fits neither better.
     "keys: by a name that many have": [(f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}")],
     "keys: by a name that none has": [(f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}")],
+    **{
+        label: [(f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}|{DEFAULT}")]
+        for label in (
+            "keys: of a status",
+            "keys: sorted by name",
+            "keys: sorted by name, a page in the middle",
+            "keys: sorted by last use",
+            "keys: counted",
+        )
+    },
     "keys: one by its id": [(f"{OWNER}|pk_api_keys", ROWID)],
     "keys: a new one": [
         CHECKED,
@@ -58,6 +86,13 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
         (f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}"),
     ],
     "keys: a change": [CHECKED, (f"{OWNER}|pk_api_keys", ROWID), ("pk_api_keys", ROWID)],
+    "keys: another default": [
+        CHECKED,
+        (OF_SERVICE, OF_SERVICE),
+        (f"{OWNER}|pk_api_keys", ROWID),
+        (DEFAULT, DEFAULT),
+        ("pk_api_keys", ROWID),
+    ],
     "keys: a new value": [
         (f"{OWNER}|pk_api_keys", ROWID),
         CHECKED,
@@ -66,20 +101,21 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
         ("pk_api_keys", ROWID),
     ],
     "keys: removed": [CHECKED, (f"{OWNER}|pk_api_keys", ROWID), ("pk_api_keys", ROWID)],
-    "keys: who has used one of late, of three applications": [("ix_audit_log_uses", "ix_audit_log_uses")] * 4,
+    "keys: who has used one of late, of three applications": [("ix_audit_log_uses", "ix_audit_log_uses")] * 5,
     "an application by its token": [
         ("uq_application_tokens_token_hash", "sqlite_autoindex_application_tokens_1"),
         OF_APPLICATION,
     ],
     "resolve: a key by its id": [OF_APPLICATION, CURRENT],
-    # SQLite, knowing nothing, reads the keys of all services of the user, newest first.
-    "resolve: a user's newest key of a service": [OF_APPLICATION, (OF_SERVICE, f"{OWNER}|{OF_SERVICE}")],
+    "resolve: a user's key of a service": [OF_APPLICATION, (IN_USE, IN_USE)],
     "resolve: a user without such a key": [
         OF_APPLICATION,
-        (OF_SERVICE, f"{OWNER}|{OF_SERVICE}"),
+        (IN_USE, IN_USE),
         (OF_SERVICE, f"{OWNER}|{OF_SERVICE}"),
         ("pk_users", ROWID),
     ],
+    "resolve: a subject's key of a service": [OF_APPLICATION, BY_PAIR, (IN_USE, IN_USE)],
+    "resolve: an unknown subject": [OF_APPLICATION, BY_PAIR],
     "resolve: the last use": [("pk_api_keys", ROWID)],
     "applications: a new token": [
         ("uq_applications_name", "sqlite_autoindex_applications_1"),
@@ -98,9 +134,14 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     "tokens: one revoked": [CHECKED, ("pk_api_tokens|ix_api_tokens_user_id", ROWID)],
     "an account by its address": [
         ("uq_users_email_key", "sqlite_autoindex_users_1"),
+        ("uq_users_email_key", "sqlite_autoindex_users_1"),  # again, after the lock
         ("pk_users", ROWID),
         ("ix_sessions_user_id", "ix_sessions_user_id"),
     ],
+    "an identity: its user, at a first use or a sign-in": [BY_PAIR],
+    "an identity: the issuers of a user": [("ix_identities_user_id", "ix_identities_user_id")],
+    "a user by a JWT": [BY_PAIR],
+    "an application by its JWT": [("ix_applications_jwt", "ix_applications_jwt")],
     "audit: the first page": [("ix_audit_log_owner", "ix_audit_log_owner")],
     "audit: a page in the middle": [("ix_audit_log_owner", "ix_audit_log_owner")],
     "audit: the first page of an owner of none": [("ix_audit_log_owner", "ix_audit_log_owner")],
@@ -115,6 +156,8 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     "throttle: a wrong password": [("pk_throttle", "sqlite_autoindex_throttle_1"), ("pk_throttle", "")],
     "throttle: windows that have ended": [("pk_throttle", "sqlite_autoindex_throttle_1")],
     "housekeeping: sessions": [("ix_sessions_last_seen_at", "ix_sessions_last_seen_at")],
+    "housekeeping: provider_visits": [("ix_provider_visits_expires_at", "ix_provider_visits_expires_at")],
+    "housekeeping: logout_tokens": [("ix_logout_tokens_expires_at", "ix_logout_tokens_expires_at")],
     "housekeeping: throttle": [("ix_throttle_ends_at", "ix_throttle_ends_at")],
     "housekeeping: idempotency": [("ix_idempotency_created_at", "ix_idempotency_created_at")],
 }
@@ -130,9 +173,17 @@ IN_ORDER = [
 SORT = r"\bSort\b(?! Key| Method)"
 """PostgreSQL's word for what sorts; what merges has a sort key, too."""
 
-SORTED = ("audit: one action", "audit: three actions", "sessions: an owner's", "resolve: a key by its id")
-"""SQLite may sort a page of each action, the sessions of an account, which has 100 at most, and the entries that name a
-value of one key.
+SORTED = (
+    "keys: sorted",
+    "audit: one action",
+    "audit: three actions",
+    "sessions: an owner's",
+    "resolve: a key by its id",
+    "resolve: a user",  # with or without such a key: a key is found by its id, too
+    "resolve: a subject's key of a service",
+)
+"""SQLite may sort the keys of an owner, a page of each action, the sessions of an account, which has 100 at
+most, and the entries that name a value of one key.
 """
 
 
@@ -197,6 +248,41 @@ async def test_a_plan_that_postgresql_keeps_for_all_owners_reads_no_table_of_key
             assert re.search(rf"\b({index})\b", text), f"{label}\n{text}"
             assert "Seq Scan" not in text, f"{label}\n{text}"
             assert label not in IN_ORDER or not re.search(SORT, text), f"{label}\n{text}"
+
+
+@pytest.mark.parametrize("generic", [False, True])
+async def test_what_requests_look_up_together_is_found_by_an_index(
+    filled_postgresql: tuple[URL, list[Captured]], generic: bool
+) -> None:
+    url, _ = filled_postgresql
+    db, captured = Database(url), list[Captured]()
+    wanted = [Wanted(user_id, service, now()) for user_id in (plans.HEAVY, plans.SPARSE) for service in ("GROQ", "X")]
+    ids = [plans.ONE_KEY_OF_HEAVY, plans.ANOTHER]
+    with groups_go_well(), plans.listening("together", url, captured):
+        await asyncio.gather(
+            *(db.together(Unchecked.OUTCOME, partial(finding.in_use, wanted=each)) for each in wanted),
+            *(db.together(Unchecked.OUTCOME, partial(finding.by_id, key_id=key_id)) for key_id in ids),
+        )
+    await db.close()
+    texts = (await plans.explain(url, captured, generic=generic))["together"]
+    # The locks of the accounts, active keys, and others; the owners of keys, their locks, and the keys.
+    found = [text for text in texts if "Index" in text]
+    assert len(found) == 4
+    assert not any("Seq Scan" in text for text in texts), texts
+
+
+async def test_a_statement_to_another_database_of_the_process_is_not_captured(
+    filled_postgresql: tuple[URL, list[Captured]], db: Database
+) -> None:
+    """Planes that other tests share work in the background, on databases of their own and of both kinds."""
+    url, _ = filled_postgresql
+    own, captured = Database(url), list[Captured]()
+    with plans.listening("another", url, captured):
+        await users.find(db, EmailAddress.parse("u1@example.com"))
+        assert captured == []
+        await users.find(own, EmailAddress.parse("u1@example.com"))
+        assert len(captured) == 1
+    await own.close()
 
 
 def test_the_page_of_plans_holds_every_statement() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import Column, bindparam, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.selectable import ReturnsRows
 
 import keyman
@@ -109,6 +110,19 @@ def test_the_fields_of_a_row_are_of_the_types_of_its_columns(where: str) -> None
 class Named(NamedTuple):
     id: UserId
     email: str
+
+
+@pytest.mark.parametrize("where", [where for where, one in BUILT.items() if isinstance(one, Query)])
+def test_a_query_that_changes_rows_is_known_as_one(where: str) -> None:
+    """A group undoes the work of a member that fails only if it has changed rows. A text may be anything."""
+    query = BUILT[where]
+    assert isinstance(query, Query)
+    for name, dialect in DIALECTS.items():
+        if OTHER[name] not in where:
+            spelt = str(query.statement.compile(dialect=dialect))  # type: ignore[attr-defined]  # of every statement
+            words = re.sub(r"FOR (NO KEY )?UPDATE", "", spelt)
+            changes = bool(re.search(r"\b(INSERT|UPDATE|DELETE)\b", words))
+            assert query.changes is (changes or isinstance(query.statement, TextClause))
 
 
 def test_a_row_with_other_fields_than_the_statement_has_columns_is_not_built() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import pytest
 from sqlalchemy.engine import URL
 
 from keyman.config.vault import VaultSettings
@@ -97,6 +98,39 @@ def workers_of(service: int) -> list[int]:
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
+
+
+def environments_below(parent: int) -> dict[int, bytes]:
+    """What the processes below one were started with."""
+    found = {}
+    for pid in children(parent):
+        try:
+            found[pid] = Path(f"/proc/{pid}/environ").read_bytes()
+        except PermissionError:
+            pytest.skip("/proc: only root sees what a process of keyman was started with")
+        except ProcessLookupError:
+            continue  # it has ended
+        found |= environments_below(pid)
+    return found
+
+
+def core_limits(pid: int) -> list[str]:
+    """The soft and the hard limit of a process's core dumps."""
+    (line,) = (line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in line)
+    return line.split()[4:6]
+
+
+ANOTHER_KEYMAN = "raise SystemExit('this is not keyman')"
+"""The source of a package that a process of keyman must not import."""
+
+
+def another_keyman(parent: Path) -> Path:
+    """Make a directory to start keyman in, which holds ANOTHER_KEYMAN."""
+    package = parent / "package"
+    (package / "keyman").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "keyman" / "__init__.py").write_text(ANOTHER_KEYMAN)
+    return package
 
 
 def has_ended(pid: int) -> bool:
@@ -213,6 +247,7 @@ class DevParts(NamedTuple):
     service: int
     worker: int
     resolver: int
+    gateway: int
 
 
 def dev_parts(running: Live) -> DevParts:
@@ -223,10 +258,13 @@ def dev_parts(running: Live) -> DevParts:
         vaults = [pid for pid, command in below.items() if b"config.json" in command]
         services = [pid for pid, command in below.items() if b"\0management\0" in command]
         resolvers = [pid for pid, command in below.items() if b"\0resolver\0" in command]
+        gateways = [pid for pid, command in below.items() if b"\0gateway\0" in command]
         workers = [worker for service in services for worker in workers_of(service)]
-        if not (vaults and services and workers and resolvers and workers_of(resolvers[0])):
+        if not (vaults and services and workers and all(map(workers_of, (*resolvers, *gateways)))):
             return None
-        return DevParts(running.pid, vaults[0], services[0], workers[0], resolvers[0])
+        if not (resolvers and gateways):
+            return None
+        return DevParts(running.pid, vaults[0], services[0], workers[0], resolvers[0], gateways[0])
 
     until(find, "the parts of keyman dev")
     parts = find()

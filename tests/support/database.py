@@ -216,6 +216,17 @@ class PostgresServer:
             command += ["-c", statement]
         return _run([*command, target], env=environment).strip()
 
+    @property
+    def can_dump(self) -> bool:
+        """Return True if `pg_dump` is installed. The wheel with the server does not contain it."""
+        return (self._binaries / "pg_dump").is_file()
+
+    def dump(self, database: str) -> str:
+        """Return what `pg_dump` writes about a database: its schema and all its rows."""
+        environment = _bare_environment() | {"PGPASSWORD": self._password, "PGCONNECT_TIMEOUT": "10"}
+        target = f"host=127.0.0.1 port={self.port} user={_SUPERUSER} dbname={_identifier(database)}"
+        return _run([self._binaries / "pg_dump", "--encoding=UTF8", target], env=environment)
+
     def dispose(self) -> None:
         """Stop the server and give its port back; it cannot be started again."""
         self.stop()
@@ -239,12 +250,15 @@ class Copies:
         self._template = template
         self._ready: list[str] = []
         self._used: list[str] = []
+        # PostgreSQL 15 and newer would write a copy into its log, block by block, which takes it twice the time.
+        copies_files = int(server.execute("SHOW server_version_num")) >= 150000
+        self._strategy = " STRATEGY file_copy" if copies_files else ""
 
     def take(self) -> str:
         """Return the name of a copy that nobody has used."""
         if not self._ready:
             names = [f"test_{uuid4().hex}" for _ in range(_COPIES)]
-            creations = [_creation(name, self._template) for name in names]
+            creations = [_creation(name, self._template) + self._strategy for name in names]
             self._server.execute_all([*map(_removal, self._used), *creations])
             self._ready, self._used = names, []
         return self._ready.pop()

@@ -32,14 +32,14 @@ authorities, which takes 18 ms of a processor.
 
 
 def free_port() -> int:
-    """A free port on loopback. The next port is free, too, for the resolver of `keyman dev`.
+    """A free port on loopback. The next two are free, too, for the other planes of `keyman dev`.
 
     Below those that the kernel gives to outgoing connections (32768 and up, ip(7)): one of them would take it before
     it is used. No two calls of a process give the same.
     """
     while True:
-        port = random.randrange(12000, 32000, 2)  # noqa: S311
-        if port not in _given and is_free(port) and is_free(port + 1):
+        port = random.randrange(12000, 32000, 3)  # noqa: S311
+        if port not in _given and all(is_free(port + number) for number in range(3)):
             _given.add(port)
             return port
 

@@ -11,6 +11,8 @@ import structlog
 import structlog.testing
 from structlog.typing import Processor
 
+from keyman.telemetry import REQUEST_ID
+
 
 @contextmanager
 def own_logging() -> Iterator[None]:
@@ -40,3 +42,13 @@ def capture_logs(processors: Iterable[Processor] = ()) -> Iterator[list[MutableM
             yield lines
     finally:
         structlog.configure(wrapper_class=before)
+
+
+@contextmanager
+def request_id_is(request_id: str) -> Iterator[None]:
+    """Let the block be part of the request with this id."""
+    before = REQUEST_ID.set(request_id)
+    try:
+        yield
+    finally:
+        REQUEST_ID.reset(before)

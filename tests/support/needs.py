@@ -9,18 +9,29 @@ pytest-xdist the controller reports it, once.
 
 import os
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 import pytest
 
 from tests.support import fast
 
-KNOWN = frozenset({"docker", "chromium", "postgres", "proxies", "terraform"})
-"""`proxies` are nginx, HAProxy and PgBouncer."""
+KNOWN = frozenset({"docker", "chromium", "postgres", "proxies", "terraform", "node", "sdks"})
+"""`proxies` are nginx, HAProxy and PgBouncer; `node` is Node with npm; `sdks` are those of providers, in .venv/sdks."""
 
 VARIABLE = "KEYMAN_TEST_REQUIRE"
 SLOW = "KEYMAN_TEST_SLOW"
-"""Set to run the tests that are marked `slow`: floods, soaks, and those through proxies. `.ci/run` sets it."""
+"""Set to run the tests that are marked `slow`; tests/README.md says which these are. `.ci/run` sets it."""
+
+
+def quick_on(kind: str, fixture: str = "database") -> pytest.MarkDecorator:
+    """Mark a test of a fixture for both databases: the run without the slow tests has it on this one only."""
+    kinds = [pytest.param(one, marks=[] if one == kind else pytest.mark.slow) for one in ("sqlite", "postgresql")]
+    return pytest.mark.parametrize(fixture, kinds, indirect=True)
+
+
+def quick(representative: Iterable[object], others: Iterable[object]) -> list[object]:
+    """Return the values of a parameter. Those of `others` are slow: each proves the same property in another way."""
+    return [*representative, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 def required() -> frozenset[str]:
@@ -42,9 +53,14 @@ def require(what: str, absence: str | None) -> None:
     pytest.skip(f"{what}: {absence}")
 
 
+def are_slow_wanted() -> bool:
+    """Whether the run has the tests that are marked `slow`; others are then longer, too."""
+    return bool(os.environ.get(SLOW))
+
+
 def skip_slow(items: list[pytest.Item]) -> None:
     """Mark the tests that are marked `slow` as skipped, unless `KEYMAN_TEST_SLOW` is set."""
-    if os.environ.get(SLOW):
+    if are_slow_wanted():
         return
     for item in items:
         if item.get_closest_marker("slow") is not None:

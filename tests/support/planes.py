@@ -19,6 +19,7 @@ from keyman.http.edge import Edge
 from keyman.http.exchange import Message
 from keyman.identity.passwords import Passwords
 from keyman.planes.management.app import create_app
+from tests.support.applications import routes_shared
 
 ORIGIN = "http://127.0.0.1:8000"
 """The public URL of planes in tests: plain http on loopback, where the session cookie is not `Secure`."""
@@ -33,9 +34,10 @@ class Vault:
     server: EmbeddedVault
     settings: VaultSettings
     resolver: VaultSettings
+    gateway: VaultSettings
 
 
-@dataclass
+@dataclass(repr=False)
 class Plane:
     """A running plane. `client()` is a visitor, `user()` somebody signed in, `token()` a script."""
 
@@ -79,7 +81,8 @@ async def plane_at(
     It has no limit of writes unless `settings` give one, because a test writes faster than a person.
     """
     given = Settings(database, vault, **{"public_url": ORIGIN, "signup_open": True, "max_writes": 0, **settings})
-    app = create_app(given, passwords=passwords)
+    with routes_shared():
+        app = create_app(given, passwords=passwords)
     plane = Plane(app, given)
     async with lifespan(app):
         try:

@@ -26,7 +26,7 @@ _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 
 
 class Proxy(NamedTuple):
-    """A running proxy. `errors` is the file with what it writes to standard error."""
+    """A running proxy. `errors` is the file with what it writes: its log, too."""
 
     url: str
     pid: int

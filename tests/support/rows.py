@@ -53,6 +53,7 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "created_at": moment,
         },
         "applications": {"name": f"app-{number}", "services": "OPENAI", "created_at": moment},
+        "application_blocks": {"user_id": 1, "application_id": 1, "created_at": moment},
         "application_tokens": {
             "application_id": 1,
             "token_hash": digest,
@@ -72,6 +73,8 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "created_at": moment,
             "updated_at": moment,
         },
+        "key_labels": {"key_id": 1, "user_id": 1, "until": moment, "mask": "..."},
+        "token_labels": {"token_id": number, "user_id": 1, "label": "t", "hint": "km_...abcd"},
         "idempotency": {
             "user_id": 1,
             "key_hash": digest,
@@ -79,6 +82,31 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "response": "{}",
             "created_at": moment,
         },
+        "identities": {"user_id": 1, "issuer": "https://id.example.com", "subject": f"s{number}", "created_at": moment},
+        "application_identities": {
+            "user_id": 1,
+            "issuer": "keyman:app:app-1",
+            "subject": f"s{number}",
+            "created_at": moment,
+        },
+        "portal_links": {
+            "code_hash": digest,
+            "application_id": 1,
+            "user_id": 1,
+            "subject": "s1",
+            "return_url": "https://app.example.com/",
+            "created_at": moment,
+            "expires_at": moment,
+        },
+        "provider_visits": {
+            "state_hash": digest,
+            "browser_hash": digest,
+            "nonce": "n",
+            "verifier": "v",
+            "purpose": "sign-in",
+            "expires_at": moment,
+        },
+        "logout_tokens": {"token_hash": digest, "expires_at": moment},
         "throttle": {"bucket": digest, "attempts": 1, "ends_at": moment},
         "audit_log": {
             "at": moment,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-PATIENCE = 40.0
+PATIENCE = 60.0
 """Seconds. It measures no speed: it is for a machine that does much at once."""
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-import structlog
 
 from keyman.dev import embedded
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
@@ -14,6 +13,7 @@ from keyman.vault.cipher import Context
 from keyman.vault.guard import SENTINEL_PLAINTEXT, KeyGuard, sentinel_context
 from keyman.vault.provision import policy
 from tests.support.http import Call
+from tests.support.logs import request_id_is
 from tests.support.vault import as_running, kill
 from tests.vault.bench import ROLE, Bench, SealableVault, Shelf, a_context, bench_at, refusal
 
@@ -305,7 +305,7 @@ async def test_a_caller_that_gives_up_does_not_cancel_the_check_of_the_others(be
 async def test_a_check_that_others_may_share_carries_no_callers_request_id(bench: Bench) -> None:
     seen, proxy = await bench.behind_a_proxy()
     guard = seen.guard()
-    with structlog.contextvars.bound_contextvars(request_id="first-callers"):
+    with request_id_is("first-callers"):
         await asyncio.gather(*(guard.verify() for _ in range(3)))
         await guard._client.call("read", lambda: key_of(seen, guard))
     checks = [call for call in proxy.calls[:-1] if "/auth/" not in call.path]

@@ -158,7 +158,7 @@ async def test_a_credential_file_that_cannot_be_read_is_a_refused_login_and_one_
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     reasons = [line["why"] for line in lines if "credential for Vault's login" in line["event"]]
     assert len(reasons) == 1
-    assert reasons[0].startswith("KEYMAN_VAULT_SECRET_ID _FILE names")
+    assert reasons[0].startswith("KEYMAN_VAULT_SECRET_ID_FILE names")
     assert str(file) not in logged.getvalue()
 
 

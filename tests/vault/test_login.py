@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Literal
 
 import pytest
-import structlog
+from joserfc.jwk import ECKey
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
@@ -37,6 +37,8 @@ from tests.support.http import (
     faulty_server,
     recording_proxy,
 )
+from tests.support.issuer import sign
+from tests.support.logs import request_id_is
 from tests.support.waiting import becomes
 from tests.vault.bench import (
     ROLE,
@@ -50,7 +52,6 @@ from tests.vault.bench import (
     refusal,
     tls_vault,
 )
-from tests.vault.es256 import Signer
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +105,7 @@ def no_second_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_login_and_the_question_whether_a_token_lives_carry_no_callers_request_id(bench: Bench) -> None:
     seen, recording_proxy = await bench.behind_a_proxy()
     client = seen.client()
-    with structlog.contextvars.bound_contextvars(request_id="first-callers"):
+    with request_id_is("first-callers"):
         await asyncio.gather(*(read_key(client, seen) for _ in range(3)))
         await bench.revoke(client.adapter.token)
         await read_key(client, seen)
@@ -339,6 +340,17 @@ async def test_a_sealed_vault_is_not_a_refused_login(sealable_vault: SealableVau
 
 
 # --- JWT
+
+
+class Signer:
+    """A new key, and tokens that it signs."""
+
+    def __init__(self) -> None:
+        self._key = ECKey.generate_key("P-256")
+        self.public_pem = self._key.as_pem(private=False).decode()
+
+    def token(self, claims: Mapping[str, object]) -> str:
+        return sign(self._key, {"alg": "ES256", "typ": "JWT"}, json.dumps(claims).encode())
 
 
 @dataclass

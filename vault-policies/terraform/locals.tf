@@ -22,6 +22,7 @@ locals {
   roles = {
     keyman-management = local.role_settings
     keyman-resolver   = local.role_settings
+    keyman-gateway    = local.role_settings
     keyman-rotator    = merge(local.role_settings, local.rotator_settings)
   }
 

@@ -22,8 +22,8 @@ variable "networks" {
   default     = {}
 
   validation {
-    condition     = length(setsubtract(keys(var.networks), ["keyman-management", "keyman-resolver", "keyman-rotator"])) == 0
-    error_message = "The keys are of keyman-management, keyman-resolver and keyman-rotator."
+    condition     = length(setsubtract(keys(var.networks), ["keyman-management", "keyman-resolver", "keyman-gateway", "keyman-rotator"])) == 0
+    error_message = "The keys are of keyman-management, keyman-resolver, keyman-gateway and keyman-rotator."
   }
 
   validation {

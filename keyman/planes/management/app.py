@@ -12,9 +12,12 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
+from keyman.config.identity import JwtSettings
 from keyman.config.settings import Settings
+from keyman.errors import Unauthenticated
 from keyman.http import health
 from keyman.http.body import MAX_BYTES, ValueSchemas
+from keyman.http.credentials import KnowsIssuer, for_issuers
 from keyman.http.direct import Direct
 from keyman.http.edge import Edge
 from keyman.http.guards import Authentication, authenticate, provide_origin, require_rules
@@ -23,27 +26,35 @@ from keyman.http.openapi import check_query
 from keyman.http.requests import CALLER, EXCEPTION_HANDLERS, Routes, answer_options, from_state
 from keyman.http.sites import Cors
 from keyman.http.starting import Starting
+from keyman.identity.jwt import JwtProof, keys_of
+from keyman.identity.key_sets import KeySource, RemoteKeys
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import TokenProof
+from keyman.identity.provider import Provider
 from keyman.identity.sessions import SessionProof
 from keyman.keys.probe import Probe
 from keyman.keys.sealing import Sealer
 from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
-from keyman.planes.management.api.accounts import PASSWORD_PATHS, AuthController, TokenController
+from keyman.planes.management.api.accounts import PASSWORD_ROUTES, AuthController, TokenController
+from keyman.planes.management.api.applications import ApplicationController
 from keyman.planes.management.api.audit import list_audit
+from keyman.planes.management.api.checks import check_key
 from keyman.planes.management.api.keys import KeyController, list_services
+from keyman.planes.management.checks import Gateway
 from keyman.planes.management.document import openapi_document
 from keyman.planes.management.web.pages import Pages
+from keyman.planes.management.web.strays import Strays
 from keyman.providers.catalogue import Catalogue
 from keyman.telemetry import Metrics
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.guard import KeyGuard
 
-AUTHENTICATION = Authentication(
-    # If a request has a token, its cookie is ignored.
-    [TokenProof(), SessionProof()],
-    "Send an access token (Authorization: Bearer km_…), or sign in.",
+ADVICE = "Send an access token (Authorization: Bearer km_…), or sign in."
+NO_JWTS = (
+    "A JWT does not count here, because this keyman accepts none. "
+    "Send an access token (Authorization: Bearer km_…), "
+    "or ask the operator to set KEYMAN_JWT_ISSUER and KEYMAN_JWT_AUDIENCE."
 )
 
 
@@ -56,8 +67,10 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
     """
     metrics = Metrics()
     catalogue = Catalogue.load(settings.services_file)
-    pages = Pages(settings)
+    provider = None if settings.oidc is None else Provider(settings.oidc, settings.pages_url or "")
+    pages = Pages(settings, provider)
     services = tuple(info.service for info in catalogue.infos())
+    keys = None if settings.jwt is None else keys_of(settings.jwt, settings.jwt_ca_certificate)
     litestar = Litestar(
         route_handlers=[*_described_routes(), web.router()],
         dependencies=_DEPENDENCIES,
@@ -69,12 +82,15 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         request_max_body_size=MAX_BYTES,
         state=State(
             {
-                "authentication": AUTHENTICATION,
+                "authentication": _authentication(settings, keys),
                 "catalogue": catalogue,
+                "gateway": None if settings.checks is None else Gateway(settings.checks),
+                "issuer_keys": keys,
                 "metrics": metrics,
                 "openapi": partial(_document, services, settings.session_cookie, settings.root_path),
                 "pages": pages,
                 "passwords": passwords or Passwords(),
+                "provider": provider,
                 "settings": settings,
                 "write_limit": writes_per_minute(settings.max_writes),
             }
@@ -82,9 +98,22 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
         type_decoders=[(ValueSchemas.is_plugin_supported_type, lambda wanted, raw: wanted.parse(raw))],
     )
     require_rules(litestar)
-    app = Starting(litestar, Direct(litestar))
-    cors = Cors(settings.cors_origins, PASSWORD_PATHS)
-    return Edge(app, settings, metrics, pages.problem, cors, settings.root_path)
+    app = Starting(litestar, Strays(litestar, Direct(litestar)))
+    cors = Cors(settings.cors_origins, PASSWORD_ROUTES)
+    return Edge(
+        app, settings, metrics, pages.problem, cors, settings.root_path, for_issuers(_knows_issuer(settings.jwt))
+    )
+
+
+def _knows_issuer(jwt: JwtSettings | None) -> KnowsIssuer | None:
+    return None if jwt is None else lambda claim: claim == jwt.issuer
+
+
+def _authentication(settings: Settings, keys: KeySource | None) -> Authentication:
+    """Return who can call, in the order in which a request is asked. If it has a token, its cookie is ignored."""
+    if settings.jwt is None or keys is None:
+        return Authentication([TokenProof(), SessionProof()], ADVICE, lambda: Unauthenticated(NO_JWTS))
+    return Authentication([TokenProof(), JwtProof(settings.jwt, keys), SessionProof()], ADVICE)
 
 
 def from_environment() -> Edge:
@@ -100,12 +129,18 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         guard = KeyGuard(parts.client, settings.vault, parts.deployment)
         cipher = TransitCipher(parts.client, settings.vault, guard, metrics)
         parts.closing.push_async_callback(cipher.close)
+        if isinstance(app.state.issuer_keys, RemoteKeys):
+            parts.closing.push_async_callback(app.state.issuer_keys.close)
         sealer = Sealer(cipher, parts.deployment.uuid, app.state.catalogue)
         app.state.update({"db": parts.db, "probe": Probe(parts.db, "management"), "guard": guard, "sealer": sealer})
         sweeper = asyncio.create_task(housekeeping.run(parts.db))
         parts.closing.callback(sweeper.cancel)
         totals = asyncio.create_task(housekeeping.record_totals(parts.db))
         parts.closing.callback(totals.cancel)
+        if app.state.provider is not None:
+            discovery = asyncio.create_task(app.state.provider.prepare())
+            parts.closing.push_async_callback(app.state.provider.close)
+            parts.closing.callback(discovery.cancel)
         await assembly.check_vault(guard)
         # Only now: if anything above fails, the plane is opened again, and needs the threads.
         parts.closing.callback(app.state.passwords.close)
@@ -116,7 +151,15 @@ def _described_routes() -> list[ControllerRouterHandler]:
     """Return new routes of the OpenAPI document at each call, because a route belongs to one application."""
     api = Routes(
         "/api",
-        route_handlers=[AuthController, TokenController, KeyController, list_services, list_audit],
+        route_handlers=[
+            AuthController,
+            TokenController,
+            KeyController,
+            check_key,
+            ApplicationController,
+            list_services,
+            list_audit,
+        ],
         guards=[authenticate, limit_writes, check_query],
         dependencies={"caller": CALLER, "origin": Provide(provide_origin)},
     )
@@ -131,5 +174,8 @@ def _document(services: tuple[str, ...], session_cookie: str, root_path: str) ->
 
 _DEPENDENCIES = {
     name: from_state(name)
-    for name in ("catalogue", "db", "guard", "metrics", "openapi", "pages", "passwords", "probe", "sealer", "settings")
+    for name in (
+        *("catalogue", "db", "gateway", "guard", "metrics", "openapi"),
+        *("pages", "passwords", "probe", "sealer", "settings"),
+    )
 }

@@ -23,6 +23,7 @@ authenticates it.
 
 TAGS = (
     Tag("Keys", "The API keys of users: sealed values, shown by their masks."),
+    Tag("Applications", "Those that may use the keys of a user, who can block each of them."),
     Tag("Access tokens", "For scripts: `Authorization: Bearer km_…`, with scopes and an expiry."),
     Tag("Account", "Sign-up, sign-in, passwords. A session may do everything that its user may."),
     Tag("Audit log", "The changes to an account and the uses of its keys, with time, caller and address."),
@@ -42,6 +43,8 @@ _KEY = {
     "last_used_at": None,
     "last_used_by": None,
     "settings": {},
+    "check": None,
+    "default": False,
 }
 _TOKEN = {
     "id": 3,
@@ -68,12 +71,31 @@ EXAMPLES: Mapping[str, object] = {
         "application": None,
         "purpose": None,
         "reason": None,
+        "detail": None,
     },
     "Change": {"name": "Staging chat", "disabled": True},
+    "ChangePassword": {
+        "current_password": "correct horse battery staple",
+        "new_password": "the stable has another battery",
+    },
     "CreatedToken": {**_TOKEN, "token": "km_0000000000000000000000000000002C8GjS"},
+    "DeleteAccount": {"current_password": "correct horse battery staple"},
+    "KeyCheck": {
+        "verdict": "accepted",
+        "checked_at": "2023-10-27T10:00:00Z",
+        "detail": "The provider accepts this key.",
+        "by": "keyman",
+    },
     "KeyInfo": _KEY,
     "NewKey": {"service": "OPENAI", "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd1234", "name": "Production chat"},
     "NewToken": {"name": "CI pipeline", "scopes": ["keys:read"], "expires_at": "2030-01-31T00:00:00Z"},
+    "PermittedApplication": {
+        "id": 3,
+        "name": "chat-backend",
+        "services": ["OPENAI"],
+        "last_used_at": "2023-10-27T10:00:00Z",
+        "blocked": False,
+    },
     "Readiness": {"status": "ok", "checks": {"database": "ok", "vault": "ok"}},
     "Replacement": {"api_key": "sk-Zt81LqoPw5aYc3hVn6Xe9876"},
     "ServiceInfo": {
@@ -85,8 +107,8 @@ EXAMPLES: Mapping[str, object] = {
             "properties": {"region": {"type": "string", "title": "Region", "maxLength": 32}},
             "additionalProperties": False,
         },
-        "forwarded": False,
-        "checked": False,
+        "forwarded": True,
+        "checked": True,
     },
     "TokenInfo": _TOKEN,
 }
@@ -102,7 +124,8 @@ WORDS = Words(
             type="http",
             scheme="bearer",
             bearer_format="km_…",
-            description="A personal access token, `km_` and 36 base62 characters.",
+            description="A personal access token, `km_` and 36 base62 characters, or a JSON Web Token of the issuer "
+            "that the operator has set.",
         ),
         "session": SecurityScheme(
             type="apiKey",
@@ -127,5 +150,6 @@ def openapi_document(
     document.json["components"]["securitySchemes"]["session"]["name"] = session_cookie
     document.json["servers"] = [{"url": root_path or "/"}]
     document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
-    document.schemas["KeyInfo"]["required"].append("settings")  # its default is for answers kept from before
+    # The defaults of these fields are for answers that were kept before there were any.
+    document.schemas["KeyInfo"]["required"] += ["settings", "default"]
     return document.encoded()

@@ -1,4 +1,6 @@
-"""Deletes ended sessions, throttling windows and idempotency keys. keyman ignores them even before that."""
+"""Deletes what has ended: sessions, portal links, visits of the identity provider, logout tokens, throttling windows
+and idempotency keys. keyman ignores them even before that.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, not_, or_,
 
 from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
-from keyman.identity import login
+from keyman.identity import arrivals, login
 from keyman.identity.sessions import SESSION_IDLE
-from keyman.identity.tables import sessions, throttle
+from keyman.identity.tables import logout_tokens, provider_visits, sessions, throttle
 from keyman.identity.throttle import IS_OF_ACCOUNT
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
@@ -41,6 +43,7 @@ async def run(db: Database) -> None:
     while True:
         try:
             await sweep(db)
+            await arrivals.delete_expired(db)
         except DatabaseUnavailable:
             pass  # the storage has logged it; the next round tries again
         except Exception as fault:  # noqa: BLE001  # otherwise the task would end, and nobody would notice
@@ -72,6 +75,7 @@ async def sweep(db: Database) -> None:
         while removed >= BATCH:
             async with db.write(Unchecked.KEYMAN) as connection:
                 removed = await command.execute(connection, **{name: ends[name] for name in parameters})
+    await db.truncate_log()  # with what an account left in it whose deletion found the database busy
 
 
 def _sweep(
@@ -96,6 +100,10 @@ _SWEEPS = (
         ),
         "moment",
         "idle_since",
+    ),
+    *(
+        _sweep(table, table.primary_key.columns[0], table.c.expires_at <= bindparam("moment", type_=UtcTime), "moment")
+        for table in (provider_visits, logout_tokens)
     ),
     _sweep(
         throttle,

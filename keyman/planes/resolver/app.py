@@ -16,16 +16,23 @@ from litestar.datastructures import State
 from keyman.config.settings import Settings
 from keyman.http import document, health
 from keyman.http.body import MAX_BYTES
+from keyman.http.credentials import for_issuers
 from keyman.http.direct import Direct
 from keyman.http.edge import Edge
-from keyman.http.guards import authenticate, require_rules
+from keyman.http.explained import explain_problem
+from keyman.http.guards import Authentication, authenticate, require_rules
 from keyman.http.limit import RateLimit
 from keyman.http.requests import CALLER, EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.http.starting import Starting
+from keyman.identity.applications import ApplicationProof
+from keyman.identity.fetching import Fetcher
+from keyman.identity.workloads import WorkloadProof
 from keyman.keys.probe import Probe
+from keyman.keys.release import RESOLVE, Releasing
+from keyman.keys.reports import PAUSE, TOO_MANY
 from keyman.planes import assembly
 from keyman.planes.resolver.document import openapi_document
-from keyman.planes.resolver.routes import AUTHENTICATION, explain_problem, limit_rate, resolve
+from keyman.planes.resolver.routes import ADVICE, create_portal_link, limit_rate, report_key, resolve
 from keyman.telemetry import Metrics
 from keyman.vault.opener import TransitOpener
 
@@ -37,6 +44,8 @@ def create_resolver(settings: Settings) -> Edge:
     Vault, and without the database: then it answers 503 until that is back.
     """
     metrics = Metrics()
+    users_audience = None if settings.jwt is None else settings.jwt.audience
+    workloads = WorkloadProof(Fetcher(settings.jwt_ca_certificate), users_audience)
     litestar = Litestar(
         route_handlers=[*_DESCRIBED_ROUTES, document.openapi_document],
         guards=[authenticate, limit_rate],
@@ -49,16 +58,19 @@ def create_resolver(settings: Settings) -> Edge:
         request_max_body_size=MAX_BYTES,
         state=State(
             {
-                "authentication": AUTHENTICATION,
+                "authentication": Authentication([ApplicationProof(), workloads], ADVICE),
                 "limit": RateLimit(settings.resolve_rate),
                 "metrics": metrics,
+                "report_limit": RateLimit(1 / PAUSE.total_seconds(), at_once=1, detail=TOO_MANY),
                 "openapi": _document,
                 "settings": settings,
+                "workloads": workloads,
             }
         ),
     )
     require_rules(litestar)
-    return Edge(Starting(litestar, Direct(litestar)), settings, metrics)
+    # A JWT of any issuer counts here: which applications there are stands in the database, and no cookie counts.
+    return Edge(Starting(litestar, Direct(litestar)), settings, metrics, claim=for_issuers(lambda _issuer: True))
 
 
 def from_environment() -> Edge:
@@ -70,9 +82,11 @@ def from_environment() -> Edge:
 async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with assembly.opened(settings, app.state.metrics) as parts:
+        parts.closing.push_async_callback(app.state.workloads.close)
         opener = TransitOpener(parts.client, settings.vault, parts.deployment)
         app.state.update({"probe": Probe(parts.db, "resolver")})
-        app.state.update({"db": parts.db, "deployment": parts.deployment.uuid, "guard": opener, "opener": opener})
+        releasing = Releasing(parts.db, opener, parts.deployment.uuid, RESOLVE)
+        app.state.update({"db": parts.db, "guard": opener, "releasing": releasing})
         await assembly.check_vault(opener)
         yield
 
@@ -83,9 +97,17 @@ def _document() -> bytes:
     return openapi_document(_DESCRIBED_ROUTES, _DEPENDENCIES)
 
 
-_DESCRIBED_ROUTES = [resolve, explain_problem, health.livez, health.readyz, health.metrics]
+_DESCRIBED_ROUTES = [
+    resolve,
+    create_portal_link,
+    report_key,
+    explain_problem,
+    health.livez,
+    health.readyz,
+    health.metrics,
+]
 
 _DEPENDENCIES = {
-    **{name: from_state(name) for name in ("db", "deployment", "guard", "metrics", "openapi", "opener", "probe")},
+    **{name: from_state(name) for name in ("db", "guard", "metrics", "openapi", "probe", "releasing", "settings")},
     "caller": CALLER,
 }

@@ -23,6 +23,7 @@ authenticates it.
 """,
     tags=(
         Tag("Keys", "The API keys that users have stored, for applications."),
+        Tag("Portal links", "Links that lead users of an application to the pages on which they manage their keys."),
         Tag("Problems", "Explanations of the errors."),
         Tag("Health", "Checks and metrics, for the platform that runs keyman."),
     ),
@@ -37,6 +38,7 @@ authenticates it.
     examples={
         "Readiness": {"status": "ok", "checks": {"database": "ok", "vault": "ok"}},
         "Request": {"user_id": 7, "service": "OPENAI", "purpose": "Answer to a chat"},
+        "Report": {"key_id": 1, "outcome": "refused"},
         "ResolvedKey": {
             "key_id": 1,
             "user_id": 7,
@@ -45,18 +47,25 @@ authenticates it.
             "expires_at": None,
             "settings": {},
         },
+        "NewLink": {"subject": "user-42", "return_url": "https://app.example.com/settings", "name": "Ada"},
+        "Link": {
+            "url": "https://keys.example.com/portal/qVb0eTzK2n8sLxWf5rYd3hJc7mGa1uPo9iEk4tXw6vA",
+            "expires_at": "2030-01-31T00:05:00Z",
+            "user_id": 7,
+        },
     },
 )
 
-ONE_OF_TWO_WAYS = [
-    {"required": ["key_id"], "properties": {"user_id": False, "service": False}},
-    {"required": ["user_id", "service"], "properties": {"key_id": False}},
+ONE_OF_THREE_WAYS = [
+    {"required": ["key_id"], "properties": {"user_id": False, "subject": False, "issuer": False, "service": False}},
+    {"required": ["user_id", "service"], "properties": {"key_id": False, "subject": False, "issuer": False}},
+    {"required": ["subject", "service"], "properties": {"key_id": False, "user_id": False}},
 ]
-"""The two ways to name a key, as `Request.check` requires."""
+"""The three ways to name a key, as `Request.check` requires."""
 
 
 def openapi_document(routes: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]) -> bytes:
     """Return the OpenAPI 3.1 document of these routes, as JSON."""
     document = describe(routes, dependencies, WORDS)
-    document.schemas["Request"]["oneOf"] = ONE_OF_TWO_WAYS
+    document.schemas["Request"]["oneOf"] = ONE_OF_THREE_WAYS
     return document.encoded()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
@@ -10,9 +11,22 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
+from keyman.audit import verification
+from keyman.keys.deployment import Deployment
 from tests.planes.resolver.pair import Pair, pair_at
 from tests.support.database import PostgresServer
-from tests.support.planes import Vault
+from tests.support.planes import ORIGIN, Vault
+
+
+@asynccontextmanager
+async def _shared(database: URL, vault: Vault, quick: PasswordHasher) -> AsyncIterator[Pair]:
+    """A pair. At the end its audit log must be whole, because a test that damages it would fail others."""
+    await migrations.upgrade(database)
+    async with pair_at(database, vault.settings, vault.resolver, quick, public_url=ORIGIN) as pair:
+        yield pair
+        db = pair.management.database
+        verified = await verification.verify(db, (await Deployment.load(db)).uuid)
+        assert not verified.breaks
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +34,7 @@ async def sqlite_pair(
     tmp_path_factory: pytest.TempPathFactory, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> AsyncIterator[Pair]:
     url = make_url(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('pair')}/keyman.db")
-    await migrations.upgrade(url)
-    async with pair_at(url, provisioned.settings, provisioned.resolver, quick_passwords) as pair:
+    async with _shared(url, provisioned, quick_passwords) as pair:
         yield pair
 
 
@@ -36,8 +49,7 @@ def pair_database(postgres: PostgresServer) -> Iterator[URL]:
 async def postgresql_pair(
     pair_database: URL, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> AsyncIterator[Pair]:
-    await migrations.upgrade(pair_database)
-    async with pair_at(pair_database, provisioned.settings, provisioned.resolver, quick_passwords) as pair:
+    async with _shared(pair_database, provisioned, quick_passwords) as pair:
         yield pair
 
 

@@ -17,7 +17,9 @@ from keyman.audit.tables import audit_log
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.identity import applications
+from keyman.identity.applications import ALL_USERS, Users
 from keyman.identity.passwords import Passwords
+from keyman.identity.tables import applications as registered
 from keyman.keys.tables import api_keys
 from keyman.planes.resolver.app import create_resolver
 from keyman.storage.transactions import Database, Unchecked
@@ -68,9 +70,9 @@ class App:
         return str(answer.json()["api_key"])
 
 
-@dataclass
+@dataclass(repr=False)
 class Pair:
-    """The two planes."""
+    """The two planes. It has a short repr, because a property that fails shows its arguments."""
 
     management: ApiPlane
     resolver: ApiPlane
@@ -81,16 +83,22 @@ class Pair:
         client = await self.management.user()
         return Owner(client, (await client.get("/api/auth/me")).json()["id"])
 
-    async def app(self, *services: str, name: str | None = None) -> App:
+    async def app(self, *services: str, name: str | None = None, users: Users = ALL_USERS) -> App:
         """A new application, for OPENAI unless said."""
         wanted = ApplicationName(name or f"app-{next(_NUMBERS)}")
-        registered = await applications.create(self._operator, wanted, services or ("OPENAI",))
-        token = registered.token.reveal()
+        created = await applications.create(self._operator, wanted, services or ("OPENAI",), users)
+        token = created.token.reveal()
         return App(self.resolver.bearer(token), str(wanted), token)
 
     @property
     def _operator(self) -> Database:
         return self.operator or self.resolver.database
+
+    async def block_of(self, app: App) -> str:
+        """The address with which an owner blocks this application."""
+        async with self.management.database.read() as connection:
+            found = await connection.execute(select(registered.c.id).where(registered.c.name == app.name))
+            return f"/api/applications/{found.scalar_one()}/block"
 
     async def row(self, key_id: int) -> AnyRow:
         async with self.resolver.database.read() as connection:

@@ -57,7 +57,7 @@ def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(
     )
     with (
         serve(first, tmp_path / "management") as management,
-        serve(second, tmp_path / "resolver", "--plane", "resolver", "--workers", "2") as resolver,
+        serve(second, tmp_path / "resolver", "--plane", "resolver") as resolver,
     ):
         ada = sign_up(management.url, "ada@example.com")
         key = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).json()
@@ -65,25 +65,33 @@ def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(
         answer = application.post("/v1/resolve", json={"user_id": 1, "service": "OPENAI"})
         assert (answer.status_code, answer.json()["api_key"]) == (200, VALUE)
         until(lambda: ada.get(f"/api/keys/{key['id']}").json()["last_used_by"] == "chat", "the last use")
-        # Each of the two, given the other's role, is not ready and does nothing of its own.
         assert application.get("/metrics").text.count("keyman_http_request_seconds_count") > 0
         ended = resolver.live.end()
         assert (ended.code, ended.out) == (0, "")
         for word in (VALUE, "vault:"):
             assert word not in ended.err
         assert {line["event"] for line in resolver.log()} >= {"request", "logged in to vault"}
-    with serve(first, tmp_path / "wrong", "--plane", "resolver", ready=False) as resolver:
+
+
+@pytest.mark.slow
+def test_a_resolver_with_the_role_of_management_is_not_ready_and_opens_nothing(
+    provisioned: Vault, resolver_database: URL, tmp_path: Path
+) -> None:
+    env = variables(provisioned.settings, resolver_database)
+    with serve(env, tmp_path / "management") as management:
+        ada = sign_up(management.url, "ada@example.com")
+        key = ada.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE}).json()
+    with serve(env, tmp_path / "wrong", "--plane", "resolver", ready=False) as resolver:
         until(lambda: resolver.readiness() is not None, "an answer")
         readiness = resolver.readiness()
         assert readiness is not None
         assert readiness["checks"]["vault"] == "forbidden"
-        answer = script(resolver.url, application.headers["authorization"].split()[1]).post(
-            "/v1/resolve", json={"key_id": key["id"]}
-        )
+        answer = script(resolver.url, registered(env)).post("/v1/resolve", json={"key_id": key["id"]})
         assert answer.status_code == 503
         assert VALUE not in answer.text + resolver.live.err
 
 
+@pytest.mark.slow
 def test_a_resolver_that_is_killed_during_a_vault_call_has_recorded_the_resolve(
     resolver_vault: DisposableVault, resolver_database: URL, tmp_path: Path
 ) -> None:

@@ -21,12 +21,14 @@ from sqlalchemy import delete, insert
 from keyman.errors import Undecryptable
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Credentials
-from keyman.keys import release as operations
+from keyman.keys.release import release
+from keyman.keys.request import Request
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database, Unchecked
 from keyman.vault.cipher import Context
 from tests.planes.management.api.harness import problem, state_of
 from tests.planes.resolver.pair import App, Owner, Pair
+from tests.support.needs import quick, quick_on
 from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
@@ -137,11 +139,12 @@ async def held(shared_pair: Pair) -> Held:
 
 
 @pytest.mark.parametrize("shared_pair", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("other", ["ada's other", "ada's of another service", "grace's"])
+@pytest.mark.parametrize("other", quick(["grace's"], ["ada's other", "ada's of another service"]))
 async def test_two_rows_that_were_exchanged_in_any_part_open_as_nothing(held: Held, other: str) -> None:
     await _open_as_nothing(held, other)
 
 
+@quick_on("sqlite", "shared_pair")
 async def test_two_rows_of_different_users_and_services_open_as_nothing(held: Held) -> None:
     await _open_as_nothing(held, "grace's of another service")
 
@@ -252,7 +255,7 @@ async def test_of_10_000_random_pairs_of_ciphertext_and_context_vault_opens_none
 ) -> None:
     """The real Vault is asked for each, with a token that may do anything."""
     rows = [row for generations in crowd.generations.values() for row in generations]
-    deployment: UUID = state_of(crowd.pair.resolver).deployment
+    deployment: UUID = state_of(crowd.pair.resolver).releasing.deployment
     own = {row["encrypted_key"]: context_of(deployment, row) for row in rows}
     assert len(own) == KEYS * GENERATIONS
     drawn = random.Random(5)  # noqa: S311  # the same exchanges each time
@@ -279,6 +282,7 @@ async def test_of_10_000_random_pairs_of_ciphertext_and_context_vault_opens_none
     assert refused == TRIED_OF_VAULT
 
 
+@pytest.mark.slow
 async def test_of_500_random_exchanges_the_resolver_opens_none(crowd: Crowd) -> None:
     """What an exchange leaves as it is opens as it did. `python -m bench.exchanges` tries 10,000 by HTTP."""
     state = state_of(crowd.pair.resolver)
@@ -291,15 +295,15 @@ async def test_of_500_random_exchanges_the_resolver_opens_none(crowd: Crowd) -> 
         rows = list(random_exchanges(drawn, crowd.generations))
         await put(db, crowd.now, rows)
         for row in rows:
-            wanted = operations.Request(key_id=row["id"])
+            wanted = Request(key_id=row["id"])
             if is_itself(row, crowd.now):
-                resolved = await operations.resolve(db, state.opener, state.deployment, application, wanted)
+                resolved = await release(state.releasing, application, wanted)
                 shown = Truth(resolved.user_id, resolved.service, resolved.value.reveal())
                 assert shown == crowd.truths[row["id"]]
                 unchanged += 1
                 continue
             with pytest.raises(Undecryptable):
-                await operations.resolve(db, state.opener, state.deployment, application, wanted)
+                await release(state.releasing, application, wanted)
             refused += 1
             if refused == TRIED_OF_THE_RESOLVER:
                 break
@@ -376,9 +380,9 @@ def context_of(deployment: UUID, row: Stored) -> str:
 
 async def opened(pair: Pair, row: Stored) -> str:
     """What Vault opens a row as, no matter what the audit log says."""
-    state = state_of(pair.resolver)
-    context = Context(state.deployment, row["owner_id"], row["service"], row["value_uuid"])
-    value = await state.opener.open(row["encrypted_key"], context)
+    releasing = state_of(pair.resolver).releasing
+    context = Context(releasing.deployment, row["owner_id"], row["service"], row["value_uuid"])
+    value = await releasing.opener.open(row["encrypted_key"], context)
     return str(value.reveal())
 
 

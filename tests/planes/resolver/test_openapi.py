@@ -20,6 +20,8 @@ pytestmark = pytest.mark.anyio
 
 EXPECTED = {
     "resolveKey": {200, 400, 401, 403, 404, 409, 413, 415, 429},
+    "reportKey": {204, 400, 401, 403, 404, 413, 415, 429},
+    "createPortalLink": {201, 400, 401, 403, 404, 409, 413, 415, 429},
     "explainProblem": {200, 400, 404},
     "livez": {200, 400},
     "readyz": {200, 400},
@@ -59,7 +61,9 @@ async def test_every_route_is_in_it_with_what_it_does_and_who_may(
         assert operation["summary"], name
         assert operation["description"], name
         assert set(operation["tags"]) <= tags
-        assert operation.get("security", []) == ([{"token": []}] if name == "resolveKey" else []), name
+        assert operation.get("security", []) == (
+            [{"token": []}] if name in ("resolveKey", "createPortalLink", "reportKey") else []
+        ), name
         assert all(parameter["description"] for parameter in operation.get("parameters", []))
 
 
@@ -92,7 +96,10 @@ async def test_every_example_fits_its_schema(resolver_document: Document) -> Non
 
 
 async def test_the_answer_is_described_with_all_of_its_fields(resolver_document: Document) -> None:
-    assert resolver_document.document["components"]["schemas"]["ResolvedKey"]["properties"].keys() == SHOWN
+    assert resolver_document.document["components"]["schemas"]["ResolvedKey"]["properties"].keys() == {
+        *SHOWN,
+        "subject",
+    }
     assert resolver_document.document["components"]["schemas"]["ResolvedKey"]["examples"] == [
         WORDS.examples["ResolvedKey"]
     ]

@@ -65,6 +65,39 @@ async def test_by_service_it_is_the_newest_active_key(shared_pair: Pair) -> None
     assert await app.gets(user_id=ada.id, service="ANTHROPIC") == ANTHROPIC_KEY
 
 
+async def test_by_service_it_is_the_default_as_long_as_it_is_active(shared_pair: Pair) -> None:
+    ada, app = await shared_pair.owner(), await shared_pair.app("OPENAI", "ANTHROPIC")
+    await ada.key("ANTHROPIC", ANTHROPIC_KEY)
+    values = [f"sk-{n}-q7w2e9r4t6y1u8i3o5p0" for n in range(3)]
+    keys = [await ada.key(value=value) for value in values]
+    wanted = {"user_id": ada.id, "service": "OPENAI"}
+
+    async def change(key_id: int, **fields: Any) -> None:
+        assert (await ada.client.patch(f"/api/keys/{key_id}", json=fields)).status_code == 200
+
+    await change(keys[0], default=True)
+    assert await app.gets(**wanted) == values[0]
+    assert await app.gets(key_id=keys[2]) == values[2]
+    assert await app.gets(user_id=ada.id, service="ANTHROPIC") == ANTHROPIC_KEY
+    await change(keys[0], disabled=True)
+    assert await app.gets(**wanted) == values[2]
+    await change(keys[0], disabled=False)
+    assert await app.gets(**wanted) == values[0]
+    await change(keys[1], default=True)
+    assert await app.gets(**wanted) == values[1]
+    await shared_pair.change(keys[1], expires_at=now() - timedelta(seconds=1))
+    assert await app.gets(**wanted) == values[2]
+    await shared_pair.change(keys[1], expires_at=None, undecryptable=True)
+    assert await app.gets(**wanted) == values[2]
+    await ada.client.put(f"/api/keys/{keys[1]}", json={"api_key": OTHER})
+    assert await app.gets(**wanted) == OTHER
+    await change(keys[1], default=False)
+    assert await app.gets(**wanted) == values[2]
+    await change(keys[0], default=True)
+    await ada.client.delete(f"/api/keys/{keys[0]}")
+    assert await app.gets(**wanted) == values[2]
+
+
 async def test_a_replaced_value_is_what_is_given_out_from_then_on(shared_pair: Pair) -> None:
     ada, app = await shared_pair.owner(), await shared_pair.app()
     key_id = await ada.key()
@@ -139,6 +172,7 @@ async def test_the_owner_sees_which_application_had_which_key_and_for_what(share
         "application": app.name,
         "purpose": "Answer to a chat",
         "reason": None,
+        "detail": None,
     }
     assert (second["action"], second["reason"]) == ("key.resolve-refused", "not-granted")
     assert (second["service"], second["purpose"]) == ("GROQ", None)

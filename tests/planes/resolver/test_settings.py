@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
-from sqlalchemy import update
+from sqlalchemy import bindparam, select, update
 
 from keyman.audit.tables import audit_log
 from keyman.audit.verification import verify
@@ -57,14 +60,27 @@ async def test_settings_that_were_changed_in_the_database_are_refused(shared_pai
     assert await app.gets(key_id=key_id) == BODY
 
 
+@asynccontextmanager
+async def audited_settings(pair: Pair, key_id: int, settings_hash: str | None) -> AsyncIterator[None]:
+    """Give the entries of a key another hash of settings, then theirs again: other tests verify the same audit log."""
+    of_key, database = audit_log.c.key_id == key_id, pair.resolver.database
+    async with database.write(Unchecked.OPERATOR) as connection:
+        own = (await connection.execute(select(audit_log.c.id, audit_log.c.settings_hash).where(of_key))).all()
+        await connection.execute(update(audit_log).where(of_key).values(settings_hash=settings_hash))
+    try:
+        yield
+    finally:
+        back = update(audit_log).where(audit_log.c.id == bindparam("entry")).values(settings_hash=bindparam("own"))
+        async with database.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(back, [{"entry": entry.id, "own": entry.settings_hash} for entry in own])
+
+
 async def test_damaged_settings_are_refused_even_if_the_audit_log_names_them(shared_pair: Pair) -> None:
     owner, app = await shared_pair.owner(), await shared_pair.app("AZURE_OPENAI")
     key_id = await owner.key("AZURE_OPENAI", BODY, settings=CURRENT)
     await shared_pair.change(key_id, settings="no JSON")
-    async with shared_pair.resolver.database.write(Unchecked.OPERATOR) as connection:
-        damage = update(audit_log).where(audit_log.c.key_id == key_id).values(settings_hash=settings_hash("no JSON"))
-        await connection.execute(damage)
-    answer = await app.ask(key_id=key_id)
+    async with audited_settings(shared_pair, key_id, settings_hash("no JSON")):
+        answer = await app.ask(key_id=key_id)
     problem(answer, "undecryptable")
     assert BODY not in answer.text
     assert await shared_pair.told(app) == [("key.resolve-refused", "not-current")]
@@ -74,16 +90,15 @@ async def test_the_settings_of_a_key_from_before_settings_are_none(shared_pair: 
     """An upgraded row has none, and no entry of it has a hash. Both databases refuse settings that somebody adds."""
     owner, app = await shared_pair.owner(), await shared_pair.app("AZURE_OPENAI")
     key_id = await owner.key("AZURE_OPENAI", BODY)
-    async with shared_pair.resolver.database.write(Unchecked.OPERATOR) as connection:
-        await connection.execute(update(audit_log).where(audit_log.c.key_id == key_id).values(settings_hash=None))
-    assert await app.gets(key_id=key_id) == BODY
-    for settings in ('{"endpoint":"https://evil.openai.azure.com"}', "", " {}"):
-        await shared_pair.change(key_id, settings=settings, undecryptable=False)
-        problem(await app.ask(key_id=key_id), "undecryptable")
-    await shared_pair.change(key_id, settings="{}", undecryptable=False)
-    assert await app.gets(key_id=key_id) == BODY
-    assert (await owner.client.put(f"/api/keys/{key_id}", json={"api_key": f"{BODY}2"})).status_code == 200
-    assert await app.gets(key_id=key_id) == f"{BODY}2"
+    async with audited_settings(shared_pair, key_id, None):
+        assert await app.gets(key_id=key_id) == BODY
+        for settings in ('{"endpoint":"https://evil.openai.azure.com"}', "", " {}"):
+            await shared_pair.change(key_id, settings=settings, undecryptable=False)
+            problem(await app.ask(key_id=key_id), "undecryptable")
+        await shared_pair.change(key_id, settings="{}", undecryptable=False)
+        assert await app.gets(key_id=key_id) == BODY
+        assert (await owner.client.put(f"/api/keys/{key_id}", json={"api_key": f"{BODY}2"})).status_code == 200
+        assert await app.gets(key_id=key_id) == f"{BODY}2"
 
 
 async def test_a_hash_of_settings_is_covered_by_the_chain(shared_pair: Pair) -> None:
@@ -91,11 +106,10 @@ async def test_a_hash_of_settings_is_covered_by_the_chain(shared_pair: Pair) -> 
     key_id = await owner.key("AZURE_OPENAI", BODY, settings=CURRENT)
     deployment = (await Deployment.load(database)).uuid
     before = await verify(database, deployment)
-    async with database.write(Unchecked.OPERATOR) as connection:
-        of_key = audit_log.c.key_id == key_id
-        await connection.execute(update(audit_log).where(of_key).values(settings_hash="0" * 64))
-    after = await verify(database, deployment)
-    assert len(after.breaks) == len(before.breaks) + 1
+    assert not before.breaks
+    async with audited_settings(shared_pair, key_id, "0" * 64):
+        after = await verify(database, deployment)
+    assert len(after.breaks) == 1
 
 
 async def test_a_credential_is_given_out_as_it_was_sent(shared_pair: Pair) -> None:

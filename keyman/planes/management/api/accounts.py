@@ -9,11 +9,11 @@ from keyman import errors
 from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.http.body import read_json, takes
-from keyman.http.guards import PUBLIC, ended_session_cookies, needs, previous_session, session_cookies
+from keyman.http.guards import FOR_PORTAL, PUBLIC, ended_session_cookies, needs, previous_session, session_cookies
 from keyman.http.limit import ENDS_ACCESS
 from keyman.http.openapi import BODY_PROBLEMS, CALLER_PROBLEMS, SECURITY, SET_COOKIE, may_answer
 from keyman.http.requests import AnyRequest, Injected, RowId
-from keyman.identity import login, users
+from keyman.identity import first_password, login, presence
 from keyman.identity import personal_tokens as personal
 from keyman.identity.login import LogIn, SignedIn, SignUp
 from keyman.identity.passwords import Passwords
@@ -22,9 +22,11 @@ from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.identity.users import Account, ChangePassword
 from keyman.ids import TokenId
+from keyman.keys import erasure
+from keyman.keys.erasure import DeleteAccount
 from keyman.storage.transactions import Database
 
-PASSWORD_PATHS = frozenset({"/api/auth/signup", "/api/auth/login", "/api/auth/password"})
+PASSWORD_ROUTES = frozenset({"/api/auth/signup", "/api/auth/login", "/api/auth/password", "DELETE /api/auth/me"})
 """The routes that take a password. No page of another origin may call them, so that no such page asks for one."""
 
 
@@ -51,6 +53,7 @@ class AuthController(Controller):
         settings: Injected[Settings],
         origin: Injected[Origin],
     ) -> Response[Account]:
+        login.require_passwords(are_on=settings.passwords_on)
         wanted = await read_json(request, SignUp)
         previous = previous_session(request)
         signed_in = await login.sign_up(
@@ -77,13 +80,14 @@ class AuthController(Controller):
         settings: Injected[Settings],
         origin: Injected[Origin],
     ) -> Response[Account]:
+        login.require_passwords(are_on=settings.passwords_on)
         proof = await read_json(request, LogIn)
         previous = previous_session(request)
         return _signed_in(await login.log_in(db, passwords, proof, origin, previous_cookie=previous), settings, 200)
 
     @post(
         "/logout",
-        opt=needs(None) | ENDS_ACCESS,
+        opt=needs(None) | ENDS_ACCESS | FOR_PORTAL,
         security=SECURITY,
         status_code=204,
         operation_id="logOut",
@@ -101,7 +105,7 @@ class AuthController(Controller):
 
     @get(
         "/me",
-        opt=needs(None),
+        opt=needs(None) | FOR_PORTAL,
         security=SECURITY,
         operation_id="getAccount",
         response_description="The account.",
@@ -113,6 +117,35 @@ class AuthController(Controller):
         user = caller.require_user()
         return Account(user.id, user.email, user.created_at)
 
+    @delete(
+        "/me",
+        opt=needs(None) | takes(DeleteAccount) | ENDS_ACCESS,
+        security=SECURITY,
+        status_code=204,
+        operation_id="deleteAccount",
+        response_description="The account is deleted.",
+        summary="Delete your account",
+        description=(
+            "Deletes the account with its keys, tokens, sessions and identities, at once and permanently. It needs "
+            "proof that you are there: `current_password`, or for an account without a password a sign-in at the "
+            "identity provider within the last 5 minutes; the body is then `{}`. An access token is "
+            "refused, and so is a session that an application opened. At their providers the keys stay valid."
+        ),
+        response_headers=[SET_COOKIE],
+        responses=may_answer(errors.Conflict, errors.RateLimited, *CALLER_PROBLEMS, *BODY_PROBLEMS),
+    )
+    async def delete_account(
+        self,
+        request: AnyRequest,
+        db: Injected[Database],
+        passwords: Injected[Passwords],
+        caller: Injected[Principal],
+        settings: Injected[Settings],
+    ) -> Response[None]:
+        await presence.check_session(db, caller)
+        await erasure.delete_own(db, passwords, caller, await read_json(request, DeleteAccount))
+        return Response(None, status_code=204, cookies=ended_session_cookies(settings))
+
     @put(
         "/password",
         opt=needs(None) | takes(ChangePassword) | ENDS_ACCESS,
@@ -120,8 +153,12 @@ class AuthController(Controller):
         status_code=204,
         operation_id="changePassword",
         response_description="The password is changed.",
-        summary="Change the password",
-        description="Ends all other sessions. Access tokens stay valid. An access token is refused here.",
+        summary="Change the password, or set the first one",
+        description=(
+            "Ends all other sessions. Access tokens stay valid. An access token is refused here. An account without a "
+            "password leaves `current_password` out: its user signs in at the identity provider within 5 minutes "
+            "before, and then signs in with the verified address from there."
+        ),
         responses=may_answer(errors.Conflict, errors.RateLimited, *CALLER_PROBLEMS, *BODY_PROBLEMS),
     )
     async def change_password(
@@ -130,8 +167,10 @@ class AuthController(Controller):
         db: Injected[Database],
         passwords: Injected[Passwords],
         caller: Injected[Principal],
+        settings: Injected[Settings],
     ) -> None:
-        await users.change_password(db, passwords, caller, await read_json(request, ChangePassword))
+        login.require_passwords(are_on=settings.passwords_on)
+        await first_password.change(db, passwords, caller, await read_json(request, ChangePassword))
 
 
 class TokenController(Controller):

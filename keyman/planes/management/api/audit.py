@@ -30,7 +30,8 @@ from keyman.values import Instant
     summary="List your audit log",
     description="The caller's own audit log, newest first: changes to the account, its access tokens and its keys, and "
     "each time that an application asked for a key: its name, the purpose that it gave, and the reason if it got no "
-    "key. `action`, `since` and `until` filter it; the `Link` to the next page keeps the filter.",
+    "key. `detail` says more in keyman's words, such as the issuer at which you signed in. `action`, `since` and "
+    "`until` filter it; the `Link` to the next page keeps the filter.",
     response_headers=[LINK],
     responses=may_answer(*CALLER_PROBLEMS),
 )

@@ -19,6 +19,7 @@ from keyman.http.openapi import (
     LOCATION,
     REPLAYED,
     SECURITY,
+    TOTAL_COUNT,
     linked,
     may_answer,
 )
@@ -26,14 +27,16 @@ from keyman.http.requests import AnyRequest, Injected, RowId, read_body
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
-from keyman.keys import idempotency, operations
+from keyman.keys import idempotency, listing, operations, selecting
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
-from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
 from keyman.keys.sealing import Sealer
+from keyman.keys.sorting import Flag, KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
 from keyman.providers.recognition import check_label, check_new_key
-from keyman.storage.paging import UNSAID, Cursor, Limit, Slice
+from keyman.providers.verdicts import Verdict
+from keyman.storage.paging import UNSAID, Limit, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
@@ -121,7 +124,8 @@ class KeyController(Controller):
         settings: Injected[Settings],
         idempotency_key: IdempotencyKeyHeader = None,
     ) -> Response[KeyInfo]:
-        new = await read_json(request, NewKey, check_new_key(catalogue))
+        # The transaction that stores the key checks the caller. Only `replay` reads before it, and checks, too.
+        new = await read_json(request, NewKey, check_new_key(catalogue), confirm=False)
         retry, most = await _retry_of(request), settings.max_keys
         key, replayed = await operations.create(db, sealer, caller, new, retry, max_keys=most)
         return _created(key, replayed=replayed)
@@ -130,26 +134,58 @@ class KeyController(Controller):
         opt=needs(Scope.KEYS_READ),
         security=SECURITY,
         operation_id="listKeys",
-        response_description="A page of keys, newest first.",
+        response_description="A page of keys.",
         summary="List the keys",
-        description="The caller's own keys, newest first. Works while Vault is sealed or down.",
-        response_headers=[LINK],
+        description="The caller's own keys, newest first or as `sort` says. Works while Vault is sealed or down. The "
+        "`Link` to the next page keeps all parameters; its cursor is valid only with the same `sort` and filters.",
+        response_headers=[LINK, TOTAL_COUNT],
         responses=may_answer(*CALLER_PROBLEMS),
     )
     async def list_own(
         self,
-        request: AnyRequest,
         db: Injected[Database],
+        catalogue: Injected[Catalogue],
         caller: Injected[Principal],
         service: Annotated[ServiceSlug | None, QueryParameter(description="Only keys of this service.")] = None,
-        q: Annotated[SearchText | None, QueryParameter(description="Only keys whose name contains this text.")] = None,
+        status: Annotated[StatusName | None, QueryParameter(description="Only keys that have this status now.")] = None,
+        check: Annotated[
+            VerdictName | None, QueryParameter(description="Only keys whose last `check` has this verdict.")
+        ] = None,
+        q: Annotated[
+            SearchText | None,
+            QueryParameter(
+                description="Only keys with this text in their label, in the name of their service or in their last "
+                "four characters, whatever the case."
+            ),
+        ] = None,
+        sort: Annotated[
+            SortName | None,
+            QueryParameter(
+                description="The order, with `-` in front for a descending one. Keys without a label or a use come "
+                "first in an ascending one. Without it, the newest come first."
+            ),
+        ] = None,
+        count: Annotated[
+            Flag | None, QueryParameter(description="`true` adds the header `Keyman-Total-Count`, for all pages.")
+        ] = None,
         limit: Annotated[Limit, QueryParameter(description="The maximum number of keys on a page.")] = UNSAID,
         cursor: Annotated[
-            Cursor | None, QueryParameter(description="Copy it from the `Link` header of the previous page.")
+            KeyCursor | None, QueryParameter(description="Copy it from the `Link` header of the previous page.")
         ] = None,
     ) -> Response[list[KeyInfo]]:
-        page = await operations.list_own(db, caller, Slice(limit, cursor), service, q)
-        return linked(page, "/api/keys", {"service": service, "q": q, "limit": limit})
+        named = selecting.services_named(catalogue, q or "")
+        in_status = None if status is None else Status(status)
+        verdict = None if check is None else Verdict(check)
+        order = Sort.NEWEST if sort is None else Sort(sort)
+        page = await listing.list_own(
+            db, caller, Slice(limit, cursor), service, q, named=named, status=in_status, verdict=verdict, sort=order
+        )
+        asked = {"service": service, "status": status, "check": check, "q": q, "sort": sort, "count": count}
+        answer = linked(page, "/api/keys", {**asked, "limit": limit})
+        if count == "true":
+            total = await listing.count_own(db, caller, service, q, named=named, status=in_status, verdict=verdict)
+            answer.headers["Keyman-Total-Count"] = str(total)
+        return answer
 
     @get(
         "/{key_id:str}",
@@ -208,10 +244,11 @@ class KeyController(Controller):
         security=SECURITY,
         operation_id="changeKey",
         response_description="The key as it is now.",
-        summary="Rename, pause or limit a key, or change its settings",
+        summary="Rename, pause or limit a key, choose it, or change its settings",
         description="Changes the metadata. `null` clears a name or an expiry. `settings` replace the stored ones as a "
-        "whole; a member that decides where the key is sent can be changed only together with the key. Does not need "
-        "Vault.",
+        "whole; a member that decides where the key is sent can be changed only together with the key. `default` "
+        "chooses the key that applications get for this service as long as it is active, in place of the one before. "
+        "Does not need Vault.",
         response_headers=[ETAG],
         responses=may_answer(
             errors.NotFound,

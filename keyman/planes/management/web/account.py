@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import msgspec
 from litestar import Response, get, post
 from litestar.params import FromPath
 
+from keyman.config.settings import Settings
 from keyman.decoding import decode
-from keyman.errors import Conflict, InvalidRequest, NotFound, Problem, RateLimited
-from keyman.http.guards import needs
+from keyman.errors import Conflict, Forbidden, InvalidRequest, NotFound, Problem, RateLimited
+from keyman.http.guards import FOR_PORTAL, needs
 from keyman.http.limit import ENDS_ACCESS
 from keyman.http.requests import AnyRequest, Injected, RowId
-from keyman.identity import sessions, users
+from keyman.identity import first_password, login, presence, sessions
 from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Principal
 from keyman.identity.users import ChangePassword
@@ -24,7 +26,7 @@ from keyman.storage.transactions import Database
 ACCOUNT = "/settings/account"
 
 
-@get("/settings", opt=needs(None), include_in_schema=False)
+@get("/settings", opt=needs(None) | FOR_PORTAL, include_in_schema=False)
 async def settings_page() -> Response[bytes]:
     return see_other("/settings/api-keys")
 
@@ -41,14 +43,17 @@ async def change_password(
     db: Injected[Database],
     passwords: Injected[Passwords],
     caller: Injected[Principal],
+    settings: Injected[Settings],
 ) -> Response[bytes]:
+    login.require_passwords(are_on=settings.passwords_on)
     form = await Form.read(request)
     try:
         change = decode(ChangePassword, form.filled("current_password", "new_password"))
-        await users.change_password(db, passwords, caller, change)
-    except (InvalidRequest, Conflict, RateLimited) as problem:
+        await first_password.change(db, passwords, caller, change)
+    except (InvalidRequest, Conflict, Forbidden, RateLimited) as problem:
         return await _account(visit, db, caller, refused=problem)
-    return see_other(f"{ACCOUNT}?done=password")
+    is_first = change.current_password is msgspec.UNSET
+    return see_other(f"{ACCOUNT}?done={'first-password' if is_first else 'password'}")
 
 
 @post(f"{ACCOUNT}/sessions/others/end", opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
@@ -72,4 +77,7 @@ async def end_session(
 
 async def _account(visit: Visit, db: Database, caller: Principal, *, refused: Problem | None = None) -> Response[bytes]:
     listed = await sessions.list_own(db, caller)
-    return visit.show("account.html", refused=refused, sessions=listed, done="" if refused else visit.done)
+    means = await presence.means(db, caller)
+    name = None if means.by_password else await first_password.sign_in_name(db, caller)
+    done = "" if refused else visit.done
+    return visit.show("account.html", refused=refused, sessions=listed, means=means, sign_in_name=name, done=done)

@@ -10,13 +10,14 @@ from litestar import Response, get
 
 from keyman.audit import listing
 from keyman.audit.entries import Action, Actor, Reason
-from keyman.audit.listing import Filter
+from keyman.audit.listing import AuditEntry, Filter
 from keyman.clock import now
 from keyman.errors import VAULT_DETAILS
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
+from keyman.keys import labels
 from keyman.planes.management.web.pages import Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.storage.paging import Cursor, Slice
@@ -35,6 +36,11 @@ ACTIONS = {
     Action.PASSWORD_FAILED: "Password change failed",
     Action.DISABLE: "Account disabled",
     Action.ENABLE: "Account enabled",
+    Action.ACCOUNT_CREATE: "Account created",
+    Action.ACCOUNT_LINK: "Sign-in linked",
+    Action.ACCOUNT_UNLINK: "Sign-in unlinked",
+    Action.ACCOUNT_DELETE: "Account deleted",
+    Action.PORTAL_LINK: "Link to these pages created",
     Action.TOKEN_CREATE: "Access token created",
     Action.TOKEN_REVOKE: "Access token revoked",
     Action.KEY_CREATE: "Key added",
@@ -46,9 +52,17 @@ ACTIONS = {
     Action.KEY_RESOLVE: "Key given to an application",
     Action.KEY_RESOLVE_REFUSED: "Key refused to an application",
     Action.KEY_RESOLVE_FAILED: "Key could not be opened",
+    Action.KEY_USE: "Request sent with a key",
+    Action.KEY_USE_REFUSED: "Request refused: no key for it",
+    Action.KEY_USE_FAILED: "Key could not be opened",
+    Action.KEY_CHECK: "Key checked",
+    Action.KEY_CHECK_FAILED: "Key could not be opened",
+    Action.KEY_REPORT: "Result of a use reported",
     Action.APPLICATION_CREATE: "Application registered",
     Action.APPLICATION_ROTATE: "Application's token replaced",
     Action.APPLICATION_REVOKE: "Application revoked",
+    Action.APPLICATION_BLOCK: "Application blocked",
+    Action.APPLICATION_UNBLOCK: "Application no longer blocked",
     Action.VAULT_ROTATE: "Vault's key rotated",
     Action.VAULT_REWRAP: "Keys sealed again",
     Action.TRAIL_PRUNE: "Old entries removed",
@@ -65,19 +79,31 @@ ACTORS = {
 
 # The text of each reason for which an application got no key.
 REASONS: dict[str, str] = {
-    Reason.NOT_GRANTED: "The application is not registered for this service.",
+    Reason.NOT_GRANTED: "The application is not registered for this service or this user.",
     Reason.UNKNOWN: "There was no such key.",
     Reason.ACCOUNT_DISABLED: "The account was disabled.",
     Reason.DISABLED: "The key was paused.",
     Reason.EXPIRED: "The key had expired.",
     Reason.UNDECRYPTABLE: "Vault can no longer open this key: store it again.",
+    Reason.BLOCKED: "You had blocked this application.",
     Reason.NOT_CURRENT: "The stored value is not the one in the audit log: store the key again.",
+    Reason.SETTINGS: "The key lacks a setting that its service needs: store the key again with it.",
     **{reason.value: words for reason, words in VAULT_DETAILS.items()},
 }
 
 # The actions of each filter. A user's audit log has no actions of operators for all users. TRAIL_CARRY has no filter.
 KINDS = {
-    "keys-used": {Action.KEY_RESOLVE, Action.KEY_RESOLVE_REFUSED, Action.KEY_RESOLVE_FAILED},
+    "keys-used": {
+        Action.KEY_RESOLVE,
+        Action.KEY_RESOLVE_REFUSED,
+        Action.KEY_RESOLVE_FAILED,
+        Action.KEY_USE,
+        Action.KEY_USE_REFUSED,
+        Action.KEY_USE_FAILED,
+        Action.KEY_CHECK,
+        Action.KEY_CHECK_FAILED,
+        Action.KEY_REPORT,
+    },
     "keys-changed": {
         Action.KEY_CREATE,
         Action.KEY_REPLACE,
@@ -86,13 +112,25 @@ KINDS = {
         Action.KEY_RESUME,
         Action.KEY_DELETE,
     },
+    "applications": {Action.APPLICATION_BLOCK, Action.APPLICATION_UNBLOCK},
     "tokens": {Action.TOKEN_CREATE, Action.TOKEN_REVOKE},
-    "sign-ins": {Action.LOGIN, Action.LOGIN_FAILED, Action.LOGOUT, Action.SESSION_END},
-    "account": {Action.SIGNUP, Action.PASSWORD, Action.PASSWORD_FAILED, Action.DISABLE, Action.ENABLE},
+    "sign-ins": {Action.PORTAL_LINK, Action.LOGIN, Action.LOGIN_FAILED, Action.LOGOUT, Action.SESSION_END},
+    "account": {
+        Action.SIGNUP,
+        Action.ACCOUNT_CREATE,
+        Action.ACCOUNT_LINK,
+        Action.ACCOUNT_UNLINK,
+        Action.ACCOUNT_DELETE,
+        Action.PASSWORD,
+        Action.PASSWORD_FAILED,
+        Action.DISABLE,
+        Action.ENABLE,
+    },
 }
 KIND_NAMES = {
     "keys-used": "Uses of keys",
     "keys-changed": "Changes to keys",
+    "applications": "Applications",
     "tokens": "Access tokens",
     "sign-ins": "Sign-ins and sessions",
     "account": "Account and password",
@@ -100,6 +138,12 @@ KIND_NAMES = {
 
 PERIODS = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
 PERIOD_NAMES = {"day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30 days"}
+
+
+def issuer_of(entry: AuditEntry) -> str | None:
+    """Return the issuer that the detail of an entry names, for a sign-in at an identity provider, or None."""
+    word, _, issuer = (entry.detail or "").partition(" ")
+    return issuer if word == "issuer" and issuer else None
 
 
 @dataclass(frozen=True)
@@ -150,11 +194,14 @@ async def show_activity(
     return visit.show(
         "activity.html",
         entries=page.items,
+        called=await labels.names_of(db, caller, page.items),
         view=view,
         older=view.url(page.cursor) if page.cursor is not None else None,
         newest=view.url() if view.cursor else None,
         actions=ACTIONS,
+        about_applications=KINDS["applications"],
         actors=ACTORS,
+        issuer_of=issuer_of,
         reasons=REASONS,
         kinds=KIND_NAMES,
         periods=PERIOD_NAMES,

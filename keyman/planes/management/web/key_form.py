@@ -29,7 +29,7 @@ from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import NONE, to_text
 from keyman.planes.management.web.forms import Form, LastDay
-from keyman.planes.management.web.keys import View, own_key, view_behind
+from keyman.planes.management.web.keys import View, offered, own_key, view_behind
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.recognition import check_label, check_new_key
@@ -201,7 +201,7 @@ def _form(
         setting_field=setting_field,
         attempt=attempt,
         view=view or View(),
-        services=catalogue.infos(),
+        services=offered(catalogue, visit.caller) if key is None else catalogue.infos(),
         prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
         takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},
         exclusive=catalogue.exclusive_prefixes(),

@@ -9,17 +9,21 @@ from urllib.parse import parse_qsl, urlencode
 from litestar import Response, get
 
 from keyman.clock import now
-from keyman.errors import NotFound
+from keyman.config.settings import Settings
+from keyman.errors import InvalidRequest, NotFound
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
-from keyman.keys import operations
+from keyman.keys import listing, operations, selecting
 from keyman.keys.schemas import KeyInfo, Status
+from keyman.keys.sorting import KeyCursor
+from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
-from keyman.providers.catalogue import Catalogue, ServiceSlug
-from keyman.storage.paging import Cursor, Slice
+from keyman.planes.management.web.verdicts import Checks
+from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
+from keyman.storage.paging import Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
@@ -44,7 +48,7 @@ class View:
 
     @classmethod
     def parse(cls, query: dict[str, str]) -> View:
-        kinds = {"service": ServiceSlug, "q": SearchText, "cursor": Cursor}
+        kinds = {"service": ServiceSlug, "q": SearchText, "cursor": KeyCursor}
         return cls(**{name: query[name] for name, kind in kinds.items() if is_one(kind, query.get(name))})
 
     @classmethod
@@ -72,12 +76,19 @@ async def show_list(
     db: Injected[Database],
     caller: Injected[Principal],
     catalogue: Injected[Catalogue],
+    settings: Injected[Settings],
+    gateway: Injected[Gateway | None],
 ) -> Response[bytes]:
     query = dict(request.query_params)
     view = View.parse(query)
-    part = Slice(before=Cursor.parse(view.cursor) if view.cursor else None)
-    page = await operations.list_own(db, caller, part, view.service or None, view.q or None)
+    part = Slice(before=KeyCursor.parse(view.cursor) if view.cursor else None)
     newest = replace(view, cursor="")
+    try:
+        page = await listing.list_own(
+            db, caller, part, view.service or None, view.q or None, named=selecting.services_named(catalogue, view.q)
+        )
+    except InvalidRequest:  # the cursor of another list
+        return see_other(newest.url(done=query.get("done")))
     if view.cursor and not page.items:
         return see_other(newest.url(done=query.get("done")))  # the keys of this page were deleted
     moment = now()
@@ -88,13 +99,31 @@ async def show_list(
         newest=newest.url(),
         view=view,
         can_filter=view.is_filtered or bool(view.cursor) or len(page.items) > FILTER_FROM,
-        services=catalogue.infos(),
+        services=offered(catalogue, caller),
         names={info.service: info.name for info in catalogue.infos()},
         hues={info.service: number % HUES for number, info in enumerate(catalogue.infos())},
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
+        usable=usable_services(catalogue, settings, caller),
+        checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),
         saved=query.get("saved", ""),
         done=visit.done,
     )
+
+
+def offered(catalogue: Catalogue, caller: Principal | None) -> list[ServiceInfo]:
+    """Return the services to choose from: only those that the application may use which has opened the pages."""
+    services = caller.portal.services if caller is not None and caller.portal is not None else None
+    return [info for info in catalogue.infos() if services is None or info.service in services]
+
+
+def usable_services(catalogue: Catalogue, settings: Settings, caller: Principal) -> frozenset[str]:
+    """Return the services for whose keys the page exists.
+
+    A person whom an application has sent has no token of their own: there it is the application that uses the keys.
+    """
+    if settings.gateway_public_url is None or caller.portal is not None:
+        return frozenset()
+    return frozenset(info.service for info in catalogue.infos() if info.forwarded)
 
 
 async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:

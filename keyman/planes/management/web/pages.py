@@ -25,6 +25,7 @@ from keyman.http.problems import KINDS, Answer
 from keyman.http.requests import AnyRequest
 from keyman.http.root_path import RootPath
 from keyman.identity.principals import Principal
+from keyman.identity.provider import Provider
 from keyman.planes.management.web.language import Language, Languages
 from keyman.planes.management.web.static import static_url
 from keyman.values import Value
@@ -36,10 +37,21 @@ HOME = "/settings/api-keys"
 
 POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'self'{targets}; frame-ancestors 'none'; base-uri 'none'; "
     "require-trusted-types-for 'script'; trusted-types htmx"
 )
-"""The Content-Security-Policy of pages: only keyman's own script runs, and only htmx may turn text into elements."""
+"""The Content-Security-Policy of pages: only keyman's own script runs, and only htmx may turn text into elements.
+
+`targets` are the origins of the identity provider, on pages with a form that leads there: browsers check each redirect
+after a form, too.
+"""
+
+POLICY_WITHOUT_SCRIPT = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+"""The policy of the pages to which a portal link leads: a person presses their button, and no script can."""
+
+WITHOUT_SCRIPT = frozenset({"portal.html", "portal_left.html", "portal_unknown.html"})
 
 HEADERS = {
     "content-type": "text/html; charset=utf-8",
@@ -52,8 +64,9 @@ HEADERS = {
 class Pages:
     """The pages of one plane."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, provider: Provider | None = None) -> None:
         self._settings = settings
+        self._provider = provider
         self._languages = Languages()
         self._environments = {
             language.code: _environment(language, settings.root_path) for language in self._languages.all()
@@ -80,24 +93,35 @@ class Pages:
         common = {
             "banner": _banner(refused) if say_why else None,
             "person": caller.user if caller is not None else None,  # in Jinja, `caller` has another meaning
+            "portal": caller.portal if caller is not None else None,
             "faults": _faults(refused),
             "nonce": nonce,
             "partial": is_partial(exchange),
             "path": exchange.target.partition("?")[0],
-            "signup_open": self._settings.signup_open,
+            "provider": None if self._provider is None else self._provider.settings.name,
+            "provider_issuer": None if self._provider is None else self._provider.settings.issuer,
+            "passwords_on": self._settings.passwords_on,
+            "signup_open": self._settings.signup_open and self._settings.passwords_on,
         }
         body = self._environments[language.code].get_template(template).render({**common, **context})
+        policy = POLICY_WITHOUT_SCRIPT if template in WITHOUT_SCRIPT else POLICY
         headers = {
             **HEADERS,
             "content-language": language.code,
-            "content-security-policy": POLICY.format(nonce=nonce),
+            "content-security-policy": policy.format(nonce=nonce, targets=self._targets(caller)),
         }
         if refused is not None:
             # 422, because the form itself could be read. 400 is for a client that sends malformed requests.
             status = 422 if isinstance(refused, InvalidRequest) else KINDS[refused.slug].status
             headers |= {} if refused.retry_after is None else {"retry-after": str(refused.retry_after)}
-            headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+            headers |= {"www-authenticate": refused.challenge} if isinstance(refused, Unauthenticated) else {}
         return Answer(status, headers, body.encode())
+
+    def _targets(self, caller: Principal | None) -> str:
+        """Return the origins of the provider for the policy of a page of a signed-in user, who can sign out there."""
+        if self._provider is None or caller is None:
+            return ""
+        return "".join(f" {origin}" for origin in self._provider.form_targets)
 
     def problem(self, problem: Problem, exchange: Exchange) -> Answer:
         """Render a problem as a page. Unauthenticated gets the sign-in page, which then returns to the current page."""
@@ -105,7 +129,7 @@ class Pages:
             had_session = f"{self._settings.session_cookie}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
             return self.sign_in(exchange, problem, back=self._whereabouts(exchange), say_why=say_why)
-        context = {"problem": problem, "request_id": exchange.request_id}
+        context = {"problem": problem, "request_id": exchange.request_id, "portal": exchange.portal}
         answer = self.make(exchange, "problem.html", refused=problem, context=context)
         return answer._replace(status=KINDS[problem.slug].status)
 
@@ -141,9 +165,13 @@ class Visit:
     @property
     def done(self) -> str:
         """The change that a form has just made, from the address. Empty if a link on another site led here."""
-        query = dict(parse_qsl(self.exchange.target.partition("?")[2]))
         is_ours = self.exchange.headers.get("sec-fetch-site", "same-origin") == "same-origin"
-        return query.get("done", "") if is_ours else ""
+        return self.claimed if is_ours else ""
+
+    @property
+    def claimed(self) -> str:
+        """The change that the address names, wherever it came from. Say it only if something else proves it."""
+        return dict(parse_qsl(self.exchange.target.partition("?")[2])).get("done", "")
 
     def show(
         self, template: str, *, status: int = 200, refused: Problem | None = None, **context: object

@@ -10,14 +10,24 @@ from keyman.audit.entries import Origin
 from keyman.config.settings import Settings
 from keyman.decoding import decode
 from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
-from keyman.http.guards import PUBLIC, ended_session_cookies, identify, needs, previous_session, session_cookies
+from keyman.http.guards import (
+    FOR_PORTAL,
+    PUBLIC,
+    ended_session_cookies,
+    identify,
+    needs,
+    previous_session,
+    session_cookies,
+)
 from keyman.http.limit import ENDS_ACCESS
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity import login
 from keyman.identity.login import LogIn, SignUp
 from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Principal
+from keyman.identity.provider import Provider
 from keyman.planes.management.web.forms import Form
+from keyman.planes.management.web.leaving import way_back_cookie
 from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, is_partial, own_page, see_other
 from keyman.storage.transactions import Database
 
@@ -27,12 +37,12 @@ SIGNED_IN = "keyman:signed-in"
 
 @get("/", opt=PUBLIC, include_in_schema=False)
 async def door(request: AnyRequest) -> Response[bytes]:
-    return see_other(HOME if await _is_signed_in(request) else "/sign-in")
+    return see_other(HOME if await is_signed_in(request) else "/sign-in")
 
 
 @get("/sign-in", opt=PUBLIC, include_in_schema=False)
 async def sign_in_page(request: AnyRequest, visit: Injected[Visit], pages: Injected[Pages]) -> Response[bytes]:
-    if await _is_signed_in(request):
+    if await is_signed_in(request):
         return see_other(HOME)
     return as_response(pages.sign_in(visit.exchange, None, back=HOME))
 
@@ -47,6 +57,7 @@ async def sign_in(
     settings: Injected[Settings],
     origin: Injected[Origin],
 ) -> Response[bytes]:
+    login.require_passwords(are_on=settings.passwords_on)
     form = await Form.read(request)
     back = own_page(form.text("back"))
     try:
@@ -64,7 +75,7 @@ async def sign_in(
 
 @get("/sign-up", opt=PUBLIC, include_in_schema=False)
 async def sign_up_page(request: AnyRequest, visit: Injected[Visit], settings: Injected[Settings]) -> Response[bytes]:
-    if await _is_signed_in(request):
+    if await is_signed_in(request):
         return see_other(HOME)
     _check_open(settings)
     return visit.show("sign_up.html", email="")
@@ -99,15 +110,22 @@ async def sign_up(
     return see_other(HOME, session_cookies(signed_in.cookie, settings))
 
 
-@post("/sign-out", opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
+@post("/sign-out", opt=needs(None) | ENDS_ACCESS | FOR_PORTAL, include_in_schema=False)
 async def sign_out(
-    db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
+    request: AnyRequest, db: Injected[Database], caller: Injected[Principal], settings: Injected[Settings]
 ) -> Response[bytes]:
-    await login.log_out(db, caller)
-    return see_other("/sign-in", ended_session_cookies(settings))
+    """End the session here, and then the one at the identity provider, if the user has signed in there."""
+    issuer = await login.log_out(db, caller)
+    provider: Provider | None = request.app.state["provider"]
+    away = await provider.sign_out_url() if provider is not None and provider.settings.issuer == issuer else None
+    cookies = ended_session_cookies(settings)
+    if caller.portal is not None:
+        return see_other("/portal", [*cookies, way_back_cookie(caller.portal, settings)])
+    return see_other(away or "/sign-in", cookies)
 
 
-async def _is_signed_in(request: AnyRequest) -> bool:
+async def is_signed_in(request: AnyRequest) -> bool:
+    """Return True if the request has a session, or another credential that is valid."""
     try:
         await identify(request)
     except Unauthenticated:
@@ -116,5 +134,6 @@ async def _is_signed_in(request: AnyRequest) -> bool:
 
 
 def _check_open(settings: Settings) -> None:
+    login.require_passwords(are_on=settings.passwords_on)
     if not settings.signup_open:
         raise Forbidden("Sign-up is closed. Ask the operator for an account.")

@@ -31,6 +31,7 @@ MEANINGS = {
     Scope.KEYS_WRITE: "Add, replace, change and delete keys.",
     Scope.TOKENS_MANAGE: "Create, list and revoke access tokens.",
     Scope.AUDIT_READ: "Read your activity.",
+    Scope.KEYS_USE: "Send requests to providers with your keys, through the gateway.",
 }
 
 

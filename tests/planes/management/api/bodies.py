@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from keyman.identity.login import LogIn, SignUp
 from keyman.identity.personal_tokens import NewToken
 from keyman.identity.users import ChangePassword
+from keyman.keys.erasure import DeleteAccount
 from keyman.keys.schemas import Change, NewKey, Replacement
 from keyman.providers.settings import KeySettings
 from tests.planes.management.api.harness import OPENAI_KEY
@@ -59,6 +60,8 @@ BODIES = {
             ChangePassword,
             {"current_password": PASSWORD, "new_password": PASSWORD},
         ),
+        # Well-formed and wrong: with the right one, the account would be gone.
+        Body("deleteAccount", "DELETE", "/api/auth/me", DeleteAccount, {"current_password": "not this one"}),
         Body(
             "createToken",
             "POST",
@@ -85,7 +88,7 @@ BODIES = {
             "PATCH",
             "/api/keys/{id}",
             Change,
-            {"name": "x", "expires_at": LATER, "disabled": False, "settings": {}},
+            {"name": "x", "expires_at": LATER, "disabled": False, "settings": {}, "default": False},
         ),
     )
 }
@@ -178,4 +181,9 @@ def damaged(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[Body, bytes]
     return body, bytes(content)
 
 
-FIELDS = [(body.operation, name) for body in BODIES.values() for name in body.valid if body.operation != "logIn"]
+WITHOUT_TEXTS = ("logIn", "deleteAccount")
+"""Operations whose texts are refused or accepted by what is stored, and not by their form."""
+
+FIELDS = [
+    (body.operation, name) for body in BODIES.values() for name in body.valid if body.operation not in WITHOUT_TEXTS
+]

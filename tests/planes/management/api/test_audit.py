@@ -28,10 +28,10 @@ from tests.support.planes import PASSWORD
 
 pytestmark = pytest.mark.anyio
 
-OF_APPLICATIONS = {"application", "purpose", "reason"}
+OF_SOME = {"application", "purpose", "reason", "detail"}
 FIELDS = {
     *("id", "at", "action", "actor", "actor_token_id", "token_id", "key_id", "service", "request_id", "address"),
-    *OF_APPLICATIONS,
+    *OF_SOME,
 }
 
 
@@ -68,7 +68,7 @@ async def test_every_change_leaves_one_entry_with_the_request_that_made_it(share
     changed = await ada.put("/api/auth/password", json={"current_password": PASSWORD, "new_password": PASSWORD + "!"})
     expected.append((changed, {"action": "account.password", **session}))
     failed = await ada.post("/api/auth/login", json={"email": "trail@example.com", "password": PASSWORD})
-    expected.append((failed, {"action": "account.login-failed", "actor": "anonymous"}))
+    expected.append((failed, {"action": "account.login-failed", "actor": "anonymous", "detail": "1 failed sign-in"}))
     expected.append((await ada.post("/api/auth/logout"), {"action": "account.logout", **session}))
     again = await ada.post("/api/auth/login", json={"email": "trail@example.com", "password": PASSWORD + "!"})
     expected.append((again, {"action": "account.login", **session}))
@@ -79,7 +79,7 @@ async def test_every_change_leaves_one_entry_with_the_request_that_made_it(share
         assert entry.keys() == FIELDS
         assert TIMESTAMP.fullmatch(entry["at"])
         address = "203.0.113.6" if fields["actor"] == "token" else "203.0.113.5"
-        empty = dict.fromkeys(("actor_token_id", "token_id", "key_id", "service", *OF_APPLICATIONS))
+        empty = dict.fromkeys(("actor_token_id", "token_id", "key_id", "service", *OF_SOME))
         known = {"id": entry["id"], "at": entry["at"], "request_id": answer.headers["x-request-id"]}
         assert entry == {**empty, **known, "address": address, **fields}
     assert [entry["id"] for entry in entries] == sorted({entry["id"] for entry in entries})

@@ -158,7 +158,7 @@ async def test_half_characters_are_said_of_the_fields_that_hold_them(one_desk: D
         names = [field.encode_name for field in body.fields]
         for content, expected in (
             *((f'{{"{name}": "{half}", "more": "{CANARY}"}}', [name]) for name in names),
-            (f'{{"{names[0]}": ["{half}"], "{names[1]}": {{"{half}": 1}}}}', names[:2]),
+            (f'{{"{names[0]}": ["{half}"], "{names[-1]}": {{"{half}": 1}}}}', sorted({names[0], names[-1]})),
             (f'{{"more": "{half}"}}', [""]),
             (f'{{"{names[0]}": "{half}"', [""]),
             (f'["{half}"]', [""]),

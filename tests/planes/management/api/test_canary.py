@@ -43,7 +43,7 @@ from tests.planes.management.api.bodies import BODIES, LATER, Body
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, as_json, cookie_of, headers_of
 from tests.planes.resolver.pair import resolver_at
 from tests.support.database import PostgresServer, copied, postgres_absence, postgres_server
-from tests.support.needs import require
+from tests.support.needs import quick_on, require
 from tests.support.planes import PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
@@ -277,7 +277,7 @@ async def test_what_was_refused_is_found_nowhere(cage: Cage) -> None:
     for body in BODIES.values():
         if body.operation in ("signUp", "logIn"):
             sent = {"content-type": "application/json"}
-        elif body.operation == "changePassword":
+        elif body.operation in ("changePassword", "deleteAccount"):
             sent = {name.decode(): value.decode() for name, value in headers_of(ada)}
         else:
             sent = proof
@@ -337,6 +337,7 @@ HEADERS = (
 )  # fmt: skip
 
 
+@quick_on("sqlite", "caged_database")
 async def test_what_came_in_a_path_a_query_or_a_header_is_found_nowhere(cage: Cage) -> None:
     new = cage.canaries.new
     ada, script, key = await everybody(cage)
@@ -401,6 +402,7 @@ BREAKAGES = (
 
 
 @pytest.mark.parametrize(("breakage", "path"), BREAKAGES, ids=[path + str(n) for n, (_, path) in enumerate(BREAKAGES)])
+@quick_on("sqlite", "caged_database")
 async def test_a_fault_of_our_own_tells_the_request_id_and_nothing_else(cage: Cage, breakage: str, path: str) -> None:
     """A real one: the schema is damaged under the running plane."""
     new = cage.canaries.new
@@ -417,6 +419,7 @@ async def test_a_fault_of_our_own_tells_the_request_id_and_nothing_else(cage: Ca
         ("POST", "/api/auth/signup", {"email": new(OWN_DATA, "{}@example.com"), "password": new()}),
         ("GET", f"/api/keys?q={new()}", {}),
         ("PUT", "/api/auth/password", {"current_password": new(), "new_password": new()}),
+        ("DELETE", "/api/auth/me", {"current_password": new()}),
     ]
     broken = 0
     for client in (ada, script):
@@ -457,6 +460,7 @@ async def test_a_row_that_breaks_a_constraint_shows_no_secret(cage: Cage) -> Non
     assert cage.canaries.found(await cage.haystacks()) == []
 
 
+@quick_on("postgresql", "caged_database")
 async def test_the_canaries_are_found_where_they_are(cage: Cage) -> None:
     """The test of the test: what is there is seen, in every place that is looked through."""
     new = cage.canaries.new

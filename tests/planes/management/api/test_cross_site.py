@@ -11,6 +11,7 @@ from keyman.identity.tokens import Token
 from keyman.keys.tables import api_keys
 from keyman.planes.management.app import create_app
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, problem, store
+from tests.support.needs import quick_on
 from tests.support.planes import Vault, lifespan
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +104,7 @@ def unsafe_routes(shared: ApiPlane, key_id: int) -> list[tuple[str, str]]:
     ]
 
 
+@quick_on("sqlite", "shared")
 async def test_it_holds_for_every_unsafe_route_that_no_token_authenticated_and_changes_nothing(
     shared: ApiPlane,
 ) -> None:
@@ -150,6 +152,7 @@ async def test_a_token_excuses_nothing_on_a_route_that_asks_for_none(shared: Api
             assert "set-cookie" not in answer.headers
 
 
+@quick_on("sqlite")
 async def test_the_origin_may_be_the_public_url_where_a_proxy_rewrites_the_host(
     database: URL, provisioned: Vault
 ) -> None:

@@ -17,8 +17,11 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
 from keyman.http.body import TAKES
+from keyman.identity import applications
 from keyman.identity.passwords import Passwords
-from keyman.planes.management.api.accounts import PASSWORD_PATHS
+from keyman.identity.tokens import Token
+from keyman.planes.management.api.accounts import PASSWORD_ROUTES
+from keyman.values import ApplicationName
 from tests.planes.management.api.harness import (
     OPENAI_KEY,
     ApiPlane,
@@ -88,6 +91,29 @@ async def test_without_a_cookie_what_a_proxy_adds_is_no_credential(shared: ApiPl
             answer = await client.get("/api/keys", headers={"Authorization": authorization})
             problem(answer, "unauthenticated")
             assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_jwt_where_none_count_is_refused_with_the_reason(shared: ApiPlane) -> None:
+    refused = problem(
+        await shared.client(headers={"Authorization": f"Bearer {jwt()}"}).get("/api/keys"), "unauthenticated"
+    )
+    assert "this keyman accepts none" in refused["detail"]
+    assert "KEYMAN_JWT_ISSUER" in refused["detail"]
+    foreign = {"Authorization": "Bearer of-somebody-else"}
+    other = problem(await shared.client(headers=foreign).get("/api/keys"), "unauthenticated")
+    assert "JWT" not in other["detail"]
+
+
+async def test_an_applications_token_is_refused_with_where_it_counts_whether_it_is_valid_or_not(
+    shared: ApiPlane,
+) -> None:
+    valid = (await applications.create(shared.database, ApplicationName("of-the-resolver"), ["OPENAI"])).token
+    told = set()
+    for token in (valid, Token.generate()):
+        answer = await shared.client(headers={"Authorization": f"Bearer {token.reveal()}"}).get("/api/keys")
+        told.add(problem(answer, "unauthenticated")["detail"])
+    (detail,) = told
+    assert "The token of an application counts only at the resolver and the gateway." in detail
 
 
 async def test_a_token_counts_with_any_spelling_of_the_scheme_and_only_it(shared: ApiPlane) -> None:
@@ -340,7 +366,7 @@ async def test_a_preflight_of_a_listed_origin_is_answered_without_credentials(at
     ("path", "origin"),
     [
         *((path, CHAT) for path in ("/livez", "/sign-in", "/", "/docs/openapi.json", "/api", "/apis/keys")),
-        *((path, CHAT) for path in sorted(PASSWORD_PATHS)),
+        *((path, CHAT) for path in sorted(PASSWORD_ROUTES) if " " not in path),
         ("/api//auth/login", CHAT),
         ("/api/auth/login/", CHAT),
         *(
@@ -364,8 +390,24 @@ async def test_every_route_that_takes_a_password_is_without_cors(shared: ApiPlan
         for handler in getattr(route, "route_handlers", []):
             body = handler.opt.get(TAKES)
             if body is not None and any("password" in field.name for field in msgspec.structs.fields(body)):
-                taking.add(route.path)
-    assert taking == PASSWORD_PATHS
+                (method,) = handler.http_methods
+                taking.add((method, route.path))
+    excluded = [entry.rpartition(" ")[::2] for entry in PASSWORD_ROUTES]
+    assert {path for _, path in taking} == {path for _, path in excluded}
+    assert all((method, path) in taking for method, path in excluded if method)
+
+
+async def test_an_account_can_be_read_from_another_origin_and_not_deleted(at: At) -> None:
+    async with at(public_url=HTTPS, cors_origins=frozenset({CHAT})) as plane:
+        for method, allowed in (("GET", True), ("DELETE", False)):
+            ask = {"Origin": CHAT, "Access-Control-Request-Method": method}
+            answers = [
+                await plane.client().options("/api/auth/me", headers=ask),
+                await plane.client().request(method, "/api/auth/me", headers={"Origin": CHAT}),
+            ]
+            assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [
+                CHAT if allowed else None
+            ] * 2
 
 
 async def test_a_page_of_a_listed_origin_works_with_a_token(at: At) -> None:

@@ -24,6 +24,7 @@ from tests.planes.management.api.harness import (
 )
 from tests.providers.pastes import ACCOUNT, PASTES
 from tests.providers.pastes import BODY as PASTED_BODY
+from tests.support.needs import quick_on
 from tests.support.rows import AnyRow
 
 pytestmark = pytest.mark.anyio
@@ -104,6 +105,8 @@ async def test_a_new_key_has_the_documented_fields_and_no_other(shared: ApiPlane
         "last_used_at": None,
         "last_used_by": None,
         "settings": {},
+        "check": None,
+        "default": False,
     }
     assert type(key["id"]) is int
     assert answer.headers["location"] == f"/api/keys/{key['id']}"
@@ -257,6 +260,7 @@ async def test_a_replaced_value_has_a_new_mask(shared: ApiPlane) -> None:
     assert (await ada.put(path, json={"api_key": "shortish"})).json()["last_4_chars"] == "..."
 
 
+@quick_on("sqlite", "shared")
 async def test_a_value_that_certainly_belongs_to_another_service_is_refused(shared: ApiPlane) -> None:
     ada = await shared.user()
     stored = await shared.count(api_keys)
@@ -313,6 +317,7 @@ async def test_a_value_with_dots_that_is_no_mask_is_taken(shared: ApiPlane) -> N
         assert (await store(ada, api_key=value))["status"] == "active"
 
 
+@quick_on("sqlite", "shared")
 async def test_every_paste_is_stored_or_its_mistake_is_named(shared: ApiPlane) -> None:
     ada = await shared.user()
     for paste in PASTES:
@@ -326,6 +331,7 @@ async def test_every_paste_is_stored_or_its_mistake_is_named(shared: ApiPlane) -
     assert len((await ada.get("/api/keys?limit=200")).json()) == sum(paste.message is None for paste in PASTES)
 
 
+@quick_on("sqlite", "shared")
 async def test_every_paste_is_refused_as_a_replacement_too(shared: ApiPlane) -> None:
     ada = await shared.user()
     paths = {}

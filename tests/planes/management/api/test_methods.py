@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keyman.planes.management.web.static import static_url
 from tests.planes.management.api.harness import ApiPlane, application_of, headers_of, problem
 from tests.support.fast import examples
+from tests.support.needs import quick_on
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +33,7 @@ def routes_of(plane: ApiPlane) -> dict[str, set[str]]:
     return found
 
 
+@quick_on("sqlite", "shared")
 async def test_every_method_on_every_route_gets_a_documented_answer(shared: ApiPlane) -> None:
     ada = await shared.user()
     routes = routes_of(shared)

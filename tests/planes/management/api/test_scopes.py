@@ -10,6 +10,7 @@ import pytest
 
 from keyman.identity.tokens import Scope
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, problem, store
+from tests.support.needs import quick_on
 
 pytestmark = pytest.mark.anyio
 
@@ -27,6 +28,7 @@ class Route(NamedTuple):
 ROUTES = (
     Route("GET", "/api/auth/me", ANYBODY),
     Route("POST", "/api/auth/logout", SESSION),
+    Route("DELETE", "/api/auth/me", SESSION, {"unknown": "x"}),
     Route("PUT", "/api/auth/password", SESSION, {"current_password": "x", "new_password": "long enough for it"}),
     Route("POST", "/api/tokens", "tokens:manage", {"name": "x", "scopes": ["tokens:manage"]}),
     Route("GET", "/api/tokens", "tokens:manage"),
@@ -36,7 +38,11 @@ ROUTES = (
     Route("GET", "/api/keys/{id}", "keys:read"),
     Route("PUT", "/api/keys/{id}", "keys:write", {"api_key": OPENAI_KEY}),
     Route("PATCH", "/api/keys/{id}", "keys:write", {"name": "x"}),
+    Route("POST", "/api/keys/999999/check", "keys:write"),
     Route("DELETE", "/api/keys/999999", "keys:write"),
+    Route("GET", "/api/applications", "keys:read"),
+    Route("PUT", "/api/applications/999999/block", "keys:write"),
+    Route("DELETE", "/api/applications/999999/block", "keys:write"),
     Route("GET", "/api/services", "keys:read"),
     Route("GET", "/api/audit", "audit:read"),
 )
@@ -56,7 +62,12 @@ async def test_the_table_of_these_tests_has_every_route_of_the_api(shared: ApiPl
     assert shared.document is not None
     documented = {(operation["method"], operation["path"]) for operation in shared.document.operations.values()}
     tested = {
-        (route.method, route.path.replace("{id}", "{key_id}").replace("keys/999999", "keys/{key_id}"))
+        (
+            route.method,
+            route.path.replace("{id}", "{key_id}")
+            .replace("keys/999999", "keys/{key_id}")
+            .replace("applications/999999", "applications/{application_id}"),
+        )
         for route in ROUTES
     }
     tested = {(method, path.replace("999999", "{token_id}")) for method, path in tested}
@@ -65,6 +76,7 @@ async def test_the_table_of_these_tests_has_every_route_of_the_api(shared: ApiPl
     assert documented == tested | public
 
 
+@quick_on("sqlite", "shared")
 async def test_a_token_may_do_what_its_scopes_say_and_nothing_else(shared: ApiPlane) -> None:
     ada = await shared.user()
     key = await store(ada)
@@ -73,7 +85,7 @@ async def test_a_token_may_do_what_its_scopes_say_and_nothing_else(shared: ApiPl
         for route in ROUTES:
             answer = await call(script, route, key["id"])
             if route.needs == ANYBODY or route.needs in scopes:
-                assert answer.status_code < 400 or route.path.endswith("999999"), (scopes, route, answer.text)
+                assert answer.status_code < 400 or "999999" in route.path, (scopes, route, answer.text)
                 assert answer.status_code not in (401, 403)
             else:
                 problem(answer, "forbidden")

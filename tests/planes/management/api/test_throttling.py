@@ -27,6 +27,7 @@ from tests.planes.management.api.harness import (
     same_but_for_the_request_id,
     state_of,
 )
+from tests.support.needs import quick_on
 from tests.support.planes import PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
@@ -87,6 +88,7 @@ async def test_the_wait_that_is_named_is_long_enough(shared: ApiPlane) -> None:
         assert (await attempt(shared, ada, PASSWORD)).status_code == 200
 
 
+@quick_on("sqlite", "shared")
 async def test_a_clock_that_ran_ahead_keeps_nobody_out(shared: ApiPlane) -> None:
     """Not at sign-in, not at a password change, and no network at sign-in or sign-up."""
     session, address = await shared.user(), "198.51.100.44"
@@ -140,6 +142,7 @@ async def test_successes_are_not_counted(shared: ApiPlane) -> None:
         assert (await attempt(shared, ada, PASSWORD, address="192.0.2.77")).status_code == 200
 
 
+@quick_on("sqlite", "shared")
 async def test_failures_from_one_network_count_together_whatever_the_address(shared: ApiPlane) -> None:
     ada = await email_of(await shared.user())
     for n in range(throttle.MAX_PER_NETWORK):
@@ -152,6 +155,7 @@ async def test_failures_from_one_network_count_together_whatever_the_address(sha
     assert (await attempt(shared, ada, PASSWORD, address="198.51.100.8")).status_code == 200
 
 
+@quick_on("sqlite", "shared")
 async def test_an_ipv6_network_is_one_client(shared: ApiPlane) -> None:
     ada = await email_of(await shared.user())
     answers = await gather(*(attempt(shared, f"v6-{n}@example.com", address=f"2001:db8:1:2::{n:x}") for n in range(10)))
@@ -200,6 +204,7 @@ async def test_guessing_the_current_password_in_a_session_is_slow_too(shared: Ap
     problem(await ada.put("/api/auth/password", json={**body, "current_password": PASSWORD}), "rate-limited")
 
 
+@quick_on("sqlite", "shared")
 async def test_strangers_cannot_keep_an_owner_from_changing_the_password(shared: ApiPlane) -> None:
     address = "198.51.100.70"
     ada = await shared.user()

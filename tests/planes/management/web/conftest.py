@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from sqlalchemy.engine import URL
 
+from keyman.config.oidc import OidcSettings
+from keyman.identity.passwords import Passwords
 from tests.planes.management.api.conftest import (
     postgresql_database,
     postgresql_plane,
@@ -19,6 +24,7 @@ from tests.planes.management.api.conftest import (
     sqlite_database,
     sqlite_plane,
 )
+from tests.planes.management.web.openid import Open
 from tests.support.browser import (
     DESKTOP,
     QUIET,
@@ -29,9 +35,11 @@ from tests.support.browser import (
     chromium_absence,
     chromium_path,
 )
-from tests.support.cli import dev
+from tests.support.cli import dev, environment
 from tests.support.http import free_port
 from tests.support.needs import require
+from tests.support.openid import BaoProvider, bao_provider
+from tests.support.planes import ORIGIN, Plane, Vault, plane_at
 
 __all__ = ["postgresql_database", "postgresql_plane", "shared", "sqlite_database", "sqlite_plane"]  # found by pytest
 
@@ -44,7 +52,9 @@ def dev_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
     """The worker's own; a test that harms one starts another."""
     require("chromium", chromium_absence())
     home, port = tmp_path_factory.mktemp("pages") / ".keyman", free_port()
-    with dev(home, port):
+    # A new key is checked at once. No test sends a key to a provider.
+    away = environment(KEYMAN_GATEWAY_URL="http://127.0.0.1:9", KEYMAN_GATEWAY_TOKEN="of-nobody")
+    with dev(home, port, env=away):
         yield DevServer(f"http://127.0.0.1:{port}", home)
 
 
@@ -60,9 +70,16 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def arrive(dev_server: DevServer, browser: Browser) -> Iterator[Arrive]:
     """Somebody new comes: `arrive()` with Playwright's options of a context, signed up by default."""
+    with people(browser, dev_server.origin) as come:
+        yield come
+
+
+@contextmanager
+def people(browser: Browser, home: str) -> Iterator[Arrive]:
+    """Let people come to the plane at the origin `home`, each with a browser of their own."""
     contexts: list[BrowserContext] = []
 
-    def come(*, signed_up: bool = True, origin: str = dev_server.origin, **options: Any) -> Person:
+    def come(*, signed_up: bool = True, origin: str = home, **options: Any) -> Person:
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", "locale": "en-US", **options})
         contexts.append(context)
         context.set_default_timeout(20_000)
@@ -76,3 +93,24 @@ def arrive(dev_server: DevServer, browser: Browser) -> Iterator[Arrive]:
     yield come
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="session")
+def bao(provisioned: Vault) -> Iterator[BaoProvider]:
+    """OpenBao's own OpenID provider, and three people who can log in there."""
+    server = provisioned.server
+    with bao_provider(server.address, server.root_token.reveal()) as provider:
+        provider.set_up(f"{ORIGIN}/auth/oidc/callback")
+        for person in ("ada", "grace", "linus"):
+            provider.add(person, f"{person}@company.example")
+        yield provider
+
+
+@pytest.fixture
+def open_plane(database: URL, provisioned: Vault, quick_passwords: PasswordHasher) -> Open:
+    """A plane of the test's own, with a provider."""
+
+    def opened(oidc: OidcSettings | None = None, **settings: Any) -> AbstractAsyncContextManager[Plane]:
+        return plane_at(database, provisioned.settings, Passwords(quick_passwords), oidc=oidc, **settings)
+
+    return opened

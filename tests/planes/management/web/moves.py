@@ -15,18 +15,19 @@ from sqlalchemy import create_engine, func, insert, select
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
-from keyman.identity.tables import users
+from keyman.identity.tables import application_identities, applications, users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
 from tests.support.browser import Person
 from tests.support.planes import PASSWORD
-from tests.support.rows import entry
+from tests.support.rows import entry, row
 
 KEYS = "/settings/api-keys"
 TOKENS = "/settings/access-tokens"
 ACTIVITY = "/settings/activity"
 ACCOUNT = "/settings/account"
-SETTINGS = (KEYS, TOKENS, ACTIVITY, ACCOUNT)
+APPLICATIONS = "/settings/applications"
+SETTINGS = (KEYS, APPLICATIONS, TOKENS, ACTIVITY, ACCOUNT)
 
 OPENAI_KEY = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 OPENAI_MASK = "sk-...1234"
@@ -211,3 +212,20 @@ def plant_uses(home: Path, person: Person, *uses: dict[str, Any]) -> None:
             about = {"user_id": user_id, "key_id": connection.scalar(newest), "address": "198.51.100.7"}
             connection.execute(insert(audit_log).values({**entry(Action.KEY_RESOLVE), **about, **use}))
     engine.dispose()
+
+
+def plant_applications(home: Path, person: Person, *registered: dict[str, Any]) -> list[int]:
+    """Register applications that serve only this person, so that nobody else sees them. Return their ids."""
+    engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})
+    made = []
+    with engine.begin() as connection:
+        user_id = connection.scalar(select(users.c.id).where(users.c.email == person.email))
+        for each in registered:
+            values = row("applications", **each)
+            issuer = f"keyman:app:{values['name']}"
+            added = insert(applications).values({**values, "issuers": issuer}).returning(applications.c.id)
+            made.append(int(connection.execute(added).scalar_one()))
+            identity = row("application_identities", user_id=user_id, issuer=issuer)
+            connection.execute(insert(application_identities).values(identity))
+    engine.dispose()
+    return made

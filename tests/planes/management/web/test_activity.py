@@ -59,6 +59,7 @@ def test_every_action_has_words_and_what_a_user_does_is_of_one_kind() -> None:
     assert ACTIONS.keys() == set(Action)
     of_nobody = ("application.", "vault.", "trail.")
     of_users = [action for action in Action if not action.startswith(of_nobody)]
+    of_users += [Action.APPLICATION_BLOCK, Action.APPLICATION_UNBLOCK]
     assert sorted(action for kind in KINDS.values() for action in kind) == sorted(of_users)
     assert KINDS.keys() == KIND_NAMES.keys()
     assert PERIODS.keys() == PERIOD_NAMES.keys()
@@ -140,6 +141,21 @@ async def test_an_application_is_shown_with_its_name_its_purpose_and_why_it_got_
     assert page.text.count("Application chat-backend") == len(told)
     assert page.text.count("“&lt;b&gt;chat&lt;/b&gt; &amp; more”") == len(told)
     assert "<b>" not in page.text
+
+
+async def test_the_issuer_of_a_sign_in_is_shown_and_no_other_detail(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    details = ("issuer https://id.example.com/<b>", "issuer", "issuer ", "1 failed sign-in", "portal of shop", None)
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
+        for detail in details:
+            row = entry(Action.LOGIN, user_id=await id_of(ada), actor=Actor.SESSION, detail=detail)
+            await connection.execute(insert(audit_log).values(row))
+    shown = (await ada.get("/api/audit", params={"action": "account.login"})).json()
+    assert [each["detail"] for each in shown] == list(reversed(details))
+    page = await ada.get(ACTIVITY, params={"kind": "sign-ins"})
+    assert re.findall(r'<span class="note">(.*?)</span>', page.text) == ["at https://id.example.com/&lt;b&gt;"]
+    german = await ada.get(ACTIVITY, params={"kind": "sign-ins"}, headers={"Accept-Language": "de"})
+    assert "bei https://id.example.com/" in german.text
 
 
 def test_a_view_reads_what_it_writes() -> None:

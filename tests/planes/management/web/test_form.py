@@ -383,7 +383,7 @@ def test_an_address_that_is_taken_is_said_on_the_form(ada: Person) -> None:
     expect(page.get_by_role("alert")).to_contain_text("An account with this address already exists.")
     expect(page.get_by_label("Email")).to_have_value(ada.email)
     expect(page.get_by_label("Password")).to_have_value("")
-    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("link", name="Sign in").click()
     sign_in(page, ada.email)
     expect(page).to_have_url(f"{ada.origin}{KEYS}")
 

@@ -11,17 +11,18 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 from babel import Locale
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract
@@ -34,31 +35,53 @@ import keyman
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
+from keyman.config.checks import CheckSettings
+from keyman.config.oidc import OidcSettings
 from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
 from keyman.http.limit import ACCOUNT as TOO_MANY_CHANGES
 from keyman.http.problems import KINDS
-from keyman.identity import personal_tokens, sessions
-from keyman.identity.throttle import TOO_MANY_SIGNUPS
+from keyman.identity import applications, personal_tokens, sessions
+from keyman.identity.applications import ApplicationProof, Users
+from keyman.identity.passwords import Passwords
+from keyman.identity.portal import NewLink, create_link
+from keyman.identity.principals import Credentials
+from keyman.identity.return_urls import ReturnUrl
+from keyman.identity.tables import users
+from keyman.identity.throttle import TOO_MANY_CHECKS, TOO_MANY_SIGNUPS, TOO_MANY_VISITS
 from keyman.identity.turns import TOO_MANY, TOO_MANY_OF_ACCOUNT
 from keyman.keys.tables import api_keys
-from keyman.planes.management.app import AUTHENTICATION
+from keyman.planes.management.app import ADVICE
 from keyman.planes.management.web.activity import ACTIONS, ACTORS, KIND_NAMES, PERIOD_NAMES, REASONS
 from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
 from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.tokens import MEANINGS
 from keyman.providers.services import SHIPPED
+from keyman.providers.verdicts import ENDPOINT, RESTRICTED, SETTING, Verdict
+from keyman.secret import Secret
+from keyman.storage.faults import CommitLost
 from keyman.storage.paging import Cursor
-from keyman.storage.transactions import Unchecked
-from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, log_in, same_but_for_the_request_id, store
-from tests.support.planes import PASSWORD
+from keyman.storage.transactions import Database, Unchecked
+from keyman.values import ApplicationName, Subject
+from tests.planes.management.api.harness import (
+    OPENAI_KEY,
+    ApiPlane,
+    log_in,
+    same_but_for_the_request_id,
+    state_of,
+    store,
+)
+from tests.support.database import copied
+from tests.support.http import faulty_server
+from tests.support.openid import Forger
+from tests.support.planes import PASSWORD, Vault, plane_at
 from tests.support.rows import entry
 from tests.support.sources import tree_of
 
 pytestmark = pytest.mark.anyio
 
 PACKAGE = Path(keyman.__file__).parent
-PROBLEMS = {kind.problem.__name__ for kind in KINDS.values()}
+PROBLEMS = {CommitLost.__name__, *(kind.problem.__name__ for kind in KINDS.values())}
 
 LANGUAGES = Languages()
 GERMAN = LANGUAGES.choose("de")
@@ -72,10 +95,25 @@ NEVER_ON_A_PAGE = {
     "keys/deployment.py": "for an operator at the start",
     "dev": "for an operator at the start",
     "migrations": "for an operator at a command line",
+    "planes/gateway": "answers to programs: JSON, in English",
     "planes/resolver": "answers to programs: JSON, in English",
     "testing": "for the programs that use it, in English",
+    "identity/issuers.py": "for an operator at a command line",
+    "identity/fetching.py": "answers to programs, and the log",
+    "identity/jose.py": "answers to programs: JSON, in English",
+    "identity/jwks.py": "answers to programs: JSON, in English",
+    "identity/jwt.py": "answers to programs: JSON, in English",
+    "identity/key_sets.py": "for an operator at the start, and the log",
+    "identity/portal.py": "answers to programs: JSON, in English",
+    "identity/return_urls.py": "answers to programs: JSON, in English",
+    "keys/checks.py": "answers to programs: JSON, in English",
+    "keys/reports.py": "answers to programs: JSON, in English",
+    "keys/request.py": "answers to programs: JSON, in English",
     "keys/release.py": "answers to programs: JSON, in English",
+    "providers/file.py": "for an operator at the start",
+    "providers/paths.py": "for an operator at the start",
     "http/body.py": "answers to programs: JSON, in English",
+    "http/explained.py": "answers to programs: JSON, in English",
     "http/openapi.py": "answers to programs: JSON, in English",
     "http/limit.py": "answers to programs: JSON, in English",
     "vault": "whatever fails there is said with VAULT_DETAILS",
@@ -83,9 +121,17 @@ NEVER_ON_A_PAGE = {
 """Files and directories of the package whose sentences nobody reads on a page."""
 
 FOR_OPERATORS = {
-    *(("providers/catalogue.py", name) for name in ("load", "read_services", "_entry", "_service")),
-    *(("identity/applications.py", name) for name in ("create", "rotate", "_lock", "verify")),
-    *(("identity/principals.py", name) for name in ("require_user", "require_application")),
+    ("providers/catalogue.py", "load"),
+    *(
+        ("identity/applications.py", name)
+        for name in ("create", "create_workload", "rotate", "_lock", "_require_applications", "verify")
+    ),
+    *(
+        ("identity/principals.py", name)
+        for name in ("require_user", "require_application", "require_no_checks", "require_checks")
+    ),
+    *(("identity/selection.py", name) for name in ("lock_chosen", "find_chosen")),
+    *(("keys/erasure.py", name) for name in ("delete_any", "_erase")),
 }
 """Functions that read a file of settings and speak at the start, or at a command line; and to an application."""
 
@@ -97,24 +143,29 @@ PUT_TOGETHER = {
     ): "a script asks for a page with a token that cannot have it",
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
-    ("identity/standing.py", "confirm", "Attribute"): "what a kind of credential says, which is found there",
-    ("identity/standing.py", "confirm_now", "Attribute"): "the same",
-    ("identity/lookups.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
+    ("storage/together.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
+    ("storage/faults.py", "of_one_caller", "Attribute"): "what the database's fault says, which is found there",
     ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
     ("providers/settings.py", "check_settings", "Call"): "what a setting expects, which is found with the settings",
     ("providers/settings.py", "fault", "Attribute"): "the same",
-    ("decoding.py", "decode", "Call"): "what `_field` or a value type said, which is found there",
-    ("decoding.py", "decode", "JoinedStr"): "the forms pass on no unknown field",
+    ("decoding.py", "_decode_each", "Call"): "what `_field` or a value type said, which is found there",
+    ("decoding.py", "_decode_each", "JoinedStr"): "the forms pass on no unknown field",
     ("decoding.py", "_field", "Call"): "what a value type said, which is found there",
 }
 """Where the code says what is no sentence of the source: by file, function and kind of expression."""
+
+NO_FILTERS = "no page filters or sorts the list"
 
 NOT_FOR_PEOPLE = {
     "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
     "must be a cursor from a Link header": "a page takes any other cursor for none",
     "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
+    "must be active, disabled, expired or undecryptable": NO_FILTERS,
+    "must be a verdict, such as accepted or refused": NO_FILTERS,
+    "must be created, name or used, with - in front of it for a descending order": NO_FILTERS,
+    "belongs to a list with another sort or other filters": NO_FILTERS,
 }
 
 THE_SAME = {"Name", "Region", "Status", "Token"}
@@ -225,8 +276,9 @@ def of_the_code() -> frozenset[str]:
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
         | {text for one in SHIPPED for each in one.settings for text in (each.title, each.description, each.expected)}
-        | {TOO_MANY_SIGNUPS, TOO_MANY, TOO_MANY_OF_ACCOUNT, TOO_MANY_CHANGES, AUTHENTICATION.advice}
-        | {one._ended for one in (personal_tokens._STANDING, sessions._STANDING)}
+        | {TOO_MANY_CHECKS, TOO_MANY_SIGNUPS, TOO_MANY_VISITS, TOO_MANY, TOO_MANY_OF_ACCOUNT, TOO_MANY_CHANGES, ADVICE}
+        | {RESTRICTED, ENDPOINT, SETTING}  # what a verdict has beside its words
+        | {one._ended for one in (personal_tokens._STANDING, sessions._STANDING, sessions._PORTAL_STANDING)}
         | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
     )
 
@@ -466,7 +518,15 @@ EMAIL = f"{uuid4().hex}@example.com"
 
 DATA = (
     EMAIL,
+    f"apps{EMAIL}",
+    f"keys{EMAIL}",
+    "curl",
+    "Python",
+    "KEYMAN_TOKEN",
+    "sk-...1234",
     "zz-label",
+    "zz-provider",
+    "http://127.0.0.1",
     *(f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)),
     "zz-purpose",
     "zz-token",
@@ -480,10 +540,12 @@ DATA = (
 
 @cache
 def phrases() -> tuple[re.Pattern[str], ...]:
-    """Whatever German there is, the longest first; around `code` in pieces."""
-    pieces = {piece.strip() for text in german().values() for piece in re.split("`[^`]*`", text)} | {"keyman"}
+    """Whatever German there is, the longest first; around `code` and around a time, which is an element, in pieces."""
+    wholes = {piece.strip() for text in german().values() for piece in re.split("`[^`]*`", text)} | {"keyman"}
+    pieces = wholes | {piece.strip() for text in wholes for piece in text.split("%(when)s")}
     escaped = (re.escape(piece) for piece in sorted(pieces - {""}, key=len, reverse=True))
-    value = r"(?:§|\\d+|[0-9a-f]{32}|\\{\\w+\\})"  # a number, a request id, or what the page's script fills in
+    # A number, a request id, what the page's script fills in, or a time that is read out.
+    value = r"(?:§|\\d+|[0-9a-f]{32}|\\{\\w+\\}|gerade eben)"
     filled = (re.sub(r"%\\\(\w+\\\)s|\\\{\w+\\\}", value, piece) for piece in escaped)
     return tuple(re.compile(rf"(?<![\w-]){piece}(?![\w-])") for piece in filled)
 
@@ -502,6 +564,7 @@ BROWSER = {
     "Accept-Language": "de-AT,de;q=0.9,en;q=0.5",
     "User-Agent": "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
 }
+APPLICATIONS = "/settings/applications"
 KEYS, TOKENS, ACTIVITY, ACCOUNT = (f"/settings/{name}" for name in ("api-keys", "access-tokens", "activity", "account"))
 
 
@@ -532,6 +595,11 @@ async def see_the_door(walk: Walk) -> None:
     """What is there before anybody is signed in; ends with somebody who is."""
     for path in ("/sign-in", "/sign-up", "/problems", *(f"/problems/{slug}" for slug in KINDS)):
         await walk.get(path)
+    pages = state_of(walk.plane).pages
+    usual = pages._settings
+    pages._settings = replace(usual, passwords_on=False)
+    await walk.get("/sign-in")
+    pages._settings = usual
     await walk.get("/nowhere", 404)
     await walk.get("/problems/nothing", 404)
     await walk.get(KEYS, 401, **{"HX-Request": "true"})
@@ -646,15 +714,131 @@ async def see_the_account(walk: Walk) -> None:
     await walk.post(f"{ACCOUNT}", 422)
     await walk.post(f"{ACCOUNT}", 422, current_password=PASSWORD, new_password="short")
     await walk.post(f"{ACCOUNT}", 422, current_password="wrong", new_password=PASSWORD)
+    await walk.get(f"{ACCOUNT}/delete")
+    await walk.post(f"{ACCOUNT}/delete", 422)
+    await walk.post(f"{ACCOUNT}/delete", 403, current_password="wrong")
+    await walk.get("/account-deleted")
+    with_identity = Walk(walk.plane, walk.plane.client(headers=BROWSER), walk.seen)
+    await with_identity.post("/sign-up", 303, email=f"zz{EMAIL}", password=PASSWORD)
+    without = {"email": None, "email_key": None, "password_hash": None}
+    async with walk.plane.database.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(update(users).where(users.c.email == f"zz{EMAIL}").values(without))
+    await with_identity.get(ACCOUNT)
+    await with_identity.get(f"{ACCOUNT}/delete")
+
+
+async def see_the_portal(walk: Walk) -> None:
+    """What somebody sees whom an application sends."""
+    users = Users(return_urls=(ReturnUrl("https://zz.example/"),))
+    token = (await applications.create(walk.plane.database, ApplicationName("zz-app"), ["OPENAI"], users)).token
+    shown = Credentials(token.reveal(), None, "-", None)
+    application = await ApplicationProof().verify(walk.plane.database, token.reveal(), shown)
+    wanted = NewLink(Subject("zz-label"))
+    path = (await create_link(walk.plane.database, application, wanted, "")).url
+    await walk.get(path)
+    sent = Walk(walk.plane, walk.plane.client(headers=BROWSER), walk.seen)
+    arrived = await sent.post(path, 303)
+    sent.client.headers["Cookie"] = arrived.headers["set-cookie"].partition(";")[0]
+    for page in (KEYS, ACTIVITY):
+        await sent.get(page)
+    await sent.get(ACCOUNT, 403)
+    await sent.get(path, 404)
+    await sent.get("/portal")
+    await applications.revoke(walk.plane.database, ApplicationName("zz-app"))
+    await sent.get(KEYS, 401)
+
+
+async def see_the_provider(walk: Walk, forger: Forger) -> None:
+    """The way of somebody who signs in with an identity provider, to an account with the same address."""
+    await walk.get("/sign-in")
+    await walk.get("/auth/oidc/callback?state=nobodys&code=any", 400)
+    forger.claims = {"email": EMAIL, "email_verified": True}
+    away = await walk.client.get("/auth/oidc/start")
+    back = await walk.client.get(forger.log_in(away.headers["location"]))
+    choice = back.headers["location"]
+    await walk.get(choice)
+    state = choice.partition("=")[2]
+    await walk.post("/auth/oidc/link", 422, visit=state, password="wrong")
+    await walk.post("/auth/oidc/continue", 303, visit=state)
+    connected = f"{ACCOUNT}/sign-ins"
+    for path in (
+        ACCOUNT,
+        f"{ACCOUNT}?done=first-password",
+        connected,
+        f"{connected}?done=linked",
+        f"{connected}?done=unlinked",
+        f"{connected}/1/unlink",
+    ):
+        await walk.get(path)
+    again = await walk.post(f"{ACCOUNT}/presence", 303, next=connected)
+    await walk.client.get(forger.log_in(again.headers["location"], "code-2"))
+    await walk.get(connected)
+    await walk.get(ACCOUNT)
+    await walk.post(f"{connected}/1/unlink", 409)
+
+
+async def see_the_applications(walk: Walk, database: Database) -> None:
+    await walk.post("/sign-up", 303, email=f"apps{EMAIL}", password=PASSWORD)
+    await walk.get(APPLICATIONS)
+    await applications.create(database, ApplicationName("zz-app"), ["OPENAI", "ZZ_SERVICE"])
+    await database.close()
+    await walk.get(APPLICATIONS)
+    for change in ("block", "unblock"):
+        await walk.post(f"{APPLICATIONS}/1/{change}", 303, a="b")
+        await walk.get(f"{APPLICATIONS}?done={change}ed&saved=1")
+        await walk.post(f"{APPLICATIONS}/99/{change}", 404, a="b")
+        if change == "block":
+            await walk.get(APPLICATIONS)
+    await walk.get(f"{ACTIVITY}?kind=applications")
+
+
+async def see_the_gateway(walk: Walk, database: Database) -> None:
+    """Lines that use a key, and what is said of live checks. The gateway is away."""
+    await walk.post("/sign-up", 303, email=f"keys{EMAIL}", password=PASSWORD)
+    key = (await store(walk.client, name="zz-label"))["id"]
+    await walk.get(f"{KEYS}/{(await store(walk.client, service='AZURE_OPENAI'))['id']}/use")
+    for _ in ("no gateway", "too many"):
+        done = await walk.post(f"{KEYS}/{key}/check", 303, view="")
+        await walk.get(done.headers["location"])
+    await walk.get(f"{KEYS}?done=checked")
+    for verdict in Verdict:
+        known = {"check_verdict": verdict.value, "checked_at": now(), "check_detail": SETTING, "checked_by": "use"}
+        async with database.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(update(api_keys).where(api_keys.c.id == key).values(**known, disabled=True))
+        await walk.get(KEYS)
+    await walk.get(f"{KEYS}/{key}/use")
+    await database.close()
 
 
 @pytest.fixture(scope="module")
-async def walk(sqlite_plane: ApiPlane) -> Walk:
+async def walk(
+    sqlite_plane: ApiPlane,
+    migrated_sqlite: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    provisioned: Vault,
+    quick_passwords: PasswordHasher,
+) -> Walk:
     walked = Walk(sqlite_plane, sqlite_plane.client(headers=BROWSER))
     await see_the_door(walked)
     await see_the_keys(walked)
     await see_the_tokens(walked)
     await see_the_account(walked)
+    await see_the_portal(walked)
+    database, forger = copied(migrated_sqlite, tmp_path_factory.mktemp("provider") / "keyman.db"), Forger()
+    async with faulty_server(forger) as server:
+        forger.address = server.address
+        oidc = OidcSettings(server.address, forger.client_id, shown_name="zz-provider")
+        more: dict[str, Any] = {
+            "oidc": oidc,
+            "checks": CheckSettings("http://127.0.0.1:1", Secret("of-a-gateway-that-is-away")),
+            "gateway_public_url": "https://zz.example",
+        }
+        async with plane_at(database, provisioned.settings, Passwords(quick_passwords), **more) as plane:
+            await plane.user(EMAIL)
+            await see_the_provider(Walk(sqlite_plane, plane.client(headers=BROWSER), walked.seen), forger)
+            newcomer = Walk(sqlite_plane, plane.client(headers=BROWSER), walked.seen)
+            await see_the_applications(newcomer, Database(database))
+            await see_the_gateway(Walk(sqlite_plane, plane.client(headers=BROWSER), walked.seen), Database(database))
     return walked
 
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import pytest
 from playwright.sync_api import CDPSession, Page, expect
@@ -19,10 +20,12 @@ from keyman.audit.entries import Action
 from keyman.clock import now
 from keyman.errors import VaultReason
 from keyman.keys.schemas import Status
+from keyman.providers.services import SHIPPED
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
     ANTHROPIC_KEY,
+    APPLICATIONS,
     KEYS,
     OPENAI_KEY,
     SETTINGS,
@@ -33,6 +36,7 @@ from tests.planes.management.web.moves import (
     join,
     narrow_places,
     plant,
+    plant_applications,
     plant_uses,
     press,
     rows,
@@ -93,6 +97,17 @@ def _crowd(person: Person, stack: DevServer) -> None:
             )
         ),
     )
+    number = uuid4().hex
+    operators = "OF_AN_OPERATOR_WITH_A_LONG_NAME_OF_SIXTY_FOUR_CHARACTERS_IN_ALL_"
+    every = " ".join((operators, *(service.service for service in SHIPPED)))
+    ids = plant_applications(
+        stack.home,
+        person,
+        {"name": f"chat-{number}"},
+        {"name": f"{'w' * 32}{number}", "services": every},
+        {"name": f"{number}-{'a-long-name-of-words.' * 5}"[:64], "services": "OPENAI ANTHROPIC GOOGLE"},
+    )
+    assert person.context.request.put(f"{person.origin}/api/applications/{ids[1]}/block").status == 204
     for name in ("n" * 100, "CI pipeline"):
         body = {"name": name, "scopes": ["keys:read", "keys:write", "tokens:manage", "audit:read"]}
         body["expires_at"] = f"{in_days(300)}T00:00:00Z"
@@ -137,6 +152,14 @@ def _token_refused(person: Person) -> None:
         box.uncheck()
     person.page.get_by_role("button", name="Create Token").click()
     expect(person.page.locator("[aria-invalid]")).to_be_visible()
+
+
+def _application_gone(person: Person) -> None:
+    person.open(APPLICATIONS)
+    form = person.page.locator("form[hx-post*='/settings/applications/']").first
+    form.evaluate("(form) => form.setAttribute('hx-post', form.getAttribute('action').replace(/[0-9]+/, '999999999'))")
+    form.get_by_role("switch").click()
+    expect(person.page.get_by_role("alert")).to_be_visible()
 
 
 def _password_refused(person: Person) -> None:
@@ -186,6 +209,8 @@ INSIDE: dict[str, State] = {
     "deleting": _pressed(KEYS, "Delete"),
     "pausing": _pressed(KEYS, "Pause"),
     "a form as a page": _at(f"{KEYS}/new"),
+    "applications": _at(APPLICATIONS),
+    "applications, one gone": _application_gone,
     "tokens": _at(TOKENS),
     "a new token": _pressed(TOKENS, "New Token"),
     "a new token, refused": _token_refused,
@@ -286,13 +311,14 @@ def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, dev_serv
             found.extend(f"{name}, {scheme}: {each}" for each in _violations(ada.page, scheme))
 
     join(ada)
-    for path in (KEYS, TOKENS, f"{ACTIVITY}?kind=keys-used"):
+    for path in (KEYS, APPLICATIONS, TOKENS, f"{ACTIVITY}?kind=keys-used"):
         look(f"empty {path}", _at(path))
     _crowd(ada, dev_server)
     states = {**INSIDE, **OUTSIDE}
     if size == "phone":
         # Other boxes than at a desk: lists are cards, and the navigation is on top.
-        states = {name: states[name] for name in ("the list", "adding", "tokens", "activity", "account")}
+        shown = ("the list", "adding", "applications", "tokens", "activity", "account")
+        states = {name: states[name] for name in shown}
     for name, show in states.items():
         if name == "signing in":
             ada.context.clear_cookies()

@@ -4,6 +4,7 @@
   const dialog = document.getElementById("dialog");
   const session = document.getElementById("session");
   const status = document.getElementById("status");
+  const heard = document.getElementById("heard"); // verdicts are read out; on the page they are beside their key
 
   // --- answers for htmx (only the pages of the settings have dialogs)
 
@@ -26,6 +27,11 @@
     }
   });
 
+  let hadFocus = false; // the form that is being replaced
+  document.addEventListener("htmx:before:swap", ({ detail: { ctx } }) => {
+    hadFocus = ctx.sourceElement.matches(".asks") && ctx.sourceElement.contains(document.activeElement);
+  });
+
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     for (const each of [dialog, session]) {
       if (each.firstElementChild && !each.open) each.showModal();
@@ -42,8 +48,10 @@
         const asked = `.fresh form[action="${ctx.sourceElement.getAttribute("action")}"] button`;
         const found = [asked, ".fresh .actions button", "button"].map((each) => region.querySelector(each));
         found.find((each) => each)?.focus();
+      } else if (hadFocus) {
+        region.querySelector(".asks button")?.focus();
       }
-      status.textContent = region.dataset.status || "";
+      (region.matches(".check") ? heard : status).textContent = region.dataset.status || "";
     }
     localTimes();
   });
@@ -54,13 +62,14 @@
     for (const field of target.querySelectorAll("#api_key, [type=password]")) field.value = "";
     for (const banner of target.querySelectorAll(".banner")) banner.remove();
     if (target.dataset.exclusive) hint(target);
+    if (target.dataset.busy && target.contains(document.activeElement)) heard.textContent = target.dataset.busy;
   });
 
   document.addEventListener("htmx:error", ({ target, detail: { ctx } }) => unreachable(target, ctx));
 
   function unreachable(source, ctx) {
     const { dataset, content } = document.getElementById("unreachable");
-    if (ctx?.request?.method === "GET") status.textContent = dataset.reading;
+    if (ctx?.request?.method === "GET" || source.matches(".asks")) status.textContent = dataset.reading;
     else warn(source, content.textContent);
   }
 
@@ -184,7 +193,7 @@
       const words = other ? part.dataset.words.replace("{service}", names[other]) : "";
       if (part.textContent !== words) part.textContent = words; // a live region: what stays the same is not said again
       if (part.matches("button")) {
-        part.hidden = !other;
+        part.hidden = !other || !service.querySelector(`[value="${other}"]`); // not everywhere is every service offered
         part.dataset.service = other || "";
       }
     }
@@ -193,8 +202,8 @@
   // --- a change is reported once, and exact times are shown in the reader's time zone
 
   const address = new URL(location.href);
-  for (const name of ["done", "saved"]) address.searchParams.delete(name);
-  if (address.search !== location.search) history.replaceState(history.state, "", address);
+  for (const name of ["done", "saved"]) address.searchParams.delete(name); // and the `?` of a form without fields
+  if (address.href !== location.href) history.replaceState(history.state, "", address);
 
   function localTimes() {
     const format = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "long", timeStyle: "long" });

@@ -1,0 +1,53 @@
+"""The application with which the management plane of `keyman dev` asks the gateway for live checks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from keyman.dev.home import Home
+from keyman.errors import Conflict, Unauthenticated
+from keyman.identity import applications
+from keyman.identity.applications import ApplicationProof
+from keyman.identity.principals import Credentials
+from keyman.storage.transactions import Database
+from keyman.values import ApplicationName
+
+NAME = ApplicationName("live-checks")
+
+CHECKS = frozenset({"KEYMAN_GATEWAY_URL", "KEYMAN_GATEWAY_TOKEN", "KEYMAN_GATEWAY_TOKEN_FILE"})
+"""The variables about it. If one of them is set outside, all of them are taken from there."""
+
+
+async def checks_of(home: Home, gateway_url: str) -> dict[str, str]:
+    """Return the variables of the management plane, and none if an operator has revoked the application.
+
+    The application is registered at the first start, and its token is kept in the home. Raises ConfigurationError.
+    """
+    db = Database(home.database)
+    try:
+        if not await _works(db, home.checks_token()):
+            home.write_checks_token(await _new_token(db))
+    except Conflict:
+        return {}
+    finally:
+        await db.close()
+    return {"KEYMAN_GATEWAY_URL": gateway_url, "KEYMAN_GATEWAY_TOKEN_FILE": str(home.checks_token_file)}
+
+
+async def _works(db: Database, token: str | None) -> bool:
+    if token is None:
+        return False
+    try:
+        await ApplicationProof().verify(db, token, Credentials(token, None, "", None))
+    except Unauthenticated:
+        return False
+    return True
+
+
+async def _new_token(db: Database) -> str:
+    """Return a token that works: of a new application, or a new one if the file was lost. Raises Conflict."""
+    try:
+        registered = await applications.create(db, NAME, ())
+    except Conflict:
+        registered = await applications.rotate(db, NAME, timedelta())
+    return registered.token.reveal()

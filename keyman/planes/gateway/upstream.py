@@ -1,0 +1,263 @@
+"""The way out: one request to a provider, with aiohttp.
+
+It follows no redirect, keeps no cookie, decompresses nothing, reads no variables such as `HTTPS_PROXY`, and repeats
+nothing: a request that was sent may have cost something. No error contains a byte of what was sent or received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import NamedTuple
+
+import aiohttp
+from yarl import URL
+
+from keyman.config.gateway import GatewaySettings
+from keyman.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    Problem,
+    ProviderAnswerRefused,
+    ProviderRedirected,
+    ProviderTimeout,
+    ProviderUnreachable,
+    raise_alone,
+)
+from keyman.http.exchange import Receive
+from keyman.planes.gateway.addresses import public_socket
+from keyman.planes.gateway.headers import Fields, values_of
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for name, connection and TLS, and for a free place in the pool."""
+
+MAX_CONNECTIONS = 2048
+MAX_PER_UPSTREAM = 1024
+"""Connections of one process to one provider. A worker has files for 4,096 clients and these."""
+
+KEEP_ALIVE = 15.0
+"""Seconds for which a connection without a request stays open: less than providers and their proxies keep it."""
+
+BUFFER = 64 * 1024
+"""Bytes of an answer that are read before the client takes some. aiohttp stops reading at twice as many."""
+
+PART = 16 * 1024
+"""The most bytes of an answer that are passed on at a time. The server holds some ten parts for a client that does not
+read, whatever their size.
+"""
+
+AT_ONCE = 64 * 1024
+"""Bytes of a body that are handed to aiohttp in one piece, which it copies."""
+
+UNREACHABLE = "The provider cannot be reached: its name, its address or its certificate is wrong, or it is down."
+
+
+class Outgoing(NamedTuple):
+    """A request for a provider. Its fields contain the key."""
+
+    method: str
+    url: str
+    fields: Fields
+    is_private: bool
+
+    def __repr__(self) -> str:
+        return f"Outgoing({self.method} ***)"
+
+
+class Body:
+    """The body of a request, as its client sends it. `whole` is set when all of it has arrived."""
+
+    def __init__(self, receive: Receive, most: int, fields: Fields) -> None:
+        self._receive = receive
+        self._most = most
+        self.fault: Problem | None = None
+        self.whole = asyncio.Event()
+        self.is_answered = False
+        """Whether the provider has begun to answer. It may do so before the body is whole."""
+        self._size = 0
+        lengths = values_of(fields, b"content-length")
+        chunked = values_of(fields, b"transfer-encoding")
+        if len(set(lengths)) > 1 or (lengths and chunked):
+            raise InvalidRequest("The request says in two ways how long its body is.")
+        length = _length(lengths[0]) if lengths else 0
+        if length > most:
+            raise self._too_large()
+        self.is_empty = not chunked and length == 0
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body is larger than {self._most} bytes.")
+
+    async def content(self, patience: asyncio.Timeout, seconds: float) -> bytes | AsyncIterator[bytes] | None:
+        """Return the body: None if it is empty, all of it if it has arrived with its first part, and otherwise its
+        parts as they arrive. Each part starts `patience` again.
+
+        aiohttp needs less for bytes than for an iterator. Most bodies arrive in one part.
+        """
+        if self.is_empty:
+            return None
+        first, is_last = await self._part(patience, seconds)
+        return first if is_last and len(first) <= AT_ONCE else self._chunks(first, is_last, patience, seconds)
+
+    async def _chunks(
+        self, part: bytes, is_last: bool, patience: asyncio.Timeout, seconds: float
+    ) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                if part:
+                    yield part
+                if is_last:
+                    break
+                part, is_last = await self._part(patience, seconds)
+        except Problem as fault:
+            self.fault = fault  # aiohttp turns it into an error of its own
+            raise
+
+    async def _part(self, patience: asyncio.Timeout, seconds: float) -> tuple[bytes, bool]:
+        """Return the next part of the body, and whether it is the last. Raises what is wrong with it."""
+        message = await self._receive()
+        part, is_last = message.get("body", b""), not message.get("more_body", False)
+        self._size += len(part)
+        if self._size > self._most:
+            raise self._too_large()
+        if not self.is_answered and not patience.expired():
+            patience.reschedule(asyncio.get_running_loop().time() + seconds)
+        if is_last:
+            self.whole.set()
+        return part, is_last
+
+    async def drained(self) -> None:
+        """Receive the end of a body that has no content."""
+        while (await self._receive()).get("more_body", False):
+            pass
+        self.whole.set()
+
+    async def left(self) -> None:
+        """Return when the client has closed its connection. To be called after the whole body has arrived."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def _length(value: bytes) -> int:
+    """Return the value of a `Content-Length`. Raises InvalidRequest."""
+    if not re.fullmatch(rb"[0-9]{1,18}", value):
+        raise InvalidRequest("The Content-Length is not a number of bytes.")
+    return int(value)
+
+
+class Upstreams:
+    """The connections of one process to all providers."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._tls: ssl.SSLContext | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def open(self) -> None:
+        """Read the certificates, which takes a while."""
+        self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._settings.ca_certificate)
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    def _session(self, *, is_private: bool) -> aiohttp.ClientSession:
+        """Return the session for addresses of both kinds, or for public ones only. They share no connection."""
+        session = self._sessions.get(is_private)
+        if session is None:
+            # A proxy resolves the names, and its own address is the operator's choice.
+            checks = not is_private and self._settings.proxy is None
+            session = self._sessions[is_private] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=MAX_CONNECTIONS,
+                    limit_per_host=MAX_PER_UPSTREAM,
+                    keepalive_timeout=KEEP_ALIVE,
+                    ssl=self._tls or True,
+                    socket_factory=public_socket if checks else None,
+                ),
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=self._settings.timeout),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+                read_bufsize=BUFFER,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            )
+            session._retry_connection = False  # aiohttp would repeat a GET. It has no public option
+        return session
+
+    @asynccontextmanager
+    async def sent(self, outgoing: Outgoing, body: Body) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request, and yield the answer once its headers have arrived. At the end, close or keep the connection.
+
+        Raises ProviderUnreachable, ProviderTimeout, ProviderAnswerRefused, ProviderRedirected, and what is wrong with
+        the client's body.
+        """
+        seconds = self._settings.timeout
+        with _faults(body):
+            async with asyncio.timeout(seconds) as patience:
+                response = await self._session(is_private=outgoing.is_private).request(
+                    outgoing.method,
+                    URL(outgoing.url, encoded=True),
+                    headers=[(name.decode(), value.decode()) for name, value in outgoing.fields],
+                    data=await body.content(patience, seconds),
+                    allow_redirects=False,
+                    proxy=self._settings.proxy,
+                )
+                body.is_answered = True
+        try:
+            _check(response)
+            yield response
+        except BaseException:
+            response.close()  # its body was not read to the end
+            raise
+        response.release()
+
+
+async def parts(response: aiohttp.ClientResponse, body: Body) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield the parts of an answer's body as they arrive, each with whether it is the last.
+
+    The first part is what came with the headers. It can be empty, and so can the last. Raises ProviderTimeout and
+    ProviderAnswerRefused.
+    """
+    content = response.content
+    with _faults(body):
+        yield content.read_nowait(PART), content.at_eof()
+        while not content.at_eof():
+            part = await content.read(PART)
+            yield part, content.at_eof()
+
+
+def _check(response: aiohttp.ClientResponse) -> None:
+    if not 200 <= response.status <= 599:
+        raise ProviderAnswerRefused("The provider answered with a status that the gateway does not pass on.")
+    if 300 <= response.status < 400 and "Location" in response.headers:
+        raise ProviderRedirected("The provider redirected the request. The gateway follows no redirect.")
+    encodings = ",".join(response.headers.getall("Content-Encoding", [])).lower().split(",")
+    if {part.strip() for part in encodings} - {"identity", ""}:
+        raise ProviderAnswerRefused("The provider compressed its answer, although it was asked not to.")
+
+
+_UNREACHED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+)
+
+
+@contextmanager
+def _faults(body: Body) -> Iterator[None]:
+    """Turn the errors of aiohttp into problems. They can contain what was sent or received, so none is kept."""
+    try:
+        yield
+    except _UNREACHED:
+        raise_alone(body.fault or ProviderUnreachable(UNREACHABLE))
+    except TimeoutError:
+        raise_alone(body.fault or ProviderTimeout("The provider sent nothing for too long."))
+    except (aiohttp.ClientError, OSError, ValueError):
+        raise_alone(
+            body.fault or ProviderAnswerRefused("The provider ended the connection, or its answer is not HTTP.")
+        )

@@ -1,0 +1,112 @@
+"""Live checks, as the owners of keys ask for them. The gateway makes them: this plane cannot open a value."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from http import HTTPStatus
+from typing import NoReturn
+
+import httpx
+import msgspec
+
+from keyman.config.checks import CheckSettings
+from keyman.errors import Conflict, GatewayUnavailable, NotFound, Undecryptable, raise_alone
+from keyman.identity import throttle
+from keyman.identity.principals import Principal
+from keyman.ids import KeyId
+from keyman.keys import operations
+from keyman.keys.schemas import KeyInfo, Status
+from keyman.storage.transactions import Database
+from keyman.telemetry import log
+
+PATIENCE = 20.0
+"""Seconds for the gateway's answer. It gives a provider at most 8, and Vault and its database some more."""
+
+MAX_ANSWER = 64 * 1024
+"""Bytes of an answer of the gateway, at most. One has some hundred."""
+
+NOT_SET_UP = "Live checks are not set up here."
+
+
+class Gateway:
+    """The gateway, as the management plane asks it."""
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self._settings = settings
+        self._tls: ssl.SSLContext | None = None
+
+    async def check(self, key_id: KeyId) -> None:
+        """Have the gateway check a key, and store the verdict. Raises NotFound, Undecryptable, GatewayUnavailable."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                status, body = await self._ask(key_id)
+        except TimeoutError:
+            raise_alone(GatewayUnavailable("The gateway did not answer in time, so the key was not checked."))
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as fault:
+            log.warning("the gateway cannot be reached", fault=type(fault).__name__)
+            raise_alone(GatewayUnavailable())
+        if status != HTTPStatus.OK:
+            _refuse(status, body)
+
+    async def _ask(self, key_id: KeyId) -> tuple[int, bytes]:
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(ssl.create_default_context)
+        # A client for each call: it keeps no cookie and no connection. Checks are rare.
+        headers = {"authorization": f"Bearer {self._settings.token.reveal()}", "accept-encoding": "identity"}
+        async with (
+            httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=PATIENCE) as client,
+            client.stream(
+                "POST",
+                f"{self._settings.url}/v1/check",
+                headers=headers,
+                json={"key_id": key_id},
+                follow_redirects=False,
+            ) as answer,
+        ):
+            content = bytearray()
+            async for part in answer.aiter_raw():
+                content += part
+                if len(content) > MAX_ANSWER:
+                    break
+            return answer.status_code, bytes(content)
+
+
+class _Refusal(msgspec.Struct):
+    type: str = ""
+
+
+def _refuse(status: int, body: bytes) -> NoReturn:
+    """Raise the problem that an answer of the gateway means. Nothing of its text is repeated."""
+    try:
+        kind = msgspec.json.decode(body, type=_Refusal).type.removeprefix("/problems/")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        kind = ""
+    if kind == NotFound.slug and status == HTTPStatus.NOT_FOUND:
+        raise NotFound("There is nothing with this id.")
+    if kind == Undecryptable.slug:
+        raise Undecryptable(_UNDECRYPTABLE)
+    log.warning("the gateway did not check a key", status=status, kind=kind[:50])
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise GatewayUnavailable("The gateway refuses the token with which keyman asks for checks.")
+    raise GatewayUnavailable("The gateway could not check the key at the moment.")
+
+
+_UNDECRYPTABLE = "Vault can no longer open this key, so it cannot be checked. Store it again."
+
+
+async def check(db: Database, gateway: Gateway | None, caller: Principal, key_id: KeyId) -> KeyInfo:
+    """Have a key of the caller checked, and return it as it is then. `gateway` is None where checks are not set up.
+
+    Raises NotFound, Conflict if checks are not set up, Undecryptable, RateLimited, and GatewayUnavailable; then nothing
+    was stored. The check of a key that was replaced meanwhile is not stored either.
+    """
+    key = await operations.get(db, caller, key_id)
+    if gateway is None:
+        raise Conflict(NOT_SET_UP)
+    if key.status is Status.UNDECRYPTABLE:
+        raise Undecryptable(_UNDECRYPTABLE)
+    buckets = throttle.check_buckets(key_id, caller.user_id, caller.origin.address)
+    await throttle.count(db, caller, buckets, throttle.TOO_MANY_CHECKS, counts_refused=False)
+    await gateway.check(key_id)
+    return await operations.get(db, caller, key_id)

@@ -1,0 +1,40 @@
+"""Settings → API Keys → Check now: a live check of one key."""
+
+from __future__ import annotations
+
+from litestar import Response, post
+from litestar.params import FromPath
+
+from keyman.errors import GatewayUnavailable, RateLimited
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity.principals import Principal
+from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
+from keyman.planes.management import checks
+from keyman.planes.management.checks import Gateway
+from keyman.planes.management.web.forms import Form
+from keyman.planes.management.web.keys import View, own_key
+from keyman.planes.management.web.pages import see_other
+from keyman.planes.management.web.verdicts import CHECKED, NO_GATEWAY, TOO_MANY
+from keyman.storage.transactions import Database
+
+
+@post("/settings/api-keys/{key_id:str}/check", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def check(
+    request: AnyRequest,
+    db: Injected[Database],
+    caller: Injected[Principal],
+    gateway: Injected[Gateway | None],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    view = View.of_query((await Form.read(request)).text("view"))
+    await own_key(db, caller, KeyId(key_id))
+    try:
+        await checks.check(db, gateway, caller, KeyId(key_id))
+        done = CHECKED
+    except RateLimited:
+        done = TOO_MANY
+    except GatewayUnavailable:
+        done = NO_GATEWAY
+    return see_other(view.url(saved=key_id, done=done))

@@ -1,0 +1,60 @@
+"""The way back to the application, for somebody who has just ended a session by a portal link.
+
+The session is over then, and what it knew of the application with it. So the browser keeps that, for as long as
+somebody may look at the page "You have left".
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import NamedTuple
+
+from litestar.datastructures import Cookie
+
+from keyman.config.settings import Settings
+from keyman.http.cookies import cookie_values
+from keyman.http.exchange import Exchange
+from keyman.identity.principals import Portal
+from keyman.identity.return_urls import ReturnUrl
+from keyman.values import ApplicationName
+
+LIFETIME = 600
+"""Seconds. The page says that it can be closed."""
+
+
+class WayBack(NamedTuple):
+    """An application, and the address where "Back to …" leads."""
+
+    application: ApplicationName
+    return_url: ReturnUrl
+
+
+def way_back_cookie(portal: Portal, settings: Settings) -> Cookie:
+    """Return the cookie from which `way_back` reads."""
+    text = json.dumps([portal.application, portal.return_url])
+    return Cookie(
+        key=_name(settings),
+        value=urlsafe_b64encode(text.encode()).decode(),
+        max_age=LIFETIME,
+        path=settings.root_path or "/",
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookies_are_secure,
+    )
+
+
+def way_back(exchange: Exchange, settings: Settings) -> WayBack | None:
+    """Return what the cookie of this browser says, or None if it has none that is valid."""
+    found = cookie_values(exchange.headers.get("cookie", ""), _name(settings))
+    if len(found) != 1:
+        return None
+    try:
+        application, return_url = json.loads(urlsafe_b64decode(found[0]))
+        return WayBack(ApplicationName.parse(application), ReturnUrl.parse(return_url))
+    except (ValueError, TypeError):  # nobody has to keep a cookie as it was
+        return None
+
+
+def _name(settings: Settings) -> str:
+    return f"{settings.session_cookie}_left"

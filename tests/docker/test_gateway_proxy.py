@@ -1,0 +1,150 @@
+"""Streams through HAProxy with the stack's own configuration, and through nginx with that of docs/guide/proxy.md."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import httpx
+import pytest
+from sqlalchemy.engine import URL
+
+from tests.docker import streams
+from tests.docker.fronts import configuration
+from tests.support.cli import Service, run_keyman, serve, variables
+from tests.support.database import copied
+from tests.support.http import NO_TLS, free_port
+from tests.support.planes import Vault
+from tests.support.proxies import haproxy_with, nginx, require_proxies
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "proxy.md"
+OWN = ("proxy_pass", "proxy_http_version", "proxy_set_header Connection")
+"""What `nginx` of tests.support.proxies says itself."""
+
+
+class Owner(NamedTuple):
+    """Somebody with a key for OPENAI, and an application that may use it."""
+
+    management: dict[str, str]
+    services: Path
+    provider_port: int
+    id: int
+
+    def application(self, name: str) -> str:
+        """Register an application and return its token."""
+        created = run_keyman("app", "create", name, "--service", "OPENAI", env=self.management)
+        assert created.code == 0, created.err
+        return created.out.strip()
+
+
+@pytest.fixture(scope="module")
+def registered_owner(provisioned: Vault, migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Owner:
+    require_proxies("haproxy")
+    directory = tmp_path_factory.mktemp("owner")
+    database = URL.create("sqlite+aiosqlite", database=str(directory / "keyman.db"))
+    copied(migrated_sqlite, directory / "keyman.db")
+    env = variables(provisioned.settings, database)
+    with serve(env, directory) as management, httpx.Client(base_url=management.url, verify=NO_TLS) as client:
+        account = {"email": f"ada-{uuid4().hex}@example.com", "password": uuid4().hex}
+        signed_up = client.post("/api/auth/signup", json=account)
+        stored = client.post("/api/keys", json={"service": "OPENAI", "api_key": f"sk-{uuid4().hex}"})
+        assert (signed_up.status_code, stored.status_code) == (201, 201), stored.text
+    provider_port = free_port()
+    services = directory / "services.json"
+    services.write_text(json.dumps([{"service": "OPENAI", "base_url": f"http://127.0.0.1:{provider_port}"}]))
+    return Owner(env, services, provider_port, signed_up.json()["id"])
+
+
+class Running(NamedTuple):
+    """A gateway behind HAProxy."""
+
+    gateway: Service
+    scene: streams.Scene
+
+
+@contextmanager
+def running(owner: Owner, vault: Vault, directory: Path, token: str, **more: str) -> Iterator[Running]:
+    database = owner.management["KEYMAN_DATABASE_URL"]
+    settings = {"KEYMAN_SERVICES_FILE": str(owner.services), "KEYMAN_TRUSTED_PROXIES": "127.0.0.0/8", **more}
+    env = {**variables(vault.gateway, URL.create("sqlite")), "KEYMAN_DATABASE_URL": database, **settings}
+    port = free_port()
+    headers = {"authorization": f"Bearer {token}", "keyman-user": str(owner.id)}
+    with serve(env, directory / "gateway", "--plane", "gateway") as gateway:
+        text = configuration("gateway", port, [gateway.url])
+        with haproxy_with(directory / "haproxy", text, port) as proxy:
+            until(lambda: httpx.get(f"{proxy.url}/readyz", verify=NO_TLS).status_code == 200, "the gateway")
+            yield Running(gateway, streams.Scene(port, headers, owner.provider_port))
+
+
+@pytest.fixture(scope="module")
+def fronted(registered_owner: Owner, provisioned: Vault, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(
+        registered_owner, provisioned, tmp_path_factory.mktemp("fronted"), registered_owner.application("fronted")
+    ) as found:
+        yield found
+
+
+SCENES: list[Callable[[streams.Scene], Awaitable[None]]] = [
+    streams.events_arrive_in_order,
+    streams.a_body_arrives_while_it_is_sent,
+    streams.a_client_that_leaves_closes_the_connection_to_the_provider,
+    streams.a_client_that_leaves_before_the_answer_closes_it_too,
+]
+
+
+@pytest.mark.parametrize("property_", SCENES, ids=lambda found: found.__name__)
+def test_through_haproxy(fronted: Running, property_: Callable[[streams.Scene], Awaitable[None]]) -> None:
+    asyncio.run(_awaited(property_(fronted.scene)))
+
+
+@pytest.mark.parametrize("property_", SCENES, ids=lambda found: found.__name__)
+def test_through_nginx(fronted: Running, property_: Callable[[streams.Scene], Awaitable[None]], tmp_path: Path) -> None:
+    block = re.search(r"### In front of the gateway\n.*?location / \{\n(.*?)\n\}\n```", GUIDE.read_text(), re.DOTALL)
+    assert block is not None
+    lines = "\n".join(line for line in block[1].splitlines() if not line.strip().startswith(OWN))
+    with nginx(tmp_path, fronted.gateway.url, location=lines) as front:
+        asyncio.run(_awaited(property_(dataclasses.replace(fronted.scene, port=front.port))))
+
+
+async def _awaited(found: Awaitable[None]) -> None:
+    await found
+
+
+def test_a_revoked_application_loses_its_stream_through_haproxy(registered_owner: Owner, fronted: Running) -> None:
+    def revoke() -> None:
+        revoked = run_keyman("app", "revoke", "revoked", env=registered_owner.management)
+        assert revoked.code == 0, revoked.err
+
+    headers = {**fronted.scene.headers, "authorization": f"Bearer {registered_owner.application('revoked')}"}
+    scene = dataclasses.replace(fronted.scene, headers=headers)
+    asyncio.run(streams.a_revoked_caller_loses_its_stream(scene, revoke))
+
+
+def test_a_gateway_that_stops_lets_streams_end_through_haproxy(
+    registered_owner: Owner, provisioned: Vault, tmp_path: Path
+) -> None:
+    drains = {"KEYMAN_DRAIN": "2", "KEYMAN_GATEWAY_DRAIN": "12"}
+    with running(registered_owner, provisioned, tmp_path, registered_owner.application("stopped"), **drains) as found:
+        live = found.gateway.live
+        asyncio.run(streams.a_gateway_that_stops_lets_streams_end(found.scene, lambda: live.send(signal.SIGTERM)))
+        assert live.wait().code == 0
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6detrics", "/%2Fmetric%73", "/metrics?a=b"])
+def test_metrics_of_the_gateway_do_not_go_through_the_proxy(fronted: Running, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", fronted.scene.port)) as client:
+        client.settimeout(streams.PATIENCE)
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 404 ")

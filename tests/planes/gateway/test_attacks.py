@@ -1,0 +1,273 @@
+"""Attacks on the gateway: by a client, by a provider, and by a services file that points inwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy.engine import make_url
+
+from keyman import migrations
+from keyman.errors import Conflict
+from keyman.planes.gateway.services import Forwarded
+from keyman.providers.catalogue import Catalogue
+from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
+from tests.support.planes import Vault
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openai/v1/../../anthropic/v1/messages",
+        "/openai/v1/./chat/completions",
+        "/openai/v1/%2e%2e/files",
+        "/openai/v1/chat%2fcompletions",
+        "/openai//v1/chat/completions",
+        "//openai/v1/chat/completions",
+        "/openai/v1/chat/completions;x=1",
+        "/openai\\v1\\chat\\completions",
+        "/openai/v1/chat/completions\t",
+        "/openai/v1/chat/complétions",
+        "http://evil.example/openai/v1/chat/completions",
+        "*",
+        "openai/v1/chat/completions",
+    ],
+)
+async def test_a_path_that_could_be_read_in_two_ways_is_refused_before_its_sender_is_known(
+    gateway: Scene, path: str
+) -> None:
+    for headers in ({}, gateway.headers):
+        answer = await gateway.ask("POST", path, headers, b"{}")
+        assert (answer.status, answer.header("keyman-error")) == (400, "invalid-request")
+    assert gateway.provider.requests == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/openai/v1/models/x"),
+        ("POST", "/openai/v1/files"),
+        ("POST", "/openai/v1/chat/completions/"),
+        ("GET", "/openai/v1/organization/users"),
+        ("POST", "/openai/v1/Chat/completions"),
+        ("POST", "/openai"),
+        ("POST", "/openai/"),
+        ("OPTIONS", CHAT),
+        ("PROPFIND", CHAT),
+    ],
+)
+async def test_what_is_not_on_the_list_is_403(gateway: Scene, method: str, path: str) -> None:
+    answer = await gateway.ask(method, path, gateway.headers)
+    assert (answer.status, answer.header("keyman-error")) == (403, "path-not-allowed")
+    assert gateway.provider.requests == []
+    assert await gateway.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "header"), [("CONNECT", "x"), ("TRACE", "x"), ("GET", "upgrade"), ("POST", "Upgrade")]
+)
+async def test_connect_trace_and_upgrade_are_400(gateway: Scene, method: str, header: str) -> None:
+    answer = await gateway.ask(method, CHAT, {**gateway.headers, header: "websocket"})
+    assert answer.status == 400
+    assert gateway.provider.requests == []
+
+
+@pytest.mark.parametrize("query", ["key=x", "API_KEY=x", "access%5ftoken=x", "a=1&%6Bey=x", "$alt=sse", "a=b;token=x"])
+async def test_a_credential_in_the_query_reaches_nobody(gateway: Scene, query: str) -> None:
+    answer = await gateway.post(path=f"{CHAT}?{query}")
+    assert answer.status == 400
+    assert gateway.provider.requests == []
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [("content-length", "2"), ("content-length", "3")],
+        [("content-length", "2"), ("transfer-encoding", "chunked")],
+        [("content-length", "2"), ("Transfer_Encoding", "chunked")],
+        [("content-length", "-1")],
+        [("content-length", "+2")],
+        [("content-length", "0x2")],
+        [("content-length", "2, 2")],
+    ],
+)
+async def test_a_body_with_two_lengths_is_refused(gateway: Scene, lengths: list[tuple[str, str]]) -> None:
+    answer = await gateway.ask("POST", CHAT, [*gateway.headers.items(), *lengths], b"{}")
+    assert answer.status == 400
+    assert gateway.provider.requests == []
+
+
+async def test_a_client_cannot_take_the_place_of_the_key(gateway: Scene) -> None:
+    sent = {
+        "connection": "authorization, x-mine",
+        "x_api_key": "mine",
+        "proxy-authorization": "Basic x",
+        "ocp-apim-subscription-key": "mine",
+        "host": "evil.example",
+        "te": "trailers",
+        "x-forwarded-host": "evil.example",
+        "x-http-method-override": "DELETE",
+        "x-original-url": "/v1/files",
+        "x-mine": "1",
+        "cookie": "a=b",
+    }
+    answer = await gateway.ask("POST", CHAT, {**gateway.headers, **sent}, b"{}")
+    assert answer.status == 200
+    (request,) = gateway.provider.requests
+    names = {name.lower() for name, _ in request.fields}
+    assert names == {"authorization", "accept-encoding", "host", "content-length"}
+    assert request.all_of("authorization") == [f"Bearer {VALUE}"]
+    assert request.all_of("host") != ["evil.example"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 300])
+async def test_a_redirect_is_neither_followed_nor_passed_on(gateway: Scene, status: int) -> None:
+    gateway.provider.answers(b"HTTP/1.1 %d X\r\nlocation: http://evil.example/\r\ncontent-length: 0\r\n\r\n" % status)
+    answer = await gateway.post()
+    assert (answer.status, answer.header("keyman-error")) == (502, "provider-redirected")
+    assert answer.header("location") is None
+    assert len(gateway.provider.requests) == 1
+
+
+async def test_304_is_passed_on(gateway: Scene) -> None:
+    gateway.provider.answers(b'HTTP/1.1 304 Not Modified\r\netag: "1"\r\n\r\n')
+    answer = await gateway.ask("GET", "/openai/v1/models", gateway.headers)
+    assert (answer.status, answer.header("etag")) == (304, '"1"')
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: identity, br\r\ncontent-length: 1\r\n\r\nx",
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 999 What\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"x-%d: y\r\n" % number for number in range(2000)) + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxy",
+        b"this is not HTTP\r\n\r\n",
+        b"",
+    ],
+)
+async def test_an_answer_that_is_not_as_it_should_be_is_502(gateway: Scene, answer: bytes) -> None:
+    gateway.provider.answers(answer)
+    found = await gateway.post()
+    assert (found.status, found.header("keyman-error")) == (502, "provider-answer-refused")
+    assert b"y" * 10 not in found.body
+
+
+async def test_100_continue_for_ever_ends(gateway: Scene) -> None:
+    """The gateway of these tests waits for five seconds, in which something must come that is an answer."""
+
+    async def handler(incoming: Incoming) -> None:
+        while True:
+            await incoming.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await asyncio.sleep(0.01)
+
+    gateway.provider.handler = handler
+    assert (await gateway.post()).status == 504
+
+
+async def test_headers_of_keyman_and_of_the_host_do_not_come_from_a_provider(gateway: Scene) -> None:
+    fields = (
+        b"keyman-key-id: 999\r\nKeyman-Error: not-found\r\nset-cookie: a=x\r\naccess-control-allow-origin: *\r\n"
+        b"strict-transport-security: max-age=1\r\nclear-site-data: *\r\nalt-svc: h3=evil\r\nrefresh: 0;url=//evil\r\n"
+        b"proxy-authenticate: Basic\r\nvia: x\r\nserver: x\r\nconnection: x-secret\r\nx-secret: 1\r\nx-stays: 1\r\n"
+    )
+    gateway.provider.answers(b"HTTP/1.1 200 OK\r\n" + fields + b"content-length: 0\r\n\r\n")
+    answer = await gateway.post()
+    assert answer.header("keyman-key-id") == str(gateway.key_id)
+    shown = {name for name, _ in answer.fields}
+    assert "x-stays" in shown
+    assert not shown & {
+        "keyman-error",
+        "set-cookie",
+        "access-control-allow-origin",
+        "strict-transport-security",
+        "clear-site-data",
+        "alt-svc",
+        "refresh",
+        "proxy-authenticate",
+        "via",
+        "server",
+        "connection",
+        "x-secret",
+    }
+
+
+async def test_a_name_that_leads_inwards_is_not_connected_to(gateway: Scene) -> None:
+    """The provider of these tests listens there."""
+    await gateway.owner.key("INWARDS", "0123456789abcdef")
+    before = set(gateway.provider.tasks)  # connections that are kept
+    answer = await gateway.ask("GET", "/inwards/x", gateway.headers)
+    assert (answer.status, answer.header("keyman-error")) == (502, "provider-unreachable")
+    assert gateway.provider.requests == []
+    assert gateway.provider.tasks <= before
+
+
+@pytest.fixture
+async def private_gateway(tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[Scene]:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    there = {"service": "INWARDS", "name": "x", "base_url": "https://localhost:9", "paths": ["GET /x"]}
+    allowed = [{**there, "allow_private": True}]
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, allowed) as scene:
+        yield scene
+
+
+async def test_an_operator_can_allow_it_and_tls_is_verified_there_too(private_gateway: Scene) -> None:
+    """Nobody listens at that port, so that it was tried shows only in the log; the answer is the same."""
+    await private_gateway.owner.key("INWARDS", "0123456789abcdef")
+    assert (await private_gateway.ask("GET", "/inwards/x", private_gateway.headers)).status == 502
+
+
+AZURE = Catalogue().find("AZURE_OPENAI")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "http://a.openai.azure.com",
+        "https://user@a.openai.azure.com",
+        "https://a.openai.azure.com:8443",
+        "https://a.openai.azure.com./",
+        "https://a.openai.azure.com/x",
+        "https://a.openai.azure.com?x",
+        "https://a.openai.azure.com#x",
+        "https://evil.example#.openai.azure.com",
+        "https://evil.example\\.openai.azure.com",
+        "https://openai.azure.com.evil.example",
+        "https://127.0.0.1",
+        "https://169.254.169.254",
+        "https://[::ffff:10.0.0.1]",
+        "https://exämple.openai.azure.com",
+        "https://a.openai.azure.com\n",
+    ],
+)
+async def test_an_endpoint_that_is_not_allowed_is_not_used_whatever_is_stored(endpoint: str) -> None:
+    assert AZURE is not None
+    assert AZURE.upstream is not None
+    service = Forwarded(AZURE, AZURE.upstream, ())
+    with pytest.raises(Conflict) as refused:
+        service.base_url({"endpoint": endpoint})
+    assert "endpoint" in str(refused.value)
+    good = service.base_url({"endpoint": "https://My-Resource.openai.azure.com/"})
+    assert good == "https://my-resource.openai.azure.com"
+
+
+async def test_a_key_without_the_setting_of_its_service_is_409(gateway: Scene) -> None:
+    azure = await gateway.pair.app("AZURE_OPENAI")
+    await gateway.owner.key("AZURE_OPENAI", "0123456789abcdef")
+    headers = {"api-key": azure.token, "keyman-user": str(gateway.owner.id)}
+    answer = await gateway.ask("POST", "/azure-openai/openai/v1/chat/completions", headers, b"{}")
+    assert (answer.status, answer.header("keyman-error")) == (409, "conflict")
+    assert "endpoint" in answer.json["error"]["message"]
+    entry = await gateway.last_entry()
+    assert (entry.action, entry.reason, entry.application) == ("key.use-refused", "settings", azure.name)

@@ -1,0 +1,420 @@
+"""Live checks: from the owner through both planes to the provider, and what use says of a key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from io import StringIO
+from secrets import token_hex
+from typing import Any
+
+import httpx
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import delete, select, update
+
+from keyman.audit.tables import audit_log
+from keyman.clock import now
+from keyman.config.checks import CheckSettings
+from keyman.identity import applications, throttle
+from keyman.identity.passwords import Passwords
+from keyman.identity.tables import throttle as throttle_table
+from keyman.keys.tables import api_keys
+from keyman.secret import Secret
+from keyman.storage.transactions import Unchecked
+from keyman.values import ApplicationName
+from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.scene import CHAT, VALUE, Scene
+from tests.planes.gateway.talk import Answer, asked
+from tests.planes.management.api.harness import ApiPlane, api_plane_at, problem
+from tests.support.planes import Vault
+
+pytestmark = pytest.mark.anyio
+
+REFUSAL = b'{"error": {"message": "Incorrect API key provided: sk-secret-words", "code": "invalid_api_key"}}'
+CANARY = "sk-secret-words"
+
+
+def answer(status: int, body: bytes = b"{}", *fields: str) -> bytes:
+    head = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(body)}", *fields, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+class Checking:
+    """A scene with an application for live checks, whose management plane asks this gateway."""
+
+    def __init__(self, scene: Scene, token: str) -> None:
+        self.scene = scene
+        self.token = token
+
+    async def ask(self, key_id: int | None = None, token: str | None = None) -> Answer:
+        body = json.dumps({"key_id": key_id or self.scene.key_id}).encode()
+        headers = {"authorization": f"Bearer {token or self.token}", "content-type": "application/json"}
+        return await asked(self.scene.app, "POST", "/v1/check", headers, body)
+
+    async def shown(self) -> Any:
+        return (await self.scene.owner.client.get(f"/api/keys/{self.scene.key_id}")).json()["check"]
+
+    async def entries(self, action: str = "key.check") -> list[Any]:
+        about = (audit_log.c.key_id == self.scene.key_id) & (audit_log.c.action == action)
+        async with self.scene.pair.management.database.read() as connection:
+            return list((await connection.execute(select(audit_log).where(about).order_by(audit_log.c.id))).all())
+
+    async def forget_attempts(self) -> None:
+        async with self.scene.pair.management.database.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(delete(throttle_table))
+
+    async def set(self, **values: Any) -> None:
+        async with self.scene.pair.management.database.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(update(api_keys).where(api_keys.c.id == self.scene.key_id).values(values))
+
+
+async def checking(scene: Scene) -> Checking:
+    """Register the application for live checks."""
+    name = ApplicationName(f"checks-{token_hex(4)}")
+    registered = await applications.create(scene.pair.management.database, name, ())
+    return Checking(scene, registered.token.reveal())
+
+
+@pytest.fixture
+async def check(gateway: Scene) -> Checking:
+    return await checking(gateway)
+
+
+async def test_a_check_reads_asks_once_and_stores_the_verdict(check: Checking) -> None:
+    scene = check.scene
+    scene.provider.answers(answer(200, b'{"data": []}'))
+    got = await check.ask()
+    assert got.status == 200
+    assert got.json.keys() == {"verdict", "checked_at", "detail"}
+    assert got.json["verdict"] == "accepted"
+    (request,) = scene.provider.requests
+    assert (request.method, request.target, request.body) == ("GET", "/v1/models", b"")
+    assert request.all_of("authorization") == [f"Bearer {VALUE}"]
+    assert await check.shown() == {**got.json, "by": "keyman"}
+    (entry,) = await check.entries()
+    assert (entry.user_id, entry.actor, entry.detail) == (scene.owner.id, "application", "accepted")
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict"),
+    [
+        (answer(401, REFUSAL), "refused"),
+        (answer(401, b"<html>Sign in to the proxy</html>"), "unreachable"),
+        (answer(401, b'{"error": {"message": "You must be member of an organization"}}'), "no-permission"),
+        (answer(302, b"", "location: https://elsewhere.example.com/"), "unreachable"),
+        (answer(404), "unreachable"),
+        (answer(500), "unreachable"),
+        (answer(429, b'{"error": {"code": "insufficient_quota"}}'), "no-credit"),
+        (b"not HTTP at all\r\n\r\n", "unreachable"),
+    ],
+)
+async def test_a_verdict_is_that_of_the_table_and_nothing_of_the_provider_is_kept(
+    check: Checking, content: bytes, verdict: str, logged: StringIO
+) -> None:
+    check.scene.provider.answers(content)
+    got = await check.ask()
+    assert (got.status, got.json["verdict"]) == (200, verdict)
+    shown = await check.shown()
+    assert shown["verdict"] == verdict
+    told = f"{got.body!r} {shown} {await check.entries()} {logged.getvalue()}"
+    assert [word for word in (CANARY, VALUE, "to the proxy") if word in told] == []
+
+
+async def test_a_body_without_end_is_read_to_8_kib_and_left(check: Checking) -> None:
+    gone = asyncio.Event()
+
+    async def endless(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin()
+        try:
+            while True:
+                await incoming.event(b'{"a": ' + b"x" * 4000)
+        finally:
+            gone.set()
+
+    check.scene.provider.handler = endless
+    assert (await check.ask()).json["verdict"] == "accepted"
+    await asyncio.wait_for(gone.wait(), 10)
+
+
+async def test_a_provider_that_hangs_is_unreachable(check: Checking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyman.planes.gateway.checking.PATIENCE", 0.2)
+
+    async def hangs(incoming: Incoming) -> None:
+        await incoming.closed()
+
+    check.scene.provider.handler = hangs
+    assert (await check.ask()).json["verdict"] == "unreachable"
+
+
+async def test_a_key_that_is_replaced_meanwhile_gets_no_verdict_and_no_entry(check: Checking) -> None:
+    scene = check.scene
+
+    async def replaces(incoming: Incoming) -> None:
+        await incoming.rest()
+        new = await scene.owner.client.put(f"/api/keys/{scene.key_id}", json={"api_key": "sk-proj-another1234"})
+        assert new.status_code == 200
+        await incoming.send(answer(401, REFUSAL))
+
+    scene.provider.handler = replaces
+    got = await check.ask()
+    assert (got.status, got.json["verdict"]) == (200, "refused")
+    assert await check.shown() is None
+    assert await check.entries() == []
+
+
+async def test_a_new_value_and_new_settings_forget_the_verdict_and_a_new_label_does_not(check: Checking) -> None:
+    scene, path = check.scene, f"/api/keys/{check.scene.key_id}"
+    await check.ask()
+    before = (await scene.owner.client.get(path)).headers["etag"]
+    assert await check.shown() is not None
+    await check.set(check_verdict="refused")
+    assert (await scene.owner.client.get(path)).headers["etag"] == before  # it is not part of it
+    await scene.owner.client.patch(path, json={"name": "another"})
+    assert (await check.shown())["verdict"] == "refused"
+    await scene.owner.client.patch(path, json={"settings": {}})
+    assert await check.shown() is None
+    await check.ask()
+    await scene.owner.client.put(path, json={"api_key": VALUE})
+    assert await check.shown() is None
+
+
+async def test_two_checks_at_once_store_a_verdict_each(check: Checking) -> None:
+    both = await asyncio.gather(check.ask(), check.ask())
+    assert [one.status for one in both] == [200, 200]
+    assert len(await check.entries()) == 2
+
+
+async def test_paused_and_expired_keys_can_be_checked_and_keep_their_status(check: Checking) -> None:
+    for values in ({"disabled": True}, {"expires_at": now() - timedelta(days=1)}):
+        await check.set(**values)
+        assert (await check.ask()).json["verdict"] == "accepted"
+    key = (await check.scene.owner.client.get(f"/api/keys/{check.scene.key_id}")).json()
+    assert key["status"] == "expired"
+
+
+async def test_an_undecryptable_key_is_409_and_the_provider_is_not_asked(check: Checking) -> None:
+    await check.set(undecryptable=True)
+    got = await check.ask()
+    assert (got.status, got.json["type"]) == (409, "/problems/undecryptable")
+    await check.set(undecryptable=False, encrypted_key="vault:v1:AAAA")
+    assert (await check.ask()).status == 409
+    assert [entry.reason for entry in await check.entries("key.check-failed")] == ["undecryptable"]
+    await check.set(undecryptable=False, settings='{"region": "elsewhere"}')
+    assert (await check.ask()).status == 409
+    assert check.scene.provider.requests == []
+
+
+async def test_what_is_not_supported_is_said_without_opening_the_value(check: Checking) -> None:
+    scene = check.scene
+    for service in ("PERPLEXITY", "AZURE_OPENAI"):  # the second lacks its endpoint
+        key_id = await scene.owner.key(service, value="value-of-no-form")
+        async with scene.pair.management.database.write(Unchecked.OPERATOR) as connection:  # it cannot be opened
+            await connection.execute(
+                update(api_keys).where(api_keys.c.id == key_id).values(encrypted_key="vault:v1:AAAA")
+            )
+        got = await check.ask(key_id)
+        assert (got.status, got.json["verdict"]) == (200, "unsupported")
+        shown = (await scene.owner.client.get(f"/api/keys/{key_id}")).json()
+        assert (shown["check"]["verdict"], shown["status"]) == ("unsupported", "active")
+
+
+async def test_only_the_application_for_checks_may_ask_and_it_may_do_nothing_else(check: Checking) -> None:
+    scene = check.scene
+    assert (await check.ask(token=scene.application.token)).status == 403
+    made = await scene.owner.client.post("/api/tokens", json={"name": "x", "scopes": ["keys:use", "keys:write"]})
+    assert (await check.ask(token=made.json()["token"])).status == 403
+    assert (await check.ask(token="km_nothing")).status == 401
+    headers = {"authorization": f"Bearer {check.token}", "keyman-user": str(scene.owner.id)}
+    for path in (CHAT, "/openai/v1/nowhere", "/anthropic/v1/messages"):
+        assert (await scene.ask("POST", path, headers, b"{}")).status == 403
+    assert scene.provider.requests == []
+    assert (await check.ask(999_999)).status == 404
+
+
+# What use says.
+
+
+async def used(check: Checking, status: int, body: bytes = b"{}", method: str = "POST", path: str = CHAT) -> Any:
+    check.scene.provider.answers(answer(status, body))
+    assert (await check.scene.ask(method, path, check.scene.headers, b"")).status == status
+    return await check.shown()
+
+
+async def test_use_records_what_is_grave_and_a_success_clears_a_refusal(check: Checking) -> None:
+    assert await used(check, 429) is None
+    assert await used(check, 500) is None
+    assert await used(check, 200) is None
+    shown = await used(check, 401, REFUSAL)
+    assert (shown["verdict"], shown["by"]) == ("refused", "use")
+    assert CANARY not in str(shown)
+    assert await used(check, 200) is None
+    await check.set(checked_at=now() - timedelta(seconds=11))
+    assert (await used(check, 402))["verdict"] == "no-credit"
+    assert (await used(check, 200))["verdict"] == "no-credit"  # it clears only a refusal
+    assert await check.entries() == []
+
+
+async def test_use_changes_a_recorded_verdict_at_most_once_in_10_seconds(check: Checking) -> None:
+    await check.ask()
+    assert (await used(check, 429))["verdict"] == "rate-limited"
+    assert (await used(check, 401, REFUSAL))["verdict"] == "rate-limited"
+    await check.set(checked_at=now() - timedelta(seconds=11))
+    assert (await used(check, 401, REFUSAL))["verdict"] == "refused"
+
+
+async def test_a_wrong_request_of_a_client_says_nothing_of_the_key(check: Checking) -> None:
+    await check.ask()
+    assert (await used(check, 400, b'{"error": {"message": "invalid api key of a tool"}}'))["verdict"] == "accepted"
+    assert (await used(check, 422))["verdict"] == "accepted"
+
+
+async def test_a_list_that_may_be_public_clears_nothing(check: Checking) -> None:
+    await used(check, 401, REFUSAL)
+    assert (await used(check, 200, method="GET", path="/openai/v1/models/gpt"))["verdict"] == "refused"
+    assert await used(check, 200, method="GET", path="/openai/v1/models") is None
+
+
+async def test_use_of_a_value_that_was_replaced_meanwhile_says_nothing(check: Checking) -> None:
+    scene = check.scene
+
+    async def replaces(incoming: Incoming) -> None:
+        await incoming.rest()
+        await scene.owner.client.put(f"/api/keys/{scene.key_id}", json={"api_key": "sk-proj-another1234"})
+        await incoming.send(answer(401, REFUSAL))
+
+    scene.provider.handler = replaces
+    assert (await scene.post()).status == 401
+    assert await check.shown() is None
+
+
+# The management plane.
+
+
+@dataclass
+class Owned:
+    """The owner of the key, at a management plane that asks the gateway of a scene."""
+
+    client: httpx.AsyncClient
+    plane: ApiPlane
+    path: str
+
+    async def check(self) -> httpx.Response:
+        return await self.client.post(self.path)
+
+
+@asynccontextmanager
+async def bridge(scene: Scene) -> AsyncIterator[str]:
+    """Serve the gateway of a scene on loopback, and yield its address."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+        method, path, _ = head[0].split(" ")
+        headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in head[1:])]
+        size = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+        got = await asked(scene.app, method, path, headers, await reader.readexactly(size))
+        fields = [f"{name}: {value}" for name, value in got.fields if name not in ("content-length", "connection")]
+        lines = [f"HTTP/1.1 {got.status} X", *fields, f"content-length: {len(got.body)}", "connection: close", "", ""]
+        writer.write("\r\n".join(lines).encode() + got.body)
+        await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+
+
+@asynccontextmanager
+async def owned(
+    check: Checking, vault: Vault, quick: PasswordHasher, settings: CheckSettings | None
+) -> AsyncIterator[Owned]:
+    scene = check.scene
+    made = await scene.owner.client.post("/api/tokens", json={"name": "x", "scopes": ["keys:write", "keys:read"]})
+    url = scene.pair.management.settings.database_url
+    async with api_plane_at(url, vault.settings, Passwords(quick), checks=settings) as plane:
+        yield Owned(plane.bearer(made.json()["token"]), plane, f"/api/keys/{scene.key_id}/check")
+
+
+@pytest.fixture
+async def holder(check: Checking, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[Owned]:
+    async with bridge(check.scene) as address:
+        settings = CheckSettings(address, Secret(check.token))
+        async with owned(check, provisioned, quick_passwords, settings) as found:
+            yield found
+
+
+async def test_an_owner_checks_a_key_once_in_10_seconds(check: Checking, holder: Owned) -> None:
+    before = await holder.client.get(holder.path.removesuffix("/check"))
+    got = await holder.check()
+    assert got.status_code == 200
+    assert got.json() == {**before.json(), "check": got.json()["check"]}
+    assert (got.json()["check"]["verdict"], got.json()["check"]["by"]) == ("accepted", "keyman")
+    assert got.headers["etag"] == before.headers["etag"]
+    again = await holder.check()
+    problem(again, "rate-limited")
+    assert 1 <= int(again.headers["retry-after"]) <= 10
+    assert len(await check.entries()) == 1
+
+
+async def test_an_account_has_30_checks_an_hour_and_a_refused_one_does_not_count(
+    check: Checking, holder: Owned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle, "MAX_CHECKS_PER_ACCOUNT", 2)
+    assert (await holder.check()).status_code == 200
+    for _ in range(5):
+        assert (await holder.check()).status_code == 429
+    for status in (200, 429):
+        key_id = await check.scene.owner.key(value=VALUE)
+        got = await holder.client.post(f"/api/keys/{key_id}/check")
+        assert got.status_code == status
+    assert int(got.headers["retry-after"]) > 3000
+
+
+async def test_a_network_has_100_checks_an_hour(
+    check: Checking, holder: Owned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle, "MAX_CHECKS_PER_NETWORK", 1)
+    await check.forget_attempts()
+    assert (await holder.check()).status_code == 200
+    key_id = await check.scene.owner.key(value=VALUE)
+    assert (await holder.client.post(f"/api/keys/{key_id}/check")).status_code == 429
+
+
+async def test_keys_of_others_are_404_and_count_nothing(check: Checking, holder: Owned) -> None:
+    other = await check.scene.pair.owner()
+    key_id = await other.key(value=VALUE)
+    problem(await holder.client.post(f"/api/keys/{key_id}/check"), "not-found")
+    assert check.scene.provider.requests == []
+
+
+async def test_an_undecryptable_key_is_409_for_its_owner(check: Checking, holder: Owned) -> None:
+    await check.set(undecryptable=True)
+    problem(await holder.check(), "undecryptable")
+
+
+async def test_a_gateway_that_cannot_be_reached_or_refuses_the_token_is_503_and_nothing_is_stored(
+    check: Checking, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with bridge(check.scene) as address:
+        for settings in (
+            CheckSettings("http://127.0.0.1:9", Secret(check.token)),
+            CheckSettings(address, Secret("no")),
+        ):
+            async with owned(check, provisioned, quick_passwords, settings) as holder:
+                got = await holder.check()
+                problem(got, "gateway-unavailable")
+                assert check.token not in got.text
+            await check.forget_attempts()
+    assert await check.shown() is None
+
+
+async def test_without_a_gateway_a_check_is_409(
+    check: Checking, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with owned(check, provisioned, quick_passwords, None) as holder:
+        problem(await holder.check(), "conflict")

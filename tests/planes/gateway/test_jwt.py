@@ -1,0 +1,104 @@
+"""JSON Web Tokens at the gateway: of users, who use their own keys, and of applications."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import func, select
+from sqlalchemy.engine import make_url
+
+from keyman import migrations
+from keyman.config.identity import JwtSettings
+from keyman.identity import applications
+from keyman.identity.applications import ALL_USERS, Workload
+from keyman.identity.tables import users
+from keyman.values import ApplicationName, Subject
+from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
+from tests.planes.gateway.talk import Talk
+from tests.support.issuer import AUDIENCE, Issuer, served
+from tests.support.planes import Vault
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def gateway_issuer() -> AsyncIterator[Issuer]:
+    async with served() as found:
+        yield found
+
+
+@pytest.fixture
+async def jwt_gateway(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, gateway_issuer: Issuer
+) -> AsyncIterator[Scene]:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    jwt = JwtSettings(gateway_issuer.url, AUDIENCE)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, jwt=jwt) as scene:
+        yield scene
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+async def leave_key(scene: Scene, issuer: Issuer) -> int:
+    """Somebody who is known only by a JWT leaves a key. The id of the user."""
+    client = scene.pair.management.client(headers=bearer(issuer.token()))
+    assert (await client.post("/api/keys", json={"service": "OPENAI", "api_key": VALUE})).status_code == 201
+    return int((await client.get("/api/auth/me")).json()["id"])
+
+
+async def test_a_user_uses_own_keys_with_a_jwt_that_says_so(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
+    user_id = await leave_key(jwt_gateway, gateway_issuer)
+    answer = await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token(scope="keys:use")), b"{}")
+    assert answer.status == 200
+    entry = await jwt_gateway.last_entry()
+    assert (entry.action, entry.user_id, entry.actor, entry.token_id) == ("key.use", user_id, "token", None)
+    in_key_header = {"x-api-key": gateway_issuer.token(scope="keys:use")}
+    assert (await jwt_gateway.ask("POST", CHAT, in_key_header, b"{}")).status == 200
+    assert (await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token()), b"{}")).status == 403
+
+
+async def test_an_unknown_user_gets_401_and_no_account(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
+    async def count() -> int:
+        async with jwt_gateway.pair.management.database.read() as connection:
+            return int((await connection.execute(select(func.count()).select_from(users))).scalar_one())
+
+    before = await count()
+    answer = await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token(sub="new", scope="keys:use")), b"{}")
+    assert (answer.status, await count()) == (401, before)
+    assert "sub" in answer.json["error"]["message"]
+
+
+async def test_an_answer_ends_when_the_jwt_does(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
+    """There are 60 seconds of leeway, so the token is as good as at its end when it comes."""
+    await leave_key(jwt_gateway, gateway_issuer)
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin()
+        await incoming.closed()
+
+    jwt_gateway.provider.handler = handler
+    token = gateway_issuer.token(scope="keys:use", exp=int(time.time()) - 57)
+    talk = Talk(jwt_gateway.app, "POST", CHAT, bearer(token))
+    talk.give(b"")
+    assert await talk.begun() == 200
+    assert await talk.was_cut()
+
+
+async def test_an_application_logs_in_with_a_jwt_of_its_platform(jwt_gateway: Scene) -> None:
+    async with served("RS256") as cluster:
+        workload = Workload(cluster.url, Subject("pod"), "keyman-resolver")
+        database = jwt_gateway.pair.management.database
+        await applications.create_workload(database, ApplicationName("pod"), ["OPENAI"], ALL_USERS, workload)
+        token = cluster.token(sub="pod", aud=["keyman-resolver"])
+        headers = {**bearer(token), "keyman-user": str(jwt_gateway.owner.id)}
+        assert (await jwt_gateway.ask("POST", CHAT, headers, b"{}")).status == 200
+        assert (await jwt_gateway.ask("POST", CHAT, bearer(cluster.token(sub="other")), b"{}")).status == 401

@@ -1,0 +1,233 @@
+"""The gateway as `keyman serve` runs it, with clients that are connections: what they notice when an answer ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy.engine import make_url
+
+from keyman import migrations
+from keyman.identity import applications
+from keyman.processes import raise_file_limit
+from keyman.values import ApplicationName
+from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.scene import CHAT, Scene, scene_at
+from tests.planes.gateway.talk import PATIENCE
+from tests.support.cli import Service, serve, variables
+from tests.support.planes import Vault
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+EVENT = b"data: {}\n\n"
+CHUNK = b"A\r\ndata: {}\n\n\r\n"
+END = b"0\r\n\r\n"
+
+MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture
+async def own_gateway(tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[Scene]:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def served(scene: Scene, vault: Vault, directory: Path, **more: str) -> Iterator[Service]:
+    """The gateway of the scene, as a process of its own."""
+    url = make_url(f"sqlite+aiosqlite:///{directory}/keyman.db")
+    env = {**variables(vault.gateway, url), "KEYMAN_SERVICES_FILE": str(scene.services), **more}
+    with serve(env, directory / "gateway", "--plane", "gateway") as service:
+        yield service
+
+
+class Client:
+    """A connection to the gateway, with one request on it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def head(self) -> bytes:
+        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE)
+
+    async def exactly(self, count: int) -> bytes:
+        return await asyncio.wait_for(self.reader.readexactly(count), PATIENCE)
+
+    async def rest(self) -> bytes:
+        """What comes until the gateway closes the connection."""
+        return await asyncio.wait_for(self.reader.read(), PATIENCE)
+
+
+@asynccontextmanager
+async def client_of(service: Service, scene: Scene, limit: int = 65536) -> AsyncIterator[Client]:
+    port = int(service.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
+    fields = "".join(f"{name}: {value}\r\n" for name, value in scene.headers.items())
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n{fields}\r\n{{}}".encode())
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+class Steps:
+    """A provider that sends an event each time that `go` is released, and ends the answer once `is_last` is set."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.go, self.gone, self.is_last = asyncio.Semaphore(0), asyncio.Event(), False
+        scene.provider.handler = self
+
+    async def __call__(self, incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin("content-type: text/event-stream")
+        watching = asyncio.create_task(incoming.closed())
+        watching.add_done_callback(lambda _: self.gone.set())
+        try:
+            while not self.is_last:
+                await self.go.acquire()
+                await incoming.event(EVENT)
+            await incoming.send(END)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})  # only one reads at a time
+
+
+async def test_a_client_that_leaves_closes_the_connection_to_the_provider(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    steps = Steps(own_gateway)
+    with served(own_gateway, provisioned, tmp_path) as service:
+        async with client_of(service, own_gateway) as client:
+            assert b" 200 " in await client.head()
+            steps.go.release()
+            assert await client.exactly(len(CHUNK)) == CHUNK
+        await asyncio.wait_for(steps.gone.wait(), PATIENCE)
+
+
+async def test_a_revoked_caller_notices_that_its_answer_is_cut_and_the_log_says_why(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    steps = Steps(own_gateway)
+    with served(own_gateway, provisioned, tmp_path) as service:
+        async with client_of(service, own_gateway) as client:
+            assert b" 200 " in await client.head()
+            steps.go.release()
+            assert await client.exactly(len(CHUNK)) == CHUNK
+            await applications.revoke(
+                own_gateway.pair.management.database, ApplicationName(own_gateway.application.name)
+            )
+            assert END not in await client.rest()
+        await asyncio.wait_for(steps.gone.wait(), PATIENCE)
+        assert _line_of_the_request(service) == (401, "unauthenticated")
+
+
+async def test_answers_go_on_after_sigterm_and_are_cut_once_the_time_is_over(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    steps = Steps(own_gateway)
+    with served(own_gateway, provisioned, tmp_path, KEYMAN_GATEWAY_DRAIN="3") as service:
+        async with client_of(service, own_gateway) as client:
+            assert b" 200 " in await client.head()
+            service.live.send(signal.SIGTERM)
+            for _ in range(3):
+                steps.go.release()
+                assert await client.exactly(len(CHUNK)) == CHUNK
+            assert await client.rest() == b""
+        await asyncio.wait_for(steps.gone.wait(), PATIENCE)
+        finished = await asyncio.to_thread(service.live.wait)
+    assert finished.code == 0
+    assert _line_of_the_request(service) == (503, "overloaded")
+
+
+async def test_an_answer_that_ends_in_time_after_sigterm_is_whole(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    steps = Steps(own_gateway)
+    with served(own_gateway, provisioned, tmp_path, KEYMAN_GATEWAY_DRAIN="60") as service:
+        async with client_of(service, own_gateway) as client:
+            assert b" 200 " in await client.head()
+            service.live.send(signal.SIGTERM)
+            steps.is_last = True
+            steps.go.release()
+            assert await client.rest() == CHUNK + END
+        finished = await asyncio.to_thread(service.live.wait)  # which is less patient than the 60 seconds
+    assert finished.code == 0
+    assert _line_of_the_request(service) == (200, None)
+
+
+def _line_of_the_request(service: Service) -> tuple[int, str | None]:
+    """The status of the only request to a provider, that of the problem if its answer was cut, and which one this was.
+
+    All lines are JSON: there is no traceback.
+    """
+    (line,) = [line for line in service.log() if line.get("service") == "OPENAI"]
+    return line["status"], line.get("cut")
+
+
+STREAMS = 200
+SIZE = 50 * MEGABYTE
+TAKEN = 2 * MEGABYTE
+"""What each client reads. 200 answers of 50 MB are 10 GB, of which the gateway holds nothing if it reads only what its
+clients take: so it is enough that the provider offers them, and that the clients stop in the middle.
+"""
+
+AT_ONCE = 20
+"""Requests that begin at a time: this is about answers, and a busy machine opens no 200 keys at once."""
+
+MOST = 300
+"""MB that the worker may use."""
+
+
+async def test_slow_readers_of_large_answers_take_no_memory(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    raise_file_limit(2048)
+    sent = 0
+
+    async def handler(incoming: Incoming) -> None:
+        nonlocal sent
+        await incoming.rest()
+        await incoming.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % SIZE)
+        part = b"x" * 65536
+        for _ in range(SIZE // len(part)):
+            await incoming.send(part)
+            sent += len(part)
+
+    own_gateway.provider.handler = handler
+    limits = {"KEYMAN_GATEWAY_CONCURRENCY": str(STREAMS), "KEYMAN_GATEWAY_RATE": "10000"}
+    with served(own_gateway, provisioned, tmp_path, **limits) as service:
+        (worker,) = service.workers
+        before = resident(worker)
+        async with AsyncExitStack() as stack:
+            for _ in range(STREAMS // AT_ONCE):
+                clients = [await stack.enter_async_context(client_of(service, own_gateway)) for _ in range(AT_ONCE)]
+                await asyncio.gather(*(_reads(client) for client in clients))
+            known = -1
+            async with asyncio.timeout(PATIENCE):
+                while known != sent:  # until the provider can send no more
+                    known = sent
+                    await asyncio.sleep(0.5)
+            used = resident(worker)
+    assert STREAMS * TAKEN <= sent < STREAMS * SIZE / 2
+    assert used < MOST, f"{before:.0f} MB before, {used:.0f} MB with {sent / MEGABYTE:.0f} MB sent"
+
+
+async def _reads(client: Client) -> None:
+    """Read a part of an answer, and stop. Each client buffers at most 64 KiB."""
+    assert b" 200 " in await client.head()
+    await client.exactly(TAKEN)
+
+
+def resident(pid: int) -> float:
+    """The memory of a process in MB."""
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024

@@ -1,0 +1,321 @@
+"""Bodies and answers pass through as they arrive, and end when they must. The tests assert the order, not the time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy.engine import make_url
+
+from keyman import migrations
+from keyman.errors import DatabaseUnavailable
+from keyman.identity import applications, users
+from keyman.planes.gateway import streams
+from keyman.values import ApplicationName, EmailAddress
+from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.scene import CHAT, Scene, scene_at
+from tests.planes.gateway.talk import Talk
+from tests.support.planes import Vault
+
+pytestmark = pytest.mark.anyio
+
+EVENT = b"data: {}\n\n"
+
+
+class Steps:
+    """A provider that begins an answer, and sends an event each time that `go` is released."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.asked, self.go, self.gone = asyncio.Event(), asyncio.Semaphore(0), asyncio.Event()
+        scene.provider.handler = self
+
+    async def __call__(self, incoming: Incoming) -> None:
+        await incoming.rest()
+        self.asked.set()
+        await incoming.begin("content-type: text/event-stream")
+        watching = asyncio.create_task(incoming.closed())
+        watching.add_done_callback(lambda _: self.gone.set())
+        try:
+            while True:
+                await self.go.acquire()
+                await incoming.event(EVENT)
+        finally:
+            watching.cancel()
+
+
+async def soon(event: asyncio.Event) -> None:
+    async with asyncio.timeout(10):  # ten times the second within which it must happen
+        await event.wait()
+
+
+async def test_event_n_plus_1_is_sent_after_event_n_was_read(gateway: Scene) -> None:
+    steps = Steps(gateway)
+    talk = gateway.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+    for _ in range(20):
+        steps.go.release()
+        assert await talk.part() == EVENT
+        assert talk.outbox.empty()
+    talk.leave()
+    await soon(steps.gone)
+
+
+async def test_the_headers_are_sent_before_the_body_arrives(gateway: Scene) -> None:
+    """The server sends them with the first part of the body, so that is an empty one."""
+    steps = Steps(gateway)
+    talk = gateway.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+    async with asyncio.timeout(10):
+        first = await talk.outbox.get()
+    assert (first["body"], first["more_body"]) == (b"", True)
+    steps.go.release()
+    assert await talk.part() == EVENT
+    talk.leave()
+    await soon(steps.gone)
+
+
+async def test_a_short_answer_is_one_part(gateway: Scene) -> None:
+    """It costs a message less."""
+    talk = gateway.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+    assert await talk.ended() is None
+    assert [message["body"] for message in (talk.outbox.get_nowait() for _ in range(talk.outbox.qsize()))] == [
+        b'{"ok":true}'
+    ]
+
+
+async def test_the_first_byte_of_a_body_arrives_before_the_last_is_sent(gateway: Scene) -> None:
+    arrived: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def handler(incoming: Incoming) -> None:
+        while part := await incoming.chunk():
+            arrived.put_nowait(part)
+        await incoming.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(transfer_encoding="chunked")
+    for number in range(10):
+        talk.give(b"part %d" % number, more=True)
+        async with asyncio.timeout(10):
+            assert await arrived.get() == b"part %d" % number
+    talk.give(b"")
+    assert await talk.begun() == 204
+
+
+async def test_a_provider_may_answer_before_the_body_is_whole(gateway: Scene) -> None:
+    async def handler(incoming: Incoming) -> None:
+        await incoming.chunk()
+        await incoming.begin("content-type: text/event-stream")
+        while part := await incoming.chunk():
+            await incoming.event(part)
+        await incoming.send(b"0\r\n\r\n")
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(transfer_encoding="chunked")
+    talk.give(b"first", more=True)
+    assert await talk.begun() == 200
+    for number in range(3):
+        talk.give(b"part %d" % number, more=True)
+        assert await talk.part() == b"part %d" % number
+    talk.give(b"")
+    assert await talk.part() is None
+
+
+async def test_a_body_with_a_length_keeps_it(gateway: Scene) -> None:
+    talk = gateway.talk(content_length="10")
+    talk.give(b"01234", more=True)
+    talk.give(b"56789")
+    assert await talk.begun() == 200
+    (sent,) = gateway.provider.requests
+    assert (sent.all_of("content-length"), sent.all_of("transfer-encoding")) == (["10"], [])
+    assert sent.body == b"0123456789"
+
+
+async def test_a_slow_reader_slows_the_provider_down(gateway: Scene) -> None:
+    """The provider can send no more than what the buffers between the two hold."""
+    sent = 0
+
+    async def handler(incoming: Incoming) -> None:
+        nonlocal sent
+        await incoming.rest()
+        await incoming.begin()
+        while True:
+            await incoming.event(b"x" * 65536)
+            sent += 65536
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(most=1)
+    talk.give(b"")
+    await talk.begun()
+    before = -1
+    async with asyncio.timeout(30):
+        while before != sent:
+            before = sent
+            await asyncio.sleep(0.3)
+    assert sent < 20 * 1024 * 1024
+    for _ in range(20):
+        await talk.part()
+    talk.leave()
+    await talk.part()
+    talk.task.cancel()
+    await asyncio.wait({talk.task})
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_a_client_that_leaves_closes_the_connection_to_the_provider(gateway: Scene, has_begun: bool) -> None:
+    gone = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        if has_begun:
+            await incoming.begin()
+            await incoming.event(EVENT)
+        await incoming.closed()
+        gone.set()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk()
+    talk.give(b"")
+    if has_begun:
+        await talk.begun()
+        assert await talk.part() == EVENT
+    else:
+        while not gateway.provider.requests:
+            await asyncio.sleep(0.01)
+    talk.leave()
+    await soon(gone)
+    assert await talk.ended() is None
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_does_so_too(gateway: Scene) -> None:
+    gone = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.chunk()
+        await incoming.closed()
+        gone.set()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(transfer_encoding="chunked")
+    talk.give(b"x", more=True)
+    while not gateway.provider.requests:
+        await asyncio.sleep(0.01)
+    talk.leave()
+    await soon(gone)
+    assert await talk.begun() == 400
+
+
+async def revoke_application(scene: Scene) -> None:
+    await applications.revoke(scene.pair.management.database, ApplicationName(scene.application.name))
+
+
+async def disable_owner(scene: Scene) -> None:
+    email = (await scene.owner.client.get("/api/auth/me")).json()["email"]
+    await users.disable(scene.pair.management.database, EmailAddress(email))
+
+
+async def delete_owner(scene: Scene) -> None:
+    from_page = await scene.owner.client.request(
+        "DELETE", "/api/auth/me", json={"current_password": "correct horse battery staple"}
+    )
+    assert from_page.status_code == 204, from_page.text
+
+
+async def block_application(scene: Scene) -> None:
+    assert (await scene.owner.client.put(await scene.pair.block_of(scene.application))).status_code == 204
+
+
+@pytest.mark.parametrize("end", [revoke_application, disable_owner, delete_owner, block_application])
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_an_answer_ends_when_its_caller_or_the_owner_may_no_longer_act(
+    gateway: Scene, end: object, has_begun: bool
+) -> None:
+    assert callable(end)
+    gone = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        if has_begun:
+            await incoming.begin()
+            await incoming.event(EVENT)
+        await incoming.closed()
+        gone.set()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk()
+    talk.give(b"")
+    if has_begun:
+        await talk.begun()
+        assert await talk.part() == EVENT
+    else:
+        while not gateway.provider.requests:
+            await asyncio.sleep(0.01)
+    await end(gateway)
+    await soon(gone)
+    if has_begun:
+        assert await talk.was_cut()
+    else:
+        assert await talk.begun() == (404 if end is block_application else 401)
+
+
+async def test_an_answer_for_a_personal_token_ends_with_it(gateway: Scene) -> None:
+    made = await gateway.owner.client.post("/api/tokens", json={"name": "editor", "scopes": ["keys:use"]})
+    steps = Steps(gateway)
+    talk = Talk(gateway.app, "POST", CHAT, {"authorization": f"Bearer {made.json()['token']}"})
+    talk.give(b"")
+    await talk.begun()
+    assert (await gateway.owner.client.delete(f"/api/tokens/{made.json()['id']}")).status_code == 204
+    await soon(steps.gone)
+    assert await talk.was_cut()
+
+
+async def test_an_answer_that_breaks_off_is_cut(gateway: Scene) -> None:
+    for content in (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    ):
+        gateway.provider.answers(content)
+        answer = await gateway.post()
+        assert answer.status == 200
+        assert not answer.is_whole
+
+
+async def test_answers_may_go_on_for_a_while_after_sigterm_and_then_end(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, drain=2.0) as scene:
+        steps = Steps(scene)
+        talk = scene.talk()
+        talk.give(b"")
+        assert await talk.begun() == 200
+        scene.app.is_draining = True
+        steps.go.release()
+        assert await talk.part() == EVENT
+        assert not steps.gone.is_set()
+        await asyncio.wait_for(steps.gone.wait(), 70)
+        assert await talk.was_cut()
+
+
+@pytest.mark.parametrize("fault", [DatabaseUnavailable, ValueError])
+async def test_answers_end_if_nobody_knows_whether_their_callers_may_still_act(
+    gateway: Scene, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    monkeypatch.setattr(streams, "GRACE", 0.5)
+    steps = Steps(gateway)
+    talk = gateway.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+
+    async def away(*_arguments: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(streams, "_check", away)
+    await soon(steps.gone)
+    assert await talk.was_cut()

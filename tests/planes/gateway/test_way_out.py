@@ -1,0 +1,155 @@
+"""How the gateway reaches a provider: over TLS that is verified, directly or through the proxy of its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy.engine import make_url
+from stack.certificates import Pair, authority, issue
+
+from keyman import migrations
+from tests.planes.gateway.provider import Provider, provider_running
+from tests.planes.gateway.scene import Scene, scene_at
+from tests.planes.gateway.talk import Answer
+from tests.support.http import free_port
+from tests.support.planes import Vault
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def provider_ca(tmp_path: Path) -> Pair:
+    """The CA of the provider's certificate. Its own certificate is in `ca.crt`."""
+    return authority(tmp_path)
+
+
+@asynccontextmanager
+async def tls_provider(tmp_path: Path, provider_ca: Pair, name: str) -> AsyncIterator[Provider]:
+    """A provider whose certificate is for this name."""
+    pair = issue(provider_ca, [name])
+    (tmp_path / "server.pem").write_bytes(pair.certificate_pem() + pair.key_pem())
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(tmp_path / "server.pem")
+    async with provider_running(serving) as provider:
+        yield provider
+
+
+@asynccontextmanager
+async def scene_with(
+    tmp_path: Path, vault: Vault, quick: PasswordHasher, base_url: str, **gateway: Any
+) -> AsyncIterator[Scene]:
+    """A gateway, and an owner with a key for a provider at this address."""
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    entry = {"service": "REMOTE", "name": "Remote", "base_url": base_url, "allow_private": True, "paths": ["POST /v1"]}
+    async with scene_at(url, vault, quick, tmp_path, [entry], **gateway) as scene:
+        await scene.owner.key("REMOTE", "remote-key-0123456789")
+        yield scene
+
+
+async def ask_remote(scene: Scene) -> Answer:
+    application = await scene.pair.app("REMOTE")
+    headers = {"authorization": f"Bearer {application.token}", "keyman-user": str(scene.owner.id)}
+    return await scene.ask("POST", "/remote/v1", headers, b"{}")
+
+
+def is_unreachable(answer: Answer) -> bool:
+    return (answer.status, answer.header("keyman-error")) == (502, "provider-unreachable")
+
+
+async def test_a_certificate_that_nobody_known_signed_is_refused(
+    tmp_path: Path, provider_ca: Pair, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with tls_provider(tmp_path, provider_ca, "localhost") as provider:
+        base_url = provider.address.replace("127.0.0.1", "localhost")
+        async with scene_with(tmp_path, provisioned, quick_passwords, base_url) as scene:
+            assert is_unreachable(await ask_remote(scene))
+        assert provider.requests == []
+
+
+async def test_the_ca_of_the_settings_is_accepted(
+    tmp_path: Path, provider_ca: Pair, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with tls_provider(tmp_path, provider_ca, "localhost") as provider:
+        base_url = provider.address.replace("127.0.0.1", "localhost")
+        own = tmp_path / "ca.crt"
+        async with scene_with(tmp_path, provisioned, quick_passwords, base_url, ca_certificate=own) as scene:
+            assert (await ask_remote(scene)).status == 200
+        (sent,) = provider.requests
+        assert sent.all_of("authorization") == ["Bearer remote-key-0123456789"]
+
+
+async def test_a_certificate_for_another_name_is_refused(
+    tmp_path: Path, provider_ca: Pair, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with tls_provider(tmp_path, provider_ca, "other.example") as provider:
+        base_url = provider.address.replace("127.0.0.1", "localhost")
+        own = tmp_path / "ca.crt"
+        async with scene_with(tmp_path, provisioned, quick_passwords, base_url, ca_certificate=own) as scene:
+            assert is_unreachable(await ask_remote(scene))
+        assert provider.requests == []
+
+
+@asynccontextmanager
+async def connect_proxy(target: int) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """A proxy in a process of its own. It leads to this port, whatever host it is asked for."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.planes.gateway.connect_proxy", str(port), str(target)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
+    assert process.stdout is not None
+    try:
+        assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n"
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_proxy_of_the_settings_is_the_way_out(
+    tmp_path: Path, provider_ca: Pair, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    """The proxy resolves the name, which nobody else knows, and sees nothing of what is sent."""
+    async with (
+        tls_provider(tmp_path, provider_ca, "api.provider.test") as provider,
+        connect_proxy(int(provider.address.rpartition(":")[2])) as (proxy, process),
+        scene_with(
+            tmp_path,
+            provisioned,
+            quick_passwords,
+            "https://api.provider.test",
+            ca_certificate=tmp_path / "ca.crt",
+            proxy=proxy,
+        ) as scene,
+    ):
+        assert (await ask_remote(scene)).status == 200
+        assert [sent.all_of("host") for sent in provider.requests] == [["api.provider.test"]]
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"CONNECT api.provider.test:443 HTTP/1.1\n"
+
+
+async def test_a_proxy_that_refuses_is_a_provider_that_cannot_be_reached(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with (
+        connect_proxy(0) as (proxy, _),
+        scene_with(tmp_path, provisioned, quick_passwords, "https://api.provider.test", proxy=proxy) as scene,
+    ):
+        assert is_unreachable(await ask_remote(scene))
+
+
+async def test_proxies_in_the_environment_are_ignored(gateway: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await gateway.post()).status == 200

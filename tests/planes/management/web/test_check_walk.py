@@ -1,0 +1,303 @@
+"""Live checks and "Use it" in Chromium: what a person sees from saving a key to its verdict.
+
+The gateway is a stub, which stores the verdicts that a test names, as the real one does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from keyman.providers.verdicts import DETAILS, RESTRICTED, Verdict
+from tests.planes.management.web.conftest import people
+from tests.planes.management.web.moves import (
+    KEYS,
+    OPENAI_KEY,
+    dialog,
+    fill,
+    join,
+    narrow_places,
+    plant,
+    press,
+    rows,
+    settled,
+)
+from tests.support.browser import DESKTOP, PHONE, Arrive, Person, chromium_absence
+from tests.support.cli import serve, variables
+from tests.support.database import copied
+from tests.support.needs import require
+from tests.support.planes import Vault
+from tests.support.waiting import PATIENCE
+
+PICTURES = os.environ.get("PICTURES")
+"""A directory for pictures of the pages."""
+
+GATEWAY = "https://gateway.example.com"
+LONG = "OF_AN_OPERATOR_WITH_A_LONG_NAME_OF_SIXTY_FOUR_CHARACTERS_IN_ALL_"
+
+
+@dataclass
+class StubGateway:
+    """Checks keys as the test says. It waits while `may_answer` is not set."""
+
+    database: Path
+    verdict: Verdict = Verdict.ACCEPTED
+    status: int = 200
+    detail: str = ""
+    asked: list[int] = field(default_factory=list)
+    may_answer: threading.Event = field(default_factory=threading.Event)
+
+    def says(self, verdict: Verdict, detail: str = "") -> None:
+        self.status, self.verdict, self.detail = 200, verdict, detail
+        self.may_answer.set()
+
+    def check(self, key_id: int) -> tuple[int, bytes]:
+        self.asked.append(key_id)
+        assert self.may_answer.wait(PATIENCE)
+        if self.status != 200:
+            return self.status, b"{}"
+        store_verdict(self.database, key_id, self.verdict, self.detail)
+        return 200, b"{}"
+
+
+def store_verdict(database: Path, key_id: int, verdict: Verdict, detail: str = "", by: str = "keyman") -> None:
+    """Store a verdict, as the gateway and the resolver do."""
+    with sqlite3.connect(database, timeout=PATIENCE) as connection:
+        connection.execute(
+            "UPDATE api_keys SET checked_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', '-125 seconds'),"
+            " check_verdict = ?, check_detail = ?, checked_by = ? WHERE id = ?",
+            (verdict.value, detail or DETAILS[verdict], by, key_id),
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A plane, and its gateway."""
+
+    origin: str
+    home: Path
+    gateway: StubGateway
+
+
+@pytest.fixture(scope="module")
+def checks_stage(
+    tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path, provisioned: Vault
+) -> Iterator[Stage]:
+    require("chromium", chromium_absence())
+    directory = tmp_path_factory.mktemp("checks")
+    database = copied(migrated_sqlite, directory / "keyman.db")
+    stub = StubGateway(directory / "keyman.db")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/check"
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            status, answer = stub.check(body["key_id"])
+            self.send_response(status)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    given = {
+        **variables(provisioned.settings, database),
+        "KEYMAN_GATEWAY_URL": f"http://127.0.0.1:{server.server_port}",
+        "KEYMAN_GATEWAY_TOKEN": "of-the-stub",
+        "KEYMAN_GATEWAY_PUBLIC_URL": GATEWAY,
+    }
+    with serve(given, directory / "plane") as service:
+        yield Stage(service.url, directory, stub)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def visit_checks(checks_stage: Stage, browser: Browser) -> Iterator[Arrive]:
+    checks_stage.gateway.may_answer.clear()
+    checks_stage.gateway.asked.clear()
+    with people(browser, checks_stage.origin) as arrive:
+        yield arrive
+    checks_stage.gateway.may_answer.set()
+
+
+def look(page: Page, name: str) -> None:
+    """Check that the page fits a desk and a phone, and take its picture if somebody wants to see it."""
+    for size, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
+        page.set_viewport_size(viewport)
+        assert narrow_places(page) == [], (name, size)
+        for scheme in ("light", "dark") if PICTURES else ():
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=f"{PICTURES}/{name}-{size}-{scheme}.png", full_page=dialog(page).count() == 0)
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(DESKTOP)
+
+
+def add_key(person: Person) -> None:
+    person.open(KEYS)
+    press(person.page, "Add New Key")
+    fill(person.page, "OpenAI", OPENAI_KEY, "Chat")
+    person.page.get_by_role("button", name="Save", exact=True).click()
+    expect(rows(person.page)).to_have_count(1)
+
+
+def test_a_new_key_appears_is_checked_and_gets_its_verdict(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False, reduced_motion="reduce"))
+    page = person.page
+    add_key(person)
+    expect(page.locator(".busy")).to_be_visible()  # the row is there before the verdict
+    expect(page.locator(".busy")).to_have_text("Checking…")
+    look(page, "checking")
+    above = page.locator(".check").bounding_box()
+    checks_stage.gateway.says(Verdict.REFUSED)
+    expect(page.locator(".verdict")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
+    expect(page.get_by_role("status")).to_have_text("The key is stored.")
+    expect(page.locator("#heard")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
+    after = page.locator(".check").bounding_box()
+    assert above is not None
+    assert after is not None
+    assert after["height"] == above["height"]  # what is below does not move
+    expect(page.locator(".badge")).to_have_text("Active")  # a verdict changes no status
+    look(page, "refused")
+    page.reload()
+    expect(page.locator(".verdict")).to_contain_text("OpenAI refused this key")
+    settled(page)
+    assert len(checks_stage.gateway.asked) == 1  # not again
+    assert person.troubles() == []
+
+
+def test_a_person_can_check_again_with_the_keyboard(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False))
+    page = person.page
+    checks_stage.gateway.says(Verdict.ACCEPTED)
+    plant(checks_stage.home, person, {"name": "Chat"})
+    person.open(KEYS)
+    assert checks_stage.gateway.asked == []  # only what was just stored is checked without being asked
+    button = page.get_by_role("button", name="Check now")
+    expect(button).to_have_accessible_description("OpenAI sk-...1234")
+    button.focus()
+    checks_stage.gateway.may_answer.clear()
+    page.keyboard.press("Enter")
+    expect(page.locator("#heard")).to_have_text("Checking…")
+    page.keyboard.press("Enter")  # too soon
+    checks_stage.gateway.says(Verdict.NO_CREDIT)
+    expect(page.locator(".verdict")).to_contain_text("The account behind this key has no credit.")
+    expect(page.get_by_role("button", name="Check now")).to_be_focused()
+    assert len(checks_stage.gateway.asked) == 1
+    page.keyboard.press("Enter")  # within ten seconds
+    expect(page.locator(".verdict")).to_contain_text("Not checked: too many checks.")
+    expect(page.locator("#heard")).to_contain_text("Not checked")
+    look(page, "too-many")
+    assert person.troubles() == []
+
+
+def test_a_gateway_that_is_away_is_said_and_the_key_stays(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False))
+    checks_stage.gateway.status = 502
+    checks_stage.gateway.may_answer.set()
+    add_key(person)
+    expect(person.page.locator(".verdict")).to_contain_text("Not checked: the gateway cannot be reached.")
+    look(person.page, "no-gateway")
+    assert person.troubles() == []
+
+
+def test_without_scripts_a_button_checks(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = visit_checks(signed_up=False, java_script_enabled=False)
+    join(person)
+    page = person.page
+    checks_stage.gateway.says(Verdict.ACCEPTED, RESTRICTED)
+    person.open(f"{KEYS}/new")
+    fill(page, "OpenAI", OPENAI_KEY, "Chat")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(rows(page)).to_have_count(1)
+    expect(page.locator(".busy")).to_be_hidden()
+    assert checks_stage.gateway.asked == []
+    page.get_by_role("button", name="Check now").click()
+    expect(page.get_by_text("OpenAI accepted this key 2 minutes ago.")).to_be_visible()
+    expect(page.get_by_text("which is restricted")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("The key is checked.")
+
+
+def test_verdicts_from_use_and_from_reports_look_the_same(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False))
+    plant(checks_stage.home, person, *({"name": f"key {verdict}"} for verdict in Verdict), {"service": "PERPLEXITY"})
+    ids = [key["id"] for key in person.context.request.get(f"{checks_stage.origin}/api/keys").json()][1:]
+    shown = []
+    for by in ("keyman", "use", "chat-backend"):
+        for key_id, verdict in zip(reversed(ids), Verdict, strict=True):
+            store_verdict(checks_stage.gateway.database, key_id, verdict, by=by)
+        person.open(KEYS)
+        shown.append(person.page.locator(".verdict").all_inner_texts())
+    assert len(shown[0]) == len(Verdict)
+    assert shown[1:] == [shown[0]] * 2
+    look(person.page, "verdicts")
+    expect(rows(person.page).first.get_by_role("button", name="Check now")).to_have_count(0)  # not supported
+
+
+def test_long_names_fit_in_both_languages(visit_checks: Arrive, checks_stage: Stage) -> None:
+    for locale in ("en-US", "de-DE"):
+        person = join(visit_checks(signed_up=False, locale=locale))
+        plant(
+            checks_stage.home,
+            person,
+            {"service": LONG, "name": "W" * 100},
+            {"service": "AWS_BEDROCK", "name": "x" * 100, "last_4_chars": "bedrock-api-key-...AbCd"},
+            {"service": "HUGGINGFACE", "name": "word " * 20, "last_used_by": "a" * 64},
+        )
+        for key in person.context.request.get(f"{checks_stage.origin}/api/keys").json():
+            store_verdict(checks_stage.gateway.database, key["id"], Verdict.NO_PERMISSION, RESTRICTED)
+        person.open(KEYS)
+        look(person.page, f"long-{locale}")
+        for width in (320, 768, 1080, 1280, 1920):
+            person.page.set_viewport_size({"width": width, "height": 800})
+            assert narrow_places(person.page) == [], width
+
+
+# --- use it
+
+
+def test_the_lines_are_copied_without_leaving_the_page(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False, permissions=["clipboard-read", "clipboard-write"]))
+    page = person.page
+    plant(checks_stage.home, person, {"name": "Chat"}, {"service": "ANTHROPIC", "name": "W" * 100})
+    person.open(KEYS)
+    press(page, "Use it", rows(page).last)
+    for name, text in (("Base URL", f"{GATEWAY}/openai/v1"), ("curl", "curl https"), ("Python", "from openai import")):
+        button = dialog(page).get_by_role("button", name=name)
+        button.click()
+        expect(button).to_contain_text("Copied")
+        assert text in page.evaluate("navigator.clipboard.readText()")
+    assert page.url == f"{checks_stage.origin}{KEYS}"
+    look(page, "use")
+    page.keyboard.press("Escape")
+    press(page, "Use it", rows(page).first)
+    look(page, "use-long")
+    person.open(f"{KEYS}?x")
+    expect(dialog(page)).to_have_count(0)
+    assert person.troubles() == []
+
+
+def test_without_scripts_the_lines_can_be_read(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = visit_checks(signed_up=False, java_script_enabled=False)
+    join(person)
+    plant(checks_stage.home, person, {"name": "Chat"})
+    person.open(KEYS)
+    person.page.get_by_role("button", name="Use it").click()
+    expect(person.page.get_by_label("Python")).to_have_value(re.compile("from openai import OpenAI"))
+    expect(person.page.get_by_role("button", name="Copy")).to_have_count(0)
+    look(person.page, "use-page")
+    person.page.get_by_role("button", name="Done").click()
+    expect(person.page.get_by_role("heading", name="API Keys")).to_be_visible()

@@ -1,0 +1,219 @@
+"""`keyman.providers.file`: what an operator may say about where a service is, and what is sent there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyman.errors import ConfigurationError
+from keyman.providers.catalogue import Catalogue
+from keyman.providers.paths import PathRule, allows
+from keyman.providers.services import SHIPPED, Service
+from keyman.providers.settings import ENDPOINT
+from keyman.providers.upstreams import Upstream
+from tests.support.fast import examples
+
+CANARY = "kNrYcAnArY"
+ACME = {"service": "ACME", "name": "Acme", "base_url": "https://api.acme.example"}
+
+
+def loaded(tmp_path: Path, entry: object) -> Service:
+    path = tmp_path / "services.json"
+    path.write_text(json.dumps([entry]))
+    found = Catalogue.load(path).find(entry["service"] if isinstance(entry, dict) else "")
+    assert found is not None
+    return found
+
+
+def upstream(service: str) -> Upstream:
+    found = Catalogue().find(service)
+    assert found is not None
+    assert found.upstream is not None
+    return found.upstream
+
+
+def test_an_entry_keeps_what_it_does_not_give(tmp_path: Path) -> None:
+    service = loaded(tmp_path, {"service": "ANTHROPIC", "base_url": "http://127.0.0.1:9"})
+    assert (service.name, service.prefix, service.exclusive) == ("Anthropic", "sk-ant-", ("sk-ant-",))
+    assert service.upstream is not None
+    shipped = upstream("ANTHROPIC")
+    assert service.upstream.base_url == "http://127.0.0.1:9"
+    assert (service.upstream.auth, service.upstream.paths) == ("x-api-key", shipped.paths)
+
+
+def test_an_entry_can_give_back_a_default(tmp_path: Path) -> None:
+    service = loaded(tmp_path, {"service": "ANTHROPIC", "auth": "bearer", "exclusive": [], "prefix": None})
+    assert service.upstream is not None
+    assert (service.upstream.auth, service.exclusive, service.prefixes) == ("bearer", (), ())
+
+
+def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
+    assert loaded(tmp_path, {"service": "ACME", "name": "Acme"}).upstream is None
+    assert {info.service for info in Catalogue().infos() if not info.forwarded} == {"GOOGLE_VERTEX"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        *(
+            ({**ACME, "base_url": url}, "base_url")
+            for url in (
+                "http://api.acme.example",
+                "http://10.0.0.1",
+                "http://localhost:1",
+                "ftp://api.acme.example",
+                f"https://{CANARY}@api.acme.example",
+                "https://api.acme.example/",
+                "https://api.acme.example?x=1",
+                "https://api.acme.example#x",
+                "https://api.acme.example/../x",
+                "https://api.acme.example/%2e",
+                "https://api.acme.example:99999",
+                "https://API.acme.example",
+                "https://exämple.com",
+                "https://api.acme.example\\x",
+                "https://{tenant}.acme.example",
+                "{endpoint}",
+                "",
+            )
+        ),
+        *(({**ACME, "auth": name}, "auth") for name in ("", "Bearer", "x api", "host", "cookie", f"x-{CANARY}:", "é")),
+        *(
+            ({**ACME, "paths": [entry]}, "a path must be")
+            for entry in ("/v1", "GET", "GET v1", "GET /", "GET //", "GET /a/..", "GET /a%2f", "get /a", "GET /{}")
+        ),
+        ({**ACME, "check": {}}, "check"),
+        ({**ACME, "check": {"path": "/a", "url": "https://a.example"}}, "check"),
+        ({**ACME, "check": {"path": "/a", CANARY: 1}}, "check"),
+        ({**ACME, "check": {"path": "/a", "method": CANARY}}, "check"),
+        ({**ACME, "check": {"url": "http://10.0.0.1"}}, "base_url"),
+        ({**ACME, "allow_private": "yes"}, "allow_private"),
+        *(
+            ({**ACME, "allowed_hosts": [host]}, "allowed_hosts")
+            for host in (
+                "",
+                ".",
+                "*.acme.example",
+                "10.0.0.1",
+                "https://a.example",
+                "a.example/",
+                ".a.example:1",
+                "A.b",
+            )
+        ),
+        ({**ACME, "settings": [CANARY]}, "settings"),
+        ({"service": "ACME", "name": "Acme", "auth": "bearer"}, "base_url"),
+        *(({**ACME, "service": name}, "service") for name in ("V1", "LIVEZ", "METRICS", "DOCS")),
+    ],
+)
+def test_a_wrong_entry_stops_the_start(tmp_path: Path, entry: object, word: str) -> None:
+    path = tmp_path / "services.json"
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(ConfigurationError) as refused:
+        Catalogue.load(path)
+    assert word in str(refused.value)
+    assert CANARY not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:11434", "http://[::1]:8080/v1", "https://10.1.2.3"])
+def test_a_base_url_that_is_written_as_a_private_address_allows_itself(tmp_path: Path, url: str) -> None:
+    service = loaded(tmp_path, {**ACME, "base_url": url})
+    assert service.upstream is not None
+    assert service.upstream.may_be_private
+    assert not upstream("OPENAI").may_be_private
+
+
+def test_every_shipped_service_could_stand_in_a_file(tmp_path: Path) -> None:
+    for service in SHIPPED:
+        assert loaded(tmp_path, {"service": service.service}) == service
+
+
+def test_an_exact_host_and_a_suffix_are_matched_at_a_dot() -> None:
+    hosts = (".openai.azure.com", "llm.acme.example:8443")
+    for good in ("https://a.openai.azure.com", "https://a.b.openai.azure.com:443/", "https://llm.acme.example:8443"):
+        assert ENDPOINT.accepts(good, hosts), good
+    for bad in (
+        "https://openai.azure.com",
+        "https://xopenai.azure.com",
+        "https://a.openai.azure.com.evil.example",
+        "https://llm.acme.example",
+        "https://llm.acme.example:443",
+        "https://x.llm.acme.example:8443",
+    ):
+        assert not ENDPOINT.accepts(bad, hosts), bad
+
+
+def allowed(service: str, method: str, path: str) -> bool:
+    return allows(upstream(service).rules(), method, path)
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "path"),
+    [
+        ("OPENAI", "POST", "/v1/chat/completions"),
+        ("OPENAI", "POST", "/v1/responses"),
+        ("OPENAI", "POST", "/v1/embeddings"),
+        ("OPENAI", "POST", "/v1/moderations"),
+        ("OPENAI", "POST", "/v1/images/generations"),
+        ("OPENAI", "POST", "/v1/audio/speech"),
+        ("OPENAI", "GET", "/v1/models"),
+        ("OPENAI", "HEAD", "/v1/models"),
+        ("OPENAI", "GET", "/v1/models/gpt-4o-2024-08-06"),
+        ("OPENAI", "GET", "/v1/models/ft:gpt-4o:acme::1"),
+        ("ANTHROPIC", "POST", "/v1/messages"),
+        ("ANTHROPIC", "POST", "/v1/messages/count_tokens"),
+        ("GOOGLE", "POST", "/v1beta/models/gemini-2.5-pro:streamGenerateContent"),
+        ("GOOGLE", "POST", "/v1/models/gemini-2.5-pro:countTokens"),
+        ("GOOGLE", "GET", "/v1beta/models"),
+        ("AZURE_OPENAI", "POST", "/openai/v1/chat/completions"),
+    ],
+)
+def test_what_the_sdks_ask_for_is_allowed(service: str, method: str, path: str) -> None:
+    assert allowed(service, method, path)
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "path"),
+    [
+        ("OPENAI", "GET", "/v1/chat/completions"),
+        ("OPENAI", "DELETE", "/v1/models/x"),
+        ("OPENAI", "POST", "/v1/files"),
+        ("OPENAI", "POST", "/v1/fine_tuning/jobs"),
+        ("OPENAI", "GET", "/v1/organization/users"),
+        ("OPENAI", "GET", "/v1/models/"),
+        ("OPENAI", "GET", "/v1/models/a/b"),
+        ("OPENAI", "GET", "/v1/Models"),
+        ("OPENAI", "GET", "/v1/models\n"),
+        ("OPENAI", "GET", "/v1/models/.."),
+        ("OPENAI", "GET", f"/v1/models/{'x' * 201}"),
+        ("GOOGLE", "POST", "/v1beta/models/m:delete"),
+        ("GOOGLE", "POST", "/v1beta/models/m:delete:generateContent"),
+        ("GOOGLE", "POST", "/v1beta/models/m"),
+        ("ANTHROPIC", "POST", "/v1/messages/batches"),
+    ],
+)
+def test_nothing_else_is_allowed(service: str, method: str, path: str) -> None:
+    assert not allowed(service, method, path)
+
+
+@settings(max_examples=examples(300))
+@given(segment=st.text(max_size=12))
+def test_a_placeholder_is_one_segment_of_plain_characters(segment: str) -> None:
+    rule = PathRule.parse("GET /v1/models/{model}")
+    plain = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~:@-")
+    assert rule.allows("GET", f"/v1/models/{segment}") == (
+        0 < len(segment) <= 200 and set(segment) <= plain and segment not in (".", "..")
+    )
+
+
+def test_no_path_of_a_shipped_service_deletes_anything() -> None:
+    entries = [entry for service in SHIPPED if service.upstream for entry in service.upstream.paths]
+    assert entries
+    assert {entry.split()[0] for entry in entries} == {"GET", "POST"}
+    assert not [
+        entry for entry in entries if any(word in entry for word in ("files", "fine", "organization", "batch "))
+    ]
