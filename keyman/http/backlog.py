@@ -27,3 +27,35 @@ class Backlog:
 
     def leave(self) -> None:
         self._waiting -= 1
+
+
+class Turn:
+    """The place of one request in a backlog. It is in none before `enter`."""
+
+    __slots__ = ("_backlog", "_is_counted")
+
+    def __init__(self) -> None:
+        self._backlog: Backlog | None = None
+        self._is_counted = False
+
+    def enter(self, backlog: Backlog) -> None:
+        """Count in this backlog from now on. Raises Overloaded."""
+        self._backlog = backlog
+        self.resume()
+
+    def pause(self) -> None:
+        """Count no longer, until `resume`."""
+        if self._is_counted and self._backlog is not None:
+            self._is_counted = False
+            self._backlog.leave()
+
+    def resume(self) -> None:
+        """Count again. Raises Overloaded."""
+        if not self._is_counted and self._backlog is not None:
+            self._backlog.enter()
+            self._is_counted = True
+
+    def end(self) -> None:
+        """Count no longer, and not again."""
+        self.pause()
+        self._backlog = None

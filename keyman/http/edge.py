@@ -94,7 +94,6 @@ class Edge:
         exchange = scope[SCOPE_KEY] = self._exchange(scope, headers)
         REQUEST_ID.set(exchange.request_id)
         passage = Passage(exchange, receive, send, self._complete, self._body_pause)
-        exchange.hand_over = passage.hand_over
         self.metrics.in_progress += 1
         try:
             if are_too_large:
@@ -109,7 +108,7 @@ class Edge:
         except Exception as fault:  # noqa: BLE001  # the last handler: every exception becomes an answer
             await _answer_for(fault, exchange, passage.send)
         finally:
-            passage.leave()
+            exchange.turn.end()
             self.metrics.in_progress -= 1
             self._observe(scope, exchange, perf_counter() - began)
             REQUEST_ID.set(None)
@@ -138,7 +137,7 @@ class Edge:
             await _send_preflight(passage.send)
             return
         if path != LIVENESS:
-            passage.enter(self._backlog)
+            exchange.turn.enter(self._backlog)
         await self._app(scope, passage.receive, passage.send)
 
     def _observe(self, scope: Scope, exchange: Exchange, seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from keyman.errors import Forbidden, Problem
 from keyman.http import problems
+from keyman.http.backlog import Turn
 from keyman.http.credentials import Claimed
 from keyman.http.problems import Answer
 from keyman.http.sites import CROSS_SITE, SAFE_METHODS
@@ -34,8 +35,8 @@ class Exchange:
     Authorization header claims to be. `is_draining` is True in a process that will stop soon (`http/worker.py`).
     `portal` is what a caller with a session by a portal link has from the link, once the caller is known.
     `is_passed_on` says that the answer is that of another server, so that its status is no error of this plane.
-    `noted` is what the log line says in addition. `hand_over` is to be called when keyman's own work on the request is
-    done, and it only waits for others: then the request counts no longer among those that wait in this process.
+    `noted` is what the log line says in addition. `turn` is its place among the requests that wait in this process;
+    it ends when keyman's own work on the request is done, and only others are waited for.
     """
 
     request_id: str
@@ -55,7 +56,7 @@ class Exchange:
     started: bool = False
     is_passed_on: bool = False
     noted: dict[str, object] = field(default_factory=dict)
-    hand_over: Callable[[], None] = field(default=lambda: None, repr=False)
+    turn: Turn = field(default_factory=Turn, repr=False)
 
     @property
     def caller(self) -> dict[str, int | None]:

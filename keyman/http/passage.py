@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from keyman.errors import FieldError, InvalidRequest
-from keyman.http.backlog import Backlog
 from keyman.http.exchange import Exchange, Message, Receive, Send
 
 BODY_TIMEOUT = 10.0
@@ -21,21 +20,14 @@ class Passage:
     """Stands between the server and the application, for one request.
 
     `complete` adds the headers that every answer has. The body must arrive within BODY_TIMEOUT, or each part of it
-    within `between` seconds after the one before, if that is given. With a `backlog`, the request counts there while
-    the application has it, and not while its client is to send or to read something. See `Backlog`.
+    within `between` seconds after the one before, if that is given. While its client is to send or to read something,
+    the request does not count in the backlog.
+
+    Nothing that a passage refers to may refer to it: until `receive` is freed, the server waits for the rest of a body
+    that the application has refused.
     """
 
-    __slots__ = (
-        "_between",
-        "_complete",
-        "_counts_in",
-        "_deadline",
-        "_exchange",
-        "_is_counted",
-        "_is_whole",
-        "_receive",
-        "_send",
-    )
+    __slots__ = ("_between", "_complete", "_deadline", "_exchange", "_is_whole", "_receive", "_send")
 
     def __init__(
         self,
@@ -50,31 +42,8 @@ class Passage:
         self._receive = receive
         self._send = send
         self._complete = complete
-        self._counts_in: Backlog | None = None
-        self._is_counted = False
         self._is_whole = False
         self._deadline: float | None = None
-
-    def enter(self, backlog: Backlog) -> None:
-        """Count in this backlog from now on. Raises Overloaded."""
-        self._counts_in = backlog
-        self._count()
-
-    def hand_over(self) -> None:
-        """Count no longer, and not again for this request."""
-        self.leave()
-        self._counts_in = None
-
-    def leave(self) -> None:
-        """Count no longer."""
-        if self._is_counted and self._counts_in is not None:
-            self._is_counted = False
-            self._counts_in.leave()
-
-    def _count(self) -> None:
-        if not self._is_counted and self._counts_in is not None:
-            self._counts_in.enter()
-            self._is_counted = True
 
     async def receive(self) -> Message:
         """Return the next message, which must arrive in time.
@@ -84,9 +53,9 @@ class Passage:
         """
         if self._is_whole:
             return await self._receive()  # after the body comes only the disconnect, at any time
-        self.leave()
+        self._exchange.turn.pause()
         message = await self._receive_in_time()
-        self._count()
+        self._exchange.turn.resume()
         self._is_whole = not message.get("more_body", False)
         return message
 
@@ -107,8 +76,8 @@ class Passage:
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the answer on, with the headers that every answer has."""
         if message["type"] == "http.response.start":
-            self.leave()
             exchange = self._exchange
+            exchange.turn.pause()
             exchange.status, exchange.started = message["status"], True
             message["headers"] = self._complete(exchange, list(message["headers"]))
         elif self._exchange.method == "HEAD" and message["type"] == "http.response.body":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -206,6 +208,32 @@ async def test_a_body_has_so_long_to_arrive_however_many_pieces_it_comes_in(monk
         assert answer.status == 400
         (error,) = json.loads(answer.body)["errors"]
         assert error == {"field": "", "message": "The body did not arrive in time."}
+
+
+@pytest.mark.parametrize("outcome", ["answered", "refused", "a problem", "a fault", "overloaded"])
+async def test_what_a_request_holds_is_freed_at_its_end(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    """Without the garbage collector: the server keeps a connection open for as long as somebody could read its body."""
+    monkeypatch.setattr(passage, "BODY_TIMEOUT", 0.05)
+
+    class Incoming:
+        async def receive(self) -> Message:
+            return await asyncio.Event().wait()  # type: ignore[return-value]  # it never returns
+
+    async def read(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+
+    apps = {"answered": hello, "refused": read, "a problem": raising(NotFound), "a fault": raising(ValueError)}
+    incoming = Incoming()
+    freed = weakref.ref(incoming)
+    edge = Edge(apps.get(outcome, hello), settings(max_queue=0 if outcome == "overloaded" else 8), Metrics())
+    gc.disable()
+    try:
+        await ask(hello, "POST", edge=edge, receive=incoming.receive)
+        del incoming
+        await asyncio.sleep(0)  # the loop forgets what it has cancelled
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_leaves_before_its_body_is_whole_sent_a_bad_request() -> None:

@@ -118,7 +118,7 @@ class Forwarder:
                 to_send(fields, own, found.upstream.headers),
                 found.upstream.may_be_private,
             )
-            exchange.hand_over()
+            exchange.turn.end()
             transfer = self._measures.begun(found.service.service)
             job = _Job(outgoing, body, exchange, released, caller, transfer, send)
             try:
