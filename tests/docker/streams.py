@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from tests.planes.gateway.provider import Incoming, Provider
@@ -205,11 +205,10 @@ async def a_revoked_caller_loses_its_stream(scene: Scene, revoke: Callable[[], o
 
 async def a_gateway_that_stops_lets_streams_end(scene: Scene, stop: Callable[[], object]) -> None:
     """After SIGTERM, one stream goes on and ends by itself. Another one goes on for longer than it may, and is cut."""
-    async with scene.provider() as provider, scene.request(*EMPTY) as first, scene.request(*EMPTY) as second:
-        short = Steps(provider)
-        assert await first.begun() == 200
-        long = Steps(provider)
-        assert await second.begun() == 200
+    async with AsyncExitStack() as opened:
+        provider = await opened.enter_async_context(scene.provider())
+        short, first = await _begun(opened, scene, provider)
+        long, second = await _begun(opened, scene, provider)
         await asyncio.to_thread(stop)
         await ready(scene, 503)  # it goes on answering this for KEYMAN_DRAIN seconds
         await short.event_reaches(first)
@@ -219,6 +218,14 @@ async def a_gateway_that_stops_lets_streams_end(scene: Scene, stop: Callable[[],
         await _is_cut(second)
         async with asyncio.timeout(PATIENCE):
             await long.gone.wait()
+
+
+async def _begun(opened: AsyncExitStack, scene: Scene, provider: Provider) -> tuple[Steps, Request]:
+    """Return what the provider does for a request, and the request, whose answer has begun."""
+    steps = Steps(provider)
+    request = await opened.enter_async_context(scene.request(*EMPTY))
+    assert await request.begun() == 200
+    return steps, request
 
 
 async def ready(scene: Scene, status: int = 200) -> None:

@@ -222,7 +222,12 @@ async def test_what_a_request_holds_is_freed_at_its_end(monkeypatch: pytest.Monk
     async def read(_scope: Scope, receive: Receive, _send: Send) -> None:
         await receive()
 
-    apps = {"answered": hello, "refused": read, "a problem": raising(NotFound), "a fault": raising(ValueError)}
+    apps = {
+        "answered": hello,
+        "refused": read,
+        "a problem": raising(lambda: NotFound("x")),
+        "a fault": raising(ValueError),
+    }
     incoming = Incoming()
     freed = weakref.ref(incoming)
     edge = Edge(apps.get(outcome, hello), settings(max_queue=0 if outcome == "overloaded" else 8), Metrics())
