@@ -1,7 +1,8 @@
 """Reads the operator's file of services, KEYMAN_SERVICES_FILE.
 
-An entry adds a service, or changes one that keyman ships: what it does not give stays as it is. A ValueError describes
-a fault, and quotes nothing from the file.
+An entry adds a service, or changes one that keyman ships: what it does not give stays as it is, except a check at an
+absolute URL of a service whose `base_url` the entry changes. A ValueError describes a fault, and quotes nothing from
+the file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ import msgspec
 
 from keyman.providers.paths import PathRule
 from keyman.providers.services import SHIPPED, Service
-from keyman.providers.settings import Setting
+from keyman.providers.settings import ENDPOINT, Setting
 from keyman.providers.upstreams import ENDPOINT_URL, Check, Upstream
 
 RESERVED = frozenset({"V1", "LIVEZ", "READYZ", "METRICS", "PROBLEMS", "OPENAPI", "DOCS"})
@@ -28,8 +29,8 @@ MAX_PORT = 65535
 SLUG = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PREFIX = re.compile(r"[!-~]{2,16}")
 _CONSOLE = re.compile(r"https://[!-~]{1,500}")
-_LABEL = r"[a-z0-9{]([a-z0-9{}-]{0,61}[a-z0-9}])?"
-_BASE_URL = re.compile(
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_URL = re.compile(
     rf"https?://(({_LABEL}\.)*{_LABEL}|\[[0-9a-f:.]+\])(:[1-9][0-9]{{0,4}})?(/(?!\.{{1,2}}(/|\Z))[A-Za-z0-9._~-]+)*"
 )
 _NAME = r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -129,7 +130,12 @@ def _upstream(shipped: Upstream | None, entry: _Entry) -> Upstream | None:
         return shipped
     if shipped is None and "base_url" not in given:
         raise ValueError("it needs a base_url, because it says how requests are sent")
-    return msgspec.structs.replace(shipped or Upstream(""), **given)
+    upstream = shipped or Upstream("")
+    is_moved = given.get("base_url", upstream.base_url) != upstream.base_url
+    if is_moved and upstream.check is not None and upstream.check.url is not None:
+        # This URL is an address of the provider, which a key for another address may not reach.
+        given = {"check": None, **given}
+    return msgspec.structs.replace(upstream, **given)
 
 
 def _check_service(service: Service) -> None:
@@ -148,41 +154,49 @@ def _check_service(service: Service) -> None:
 
 
 def _check_upstream(service: Service, upstream: Upstream) -> None:
-    named = {setting.name for setting in service.settings if setting.decides}
-    if not set(upstream.parameters) <= named:
-        raise ValueError("base_url may have only settings in braces that decide where a key of the service is sent")
-    if upstream.base_url != ENDPOINT_URL:
-        _check_base_url(upstream.base_url)
+    is_endpoint = upstream.base_url == ENDPOINT_URL and ENDPOINT in service.settings
+    if not is_endpoint:
+        _check_url("base_url", upstream.base_url, service.settings)
     if not _HEADER.fullmatch(upstream.auth) or upstream.auth in _NO_CREDENTIAL:
         raise ValueError("auth must be bearer, or the name of a header in lower case, such as x-api-key")
     for entry in upstream.paths:
         PathRule.parse(entry)
     if upstream.check is not None:
-        _check_check(upstream.check)
+        _check_check(upstream.check, service.settings)
 
 
-def _check_base_url(url: str) -> None:
-    if not _BASE_URL.fullmatch(url):
+def _check_url(field: str, url: str, settings: Sequence[Setting]) -> None:
+    """Check a URL in which a setting that decides where a key is sent may stand in braces."""
+    for setting in settings:
+        if setting.decides and not setting.names_host:
+            url = url.replace(f"{{{setting.name}}}", "x")
+    if "{" in url or "}" in url:
         raise ValueError(
-            "base_url must be https:// and a host in lower case, with a port or a path if needed, and nothing else"
+            f"{field} may have only settings of the service in braces that decide where a key is sent, such as {{region}}"
+        )
+    if not _URL.fullmatch(url):
+        raise ValueError(
+            f"{field} must be https:// and a host in lower case, with a port or a path if needed, and nothing else"
         )
     parts = urlsplit(url)
     if parts.netloc.rpartition(":")[2].isdigit() and int(parts.netloc.rpartition(":")[2]) > MAX_PORT:
-        raise ValueError("base_url has an invalid port")
+        raise ValueError(f"{field} has an invalid port")
     if parts.scheme == "http" and not _is_loopback_address(parts.hostname or ""):
-        raise ValueError("base_url must be https://; http:// is only for a loopback address such as 127.0.0.1")
+        raise ValueError(f"{field} must be https://; http:// is only for a loopback address such as 127.0.0.1")
 
 
 def _is_loopback_address(host: str) -> bool:
     return host == "::1" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
 
 
-def _check_check(check: Check) -> None:
+def _check_check(check: Check, settings: Sequence[Setting]) -> None:
     if check.method not in ("GET", "POST"):
         raise ValueError("the method of check must be GET or POST")
     if (check.path is None) == (check.url is None):
         raise ValueError("check needs either a path or a url")
     if check.path is not None:
         PathRule.parse(f"{check.method} {check.path}")
+        if "{" in check.path:
+            raise ValueError("the path of check must be a whole path, without {name}")
     else:
-        _check_base_url(check.url or "")
+        _check_url("the url of check", check.url or "", settings)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from keyman.errors import ConfigurationError
 from keyman.providers.catalogue import Catalogue
+from keyman.providers.file import RESERVED
 from keyman.providers.paths import PathRule, allows
 from keyman.providers.services import SHIPPED, Service
 from keyman.providers.settings import ENDPOINT
-from keyman.providers.upstreams import Upstream
+from keyman.providers.upstreams import Check, Upstream
 from tests.support.fast import examples
 
 CANARY = "kNrYcAnArY"
@@ -49,6 +50,34 @@ def test_an_entry_can_give_back_a_default(tmp_path: Path) -> None:
     service = loaded(tmp_path, {"service": "ANTHROPIC", "auth": "bearer", "exclusive": [], "prefix": None})
     assert service.upstream is not None
     assert (service.upstream.auth, service.exclusive, service.prefixes) == ("bearer", (), ())
+
+
+@pytest.mark.parametrize("service", ["HUGGINGFACE", "FIREWORKS", "AWS_BEDROCK"])
+def test_another_base_url_takes_away_a_check_at_the_address_of_the_provider(tmp_path: Path, service: str) -> None:
+    elsewhere = {"service": service, "base_url": "https://llm.acme.example"}
+    moved = loaded(tmp_path, elsewhere).upstream
+    assert moved is not None
+    assert moved.check is None
+    own = loaded(tmp_path, {**elsewhere, "check": {"path": "/me"}}).upstream
+    assert own is not None
+    assert own.check == Check(path="/me")
+    for entry in ({"service": service, "auth": "x-key"}, {"service": service, "base_url": upstream(service).base_url}):
+        kept = loaded(tmp_path, entry).upstream
+        assert kept is not None
+        assert kept.check == upstream(service).check
+
+
+def test_another_base_url_keeps_a_check_below_it(tmp_path: Path) -> None:
+    moved = loaded(tmp_path, {"service": "MISTRAL", "base_url": "https://llm.acme.example"}).upstream
+    assert moved is not None
+    assert moved.check == upstream("MISTRAL").check
+
+
+def test_the_url_of_a_check_can_have_a_setting_that_decides_where_a_key_is_sent(tmp_path: Path) -> None:
+    check = {"url": "https://me.{region}.acme.example/v1/{region}/me"}
+    found = loaded(tmp_path, {**ACME, "settings": ["region"], "check": check}).upstream
+    assert found is not None
+    assert found.check == Check(url=check["url"])
 
 
 def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
@@ -90,7 +119,33 @@ def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
         ({**ACME, "check": {"path": "/a", "url": "https://a.example"}}, "check"),
         ({**ACME, "check": {"path": "/a", CANARY: 1}}, "check"),
         ({**ACME, "check": {"path": "/a", "method": CANARY}}, "check"),
-        ({**ACME, "check": {"url": "http://10.0.0.1"}}, "base_url"),
+        ({**ACME, "check": {"path": "/v1/models/{model}"}}, "the path of check"),
+        *(
+            ({**ACME, "settings": ["region", "api_version", "endpoint"], "allowed_hosts": [".a.example"]} | given, word)
+            for given, word in (
+                *(
+                    ({"check": {"url": url}}, "the url of check")
+                    for url in (
+                        "http://10.0.0.1",
+                        "https://{tenant}.acme.example/me",
+                        "https://{location}.acme.example/me",
+                        "https://{api_version}.acme.example/me",
+                        "https://acme.example/{api_version}",
+                        "https://{region.acme.example/me",
+                        "https://region}.acme.example/me",
+                        "{endpoint}",
+                    )
+                ),
+                *(
+                    ({"base_url": url}, "base_url")
+                    for url in (
+                        "https://{endpoint}.acme.example",
+                        "https://a}b.acme.example",
+                        "https://{}.acme.example",
+                    )
+                ),
+            )
+        ),
         ({**ACME, "allow_private": "yes"}, "allow_private"),
         *(
             ({**ACME, "allowed_hosts": [host]}, "allowed_hosts")
@@ -107,7 +162,7 @@ def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
         ),
         ({**ACME, "settings": [CANARY]}, "settings"),
         ({"service": "ACME", "name": "Acme", "auth": "bearer"}, "base_url"),
-        *(({**ACME, "service": name}, "service") for name in ("V1", "LIVEZ", "METRICS", "DOCS")),
+        *(({**ACME, "service": name}, "service") for name in sorted(RESERVED)),
     ],
 )
 def test_a_wrong_entry_stops_the_start(tmp_path: Path, entry: object, word: str) -> None:
