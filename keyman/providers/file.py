@@ -172,7 +172,7 @@ def _check_url(field: str, url: str, settings: Sequence[Setting]) -> None:
             url = url.replace(f"{{{setting.name}}}", "x")
     if "{" in url or "}" in url:
         raise ValueError(
-            f"{field} may have only settings of the service in braces that decide where a key is sent, such as {{region}}"
+            f"{field} may have only settings of the service in braces that decide where a key goes, such as {{region}}"
         )
     if not _URL.fullmatch(url):
         raise ValueError(

@@ -20,6 +20,7 @@ from tests.support.fast import examples
 
 CANARY = "kNrYcAnArY"
 ACME = {"service": "ACME", "name": "Acme", "base_url": "https://api.acme.example"}
+REGIONAL = {**ACME, "settings": ["region", "api_version", "endpoint"], "allowed_hosts": [".acme.example"]}
 
 
 def loaded(tmp_path: Path, entry: object) -> Service:
@@ -121,30 +122,21 @@ def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
         ({**ACME, "check": {"path": "/a", "method": CANARY}}, "check"),
         ({**ACME, "check": {"path": "/v1/models/{model}"}}, "the path of check"),
         *(
-            ({**ACME, "settings": ["region", "api_version", "endpoint"], "allowed_hosts": [".a.example"]} | given, word)
-            for given, word in (
-                *(
-                    ({"check": {"url": url}}, "the url of check")
-                    for url in (
-                        "http://10.0.0.1",
-                        "https://{tenant}.acme.example/me",
-                        "https://{location}.acme.example/me",
-                        "https://{api_version}.acme.example/me",
-                        "https://acme.example/{api_version}",
-                        "https://{region.acme.example/me",
-                        "https://region}.acme.example/me",
-                        "{endpoint}",
-                    )
-                ),
-                *(
-                    ({"base_url": url}, "base_url")
-                    for url in (
-                        "https://{endpoint}.acme.example",
-                        "https://a}b.acme.example",
-                        "https://{}.acme.example",
-                    )
-                ),
+            ({**REGIONAL, "check": {"url": url}}, "the url of check")
+            for url in (
+                "http://10.0.0.1",
+                "https://{tenant}.acme.example/me",
+                "https://{location}.acme.example/me",
+                "https://{api_version}.acme.example/me",
+                "https://acme.example/{api_version}",
+                "https://{region.acme.example/me",
+                "https://region}.acme.example/me",
+                "{endpoint}",
             )
+        ),
+        *(
+            ({**REGIONAL, "base_url": url}, "base_url")
+            for url in ("https://{endpoint}.acme.example", "https://a}b.acme.example", "https://{}.acme.example")
         ),
         ({**ACME, "allow_private": "yes"}, "allow_private"),
         *(
