@@ -1,6 +1,8 @@
 """Stores what is known of a key at its provider, from live checks and from use.
 
-A verdict is stored only while the key still holds the value and the settings with which the provider was asked.
+A verdict is stored only while the key still holds the value and the settings with which the provider was asked, and
+only if no newer answer has been stored. The time of a verdict is when the provider answered, so it does not matter
+which answer is stored first.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import bindparam, null, or_, update
+from sqlalchemy import String, bindparam, case, null, or_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Action, Entry, Reason
@@ -85,7 +87,10 @@ async def open_for_check(by: Releasing, caller: Principal, row: Found) -> Secret
 
 
 async def store_check(db: Database, caller: Principal, row: Found, found: Judgement, moment: datetime) -> None:
-    """Store the verdict of a live check with its audit entry, or neither if the key holds something else by now."""
+    """Store the verdict of a live check, and its audit entry, or neither if the key holds something else by now.
+
+    A newer verdict stays. `moment` is when the provider answered.
+    """
 
     async def store(connection: AsyncConnection) -> None:
         if await _STORE.execute(connection, **_parameters(Sent.of(row), found, moment, KEYMAN)):
@@ -107,7 +112,8 @@ def from_use(service: str, sent: Sent, status: int, body: bytes, moment: datetim
 async def store_use(db: Database, sent: Sent, found: Judgement | None, moment: datetime) -> None:
     """Store a verdict from use, or clear a recorded `refused` for None. Raises no fault of the database.
 
-    It is stored at most once in PAUSE for each key, over all replicas.
+    It is stored at most once in PAUSE for each key, over all replicas, and a newer verdict stays. `moment` is when the
+    provider answered.
     """
     with contextlib.suppress(DatabaseUnavailable):  # the storage has logged it, and the next answer says the same
         async with db.write(Unchecked.OUTCOME) as connection:
@@ -164,16 +170,24 @@ _STILL_HOLDS = (
     api_keys.c.settings == bindparam("of_settings"),
 )
 _VERDICT = {
-    "check_verdict": bindparam("verdict"),
+    "check_verdict": bindparam("verdict", type_=String),
     "checked_at": bindparam("moment", type_=UtcTime),
-    "check_detail": bindparam("said"),
-    "checked_by": bindparam("said_by"),
+    "check_detail": bindparam("said", type_=String),
+    "checked_by": bindparam("said_by", type_=String),
 }
-_STORE = Command(update(api_keys).where(*_STILL_HOLDS).values(_VERDICT))
+_IS_NEWEST = or_(api_keys.c.checked_at.is_(None), api_keys.c.checked_at <= bindparam("moment", type_=UtcTime))
+_STORE = Command(
+    update(api_keys)
+    .where(*_STILL_HOLDS)
+    .values({name: case((_IS_NEWEST, value), else_=api_keys.c[name]) for name, value in _VERDICT.items()})
+)
+"""One that is not the newest counts as stored, too, and changes nothing: its check has an audit entry."""
+
 _STORE_USE = Command(
     update(api_keys)
     .where(
         *_STILL_HOLDS,
+        _IS_NEWEST,
         or_(
             api_keys.c.checked_by.is_(None),
             api_keys.c.checked_by != USE,
@@ -184,7 +198,7 @@ _STORE_USE = Command(
 )
 _CLEAR = Command(
     update(api_keys)
-    .where(*_STILL_HOLDS, api_keys.c.check_verdict == str(Verdict.REFUSED))
+    .where(*_STILL_HOLDS, _IS_NEWEST, api_keys.c.check_verdict == str(Verdict.REFUSED))
     .values({**_VERDICT, "check_verdict": null(), "check_detail": null()})
 )
 """The time stays, so that a key which changes with every answer is not written with every answer."""

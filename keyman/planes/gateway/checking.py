@@ -59,29 +59,30 @@ class Checker:
     async def check(self, by: Releasing, caller: Principal, key_id: KeyId) -> Checked:
         """Check a key, and store the verdict. Raises NotFound, Undecryptable, VaultUnavailable and Conflict."""
         row = await checks.find(by, caller, key_id)
-        found = await self._judge(by, caller, row)
-        moment = now()
+        found, moment = await self._judge(by, caller, row)
         await checks.store_check(by.db, caller, row, found, moment)
         return Checked(found.verdict, moment, found.detail)
 
-    async def _judge(self, by: Releasing, caller: Principal, row: Found) -> Judgement:
+    async def _judge(self, by: Releasing, caller: Principal, row: Found) -> tuple[Judgement, datetime]:
+        """Return the verdict, and when the provider answered."""
         service = self._services.get(row.service)
         wanted = None if service is None else service.upstream.check
         if service is None or wanted is None:
-            return Judgement.of(Verdict.UNSUPPORTED)
+            return Judgement.of(Verdict.UNSUPPORTED), now()
         try:
             url = _url(service, wanted, from_text(row.settings) or {})
         except Conflict:
-            return Judgement(Verdict.UNSUPPORTED, SETTING)
+            return Judgement(Verdict.UNSUPPORTED, SETTING), now()
         value = await checks.open_for_check(by, caller, row)
         try:
             async with asyncio.timeout(PATIENCE):
                 return await self._ask(service, wanted, url, value)
         except (Problem, TimeoutError):
             is_own = service.upstream.base_url.startswith("{")
-            return Judgement(Verdict.UNREACHABLE, ENDPOINT) if is_own else Judgement.of(Verdict.UNREACHABLE)
+            found = Judgement(Verdict.UNREACHABLE, ENDPOINT) if is_own else Judgement.of(Verdict.UNREACHABLE)
+            return found, now()
 
-    async def _ask(self, service: Forwarded, wanted: Check, url: str, value: Secret) -> Judgement:
+    async def _ask(self, service: Forwarded, wanted: Check, url: str, value: Secret) -> tuple[Judgement, datetime]:
         upstream = service.upstream
         own = credential(upstream.auth, value.reveal())
         is_private = upstream.may_be_private if wanted.url is None else _may_be_private(service, wanted.url)
@@ -90,12 +91,13 @@ class Checker:
         body = Body(_nothing, 0, [])
         start = b""
         async with self._upstreams.sent(outgoing, body) as response:
+            answered_at = now()
             async for part, _ in parts(response, body):
                 start += part
                 if len(start) >= MOST:
                     response.close()  # more is not looked at, and may never end
                     break
-            return judge(service.service.service, Answer(response.status, start, is_check=True))
+            return judge(service.service.service, Answer(response.status, start, is_check=True)), answered_at
 
 
 def _url(service: Forwarded, wanted: Check, settings: Mapping[str, str]) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from keyman.clock import now
 from keyman.config.gateway import GatewaySettings
 from keyman.errors import (
     InvalidRequest,
@@ -147,8 +146,8 @@ class Forwarder:
 
     async def _note_verdict(self, job: _Job, *, proves: bool) -> None:
         """Record what the answer says of the key, if it says something new. `proves` is False for a public path."""
-        status, sent, moment = job.transfer.status, Sent.of(job.released.row), now()
-        if status is None:
+        status, moment, sent = job.transfer.status, job.transfer.answered_at, Sent.of(job.released.row)
+        if status is None or moment is None:
             return
         if status >= HTTPStatus.BAD_REQUEST:
             found = from_use(job.released.service, sent, status, bytes(job.transfer.start), moment)
@@ -170,7 +169,7 @@ class Forwarder:
         pattern = Pattern(released.value, self._catalogue.mask(released.service, released.value.reveal()))
         redaction = Redaction(pattern)
         async with self.upstreams.sent(job.outgoing, job.body) as response:
-            transfer.status = response.status
+            transfer.answered(response.status)
             with _searching():
                 fields = to_return(response.raw_headers, lambda value: redact(pattern, value))
             fields.append((b"keyman-request-id", job.exchange.request_id.encode()))
@@ -184,7 +183,7 @@ class Forwarder:
                 with _searching():
                     passed = redaction.finish(part) if is_last else redaction.feed(part)
                 transfer.size += len(passed)
-                if transfer.status >= HTTPStatus.BAD_REQUEST and len(transfer.start) < MOST:
+                if response.status >= HTTPStatus.BAD_REQUEST and len(transfer.start) < MOST:
                     transfer.start += passed[:MOST]
                 if passed or is_last or is_first:  # the server sends the headers with the first part, even an empty one
                     await job.send({"type": "http.response.body", "body": passed, "more_body": not is_last})

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from keyman.clock import now
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Seconds. Providers begin to answer after a tenth of a second or after a minute."""
 
 
 class Transfer:
-    """One request to a provider. `size` is in bytes of the answer's body. `start` is the beginning of a refusal."""
+    """One request to a provider. `size` is in bytes of the answer's body. `start` is the beginning of a refusal.
 
-    __slots__ = ("_began", "_first", "left", "service", "size", "start", "status")
+    `answered_at` is when the head of the answer arrived, with its `status`. Both are None before.
+    """
+
+    __slots__ = ("_began", "_first", "answered_at", "left", "service", "size", "start", "status")
 
     def __init__(self, service: str, began: float) -> None:
         self.service = service
         self.status: int | None = None
+        self.answered_at: datetime | None = None
         self.size = 0
         self.left = False
         self.start = bytearray()
         self._began = began
         self._first: float | None = None
+
+    def answered(self, status: int) -> None:
+        """Note that the head of the answer has arrived."""
+        self.status, self.answered_at = status, now()
 
     def started(self) -> None:
         """Note that the answer has begun."""

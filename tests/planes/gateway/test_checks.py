@@ -21,9 +21,15 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.config.checks import CheckSettings
 from keyman.identity import applications, throttle
+from keyman.identity.applications import ApplicationProof
 from keyman.identity.passwords import Passwords
+from keyman.identity.principals import Credentials, Principal
 from keyman.identity.tables import throttle as throttle_table
+from keyman.ids import KeyId
+from keyman.keys.checks import Sent, store_check, store_use
+from keyman.keys.finding import Found, by_id
 from keyman.keys.tables import api_keys
+from keyman.providers.verdicts import Judgement, Verdict
 from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
@@ -31,6 +37,7 @@ from tests.planes.gateway.provider import Incoming
 from tests.planes.gateway.scene import CHAT, VALUE, Scene
 from tests.planes.gateway.talk import Answer, asked
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, problem
+from tests.support.needs import quick_on
 from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +70,17 @@ class Checking:
         about = (audit_log.c.key_id == self.scene.key_id) & (audit_log.c.action == action)
         async with self.scene.pair.management.database.read() as connection:
             return list((await connection.execute(select(audit_log).where(about).order_by(audit_log.c.id))).all())
+
+    async def caller(self) -> Principal:
+        """The application for live checks, as the gateway knows it."""
+        db = self.scene.pair.management.database
+        return await ApplicationProof().verify(db, self.token, Credentials(self.token, None, "a-request", None))
+
+    async def found(self) -> Found:
+        async with self.scene.pair.management.database.read() as connection:
+            row = await by_id(connection, KeyId(self.scene.key_id))
+        assert row is not None
+        return row
 
     async def forget_attempts(self) -> None:
         async with self.scene.pair.management.database.write(Unchecked.OPERATOR) as connection:
@@ -291,6 +309,58 @@ async def test_use_of_a_value_that_was_replaced_meanwhile_says_nothing(check: Ch
     scene.provider.handler = replaces
     assert (await scene.post()).status == 401
     assert await check.shown() is None
+
+
+@quick_on("sqlite", "shared_gateway")
+async def test_an_answer_that_is_stored_late_replaces_no_newer_verdict(check: Checking) -> None:
+    moment = now()
+    row, caller, db = await check.found(), await check.caller(), check.scene.pair.management.database
+    older, newer = Judgement.of(Verdict.REFUSED), Judgement.of(Verdict.ACCEPTED)
+    before, after = moment - timedelta(minutes=1), moment + timedelta(minutes=1)
+    await store_check(db, caller, row, newer, moment)
+    shown = await check.shown()
+    assert (shown["verdict"], shown["by"]) == ("accepted", "keyman")
+    await store_check(db, caller, row, older, before)
+    await store_use(db, Sent.of(row), older, before)
+    assert await check.shown() == shown
+    assert [entry.detail for entry in await check.entries()] == ["accepted", "refused"]  # both checks were made
+    await store_use(db, Sent.of(row), older, after)
+    refused = await check.shown()
+    assert (refused["verdict"], refused["by"]) == ("refused", "use")
+    await store_use(db, Sent.of(row), None, moment)  # an older success
+    assert await check.shown() == refused
+    await store_use(db, Sent.of(row), None, after + timedelta(seconds=1))
+    assert await check.shown() is None
+
+
+async def test_a_long_answer_is_as_old_as_its_beginning(check: Checking) -> None:
+    scene = check.scene
+    assert (await used(check, 401, REFUSAL))["verdict"] == "refused"
+    checked = asyncio.Event()
+
+    async def long(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin()
+        await incoming.event(b"data: 1")
+        await checked.wait()
+        await incoming.event(b"")
+
+    scene.provider.handler = long
+    talk = scene.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+    scene.provider.answers(answer(401, REFUSAL))  # the provider has revoked the key since
+    shown = (await check.ask()).json
+    checked.set()
+    assert await talk.ended() is None
+    assert await check.shown() == {**shown, "by": "keyman"}
+
+
+async def test_an_unknown_model_is_404_of_the_table(check: Checking) -> None:
+    missing = b'{"error": {"message": "The model does not exist", "code": "model_not_found"}}'
+    assert await used(check, 404, missing) is None  # no verdict was recorded, and this one is not grave
+    await check.set(check_verdict="accepted", checked_at=now() - timedelta(minutes=1), checked_by="keyman")
+    assert (await used(check, 404, missing))["verdict"] == "unreachable"
 
 
 # The management plane.
