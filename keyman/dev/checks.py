@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 from keyman.dev.home import Home
-from keyman.errors import Conflict, Unauthenticated
+from keyman.errors import Forbidden, Unauthenticated
 from keyman.identity import applications
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Credentials
 from keyman.storage.transactions import Database
+from keyman.telemetry import log
 from keyman.values import ApplicationName
 
 NAME = ApplicationName("live-checks")
@@ -19,16 +20,18 @@ CHECKS = frozenset({"KEYMAN_GATEWAY_URL", "KEYMAN_GATEWAY_TOKEN", "KEYMAN_GATEWA
 
 
 async def checks_of(home: Home, gateway_url: str) -> dict[str, str]:
-    """Return the variables of the management plane, and none if an operator has revoked the application.
+    """Return the variables of the management plane, and none if an operator has revoked the application, or has
+    registered an ordinary one with its name.
 
     The application is registered at the first start, and its token is kept in the home. Raises ConfigurationError.
     """
     db = Database(home.database)
     try:
         if not await _works(db, home.checks_token()):
-            home.write_checks_token(await _new_token(db))
-    except Conflict:
-        return {}
+            token = await _new_token(db)
+            if token is None:
+                return {}
+            home.write_checks_token(token)
     finally:
         await db.close()
     return {"KEYMAN_GATEWAY_URL": gateway_url, "KEYMAN_GATEWAY_TOKEN_FILE": str(home.checks_token_file)}
@@ -38,16 +41,24 @@ async def _works(db: Database, token: str | None) -> bool:
     if token is None:
         return False
     try:
-        await ApplicationProof().verify(db, token, Credentials(token, None, "", None))
-    except Unauthenticated:
+        caller = await ApplicationProof().verify(db, token, Credentials(token, None, "", None))
+        caller.require_checks()
+    except (Unauthenticated, Forbidden):
         return False
     return True
 
 
-async def _new_token(db: Database) -> str:
-    """Return a token that works: of a new application, or a new one if the file was lost. Raises Conflict."""
-    try:
-        registered = await applications.create(db, NAME, ())
-    except Conflict:
-        registered = await applications.rotate(db, NAME, timedelta())
-    return registered.token.reveal()
+async def _new_token(db: Database) -> str | None:
+    """Return a token that works: of a new application, or a new one if the file was lost.
+
+    None: the operator has revoked the application, or has registered one with this name for something else.
+    """
+    known = {info.name: info for info in await applications.list_all(db)}.get(NAME)
+    if known is None:
+        return (await applications.create(db, NAME, ())).token.reveal()
+    if not known.checks:
+        log.warning("live checks are off, because an application for something else has this name", application=NAME)
+        return None
+    if known.disabled_at is not None:
+        return None
+    return (await applications.rotate(db, NAME, timedelta())).token.reveal()

@@ -37,6 +37,11 @@ from keyman.values import ApplicationName, Subject
 _NO_SERVICES = " "
 """What the column has for an application that is for live checks: it may not be empty."""
 
+RESERVED_NAMES = frozenset({"keyman", "use"})
+"""Names that no application can have. A verdict on a key says by whom it is, and these two are keyman itself and the
+gateway (keys/checks.py).
+"""
+
 _ENDED = "This is not an application token, or it has expired or been revoked."
 _STANDING = Standing(application_tokens, applications, ended=_ENDED)
 
@@ -240,7 +245,7 @@ async def create(db: Database, name: ApplicationName, services: Sequence[str], u
     """Register an application for these services and users, with its first token. One without services is for live
     checks.
 
-    Raises Conflict if the name is in use or was used before, and NotFound if an issuer is no application.
+    Raises Conflict if the name is reserved, is in use or was used before, and NotFound if an issuer is no application.
     """
     try:
         async with db.write(Unchecked.OPERATOR) as connection:
@@ -278,6 +283,8 @@ async def _insert(
     users: Users,
     workload: Workload | None = None,
 ) -> ApplicationId:
+    if name in RESERVED_NAMES:
+        raise Conflict(f"The names {' and '.join(sorted(RESERVED_NAMES))} are reserved. Choose another name.")
     issuers = tuple(dict.fromkeys(users.issuers)) or ((Issuer.of(name),) if users.return_urls else ())
     await _require_applications(connection, issuers, name)
     return await _INSERT.one(

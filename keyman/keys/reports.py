@@ -14,7 +14,8 @@ from keyman.audit.entries import Action, Entry
 from keyman.audit.log import current_settings, current_value, record
 from keyman.audit.tables import audit_log
 from keyman.clock import now
-from keyman.errors import NotFound, RateLimited
+from keyman.errors import Forbidden, NotFound, RateLimited
+from keyman.identity.applications import RESERVED_NAMES
 from keyman.identity.principals import Principal
 from keyman.identity.tables import application_blocks, users
 from keyman.ids import KeyId, UserId
@@ -71,11 +72,14 @@ class _Resolved(NamedTuple):
 async def report(db: Database, caller: Principal, said: Report, take: Callable[[], None]) -> None:
     """Store what an application says of a key, unless a check or a use is newer than its last resolve of the key.
 
-    `take` counts the report, and may raise RateLimited. Raises NotFound unless the application resolved the value that
+    `take` counts the report, and may raise RateLimited. Raises Forbidden for an application with a reserved name, whose
+    verdict would look like one of keyman's own. Raises NotFound unless the application resolved the value that
     the key still holds, within RESOLVED_WITHIN.
     """
     application = caller.require_application()
     name, moment = application.name, now()
+    if name in RESERVED_NAMES:  # registered before they were reserved
+        raise Forbidden("The name of this application is reserved, so it cannot report. Register another application.")
     about = {"key_id": said.key_id, "application": name}
     async with db.write(caller) as connection:
         since = moment - RESOLVED_WITHIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from keyman import migrations
 from keyman.dev.checks import NAME, checks_of
 from keyman.dev.home import Home
 from keyman.identity import applications
+from keyman.identity.applications import ApplicationProof
+from keyman.identity.principals import Credentials
 from keyman.storage.transactions import Database
 
 pytestmark = pytest.mark.anyio
@@ -39,3 +42,20 @@ async def test_the_application_is_registered_once_and_its_token_is_kept_in_a_pri
         finally:
             await db.close()
         assert await checks_of(home, GATEWAY) == {}  # the operator wants none
+
+
+async def test_an_application_for_something_else_keeps_its_name_and_its_token(tmp_path: Path, logged: StringIO) -> None:
+    home = Home(tmp_path / "home")
+    with home.locked():
+        await migrations.upgrade(home.database)
+        db = Database(home.database)
+        try:
+            token = (await applications.create(db, NAME, ("OPENAI",))).token.reveal()
+            assert await checks_of(home, GATEWAY) == {}
+            assert "an application for something else" in logged.getvalue()
+            proven = await ApplicationProof().verify(db, token, Credentials(token, None, "", None))
+            assert proven.require_application().services == {"OPENAI"}
+            home.write_checks_token(token)  # a token of an ordinary application is of no use for checks
+            assert await checks_of(home, GATEWAY) == {}
+        finally:
+            await db.close()

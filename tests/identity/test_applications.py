@@ -14,10 +14,11 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity import applications
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.applications import RESERVED_NAMES, ApplicationProof
 from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.tables import application_tokens
 from keyman.identity.tokens import Token
+from keyman.keys.checks import KEYMAN, USE
 from keyman.storage import notes
 from keyman.storage.transactions import Database
 from keyman.values import ApplicationName
@@ -59,6 +60,14 @@ async def test_a_name_is_taken_for_ever(db: Database) -> None:
         await applications.revoke(db, CHAT)
     async with db.read() as connection:
         assert len((await connection.execute(select(application_tokens))).all()) == 1
+
+
+@pytest.mark.parametrize("name", [KEYMAN, USE])
+async def test_no_application_has_a_name_that_a_verdict_has(db: Database, name: str) -> None:
+    with pytest.raises(Conflict, match="reserved"):
+        await applications.create(db, ApplicationName(name), ["OPENAI"])
+    assert name in RESERVED_NAMES
+    assert await applications.list_all(db) == []
 
 
 async def test_what_a_rotation_leaves_ends_with_the_overlap_and_is_not_prolonged(db: Database) -> None:

@@ -7,11 +7,14 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from keyman.clock import now
 from keyman.http.limit import RateLimit
 from keyman.identity import applications
+from keyman.identity.tables import applications as application_table
 from keyman.keys import reports
+from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import problem, same_but_for_the_request_id
 from tests.planes.resolver.pair import App, Owner, Pair
@@ -124,6 +127,15 @@ async def test_an_application_that_the_owner_has_blocked_gets_404(shared_pair: P
     (application_id,) = [one["id"] for one in listed if one["name"] == app.name]
     assert (await owner.client.put(f"/api/applications/{application_id}/block")).status_code == 204
     problem(await report(app, key_id), "not-found")
+    assert await shown(owner, key_id) is None
+
+
+async def test_an_application_with_a_reserved_name_from_before_gets_403(shared_pair: Pair) -> None:
+    owner, app, key_id = await resolved(shared_pair)
+    async with shared_pair._operator.write(Unchecked.OPERATOR) as connection:
+        renamed = update(application_table).where(application_table.c.name == app.name).values(name="keyman")
+        await connection.execute(renamed)
+    problem(await report(app, key_id), "forbidden")
     assert await shown(owner, key_id) is None
 
 
