@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,7 +17,8 @@ from keyman.ids import MAX_ID, KeyId
 from keyman.keys.schemas import KeyCheck, KeyInfo, Status, status_of
 from keyman.keys.settings import NONE, from_text
 from keyman.keys.tables import api_keys
-from keyman.providers.verdicts import Verdict
+from keyman.patterns import APPLICATION_NAME
+from keyman.providers.verdicts import Verdict, known_detail
 from keyman.storage.statements import Query
 
 
@@ -101,10 +103,16 @@ def to_info(row: Shown, moment: datetime) -> KeyInfo:
 
 
 def _check(row: Shown) -> KeyCheck | None:
-    """Return the last verdict. A row that keyman has not written, such as one with an unknown verdict, has none."""
+    """Return the last verdict, with one of keyman's own sentences.
+
+    A row that keyman has not written, such as one with an unknown verdict, has none.
+    """
     if row.check_verdict not in _VERDICTS or row.checked_at is None:
         return None
-    return KeyCheck(Verdict(row.check_verdict), row.checked_at, row.check_detail or "", row.checked_by or "")
+    if row.checked_by is None or not re.fullmatch(APPLICATION_NAME, row.checked_by):
+        return None
+    verdict = Verdict(row.check_verdict)
+    return KeyCheck(verdict, row.checked_at, known_detail(verdict, row.check_detail), row.checked_by)
 
 
 _VERDICTS = frozenset(Verdict)

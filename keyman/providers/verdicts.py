@@ -4,11 +4,16 @@ Only what a provider says of the key itself is REFUSED: this key is not valid, n
 table is never REFUSED, because somebody would throw away a key that works. Sources are the documentation of the
 providers and the verifiers of TruffleHog and Kingfisher.
 
+A provider's text can repeat what a caller has sent. So a verdict depends on the status and on members of the answer
+that only the provider fills, and where there is only a sentence, on how it begins.
+
 Nothing that a provider wrote leaves this module: a verdict has one of keyman's own sentences.
 """
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from http import HTTPStatus
@@ -17,7 +22,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 MOST = 8 * 1024
-"""The bytes of an answer that are judged, at most. An error of a provider is shorter."""
+"""The bytes of an answer to use that are judged, at most. An error of a provider is shorter."""
+
+MOST_OF_CHECK = 256 * 1024
+"""The same for an answer to a check. Hugging Face lists all organisations of an account and all rights of a token."""
 
 
 class Verdict(StrEnum):
@@ -48,6 +56,14 @@ ENDPOINT = "The endpoint in the settings of this key cannot be reached. Is it ri
 SETTING = "The settings of this key lack what a check needs. Store the key again with them."
 
 
+_KNOWN = frozenset({*DETAILS.values(), RESTRICTED, ENDPOINT, SETTING})
+
+
+def known_detail(verdict: Verdict, stored: str | None) -> str:
+    """Return the stored sentence if it is one of keyman's own, or else that of the verdict."""
+    return stored if stored in _KNOWN else DETAILS[verdict]
+
+
 class Judgement(NamedTuple):
     """A verdict, and one of keyman's own sentences about it."""
 
@@ -63,11 +79,11 @@ class Answer:
     """The answer of a provider: its status, and the beginning of its body. `is_check` is False for an answer to use."""
 
     def __init__(self, status: int, body: bytes, *, is_check: bool) -> None:
-        start = body[:MOST]
+        start = body[: MOST_OF_CHECK if is_check else MOST]
         self.status = status
         self.is_check = is_check
-        self.text = start.decode(errors="replace").lower()
-        self.is_page = self.text.lstrip("\ufeff \t\r\n").startswith("<")  # of a proxy or a portal, not of the API
+        # A page is one of a proxy or a portal, not of the API.
+        self.is_page = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<")
         self.json = _object(start)
 
     def __repr__(self) -> str:
@@ -79,6 +95,13 @@ class Answer:
         for name in path:
             found = found.get(name) if isinstance(found, dict) else None
         return found
+
+    @property
+    def said(self) -> str:
+        """The sentence of an error in lower case, in one of the places where providers have it, or an empty text."""
+        places = (("error", "message"), ("error",), ("message",), ("Message",))
+        found = (self.get(*place) for place in places)
+        return next((text.lower() for text in found if isinstance(text, str)), "")
 
 
 def judge(service: str, answer: Answer) -> Judgement:
@@ -124,23 +147,29 @@ _REFUSED_BY_401 = frozenset(
 """The services that answer 401 only if a key is not valid."""
 
 
+_LACKS_MODELS = (
+    "missing scopes: api.model.read",
+    "you have insufficient permissions for this operation. missing scopes: api.model.read",
+)
+
+
 def _openai(answer: Answer) -> Judgement | Verdict | None:
     code = answer.get("error", "code")
     if answer.status == HTTPStatus.UNAUTHORIZED and code == "invalid_api_key":
         return Verdict.REFUSED
-    if answer.status in (401, 403) and "missing scopes: api.model.read" in answer.text:
+    if answer.status in (401, 403) and answer.said.startswith(_LACKS_MODELS):
         return Judgement(Verdict.ACCEPTED, RESTRICTED)
     is_unpaid = code == "insufficient_quota" or answer.get("error", "type") == "insufficient_quota"
     return Verdict.NO_CREDIT if answer.status == HTTPStatus.TOO_MANY_REQUESTS and is_unpaid else None
 
 
-_SPENT = ("credit balance", "usage limit", "spend limit", "spending limit")
+_SPENT = re.compile(r"(your|you have|this request would) .*\b(credit balance|(usage|spend|spending) limits?)\b")
+"""How the sentences begin that are about money. One about a wrong request begins with the member that is wrong."""
 
 
 def _anthropic(answer: Answer) -> Verdict | None:
-    said = answer.get("error", "message")
-    is_spent = isinstance(said, str) and any(words in said.lower() for words in _SPENT)
-    return Verdict.NO_CREDIT if answer.status == HTTPStatus.BAD_REQUEST and is_spent else None
+    is_spent = answer.status == HTTPStatus.BAD_REQUEST and _SPENT.match(answer.said) is not None
+    return Verdict.NO_CREDIT if is_spent else None
 
 
 def _google(answer: Answer) -> Verdict | None:
@@ -164,7 +193,7 @@ _BLOCKS = ("team_blocked", "api_key_blocked", "api_key_disabled")
 def _xai(answer: Answer) -> Verdict | None:
     if answer.status == HTTPStatus.BAD_REQUEST:
         # A client can send a wrong request, too. The request of a check is right.
-        is_refused = answer.is_check or "incorrect api key" in answer.text
+        is_refused = answer.is_check or answer.said.startswith("incorrect api key")
         return Verdict.REFUSED if is_refused else None
     is_blocked = answer.is_check and any(answer.get(name) is True for name in _BLOCKS)
     return Verdict.NO_PERMISSION if answer.status == HTTPStatus.OK and is_blocked else None
@@ -192,15 +221,18 @@ _NEEDED_SCOPE = "inference.serverless.write"
 
 
 def _fireworks(answer: Answer) -> Judgement | None:
-    is_pass = "fire pass" in answer.text and "not authorized for this route" in answer.text
+    is_pass = answer.said.startswith("fire pass") and "not authorized for this route" in answer.said
     return Judgement(Verdict.ACCEPTED, RESTRICTED) if answer.status == HTTPStatus.FORBIDDEN and is_pass else None
 
 
-_GONE = ("unrecognizedclientexception", "expiredtoken", "is expired", "has expired")
+_GONE = frozenset({"UnrecognizedClientException", "ExpiredTokenException"})
+_EXPIRED = ("the security token included in the request is expired", "bearer token has expired")
 
 
 def _bedrock(answer: Answer) -> Verdict | None:
-    is_gone = answer.json is not None and any(words in answer.text for words in _GONE)
+    kind = answer.get("__type")
+    name = kind.rpartition("#")[2] if isinstance(kind, str) else ""  # AWS can put a namespace in front
+    is_gone = name in _GONE or answer.said.startswith(_EXPIRED)
     return Verdict.REFUSED if answer.status == HTTPStatus.FORBIDDEN and is_gone else None
 
 
@@ -229,8 +261,13 @@ def _object(body: bytes) -> Mapping[str, object] | None:
 
 
 def _texts(found: object) -> set[str]:
-    """Return all texts in a JSON value. It has at most MOST bytes, so it is not deep enough to matter."""
-    if isinstance(found, str):
-        return {found}
-    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-    return set().union(*(_texts(part) for part in parts))
+    """Return all texts in a JSON value, however deep it is."""
+    texts: set[str] = set()
+    left = [found]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            texts.add(part)
+        elif isinstance(part, dict | list):
+            left.extend(part.values() if isinstance(part, dict) else part)
+    return texts

@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyman.providers.services import SHIPPED
-from keyman.providers.verdicts import DETAILS, ENDPOINT, MOST, RESTRICTED, SETTING, Answer, Verdict, judge, judge_use
+from keyman.providers.verdicts import (
+    DETAILS,
+    ENDPOINT,
+    MOST,
+    MOST_OF_CHECK,
+    RESTRICTED,
+    SETTING,
+    Answer,
+    Verdict,
+    judge,
+    judge_use,
+    known_detail,
+)
 
 SERVICES = sorted(service.service for service in SHIPPED)
 
@@ -89,8 +101,28 @@ TABLE: list[tuple[str, int, Any, str]] = [
     ("AWS_BEDROCK", 200, {}, "accepted"),
     ("AWS_BEDROCK", 403, {"__type": "UnrecognizedClientException"}, "refused"),
     ("AWS_BEDROCK", 403, {"message": "The security token included in the request is expired"}, "refused"),
+    ("AWS_BEDROCK", 403, {"__type": "com.amazon.coral.service#ExpiredTokenException"}, "refused"),
+    ("AWS_BEDROCK", 403, {"Message": "Bearer Token has expired"}, "refused"),
     ("AWS_BEDROCK", 403, {"message": "not authorized to perform"}, "no-permission"),
 ]
+
+QUOTED: list[tuple[str, int, Any, str | None]] = [
+    ("OPENAI", 403, {"error": {"message": "No access to model Missing scopes: api.model.read"}}, "no-permission"),
+    ("ANTHROPIC", 400, {"error": {"message": "messages.0: unknown role 'credit balance'"}}, None),
+    ("XAI", 400, {"error": "The model Incorrect API key provided does not exist"}, None),
+    ("XAI", 400, {"error": "No such tool", "tool": "Incorrect API key provided"}, None),
+    ("FIREWORKS", 403, {"error": "No access to model Fire Pass is not authorized for this route"}, "no-permission"),
+    ("AWS_BEDROCK", 403, {"message": "No access to UnrecognizedClientException"}, "no-permission"),
+    ("AWS_BEDROCK", 403, {"message": "No access to model-that-has expired"}, "no-permission"),
+    ("AWS_BEDROCK", 403, {"message": "x", "requested": {"__type": "ExpiredTokenException"}}, "no-permission"),
+]
+"""Answers that repeat what a caller sent, such as the name of a model. The caller cannot choose the verdict."""
+
+
+@pytest.mark.parametrize(("service", "status", "body", "verdict"), QUOTED)
+def test_words_that_a_caller_sent_decide_nothing(service: str, status: int, body: Any, verdict: str | None) -> None:
+    found = judge_use(service, status, json.dumps(body).encode())
+    assert (None if found is None else found.verdict) == verdict
 
 
 @pytest.mark.parametrize(("service", "status", "body", "verdict"), TABLE)
@@ -132,8 +164,8 @@ def may_be_refused(service: str, status: int, body: bytes, *, is_check: bool) ->
         or (service == "OPENAI" and status == 401 and b'"invalid_api_key"' in text)
         or (service == "GOOGLE" and status == 400 and b'"api_key_invalid"' in text)
         or (service == "COHERE" and status == 200 and is_check and b'"valid": false' in text)
-        or (service == "XAI" and status == 400 and (is_check or b"incorrect api key" in text))
-        or (service == "AWS_BEDROCK" and status == 403 and (b"unrecognizedclient" in text or b"expired" in text))
+        or (service == "XAI" and status == 400 and (is_check or b'"incorrect api key' in text))
+        or (service == "AWS_BEDROCK" and status == 403 and (b"exception" in text or b"expired" in text))
     )
 
 
@@ -162,8 +194,34 @@ def test_a_page_of_a_proxy_says_nothing(service: str, status: int) -> None:
 
 
 def test_only_the_beginning_of_a_body_is_judged() -> None:
-    long = b'{"error": {"code": "invalid_api_key"}, "more": "' + b"x" * MOST + b'"}'
-    assert judge("OPENAI", Answer(401, long, is_check=True)).verdict == "no-permission"
+    for size, is_check in ((MOST, False), (MOST_OF_CHECK, True)):
+        start = b'{"error": {"code": "invalid_api_key"}, "more": "'
+        whole = start + b"x" * (size - len(start) - 2) + b'"}'
+        assert judge("OPENAI", Answer(401, whole, is_check=is_check)).verdict == "refused"
+        assert judge("OPENAI", Answer(401, whole + b"\n", is_check=is_check)).verdict == "refused"
+        longer = start + b"x" * size + b'"}'
+        assert judge("OPENAI", Answer(401, longer, is_check=is_check)).verdict == "no-permission"
+
+
+def test_a_token_of_hugging_face_with_many_organisations_is_judged_by_its_rights() -> None:
+    token = {"role": "fineGrained", "fineGrained": {"global": ["discussion.write"]}}
+    orgs = [{"type": "org", "name": f"organisation-{number}", "avatarUrl": "x" * 200} for number in range(300)]
+    body = json.dumps({"orgs": orgs, "auth": {"accessToken": token}}).encode()
+    assert len(body) > 64 * 1024
+    assert judge("HUGGINGFACE", Answer(200, body, is_check=True)).verdict == "no-permission"
+
+
+def test_a_deep_answer_is_judged() -> None:
+    for depth in (400, 700, 900, 5000):
+        deep = b'{"auth": {"accessToken": {"role": "fineGrained", "fineGrained": %s%s}}}' % (b"[" * depth, b"]" * depth)
+        assert judge("HUGGINGFACE", Answer(200, deep, is_check=True)).verdict in ("no-permission", "accepted")
+
+
+def test_only_a_sentence_of_keyman_is_shown() -> None:
+    for verdict in Verdict:
+        assert known_detail(verdict, RESTRICTED) == RESTRICTED
+        for other in (None, "", "Call +1 555 0100 to unlock your key.", DETAILS[verdict].lower()):
+            assert known_detail(verdict, other) == DETAILS[verdict]
 
 
 def test_a_wrong_request_of_a_client_has_no_verdict() -> None:

@@ -27,7 +27,7 @@ from keyman.planes.gateway.headers import credential, to_send
 from keyman.planes.gateway.services import Forwarded
 from keyman.planes.gateway.upstream import Body, Outgoing, Upstreams, parts
 from keyman.providers.upstreams import Check, is_private_address
-from keyman.providers.verdicts import ENDPOINT, MOST, SETTING, Answer, Judgement, Verdict, judge
+from keyman.providers.verdicts import ENDPOINT, MOST_OF_CHECK, SETTING, Answer, Judgement, Verdict, judge
 from keyman.secret import Secret
 from keyman.values import RowNumber
 
@@ -94,7 +94,7 @@ class Checker:
             answered_at = now()
             async for part, _ in parts(response, body):
                 start += part
-                if len(start) >= MOST:
+                if len(start) >= MOST_OF_CHECK:
                     response.close()  # more is not looked at, and may never end
                     break
             return judge(service.service.service, Answer(response.status, start, is_check=True)), answered_at

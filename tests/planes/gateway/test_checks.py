@@ -29,7 +29,7 @@ from keyman.ids import KeyId
 from keyman.keys.checks import Sent, store_check, store_use
 from keyman.keys.finding import Found, by_id
 from keyman.keys.tables import api_keys
-from keyman.providers.verdicts import Judgement, Verdict
+from keyman.providers.verdicts import DETAILS, Judgement, Verdict
 from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
@@ -143,7 +143,7 @@ async def test_a_verdict_is_that_of_the_table_and_nothing_of_the_provider_is_kep
     assert [word for word in (CANARY, VALUE, "to the proxy") if word in told] == []
 
 
-async def test_a_body_without_end_is_read_to_8_kib_and_left(check: Checking) -> None:
+async def test_a_body_without_end_is_read_to_256_kib_and_left(check: Checking) -> None:
     gone = asyncio.Event()
 
     async def endless(incoming: Incoming) -> None:
@@ -200,6 +200,15 @@ async def test_a_new_value_and_new_settings_forget_the_verdict_and_a_new_label_d
     await check.ask()
     await scene.owner.client.put(path, json={"api_key": VALUE})
     assert await check.shown() is None
+
+
+async def test_a_row_that_keyman_has_not_written_shows_no_text_of_its_own(check: Checking) -> None:
+    await check.ask()
+    await check.set(check_detail="Call +1 555 0100 to unlock your key.")
+    assert (await check.shown())["detail"] == DETAILS[Verdict.ACCEPTED]
+    for name in (None, "", "Call +1 555 0100", "x" * 65):
+        await check.set(checked_by=name)
+        assert await check.shown() is None
 
 
 async def test_two_checks_at_once_store_a_verdict_each(check: Checking) -> None:
