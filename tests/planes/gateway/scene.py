@@ -105,6 +105,12 @@ async def scene_at(
             {"service": "OPENAI", "base_url": provider.address},
             {"service": "ANTHROPIC", "base_url": provider.address},
             {"service": "GOOGLE", "base_url": f"{provider.address}/below"},
+            {"service": "COHERE", "base_url": f"{provider.address}/cohere"},
+            {
+                "service": "HUGGINGFACE",
+                "base_url": f"{provider.address}/router",
+                "check": {"url": f"{provider.address}/api/whoami-v2"},
+            },
             {"service": "INWARDS", "name": "Inwards", "base_url": f"https://localhost:{port}", "paths": ["GET /x"]},
             *entries,
         ]

@@ -29,7 +29,7 @@ from keyman.ids import KeyId
 from keyman.keys.checks import Sent, store_check, store_use
 from keyman.keys.finding import Found, by_id
 from keyman.keys.tables import api_keys
-from keyman.providers.verdicts import DETAILS, Judgement, Verdict
+from keyman.providers.verdicts import DETAILS, MOST, Judgement, Verdict
 from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
@@ -116,6 +116,32 @@ async def test_a_check_reads_asks_once_and_stores_the_verdict(check: Checking) -
     assert await check.shown() == {**got.json, "by": "keyman"}
     (entry,) = await check.entries()
     assert (entry.user_id, entry.actor, entry.detail) == (scene.owner.id, "application", "accepted")
+
+
+@pytest.mark.parametrize(
+    ("service", "line", "body", "verdict"),
+    [
+        ("COHERE", "POST /cohere/v1/check-api-key", {"valid": True}, "accepted"),
+        ("COHERE", "POST /cohere/v1/check-api-key", {"valid": False}, "refused"),
+        ("COHERE", "POST /cohere/v1/check-api-key", {"is": "a proxy"}, "unreachable"),
+        ("HUGGINGFACE", "GET /api/whoami-v2", {"auth": {"accessToken": {"role": "read"}}}, "accepted"),
+        ("HUGGINGFACE", "GET /api/whoami-v2", {"auth": {"accessToken": {"role": "fineGrained"}}}, "no-permission"),
+    ],
+)
+async def test_a_check_can_be_a_post_or_go_to_another_address(
+    check: Checking, service: str, line: str, body: Any, verdict: str
+) -> None:
+    scene = check.scene
+    value = "hf_value-of-a-token-1234" if service == "HUGGINGFACE" else "value-of-no-form-1234"
+    key_id = await scene.owner.key(service, value=value)
+    # More than the gateway reads of an answer to a request of a client.
+    scene.provider.answers(answer(200, json.dumps({"more": "x" * 2 * MOST, **body}).encode()))
+    got = await check.ask(key_id)
+    assert (got.status, got.json["verdict"]) == (200, verdict)
+    (request,) = scene.provider.requests
+    assert f"{request.method} {request.target}" == line
+    assert request.all_of("authorization") == [f"Bearer {value}"]
+    assert request.body == b""
 
 
 @pytest.mark.parametrize(
