@@ -24,7 +24,7 @@ from keyman.client.errors import (
 from keyman.client.management import AsyncKeyman, Keyman
 from keyman.client.protocols import AsyncResolverProtocol, ResolverProtocol
 from keyman.client.resolver import AsyncResolver, Resolver
-from keyman.client.shapes import AuditEntry, Key, KeyCheck, PortalLink, Resolved, Service
+from keyman.client.shapes import AuditEntry, Key, KeyCheck, PortalLink, ReportOutcome, Resolved, Service
 from keyman.secret import Secret
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "PortalLink",
     "PreconditionFailed",
     "RateLimited",
+    "ReportOutcome",
     "Resolved",
     "Resolver",
     "ResolverProtocol",

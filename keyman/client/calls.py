@@ -84,6 +84,16 @@ def _portal_link(answer: Answer) -> PortalLink:
     return link
 
 
+def report(key: Resolved | int, outcome: str) -> Call[None]:
+    """Report on a key. The call is not repeatable: there can be one report in 10 seconds.
+
+    Raises TypeError for an id that is not an integer.
+    """
+    key_id = key.key_id if isinstance(key, Resolved) else operator.index(key)
+    body = msgspec.json.encode({"key_id": key_id, "outcome": outcome})
+    return Call("POST", "/v1/report", _nothing, body=body, repeatable=False)
+
+
 def add_key(
     service: str,
     api_key: Secret,
@@ -105,10 +115,28 @@ def add_key(
 
 
 def list_keys(
-    service: str | None, status: str | None, q: str | None, sort: str | None, cursor: str | None
+    service: str | None,
+    status: str | None,
+    check: str | None,
+    q: str | None,
+    sort: str | None,
+    cursor: str | None,
 ) -> Call[Page[Key]]:
-    query = _query(cursor, service=service, status=status, q=q, sort=sort)
+    query = _query(cursor, service=service, status=status, check=check, q=q, sort=sort)
     return Call("GET", "/api/keys", lambda answer: _page(answer, Key, cursor), query=query)
+
+
+def count_keys(service: str | None, status: str | None, check: str | None, q: str | None) -> Call[int]:
+    query = _query(None, service=service, status=status, check=check, q=q, count="true") | {"limit": "1"}
+    return Call("GET", "/api/keys", _count, query=query)
+
+
+def _count(answer: Answer) -> int:
+    """Raises ValueError for an answer without a count."""
+    count = answer.headers.get("keyman-total-count", "")
+    if not re.fullmatch("[0-9]{1,18}", count):
+        raise ValueError
+    return int(count)
 
 
 def get_key(key_id: int) -> Call[Key]:
@@ -151,6 +179,11 @@ def change_key(
 def delete_key(key: Key | int) -> Call[None]:
     """Delete a key. The call is not repeatable: the second answer would be 404."""
     return Call("DELETE", _path(key), _nothing, headers=_if_match(key), repeatable=False)
+
+
+def check_key(key: Key | int) -> Call[Key]:
+    """Make a live check. The call is not repeatable: a key can be checked once in 10 seconds."""
+    return Call("POST", f"{_path(key)}/check", _key, repeatable=False)
 
 
 def list_services() -> Call[list[Service]]:

@@ -31,9 +31,9 @@ class Keyman:
     `url` and `token` default to KEYMAN_URL and KEYMAN_TOKEN (or KEYMAN_TOKEN_FILE). `timeout` is in seconds, for a
     whole call including retries; a listing makes one call per page. Raises ValueError for invalid settings.
 
-    `get`, `add`, `replace` and `change` return a Key with its ETag. If you pass such a Key to a method, the change is
-    only made if nobody has changed the key since; otherwise the method raises PreconditionFailed. With an id, or a Key
-    of a listing, the last write wins.
+    `get`, `add`, `replace`, `change` and `check` return a Key with its ETag. If you pass such a Key to a method, the
+    change is only made if nobody has changed the key since; otherwise the method raises PreconditionFailed. With an id,
+    or a Key of a listing, the last write wins.
 
     Every method raises ClientError. After Unreachable or DeadlineExceeded, it is not known whether a change was made.
     """
@@ -60,14 +60,27 @@ class Keyman:
         *,
         service: str | None = None,
         status: str | None = None,
+        check: str | None = None,
         q: str | None = None,
         sort: str | None = None,
     ) -> Iterator[Key]:
-        """List keys, newest first: by service or status, or with `q` in name, service or last characters.
+        """List keys, newest first: by service, status or verdict of the last check, or with `q` in name, service or
+        last characters.
 
         `sort` is `created`, `name` or `used`, with `-` in front for a descending order. Pages are fetched as needed.
         """
-        return self._all(lambda cursor: calls.list_keys(service, status, q, sort, cursor))
+        return self._all(lambda cursor: calls.list_keys(service, status, check, q, sort, cursor))
+
+    def count(
+        self,
+        *,
+        service: str | None = None,
+        status: str | None = None,
+        check: str | None = None,
+        q: str | None = None,
+    ) -> int:
+        """Return how many keys `keys` lists with these arguments."""
+        return self._wire.ask(calls.count_keys(service, status, check, q))
 
     def get(self, key_id: int) -> Key:
         return self._wire.ask(calls.get_key(key_id))
@@ -117,6 +130,14 @@ class Keyman:
         before; applications get it as long as it is active, and otherwise the newest active key.
         """
         return self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings, default))
+
+    def check(self, key: Key | int) -> Key:
+        """Have the provider asked whether a key works, and return the key with the verdict as its `check`.
+
+        The provider has 8 seconds for its answer. Raises RateLimited if the key was checked in the last 10 seconds, or
+        too many were, and Conflict if keyman has no live checks.
+        """
+        return self._wire.ask(calls.check_key(key))
 
     def delete(self, key: Key | int) -> None:
         self._wire.ask(calls.delete_key(key))
@@ -178,10 +199,21 @@ class AsyncKeyman:
         *,
         service: str | None = None,
         status: str | None = None,
+        check: str | None = None,
         q: str | None = None,
         sort: str | None = None,
     ) -> AsyncIterator[Key]:
-        return self._all(lambda cursor: calls.list_keys(service, status, q, sort, cursor))
+        return self._all(lambda cursor: calls.list_keys(service, status, check, q, sort, cursor))
+
+    async def count(
+        self,
+        *,
+        service: str | None = None,
+        status: str | None = None,
+        check: str | None = None,
+        q: str | None = None,
+    ) -> int:
+        return await self._wire.ask(calls.count_keys(service, status, check, q))
 
     async def get(self, key_id: int) -> Key:
         return await self._wire.ask(calls.get_key(key_id))
@@ -221,6 +253,9 @@ class AsyncKeyman:
         default: bool | UnsetType = UNSET,
     ) -> Key:
         return await self._wire.ask(calls.change_key(key, name, expires_at, disabled, settings, default))
+
+    async def check(self, key: Key | int) -> Key:
+        return await self._wire.ask(calls.check_key(key))
 
     async def delete(self, key: Key | int) -> None:
         await self._wire.ask(calls.delete_key(key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self, overload
 
-from keyman.client.shapes import PortalLink, Resolved
+from keyman.client.shapes import PortalLink, ReportOutcome, Resolved
 
 
 class ResolverProtocol(Protocol):
@@ -43,6 +43,8 @@ class ResolverProtocol(Protocol):
         subject: str | None = None,
         issuer: str | None = None,
     ) -> None: ...
+
+    def report(self, key: Resolved | int, outcome: ReportOutcome) -> None: ...
 
     def portal_link(
         self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
@@ -83,6 +85,8 @@ class AsyncResolverProtocol(Protocol):
         subject: str | None = None,
         issuer: str | None = None,
     ) -> None: ...
+
+    async def report(self, key: Resolved | int, outcome: ReportOutcome) -> None: ...
 
     async def portal_link(
         self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None

@@ -19,7 +19,7 @@ from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, find_token, find_u
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Call, Lost, Outcome, result
 from keyman.client.forks import reset_after_fork
-from keyman.client.shapes import PortalLink, Resolved, require_one_way
+from keyman.client.shapes import PortalLink, ReportOutcome, Resolved, require_one_way
 from keyman.client.wire import AsyncWire, Wire
 from keyman.secret import Secret
 
@@ -179,6 +179,14 @@ class Resolver(_Asking):
             with self._lock:
                 _forget(self._cache, key_id, user_id, service, subject, issuer)
 
+    def report(self, key: Resolved | int, outcome: ReportOutcome) -> None:
+        """Tell the owner of a key what its provider said when you used it. Say `refused` only of the key itself.
+
+        Raises NotFound unless the application got the value that the key has within the last hour, and RateLimited for
+        a second report on the key within 10 seconds. The cache keeps the value: `forget` removes it.
+        """
+        self._wire.ask(calls.report(key, outcome))
+
     def portal_link(
         self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
     ) -> PortalLink:
@@ -288,6 +296,10 @@ class AsyncResolver(_Asking):
         if self._cache is not None:
             with self._lock:
                 _forget(self._cache, key_id, user_id, service, subject, issuer)
+
+    async def report(self, key: Resolved | int, outcome: ReportOutcome) -> None:
+        """See Resolver.report."""
+        await self._wire.ask(calls.report(key, outcome))
 
     async def portal_link(
         self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None

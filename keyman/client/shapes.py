@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -15,6 +16,10 @@ MAX_KEY = 8192
 
 MAX_CREDENTIAL = 16 * 1024
 """The maximum number of bytes of a JSON credential, such as a service-account file."""
+
+
+ReportOutcome: TypeAlias = Literal["refused", "no-credit", "rate-limited", "accepted"]
+"""What an application can report of a key: what its provider said when the application used it."""
 
 
 def is_value(text: str) -> bool:

@@ -9,10 +9,12 @@ from types import TracebackType
 from typing import Self, overload
 
 from keyman.client.errors import NotFound, Undecryptable
-from keyman.client.shapes import PortalLink, Resolved, is_value, require_one_way
+from keyman.client.shapes import PortalLink, ReportOutcome, Resolved, is_value, require_one_way
 
 PORTAL_LIFETIME = timedelta(minutes=5)
 """How long a link of the server works."""
+
+_NO_SUCH_KEY = "There is no such key for this application. (404, not-found)"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class PortalCall:
 
 
 @dataclass(frozen=True)
+class ReportCall:
+    """One call of `report`, by its arguments."""
+
+    key_id: int
+    outcome: str
+
+
+@dataclass(frozen=True)
 class _Undecryptable:
     key_id: int
     user_id: int
@@ -47,13 +57,14 @@ class _Undecryptable:
 class _Fake:
     """The keys and the calls that both kinds of fake have.
 
-    `calls` lists each call of `resolve`, also those that raise ClientError, and `portal_calls` each of `portal_link`.
-    `is_closed` says whether it is closed.
+    `calls` lists each call of `resolve`, also those that raise ClientError, `reports` each of `report`, and
+    `portal_calls` each of `portal_link`. `is_closed` says whether it is closed.
     """
 
     def __init__(self) -> None:
         self.calls: list[ResolveCall] = []
         self.portal_calls: list[PortalCall] = []
+        self.reports: list[ReportCall] = []
         self.is_closed = False
         self._subjects: dict[str, int] = {}
         self._keys: dict[int, Resolved | _Undecryptable] = {}
@@ -118,6 +129,13 @@ class _Fake:
         url = f"https://keyman.invalid/portal/{len(self.portal_calls)}"
         return PortalLink(url, datetime.now(UTC) + PORTAL_LIFETIME, user_id)
 
+    def _report(self, key: Resolved | int, outcome: ReportOutcome) -> None:
+        """Add the call to `reports`. Raises NotFound for a key that was not added."""
+        key_id = key.key_id if isinstance(key, Resolved) else key
+        self.reports.append(ReportCall(key_id, outcome))
+        if not isinstance(self._keys.get(key_id), Resolved):
+            raise NotFound(_NO_SUCH_KEY, status=404, slug="not-found")
+
     def _next_id(self) -> int:
         self._last_id += 1
         return self._last_id
@@ -133,7 +151,7 @@ class _Fake:
                 slug="undecryptable",
             )
         if key is None or _has_expired(key):
-            raise NotFound("There is no such key for this application. (404, not-found)", status=404, slug="not-found")
+            raise NotFound(_NO_SUCH_KEY, status=404, slug="not-found")
         if call.subject is None:
             return key
         value = key.reveal()
@@ -198,6 +216,10 @@ class FakeResolver(_Fake):
         """Return one key, or the newest active one of a user for a service. Raises NotFound, Undecryptable."""
         return self._answer(ResolveCall(key_id, user_id, service, purpose, subject, issuer))
 
+    def report(self, key: Resolved | int, outcome: ReportOutcome) -> None:
+        """Add the call to `reports`. Raises NotFound for a key that was not added."""
+        self._report(key, outcome)
+
     def portal_link(
         self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None
     ) -> PortalLink:
@@ -251,6 +273,10 @@ class AsyncFakeResolver(_Fake):
     ) -> Resolved:
         """Return one key, or the newest active one of a user for a service. Raises NotFound, Undecryptable."""
         return self._answer(ResolveCall(key_id, user_id, service, purpose, subject, issuer))
+
+    async def report(self, key: Resolved | int, outcome: ReportOutcome) -> None:
+        """Add the call to `reports`. Raises NotFound for a key that was not added."""
+        self._report(key, outcome)
 
     async def portal_link(
         self, *, subject: str, return_url: str | None = None, email: str | None = None, name: str | None = None

@@ -38,13 +38,18 @@ JSON = st.recursive(
     max_leaves=10,
 )
 BODIES = st.binary(max_size=200) | JSON.map(msgspec.json.encode)
-HEADERS = st.dictionaries(st.sampled_from(["retry-after", "etag", "link", "x-request-id"]), st.text() | st.just(VALUE))
+HEADERS = st.dictionaries(
+    st.sampled_from(["retry-after", "etag", "link", "x-request-id", "keyman-total-count"]), st.text() | st.just(VALUE)
+)
 
 
 CALLS: dict[str, Call[Any]] = {
     "resolve": RESOLVE,
     "add": ADD,
-    "list": calls.list_keys(None, None, None, None, None),
+    "list": calls.list_keys(None, None, None, None, None, None),
+    "count": calls.count_keys(None, None, None, None),
+    "check": calls.check_key(1),
+    "report": calls.report(1, "refused"),
     "delete": calls.delete_key(1),
 }
 

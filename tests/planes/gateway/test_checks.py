@@ -18,6 +18,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import delete, select, update
 
 from keyman.audit.tables import audit_log
+from keyman.client import AsyncKeyman, RateLimited
 from keyman.clock import now
 from keyman.config.checks import CheckSettings
 from keyman.identity import applications, throttle
@@ -38,7 +39,7 @@ from tests.planes.gateway.scene import CHAT, VALUE, Scene
 from tests.planes.gateway.talk import Answer, asked
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, problem
 from tests.support.needs import quick_on
-from tests.support.planes import Vault
+from tests.support.planes import ORIGIN, Vault
 
 pytestmark = pytest.mark.anyio
 
@@ -464,6 +465,17 @@ async def test_an_owner_checks_a_key_once_in_10_seconds(check: Checking, holder:
     problem(again, "rate-limited")
     assert 1 <= int(again.headers["retry-after"]) <= 10
     assert len(await check.entries()) == 1
+
+
+async def test_the_client_checks_a_key(check: Checking, holder: Owned) -> None:
+    token = holder.client.headers["authorization"].removeprefix("Bearer ")
+    async with AsyncKeyman(ORIGIN, token, transport=httpx.ASGITransport(holder.plane.app)) as client:
+        before = await client.get(check.scene.key_id)
+        key = await client.check(before)
+        assert key.check is not None
+        assert (key.check.verdict, key.check.by, key.etag) == ("accepted", "keyman", before.etag)
+        with pytest.raises(RateLimited):
+            await client.check(key)
 
 
 async def test_an_account_has_30_checks_an_hour_and_a_refused_one_does_not_count(
