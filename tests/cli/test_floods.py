@@ -45,6 +45,11 @@ def metric(service: Service, name: str) -> float:
     return next(f.samples[0].value for f in text_string_to_metric_families(text) if f.name == name)
 
 
+def open_connections(service: Service) -> float:
+    """Return how many were open when the plane last counted, once a second. One of them may be that of the question."""
+    return metric(service, "keyman_open_connections")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FLOODS)
 def test_livez_answers_under_a_flood(flooded: Service, kind: str) -> None:
@@ -53,14 +58,14 @@ def test_livez_answers_under_a_flood(flooded: Service, kind: str) -> None:
             assert httpx.get(f"{flooded.url}/livez", timeout=ANSWER_SECONDS, verify=NO_TLS).status_code == 200
         if "reading" not in kind:
             until(lambda: running.left == 0, "the end of each connection")
-    until(lambda: metric(flooded, "keyman_open_connections") == 1, "the end of the flood")
+    until(lambda: open_connections(flooded) <= 1, "the end of the flood")
 
 
 @pytest.mark.slow
 def test_more_connections_are_open_at_once_than_a_server_has_room_for_by_default(flooded: Service) -> None:
     with flood(port_of(flooded), "silent"):
-        until(lambda: metric(flooded, "keyman_open_connections") > 1_024, "more than 1,024 connections")
-    until(lambda: metric(flooded, "keyman_open_connections") == 1, "the end of the flood")
+        until(lambda: open_connections(flooded) > 1_024, "more than 1,024 connections")
+    until(lambda: open_connections(flooded) <= 1, "the end of the flood")
 
 
 def test_only_http_1_1_is_spoken(flooded: Service) -> None:
@@ -75,8 +80,8 @@ def test_a_client_that_never_reads_is_cut_off(flooded: Service) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port_of(flooded)))
         client.sendall(b"GET /docs/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
-        until(lambda: metric(flooded, "keyman_open_connections") == 2, "the connection")
-        until(lambda: metric(flooded, "keyman_open_connections") == 1, "its end, after 30 s")
+        until(lambda: open_connections(flooded) >= 1, "the connection")
+        until(lambda: open_connections(flooded) == 0, "its end, after 30 s")
 
 
 def test_a_full_plane_says_so_and_that_there_is_room_again(flooded_env: dict[str, str], tmp_path: Path) -> None:
