@@ -12,7 +12,7 @@ that is unknown, repeated or invalid. So there is one place that words the answe
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -134,10 +134,10 @@ class Direct:
         self._app = cast("ASGIApp", app)
         self._plain: dict[tuple[str, str], Call] = {}
         self._below: dict[tuple[str, str], Call] = {}  # by the path without its last part, which is a parameter
-        fixed = {route.path.partition("{")[0] for route in app.routes}
+        self._fixed = {path for route in app.routes for path in _beginnings(route.path)}
         for route in app.routes:
             if isinstance(route, HTTPRoute):
-                self._add(route, fixed)
+                self._add(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope) if scope["type"] == "http" else None
@@ -181,26 +181,30 @@ class Direct:
         call = self._plain.get((method, path))
         if call is not None:
             return call, ""
+        if path in self._fixed:
+            return None  # Litestar prefers a fixed part of a path to a parameter, whatever the method is
         parent, _, last = path.rpartition("/")
         call = self._below.get((method, parent)) if last else None
         return None if call is None else (call, last)
 
-    def _add(self, route: HTTPRoute, fixed: Set[str]) -> None:
-        """Run the handlers of a route directly, as far as possible. `fixed` are all paths up to their first parameter.
-
-        Litestar prefers a fixed part of a path to a parameter, whatever the method is. So a route with a parameter
-        where another one has a fixed part is left to it.
-        """
+    def _add(self, route: HTTPRoute) -> None:
+        """Run the handlers of a route directly, as far as possible."""
         parent, _, last = route.path.rpartition("/")
-        has_neighbours = any(path.startswith(f"{parent}/") for path in fixed - {f"{parent}/"})
         for handler in route.route_handlers:
             if (call := _call(handler, route)) is None:
                 continue
             for method in handler.http_methods:
                 if not route.path_parameters:
                     self._plain[method, route.path] = call
-                elif len(route.path_parameters) == 1 and last.startswith("{") and not has_neighbours:
+                elif len(route.path_parameters) == 1 and last.startswith("{"):
                     self._below[method, parent] = call
+
+
+def _beginnings(path: str) -> Iterator[str]:
+    """Yield the paths to each part before the first parameter of a path, such as `/a` and `/a/b` of `/a/b/{c}/d`."""
+    parts = path.partition("/{")[0].split("/")
+    for number in range(2, len(parts) + 1):
+        yield "/".join(parts[:number])
 
 
 _PLAIN_HOST = re.compile(r"[0-9A-Za-z.:-]*")
