@@ -42,7 +42,7 @@ from keyman.keys import listing as key_lists
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
 from keyman.keys.request import Request
-from keyman.keys.schemas import Change, NewKey, Replacement, Status
+from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
 from keyman.keys.sealing import Sealer
 from keyman.keys.sorting import KeyCursor, Selection, Sort
 from keyman.planes.management import housekeeping
@@ -186,7 +186,7 @@ def _reading_keys(db: Database, callers: _Callers, middle: Cursor) -> _Steps:
         "keys: counted": lambda: key_lists.count_own(db, heavy, text="key 1"),
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
-        "an idempotency key": lambda: idempotency.find(db, retry),
+        "an idempotency key": lambda: idempotency.find(db, retry, KeyInfo),
     }
 
 

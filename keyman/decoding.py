@@ -18,21 +18,24 @@ Check = Callable[[Mapping[str, object]], Iterable[FieldError]]
 """Checks parsed fields against each other or against the state of keyman, and yields an error for each fault."""
 
 
-def decode(model: type[S], raw: object, check: Check | None = None) -> S:
-    """Return the struct that `raw`, decoded JSON, describes. Raises InvalidRequest, which names every fault."""
+def decode(model: type[S], raw: object, check: Check | None = None, whole: str = "body") -> S:
+    """Return the struct that `raw`, decoded JSON, describes. Raises InvalidRequest, which names every fault.
+
+    `whole` is what messages call it.
+    """
     if not isinstance(raw, dict):
         raise InvalidRequest.at(FieldError("", "The body must be a JSON object."))
     fields = _fields_of(model)
-    whole = _decode_whole(model, raw) if raw.keys() <= fields.keys() else None
-    if whole is None:
-        values, errors = _decode_each(fields, raw)
+    decoded = _decode_whole(model, raw) if raw.keys() <= fields.keys() else None
+    if decoded is None:
+        values, errors = _decode_each(fields, raw, whole)
     else:
-        values, errors = {fields[name].name: getattr(whole, fields[name].name) for name in raw}, []
+        values, errors = {fields[name].name: getattr(decoded, fields[name].name) for name in raw}, []
     if check is not None:
         errors += check(values)
     if errors:
         raise InvalidRequest.at(*errors)
-    return model(**values) if whole is None else whole
+    return model(**values) if decoded is None else decoded
 
 
 @cache
@@ -50,7 +53,7 @@ def _decode_whole(model: type[S], raw: Mapping[str, object]) -> S | None:
 
 
 def _decode_each(
-    fields: Mapping[str, FieldInfo], raw: Mapping[str, object]
+    fields: Mapping[str, FieldInfo], raw: Mapping[str, object], whole: str
 ) -> tuple[dict[str, object], list[FieldError]]:
     """Return the values of the valid fields, and an error for each fault."""
     errors: list[FieldError] = []
@@ -68,7 +71,7 @@ def _decode_each(
     if unknown:
         # Do not repeat their names: a name can be a key that was pasted in the wrong place.
         counted = "an unknown field" if unknown == 1 else f"{unknown} unknown fields"
-        errors.append(FieldError("", f"The body has {counted}; the known fields are {', '.join(fields)}."))
+        errors.append(FieldError("", f"The {whole} has {counted}; the known fields are {', '.join(fields)}."))
     return values, errors
 
 
@@ -82,6 +85,8 @@ def _field(kind: object, raw: object) -> object:
         message = str(fault).partition(" - at ")[0]
         if message.startswith("Expected `bool`"):
             raise ValueError("must be true or false") from None
+        if message.startswith("Expected `array` of length <="):
+            raise ValueError(f"must have at most {message.rpartition(' ')[2]} entries") from None
         if message.startswith("Expected `array` of length"):
             raise ValueError("must have at least one entry") from None
         if message.startswith("Expected `array`"):

@@ -92,3 +92,22 @@ async def limit_writes(connection: AnyConnection, handler: BaseRouteHandler) -> 
         limit.count(caller.user_id)
     else:
         limit.take(caller.user_id)
+
+
+def count_writes(connection: AnyConnection, number: int) -> list[RateLimited | None]:
+    """Count the writes of a request that makes several, the first of which `limit_writes` has counted.
+
+    Return RateLimited for each write that is one too many. Such a write is not counted.
+    """
+    limit: RateLimit | None = connection.app.state.write_limit
+    caller: Principal = connection.user
+    return [None] + [_refusal(limit, caller.user_id) for _ in range(number - 1)]
+
+
+def _refusal(limit: RateLimit | None, caller_id: int) -> RateLimited | None:
+    try:
+        if limit is not None:
+            limit.take(caller_id)
+    except RateLimited as refusal:
+        return refusal
+    return None

@@ -9,8 +9,8 @@ from keyman.errors import FieldError, InvalidRequest
 from keyman.http.exchange import Exchange, Message, Receive, Send
 
 BODY_TIMEOUT = 10.0
-"""Seconds for a whole body, from when the application reads it. That is 64 KiB at 52 kbit/s, and less than a worker
-that stops waits for its requests.
+"""Seconds for a whole body, from when the application reads it. That is 64 KiB at 52 kbit/s or 1 MiB at
+840 kbit/s, and less than a worker that stops waits for its requests.
 """
 
 Headers = list[tuple[bytes, bytes]]

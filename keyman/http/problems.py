@@ -68,7 +68,12 @@ KINDS = {
             "The request had `If-Match`, but the key was changed after you read it. Read it again, check what has "
             "changed, and send the request with the new `ETag`.",
         ),
-        Kind(413, errors.PayloadTooLarge, "A body can have at most 64 KiB. No key of any provider is longer."),
+        Kind(
+            413,
+            errors.PayloadTooLarge,
+            "A body can have at most 64 KiB, and one with several keys at most 1 MiB. No key of any provider is "
+            "longer.",
+        ),
         Kind(
             415,
             errors.UnsupportedMediaType,
@@ -190,20 +195,24 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def answer(problem: Problem, request_id: str) -> Answer:
-    """Return the HTTP answer for this problem."""
-    status = KINDS[problem.slug].status
-    body = ProblemBody(
+def describe(problem: Problem, request_id: str) -> ProblemBody:
+    """Return the body for this problem."""
+    return ProblemBody(
         type=f"/problems/{problem.slug}",
         title=problem.title,
-        status=status,
+        status=KINDS[problem.slug].status,
         detail=str(problem.detail),  # msgspec does not encode a subclass of str
         request_id=request_id,
         errors=[FieldFault(field, str(message)) for field, message in problem.errors] or None,
     )
+
+
+def answer(problem: Problem, request_id: str) -> Answer:
+    """Return the HTTP answer for this problem."""
+    body = describe(problem, request_id)
     headers = {"content-type": MEDIA_TYPE}
     if isinstance(problem, errors.Unauthenticated):
         headers["www-authenticate"] = problem.challenge
     if problem.retry_after is not None:
         headers["retry-after"] = str(problem.retry_after)
-    return Answer(status, headers, msgspec.json.encode(body))
+    return Answer(body.status, headers, msgspec.json.encode(body))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import bindparam, delete, insert, select
@@ -21,12 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keyman.clock import now
 from keyman.errors import Conflict, FieldError, IdempotencyMismatch, InvalidRequest, raise_alone
 from keyman.ids import UserId
-from keyman.keys.schemas import KeyInfo
 from keyman.keys.tables import idempotency
 from keyman.storage.group import gathered
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
 from keyman.storage.types import UtcTime
+
+T = TypeVar("T")
 
 LIFETIME = timedelta(hours=24)
 
@@ -58,8 +59,8 @@ class IdempotencyKey:
         )
 
 
-async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
-    """Return the first answer, or None if there was none in the last 24 hours.
+async def find(db: Database, key: IdempotencyKey, kind: type[T]) -> T | None:
+    """Return the first answer, which is of this kind, or None if there was none in the last 24 hours.
 
     Raises IdempotencyMismatch. Raises Conflict if the stored answer was damaged: to carry the request out again would
     store a second key.
@@ -73,7 +74,7 @@ async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
             "This Idempotency-Key was used with another body in the last 24 hours. Use a new one for a new request."
         )
     try:
-        return msgspec.json.decode(row.response, type=KeyInfo)
+        return msgspec.json.decode(row.response, type=kind)
     except (msgspec.MsgspecError, UnicodeError):
         raise_alone(
             Conflict(
@@ -83,7 +84,7 @@ async def find(db: Database, key: IdempotencyKey) -> KeyInfo | None:
         )
 
 
-async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo) -> None:
+async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: object) -> None:
     """Store the first answer, in the transaction of the change itself.
 
     Raises IntegrityError when the same key was stored at the same moment. The transaction is then rolled back, and
@@ -92,7 +93,7 @@ async def keep(connection: AsyncConnection, key: IdempotencyKey, answer: KeyInfo
     await gathered(connection, _keep_all, (key, answer))
 
 
-async def _keep_all(connection: AsyncConnection, kept: Sequence[tuple[IdempotencyKey, KeyInfo]]) -> list[None]:
+async def _keep_all(connection: AsyncConnection, kept: Sequence[tuple[IdempotencyKey, object]]) -> list[None]:
     moment = now()
     await _FORGET.execute_many(
         connection,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -10,10 +11,15 @@ from sqlalchemy import BigInteger, any_, bindparam, func, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.audit.entries import Action, Entry
 from keyman.errors import RateLimited, Sentence
+from keyman.identity.principals import Principal
 from keyman.identity.tables import owners
 from keyman.ids import OwnerId
-from keyman.keys.rows import SHOWN, Shown
+from keyman.keys.rows import SHOWN, Shown, label
+from keyman.keys.schemas import KeyInfo, NewKey
+from keyman.keys.sealing import SealedValue
+from keyman.keys.settings import settings_hash, to_text
 from keyman.keys.tables import api_keys
 from keyman.storage.arrays import as_arrays, given_rows
 from keyman.storage.statements import Query, scalar
@@ -41,6 +47,37 @@ WRITTEN = (
     "settings",
 )
 """The columns of a new key."""
+
+
+def columns_of(caller: Principal, new: NewKey, sealed: SealedValue, moment: datetime) -> dict[str, object]:
+    """Return the columns WRITTEN of a key that is stored at this moment."""
+    return {
+        "user_id": caller.user_id,
+        "owner_id": caller.owner_id,
+        "service": str(new.service),
+        **label(new.name),
+        **sealed.stored._asdict(),
+        "disabled": False,
+        "undecryptable": False,
+        "created_at": moment,
+        "updated_at": moment,
+        "expires_at": new.expires_at,
+        "settings": to_text(new.settings),
+    }
+
+
+def entry_of(caller: Principal, new: NewKey, sealed: SealedValue, key: KeyInfo) -> Entry:
+    """Return the audit entry of a key that was inserted."""
+    return Entry(
+        Action.KEY_CREATE,
+        caller.origin,
+        caller.user_id,
+        key_id=key.id,
+        service=key.service,
+        value_uuid=sealed.stored.value_uuid,
+        vault_request_id=sealed.vault_request_id,
+        settings_hash=settings_hash(to_text(new.settings)),
+    )
 
 
 class Limit(NamedTuple):

@@ -25,7 +25,7 @@ from keyman.identity.principals import Principal
 from keyman.ids import KeyId
 from keyman.keys import choosing, idempotency, labels
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.inserting import Limit, check_numbers, insert_all
+from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
 from keyman.keys.rows import LOCK, NO_CHECK, ONE, SHOWN, Shown, label, require, to_info
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
@@ -84,22 +84,9 @@ async def create(
     Call `idempotency.find` before, if you give `retry`. Raises InvalidRequest, IdempotencyMismatch and
     VaultUnavailable, and then stores nothing.
     """
-    stored, vault_request_id = await sealer.seal(caller.owner_id, new.service, new.api_key)
-    settings = to_text(new.settings)
+    sealed = await sealer.seal(caller.owner_id, new.service, new.api_key)
     moment = now()
-    values: dict[str, object] = {
-        "user_id": caller.user_id,
-        "owner_id": caller.owner_id,
-        "service": str(new.service),
-        **label(new.name),
-        **stored._asdict(),
-        "disabled": False,
-        "undecryptable": False,
-        "created_at": moment,
-        "updated_at": moment,
-        "expires_at": new.expires_at,
-        "settings": settings,
-    }
+    values = columns_of(caller, new, sealed, moment)
 
     async def store(connection: AsyncConnection) -> KeyInfo:
         if max_keys:
@@ -107,26 +94,14 @@ async def create(
         key = to_info(await gathered(connection, insert_all, values), moment)
         if retry is not None:
             await idempotency.keep(connection, retry, key)
-        await record(
-            connection,
-            Entry(
-                Action.KEY_CREATE,
-                caller.origin,
-                caller.user_id,
-                key_id=key.id,
-                service=key.service,
-                value_uuid=stored.value_uuid,
-                vault_request_id=vault_request_id,
-                settings_hash=settings_hash(settings),
-            ),
-        )
+        await record(connection, entry_of(caller, new, sealed, key))
         return key
 
     try:
         key = await db.together(caller, store)
     except IntegrityError:
         # The same request was sent twice at the same time, and the other one was first.
-        first = await idempotency.find(db, retry) if retry is not None else None
+        first = await idempotency.find(db, retry, KeyInfo) if retry is not None else None
         if first is None:
             raise
         return Created(first, replayed=True)

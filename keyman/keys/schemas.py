@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -25,6 +25,16 @@ class NewKey(msgspec.Struct):
     name: Label | None = None
     expires_at: FutureTime | None = None
     settings: KeySettings = msgspec.field(default_factory=KeySettings)
+
+
+MAX_NEW_KEYS = 50
+"""The maximum number of keys that one request stores, as documented in docs/reference/api.md."""
+
+
+class NewKeys(msgspec.Struct):
+    """Several keys to store, each as NewKey describes it. What is wrong with one of them does not stop the others."""
+
+    keys: Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MAX_NEW_KEYS)]
 
 
 class Replacement(msgspec.Struct):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -48,3 +50,16 @@ class Sealer:
         shown = self._catalogue.mask(service, value.reveal())
         stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, shown)
         return SealedValue(stored, sealed.request_id)
+
+    async def seal_all(self, owner_id: int, values: Sequence[tuple[str, Secret]]) -> list[SealedValue]:
+        """Seal several values, each given with its service. They go to Vault in one call, unless others wait there.
+
+        Raises what `seal` raises, unless all of them are sealed.
+        """
+        sealing = (self.seal(owner_id, service, value) for service, value in values)
+        # With `return_exceptions`, none of them goes on after this has raised.
+        outcomes = await asyncio.gather(*sealing, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

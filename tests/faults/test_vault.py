@@ -154,11 +154,12 @@ async def survives(
     ada = await plane.user()
     kept, spare = await stored(ada), await stored(ada, OTHER_VALUE)
     before = await stored_keys(database)
-    retry = {"Idempotency-Key": uuid4().hex}
+    retry, several = {"Idempotency-Key": uuid4().hex}, {"Idempotency-Key": uuid4().hex}
     body = {"service": "OPENAI", "api_key": OTHER_VALUE}
     async with fault(vault, settings):
         await state_becomes(ada, state)
         unavailable(await ada.post("/api/keys", json=body, headers=retry), "vault", reason)
+        unavailable(await ada.post("/api/keys/batch", json={"keys": [body, body]}, headers=several), "vault", reason)
         replaced = await ada.put(f"/api/keys/{kept['id']}", json={"api_key": OTHER_VALUE})
         unavailable(replaced, "vault", reason)
         assert await counts(database) == Counts(keys=2, answers=0, entries=2)
@@ -169,9 +170,12 @@ async def survives(
     again = await ada.post("/api/keys", json=body, headers=retry)
     assert again.status_code == 201, again.text
     assert "idempotent-replayed" not in again.headers
+    both = await ada.post("/api/keys/batch", json={"keys": [body, body]}, headers=several)
+    assert "idempotent-replayed" not in both.headers
+    numbers = [again.json()["id"], *(entry["key"]["id"] for entry in both.json())]
     rows = await stored_keys(database)
     opened = vault.root.opens_all(rows.values(), settings.mount)
-    assert opened == {kept["id"]: VALUE, again.json()["id"]: OTHER_VALUE}
+    assert opened == {kept["id"]: VALUE, **dict.fromkeys(numbers, OTHER_VALUE)}
 
 
 @pytest.mark.parametrize("name", quick(["killed", "policy"], ["frozen", "sealed", "login", "quota"]))

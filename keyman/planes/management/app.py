@@ -39,6 +39,7 @@ from keyman.planes.management import housekeeping, web
 from keyman.planes.management.api.accounts import PASSWORD_ROUTES, AuthController, TokenController
 from keyman.planes.management.api.applications import ApplicationController
 from keyman.planes.management.api.audit import list_audit
+from keyman.planes.management.api.batch import create_keys
 from keyman.planes.management.api.checks import check_key
 from keyman.planes.management.api.keys import KeyController, list_services
 from keyman.planes.management.checks import Gateway
@@ -155,6 +156,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
             AuthController,
             TokenController,
             KeyController,
+            create_keys,
             check_key,
             ApplicationController,
             list_services,

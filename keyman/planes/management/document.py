@@ -17,8 +17,8 @@ a value.
 
 Every error is `application/problem+json` (RFC 9457), with a `type` that leads to a page about it. Every answer has
 `X-Request-ID`. Times are RFC 3339 in UTC. Unknown fields and query parameters are refused, and a body can have at most
-64 KiB. An unsafe request that a browser sends for a page of another site is refused with 403, unless an access token
-authenticates it.
+64 KiB, or 1 MiB with several keys. An unsafe request that a browser sends for a page of another site is refused with
+403, unless an access token authenticates it.
 """
 
 TAGS = (
@@ -73,6 +73,7 @@ EXAMPLES: Mapping[str, object] = {
         "reason": None,
         "detail": None,
     },
+    "BatchEntry": {"status": 201, "key": _KEY},
     "Change": {"name": "Staging chat", "disabled": True},
     "ChangePassword": {
         "current_password": "correct horse battery staple",
@@ -88,6 +89,12 @@ EXAMPLES: Mapping[str, object] = {
     },
     "KeyInfo": _KEY,
     "NewKey": {"service": "OPENAI", "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd1234", "name": "Production chat"},
+    "NewKeys": {
+        "keys": [
+            {"service": "OPENAI", "api_key": "sk-hq2v9mXbT0c7eUKwN4Rd1234", "name": "Production chat"},
+            {"service": "MISTRAL", "api_key": "x7Pq2LmWn9Rt4Ks8"},
+        ]
+    },
     "NewToken": {"name": "CI pipeline", "scopes": ["keys:read"], "expires_at": "2030-01-31T00:00:00Z"},
     "PermittedApplication": {
         "id": 3,
@@ -150,6 +157,8 @@ def openapi_document(
     document.json["components"]["securitySchemes"]["session"]["name"] = session_cookie
     document.json["servers"] = [{"url": root_path or "/"}]
     document.schemas["NewKey"]["properties"]["service"]["enum"] = list(services)
+    # Their entries are decoded one by one.
+    document.schemas["NewKeys"]["properties"]["keys"]["items"] = {"$ref": "#/components/schemas/NewKey"}
     # The defaults of these fields are for answers that were kept before there were any.
     document.schemas["KeyInfo"]["required"] += ["settings", "default"]
     return document.encoded()

@@ -87,6 +87,8 @@ ROUTES = (
     Route("POST", "/api/keys", KEY),
     Route("POST", "/api/keys", KEY, headers=(("idempotency-key", "new"),)),
     Route("POST", "/api/keys", {"service": "OPENAI", "api_key": OPENAI_KEY}, headers=(("idempotency-key", "kept"),)),
+    Route("POST", "/api/keys/batch", {"keys": [KEY, KEY]}),
+    Route("POST", "/api/keys/batch", {"keys": [KEY, {}]}, headers=(("idempotency-key", "new"),)),
     Route("PUT", "/api/keys/{key}", {"api_key": KEY["api_key"]}),
     Route("PATCH", "/api/keys/{key}", {"name": "x"}),
     Route("PATCH", "/api/keys/{key}", {}),

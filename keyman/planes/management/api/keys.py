@@ -72,7 +72,7 @@ async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
     if "idempotency-key" in request.headers:
         check_media_type(request.headers)  # the same bytes with another media type are another request
     retry = await _retry_of(request)
-    first = await idempotency.find(request.app.state.db, retry) if retry is not None else None
+    first = await idempotency.find(request.app.state.db, retry, KeyInfo) if retry is not None else None
     return None if first is None else _created(first, replayed=True)
 
 

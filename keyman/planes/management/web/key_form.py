@@ -133,7 +133,7 @@ async def _create_once(
     body = json.dumps(given, sort_keys=True).encode()
     retry = IdempotencyKey.parse(hashlib.sha256(attempt.encode()).hexdigest(), caller.user_id, body)
     try:
-        first = await idempotency.find(db, retry)
+        first = await idempotency.find(db, retry, KeyInfo)
         return first or (await store(retry)).key
     except IdempotencyMismatch:
         # The user went back, and sent the same form with other contents: store another key.

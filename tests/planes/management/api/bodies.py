@@ -16,7 +16,7 @@ from keyman.identity.login import LogIn, SignUp
 from keyman.identity.personal_tokens import NewToken
 from keyman.identity.users import ChangePassword
 from keyman.keys.erasure import DeleteAccount
-from keyman.keys.schemas import Change, NewKey, Replacement
+from keyman.keys.schemas import Change, NewKey, NewKeys, Replacement
 from keyman.providers.settings import KeySettings
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.support.planes import PASSWORD
@@ -26,13 +26,14 @@ CANARY = "cAnArYq7Rk2Lw9Xc4Vb6"
 
 @dataclass(frozen=True)
 class Body:
-    """One operation's body. `valid` has every field, each with a value that is right."""
+    """One operation's body. `valid` has every field, each with a value that is right. `most` is its size in bytes."""
 
     operation: str
     method: str
     path: str
     model: type[msgspec.Struct]
     valid: dict[str, Any]
+    most: int = 64 * 1024
 
     @property
     def fields(self) -> tuple[msgspec.structs.FieldInfo, ...]:
@@ -76,6 +77,15 @@ BODIES = {
             NewKey,
             {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "x", "expires_at": LATER, "settings": {}},
         ),
+        # Each entry is read by itself; test_batch.py has invalid ones.
+        Body(
+            "createKeys",
+            "POST",
+            "/api/keys/batch",
+            NewKeys,
+            {"keys": [{"service": "OPENAI", "api_key": OPENAI_KEY}]},
+            1024 * 1024,
+        ),
         Body(
             "replaceKey",
             "PUT",
@@ -108,7 +118,8 @@ BY_TYPE: dict[type, tuple[Any, ...]] = {
 def accepted_types(field: msgspec.structs.FieldInfo) -> set[type]:
     """The JSON types that a field can have at all, from its annotation."""
     kinds: set[type] = set()
-    parts = typing.get_args(field.type) if typing.get_origin(field.type) not in (None, list) else (field.type,)
+    is_union = typing.get_origin(field.type) not in (None, list, typing.Annotated)
+    parts = typing.get_args(field.type) if is_union else (field.type,)
     for part in parts:
         plain = typing.get_args(part)[0] if typing.get_origin(part) is typing.Annotated else part
         if plain is msgspec.UnsetType:

@@ -107,8 +107,13 @@ class Document:
                 self._routes.append((pattern, method.upper(), operation["operationId"]))
 
     def find(self, method: str, path: str) -> str | None:
-        """The operationId of a request, None where the document has none for it."""
+        """The operationId of a request, None where the document has none for it.
+
+        A path without parameters is none of those that a path with parameters describes.
+        """
         wanted = "GET" if method == "HEAD" else method
+        if path in self.document["paths"]:
+            return self.document["paths"][path].get(wanted.lower(), {}).get("operationId")  # type: ignore[no-any-return]
         return next((name for pattern, m, name in self._routes if m == wanted and pattern.fullmatch(path)), None)
 
     def validator(self, schema: Json) -> jsonschema_rs.Validator:

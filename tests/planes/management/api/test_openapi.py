@@ -37,6 +37,7 @@ EXPECTED = {
     "listTokens": {200, *CALLER},
     "revokeToken": {204, 404, *CALLER},
     "createKey": {201, 409, 422, 429, *CALLER, *BODY},
+    "createKeys": {200, 409, 422, 429, *CALLER, *BODY},
     "listKeys": {200, *CALLER},
     "getKey": {200, 404, *CALLER},
     "replaceKey": {200, 404, 409, 412, 429, *CALLER, *BODY},
@@ -165,7 +166,9 @@ async def test_headers_that_clients_rely_on_are_documented(management_document: 
     assert headers("listKeys", 200) >= {"keyman-total-count"}
     assert parameters["listKeys"] == {"service", "status", "check", "q", "sort", "count", "limit", "cursor"}
     assert parameters["listAudit"] == {"action", "since", "until", "limit", "cursor"}
-    assert "Idempotency-Key" in parameters["createKey"]
+    for name in ("createKey", "createKeys"):
+        assert "Idempotency-Key" in parameters[name]
+    assert headers("createKeys", 200) >= {"idempotent-replayed"}
     for name in ("replaceKey", "changeKey", "deleteKey"):
         assert "If-Match" in parameters[name]
 

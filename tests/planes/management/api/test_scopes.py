@@ -34,6 +34,7 @@ ROUTES = (
     Route("GET", "/api/tokens", "tokens:manage"),
     Route("DELETE", "/api/tokens/999999", "tokens:manage"),
     Route("POST", "/api/keys", "keys:write", {"service": "OPENAI", "api_key": OPENAI_KEY}),
+    Route("POST", "/api/keys/batch", "keys:write", {"keys": [{"service": "OPENAI", "api_key": OPENAI_KEY}]}),
     Route("GET", "/api/keys", "keys:read"),
     Route("GET", "/api/keys/{id}", "keys:read"),
     Route("PUT", "/api/keys/{id}", "keys:write", {"api_key": OPENAI_KEY}),

@@ -152,6 +152,7 @@ PUT_TOGETHER = {
     ("providers/settings.py", "fault", "Attribute"): "the same",
     ("decoding.py", "_decode_each", "Call"): "what `_field` or a value type said, which is found there",
     ("decoding.py", "_decode_each", "JoinedStr"): "the forms pass on no unknown field",
+    ("decoding.py", "_field", "JoinedStr"): "the forms pass on no list that is too long",
     ("decoding.py", "_field", "Call"): "what a value type said, which is found there",
 }
 """Where the code says what is no sentence of the source: by file, function and kind of expression."""
