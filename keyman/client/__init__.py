@@ -24,7 +24,7 @@ from keyman.client.errors import (
 from keyman.client.management import AsyncKeyman, Keyman
 from keyman.client.protocols import AsyncResolverProtocol, ResolverProtocol
 from keyman.client.resolver import AsyncResolver, Resolver
-from keyman.client.shapes import AuditEntry, Key, KeyCheck, PortalLink, ReportOutcome, Resolved, Service
+from keyman.client.shapes import AuditEntry, Key, KeyCheck, NewKey, PortalLink, ReportOutcome, Resolved, Service
 from keyman.secret import Secret
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Key",
     "KeyCheck",
     "Keyman",
+    "NewKey",
     "NotFound",
     "PortalLink",
     "PreconditionFailed",

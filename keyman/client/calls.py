@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -14,8 +14,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from keyman.client.cache import Wanted
-from keyman.client.exchange import Answer, Call
-from keyman.client.shapes import AuditEntry, Key, PortalLink, Resolved, Service, is_value
+from keyman.client.endpoint import as_secret
+from keyman.client.errors import ClientError
+from keyman.client.exchange import Answer, Call, ProblemBody, to_error
+from keyman.client.shapes import AuditEntry, Key, NewKey, PortalLink, Resolved, Service, is_value
 from keyman.secret import Secret
 
 T = TypeVar("T")
@@ -102,16 +104,57 @@ def add_key(
     settings: Mapping[str, str] | None = None,
 ) -> Call[Key]:
     """Store a key. The Idempotency-Key makes the call repeatable: however often it is sent, one key is stored."""
-    given = UNSET if settings is None else settings
-    fields = _set(service=service, api_key=_encodable(api_key), name=name, expires_at=expires_at, settings=given)
     return Call(
         "POST",
         "/api/keys",
         _key,
         headers={"Idempotency-Key": str(uuid4())},
-        body=msgspec.json.encode(fields),
+        body=msgspec.json.encode(_new_key(service, api_key, name, expires_at, settings)),
         secrets=(api_key,),
     )
+
+
+def add_keys(keys: Iterable[NewKey]) -> Call[list[Key | ClientError]]:
+    """Store several keys. As with one key, the Idempotency-Key makes the call repeatable."""
+    values = [(key, as_secret(key.api_key)) for key in keys]
+    fields = [_new_key(key.service, value, key.name, key.expires_at, key.settings) for key, value in values]
+    return Call(
+        "POST",
+        "/api/keys/batch",
+        lambda answer: _added(answer, len(fields)),
+        headers={"Idempotency-Key": str(uuid4())},
+        body=msgspec.json.encode({"keys": fields}),
+        secrets=tuple(value for _, value in values),
+    )
+
+
+def _new_key(
+    service: str, api_key: Secret, name: str | None, expires_at: datetime | None, settings: Mapping[str, str] | None
+) -> dict[str, object]:
+    given = UNSET if settings is None else settings
+    return _set(service=service, api_key=_encodable(api_key), name=name, expires_at=expires_at, settings=given)
+
+
+class _Added(msgspec.Struct):
+    status: int
+    key: Key | None = None
+    problem: ProblemBody | None = None
+
+
+def _added(answer: Answer, number: int) -> list[Key | ClientError]:
+    """Raises ValueError unless there is a key or a problem for each of so many entries."""
+    entries = msgspec.json.decode(answer.content, type=list[_Added])
+    if len(entries) != number:
+        raise ValueError
+    return [_added_one(entry, answer) for entry in entries]
+
+
+def _added_one(entry: _Added, answer: Answer) -> Key | ClientError:
+    if entry.key is not None and entry.problem is None and entry.status == 201:
+        return msgspec.structs.replace(entry.key, etag=None)
+    if entry.key is not None or entry.problem is None or entry.status < 400:
+        raise ValueError
+    return to_error(entry.status, entry.problem, answer.hidden)
 
 
 def list_keys(

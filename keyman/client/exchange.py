@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -51,11 +51,15 @@ class Call(Generic[T_co]):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of a server with its whole body, of at most MAX_ANSWER bytes. Header names are in lower case."""
+    """An answer of a server with its whole body, of at most MAX_ANSWER bytes. Header names are in lower case.
+
+    `hidden` are the secrets that were sent, which no error may repeat.
+    """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     content: bytes = field(repr=False)
+    hidden: tuple[Secret, ...] = field(default=(), repr=False)
 
     @property
     def retry_after(self) -> int | None:
@@ -108,8 +112,9 @@ def result(call: Call[T], outcome: Outcome, *hidden: Secret) -> T:
     """Return the result of the call. Raises ClientError, which repeats neither `hidden` nor the call's secrets."""
     if isinstance(outcome, Lost):
         raise _LOST[outcome](f"{outcome.value}.")
+    outcome = replace(outcome, hidden=(*hidden, *call.secrets))
     if not 200 <= outcome.status < 300:
-        raise _refusal(outcome, (*hidden, *call.secrets))
+        raise _refusal(outcome)
     try:
         return call.read(outcome)
     except UNREADABLE:
@@ -133,7 +138,7 @@ class _Fault(msgspec.Struct):
     message: str = ""
 
 
-class _Problem(msgspec.Struct):
+class ProblemBody(msgspec.Struct):
     """The members of RFC 9457 that the client uses."""
 
     type: str = ""
@@ -148,31 +153,38 @@ class _Problem(msgspec.Struct):
         return shape[1] if shape else None
 
 
-def _problem(answer: Answer) -> _Problem:
+def _problem(answer: Answer) -> ProblemBody:
     """Return the problem in the body, or an empty one: the answer of a proxy has another form."""
     try:
-        return msgspec.json.decode(answer.content, type=_Problem)
+        return msgspec.json.decode(answer.content, type=ProblemBody)
     except UNREADABLE:
-        return _Problem()
+        return ProblemBody()
 
 
-def _refusal(answer: Answer, hidden: tuple[Secret, ...]) -> ClientError:
+def _refusal(answer: Answer) -> ClientError:
     problem = _problem(answer)
     if 300 <= answer.status < 400:
-        detail = "the server answers with a redirect, which is not followed: use the final address"
-    else:
-        detail = _sanitize(problem.detail or problem.title, hidden) or "the server gives no reason"
+        problem.detail = "the server answers with a redirect, which is not followed: use the final address"
+    problem.request_id = problem.request_id or answer.headers.get("x-request-id", "")
+    return to_error(answer.status, problem, answer.hidden, answer.retry_after)
+
+
+def to_error(
+    status: int, problem: ProblemBody, hidden: tuple[Secret, ...], retry_after: int | None = None
+) -> ClientError:
+    """Return the error for a problem, which repeats none of `hidden`."""
+    detail = _sanitize(problem.detail or problem.title, hidden) or "the server gives no reason"
     errors = tuple(FieldError(_sanitize(f.field, hidden), _sanitize(f.message, hidden)) for f in problem.errors[:50])
     if errors and errors[0].field:
         detail = _shorten(f"{detail} {errors[0].field}: {errors[0].message}")
-    request_id = _sanitize(problem.request_id or answer.headers.get("x-request-id", ""), hidden) or None
-    known = [str(answer.status), problem.slug, request_id and f"request {request_id}"]
-    return kind_of(answer.status, problem.slug)(
+    request_id = _sanitize(problem.request_id, hidden) or None
+    known = [str(status), problem.slug, request_id and f"request {request_id}"]
+    return kind_of(status, problem.slug)(
         f"{detail} ({', '.join(word for word in known if word)})",
-        status=answer.status,
+        status=status,
         slug=problem.slug,
         request_id=request_id,
-        retry_after=answer.retry_after,
+        retry_after=retry_after,
         errors=errors,
     )
 

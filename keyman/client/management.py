@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
@@ -14,8 +14,9 @@ from msgspec import UNSET, UnsetType
 from keyman.client import calls
 from keyman.client.calls import Page
 from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, as_secret, find_token, find_url
+from keyman.client.errors import ClientError
 from keyman.client.exchange import Call
-from keyman.client.shapes import AuditEntry, Key, Service
+from keyman.client.shapes import AuditEntry, Key, NewKey, Service
 from keyman.client.wire import AsyncWire, Wire
 from keyman.secret import Secret
 
@@ -97,6 +98,14 @@ class Keyman:
         """Store a key. Retries do not store it twice."""
         api_key = as_secret(api_key)
         return self._wire.ask(calls.add_key(service, api_key, name, expires_at, settings))
+
+    def add_all(self, keys: Iterable[NewKey]) -> list[Key | ClientError]:
+        """Store 1 to 50 keys in one call, and return for each, in order, the Key or the error that says what is wrong.
+
+        What is wrong with one of them does not stop the others. The method raises an error only if none is stored.
+        Retries store no key twice.
+        """
+        return self._wire.ask(calls.add_keys(keys))
 
     def replace(
         self,
@@ -229,6 +238,9 @@ class AsyncKeyman:
     ) -> Key:
         api_key = as_secret(api_key)
         return await self._wire.ask(calls.add_key(service, api_key, name, expires_at, settings))
+
+    async def add_all(self, keys: Iterable[NewKey]) -> list[Key | ClientError]:
+        return await self._wire.ask(calls.add_keys(keys))
 
     async def replace(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
@@ -118,6 +119,17 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     check: KeyCheck | None = None
     default: bool = False
     etag: str | None = None
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key to store with `add_all`, which takes the same fields as `add`."""
+
+    service: str
+    api_key: str | Secret = field(repr=False)
+    name: str | None = None
+    expires_at: datetime | None = None
+    settings: Mapping[str, str] | None = None
 
 
 class Service(msgspec.Struct, frozen=True):

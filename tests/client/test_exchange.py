@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from keyman.audit import listing
 from keyman.client import calls
 from keyman.client.cache import Wanted
-from keyman.client.errors import ClientError
+from keyman.client.errors import BadAnswer, ClientError, InvalidRequest
 from keyman.client.exchange import Answer, Attempts, Call, Lost, result
-from keyman.client.shapes import AuditEntry, Key, Resolved
+from keyman.client.shapes import AuditEntry, Key, NewKey, Resolved
 from keyman.keys.schemas import KeyInfo
 from keyman.retry import ATTEMPTS
 from keyman.secret import Secret
@@ -46,6 +46,7 @@ HEADERS = st.dictionaries(
 CALLS: dict[str, Call[Any]] = {
     "resolve": RESOLVE,
     "add": ADD,
+    "add all": calls.add_keys([NewKey("OPENAI", VALUE), NewKey("MISTRAL", Secret(VALUE))]),
     "list": calls.list_keys(None, None, None, None, None, None),
     "count": calls.count_keys(None, None, None, None),
     "check": calls.check_key(1),
@@ -63,7 +64,7 @@ def test_any_answer_is_a_result_or_an_error_of_the_client(
     if fault is not None:
         assert str(fault).isprintable()
         assert TOKEN not in f"{fault} {vars(fault)}"
-        assert name != "add" or VALUE not in f"{fault} {vars(fault)}"
+        assert name not in ("add", "add all") or VALUE not in f"{fault} {vars(fault)}"
 
 
 def _fault_of(call: Call[Any], answer: Answer) -> ClientError | None:
@@ -111,5 +112,45 @@ def test_a_key_and_an_entry_hold_what_the_server_shows() -> None:
 
 def test_what_a_call_sends_is_not_shown() -> None:
     assert VALUE not in repr(ADD)
+    assert VALUE not in repr(CALLS["add all"])
+    assert VALUE not in repr(NewKey("OPENAI", VALUE, name="chat"))
     assert VALUE not in repr(Answer(200, {"x": VALUE}, VALUE.encode()))
     assert VALUE not in repr(Resolved(VALUE, 1, 7, "OPENAI", None))
+
+
+def entry(**changed: object) -> dict[str, object]:
+    key = {"id": 1, "service": "OPENAI", "name": None, "last_4_chars": "...", "status": "active"}
+    times = {"created_at": "2023-10-27T10:00:00Z", "updated_at": "2023-10-27T10:00:00Z"}
+    return {"status": 201, "key": {**key, **times}, **changed}
+
+
+PROBLEM = {"type": "/problems/invalid-request", "detail": f"{VALUE} and {TOKEN}", "request_id": "9f3c"}
+
+
+def test_what_is_wrong_with_an_entry_repeats_no_secret() -> None:
+    faults = [{"field": "api_key", "message": f"{VALUE} is short"}]
+    refused = {"status": 400, "problem": {**PROBLEM, "errors": faults}}
+    answer = Answer(200, {}, msgspec.json.encode([entry(), refused]))
+    key, fault = result(CALLS["add all"], answer, Secret(TOKEN))
+    assert (key.id, key.etag) == (1, None)
+    assert isinstance(fault, InvalidRequest)
+    assert (fault.status, fault.slug, fault.request_id) == (400, "invalid-request", "9f3c")
+    assert fault.errors == (("api_key", "*** is short"),)
+    assert not any(secret in f"{fault} {vars(fault)}" for secret in (VALUE, TOKEN))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [entry()],
+        [entry()] * 3,
+        [entry(), {"status": 201}],
+        [entry(), entry(status=400)],
+        [entry(), entry(problem=PROBLEM)],
+        [entry(), {"status": 200, "problem": PROBLEM}],
+    ],
+)
+def test_an_answer_that_does_not_fit_the_entries_is_a_bad_one(entries: list[object]) -> None:
+    with pytest.raises(BadAnswer):
+        result(CALLS["add all"], Answer(200, {}, msgspec.json.encode(entries)))

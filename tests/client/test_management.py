@@ -10,7 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from keyman.client import Forbidden, InvalidRequest, Key, NotFound, PreconditionFailed, Secret, Unauthenticated
+from keyman.client import (
+    Forbidden,
+    InvalidRequest,
+    Key,
+    NewKey,
+    NotFound,
+    PreconditionFailed,
+    Secret,
+    Unauthenticated,
+)
 from tests.client.asking import TOKEN, Asked, keyman
 from tests.planes.management.api.harness import OPENAI_KEY, STATUSES
 from tests.planes.resolver.pair import Pair
@@ -116,6 +125,30 @@ async def test_a_key_whose_answer_was_lost_is_stored_once(pair: Pair) -> None:
         assert [answer.headers.get("idempotent-replayed") for answer in client.answers[:3]] == [None, "true", "true"]  # type: ignore[attr-defined]
         await client("add", "OPENAI", OPENAI_KEY)
         assert len(await client.all("keys")) == 2
+
+
+async def test_several_keys_are_stored_in_one_call_each_with_its_own_outcome(pair: Pair) -> None:
+    later = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    keys = [
+        NewKey("OPENAI", OPENAI_KEY, name="chat", expires_at=later),
+        NewKey("OPENAI", "short"),
+        NewKey("AWS_BEDROCK", Secret(f"ABSK{BODY}"), settings={"region": "us-east-1"}),
+    ]
+    async with script(pair, losses=1) as client:
+        first, wrong, last = await client("add_all", keys)
+        assert (first.name, first.expires_at, first.last_4_chars) == ("chat", later, "sk-...1234")
+        assert last.settings == {"region": "us-east-1"}
+        assert isinstance(wrong, InvalidRequest)
+        assert [fault.field for fault in wrong.errors] == ["api_key"]
+        assert await client.all("keys") == [last, first]
+        assert [answer.headers.get("idempotent-replayed") for answer in client.answers[:2]] == [None, "true"]  # type: ignore[attr-defined]
+        for number in (0, 51):
+            with pytest.raises(InvalidRequest) as refused:
+                await client("add_all", [NewKey("OPENAI", OPENAI_KEY)] * number)
+            assert [fault.field for fault in refused.value.errors] == ["keys"]
+        with pytest.raises(ValueError, match="lone surrogate") as odd:
+            await client("add_all", [NewKey("OPENAI", f"{BODY}\ud800")])
+        assert BODY not in repr(odd.value)
 
 
 async def test_a_listing_goes_through_all_its_pages(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
