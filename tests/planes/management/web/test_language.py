@@ -124,7 +124,7 @@ FOR_OPERATORS = {
     ("providers/catalogue.py", "load"),
     *(
         ("identity/applications.py", name)
-        for name in ("create", "create_workload", "rotate", "_lock", "_require_applications", "verify")
+        for name in ("create", "create_workload", "rotate", "_insert", "_lock", "_require_applications", "verify")
     ),
     *(
         ("identity/principals.py", name)
