@@ -113,7 +113,8 @@ class Document:
         """
         wanted = "GET" if method == "HEAD" else method
         if path in self.document["paths"]:
-            return self.document["paths"][path].get(wanted.lower(), {}).get("operationId")  # type: ignore[no-any-return]
+            item: Json = self.document["paths"][path]
+            return next((one["operationId"] for name, one in item.items() if name.upper() == wanted), None)
         return next((name for pattern, m, name in self._routes if m == wanted and pattern.fullmatch(path)), None)
 
     def validator(self, schema: Json) -> jsonschema_rs.Validator:
