@@ -29,7 +29,7 @@ from keyman.identity.tokens import Scope as Permission
 from keyman.keys.checks import Sent, from_use, store_use
 from keyman.keys.release import Released, Releasing, note_use, release
 from keyman.planes.gateway.callers import ADVICE, asked
-from keyman.planes.gateway.headers import credential, to_return, to_send, values_of
+from keyman.planes.gateway.headers import credential, forwardable, to_return, to_send, values_of
 from keyman.planes.gateway.measures import Measures, Transfer
 from keyman.planes.gateway.redaction import Pattern, Redaction, TooMuchWork, redact
 from keyman.planes.gateway.services import Forwarded, forwarded
@@ -107,14 +107,14 @@ class Forwarder:
             if not allows(found.rules, exchange.method, target.path):
                 raise PathNotAllowed("The gateway does not forward this method and path. Nothing was sent.")
             body = Body(receive, self._settings.max_body, fields)
-            wanted = asked(fields, caller, found.service.service)
+            wanted, own_fields = asked(fields, caller, found.service.service), forwardable(fields)
             released = await release(self._open(), caller, wanted, found.base_url)
             base = found.base_url(released.settings)
             own = credential(found.upstream.auth, released.value.reveal())
             outgoing = Outgoing(
                 exchange.method,
                 f"{base}{target.path}{'?' if query else ''}{query.decode('ascii')}",
-                to_send(fields, own, found.upstream.headers),
+                to_send(own_fields, own, found.upstream.headers),
                 found.upstream.may_be_private,
             )
             exchange.turn.end()

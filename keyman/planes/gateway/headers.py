@@ -1,6 +1,7 @@
 """Which header fields go to the provider, and which come back.
 
-Names are compared in lower case, and with `-` for `_`: some servers take `X_Api_Key` for `X-Api-Key`.
+Names are compared in lower case, and with `-` for `_`: some servers take `X_Api_Key` for `X-Api-Key`. So no field with
+`_` in its name is sent, and a request cannot say `Content_Length` or `Transfer_Encoding` to such a server.
 """
 
 from __future__ import annotations
@@ -70,7 +71,17 @@ _NOT_RETURNED = HOP_BY_HOP | {
     b"via",
     b"server",
 }
-_NOT_RETURNED_BEGINNINGS = (b"keyman-", b"access-control-", b"proxy-")
+_NOT_RETURNED_BEGINNINGS = (
+    b"keyman-",
+    b"access-control-",
+    b"proxy-",
+    # Orders to the server in front of the gateway: which file of its own to send, or how to buffer and cache an answer.
+    b"x-accel-",
+    b"x-sendfile",
+    b"x-lighttpd-",
+    b"x-litespeed-",
+    b"x-reproxy-",
+)
 
 
 class Credential(NamedTuple):
@@ -90,14 +101,23 @@ def credential(auth: str, value: str) -> Credential:
     return Credential(auth.encode(), value.encode())
 
 
-def to_send(fields: Iterable[tuple[bytes, bytes]], own: Credential, defaults: Iterable[tuple[str, str]]) -> Fields:
-    """Return the fields for the provider: those of the client that may be forwarded, and the key in its own field.
+def forwardable(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Return the fields of a client that may be forwarded.
 
-    `defaults` are sent unless the client sends them. Raises InvalidRequest for a value that is not UTF-8.
+    Raises InvalidRequest for one that cannot: its value is not UTF-8, or it is not a field of HTTP.
     """
-    sent = list(_passed(fields, _NOT_SENT | {own.name}, _NOT_SENT_BEGINNINGS))
-    for _, value in sent:
-        _require_text(value)
+    passed = [field for field in _passed(fields, _NOT_SENT, _NOT_SENT_BEGINNINGS) if b"_" not in field[0]]
+    for name, value in passed:
+        _require_text(name, value)
+    return passed
+
+
+def to_send(fields: Iterable[tuple[bytes, bytes]], own: Credential, defaults: Iterable[tuple[str, str]]) -> Fields:
+    """Return the fields for the provider: the forwardable ones of the client, and the key in its own field.
+
+    `defaults` are sent unless the client sends them.
+    """
+    sent = [field for field in fields if plain(field[0]) != plain(own.name)]
     present = {plain(name) for name, _ in sent}
     added = [(name.encode(), value.encode()) for name, value in defaults if name.encode() not in present]
     return [*sent, *added, (b"accept-encoding", b"identity"), own]
@@ -136,8 +156,10 @@ def _passed(
             yield name, value
 
 
-def _require_text(value: bytes) -> None:
+def _require_text(name: bytes, value: bytes) -> None:
     try:
         value.decode()
     except UnicodeDecodeError:
         raise InvalidRequest("A header has a value that is not UTF-8.") from None
+    if not _NAME.fullmatch(name.lower()) or _CONTROL.search(value):
+        raise InvalidRequest("A header is not valid: its name or its value has characters that HTTP does not allow.")

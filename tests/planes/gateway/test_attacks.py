@@ -107,6 +107,7 @@ async def test_a_client_cannot_take_the_place_of_the_key(gateway: Scene) -> None
     sent = {
         "connection": "authorization, x-mine",
         "x_api_key": "mine",
+        "content_type": "text/plain",
         "proxy-authorization": "Basic x",
         "ocp-apim-subscription-key": "mine",
         "host": "evil.example",
@@ -124,6 +125,12 @@ async def test_a_client_cannot_take_the_place_of_the_key(gateway: Scene) -> None
     assert names == {"authorization", "accept-encoding", "host", "content-length"}
     assert request.all_of("authorization") == [f"Bearer {VALUE}"]
     assert request.all_of("host") != ["evil.example"]
+
+
+async def test_no_key_is_used_for_a_header_that_cannot_be_sent(gateway: Scene) -> None:
+    answer = await gateway.ask("POST", CHAT, {**gateway.headers, "x-mine": "\xff"}, b"{}")
+    assert (answer.status, answer.header("keyman-error")) == (400, "invalid-request")
+    assert await gateway.entries() == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 300])
@@ -178,6 +185,7 @@ async def test_headers_of_keyman_and_of_the_host_do_not_come_from_a_provider(gat
     fields = (
         b"keyman-key-id: 999\r\nKeyman-Error: not-found\r\nset-cookie: a=x\r\naccess-control-allow-origin: *\r\n"
         b"strict-transport-security: max-age=1\r\nclear-site-data: *\r\nalt-svc: h3=evil\r\nrefresh: 0;url=//evil\r\n"
+        b"X-Accel-Redirect: /internal/secret\r\nx-accel-buffering: yes\r\nX-Sendfile: /etc/passwd\r\n"
         b"proxy-authenticate: Basic\r\nvia: x\r\nserver: x\r\nconnection: x-secret\r\nx-secret: 1\r\nx-stays: 1\r\n"
     )
     gateway.provider.answers(b"HTTP/1.1 200 OK\r\n" + fields + b"content-length: 0\r\n\r\n")
@@ -194,6 +202,9 @@ async def test_headers_of_keyman_and_of_the_host_do_not_come_from_a_provider(gat
         "alt-svc",
         "refresh",
         "proxy-authenticate",
+        "x-accel-redirect",
+        "x-accel-buffering",
+        "x-sendfile",
         "via",
         "server",
         "connection",
