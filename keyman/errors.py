@@ -301,7 +301,7 @@ class GatewayUnavailable(Problem):
     slug = "gateway-unavailable"
     title = "The gateway is not available"
 
-    def __init__(self, detail: str = "The gateway cannot be reached, so the key was not checked.") -> None:
+    def __init__(self, detail: str = "The gateway cannot be reached, so nothing was checked.") -> None:
         super().__init__(detail, retry_after=10)
 
 

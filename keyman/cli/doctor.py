@@ -13,7 +13,7 @@ import msgspec
 from keyman.cli.common import environment, home_option, json_option
 from keyman.config.settings import Settings, load
 from keyman.dev.home import Home
-from keyman.doctor import configuration, database, encryption_key, issuer, vault
+from keyman.doctor import checks, configuration, database, encryption_key, issuer, vault
 from keyman.doctor.findings import Finding, State, failed, ok, skipped
 from keyman.errors import ConfigurationError
 from keyman.providers.file import read_services
@@ -76,6 +76,7 @@ async def _examine(
     db, client = Database(settings.database_url, read_only=True), VaultClient(settings.vault, Metrics())
     findings = [ok("configuration", "complete"), *configuration.examine(settings, environ, files)]
     findings += [finding async for finding in issuer.examine(settings)]
+    findings += [finding async for finding in checks.examine(settings)]
     try:
         findings += [finding async for finding in vault.examine(client, settings.vault, role)]
         findings += [finding async for finding in database.examine(settings, db, role.plane)]

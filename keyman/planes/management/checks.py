@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NoReturn
 
@@ -11,7 +12,7 @@ import httpx
 import msgspec
 
 from keyman.config.checks import CheckSettings
-from keyman.errors import Conflict, GatewayUnavailable, NotFound, Undecryptable, raise_alone
+from keyman.errors import Conflict, GatewayUnavailable, InvalidRequest, NotFound, Undecryptable, raise_alone
 from keyman.identity import throttle
 from keyman.identity.principals import Principal
 from keyman.ids import KeyId
@@ -38,18 +39,30 @@ class Gateway:
 
     async def check(self, key_id: KeyId) -> None:
         """Have the gateway check a key, and store the verdict. Raises NotFound, Undecryptable, GatewayUnavailable."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                status, body = await self._ask(key_id)
-        except TimeoutError:
-            raise_alone(GatewayUnavailable("The gateway did not answer in time, so the key was not checked."))
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as fault:
-            log.warning("the gateway cannot be reached", fault=type(fault).__name__)
-            raise_alone(GatewayUnavailable())
+        status, body = await self._ask({"key_id": key_id})
         if status != HTTPStatus.OK:
             _refuse(status, body)
 
-    async def _ask(self, key_id: KeyId) -> tuple[int, bytes]:
+    async def prove(self) -> None:
+        """Raise GatewayUnavailable unless the gateway answers, and takes the token for live checks. Nothing is checked.
+
+        The gateway looks at the token before the body, and refuses a body without a key.
+        """
+        status, body = await self._ask({})
+        if _kind(body) != InvalidRequest.slug:
+            _refuse(status, body)
+
+    async def _ask(self, body: Mapping[str, object]) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._send(body)
+        except TimeoutError:
+            raise_alone(GatewayUnavailable("The gateway did not answer in time."))
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as fault:
+            log.warning("the gateway cannot be reached", fault=type(fault).__name__)
+            raise_alone(GatewayUnavailable())
+
+    async def _send(self, body: Mapping[str, object]) -> tuple[int, bytes]:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)
         # A client for each call: it keeps no cookie and no connection. Checks are rare.
@@ -60,7 +73,7 @@ class Gateway:
                 "POST",
                 f"{self._settings.url}/v1/check",
                 headers=headers,
-                json={"key_id": key_id},
+                json=body,
                 follow_redirects=False,
             ) as answer,
         ):
@@ -76,12 +89,17 @@ class _Refusal(msgspec.Struct):
     type: str = ""
 
 
+def _kind(body: bytes) -> str:
+    """Return the type of a problem, or an empty text."""
+    try:
+        return msgspec.json.decode(body, type=_Refusal).type.removeprefix("/problems/")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return ""
+
+
 def _refuse(status: int, body: bytes) -> NoReturn:
     """Raise the problem that an answer of the gateway means. Nothing of its text is repeated."""
-    try:
-        kind = msgspec.json.decode(body, type=_Refusal).type.removeprefix("/problems/")
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        kind = ""
+    kind = _kind(body)
     if kind == NotFound.slug and status == HTTPStatus.NOT_FOUND:
         raise NotFound("There is nothing with this id.")
     if kind == Undecryptable.slug:

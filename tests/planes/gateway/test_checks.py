@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from io import StringIO
 from secrets import token_hex
@@ -21,6 +21,7 @@ from keyman.audit.tables import audit_log
 from keyman.client import AsyncKeyman, RateLimited
 from keyman.clock import now
 from keyman.config.checks import CheckSettings
+from keyman.doctor import checks as doctor
 from keyman.identity import applications, throttle
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.passwords import Passwords
@@ -30,6 +31,7 @@ from keyman.ids import KeyId
 from keyman.keys.checks import Sent, store_check, store_use
 from keyman.keys.finding import Found, by_id
 from keyman.keys.tables import api_keys
+from keyman.planes.management.checks import Gateway
 from keyman.providers.verdicts import DETAILS, MOST, Judgement, Verdict
 from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
@@ -528,6 +530,29 @@ async def test_a_gateway_that_cannot_be_reached_or_refuses_the_token_is_503_and_
                 assert check.token not in got.text
             await check.forget_attempts()
     assert await check.shown() is None
+
+
+async def test_doctor_says_whether_the_gateway_answers_and_takes_the_token(check: Checking) -> None:
+    async def found(settings: CheckSettings | None) -> list[tuple[str, str, str]]:
+        given = replace(check.scene.pair.management.settings, checks=settings)
+        return [(one.check, str(one.state), one.found) async for one in doctor.examine(given)]
+
+    assert await found(None) == []
+    async with bridge(check.scene) as address:
+        good = CheckSettings(address, Secret(check.token))
+        assert await found(good) == [("live-checks", "ok", "the gateway answers, and takes the token")]
+        for token in (check.scene.application.token, "km_nothing"):  # of another application, and of none
+            ((_, state, text),) = await found(CheckSettings(address, Secret(token)))
+            assert (state, "refuses the token" in text, token in text) == ("failed", True, False)
+        named = CheckSettings(address.replace("127.0.0.1", "gateway.example.com"), Secret(check.token))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("keyman.doctor.checks.Gateway", lambda _: Gateway(good))
+            ((_, state, text),) = await found(named)
+        assert (state, "without TLS" in text) == ("warning", True)
+    ((_, state, text),) = await found(good)
+    assert (state, "cannot be reached" in text) == ("failed", True)
+    assert check.scene.provider.requests == []
+    assert await check.entries() == []
 
 
 async def test_without_a_gateway_a_check_is_409(
