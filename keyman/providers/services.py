@@ -18,7 +18,8 @@ class Service(msgspec.Struct, frozen=True):
     """One service.
 
     Masks show `prefix`, or one of the `other_prefixes`. Only keys of this service start with one of the `exclusive`
-    prefixes. If there is a `credential`, the service takes a JSON object instead of a key. `allowed_hosts` are hosts
+    prefixes. One that starts with a prefix of `admin` manages an organisation, and cannot use models: pages warn of it.
+    If there is a `credential`, the service takes a JSON object instead of a key. `allowed_hosts` are hosts
     that `settings` may name: one that begins with a dot stands for all below it. Users find their keys at
     `console_url`. Without an `upstream`, the gateway does not serve it.
     """
@@ -27,6 +28,7 @@ class Service(msgspec.Struct, frozen=True):
     name: str
     prefix: str | None = None
     exclusive: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
     console_url: str | None = None
     other_prefixes: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
@@ -54,10 +56,16 @@ _KNOWN = (
         "OpenAI",
         "sk-",
         ("sk-proj-", "sk-svcacct-", "sk-admin-"),
+        ("sk-admin-",),
         console_url="https://platform.openai.com/api-keys",
     ),
     Service(
-        "ANTHROPIC", "Anthropic", "sk-ant-", ("sk-ant-",), console_url="https://console.anthropic.com/settings/keys"
+        "ANTHROPIC",
+        "Anthropic",
+        "sk-ant-",
+        ("sk-ant-",),
+        ("sk-ant-admin01-",),
+        console_url="https://console.anthropic.com/settings/keys",
     ),
     Service(
         "GOOGLE",

@@ -205,6 +205,7 @@ def _form(
         prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
         takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},
         exclusive=catalogue.exclusive_prefixes(),
+        admin={service.service: service.admin for service in catalogue.services() if service.admin},
         names={info.service: info.name for info in catalogue.infos()},
         today=f"{now():%Y-%m-%d}",
     )

@@ -83,6 +83,21 @@ def test_a_key_of_another_service_is_noticed_before_it_is_sent(ada: Person) -> N
     assert len(ada.asked) == asked
 
 
+def test_an_admin_key_is_noticed_and_can_be_stored(ada: Person) -> None:
+    page = ada.page
+    opened = press(page, "Add New Key")
+    note = opened.get_by_text("This looks like an admin key.")
+    for name, value in {"Anthropic": "sk-ant-api03-hq2v9mXbT0c7", "OpenAI": "sk-ant-admin01-hq2v9mXb"}.items():
+        fill(page, name, value)
+        expect(note).to_be_hidden()
+    fill(page, "OpenAI", "sk-admin-hq2v9mXbT0c7eUKw")
+    expect(note).to_be_visible()
+    fill(page, "Anthropic", "sk-ant-admin01-hq2v9mXbT0c7")
+    expect(note).to_be_visible()
+    save(page)
+    expect(rows(page)).to_contain_text("Anthropic")
+
+
 def test_on_edit_a_key_of_another_service_is_noticed_too_and_the_service_stays(ada: Person) -> None:
     ada.store(OPENAI)
     page = ada.page

@@ -197,6 +197,9 @@
         part.dataset.service = other || "";
       }
     }
+    const note = form.querySelector("[data-admin-words]");
+    const words = !other && longest(JSON.parse(chosen?.dataset.admin || "[]")) ? note.dataset.adminWords : "";
+    if (note.textContent !== words) note.textContent = words;
   }
 
   // --- a change is reported once, and exact times are shown in the reader's time zone
