@@ -1,4 +1,4 @@
-"""The operations of both planes as calls: what each one sends, and how its answer is read."""
+"""The operations of the management plane and the resolver as calls: what each one sends, and how its answer is read."""
 
 from __future__ import annotations
 

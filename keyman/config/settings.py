@@ -35,7 +35,7 @@ OF_BOTH_PLANES = OF_JWT | {
     "KEYMAN_LOG_FORMAT",
     "KEYMAN_LOG_LEVEL",
 }
-"""The variables that both planes use, beside those of the database and of Vault."""
+"""The variables that all planes use, beside those of the database and of Vault."""
 
 OF_MANAGEMENT = frozenset(
     {
@@ -58,7 +58,7 @@ OF_RESOLVER = frozenset({"KEYMAN_RESOLVE_RATE"})
 """The variables that only the resolver uses."""
 
 OF_THE_GATEWAY = OF_GATEWAY | {"KEYMAN_SERVICES_FILE"}
-"""The variables that the gateway uses beside those of both other planes."""
+"""The variables that the gateway uses beside those of all planes."""
 
 ReadServices = Callable[[Path], object]
 """Checks the services file, and raises ValueError when it is invalid."""

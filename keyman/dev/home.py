@@ -18,9 +18,9 @@ from keyman.handover import OWN
 
 
 class Home:
-    """A directory that only its owner can read: `settings.env`, `resolver.env`, `keyman.db`, `vault/`.
+    """A directory that only its owner can read: `settings.env`, `resolver.env`, `gateway.env`, `keyman.db`, `vault/`.
 
-    Each plane has its own file of settings, so that no plane sees the other's login to Vault. Raises
+    Each plane has its own file of settings, so that no plane sees another's login to Vault. Raises
     ConfigurationError for a path that a settings file cannot hold.
     """
 

@@ -1,4 +1,4 @@
-"""Lists the keys of an owner, newest first.
+"""Lists the keys of an owner, in the order that the caller asks for, and counts them.
 
 Requests that wait at the same moment share a connection and, on SQLite, a hand-over to its thread. Those that ask for
 the same page share the statement, too. Nothing waits for others to come, and no list comes from a statement that

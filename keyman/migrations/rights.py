@@ -1,7 +1,7 @@
 """The rights of each plane's PostgreSQL user, table by table. The user has no others.
 
 A registered application gets keys from the resolver. So the user of the management plane, which faces the internet,
-cannot register an application or read the hashes of its tokens, and neither plane can change or remove an audit entry.
+cannot register an application or read the hashes of its tokens, and no plane can change or remove an audit entry.
 Only an operator can register, prune and migrate, as the user that owns the tables.
 """
 

@@ -165,7 +165,7 @@ async def a_body_arrives_while_it_is_sent(scene: Scene) -> None:
 
 
 async def a_client_that_leaves_closes_the_connection_to_the_provider(scene: Scene) -> None:
-    """Nothing is sent meanwhile, so nobody notices because of a failed write."""
+    """Nothing is sent after that, so nobody notices because of a failed write."""
     async with scene.provider() as provider:
         steps = Steps(provider)
         async with scene.request(*EMPTY) as request:

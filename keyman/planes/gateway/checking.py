@@ -42,7 +42,7 @@ class Wanted(msgspec.Struct):
 
 
 class Checked(msgspec.Struct):
-    """The verdict of a live check. It was not stored if the key was replaced meanwhile."""
+    """The verdict of a live check. It was not stored if the key was replaced before the answer came."""
 
     verdict: Verdict
     checked_at: datetime

@@ -117,7 +117,7 @@ async def check(db: Database, gateway: Gateway | None, caller: Principal, key_id
     """Have a key of the caller checked, and return it as it is then. `gateway` is None where checks are not set up.
 
     Raises NotFound, Conflict if checks are not set up, Undecryptable, RateLimited, and GatewayUnavailable; then nothing
-    was stored. The check of a key that was replaced meanwhile is not stored either.
+    was stored. The check of a key that was replaced during it is not stored either.
     """
     key = await operations.get(db, caller, key_id)
     if gateway is None:

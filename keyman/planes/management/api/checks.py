@@ -28,7 +28,7 @@ from keyman.storage.transactions import Database
     response_description="The key with its new `check`.",
     summary="Check whether a key works",
     description="The gateway opens the value and sends the provider one request that only reads and costs nothing. The "
-    "verdict changes neither `status` nor which key is used. If the key is replaced meanwhile, the verdict is not "
+    "verdict changes neither `status` nor which key is used. If the key is replaced first, the verdict is not "
     "stored. A key can be checked once in 10 seconds, and the keys of an account 30 times in an hour.",
     response_headers=[ETAG],
     responses=may_answer(
