@@ -14,6 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from keyman.config.gateway import GatewaySettings
@@ -147,6 +150,20 @@ def _length(value: bytes) -> int:
     return int(value)
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections, and uses none again on which more than its answer has arrived.
+
+    aiohttp would take that for the answer to the next request, which can be another caller's.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:  # it has no public hook
+        while (kept := await super()._get(key, traces)) is not None:
+            if kept.protocol is not None and not kept.protocol.should_close:
+                return kept
+            kept.close()
+        return None
+
+
 class Upstreams:
     """The connections of one process to all providers."""
 
@@ -171,7 +188,7 @@ class Upstreams:
             # A proxy resolves the names, and its own address is the operator's choice.
             checks = not is_private and self._settings.proxy is None
             session = self._sessions[is_private] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
+                connector=_Connector(
                     limit=MAX_CONNECTIONS,
                     limit_per_host=MAX_PER_UPSTREAM,
                     keepalive_timeout=KEEP_ALIVE,

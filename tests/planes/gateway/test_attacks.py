@@ -14,7 +14,7 @@ from keyman import migrations
 from keyman.errors import Conflict
 from keyman.planes.gateway.services import Forwarded
 from keyman.providers.catalogue import Catalogue
-from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.provider import GOOD, Incoming, good
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
 from tests.support.planes import Vault
 
@@ -282,3 +282,29 @@ async def test_a_key_without_the_setting_of_its_service_is_409(gateway: Scene) -
     assert "endpoint" in answer.json["error"]["message"]
     entry = await gateway.last_entry()
     assert (entry.action, entry.reason, entry.application) == ("key.use-refused", "settings", azure.name)
+
+
+@pytest.mark.parametrize("surplus", [b"surplus", b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond"])
+@pytest.mark.parametrize("pause", [0, 0.1])
+async def test_what_a_provider_sends_beyond_its_answer_is_an_answer_to_nobody(
+    gateway: Scene, surplus: bytes, pause: float
+) -> None:
+    """Callers share connections to a provider. What is left over from the answer to one is not for another."""
+    sent = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.send(GOOD if pause else GOOD + surplus)
+        await asyncio.sleep(pause)
+        await incoming.send(surplus if pause else b"")
+        sent.set()
+
+    gateway.provider.handler = handler
+    answer = await gateway.post()
+    assert answer.status in (200, 502)
+    assert b"surplus" not in answer.body
+    await sent.wait()
+    await asyncio.sleep(0.1)  # until it has arrived
+    gateway.provider.handler = good
+    after = await gateway.post()
+    assert (after.status, after.json) == (200, {"ok": True})
