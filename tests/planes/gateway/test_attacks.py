@@ -308,3 +308,72 @@ async def test_what_a_provider_sends_beyond_its_answer_is_an_answer_to_nobody(
     gateway.provider.handler = good
     after = await gateway.post()
     assert (after.status, after.json) == (200, {"ok": True})
+
+
+async def test_a_request_is_sent_once_whatever_happens_to_it(gateway: Scene) -> None:
+    """It may have cost something."""
+
+    async def closes(incoming: Incoming) -> None:
+        incoming.writer.close()
+
+    for method, path in (("POST", CHAT), ("GET", "/openai/v1/models")):
+        gateway.provider.handler = good
+        assert (await gateway.post()).status == 200  # the connection is kept, and the next request uses it
+        gateway.provider.requests.clear()
+        gateway.provider.handler = closes
+        answer = await gateway.ask(method, path, gateway.headers, b"{}" if method == "POST" else b"")
+        assert (answer.status, answer.header("keyman-error")) == (502, "provider-answer-refused")
+        assert len(gateway.provider.requests) == 1
+    gateway.provider.requests.clear()
+    for status in (429, 500, 503):
+        gateway.provider.answers(b"HTTP/1.1 %d X\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n" % status)
+        assert (await gateway.post()).status == status
+    assert len(gateway.provider.requests) == 3
+
+
+async def test_a_cookie_of_a_provider_is_not_kept(gateway: Scene) -> None:
+    gateway.provider.answers(b"HTTP/1.1 200 OK\r\nset-cookie: a=b; Path=/\r\ncontent-length: 0\r\n\r\n")
+    for _ in range(2):
+        assert (await gateway.post()).status == 200
+    assert [request.all_of("cookie") for request in gateway.provider.requests] == [[], []]
+
+
+async def test_trailers_are_dropped(gateway: Scene) -> None:
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin("trailer: x-late, keyman-key-id")
+        await incoming.event(b"body")
+        await incoming.send(f"0\r\nx-late: {VALUE}\r\nkeyman-key-id: 9\r\n\r\n".encode())
+
+    gateway.provider.handler = handler
+    answer = await gateway.post()
+    assert (answer.status, answer.body, answer.is_whole) == (200, b"body", True)
+    assert answer.header("keyman-key-id") == str(gateway.key_id)
+    assert not {"x-late", "trailer"} & {name for name, _ in answer.fields}
+
+
+async def test_a_refusal_without_end_is_passed_on_and_little_of_it_kept(gateway: Scene) -> None:
+    """What is kept of a refusal is for the verdict."""
+    gone = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.send(b"HTTP/1.1 401 X\r\ntransfer-encoding: chunked\r\n\r\n")
+        try:
+            while True:
+                await incoming.event(b"x" * 4096)
+        finally:
+            gone.set()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(most=1)
+    talk.give(b"")
+    assert await talk.begun() == 401
+    size = 0
+    while size < 1024 * 1024:
+        size += len(await talk.part() or b"")
+    talk.leave()
+    await talk.part()
+    await asyncio.wait_for(gone.wait(), 10)
+    talk.task.cancel()
+    await asyncio.wait({talk.task})

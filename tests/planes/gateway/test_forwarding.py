@@ -151,3 +151,17 @@ async def test_unknown_paths_and_health_are_answered_here(gateway: Scene) -> Non
         answer = await gateway.ask("GET", path, gateway.headers)
         assert (answer.status, answer.header("keyman-error")) == (404, "not-found")
     assert gateway.provider.requests == []
+
+
+async def test_a_value_that_vault_refuses_has_a_second_entry_and_is_409(gateway: Scene) -> None:
+    await gateway.pair.change(gateway.key_id, encrypted_key="vault:v1:AAAA")
+    for _ in range(2):  # the second time it is known
+        answer = await gateway.post()
+        assert (answer.status, answer.header("keyman-error")) == (409, "undecryptable")
+        assert answer.json["error"]["code"] == "undecryptable"
+    assert await gateway.entries() == [
+        ("key.use", None),
+        ("key.use-failed", "undecryptable"),
+        ("key.use-refused", "undecryptable"),
+    ]
+    assert gateway.provider.requests == []

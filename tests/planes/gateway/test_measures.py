@@ -9,7 +9,7 @@ import pytest
 from keyman.identity import applications
 from keyman.values import ApplicationName
 from tests.planes.gateway.provider import Incoming
-from tests.planes.gateway.scene import Scene
+from tests.planes.gateway.scene import CHAT, Scene
 from tests.support.logs import capture_logs
 
 pytestmark = pytest.mark.anyio
@@ -87,3 +87,22 @@ async def test_a_stream_that_is_cut_is_logged_with_the_reason_and_is_no_fault(ga
     assert errors(gateway) == {**before, "401": before["401"] + 1}
     logged_as = [(line["status"], line.get("cut")) for line in lines if line["event"] == "request"]
     assert logged_as == [(401, "unauthenticated")]
+
+
+async def test_one_log_line_and_the_metrics_have_how_a_request_went(gateway: Scene) -> None:
+    before = sample(gateway, "keyman_gateway_answer_bytes_total", service="OPENAI") or 0
+    seen = sample(gateway, "keyman_gateway_first_byte_seconds_count", service="OPENAI", status="2xx") or 0
+    with capture_logs() as lines:
+        answer = await gateway.post()
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert (line["service"], line["status"], line["bytes"]) == ("OPENAI", 200, len(answer.body))
+    assert 0 < line["first_byte_ms"] <= line["duration_ms"]
+    assert sample(gateway, "keyman_gateway_answer_bytes_total", service="OPENAI") == before + len(answer.body)
+    assert sample(gateway, "keyman_gateway_first_byte_seconds_count", service="OPENAI", status="2xx") == seen + 1
+
+
+async def test_a_credential_in_the_query_is_not_logged(gateway: Scene) -> None:
+    with capture_logs() as lines:
+        assert (await gateway.post(path=f"{CHAT}?key=sk-of-somebody-1234")).status == 400
+    assert lines
+    assert "sk-of-somebody" not in str(lines)
