@@ -43,6 +43,8 @@ INSERT INTO applications (name, services, created_at, jwt_issuer, jwt_subject, j
   FROM {applications};
 INSERT INTO application_tokens (application_id, token_hash, hint, created_at)
   SELECT n, {digest}, 'km_...abcd', {past} FROM {applications};
+INSERT INTO application_blocks (user_id, application_id, created_at)
+  SELECT 4 + n % {owners}, n, {past} FROM {applications};
 INSERT INTO identities (user_id, issuer, subject, created_at)
   SELECT 1 + n % {owners}, 'https://id.example.com', 'subject-' || n, {past} FROM {tokens};
 INSERT INTO application_identities (user_id, issuer, subject, created_at)

@@ -37,7 +37,7 @@ from keyman.identity.sessions import SessionProof
 from keyman.identity.tokens import ALL_SCOPES
 from keyman.identity.workloads import WorkloadProof
 from keyman.ids import KeyId, TokenId, UserId
-from keyman.keys import idempotency, operations, release, uses
+from keyman.keys import consent, idempotency, operations, release, uses
 from keyman.keys import listing as key_lists
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import IfMatch
@@ -119,6 +119,7 @@ async def capture(db: Database) -> list[Captured]:
         _reading_keys(db, callers, middle),
         _writing_keys(db, callers),
         _resolving(db, callers),
+        _of_consent(db, callers),
         _of_accounts(db, callers),
         _of_identities(db),
         _of_the_audit_log(db, middle),
@@ -234,6 +235,24 @@ def _resolving(db: Database, callers: _Callers) -> _Steps:
         "resolve: an unknown subject": lambda: _refused(resolve(subject=unknown, service=service), NotFound),
         "resolve: the last use": lambda: release.note_use(db, caller, ONE_KEY_OF_HEAVY),
         "applications: a new token": lambda: applications.rotate(db, ApplicationName("unused"), timedelta()),
+    }
+
+
+def _of_consent(db: Database, callers: _Callers) -> _Steps:
+    application, opener = callers.application.require_application(), _Constant()
+    releasing = release.Releasing(db, opener, UUID(int=0), release.RESOLVE)
+    asked = Request(key_id=RowNumber(ONE_KEY_OF_HEAVY))
+    return {
+        "consent: an application that its owner blocks": lambda: consent.block(db, callers.heavy, application.id),
+        "consent: a resolve by a blocked application": lambda: _refused(
+            release.release(releasing, callers.application, asked), NotFound
+        ),
+        "consent: the blocks of the owners whose requests are under way": lambda: consent.find_blocks(
+            db, {HEAVY, SPARSE}
+        ),
+        "consent: an application that is not blocked any more": lambda: consent.unblock(
+            db, callers.heavy, application.id
+        ),
     }
 
 

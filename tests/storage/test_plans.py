@@ -48,6 +48,13 @@ BY_PAIR = (
 )
 """An identity by its issuer and subject, in both tables of identities."""
 
+BLOCKS = ("pk_application_blocks", "sqlite_autoindex_application_blocks_1")
+PERMITTED = (r"pk_applications\b[\s\S]*\bpk_application_blocks", rf"{ROWID}[\s\S]*{BLOCKS[1]}")
+"""An application, and whether its owner has blocked it."""
+
+OF_ISSUERS = ("ix_identities_user_id", "ix_identities_user_id")
+"""The issuers that know a user."""
+
 CURRENT = ("ix_audit_log_value", "ix_audit_log_value")
 """The value of a key that the audit log names."""
 
@@ -117,6 +124,10 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     "resolve: a subject's key of a service": [OF_APPLICATION, BY_PAIR, (IN_USE, IN_USE)],
     "resolve: an unknown subject": [OF_APPLICATION, BY_PAIR],
     "resolve: the last use": [("pk_api_keys", ROWID)],
+    "consent: an application that its owner blocks": [CHECKED, PERMITTED, OF_ISSUERS, ("pk_users", ROWID)],
+    "consent: a resolve by a blocked application": [OF_APPLICATION, CURRENT, BLOCKS],
+    "consent: the blocks of the owners whose requests are under way": [BLOCKS],
+    "consent: an application that is not blocked any more": [CHECKED, PERMITTED, OF_ISSUERS, BLOCKS],
     "applications: a new token": [
         ("uq_applications_name", "sqlite_autoindex_applications_1"),
         ("uq_applications_name", "sqlite_autoindex_applications_1"),
@@ -139,7 +150,7 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
         ("ix_sessions_user_id", "ix_sessions_user_id"),
     ],
     "an identity: its user, at a first use or a sign-in": [BY_PAIR],
-    "an identity: the issuers of a user": [("ix_identities_user_id", "ix_identities_user_id")],
+    "an identity: the issuers of a user": [OF_ISSUERS],
     "a user by a JWT": [BY_PAIR],
     "an application by its JWT": [("ix_applications_jwt", "ix_applications_jwt")],
     "audit: the first page": [("ix_audit_log_owner", "ix_audit_log_owner")],
@@ -179,6 +190,7 @@ SORTED = (
     "audit: three actions",
     "sessions: an owner's",
     "resolve: a key by its id",
+    "consent: a resolve",  # finds a key by its id
     "resolve: a user",  # with or without such a key: a key is found by its id, too
     "resolve: a subject's key of a service",
 )
