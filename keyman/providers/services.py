@@ -37,6 +37,11 @@ class Service(msgspec.Struct, frozen=True):
     upstream: Upstream | None = None
 
     @property
+    def slug(self) -> str:
+        """The first segment of its paths at the gateway."""
+        return self.service.lower().replace("_", "-")
+
+    @property
     def prefixes(self) -> tuple[str, ...]:
         """The public prefixes of its keys, which masks show."""
         return self.other_prefixes if self.prefix is None else (self.prefix, *self.other_prefixes)

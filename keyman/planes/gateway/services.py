@@ -54,7 +54,7 @@ class Forwarded:
 def forwarded(catalogue: Catalogue) -> dict[str, Forwarded]:
     """Return what the gateway serves, by the first segment of a path."""
     return {
-        service.service.lower().replace("_", "-"): Forwarded(service, service.upstream, service.upstream.rules())
+        service.slug: Forwarded(service, service.upstream, service.upstream.rules())
         for service in catalogue.services()
         if service.upstream is not None
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from litestar import Response, get, post
 from litestar.params import FromPath
 
@@ -45,11 +47,8 @@ async def block(
 ) -> Response[bytes]:
     caller.require_no_portal()
     await Form.read(request)
-    try:
-        await consent.block(db, caller, ApplicationId(application_id))
-    except NotFound as problem:
-        return await _list(visit, db, caller, catalogue, refused=problem)
-    return see_other(f"{APPLICATIONS}?done=blocked&saved={application_id}")
+    changing = consent.block(db, caller, ApplicationId(application_id))
+    return await _changed(changing, visit, db, caller, catalogue, done=f"blocked&saved={application_id}")
 
 
 @post(f"{APPLICATIONS}/{{application_id:str}}/unblock", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -63,11 +62,19 @@ async def unblock(
 ) -> Response[bytes]:
     caller.require_no_portal()
     await Form.read(request)
+    changing = consent.unblock(db, caller, ApplicationId(application_id))
+    return await _changed(changing, visit, db, caller, catalogue, done=f"unblocked&saved={application_id}")
+
+
+async def _changed(
+    changing: Awaitable[None], visit: Visit, db: Database, caller: Principal, catalogue: Catalogue, *, done: str
+) -> Response[bytes]:
+    """Carry out a change, and lead back to the list. It says so if the application is not the caller's to choose."""
     try:
-        await consent.unblock(db, caller, ApplicationId(application_id))
+        await changing
     except NotFound as problem:
         return await _list(visit, db, caller, catalogue, refused=problem)
-    return see_other(f"{APPLICATIONS}?done=unblocked&saved={application_id}")
+    return see_other(f"{APPLICATIONS}?done={done}")
 
 
 async def _list(

@@ -45,7 +45,7 @@ def snippets(service: Service, gateway: str) -> Snippets | None:
     """Return the lines for a service, or None if the gateway at this address does not forward to it."""
     if service.upstream is None:
         return None
-    url = f"{gateway}/{service.service.lower().replace('_', '-')}"
+    url = f"{gateway}/{service.slug}"
     sdk = _SDKS.get(service.service) or _openai(service.upstream)
     if sdk is None:
         return Snippets(url, _curl(service.upstream, url), "", "")
@@ -57,7 +57,7 @@ def snippets(service: Service, gateway: str) -> Snippets | None:
 def _curl(upstream: Upstream, url: str) -> str:
     """Return a call that reads and needs nothing to be filled in, or else a request to a model."""
     header = f'-H "Authorization: Bearer ${VARIABLE}"'
-    plain = [entry.partition(" ")[::2] for entry in upstream.paths if "{" not in entry and "*" not in entry]
+    plain = [entry.partition(" ")[::2] for entry in upstream.paths if "{" not in entry]
     reads = next((path for method, path in plain if method == "GET"), None)
     if reads is not None:
         return f"curl {url}{reads} {header}"
