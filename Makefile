@@ -18,8 +18,8 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-dev: $(VENV)/dev.stamp ## set everything up, then run keyman on this machine (make dev ARGS="--port 9000")
-	@$(VENV)/bin/keyman dev $(ARGS)
+dev: $(VENV)/dev.stamp ## set everything up, then run keyman on this machine (make dev PORT=9000)
+	@$(VENV)/bin/keyman dev $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(VENV)/test.stamp ## set everything up, then run the whole test suite (make test ARGS="-k masks")
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(DIST) $(ARGS)

@@ -12,42 +12,76 @@ import importlib
 import io
 import os
 import sys
+from importlib.util import find_spec
 from types import ModuleType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import click
 
+from keyman.cli.groups import Group
 from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError, MissingRight, Problem, RefusedStatement
+from keyman.extras import SERVER
 from keyman.version import __version__
 
+
+class Command(NamedTuple):
+    """Where a command is, and its summary, so that the help of keyman imports no command."""
+
+    target: str
+    summary: str
+
+
 COMMANDS = {
-    "app": "keyman.cli.app:group",
-    "audit": "keyman.cli.audit:group",
-    "db": "keyman.cli.db:group",
-    "doctor": "keyman.cli.doctor:command",
-    "dev": "keyman.cli.dev:command",
-    "rewrap": "keyman.cli.rewrap:rewrap",
-    "rotate": "keyman.cli.rewrap:rotate",
-    "serve": "keyman.cli.serve:command",
-    "token": "keyman.cli.token:group",
-    "user": "keyman.cli.user:group",
-    "vault": "keyman.cli.vault:group",
+    "app": Command("keyman.cli.app:group", "Applications, which get users' keys from the resolver."),
+    "audit": Command(
+        "keyman.cli.audit:group", "The audit log: every change, and every time that an application asked for a key."
+    ),
+    "db": Command("keyman.cli.db:group", "The database's schema."),
+    "dev": Command(
+        "keyman.cli.dev:command", "Run all of keyman on this machine: a real Vault, a database and all planes."
+    ),
+    "doctor": Command(
+        "keyman.cli.doctor:command",
+        "Check Vault, the encryption key, the policies, the database, the clocks and the settings.",
+    ),
+    "rewrap": Command(
+        "keyman.cli.rewrap:rewrap", "Rewrap every stored key with the newest version of the encryption key."
+    ),
+    "rotate": Command(
+        "keyman.cli.rewrap:rotate", "Create a new version of the encryption key, then rewrap every stored key."
+    ),
+    "serve": Command("keyman.cli.serve:command", "Run one plane of keyman."),
+    "token": Command("keyman.cli.token:group", "Personal access tokens."),
+    "user": Command("keyman.cli.user:group", "The accounts of users."),
+    "vault": Command("keyman.cli.vault:group", "Set up Vault for keyman, and issue credentials."),
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[name].partition(":")
+        module, _, attribute = COMMANDS[name].target.partition(":")
         try:
             command: click.Command = getattr(import_late(module), attribute)
         except ModuleNotFoundError as fault:
             return _without_its_libraries(name, fault)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as fault:
+            raise click.NoSuchCommand(fault.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
+    def summary(self, ctx: click.Context, name: str) -> str:
+        is_there = all(find_spec(library) is not None for library in SERVER)
+        return COMMANDS[name].summary if is_there else "(not installed)"
 
 
 def _without_its_libraries(name: str, fault: ModuleNotFoundError) -> click.Command:
@@ -57,9 +91,7 @@ def _without_its_libraries(name: str, fault: ModuleNotFoundError) -> click.Comma
         raise fault
 
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-    return click.Command(
-        name, callback=refuse, short_help="(not installed)", context_settings=anything, add_help_option=False
-    )
+    return click.Command(name, callback=refuse, context_settings=anything, add_help_option=False)
 
 
 def import_late(module: str) -> ModuleType:

@@ -9,6 +9,7 @@ import click
 
 from keyman.cli.app_jwt import workload_of
 from keyman.cli.common import Duration, environment, home_option, json_option, parsed, print_rows, run
+from keyman.cli.groups import Group
 from keyman.clock import now
 from keyman.config.identity import WORKLOAD_AUDIENCE
 from keyman.config.settings import load_services_file
@@ -24,7 +25,7 @@ MAX_OVERLAP = timedelta(days=30)
 """Longer than any roll-out. An old token that is needed for longer is not being rotated."""
 
 
-@click.group("app")
+@click.group("app", cls=Group)
 def group() -> None:
     """Applications, which get users' keys from the resolver."""
 

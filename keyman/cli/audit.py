@@ -19,6 +19,7 @@ from keyman.audit.entries import Action
 from keyman.audit.listing import Filter
 from keyman.audit.verification import Verified
 from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
+from keyman.cli.groups import Group
 from keyman.cli.progress import progress
 from keyman.cli.signatures import KeyName, check_signatures, sign, signing_key_option
 from keyman.clock import now
@@ -36,7 +37,7 @@ SHOWN = 50
 """The maximum number of breaks that are printed. An audit log that was replaced as a whole has one at every entry."""
 
 
-@click.group("audit")
+@click.group("audit", cls=Group)
 def group() -> None:
     """The audit log: every change, and every time that an application asked for a key."""
 

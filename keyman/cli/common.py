@@ -31,6 +31,8 @@ C = TypeVar("C", bound=Callable[..., object])
 def home_option(command: C) -> C:
     return click.option(
         "--home",
+        envvar="KEYMAN_HOME",
+        show_envvar=True,
         type=click.Path(path_type=Path, file_okay=False),
         help="Use the settings, database and Vault that `keyman dev` keeps in this directory.",
     )(command)
@@ -72,7 +74,7 @@ def database_url(home: Path | None) -> URL:
     if home is None and not any(name.startswith("KEYMAN_DATABASE_URL") for name in given):
         raise ConfigurationError(
             "KEYMAN_DATABASE_URL is not set (nor KEYMAN_DATABASE_URL_FILE). To work on what `keyman dev` runs, add "
-            "--home with its directory, such as --home .keyman."
+            "--home with its directory, such as --home .keyman, or set KEYMAN_HOME."
         )
     return load_database_url(given)
 

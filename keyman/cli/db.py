@@ -10,10 +10,11 @@ import click
 
 from keyman import migrations
 from keyman.cli.common import database_url, home_option
+from keyman.cli.groups import Group
 from keyman.migrations.rights import Planes
 
 
-@click.group("db")
+@click.group("db", cls=Group)
 def group() -> None:
     """The database's schema."""
 

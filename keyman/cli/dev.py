@@ -14,6 +14,8 @@ from keyman.dev.run import run
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65534), help="The port to listen on.")
 @click.option(
     "--home",
+    envvar="KEYMAN_HOME",
+    show_envvar=True,
     default=Path(".keyman"),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),

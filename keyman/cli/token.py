@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
-from keyman.cli.common import home_option, json_option, parsed, print_rows, run
+from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
+from keyman.cli.groups import Group
+from keyman.clock import now
 from keyman.identity import personal_tokens as personal
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope
 from keyman.ids import TokenId
 from keyman.values import EmailAddress, FutureTime, RequiredLabel
 
 
-@click.group("token")
+@click.group("token", cls=Group)
 def group() -> None:
     """Personal access tokens."""
 
@@ -31,12 +34,29 @@ def group() -> None:
 @click.option(
     "--expires-at", metavar="TIME", help="When the token expires, such as 2030-01-31T00:00:00Z.  [default: never]"
 )
+@click.option(
+    "--expires-in",
+    metavar="DURATION",
+    type=Duration(timedelta(days=3650)),
+    help="After how long the token expires, such as 90d.",
+)
 @home_option
-def create(email: str, name: str, scopes: tuple[str, ...], expires_at: str | None, home: Path | None) -> None:
+def create(
+    email: str,
+    name: str,
+    scopes: tuple[str, ...],
+    expires_at: str | None,
+    expires_in: timedelta | None,
+    home: Path | None,
+) -> None:
     """Create a token and print only the token on standard output. It is not shown again."""
+    if expires_at is not None and expires_in is not None:
+        raise click.UsageError("Give --expires-at or --expires-in, not both.")
     address = parsed(EmailAddress, email, "--user")
     label = parsed(RequiredLabel, name, "--name")
     until = None if expires_at is None else parsed(FutureTime, expires_at, "--expires-at")
+    if expires_in is not None:
+        until = parsed(FutureTime, (now() + expires_in).isoformat(), "--expires-in")
     wanted = frozenset(Scope(scope) for scope in scopes) or DEFAULT_SCOPES
     created = run(lambda db: personal.create_for(db, address, label, wanted, until), home)
     click.echo(created.token)

@@ -17,6 +17,7 @@ from keyman.cli.common import (
     require_confirmation,
     run,
 )
+from keyman.cli.groups import Group
 from keyman.identity import users
 from keyman.identity.identities import Identity
 from keyman.identity.passwords import Passwords
@@ -28,7 +29,7 @@ from keyman.values import EmailAddress, RowNumber, Subject
 C = TypeVar("C", bound=Callable[..., object])
 
 
-@click.group("user")
+@click.group("user", cls=Group)
 def group() -> None:
     """The accounts of users."""
 

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from keyman.cli.common import home_option, json_option
+from keyman.cli.groups import Group
 from keyman.cli.logins import admin_settings, as_admin
 from keyman.dev.home import write_private
 from keyman.errors import ConfigurationError
@@ -44,7 +45,7 @@ class _Networks(click.ParamType[Networks]):
             self.fail("must have networks in CIDR notation after the '=', such as 10.1.2.0/24,10.1.3.7/32")
 
 
-@click.group("vault")
+@click.group("vault", cls=Group)
 def group() -> None:
     """Set up Vault for keyman, and issue credentials.
 

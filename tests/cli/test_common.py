@@ -6,13 +6,16 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from keyman.cli import COMMANDS as ENTRIES
 from keyman.cli import cli
 from keyman.dev.home import Home
 from keyman.keys.deployment import SCHEMA_REVISION
@@ -64,6 +67,32 @@ def misused(done: Result) -> None:
 
 
 # --- usage
+
+
+def test_the_help_shows_every_summary_whole_and_imports_no_command() -> None:
+    """The summaries are written twice, so that `keyman --help` does not wait for the libraries of all commands."""
+    context = click.Context(cli)
+    for name, declared in ENTRIES.items():
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.get_short_help_str(limit=1_000) == declared.summary
+    for arguments in ((), *((name,) for name in ENTRIES)):
+        assert "..." not in used(*arguments, "--help").stdout.partition("Commands:")[2]
+    seen = "import sys, keyman.cli as c; c.cli(['--help'], standalone_mode=False); print('sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(("doktor",), "doctor"), (("app", "lst"), "list")])
+def test_a_command_that_is_mistyped_is_recognised(typed: tuple[str, ...], meant: str) -> None:
+    done = used(*typed)
+    misused(done)
+    assert f"Did you mean '{meant}'?" in done.stderr
+
+
+def test_keyman_home_is_the_default_of_home(tmp_path: Path) -> None:
+    done = run_keyman("user", "list", env={**environment(), "KEYMAN_HOME": str(tmp_path / "there")})
+    assert f"First run: keyman dev --home {tmp_path / 'there'}" in failed(done)
 
 
 def test_help_is_a_result_and_lists_every_command() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
 from sqlalchemy.engine import make_url
 
+from keyman.clock import now
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
 from tests.support.cli import Finished, serve, variables
@@ -39,6 +41,13 @@ def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
     )
     assert other.code == 0
     assert other.err == "Created token 2 for grace@example.com: keys:read keys:write tokens:manage audit:read.\n"
+
+    soon = keyman("token", "create", "--user", "ada@example.com", "--name", "x", "--expires-in", "90d", env=env)
+    assert soon.code == 0
+    newest, *_ = json.loads(keyman("token", "list", "--json", env=env).out)
+    left = datetime.fromisoformat(newest["expires_at"]) - now()
+    assert timedelta(days=89, hours=23) < left <= timedelta(days=90)
+    assert keyman("token", "revoke", "3", env=env).code == 0
 
     listed = keyman("token", "list", "--json", env=env)
     assert (listed.code, listed.err) == (0, "")
