@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from keyman.identity import applications
 from keyman.processes import raise_file_limit
 from keyman.values import ApplicationName
 from tests.planes.gateway.provider import Incoming
-from tests.planes.gateway.scene import CHAT, Scene, scene_at
+from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
 from tests.planes.gateway.talk import PATIENCE
 from tests.support.cli import Service, serve, variables
 from tests.support.planes import Vault
@@ -231,3 +232,90 @@ def resident(pid: int) -> float:
     found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
+
+
+INNER = b"POST /openai/v1/moderations HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+"""A request in the body of another one. No reader may take it for one of its own."""
+
+SMUGGLED = {
+    "two lengths": ("POST", CHAT, b"Content-Length: 0\r\nContent-Length: %d\r\n"),
+    "two lengths in one line": ("POST", CHAT, b"Content-Length: 0, %d\r\n"),
+    "a length and chunks": ("POST", CHAT, b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n"),
+    "chunks and a length": ("POST", CHAT, b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n"),
+    "a space before the colon": ("POST", CHAT, b"Content-Length: %d\r\nTransfer-Encoding : chunked\r\n"),
+    "another name of chunks": ("POST", CHAT, b"Content-Length: %d\r\nTransfer-Encoding: xchunked\r\n"),
+    "an underscore": ("POST", CHAT, b"Content-Length: %d\r\nTransfer_Encoding: chunked\r\n"),
+    "a folded line": ("POST", CHAT, b"Content-Length: %d\r\nX: y\r\n Transfer-Encoding: chunked\r\n"),
+    "a bare line feed": ("POST", CHAT, b"Content-Length: %d\r\nX: y\nTransfer-Encoding: chunked\r\n"),
+    "connection names the length": (
+        "POST",
+        CHAT,
+        b"Connection: content-length, authorization\r\nContent-Length: %d\r\n",
+    ),
+    "an absolute address": ("POST", f"http://evil.example{CHAT}", b"Content-Length: %d\r\n"),
+    "connect": ("CONNECT", "evil.example:443", b"Content-Length: %d\r\n"),
+    "trace": ("TRACE", CHAT, b"Content-Length: %d\r\n"),
+    "websocket": ("GET", CHAT, b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: %d\r\n"),
+    "HTTP/2": ("POST", CHAT, b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: %d\r\n"),
+    "dots": ("POST", "/openai/v1/../v1/chat/completions", b"Content-Length: %d\r\n"),
+    "escaped dots": ("POST", "/openai/%2e%2e/v1/chat/completions", b"Content-Length: %d\r\n"),
+    "an escaped slash": ("POST", "/openai/v1/chat%2fcompletions", b"Content-Length: %d\r\n"),
+    "a backslash": ("POST", "/openai\\v1/chat/completions", b"Content-Length: %d\r\n"),
+    "two slashes": ("POST", "/openai//v1/chat/completions", b"Content-Length: %d\r\n"),
+    "a semicolon": ("POST", "/openai;x/v1/chat/completions", b"Content-Length: %d\r\n"),
+}
+
+
+ONE_READING = ("connection names the length", "an absolute address")
+"""What is sent. Of an absolute address the server passes only the path on."""
+
+
+async def test_the_real_server_and_the_gateway_send_nothing_that_could_be_read_in_two_ways(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    with served(own_gateway, provisioned, tmp_path) as service:
+        for name, (method, path, lengths) in SMUGGLED.items():
+            own_gateway.provider.requests.clear()
+            fields = "".join(f"{field}: {value}\r\n" for field, value in own_gateway.headers.items()).encode()
+            lines = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode() + fields
+            answer = await _answer_to(service, lines + lengths.replace(b"%d", b"%d" % len(INNER)) + b"\r\n" + INNER)
+            sent = [(one.target, one.all_of("authorization"), one.body) for one in own_gateway.provider.requests]
+            if name in ONE_READING:
+                assert answer.startswith(b"HTTP/1.1 200 "), name
+                assert sent == [(CHAT.removeprefix("/openai"), [f"Bearer {VALUE}"], INNER)], name
+                (request,) = own_gateway.provider.requests
+                assert request.all_of("host") == [own_gateway.provider.address.removeprefix("http://")]
+            else:
+                assert (answer[:13], sent) == (b"HTTP/1.1 400 ", []), name
+
+
+async def _answer_to(service: Service, sent: bytes) -> bytes:
+    """What comes back until the gateway closes the connection, after the client has ended its side."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+    try:
+        writer.write(sent)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                return await reader.read(65536)
+        writer.write_eof()
+        return await asyncio.wait_for(reader.read(), PATIENCE)
+    finally:
+        writer.transport.abort()
+
+
+async def test_an_expectation_is_answered_by_the_gateway(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    with served(own_gateway, provisioned, tmp_path) as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+        client = Client(reader, writer)
+        fields = "".join(f"{field}: {value}\r\n" for field, value in own_gateway.headers.items())
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n{fields}\r\n".encode()
+        )
+        assert b" 100 " in await client.head()
+        writer.write(b"{}")
+        assert b" 200 " in await client.head()
+        writer.transport.abort()
+    (asked,) = own_gateway.provider.requests
+    assert (asked.all_of("expect"), asked.body) == ([], b"{}")
