@@ -336,6 +336,17 @@ async def test_a_list_that_may_be_public_clears_nothing(check: Checking) -> None
     assert await used(check, 200, method="GET", path="/openai/v1/models") is None
 
 
+@quick_on("sqlite", "shared_gateway")
+async def test_a_verdict_changes_neither_the_status_nor_which_key_is_used(check: Checking) -> None:
+    scene = check.scene
+    newest = await scene.owner.key(value="sk-Zt81LqoPw5aYc3hVn6Xe9876")
+    scene.provider.answers(answer(401, REFUSAL))
+    for _ in range(2):
+        assert (await scene.post()).header("keyman-key-id") == str(newest)
+    shown = (await scene.owner.client.get(f"/api/keys/{newest}")).json()
+    assert (shown["check"]["verdict"], shown["status"]) == ("refused", "active")
+
+
 async def test_use_of_a_value_that_was_replaced_meanwhile_says_nothing(check: Checking) -> None:
     scene = check.scene
 

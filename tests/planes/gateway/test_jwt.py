@@ -20,6 +20,7 @@ from keyman.values import ApplicationName, Subject
 from tests.planes.gateway.provider import Incoming
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
 from tests.planes.gateway.talk import Talk
+from tests.support.http import answer as reply
 from tests.support.issuer import AUDIENCE, Issuer, served
 from tests.support.planes import Vault
 
@@ -102,3 +103,23 @@ async def test_an_application_logs_in_with_a_jwt_of_its_platform(jwt_gateway: Sc
         headers = {**bearer(token), "keyman-user": str(jwt_gateway.owner.id)}
         assert (await jwt_gateway.ask("POST", CHAT, headers, b"{}")).status == 200
         assert (await jwt_gateway.ask("POST", CHAT, bearer(cluster.token(sub="other")), b"{}")).status == 401
+
+
+async def test_the_last_use_by_a_jwt_has_no_name(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
+    await leave_key(jwt_gateway, gateway_issuer)
+    answer = await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token(scope="keys:use")), b"{}")
+    assert answer.status == 200
+    client = jwt_gateway.pair.management.client(headers=bearer(gateway_issuer.token()))
+    (key,) = (await client.get("/api/keys")).json()
+    assert key["last_used_at"] is not None
+    assert key["last_used_by"] is None
+
+
+async def test_without_the_keys_of_the_issuer_the_answer_is_503_in_the_form_of_the_gateway(
+    jwt_gateway: Scene, gateway_issuer: Issuer
+) -> None:
+    gateway_issuer.replies["/jwks"] = lambda: reply({}, 500)
+    answer = await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token(scope="keys:use")), b"{}")
+    assert (answer.status, answer.header("keyman-error")) == (503, "issuer-unavailable")
+    assert answer.json["error"]["code"] == "issuer-unavailable"
+    assert int(answer.header("retry-after") or 0) > 0
