@@ -45,6 +45,42 @@ INSIDE = [
     "2002:a9fe:a9fe::",
     "::10.0.0.1",
     "::127.0.0.1",
+    "::8.8.8.8",
+    "0.1.2.3",
+    "192.0.0.1",
+    "192.0.0.9",
+    "192.0.0.170",
+    "192.88.99.1",
+    "198.19.255.255",
+    "198.51.100.1",
+    "203.0.113.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "fec0::1",
+    "feff::1",
+    "ff0e::1",
+    "100::1",
+    "100:0:0:1::1",
+    "200::1",
+    "4000::1",
+    "5f00::1",
+    "64:ff9b:1::808:808",
+    "64:ff9b:0:1::808:808",
+    "2001::1",
+    "2001:0:808:808::1",  # Teredo
+    "2001:1::1",
+    "2001:2::1",
+    "2001:3::1",
+    "2001:4:112::1",
+    "2001:10::1",
+    "2001:20::1",
+    "2001:30::1",
+    "2002:e000:1::1",
+    "2002:6440:1::1",
+    "3fff::1",
+    "3fff:fff:ffff::1",
+    "::ffff:100.64.0.1",
+    "::ffff:240.0.0.1",
     "localhost",
     "127.1",
     "2130706433",
@@ -59,6 +95,10 @@ OUTSIDE = [
     "2a00:1450:4001::8a",
     "::ffff:8.8.8.8",
     "64:ff9b::808:808",
+    "2002:808:808::1",
+    "2001:4860:4860::8888",
+    "2001:200::1",
+    "3fff:1000::1",
 ]
 
 
@@ -76,9 +116,17 @@ def test_an_address_outside_is_public(address: str) -> None:
 @given(address=st.ip_addresses(v=4))
 def test_no_form_of_ipv6_hides_an_ipv4_address(address: ipaddress.IPv4Address) -> None:
     number = int(address)
-    hidden = (0xFFFF << 32 | number, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80, number)
+    hidden = (0xFFFF << 32 | number, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80)
     for one in map(ipaddress.IPv6Address, hidden):
-        assert is_public(str(one)) == (address.is_global and not address.is_multicast), one
+        assert is_public(str(one)) == is_public(str(address)), one
+    assert not is_public(str(ipaddress.IPv6Address(number)))  # a form that is no more in use
+
+
+@settings(max_examples=examples(500))
+@given(address=st.ip_addresses(v=6))
+def test_only_what_is_assigned_for_the_internet_is_public(address: ipaddress.IPv6Address) -> None:
+    translated = address.ipv4_mapped is not None or address in ipaddress.ip_network("64:ff9b::/96")
+    assert not is_public(str(address)) or translated or address in ipaddress.ip_network("2000::/3")
 
 
 def test_the_address_that_is_checked_is_the_one_that_is_connected_to() -> None:
