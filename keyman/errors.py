@@ -373,3 +373,6 @@ def raise_alone(fault: Exception) -> NoReturn:
         raise fault from None
     finally:
         fault.__context__ = None
+        del (
+            fault
+        )  # its traceback has this frame, and so would refer to itself: all its frames would wait for the collector

@@ -163,6 +163,8 @@ class Forwarder:
                 await stream.run(lambda: self._pass_on(job))
             except _Left:
                 job.exchange.status = job.exchange.status if job.exchange.started else LEFT
+            finally:
+                job.body.forget()
 
     async def _pass_on(self, job: _Job) -> None:
         released, transfer = job.released, job.transfer
@@ -174,6 +176,8 @@ class Forwarder:
                 fields = to_return(response.raw_headers, lambda value: redact(pattern, value))
             fields.append((b"keyman-request-id", job.exchange.request_id.encode()))
             fields.append((b"keyman-key-id", str(released.key_id).encode()))
+            if job.body.is_under_way:
+                fields.append((b"connection", b"close"))  # as in `problems.render`
             job.exchange.is_passed_on = True
             await job.send({"type": "http.response.start", "status": response.status, "headers": fields})
             transfer.started()
@@ -222,11 +226,14 @@ def _watched(job: _Job, stream: Stream) -> Iterator[None]:
 
 
 async def _end_when_left(body: Body, stream: Stream, transfer: Transfer) -> None:
-    """End the stream when its client closes the connection. Until the body has arrived, receiving it notices that."""
+    """End the stream when its client closes the connection, or its body does not arrive."""
     try:
         if body.is_empty:
             await body.drained()
-        await body.whole.wait()
+        await body.over.wait()
+        if body.fault is not None:
+            stream.end(body.fault)
+            return
         await body.left()
     except Problem:  # the connection ended before the body did
         pass

@@ -47,12 +47,13 @@ class Stream:
         self.caller = caller
         self.owner_id = owner_id
         self._refusal: KeymanError | None = None
+        self._is_ended = False
         self._task: asyncio.Task[object] | None = None
 
     def end(self, refusal: KeymanError) -> None:
         """End the stream, from another task than the one that does its work."""
-        if self._refusal is None:
-            self._refusal = refusal
+        if not self._is_ended:
+            self._is_ended, self._refusal = True, refusal
             if self._task is not None:
                 self._task.cancel()
 
@@ -72,12 +73,18 @@ class Stream:
             raise  # somebody else cancelled the task
         finally:
             self._task = None
-            if self._refusal is not None:
+            if self._is_ended:
                 task.uncancel()
 
     def _require_open(self) -> None:
         if self._refusal is not None:
-            raise_alone(self._refusal)
+            raise_alone(self._taken())
+
+    def _taken(self) -> KeymanError:
+        """Return the refusal, and forget it: its traceback will refer to this stream."""
+        refusal, self._refusal = self._refusal, None
+        assert refusal is not None
+        return refusal
 
 
 class Streams:

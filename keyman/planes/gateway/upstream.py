@@ -71,13 +71,16 @@ class Outgoing(NamedTuple):
 
 
 class Body:
-    """The body of a request, as its client sends it. `whole` is set when all of it has arrived."""
+    """The body of a request, as its client sends it.
+
+    `over` is set when no more of it is to come: all of it has arrived, or `fault` says why it does not.
+    """
 
     def __init__(self, receive: Receive, most: int, fields: Fields) -> None:
         self._receive = receive
         self._most = most
         self.fault: Problem | None = None
-        self.whole = asyncio.Event()
+        self.over = asyncio.Event()
         self.is_answered = False
         """Whether the provider has begun to answer. It may do so before the body is whole."""
         self._size = 0
@@ -89,6 +92,17 @@ class Body:
         if length > most:
             raise self._too_large()
         self.is_empty = not chunked and length == 0
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether some of the body may still come."""
+        return not (self.is_empty or self.over.is_set())
+
+    def forget(self) -> None:
+        """Free what a fault refers to. To be called when nobody reads the body any more."""
+        if self.fault is not None:
+            self.fault.__traceback__ = None
+            self.fault = None
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"The body is larger than {self._most} bytes.")
@@ -115,7 +129,8 @@ class Body:
                     break
                 part, is_last = await self._part(patience, seconds)
         except Problem as fault:
-            self.fault = fault  # aiohttp turns it into an error of its own
+            self.fault = fault  # aiohttp turns it into an error of its own, and not even that once an answer has begun
+            self.over.set()
             raise
 
     async def _part(self, patience: asyncio.Timeout, seconds: float) -> tuple[bytes, bool]:
@@ -128,14 +143,14 @@ class Body:
         if not self.is_answered and not patience.expired():
             patience.reschedule(asyncio.get_running_loop().time() + seconds)
         if is_last:
-            self.whole.set()
+            self.over.set()
         return part, is_last
 
     async def drained(self) -> None:
         """Receive the end of a body that has no content."""
         while (await self._receive()).get("more_body", False):
             pass
-        self.whole.set()
+        self.over.set()
 
     async def left(self) -> None:
         """Return when the client has closed its connection. To be called after the whole body has arrived."""
@@ -267,14 +282,20 @@ _UNREACHED = (
 
 @contextmanager
 def _faults(body: Body) -> Iterator[None]:
-    """Turn the errors of aiohttp into problems. They can contain what was sent or received, so none is kept."""
+    """Turn the errors of aiohttp into problems. They can contain what was sent or received, so none is kept.
+
+    aiohttp's connection refers to its error, and the error by its traceback to the body. So the traceback ends here.
+    """
     try:
         yield
-    except _UNREACHED:
+    except _UNREACHED as fault:
+        fault.__traceback__ = None
         raise_alone(body.fault or ProviderUnreachable(UNREACHABLE))
-    except TimeoutError:
+    except TimeoutError as fault:
+        fault.__traceback__ = None
         raise_alone(body.fault or ProviderTimeout("The provider sent nothing for too long."))
-    except (aiohttp.ClientError, OSError, ValueError):
+    except (aiohttp.ClientError, OSError, ValueError) as fault:
+        fault.__traceback__ = None
         raise_alone(
             body.fault or ProviderAnswerRefused("The provider ended the connection, or its answer is not HTTP.")
         )

@@ -210,6 +210,52 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_does_so_too(gatewa
     assert await talk.begun() == 400
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_an_answer_that_has_begun_ends_with_a_body_that_does_not(gateway: Scene, leaves: bool) -> None:
+    """Also if the provider waits for the rest of the body and sends nothing."""
+    gone = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.chunk()
+        await incoming.begin()
+        await incoming.event(EVENT)
+        await incoming.closed()
+        gone.set()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(transfer_encoding="chunked")
+    talk.give(b"x", more=True)
+    assert await talk.begun() == 200
+    assert await talk.part() == EVENT
+    if leaves:
+        talk.leave()
+    else:
+        talk.give(b"x" * 70_000_000, more=True)  # more than a body may have
+    await soon(gone)
+    assert await talk.was_cut()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_an_answer_before_the_end_of_the_body_says_that_it_ends_the_connection(
+    gateway: Scene, is_whole: bool
+) -> None:
+    """Otherwise an SDK sends its next request on a connection that has ended."""
+
+    async def at_once(incoming: Incoming) -> None:
+        await (incoming.rest() if is_whole else incoming.chunk())
+        await incoming.send(b"HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n")
+        incoming.writer.close()
+
+    gateway.provider.handler = at_once
+    talk = gateway.talk(transfer_encoding="chunked")
+    talk.give(b"x", more=True)
+    if is_whole:
+        talk.give(b"")
+    assert await talk.begun() == 413
+    assert talk.header("connection") == (None if is_whole else "close")
+    assert await talk.ended() is None
+
+
 async def revoke_application(scene: Scene) -> None:
     await applications.revoke(scene.pair.management.database, ApplicationName(scene.application.name))
 
