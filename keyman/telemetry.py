@@ -248,9 +248,11 @@ def frames(fault: BaseException) -> dict[str, object]:
 def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
     """Send every log line of this process, including those of libraries, to `stream` (standard error).
 
-    keyman's own lines do not pass through the standard library's logging, which costs several times as much.
+    keyman's own lines do not pass through the standard library's logging, which costs several times as much. Lines on a
+    terminal have colours, unless NO_COLOR is set (https://no-color.org).
     """
     target = stream or sys.stderr
+    has_colours = target.isatty() and not os.environ.get("NO_COLOR")
     least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         with_request_id,
@@ -260,7 +262,7 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer(serializer=_to_json)
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=_no_traceback)
+        else structlog.dev.ConsoleRenderer(colors=has_colours, exception_formatter=_no_traceback)
     )
     writer = _Writer(target)
     structlog.configure(

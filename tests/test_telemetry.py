@@ -340,3 +340,22 @@ def test_what_repeats_is_logged_at_first_on_a_change_after_a_gap_and_once_a_minu
     moments = [*seconds, ("b", 121.0), ("b", 121.5), ("b", 140.0)]
     logged = [(said, moment) for said, moment in moments if repeats.is_due(said, moment)]
     assert logged == [("a", 0.0), ("a", 60.0), ("a", 120.0), ("b", 121.0), ("b", 140.0)]
+
+
+@pytest.mark.parametrize(("no_color", "has_colours"), [(None, True), ("", True), ("1", False)])
+def test_a_terminal_shows_colours_unless_somebody_wants_none(
+    monkeypatch: pytest.MonkeyPatch, no_color: str | None, has_colours: bool
+) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    if no_color is None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    else:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    stream = Terminal()
+    with own_logging():
+        configure_logging("console", "info", stream)
+        log.info("something happened")
+    assert ("\x1b[" in stream.getvalue()) is has_colours
