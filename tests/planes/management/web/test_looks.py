@@ -45,6 +45,7 @@ from tests.planes.management.web.moves import (
     sign_in,
 )
 from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer, Person
+from tests.support.needs import are_slow_wanted
 from tests.support.planes import PASSWORD
 
 WIDTHS = (320, 390, 768, 1080, 1280, 1920)
@@ -231,6 +232,18 @@ OUTSIDE: dict[str, State] = {
     "a problem": _at("/problems/idempotency-mismatch"),
 }
 
+STATES = {**INSIDE, **OUTSIDE}
+QUICK = (
+    *("the list", "adding, refused", "applications", "a token, made", "activity", "account, refused"),
+    *("signing in, refused", "a problem"),
+)
+"""One state of each kind: lists, a dialog, a form that was refused, a page of settings, a page outside, a text."""
+
+
+def _shown_on_a_desk() -> dict[str, State]:
+    """Return all states in a run with the slow tests, else those of QUICK."""
+    return STATES if are_slow_wanted() else {name: STATES[name] for name in QUICK}
+
 
 def _newest(person: Person) -> int:
     answer = person.context.request.get(f"{person.origin}/api/keys?limit=1")
@@ -244,8 +257,8 @@ def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server
     found: dict[str, list[str]] = {}
     join(ada)
     _crowd(ada, dev_server)
-    for name, show in {**INSIDE, **OUTSIDE}.items():
-        if name == "signing in":
+    for name, show in _shown_on_a_desk().items():
+        if name in OUTSIDE:
             ada.context.clear_cookies()
         ada.page.set_viewport_size({"width": 1280, "height": 800})
         show(ada)
@@ -314,13 +327,11 @@ def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, dev_serv
     for path in (KEYS, APPLICATIONS, TOKENS, f"{ACTIVITY}?kind=keys-used"):
         look(f"empty {path}", _at(path))
     _crowd(ada, dev_server)
-    states = {**INSIDE, **OUTSIDE}
-    if size == "phone":
-        # Other boxes than at a desk: lists are cards, and the navigation is on top.
-        shown = ("the list", "adding", "applications", "tokens", "activity", "account")
-        states = {name: states[name] for name in shown}
+    # Other boxes than at a desk: lists are cards, and the navigation is on top.
+    on_a_phone = ("the list", "adding", "applications", "tokens", "activity", "account")
+    states = {name: STATES[name] for name in on_a_phone} if size == "phone" else _shown_on_a_desk()
     for name, show in states.items():
-        if name == "signing in":
+        if name in OUTSIDE:
             ada.context.clear_cookies()
         look(name, show)
     assert found == []
