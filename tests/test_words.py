@@ -73,13 +73,29 @@ def sources(directory: str, *, literals: bool = False) -> tuple[tuple[str, str],
     return tuple(_texts(directory, literals=literals))
 
 
+_STRING_OR_COMMENT = re.compile(
+    r""""{3}(?:\\.|[^\\])*?"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<comment>#[^\n]*)""",
+    re.DOTALL,
+)
+"""Python's tokenizer takes twenty times as long."""
+
+
+def _comments(source: str) -> Iterator[tuple[int, str]]:
+    """Return the comments of a Python file, each with the number of its line."""
+    number, position = 1, 0
+    for found in _STRING_OR_COMMENT.finditer(source):
+        if comment := found["comment"]:
+            number += source.count("\n", position, found.start())
+            position = found.start()
+            yield number, comment
+
+
 def _texts(directory: str, *, literals: bool) -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / directory).rglob("*.py")):
         source = path.read_text()
         lines = [""] * (source.count("\n") + 1)
-        for token in generate_tokens(StringIO(source).readline):
-            if token.type == COMMENT:
-                lines[token.start[0] - 1] += token.string
+        for number, comment in _comments(source):
+            lines[number - 1] += comment
         for node in ast.walk(ast.parse(source)):
             said: ast.AST | None = node if literals else None
             if not literals:
@@ -89,6 +105,13 @@ def _texts(directory: str, *, literals: bool) -> Iterator[tuple[str, str]]:
                     for number, line in enumerate(part.value.splitlines(), part.lineno - 1):
                         lines[min(number, len(lines) - 1)] += f" {line}"
         yield str(path.relative_to(ROOT)), "\n".join(lines)
+
+
+def test_comments_are_those_of_pythons_tokenizer() -> None:
+    for file in (Path(__file__), ROOT / "keyman" / "secret.py"):  # this one has quotes and "#" in strings
+        source = file.read_text()
+        tokens = generate_tokens(StringIO(source).readline)
+        assert list(_comments(source)) == [(each.start[0], each.string) for each in tokens if each.type == COMMENT]
 
 
 CODE = ("keyman", "docker", "bench", ".ci")
