@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import time_machine
 from sqlalchemy import text, update
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Connection
 
 from keyman import migrations
 from keyman.clock import now
@@ -47,6 +47,28 @@ def management_env(env: dict[str, str], management: VaultSettings) -> dict[str, 
         "KEYMAN_PUBLIC_URL": "https://keys.example.com",
         "KEYMAN_TRUSTED_PROXIES": "127.0.0.1",
     }
+
+
+_DIFFERENCES: dict[tuple[object, ...], list[str]] = {}
+
+
+@pytest.fixture(autouse=True)
+def compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare each schema of SQLite with that of the code once. To compare it takes most of the time of a command."""
+    compare = migrations._differences
+
+    def compared(connection: Connection) -> list[str]:
+        if connection.dialect.name != "sqlite":
+            return compare(connection)
+        rows = connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"))
+        schema = tuple(map(tuple, rows))
+        if any(row[1] == "alembic_version" for row in schema):
+            schema += tuple(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
+        if schema not in _DIFFERENCES:
+            _DIFFERENCES[schema] = compare(connection)
+        return _DIFFERENCES[schema]
+
+    monkeypatch.setattr(migrations, "_differences", compared)
 
 
 @pytest.fixture
