@@ -39,7 +39,7 @@ REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 MAX_EVENT = 200
 """Characters of a library's text that are logged."""
 
-VAULT_OPERATIONS = ("capabilities", "check-key", "decrypt", "encrypt", "lookup", "read-key", "rewrap", "rotate")
+VAULT_OPERATIONS = ("capabilities", "check-key", "decrypt", "encrypt", "hmac", "lookup", "read-key", "rewrap", "rotate")
 """The label `operation` of calls to Vault. `check-key` is the comparison of Vault's key with the sentinel."""
 
 ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 415, 422, 429, 431, 500, 501, 502, 503, 504)

@@ -385,6 +385,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.dev.checks",  # the token for live checks is written to the home
         "keyman.dev.run",  # the AppRole's secret is written to the home
         "keyman.keys.sealing",  # checked and masked
+        "keyman.vault.duplicates",  # into the body of the request for its fingerprint
         "keyman.providers.recognition",  # its prefix is looked at
         "keyman.testing.resolver",  # a fake's made-up value, into a copy that has the subject
         "keyman.planes.resolver.routes",  # a value, in the answer to an application

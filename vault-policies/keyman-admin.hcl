@@ -26,6 +26,17 @@ path "${mount}/keys/${key}" {
   }
 }
 
+# The same for the key of the fingerprints.
+path "${mount}/keys/${key}-duplicates" {
+  capabilities       = ["create", "read", "update"]
+  allowed_parameters = {
+    "type"                   = ["aes256-gcm96"]
+    "derived"                = [true]
+    "exportable"             = [false]
+    "allow_plaintext_backup" = [false]
+  }
+}
+
 # After a rotation, set the oldest version that can be opened. Nothing that would make the key exportable or deletable.
 path "${mount}/keys/${key}/config" {
   capabilities       = ["update"]

@@ -18,6 +18,12 @@ path "${mount}/rewrap/${key}" {
   capabilities = ["update"]
 }
 
+# Compute the fingerprint of a value, which shows that its owner has stored it before. The key does nothing else, and
+# its answers open nothing. Only `KEYMAN_DUPLICATES=on` uses it.
+path "${mount}/hmac/${key}-duplicates/sha2-256" {
+  capabilities = ["update"]
+}
+
 # Read the key's properties (derived, type, exportable, versions). The key itself never leaves Vault.
 path "${mount}/keys/${key}" {
   capabilities = ["read"]

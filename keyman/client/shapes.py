@@ -103,7 +103,10 @@ class KeyCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored key, as its owner sees it. `etag` is None in a listing."""
+    """A stored key, as its owner sees it. `etag` is None in a listing.
+
+    `duplicate_of` is the id of another key of the same owner with the same value, if the call has just stored it.
+    """
 
     id: int
     service: str
@@ -118,6 +121,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str] = msgspec.field(default_factory=dict)
     check: KeyCheck | None = None
     default: bool = False
+    duplicate_of: int | None = None
     etag: str | None = None
 
 

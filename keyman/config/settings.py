@@ -47,6 +47,7 @@ OF_MANAGEMENT = frozenset(
         "KEYMAN_HSTS",
         "KEYMAN_MAX_KEYS",
         "KEYMAN_MAX_WRITES",
+        "KEYMAN_DUPLICATES",
         "KEYMAN_GATEWAY_PUBLIC_URL",
         *OF_OIDC,
         *OF_CHECKS,
@@ -85,6 +86,7 @@ class Settings:
     resolve_rate: float = 100.0
     max_keys: int = 1000
     max_writes: int = 300
+    duplicates_on: bool = True
     max_queue: int = 512
     drain: float = 5.0
     oidc: OidcSettings | None = None
@@ -165,6 +167,7 @@ def _read_own(reader: Reader, read_services: ReadServices | None) -> dict[str, o
     """Read every setting but the database and Vault, by its field. None is one that is not set, or invalid."""
     signup = reader.optional("KEYMAN_SIGNUP", one_of("open", "closed"))
     passwords = reader.optional("KEYMAN_PASSWORDS", one_of("on", "off"))
+    duplicates = reader.optional("KEYMAN_DUPLICATES", one_of("on", "off"))
     jwt, oidc = read_jwt(reader), read_oidc(reader)
     if jwt is not None and oidc is not None and jwt.audience == oidc.client_id:
         reader.refuse("KEYMAN_JWT_AUDIENCE", "must not be KEYMAN_OIDC_CLIENT_ID: an ID token is no access token")
@@ -183,6 +186,7 @@ def _read_own(reader: Reader, read_services: ReadServices | None) -> dict[str, o
         "resolve_rate": reader.optional("KEYMAN_RESOLVE_RATE", number(0.1, 100_000, "requests a second")),
         "max_keys": reader.optional("KEYMAN_MAX_KEYS", whole_number(0, 1_000_000, "keys")),
         "max_writes": reader.optional("KEYMAN_MAX_WRITES", whole_number(0, 1_000_000, "writes a minute")),
+        "duplicates_on": None if duplicates is None else duplicates == "on",
         "max_queue": reader.optional("KEYMAN_MAX_QUEUE", whole_number(1, 100_000, "requests")),
         "drain": reader.optional("KEYMAN_DRAIN", number(0, 300, "seconds")),
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", one_of("json", "console")),

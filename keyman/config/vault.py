@@ -55,6 +55,11 @@ class VaultSettings:
         return (self.namespace or "") if self.auth_namespace is None else self.auth_namespace
 
     @property
+    def duplicates_key(self) -> str:
+        """The key with which Vault computes fingerprints of values."""
+        return f"{self.key}-duplicates"
+
+    @property
     def approle_mount(self) -> str:
         """Where AppRole is mounted."""
         return self.auth_mount or "approle"

@@ -15,7 +15,8 @@ from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Problem
 from keyman.identity.principals import Principal
-from keyman.keys import idempotency
+from keyman.keys import duplicates, idempotency
+from keyman.keys.duplicates import Stored
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
 from keyman.keys.rows import to_info
@@ -65,7 +66,12 @@ async def create(
         moment = now()
         rows = await insert_all(connection, [columns_of(caller, one.new, one.sealed, moment) for one in ready])
         keys = [to_info(row, moment) for row in rows]
-        for one, key in zip(ready, keys, strict=True):
+        stored = [
+            Stored(caller.owner_id, key.id, one.sealed.stored.fingerprint) for one, key in zip(ready, keys, strict=True)
+        ]
+        others = await duplicates.find(connection, stored)
+        for one, key, other in zip(ready, keys, others, strict=True):
+            key.duplicate_of = other
             outcomes[one.place] = key
         found = answer([outcome for outcome in outcomes if not isinstance(outcome, NewKey)])
         if retry is not None:

@@ -45,6 +45,7 @@ WRITTEN = (
     "updated_at",
     "expires_at",
     "settings",
+    "fingerprint",
 )
 """The columns of a new key."""
 

@@ -23,7 +23,8 @@ from keyman.clock import now
 from keyman.errors import Conflict, InvalidRequest, PreconditionFailed
 from keyman.identity.principals import Principal
 from keyman.ids import KeyId
-from keyman.keys import choosing, idempotency, labels
+from keyman.keys import choosing, duplicates, idempotency, labels
+from keyman.keys.duplicates import Stored
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
 from keyman.keys.rows import LOCK, NO_CHECK, ONE, SHOWN, Shown, label, require, to_info
@@ -92,6 +93,9 @@ async def create(
         if max_keys:
             await gathered(connection, check_numbers, Limit(caller.owner_id, max_keys))
         key = to_info(await gathered(connection, insert_all, values), moment)
+        key.duplicate_of = await gathered(
+            connection, duplicates.find, Stored(caller.owner_id, key.id, sealed.stored.fingerprint)
+        )
         if retry is not None:
             await idempotency.keep(connection, retry, key)
         await record(connection, entry_of(caller, new, sealed, key))
@@ -132,7 +136,7 @@ async def replace(
     _check_settings(catalogue, before, new.settings)
     stored, vault_request_id = await sealer.seal(caller.owner_id, before.service, new.api_key)
     values = {**stored._asdict(), "undecryptable": False, **NO_CHECK, **_surroundings(new)}
-    value = _NewValue(stored.value_uuid, vault_request_id)
+    value = _NewValue(stored.value_uuid, vault_request_id, stored.fingerprint)
     return await _update(db, catalogue, caller, key_id, values, condition, Action.KEY_REPLACE, value)
 
 
@@ -191,10 +195,11 @@ _DELETE = Command(delete(api_keys).where(api_keys.c.id == bindparam("of_id")))
 
 
 class _NewValue(NamedTuple):
-    """A value that replaces the stored one, and Vault's id of the call that sealed it."""
+    """A value that replaces the stored one, Vault's id of the call that sealed it, and its fingerprint."""
 
     value_uuid: UUID
     vault_request_id: str | None
+    fingerprint: bytes | None
 
 
 async def _update(
@@ -232,6 +237,9 @@ async def _update(
             Entry(recorded, caller.origin, caller.user_id, key_id=key.id, service=key.service, **naming)
             for recorded in _recorded_actions(row, changed, action)
         ]
+        if new is not None:
+            stored = Stored(caller.owner_id, key.id, new.fingerprint)
+            key.duplicate_of = await gathered(connection, duplicates.find, stored)
         await record(connection, *entries)
         return key
 
@@ -272,7 +280,7 @@ async def _naming(
     return _Naming(value_uuid=new.value_uuid, settings_hash=settings_hash(text), vault_request_id=new.vault_request_id)
 
 
-class _Stored(NamedTuple):
+class _Named(NamedTuple):
     """What the row of a key has, and what the audit log says that it has."""
 
     value_uuid: UUID
@@ -288,7 +296,7 @@ _CURRENT = Query(
         current_value(api_keys.c.id).label("current_value"),
         current_settings(api_keys.c.id).label("current_settings"),
     ).where(api_keys.c.id == bindparam("of_id")),
-    _Stored,
+    _Named,
 )
 
 

@@ -120,14 +120,16 @@ class KeyInfo(msgspec.Struct):
     settings: dict[str, str] = msgspec.field(default_factory=dict)  # answers kept from before have none
     check: KeyCheck | None = None  # likewise
     default: bool = False  # likewise
+    duplicate_of: KeyId | msgspec.UnsetType = msgspec.UNSET  # only when the value is stored, and was stored before
 
-    USE: ClassVar[frozenset[str]] = frozenset({"last_used_at", "last_used_by", "check"})
+    USE: ClassVar[frozenset[str]] = frozenset({"last_used_at", "last_used_by", "check", "duplicate_of"})
     ADDED: ClassVar[frozenset[str]] = frozenset({"settings", "default"})
     """Fields that older keys do not have. They count only if they are set, so no upgrade changes a validator."""
 
     @property
     def etag(self) -> str:
-        """A strong validator, computed from the visible fields except the last use and the last check.
+        """A strong validator, computed from the visible fields except the last use, the last check and the hint at a
+        duplicate.
 
         So a rewrap does not change it, and an application that uses the key does not make an edit of its owner fail.
         """

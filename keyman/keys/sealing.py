@@ -12,6 +12,7 @@ from keyman.providers.catalogue import Catalogue
 from keyman.providers.recognition import check_value
 from keyman.secret import Secret
 from keyman.vault.cipher import Cipher, Context
+from keyman.vault.duplicates import Fingerprints
 
 
 class StoredValue(NamedTuple):
@@ -21,6 +22,7 @@ class StoredValue(NamedTuple):
     key_version: int
     value_uuid: UUID
     last_4_chars: str
+    fingerprint: bytes | None = None
 
 
 class SealedValue(NamedTuple):
@@ -33,7 +35,10 @@ class SealedValue(NamedTuple):
 class Sealer:
     """Seals the values of one deployment."""
 
-    def __init__(self, cipher: Cipher, deployment: UUID, catalogue: Catalogue) -> None:
+    def __init__(
+        self, cipher: Cipher, deployment: UUID, catalogue: Catalogue, fingerprints: Fingerprints | None = None
+    ) -> None:
+        self._fingerprints = fingerprints
         self._cipher = cipher
         self._deployment = deployment
         self._catalogue = catalogue
@@ -46,9 +51,14 @@ class Sealer:
         # Each value gets a new uuid. If somebody restores an older ciphertext in the row, it does not open. If they
         # restore its uuid too, it is not the value that the audit log names.
         value_uuid = uuid4()
-        sealed = await self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
+        sealing = self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
+        if self._fingerprints is None:
+            sealed, fingerprint = await sealing, None
+        else:
+            computing = self._fingerprints.fingerprint(self._deployment, owner_id, service, value)
+            sealed, fingerprint = await asyncio.gather(sealing, computing)
         shown = self._catalogue.mask(service, value.reveal())
-        stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, shown)
+        stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, shown, fingerprint)
         return SealedValue(stored, sealed.request_id)
 
     async def seal_all(self, owner_id: int, values: Sequence[tuple[str, Secret]]) -> list[SealedValue]:

@@ -50,6 +50,8 @@ api_keys = Table(
     Column("checked_by", String(64)),  # `keyman`, `use`, or the application that reported it
     # Applications get this one of the owner's active keys for the service. At most one is: see the unique index.
     Column("is_default", Boolean, nullable=False, server_default=false()),
+    # Shows that the owner has stored the same value before: see vault/duplicates.py. Null where Vault gave none.
+    Column("fingerprint", LargeBinary(32)),
     CheckConstraint("length(service) > 0", name="service_present"),
     CheckConstraint("encrypted_key LIKE 'vault:v%'", name="encrypted_key_is_sealed"),
     CheckConstraint("key_version > 0", name="key_version_positive"),
@@ -57,6 +59,14 @@ api_keys = Table(
     # For the two lists, newest first: all keys of an owner, and the keys of an owner for one service.
     Index("ix_api_keys_owner", "owner_id", "id"),
     Index("ix_api_keys_owner_service", "owner_id", "service", "id"),
+    # Partial, so that no list is read from it.
+    Index(
+        "ix_api_keys_fingerprint",
+        "owner_id",
+        "fingerprint",
+        sqlite_where=text("fingerprint IS NOT NULL"),
+        postgresql_where=text("fingerprint IS NOT NULL"),
+    ),
     Index(
         "uq_api_keys_default",
         "owner_id",

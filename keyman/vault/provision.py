@@ -98,12 +98,13 @@ async def plan(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[
     """
     changes = [
         *await _mount(admin, settings),
-        *await _key(admin, settings),
+        *await _key(admin, settings, settings.key),
         *await _app_role_method(admin),
         *await _audited_header(admin),
     ]
     for name in POLICIES:
         changes += await _policy(admin, settings, name)
+    changes += await _duplicates_key(admin, settings)
     bound = dict(networks)
     for role in ROLES:
         changes += await _role(admin, role, bound.get(role))
@@ -162,31 +163,44 @@ async def _mount(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:
     return []
 
 
-async def _key(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:
-    transit = Transit(admin)
-    existing = await none_if_missing(transit.read_key(settings.key, mount_point=settings.mount))
+async def _key(admin: AsyncAdapter, settings: VaultSettings, name: str) -> list[Change]:
+    existing = await none_if_missing(Transit(admin).read_key(name, mount_point=settings.mount))
     if existing is None:
-        return [
-            Change(
-                f"created the key {settings.key}: aes256-gcm96, derived, not exportable, no plaintext backup",
-                (),
-                lambda: transit.create_key(
-                    settings.key,
-                    derived=True,
-                    exportable=False,
-                    allow_plaintext_backup=False,
-                    key_type="aes256-gcm96",
-                    mount_point=settings.mount,
-                ),
-            )
-        ]
-    wrong = [name for name, value in KEY_PROPERTIES.items() if existing["data"].get(name) != value]
+        return [_create_key(admin, settings, name)]
+    wrong = [property_ for property_, value in KEY_PROPERTIES.items() if existing["data"].get(property_) != value]
     if wrong:
         raise ConfigurationError(
-            f"The key {settings.key} exists with wrong properties ({', '.join(wrong)}), which cannot be changed. "
+            f"The key {name} exists with wrong properties ({', '.join(wrong)}), which cannot be changed. "
             "Nothing was done. Set KEYMAN_VAULT_KEY to the name of another key."
         )
     return []
+
+
+async def _duplicates_key(admin: AsyncAdapter, settings: VaultSettings) -> list[Change]:
+    """Plan the key of the fingerprints, after the policies.
+
+    A token with the policy keyman-admin of an earlier version may not read this key until the policies are written.
+    The key is then taken for missing: Vault leaves one that exists as it is.
+    """
+    try:
+        return await _key(admin, settings, settings.duplicates_key)
+    except VaultFault as fault:
+        if fault.status != 403:
+            raise
+    return [_create_key(admin, settings, settings.duplicates_key)]
+
+
+def _create_key(admin: AsyncAdapter, settings: VaultSettings, name: str) -> Change:
+    create = partial(
+        Transit(admin).create_key,
+        name,
+        derived=True,
+        exportable=False,
+        allow_plaintext_backup=False,
+        key_type="aes256-gcm96",
+        mount_point=settings.mount,
+    )
+    return Change(f"created the key {name}: aes256-gcm96, derived, not exportable, no plaintext backup", (), create)
 
 
 async def _app_role_method(admin: AsyncAdapter) -> list[Change]:

@@ -66,6 +66,7 @@ def test_from_nothing_a_dry_run_shows_everything_and_changes_nothing_and_a_run_d
         "enabled the AppRole login at auth/approle/",
         "let Vault's audit log show the header X-Request-ID without HMAC",
         *(f"wrote the policy {name}" for name in POLICIES),
+        "created the key keyman-duplicates: aes256-gcm96, derived, not exportable, no plaintext backup",
         *(f"created the AppRole {role}" for role in ROLES),
     ]
     for _ in range(2):

@@ -75,6 +75,7 @@ VARIABLES = (
     "KEYMAN_RESOLVE_RATE",
     "KEYMAN_MAX_KEYS",
     "KEYMAN_MAX_WRITES",
+    "KEYMAN_DUPLICATES",
     "KEYMAN_MAX_QUEUE",
     "KEYMAN_DRAIN",
     "KEYMAN_LOG_FORMAT",
@@ -332,6 +333,7 @@ def test_a_line_break_at_the_end_of_a_variable_does_not_matter(end: str, tmp_pat
         "KEYMAN_RESOLVE_RATE": "0.5",
         "KEYMAN_MAX_KEYS": "10",
         "KEYMAN_MAX_WRITES": "60",
+        "KEYMAN_DUPLICATES": "off",
         "KEYMAN_MAX_QUEUE": "100",
         "KEYMAN_DRAIN": "7",
         "KEYMAN_LOG_FORMAT": "console",
@@ -499,6 +501,7 @@ BAD: dict[str, list[str]] = {
     ],
     "KEYMAN_SIGNUP": ["CANARY", "yes", "true", "1"],
     "KEYMAN_PASSWORDS": ["CANARY", "yes", "true", "1"],
+    "KEYMAN_DUPLICATES": ["CANARY", "yes", "true", "1"],
     "KEYMAN_SERVICES_FILE": ["/CANARY", "/CANARY" * 1000, "CANARY" * 100, re.__file__],
     "KEYMAN_TRUSTED_PROXIES": ["CANARY", "10.0.0.0/8,CANARY", "10.0.0.1/8"],
     "KEYMAN_COOKIE_NAME": [

@@ -30,6 +30,7 @@ def new_key(**values: Any) -> dict[str, Any]:
         "name_folded": None,
         "expires_at": None,
         "settings": "{}",
+        "fingerprint": None,
         **values,
     }
 
@@ -43,7 +44,7 @@ async def test_keys_that_are_inserted_together_are_those_that_are_given(db: Data
     keys = [
         new_key(),
         new_key(name="Ünïcode 'quoted', {braced} \\ NULL", name_folded="x", expires_at=MOMENT),
-        new_key(service="GROQ", settings='{"a": "b"}', disabled=True, key_version=7),
+        new_key(service="GROQ", fingerprint=bytes(range(32)), settings='{"a": "b"}', disabled=True, key_version=7),
         new_key(name="", expires_at=MOMENT.astimezone(timezone(timedelta(hours=5)))),
     ]
     async with db.write(Unchecked.OPERATOR) as connection:

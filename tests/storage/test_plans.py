@@ -81,6 +81,7 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
         )
     },
     "keys: one by its id": [(f"{OWNER}|pk_api_keys", ROWID)],
+    "keys: others with the same value": [("ix_api_keys_fingerprint", "ix_api_keys_fingerprint")],
     "keys: a new one": [
         CHECKED,
         ("pk_owners", ROWID),

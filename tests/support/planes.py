@@ -78,9 +78,11 @@ async def plane_at(
 ) -> AsyncIterator[Plane]:
     """Start a plane and stop it again, by the lifespan protocol that a server speaks.
 
-    It has no limit of writes unless `settings` give one, because a test writes faster than a person.
+    It has no limit of writes unless `settings` give one, because a test writes faster than a person. It compares no
+    values, because most tests store the same one many times.
     """
-    given = Settings(database, vault, **{"public_url": ORIGIN, "signup_open": True, "max_writes": 0, **settings})
+    usual = {"public_url": ORIGIN, "signup_open": True, "max_writes": 0, "duplicates_on": False}
+    given = Settings(database, vault, **{**usual, **settings})
     with routes_shared():
         app = create_app(given, passwords=passwords)
     plane = Plane(app, given)

@@ -179,6 +179,35 @@ async def test_the_rotator_rotates_and_rewraps_in_batches(bench: Bench) -> None:
 
 
 @pytest.mark.anyio
+async def test_an_admin_with_the_policy_of_an_earlier_version_adds_the_key_of_the_fingerprints(bench: Bench) -> None:
+    fresh = bench.with_settings(mount=f"{bench.settings.mount}-earlier", key="fresh")
+    settings = fresh.settings
+    earlier = policy("keyman-admin", settings).replace("fresh-duplicates", "something-else")
+    await bench.admin.put("/v1/sys/policies/acl/keyman-admin", json={"policy": earlier})
+    admin = AsyncAdapter(settings, Metrics())
+    admin.token = await token_of(bench, "keyman-admin")
+    try:
+        changes = await provision(admin, settings)
+        assert [change for change in changes if "fresh-duplicates" in change]
+        assert (await admin.get(f"/v1/{settings.mount}/keys/fresh-duplicates"))["data"]["exportable"] is False
+        assert await provision(admin, settings) == []
+    finally:
+        await admin.close()
+
+
+@pytest.mark.anyio
+async def test_the_management_plane_only_computes_with_the_key_of_the_fingerprints(bench: Bench) -> None:
+    token = await token_of(bench, "keyman-management")
+    mount, key = bench.settings.mount, bench.settings.duplicates_key
+    body = {"input": "eA==", "plaintext": "eA==", "context": "eA=="}
+    assert await status(bench, token, "POST", f"{mount}/hmac/{key}/sha2-256", body) == 200
+    for path in (f"hmac/{key}", f"hmac/{key}/sha2-512", f"encrypt/{key}", f"decrypt/{key}", f"verify/{key}/sha2-256"):
+        assert await status(bench, token, "POST", f"{mount}/{path}", body) == 403, path
+    for path in (f"keys/{key}", f"export/hmac-key/{key}", f"backup/{key}"):
+        assert await status(bench, token, "GET", f"{mount}/{path}") == 403, path
+
+
+@pytest.mark.anyio
 async def test_the_admin_sets_everything_up_and_makes_no_key_of_another_nature(bench: Bench) -> None:
     fresh = bench.with_settings(mount=f"{bench.settings.mount}-fresh", key="fresh")
     for name in POLICIES:

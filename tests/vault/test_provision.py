@@ -63,6 +63,7 @@ async def test_from_nothing_everything_is_made_and_named(embedded_bench: Bench) 
         "created the key one: aes256-gcm96, derived, not exportable, no plaintext backup",
         "enabled the AppRole login at auth/approle/",
         *(f"wrote the policy {name}" for name in POLICIES),
+        "created the key one-duplicates: aes256-gcm96, derived, not exportable, no plaintext backup",
         *(f"created the AppRole {role}" for role in ROLES),
     ]
     assert again == []
@@ -276,6 +277,7 @@ def test_the_management_policy_names_nothing_that_answers_with_a_plaintext() -> 
     assert paths == [
         "transit/encrypt/keyman",
         "transit/rewrap/keyman",
+        "transit/hmac/keyman-duplicates/sha2-256",
         "transit/keys/keyman",
         "auth/token/lookup-self",
         "auth/token/renew-self",

@@ -23,6 +23,8 @@ from tests.support.needs import require
 POLICY_FILES = Path(__file__).parents[2] / "vault-policies"
 MODULE = POLICY_FILES / "terraform"
 
+KEY_KIND = "vault_transit_secret_backend_key"
+
 PLAIN = SerializationOptions(with_comments=False, explicit_blocks=False, strip_string_quotes=True)
 
 
@@ -41,10 +43,19 @@ def values() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def resources() -> dict[str, dict[str, Any]]:
-    """What a resource says, by its kind; there is one of each."""
-    found = {kind: body for resource in parsed("main.tf")["resource"] for kind, body in resource.items()}
-    assert len(found) == len(parsed("main.tf")["resource"])
-    return {kind: next(iter(named.values())) for kind, named in found.items()}
+    """What a resource says, by its kind; there is one of each, but for the key of the fingerprints."""
+    found = [(kind, *named.popitem()) for resource in parsed("main.tf")["resource"] for kind, named in resource.items()]
+    by_kind = {kind: body for kind, name, body in found if name != "duplicates"}
+    assert len(by_kind) == len(found) - 1
+    return by_kind
+
+
+def test_the_key_of_the_fingerprints_is_as_the_other_one() -> None:
+    keys = [one["vault_transit_secret_backend_key"] for one in parsed("main.tf")["resource"] if KEY_KIND in one]
+    found = {name: body for named in keys for name, body in named.items()}
+    nature = {*KEY_PROPERTIES, "deletion_allowed"} - {"supports_encryption"}
+    assert {name: found["duplicates"][name] for name in nature} == {name: found["keyman"][name] for name in nature}
+    assert found["duplicates"]["name"] == "${var.key}-duplicates"
 
 
 def test_the_roles_are_the_same_and_set_to_the_same(values: dict[str, Any]) -> None:

@@ -25,6 +25,21 @@ resource "vault_transit_secret_backend_key" "keyman" {
   }
 }
 
+# Computes fingerprints of values, which show that a user has stored the same value before.
+resource "vault_transit_secret_backend_key" "duplicates" {
+  backend                = vault_mount.transit.path
+  name                   = "${var.key}-duplicates"
+  type                   = "aes256-gcm96"
+  derived                = true
+  exportable             = false
+  allow_plaintext_backup = false
+  deletion_allowed       = false
+
+  lifecycle {
+    ignore_changes = [min_decryption_version, min_encryption_version, auto_rotate_period]
+  }
+}
+
 resource "vault_policy" "keyman" {
   for_each = local.policies
 

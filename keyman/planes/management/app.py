@@ -49,6 +49,7 @@ from keyman.planes.management.web.strays import Strays
 from keyman.providers.catalogue import Catalogue
 from keyman.telemetry import Metrics
 from keyman.vault.cipher import TransitCipher
+from keyman.vault.duplicates import TransitFingerprints
 from keyman.vault.guard import KeyGuard
 
 ADVICE = "Send an access token (Authorization: Bearer km_…), or sign in."
@@ -132,7 +133,11 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         parts.closing.push_async_callback(cipher.close)
         if isinstance(app.state.issuer_keys, RemoteKeys):
             parts.closing.push_async_callback(app.state.issuer_keys.close)
-        sealer = Sealer(cipher, parts.deployment.uuid, app.state.catalogue)
+        fingerprints = None
+        if settings.duplicates_on:
+            fingerprints = TransitFingerprints(parts.client, settings.vault)
+            parts.closing.push_async_callback(fingerprints.close)
+        sealer = Sealer(cipher, parts.deployment.uuid, app.state.catalogue, fingerprints)
         app.state.update({"db": parts.db, "probe": Probe(parts.db, "management"), "guard": guard, "sealer": sealer})
         sweeper = asyncio.create_task(housekeeping.run(parts.db))
         parts.closing.callback(sweeper.cancel)

@@ -80,7 +80,7 @@ async def create(
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
-    return see_other(View().url(saved=key.id, done="created"))
+    return see_other(View().url(saved=key.id, done="created", duplicate=key.duplicate_of or None))
 
 
 @get("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -110,14 +110,14 @@ async def edit(
     view = View.of_query(form.text("view"))
     key = await own_key(db, caller, KeyId(key_id))
     try:
-        await _edit(db, sealer, catalogue, caller, key, form)
+        changed = await _edit(db, sealer, catalogue, caller, key, form)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
             key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
         return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
-    return see_other(view.url(saved=key.id, done="changed"))
+    return see_other(view.url(saved=key.id, done="changed", duplicate=changed.duplicate_of or None))
 
 
 async def _create_once(
@@ -142,7 +142,7 @@ async def _create_once(
 
 async def _edit(
     db: Database, sealer: Sealer, catalogue: Catalogue, caller: Principal, key: KeyInfo, form: Form
-) -> None:
+) -> KeyInfo:
     # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
     changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
     given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
@@ -156,9 +156,8 @@ async def _edit(
     if is_replacement:
         asked = {**given, "api_key": form.text("api_key")}
         replacement = decode(ReplacementForm, asked, check_label)
-        await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
-    else:
-        await operations.change(db, catalogue, caller, key.id, decode(ChangeForm, given), condition)
+        return await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
+    return await operations.change(db, catalogue, caller, key.id, decode(ChangeForm, given), condition)
 
 
 def setting_field(service: str, member: str) -> str:

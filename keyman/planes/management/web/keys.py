@@ -12,7 +12,7 @@ from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.errors import InvalidRequest, NotFound
 from keyman.http.guards import needs
-from keyman.http.requests import AnyRequest, Injected
+from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
@@ -107,7 +107,16 @@ async def show_list(
         checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),
         saved=query.get("saved", ""),
         done=visit.done,
+        duplicate=await _duplicate(db, caller, query.get("duplicate", "")),
     )
+
+
+async def _duplicate(db: Database, caller: Principal, raw: str) -> KeyInfo | None:
+    """Return the key that has the same value as the one that was saved, or None, also if it was deleted since."""
+    try:
+        return await operations.get(db, caller, KeyId(RowId.parse(raw))) if raw else None
+    except NotFound:
+        return None
 
 
 def offered(catalogue: Catalogue, caller: Principal | None) -> list[ServiceInfo]:
