@@ -213,9 +213,17 @@ def allowed(service: str, method: str, path: str) -> bool:
         ("OPENAI", "GET", "/v1/models/ft:gpt-4o:acme::1"),
         ("ANTHROPIC", "POST", "/v1/messages"),
         ("ANTHROPIC", "POST", "/v1/messages/count_tokens"),
+        ("ANTHROPIC", "GET", "/v1/models"),
+        ("ANTHROPIC", "GET", "/v1/models/claude-sonnet-4-5"),
         ("GOOGLE", "POST", "/v1beta/models/gemini-2.5-pro:streamGenerateContent"),
         ("GOOGLE", "POST", "/v1/models/gemini-2.5-pro:countTokens"),
         ("GOOGLE", "GET", "/v1beta/models"),
+        ("GOOGLE", "GET", "/v1/models"),
+        *(
+            ("GOOGLE", "POST", f"/{version}/models/gemini-2.5-pro:{verb}")
+            for version in ("v1beta", "v1")
+            for verb in ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents")
+        ),
         ("AZURE_OPENAI", "POST", "/openai/v1/chat/completions"),
     ],
 )
@@ -255,6 +263,13 @@ def test_a_placeholder_is_one_segment_of_plain_characters(segment: str) -> None:
     assert rule.allows("GET", f"/v1/models/{segment}") == (
         0 < len(segment) <= 200 and set(segment) <= plain and segment not in (".", "..")
     )
+
+
+def test_a_shipped_check_only_reads_and_none_calls_a_model() -> None:
+    checks = {one.service: one.upstream.check for one in SHIPPED if one.upstream is not None}
+    others = {name: check for name, check in checks.items() if check is not None and check.method != "GET"}
+    assert others == {"COHERE": Check("POST", "/v1/check-api-key")}
+    assert {name for name, check in checks.items() if check is None} == {"PERPLEXITY", "NVIDIA", "OLLAMA_CLOUD"}
 
 
 def test_no_path_of_a_shipped_service_deletes_anything() -> None:
