@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
+from sqlalchemy.engine import make_url
 
+from keyman import migrations
 from tests.planes.gateway.provider import Incoming
-from tests.planes.gateway.scene import CHAT, VALUE, Scene
+from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
+from tests.planes.resolver.pair import through
 from tests.support.needs import quick_on
+from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
 
@@ -165,3 +174,29 @@ async def test_a_value_that_vault_refuses_has_a_second_entry_and_is_409(gateway:
         ("key.use-refused", "undecryptable"),
     ]
     assert gateway.provider.requests == []
+
+
+@pytest.fixture
+async def troubled(tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher) -> AsyncIterator[Scene]:
+    """A gateway whose Vault cannot be reached, with a database of its own at `keyman.db`."""
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    away = dataclasses.replace(provisioned, gateway=through(provisioned.gateway, "http://127.0.0.1:9"))
+    async with scene_at(url, away, quick_passwords, tmp_path) as scene:
+        yield scene
+
+
+async def test_while_vault_cannot_be_reached_there_is_a_second_entry_and_nothing_is_sent(troubled: Scene) -> None:
+    answer = await troubled.post()
+    assert (answer.status, answer.header("keyman-error")) == (503, "vault-unavailable")
+    assert int(answer.header("retry-after") or 0) > 0
+    assert await troubled.entries() == [("key.use", None), ("key.use-failed", "unreachable")]
+    assert troubled.provider.requests == []
+
+
+async def test_without_an_audit_entry_nothing_is_opened_or_sent(troubled: Scene, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "keyman.db") as connection:
+        connection.execute("CREATE TRIGGER no BEFORE INSERT ON audit_log BEGIN SELECT RAISE(ABORT, 'no'); END")
+    answer = await troubled.post()
+    assert answer.status == 500  # and not the 503 of Vault
+    assert troubled.provider.requests == []

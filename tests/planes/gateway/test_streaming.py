@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
@@ -13,9 +15,10 @@ from keyman import migrations
 from keyman.errors import DatabaseUnavailable
 from keyman.identity import applications, users
 from keyman.planes.gateway import streams
+from keyman.storage.statements import Query
 from keyman.values import ApplicationName, EmailAddress
 from tests.planes.gateway.provider import Incoming
-from tests.planes.gateway.scene import CHAT, Scene, scene_at
+from tests.planes.gateway.scene import CHAT, Scene, renewed, scene_at
 from tests.planes.gateway.talk import Talk
 from tests.support.planes import Vault
 
@@ -365,3 +368,41 @@ async def test_answers_end_if_nobody_knows_whether_their_callers_may_still_act(
     monkeypatch.setattr(streams, "_check", away)
     await soon(steps.gone)
     assert await talk.was_cut()
+
+
+async def test_the_callers_of_all_answers_are_checked_by_one_query_of_a_kind(
+    gateway: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[tuple[int, int]] = []
+    queries: ContextVar[list[object] | None] = ContextVar("queries", default=None)
+    check, all_rows = streams._check, Query.all
+
+    async def counted_check(db: Any, opened: Any) -> None:
+        mine: list[object] = []
+        queries.set(mine)
+        await check(db, opened)
+        queries.set(None)
+        counts.append((len(opened), len(mine)))
+
+    async def counted_query(self: Query[Any], *arguments: Any, **named: Any) -> Any:
+        if (mine := queries.get()) is not None:
+            mine.append(self)
+        return await all_rows(self, *arguments, **named)
+
+    monkeypatch.setattr(streams, "_check", counted_check)
+    monkeypatch.setattr(Query, "all", counted_query)
+    talks = []
+    for _ in range(8):
+        Steps(gateway)
+        other = await renewed(gateway)
+        Steps(other)
+        talks.append(other.talk())
+        talks[-1].give(b"")
+        assert await talks[-1].begun() == 200
+    async with asyncio.timeout(10):
+        while not counts or counts[-1][0] != len(talks):
+            await asyncio.sleep(0.05)
+    for talk in talks:
+        talk.leave()
+        await talk.ended()
+    assert counts[-1] == (8, 3)  # applications, accounts of the owners, and what these have blocked
