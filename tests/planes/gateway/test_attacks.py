@@ -16,6 +16,7 @@ from keyman.planes.gateway.services import Forwarded
 from keyman.providers.catalogue import Catalogue
 from tests.planes.gateway.provider import GOOD, Incoming, good
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
+from tests.planes.gateway.talk import Talk
 from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
@@ -377,3 +378,25 @@ async def test_a_refusal_without_end_is_passed_on_and_little_of_it_kept(gateway:
     await asyncio.wait_for(gone.wait(), 10)
     talk.task.cancel()
     await asyncio.wait({talk.task})
+
+
+async def test_an_answer_before_the_end_of_a_body_leaves_nothing_for_the_next_request(gateway: Scene) -> None:
+    """The rest of the body never reaches a connection on which the next request, perhaps another caller's, is sent."""
+
+    async def early(incoming: Incoming) -> None:
+        await incoming.reader.readuntil(b"begin")
+        await incoming.send(GOOD)
+
+    for name, value in (("transfer-encoding", "chunked"), ("content-length", "100")):
+        gateway.provider.handler = early
+        talk = Talk(gateway.app, "POST", CHAT, {**gateway.headers, name: value})
+        talk.give(b"begin", more=True)
+        assert await talk.begun() == 200
+        assert await talk.part() == b'{"ok":true}'
+        gateway.provider.requests.clear()
+        gateway.provider.handler = good
+        talk.give(b"POST /v1/files HTTP/1.1\r\n\r\n", more=True)
+        assert (await gateway.post(b"own")).json == {"ok": True}
+        talk.leave()
+        await talk.ended()
+        assert [(sent.target, sent.body) for sent in gateway.provider.requests] == [("/v1/chat/completions", b"own")]
