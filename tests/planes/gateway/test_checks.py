@@ -316,6 +316,14 @@ async def test_use_records_what_is_grave_and_a_success_clears_a_refusal(check: C
     assert await check.entries() == []
 
 
+@pytest.mark.parametrize("by", ["keyman", "use", "chat-backend"])
+async def test_a_success_clears_a_refusal_of_anyone(check: Checking, by: str) -> None:
+    await check.ask()
+    await check.set(check_verdict="refused", checked_by=by)
+    assert (await check.shown())["by"] == by
+    assert await used(check, 200) is None
+
+
 async def test_use_changes_a_recorded_verdict_at_most_once_in_10_seconds(check: Checking) -> None:
     await check.ask()
     assert (await used(check, 429))["verdict"] == "rate-limited"
@@ -513,6 +521,18 @@ async def test_a_network_has_100_checks_an_hour(
     assert (await holder.check()).status_code == 200
     key_id = await check.scene.owner.key(value=VALUE)
     assert (await holder.client.post(f"/api/keys/{key_id}/check")).status_code == 429
+
+
+async def test_the_limits_count_over_all_replicas(
+    check: Checking, holder: Owned, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    assert (await holder.check()).status_code == 200
+    async with (
+        bridge(check.scene) as address,
+        owned(check, provisioned, quick_passwords, CheckSettings(address, Secret(check.token))) as other,
+    ):
+        problem(await other.check(), "rate-limited")
+    assert len(await check.entries()) == 1
 
 
 async def test_keys_of_others_are_404_and_count_nothing(check: Checking, holder: Owned) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import make_url
 
 from keyman import migrations
+from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
 from keyman.identity import applications, users
 from keyman.planes.gateway import streams
@@ -319,6 +321,20 @@ async def test_an_answer_for_a_personal_token_ends_with_it(gateway: Scene) -> No
     talk.give(b"")
     await talk.begun()
     assert (await gateway.owner.client.delete(f"/api/tokens/{made.json()['id']}")).status_code == 204
+    await soon(steps.gone)
+    assert await talk.was_cut()
+
+
+async def test_an_answer_for_a_personal_token_ends_when_the_token_expires(gateway: Scene) -> None:
+    expires_at = (now() + timedelta(seconds=3)).isoformat()
+    wanted = {"name": "editor", "scopes": ["keys:use"], "expires_at": expires_at}
+    made = await gateway.owner.client.post("/api/tokens", json=wanted)
+    assert made.status_code == 201, made.text
+    steps = Steps(gateway)
+    talk = Talk(gateway.app, "POST", CHAT, {"authorization": f"Bearer {made.json()['token']}"})
+    talk.give(b"")
+    assert await talk.begun() == 200
+    assert not steps.gone.is_set()
     await soon(steps.gone)
     assert await talk.was_cut()
 
