@@ -47,6 +47,9 @@ without sending anything, so this is many more than the requests that a worker a
 OTHER_FILES = 256
 """Files of a worker beside them: the database's and Vault's connections, modules while they are imported, logs."""
 
+FILES_OF_A_CONNECTION = {"gateway": 2}
+"""The gateway opens a connection to a provider for each request, beside that of its client. Others open none."""
+
 HTTP1 = HTTP1Settings(header_read_timeout=5_000, max_buffer_size=64 * 1024)
 """How long a connection may take to send the headers of a request, in milliseconds, and what a request line with its
 headers may have, in bytes. The time also counts between two requests, so a connection that sends nothing ends. Headers
@@ -85,7 +88,7 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     if away is not None:
         log.error("the database is away: the plane answers 503 until it is back", kind=away.kind)
     _warn(settings, plane, host)
-    listener = Listener(port, _room_for_connections(), settings.drain, always_drains=plane == "gateway")
+    listener = Listener(port, _room_for_connections(plane), settings.drain, always_drains=plane == "gateway")
     _unwrap(settings, f"keyman-{plane}")
     finish = FINISH_SECONDS + (settings.gateway.drain if plane == "gateway" else 0)
     _serve(PLANES[plane], host, workers, listener, Handover.take(), finish)
@@ -140,16 +143,18 @@ def load_application(module: str, handover: Handover, listener: Listener) -> Cal
     return Worker(plane, listener)
 
 
-def _room_for_connections() -> int:
+def _room_for_connections(plane: str) -> int:
     """Raise the limit of open files. Returns the connections that fit, and warns if they are not MAX_CONNECTIONS."""
-    files = raise_file_limit(MAX_CONNECTIONS + OTHER_FILES)
-    connections = max(min(MAX_CONNECTIONS, files - OTHER_FILES), 1)
+    each = FILES_OF_A_CONNECTION.get(plane, 1)
+    wanted = each * MAX_CONNECTIONS + OTHER_FILES
+    files = raise_file_limit(wanted)
+    connections = max(min(MAX_CONNECTIONS, (files - OTHER_FILES) // each), 1)
     if connections < MAX_CONNECTIONS:
         log.warning(
             "few connections can be open at once",
             connections=connections,
             open_files=files,
-            remedy=f"Allow {MAX_CONNECTIONS + OTHER_FILES} open files: ulimit -n, or LimitNOFILE= of systemd.",
+            remedy=f"Allow {wanted} open files: ulimit -n, or LimitNOFILE= of systemd.",
         )
     return connections
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from tests.support.cli import Service, serve, variables
 from tests.support.database import copied
@@ -98,6 +98,19 @@ def test_a_full_plane_says_so_and_that_there_is_room_again(flooded_env: dict[str
         (line,) = [line for line in service.log() if line["event"] == "no more connections are accepted"]
         assert (line["level"], line["open"], line["limit"]) == ("warning", 50, 50)
         assert httpx.get(f"{service.url}/livez", timeout=ANSWER_SECONDS, verify=NO_TLS).status_code == 200
+
+
+def test_the_gateway_keeps_a_file_for_the_provider_of_each_client(
+    provisioned: Vault, flooded_env: dict[str, str], tmp_path: Path
+) -> None:
+    env = variables(provisioned.gateway, make_url(flooded_env["KEYMAN_DATABASE_URL"]))
+    with serve(env, tmp_path, "--plane", "gateway", ready=False) as service:
+        resource.prlimit(service.live.pid, resource.RLIMIT_NOFILE, (306, 306))
+        until(service.is_ready, "readiness")
+        (warning,) = [line for line in service.log() if line["event"] == "few connections can be open at once"]
+        assert (warning["connections"], warning["open_files"]) == (25, 306)
+        assert "8448" in warning["remedy"]
+        assert metric(service, "keyman_open_connections_limit") == 25
 
 
 def test_a_plane_has_room_for_4096_connections(flooded: Service) -> None:

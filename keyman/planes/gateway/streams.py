@@ -100,9 +100,6 @@ class Streams:
         self._count: Counter[tuple[str, int]] = Counter()
         self._open: set[Stream] = set()
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     @contextmanager
     def place(self, caller: tuple[str, int]) -> Iterator[None]:
         """Count a request of this caller. Raises RateLimited for one too many."""

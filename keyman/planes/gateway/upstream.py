@@ -35,11 +35,12 @@ from keyman.planes.gateway.addresses import public_socket
 from keyman.planes.gateway.headers import Fields, values_of
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds for name, connection and TLS, and for a free place in the pool."""
+"""Seconds for name, connection and TLS."""
 
-MAX_CONNECTIONS = 2048
-MAX_PER_UPSTREAM = 1024
-"""Connections of one process to one provider. A worker has files for 4,096 clients and these."""
+NO_LIMIT = 0
+"""Of connections to providers. Each request has one beside that of its client, and `cli/serve.py` limits those. With a
+smaller limit here, a caller could keep others from a provider.
+"""
 
 KEEP_ALIVE = 15.0
 """Seconds for which a connection without a request stays open: less than providers and their proxies keep it."""
@@ -204,8 +205,8 @@ class Upstreams:
             checks = not is_private and self._settings.proxy is None
             session = self._sessions[is_private] = aiohttp.ClientSession(
                 connector=_Connector(
-                    limit=MAX_CONNECTIONS,
-                    limit_per_host=MAX_PER_UPSTREAM,
+                    limit=NO_LIMIT,
+                    limit_per_host=NO_LIMIT,
                     keepalive_timeout=KEEP_ALIVE,
                     ssl=self._tls or True,
                     socket_factory=public_socket if checks else None,

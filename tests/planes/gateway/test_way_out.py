@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sqlalchemy.engine import make_url
 from stack.certificates import Pair, authority, issue
 
 from keyman import migrations
+from keyman.config.gateway import GatewaySettings
+from keyman.planes.gateway import upstream
+from keyman.planes.gateway.upstream import Upstreams
 from tests.planes.gateway.provider import Provider, provider_running
 from tests.planes.gateway.scene import Scene, scene_at
 from tests.planes.gateway.talk import Answer
@@ -98,6 +102,24 @@ async def test_a_certificate_for_another_name_is_refused(
         assert provider.requests == []
 
 
+async def test_a_provider_that_does_not_answer_the_connection_cannot_be_reached(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody accepts there, and the queue of connections is full."""
+    monkeypatch.setattr(upstream, "CONNECT_TIMEOUT", 0.5)
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with scene_with(tmp_path, provisioned, quick_passwords, base_url) as scene:
+            async with asyncio.timeout(4):  # less than without the time-out
+                assert is_unreachable(await ask_remote(scene))
+
+
 @asynccontextmanager
 async def connect_proxy(target: int) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """A proxy in a process of its own. It leads to this port, whatever host it is asked for."""
@@ -153,3 +175,15 @@ async def test_proxies_in_the_environment_are_ignored(gateway: Scene, monkeypatc
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     assert (await gateway.post()).status == 200
+
+
+async def test_no_limit_of_connections_to_a_provider_is_shared_by_callers() -> None:
+    """`KEYMAN_GATEWAY_CONCURRENCY` can be any number. Callers share only the connections that clients open."""
+    upstreams = Upstreams(GatewaySettings())
+    await upstreams.open()
+    try:
+        connector = upstreams._session(is_private=False).connector
+        assert connector is not None
+        assert (connector.limit, connector.limit_per_host) == (0, 0)  # for aiohttp that is no limit
+    finally:
+        await upstreams.close()
