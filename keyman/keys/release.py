@@ -161,6 +161,8 @@ async def _released(by: Releasing, caller: Principal, asked: Request, require: R
         service = row.service if row is not None else or_none(asked.service)
         is_granted = await is_served(connection, known, asked, user_id)
         blocked = await is_blocked(connection, known, row)
+        if known is None and row is not None and row.user_id != caller.user_id:
+            user_id, row = UserId(caller.user_id), None  # a user gets own keys, whatever was asked for
         reason = (
             _refusal(row, service, services, moment, require, blocked=blocked) if is_granted else Reason.NOT_GRANTED
         )

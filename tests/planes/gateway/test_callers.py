@@ -17,7 +17,11 @@ from keyman import migrations
 from keyman.identity import applications
 from keyman.identity.applications import Users
 from keyman.identity.issuers import Issuer
-from keyman.values import ApplicationName
+from keyman.keys.request import Request
+from keyman.planes.gateway import app as plane
+from keyman.planes.gateway import forwarding
+from keyman.providers.catalogue import ServiceSlug
+from keyman.values import ApplicationName, RowNumber
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, renewed, scene_at
 from tests.support.planes import Vault
 
@@ -276,6 +280,8 @@ async def test_a_caller_has_only_so_many_requests_at_once(strict_gateway: Scene)
         await asyncio.sleep(0.01)
     answer = await strict_gateway.post()
     assert (answer.status, answer.header("retry-after")) == (429, "1")
+    other = await renewed(strict_gateway)
+    assert (await other.post()).status == 200  # others have a place
     for talk in talks:
         talk.give(b"")
         assert await talk.begun() == 200
@@ -300,3 +306,52 @@ async def test_a_provider_that_sends_nothing_is_given_up(strict_gateway: Scene) 
     strict_gateway.provider.handler = handler
     answer = await strict_gateway.post()
     assert (answer.status, answer.header("keyman-error")) == (504, "provider-timeout")
+
+
+async def test_the_limits_of_a_user_are_those_of_all_own_tokens(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, rate=2.0) as scene:
+        tokens = [await personal(scene, "keys:use") for _ in range(2)]
+        answers = [
+            await scene.ask("POST", CHAT, {"authorization": f"Bearer {tokens[number % 2]}"}, b"{}")
+            for number in range(5)
+        ]
+        assert [answer.status for answer in answers] == [200, 200, 200, 200, 429]
+        assert answers[-1].header("retry-after") == "1"
+        assert (await scene.post()).status == 200  # an application has its own, also with the key of this user
+        other = await renewed(scene)
+        mine = {"authorization": f"Bearer {await personal(other, 'keys:use')}"}
+        assert (await other.ask("POST", CHAT, mine, b"{}")).status == 200
+
+
+async def test_whatever_was_asked_for_a_user_gets_only_own_keys(
+    gateway: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the plane forgot to say whose key is meant."""
+    other = await renewed(gateway)
+    wanted = Request(key_id=RowNumber(other.key_id), service=ServiceSlug("OPENAI"))
+    monkeypatch.setattr(forwarding, "asked", lambda *_: wanted)
+    answer = await gateway.ask("POST", CHAT, {"authorization": f"Bearer {await personal(gateway, 'keys:use')}"}, b"{}")
+    assert answer.status == 404
+    entry = await gateway.last_entry()
+    assert (entry.action, entry.reason, entry.user_id) == ("key.use-refused", "unknown", gateway.owner.id)
+    assert gateway.provider.requests == []
+
+
+async def test_a_body_that_stops_arriving_is_400(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plane, "BODY_PAUSE", 0.5)
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path) as scene:
+        talk = scene.talk(transfer_encoding="chunked")
+        for _ in range(4):  # each part has its own time
+            talk.give(b"x", more=True)
+            await asyncio.sleep(0.2)
+        assert not talk.task.done()
+        assert await talk.begun() == 400
+        assert talk.header("keyman-error") == "invalid-request"
