@@ -225,6 +225,8 @@ def allowed(service: str, method: str, path: str) -> bool:
             for verb in ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents")
         ),
         ("AZURE_OPENAI", "POST", "/openai/v1/chat/completions"),
+        ("AWS_BEDROCK", "POST", "/openai/v1/chat/completions"),
+        ("AWS_BEDROCK", "POST", "/model/amazon.nova-lite-v1:0/converse"),
     ],
 )
 def test_what_the_sdks_ask_for_is_allowed(service: str, method: str, path: str) -> None:

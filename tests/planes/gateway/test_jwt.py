@@ -14,7 +14,8 @@ from sqlalchemy.engine import make_url
 from keyman import migrations
 from keyman.config.identity import JwtSettings
 from keyman.identity import applications
-from keyman.identity.applications import ALL_USERS, Workload
+from keyman.identity.applications import ALL_USERS, Users, Workload
+from keyman.identity.issuers import Issuer as IssuerName
 from keyman.identity.tables import users
 from keyman.values import ApplicationName, Subject
 from tests.planes.gateway.provider import Incoming
@@ -64,6 +65,35 @@ async def test_a_user_uses_own_keys_with_a_jwt_that_says_so(jwt_gateway: Scene, 
     in_key_header = {"x-api-key": gateway_issuer.token(scope="keys:use")}
     assert (await jwt_gateway.ask("POST", CHAT, in_key_header, b"{}")).status == 200
     assert (await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token()), b"{}")).status == 403
+
+
+async def test_an_application_names_a_user_by_the_subject_of_an_issuer(
+    jwt_gateway: Scene, gateway_issuer: Issuer
+) -> None:
+    user_id = await leave_key(jwt_gateway, gateway_issuer)
+    issuer = IssuerName.parse(gateway_issuer.url)
+    own = IssuerName.parse("https://own.example.com")
+    for issuers, named in (((issuer,), {}), ((own, issuer), {"keyman-issuer": gateway_issuer.url})):
+        application = await jwt_gateway.pair.app("OPENAI", users=Users(issuers))
+        headers = {**bearer(application.token), "keyman-subject": "ada", **named}
+        assert (await jwt_gateway.ask("POST", CHAT, headers, b"{}")).status == 200
+        entry = await jwt_gateway.last_entry()
+        assert (entry.action, entry.user_id, entry.application) == ("key.use", user_id, application.name)
+    encoded = {**bearer(application.token), "keyman-subject*": "UTF-8''%61da", **named}
+    assert (await jwt_gateway.ask("POST", CHAT, encoded, b"{}")).status == 200
+
+
+async def test_an_operator_can_shut_the_jwts_of_users_out(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, gateway_issuer: Issuer
+) -> None:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    jwt = JwtSettings(gateway_issuer.url, AUDIENCE)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, jwt=jwt, personal=False) as scene:
+        await leave_key(scene, gateway_issuer)
+        answer = await scene.ask("POST", CHAT, bearer(gateway_issuer.token(scope="keys:use")), b"{}")
+        assert (answer.status, answer.header("keyman-error")) == (401, "unauthenticated")
+        assert scene.provider.requests == []
 
 
 async def test_an_unknown_user_gets_401_and_no_account(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:

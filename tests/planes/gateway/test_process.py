@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import make_url
 
 from keyman import migrations
+from keyman.http.worker import READ_TIMEOUT
 from keyman.identity import applications
 from keyman.processes import raise_file_limit
 from keyman.values import ApplicationName
@@ -171,6 +173,54 @@ def _line_of_the_request(service: Service) -> tuple[int, str | None]:
     """
     (line,) = [line for line in service.log() if line.get("service") == "OPENAI"]
     return line["status"], line.get("cut")
+
+
+async def test_the_host_of_a_request_line_counts_for_nothing(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    """The server passes on only the path, so the gateway cannot refuse it. The base URL of the service decides."""
+    with served(own_gateway, provisioned, tmp_path) as service:
+        fields = "".join(f"{name}: {value}\r\n" for name, value in own_gateway.headers.items())
+        for target, host in ((f"http://evil.example{CHAT}", "127.0.0.1"), (f"http://127.0.0.1{CHAT}", "evil.example")):
+            port = int(service.url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n{fields}\r\n{{}}".encode())
+            head = await Client(reader, writer).head()
+            writer.transport.abort()
+            assert b"200 OK" in head.partition(b"\r\n")[0]
+            sent = own_gateway.provider.requests.pop()
+            assert sent.target == CHAT.removeprefix("/openai")
+            assert sent.all_of("host") == [own_gateway.provider.address.removeprefix("http://")]
+
+
+SLOW_SECONDS = READ_TIMEOUT + 10
+
+
+async def test_a_client_that_reads_slowly_is_not_cut_off(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    """It takes some of the answer now and then, for longer than a client may take nothing."""
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin()
+        while True:
+            await incoming.event(b"x" * 65536)
+
+    own_gateway.provider.handler = handler
+    fields = "".join(f"{name}: {value}\r\n" for name, value in own_gateway.headers.items())
+    loop = asyncio.get_running_loop()
+    with served(own_gateway, provisioned, tmp_path) as service, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", int(service.url.rpartition(":")[2])))
+        request = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{fields}\r\n{{}}"
+        await loop.sock_sendall(client, request.encode())
+        ends_at = loop.time() + SLOW_SECONDS
+        while loop.time() < ends_at:
+            for _ in range(4):
+                assert await asyncio.wait_for(loop.sock_recv(client, 16 * 1024), PATIENCE)
+            await asyncio.sleep(4)
 
 
 STREAMS = 200
