@@ -261,6 +261,7 @@ LONG = {
         "test_every_page_says_that_it_is_german",
         "test_no_page_holds_a_word_that_the_catalogue_does_not_have",
     ),
+    "tests/planes/management/web/test_looks.py": ("test_pictures_of_every_page",),
     "tests/planes/management/web/test_oidc.py": (
         "test_a_person_signs_in_with_the_real_provider_and_is_the_same_user_next_time",
         "test_only_those_whom_the_operator_wants_come_in[postgresql-settings1-False]",
