@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set
 
 from sqlalchemy import select
@@ -10,6 +9,7 @@ from sqlalchemy import select
 from keyman.identity.standing import listed_in_array, listed_in_json
 from keyman.identity.tables import users
 from keyman.ids import UserId
+from keyman.storage.arrays import as_list
 from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database
 
@@ -19,7 +19,7 @@ async def find_active(db: Database, user_ids: Set[UserId]) -> frozenset[UserId]:
     ids = sorted(user_ids)
     async with db.read() as connection:
         dialect = connection.dialect.name
-        found = await _ACTIVE[dialect].all(connection, ids=json.dumps(ids) if dialect == "sqlite" else ids)
+        found = await _ACTIVE[dialect].all(connection, ids=as_list(ids, dialect))
     return frozenset(found)
 
 

@@ -15,7 +15,6 @@ delete a row of an account, an application, a session or a token.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -47,6 +46,7 @@ from keyman.errors import InvalidToken, Unauthenticated
 from keyman.identity.lookups import Lookup
 from keyman.identity.tables import applications, users
 from keyman.ids import ApplicationId, UserId
+from keyman.storage.arrays import as_list
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
 from keyman.storage.types import Id
@@ -143,7 +143,7 @@ class Standing:
         """
         dialect, ids = connection.dialect.name, sorted({grounds.credential_id for grounds in all_of})
         if dialect == "sqlite":
-            rows = await self._all[dialect].all(connection, ids=json.dumps(ids))
+            rows = await self._all[dialect].all(connection, ids=as_list(ids, dialect))
         else:
             if self._sponsors is not None:  # applications are locked before accounts
                 sponsors = await self._sponsors.all(connection, ids=ids)
@@ -158,7 +158,7 @@ class Standing:
         ids = sorted({grounds.credential_id for grounds in all_of})
         async with db.read() as connection:
             dialect = connection.dialect.name
-            rows = await self._all_now[dialect].all(connection, ids=json.dumps(ids) if dialect == "sqlite" else ids)
+            rows = await self._all_now[dialect].all(connection, ids=as_list(ids, dialect))
         return self._verdicts(rows, all_of)
 
     def _verdicts(self, rows: Sequence[_Current], all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:

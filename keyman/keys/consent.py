@@ -10,7 +10,6 @@ is committed, no release begins.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set
 from datetime import datetime
 from typing import NamedTuple
@@ -32,6 +31,7 @@ from keyman.ids import ApplicationId, UserId
 from keyman.keys.finding import Found
 from keyman.keys.tables import api_keys
 from keyman.keys.uses import RELEASES
+from keyman.storage.arrays import as_list
 from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database
 
@@ -106,7 +106,7 @@ async def find_blocks(db: Database, user_ids: Set[UserId]) -> frozenset[Block]:
     """Return the blocks of these users, by one query."""
     async with db.read() as connection:
         dialect, ids = connection.dialect.name, sorted(user_ids)
-        return frozenset(await _BLOCKS_OF[dialect].all(connection, ids=json.dumps(ids) if dialect == "sqlite" else ids))
+        return frozenset(await _BLOCKS_OF[dialect].all(connection, ids=as_list(ids, dialect)))
 
 
 class Block(NamedTuple):

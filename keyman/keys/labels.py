@@ -7,7 +7,6 @@ stored here, and so are name and hint of a token that is revoked. A deletion of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from keyman.identity.tables import api_tokens, token_labels
 from keyman.ids import UserId
 from keyman.keys.rows import Shown
 from keyman.keys.tables import api_keys, key_labels
+from keyman.storage.arrays import as_list
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
 
@@ -82,8 +82,7 @@ async def _of(
     if not wanted:
         return []
     dialect = connection.dialect.name
-    listed = json.dumps(wanted) if dialect == "sqlite" else wanted
-    return await queries[dialect].all(connection, of_user=user_id, ids=listed)
+    return await queries[dialect].all(connection, of_user=user_id, ids=as_list(wanted, dialect))
 
 
 def _queries(found: Select[*tuple[object, ...]], of_id: ColumnElement[int]) -> dict[str, Query[_Named]]:

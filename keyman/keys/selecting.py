@@ -8,7 +8,6 @@ A statement depends on the shape of a selection only. Each is built once, when i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -36,6 +35,7 @@ from keyman.keys.schemas import Status
 from keyman.keys.sorting import KeyCursor, Selection, Sort
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
+from keyman.storage.arrays import as_list
 from keyman.storage.paging import Page, Slice
 from keyman.storage.statements import Query, scalar
 from keyman.storage.types import Id, UtcTime
@@ -105,9 +105,8 @@ def _parameters(
     if wanted.service is not None:
         parameters["service"] = wanted.service
     if wanted.text:
-        named = list(wanted.named)
         parameters["pattern"] = pattern_of(wanted.text)
-        parameters["named"] = json.dumps(named) if connection.dialect.name == "sqlite" else named
+        parameters["named"] = as_list(list(wanted.named), connection.dialect.name)
     if wanted.verdict is not None:
         parameters["verdict"] = wanted.verdict.value
     if wanted.status not in (None, Status.UNDECRYPTABLE):

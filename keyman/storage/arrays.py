@@ -1,4 +1,6 @@
-"""Rows that a statement for PostgreSQL gets as arrays, one for each column: it inserts any number of rows at once.
+"""Parameters that are arrays: a list of values, and rows that a statement for PostgreSQL gets, any number at once.
+
+Rows are given as one array for each column.
 
 GIVEN = given_rows([api_keys.c.user_id, api_keys.c.service])
 INSERT = Query(insert(api_keys).from_select(GIVEN.c.keys(), select(GIVEN)).returning(api_keys.c.id), …)
@@ -7,12 +9,18 @@ await INSERT.all(connection, **as_arrays(GIVEN.c.keys(), rows))
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, String, TableValuedAlias, Text, bindparam, column, func
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
+
+
+def as_list(values: Sequence[object], dialect: str) -> object:
+    """Return the parameter for a list of values: an array, or on SQLite, which has none, one in JSON."""
+    return json.dumps(values) if dialect == "sqlite" else values
 
 
 def given_rows(columns: Iterable[Column[Any]]) -> TableValuedAlias:
