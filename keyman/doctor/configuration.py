@@ -168,7 +168,7 @@ def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[P
         if name.startswith("KEYMAN_") and name.endswith("_FILE") and path.strip()
     }
     # Their contents are not secret.
-    for name in ("KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_ROLE_ID_FILE"):
+    for name in ("KEYMAN_JWT_JWKS_FILE", "KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_ROLE_ID_FILE"):
         named.pop(name, None)
     private = named | {str(path): path for path in files}
     database = settings.database_url

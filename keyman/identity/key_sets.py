@@ -49,6 +49,10 @@ class KeySource(Protocol):
         """Return the keys, after another look for newer ones if the last one was long enough ago."""
         ...
 
+    async def close(self) -> None:
+        """End what is under way. Afterwards the source is not used any more."""
+        ...
+
 
 async def verify(token: str, source: KeySource, rules: Rules) -> Claims:
     """Return the claims of a token of the issuer whose keys `source` has. Raises Refused and IssuerUnavailable.
@@ -102,6 +106,9 @@ class FileKeys:
             except ValueError as fault:
                 log.error("the new file with the keys of an issuer cannot be used", why=f"it {fault}")
         return self._keys
+
+    async def close(self) -> None:
+        """A file is open only while it is read."""
 
 
 class RemoteKeys:

@@ -194,7 +194,7 @@ class Principal(msgspec.Struct, frozen=True):
         """
         self.require_no_portal()
         if self.session_id is None:
-            raise Forbidden("You cannot do this with an access token. Sign in on the pages.")
+            raise Forbidden("You cannot do this with an access token. Sign in on the pages, or ask your operator.")
         return self.session_id
 
     def require_no_portal(self) -> None:

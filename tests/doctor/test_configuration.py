@@ -103,6 +103,13 @@ def test_a_file_is_checked_also_if_its_variable_ends_with_a_line_break(tmp_path:
     assert (found.state, "KEYMAN_VAULT_SECRET_ID_FILE" in found.found) == ("failed", True)
 
 
+def test_a_file_with_public_keys_may_be_read_by_everybody(tmp_path: Path) -> None:
+    keys = tmp_path / "jwks.json"
+    keys.touch()
+    keys.chmod(0o644)
+    assert _secret_files({"KEYMAN_JWT_JWKS_FILE": str(keys)}).state == "ok"
+
+
 def test_an_empty_variable_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o777)
     monkeypatch.chdir(tmp_path)

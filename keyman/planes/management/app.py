@@ -27,7 +27,7 @@ from keyman.http.requests import CALLER, EXCEPTION_HANDLERS, Routes, answer_opti
 from keyman.http.sites import Cors
 from keyman.http.starting import Starting
 from keyman.identity.jwt import JwtProof, keys_of
-from keyman.identity.key_sets import KeySource, RemoteKeys
+from keyman.identity.key_sets import KeySource
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.provider import Provider
@@ -131,7 +131,7 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
         guard = KeyGuard(parts.client, settings.vault, parts.deployment)
         cipher = TransitCipher(parts.client, settings.vault, guard, metrics)
         parts.closing.push_async_callback(cipher.close)
-        if isinstance(app.state.issuer_keys, RemoteKeys):
+        if app.state.issuer_keys is not None:
             parts.closing.push_async_callback(app.state.issuer_keys.close)
         fingerprints = None
         if settings.duplicates_on:

@@ -96,6 +96,21 @@ async def test_an_operator_can_shut_the_jwts_of_users_out(
         assert scene.provider.requests == []
 
 
+async def test_the_keys_of_the_issuer_may_be_in_a_file(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    issuer = Issuer()
+    file = tmp_path / "jwks.json"
+    file.write_bytes(issuer.jwks())
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    jwt = JwtSettings(issuer.url, AUDIENCE, jwks_file=file)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, jwt=jwt) as scene:
+        await leave_key(scene, issuer)
+        answer = await scene.ask("POST", CHAT, bearer(issuer.token(scope="keys:use")), b"{}")
+        assert answer.status == 200
+
+
 async def test_an_unknown_user_gets_401_and_no_account(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
     async def count() -> int:
         async with jwt_gateway.pair.management.database.read() as connection:
