@@ -124,7 +124,7 @@ class _Issued(msgspec.Struct):
 @home_option
 @json_option
 def secret_id(role: str, wrap_ttl: int, directory: Path | None, home: Path | None, as_json: bool) -> None:
-    """Issue a secret ID for a role: keyman-management, keyman-resolver or keyman-rotator.
+    """Issue a secret ID for a role: keyman-management, keyman-resolver, keyman-gateway or keyman-rotator.
 
     It is printed response-wrapped, as the variables of the process that will use it. It can be unwrapped only once: if
     somebody intercepts and unwraps it, the process fails to start and says so. Earlier secret IDs stay valid.

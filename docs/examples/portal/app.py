@@ -1,7 +1,7 @@
 """A product whose users leave their API keys with keyman: run it, open http://127.0.0.1:5000, and press the button.
 
-It needs `KEYMAN_RESOLVER_URL` and `KEYMAN_APP_TOKEN`, the token of an application that was registered with
-`keyman app create shop --service OPENAI --portal --return-url http://127.0.0.1:5000/`.
+It needs `KEYMAN_RESOLVER_URL`, such as http://127.0.0.1:8001, and `KEYMAN_APP_TOKEN`, the token of an application that was
+registered with `--service OPENAI --portal --return-url http://127.0.0.1:5000/`. The README shows both commands.
 """
 
 import os
@@ -33,7 +33,7 @@ class Shop(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         # Make the link when the user asks for it, and redirect at once: it works once, and for five minutes.
-        link = resolver.portal_link(subject=USER, return_url=f"http://127.0.0.1:{PORT}/", name="Ada Lovelace")
+        link = resolver.portal_link(subject=USER, name="Ada Lovelace")
         self.answer(303, {"Location": link.url})
 
     def answer(self, status: int, headers: dict[str, str], page: str = "") -> None:
