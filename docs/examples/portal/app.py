@@ -1,7 +1,7 @@
 """A product whose users leave their API keys with keyman: run it, open http://127.0.0.1:5000, and press the button.
 
-It needs `KEYMAN_RESOLVER_URL`, such as http://127.0.0.1:8001, and `KEYMAN_APP_TOKEN`, the token of an application that was
-registered with `--service OPENAI --portal --return-url http://127.0.0.1:5000/`. The README shows both commands.
+It needs `KEYMAN_RESOLVER_URL`, such as http://127.0.0.1:8001, and `KEYMAN_APP_TOKEN`, the token of an application that
+was registered with `--service OPENAI --portal --return-url http://127.0.0.1:5000/`. The README shows both commands.
 """
 
 import os
