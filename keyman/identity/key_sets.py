@@ -77,6 +77,9 @@ class FixedKeys:
     async def renewed(self) -> KeySet:
         return self._keys
 
+    async def close(self) -> None:
+        """Nothing is under way."""
+
 
 class FileKeys:
     """The KeySource of a file. It is read again when it changes. While a new file cannot be read, the old keys count.
