@@ -384,16 +384,17 @@ def test_the_keyboard_is_enough(arrive: Arrive) -> None:
     keyboard.press("Enter")
     expect(row).to_contain_text("typed again")
     expect(edit).to_be_focused()
-    # Paused and resumed: on the button that undoes it.
-    keyboard.press("Shift+Tab")
+    # Paused and resumed: on the button that undoes it. Between it and Edit are the buttons to check and to use the key.
+    for name in ("Use it", "Check now", "Pause"):
+        keyboard.press("Shift+Tab")
+        expect(row.get_by_role("button", name=name)).to_be_focused()
     for button, undoes in (("Pause", "Resume"), ("Resume", "Pause")):
         expect(row.get_by_role("button", name=button)).to_be_focused()
         keyboard.press("Enter")
         expect(dialog(page).get_by_role("button", name=button)).to_be_focused()
         keyboard.press("Enter")
         expect(row.get_by_role("button", name=undoes)).to_be_focused()
-    keyboard.press("Tab")
-    expect(edit).to_be_focused()
+    _tab_to(page, edit)
     # Escape and Cancel leave the key where it is, and the focus on the button.
     keyboard.press("Tab")
     for leave in ("Escape", "Enter"):
