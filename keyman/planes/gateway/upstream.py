@@ -92,6 +92,7 @@ class Body:
         length = _length(lengths[0]) if lengths else 0
         if length > most:
             raise self._too_large()
+        self._length = length if lengths else None
         self.is_empty = not chunked and length == 0
 
     @property
@@ -141,6 +142,11 @@ class Body:
         self._size += len(part)
         if self._size > self._most:
             raise self._too_large()
+        if self._size == self._length and not is_last:
+            # The server says in another message that this is all. If it is not received, the server takes the body for
+            # unread: it closes the connection after the answer, and before the end of a chunked one.
+            await self.drained()
+            is_last = True
         if not self.is_answered and not patience.expired():
             patience.reschedule(asyncio.get_running_loop().time() + seconds)
         if is_last:
@@ -148,7 +154,7 @@ class Body:
         return part, is_last
 
     async def drained(self) -> None:
-        """Receive the end of a body that has no content."""
+        """Receive the end of a body whose content has arrived."""
         while (await self._receive()).get("more_body", False):
             pass
         self.over.set()

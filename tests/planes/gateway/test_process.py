@@ -103,6 +103,31 @@ class Steps:
             await asyncio.wait({watching})  # only one reads at a time
 
 
+async def test_a_connection_is_kept_after_a_streamed_answer_which_has_its_end(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    """300 times, because the end was missing once in 200."""
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin("content-type: text/event-stream")
+        await incoming.event(EVENT)
+        await incoming.send(END)
+
+    own_gateway.provider.handler = handler
+    with served(own_gateway, provisioned, tmp_path, KEYMAN_GATEWAY_RATE="100000") as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+        client = Client(reader, writer)
+        fields = "".join(f"{name}: {value}\r\n" for name, value in own_gateway.headers.items())
+        for _ in range(300):
+            writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n{fields}\r\n{{}}".encode())
+            head = await client.head()
+            assert b" 200 " in head
+            assert b"\r\nconnection:" not in head.lower()
+            assert await asyncio.wait_for(reader.readuntil(END), PATIENCE) == CHUNK + END
+        writer.transport.abort()
+
+
 async def test_a_client_that_leaves_closes_the_connection_to_the_provider(
     own_gateway: Scene, provisioned: Vault, tmp_path: Path
 ) -> None:
