@@ -573,10 +573,13 @@ def test_any_number_of_bad_values_is_named_at_once(data: st.DataObject) -> None:
 
 
 def _texts() -> SearchStrategy[str]:
-    """What an environment can hold, of a length that does not occur in keyman's own words by chance."""
-    return st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=12, max_size=60) | st.from_regex(
+    """What an environment can hold, and none of keyman's own words: Hypothesis also tries strings of the modules that
+    are imported, such as parts of messages.
+    """
+    texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=12, max_size=60) | st.from_regex(
         r"(https?|postgresql\+asyncpg|sqlite\+aiosqlite)://[!-~]{8,40}", fullmatch=True
     )
+    return texts.map(lambda text: f"{text}kNrY")
 
 
 def fault_of(read: Callable[[], object]) -> ConfigurationError | None:
