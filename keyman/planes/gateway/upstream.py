@@ -263,10 +263,12 @@ async def parts(response: aiohttp.ClientResponse, body: Body) -> AsyncIterator[t
     """
     content = response.content
     with _faults(body):
-        yield content.read_nowait(PART), content.at_eof()
-        while not content.at_eof():
+        part, is_last = content.read_nowait(PART), content.at_eof()
+        yield part, is_last
+        while not is_last:  # the end can arrive while a part is passed on, and then it is a part of its own
             part = await content.read(PART)
-            yield part, content.at_eof()
+            is_last = content.at_eof()
+            yield part, is_last
 
 
 def _check(response: aiohttp.ClientResponse) -> None:

@@ -94,6 +94,29 @@ async def test_a_short_answer_is_one_part(gateway: Scene) -> None:
     ]
 
 
+async def test_an_end_that_arrives_while_a_part_waits_for_the_client_is_passed_on(gateway: Scene) -> None:
+    go, end = asyncio.Event(), asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin("content-type: text/event-stream")
+        await go.wait()
+        await incoming.event(EVENT)
+        await end.wait()
+        await incoming.event(b"")
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(most=1)
+    talk.give(b"")
+    assert await talk.begun() == 200
+    go.set()
+    await asyncio.sleep(0.1)  # the event arrives, and waits: the client has not read the part before it
+    end.set()
+    await asyncio.sleep(0.1)  # and so does the end. Less would only make the test weaker
+    assert await talk.part() == EVENT
+    assert await talk.part() is None
+
+
 async def test_the_first_byte_of_a_body_arrives_before_the_last_is_sent(gateway: Scene) -> None:
     arrived: asyncio.Queue[bytes] = asyncio.Queue()
 
