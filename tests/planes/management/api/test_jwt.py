@@ -83,7 +83,8 @@ async def test_the_first_token_makes_a_user_who_has_keys_from_then_on(jwt_plane:
 
 
 async def test_the_creation_and_each_write_are_in_the_audit_log(jwt_plane: ApiPlane, provider: Issuer) -> None:
-    client = jwt_plane.client(headers=bearer(provider.token(scope="keys:write audit:read")))
+    token = provider.token(sub="kNrY-42", scope="keys:write audit:read")  # hexadecimal digits can contain "ada"
+    client = jwt_plane.client(headers=bearer(token))
     await client.post("/api/keys", json=NEW_KEY)
     entries = await jwt_plane.rows(audit_log)
     found = [(entry.action, entry.actor, entry.actor_id, entry.detail) for entry in entries if entry.user_id]
@@ -91,7 +92,7 @@ async def test_the_creation_and_each_write_are_in_the_audit_log(jwt_plane: ApiPl
         ("account.create", "token", None, f"issuer {provider.url}"),
         ("key.create", "token", None, None),
     ]
-    assert "ada" not in repr(entries)
+    assert "kNrY" not in repr(entries)
     shown = (await client.get("/api/audit")).json()
     assert [(entry["action"], entry["actor_token_id"], entry["detail"]) for entry in shown] == [
         ("key.create", None, None),
