@@ -1,6 +1,6 @@
 """LiteLLM's proxy in its fastest set-up: production mode, one worker, no database, no tokens, the prices it ships.
 
-It is installed into an environment of its own in the cache directory of the user, because keyman needs nothing of it.
+It is installed into a separate environment in the user's cache directory, because keyman does not need it.
 """
 
 from __future__ import annotations

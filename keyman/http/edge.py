@@ -45,7 +45,7 @@ class Edge:
     """The outermost layer of a plane.
 
     `claim` finds the credential in the headers: by default, an access token in `Authorization`. `problem` renders
-    problems, on a plane that has a form of its own. `body_pause` is how many seconds may be between two parts of a
+    problems in another form than that of keyman. `body_pause` is how many seconds may be between two parts of a
     body; without it, there is a limit for the whole body. While `is_draining` is set, each answer ends its connection,
     so that the client opens the next one to another process.
     """

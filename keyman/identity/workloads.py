@@ -67,8 +67,7 @@ class WorkloadProof:
         )
 
     async def close(self) -> None:
-        remote = [source for source in self._sources.values() if isinstance(source, RemoteKeys)]
-        await asyncio.gather(*(source.close() for source in remote))
+        await asyncio.gather(*(source.close() for source in self._sources.values()))
 
     async def _verified(self, token: str, row: _Found) -> Claims:
         rules = Rules(

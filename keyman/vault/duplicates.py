@@ -1,7 +1,7 @@
 """Fingerprints of values, which show that a user has stored the same value before.
 
-A fingerprint is an HMAC-SHA-256 by Vault, with a key of its own. So nobody can test a guess of a value with only the
-database. It covers the owner and the service: two users with the same value have different fingerprints.
+A fingerprint is an HMAC-SHA-256 by Vault, with a key for nothing else. So nobody can test a guess of a value with only
+the database. It covers the owner and the service: two users with the same value have different fingerprints.
 """
 
 from __future__ import annotations
