@@ -16,7 +16,7 @@ from tests.planes.management.web.moves import KEYS
 from tests.planes.management.web.openid import CALLBACK, HTML, START
 from tests.support.cli import run_keyman, serve, variables
 from tests.support.database import copied
-from tests.support.http import client_of, free_port
+from tests.support.http import NO_TLS, client_of, free_port
 from tests.support.needs import require
 from tests.support.node import NodeProvider, node_absence, node_provider
 from tests.support.openid import query_of
@@ -56,6 +56,9 @@ def node_stage(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path, 
             client["backchannel_logout_uri"] = f"{service.url}/auth/oidc/backchannel-logout"
             client["backchannel_logout_session_required"] = True
             provider.start("RS256")
+            # The plane looked for the provider at its start, in vain, and looks again a second later.
+            start = f"{service.url}{START}"
+            until(lambda: httpx.get(start, verify=NO_TLS).status_code < 400, "the provider")
             yield Stage(service.url, provider, {**given, "KEYMAN_PUBLIC_URL": service.url})
 
 
