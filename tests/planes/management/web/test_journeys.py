@@ -55,6 +55,36 @@ def test_the_whole_way_through(arrive: Arrive) -> None:
     assert ada.troubles(REFUSED) == []
 
 
+def test_an_answer_that_comes_just_after_a_dialog_was_closed_neither_opens_nor_empties_one(arrive: Arrive) -> None:
+    """The browser says a moment later that a dialog was closed, and only then is it emptied."""
+    ada = arrive(signed_up=True)
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    found = page.evaluate(
+        """async () => {
+          const dialog = document.getElementById("dialog");
+          const settled = async () => {
+            for (let n = 0; n < 3; n++) await new Promise(requestAnimationFrame);
+            return [dialog.open, dialog.textContent];
+          };
+          const swapped = (select) => document.dispatchEvent(
+            new CustomEvent("htmx:after:swap", { detail: { ctx: { select, sourceElement: document.body } } }),
+          );
+          dialog.close();
+          swapped("#keys"); // the answer to a check
+          const first = await settled();
+          dialog.replaceChildren(document.createElement("p"));
+          swapped("#panel");
+          dialog.close();
+          dialog.replaceChildren(Object.assign(document.createElement("p"), { textContent: "two" }));
+          swapped("#panel"); // the answer to the next button
+          return [first, await settled()];
+        }"""
+    )
+    assert found == [[False, ""], [True, "two"]]
+
+
 def _comes_in(ada: Person) -> None:
     page = ada.page
     ada.open("/")

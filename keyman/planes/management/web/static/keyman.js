@@ -33,10 +33,10 @@
   });
 
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
-    for (const each of [dialog, session]) {
-      if (each.firstElementChild && !each.open) each.showModal();
-    }
     if (ctx.select === "#panel") {
+      for (const each of [dialog, session]) {
+        if (each.firstElementChild && !each.open) each.showModal();
+      }
       const top = session.open ? session : dialog;
       (top.querySelector("[aria-invalid]") || top.querySelector("[autofocus]"))?.focus();
     } else {
@@ -86,6 +86,7 @@
 
   for (const each of [dialog, session]) {
     each?.addEventListener("close", () => {
+      if (each.open) return; // the event comes late, and the dialog is open again with something else
       const refresh = each === dialog && each.querySelector("[data-refreshes]");
       each.replaceChildren(); // with whatever was typed
       if (refresh) location.assign(location.pathname + location.search);
