@@ -6,6 +6,7 @@ anything of the server.
 
 from keyman.client.errors import (
     BadAnswer,
+    ClientClosed,
     ClientError,
     Conflict,
     DeadlineExceeded,
@@ -24,7 +25,19 @@ from keyman.client.errors import (
 from keyman.client.management import AsyncKeyman, Keyman
 from keyman.client.protocols import AsyncResolverProtocol, ResolverProtocol
 from keyman.client.resolver import AsyncResolver, Resolver
-from keyman.client.shapes import AuditEntry, Key, KeyCheck, NewKey, PortalLink, ReportOutcome, Resolved, Service
+from keyman.client.shapes import (
+    AuditEntry,
+    Key,
+    KeyCheck,
+    KeyStatus,
+    NewKey,
+    PortalLink,
+    ReportOutcome,
+    Resolved,
+    Service,
+    Sort,
+    Verdict,
+)
 from keyman.secret import Secret
 
 __all__ = [
@@ -33,6 +46,7 @@ __all__ = [
     "AsyncResolverProtocol",
     "AuditEntry",
     "BadAnswer",
+    "ClientClosed",
     "ClientError",
     "Conflict",
     "DeadlineExceeded",
@@ -41,6 +55,7 @@ __all__ = [
     "InvalidRequest",
     "Key",
     "KeyCheck",
+    "KeyStatus",
     "Keyman",
     "NewKey",
     "NotFound",
@@ -54,8 +69,10 @@ __all__ = [
     "Secret",
     "ServerFailed",
     "Service",
+    "Sort",
     "Unauthenticated",
     "Unavailable",
     "Undecryptable",
     "Unreachable",
+    "Verdict",
 ]

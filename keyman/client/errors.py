@@ -14,7 +14,8 @@ ClientError                 `status`, `slug`, `request_id`, `retry_after`, `erro
 ├── Unavailable             502, 503, 504: it may work later
 │   ├── Unreachable         no connection, or it was lost before the answer was complete
 │   └── DeadlineExceeded    `timeout` ended before the answer was complete
-└── BadAnswer               the answer is not from keyman, or not one that this client can read
+├── BadAnswer               the answer is not from keyman, or not one that this client can read
+└── ClientClosed            the client was closed before the call; nothing was sent
 
 They have no cause and no context: an exception of the HTTP library holds the request, and with it the token. Texts of
 the server are shortened, and control characters and the secrets that were sent are removed from them.
@@ -23,6 +24,8 @@ the server are shortened, and control characters and the secrets that were sent 
 from __future__ import annotations
 
 from keyman.errors import FieldError, KeymanError
+
+CLOSED = "This client is closed. Create a new one, or close this one after its last call."
 
 
 class ClientError(KeymanError):
@@ -99,6 +102,10 @@ class DeadlineExceeded(Unavailable):
 
 
 class BadAnswer(ClientError):
+    pass
+
+
+class ClientClosed(ClientError):
     pass
 
 

@@ -175,8 +175,9 @@ def to_error(
     """Return the error for a problem, which repeats none of `hidden`."""
     detail = _sanitize(problem.detail or problem.title, hidden) or "the server gives no reason"
     errors = tuple(FieldError(_sanitize(f.field, hidden), _sanitize(f.message, hidden)) for f in problem.errors[:50])
-    if errors and errors[0].field:
-        detail = _shorten(f"{detail} {errors[0].field}: {errors[0].message}")
+    if errors:
+        field, message = errors[0]
+        detail = _shorten(f"{detail} {field}: {message}" if field else f"{detail} {message}")
     request_id = _sanitize(problem.request_id, hidden) or None
     known = [str(status), problem.slug, request_id and f"request {request_id}"]
     return kind_of(status, problem.slug)(

@@ -16,7 +16,7 @@ from keyman.client.calls import Page
 from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, as_secret, find_token, find_url
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Call
-from keyman.client.shapes import AuditEntry, Key, NewKey, Service
+from keyman.client.shapes import AuditEntry, Key, KeyStatus, NewKey, Service, Sort, Verdict
 from keyman.client.wire import AsyncWire, Wire
 from keyman.secret import Secret
 
@@ -60,10 +60,10 @@ class Keyman:
         self,
         *,
         service: str | None = None,
-        status: str | None = None,
-        check: str | None = None,
+        status: KeyStatus | None = None,
+        check: Verdict | None = None,
         q: str | None = None,
-        sort: str | None = None,
+        sort: Sort | None = None,
     ) -> Iterator[Key]:
         """List keys, newest first: by service, status or verdict of the last check, or with `q` in name, service or
         last characters.
@@ -76,8 +76,8 @@ class Keyman:
         self,
         *,
         service: str | None = None,
-        status: str | None = None,
-        check: str | None = None,
+        status: KeyStatus | None = None,
+        check: Verdict | None = None,
         q: str | None = None,
     ) -> int:
         """Return how many keys `keys` lists with these arguments."""
@@ -172,6 +172,7 @@ class Keyman:
             yield from page.items
 
     def close(self) -> None:
+        """Close the connections. A call then raises ClientClosed."""
         self._wire.close()
 
     def __enter__(self) -> Self:
@@ -207,10 +208,10 @@ class AsyncKeyman:
         self,
         *,
         service: str | None = None,
-        status: str | None = None,
-        check: str | None = None,
+        status: KeyStatus | None = None,
+        check: Verdict | None = None,
         q: str | None = None,
-        sort: str | None = None,
+        sort: Sort | None = None,
     ) -> AsyncIterator[Key]:
         return self._all(lambda cursor: calls.list_keys(service, status, check, q, sort, cursor))
 
@@ -218,8 +219,8 @@ class AsyncKeyman:
         self,
         *,
         service: str | None = None,
-        status: str | None = None,
-        check: str | None = None,
+        status: KeyStatus | None = None,
+        check: Verdict | None = None,
         q: str | None = None,
     ) -> int:
         return await self._wire.ask(calls.count_keys(service, status, check, q))
@@ -290,7 +291,7 @@ class AsyncKeyman:
                 yield item
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop."""
+        """Close the connections of the running event loop. A call from this loop then raises ClientClosed."""
         await self._wire.aclose()
 
     async def __aenter__(self) -> Self:

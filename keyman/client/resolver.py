@@ -199,7 +199,7 @@ class Resolver(_Asking):
         return self._wire.ask(calls.portal_link(subject, return_url, email, name))
 
     def close(self) -> None:
-        """Close the connections and forget every value."""
+        """Close the connections and forget every value. A call then raises ClientClosed."""
         self.forget()
         self._wire.close()
 
@@ -259,6 +259,7 @@ class AsyncResolver(_Asking):
         return await (self._wire.ask(call) if self._cache is None else self._shared(self._cache, wanted, call))
 
     async def _shared(self, cache: Cache, wanted: Wanted, call: Call[Resolved]) -> Resolved:
+        self._wire.require_open()  # another loop may have kept the value
         deadline = monotonic() + self._endpoint.timeout
         key = (wanted, asyncio.get_running_loop())
         while True:
@@ -308,7 +309,10 @@ class AsyncResolver(_Asking):
         return await self._wire.ask(calls.portal_link(subject, return_url, email, name))
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop, and forget every value."""
+        """Close the connections of the running event loop, and forget every value.
+
+        A call from this loop then raises ClientClosed.
+        """
         self.forget()
         await self._wire.aclose()
 

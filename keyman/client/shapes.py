@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,22 @@ MAX_CREDENTIAL = 16 * 1024
 
 ReportOutcome: TypeAlias = Literal["refused", "no-credit", "rate-limited", "accepted"]
 """What an application can report of a key: what its provider said when the application used it."""
+
+KeyStatus: TypeAlias = Literal["active", "disabled", "expired", "undecryptable"]
+
+Verdict: TypeAlias = Literal[
+    "accepted", "refused", "no-permission", "no-credit", "rate-limited", "unreachable", "unsupported"
+]
+"""What the provider of a key says of it."""
+
+Sort: TypeAlias = Literal["created", "-created", "name", "-name", "used", "-used"]
+"""An order of a listing of keys, with `-` for a descending one."""
+
+if TYPE_CHECKING:
+    _Status: TypeAlias = KeyStatus
+    _Verdict: TypeAlias = Verdict
+else:
+    _Status = _Verdict = str  # in an answer, so that a word of a newer server does not make a whole listing unreadable
 
 
 def is_value(text: str) -> bool:
@@ -92,11 +108,9 @@ class PortalLink(msgspec.Struct, frozen=True):
 
 
 class KeyCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a key at its provider. `verdict` is `accepted`, `refused`, `no-permission`, `no-credit`,
-    `rate-limited`, `unreachable` or `unsupported`. `by` is `keyman`, `use`, or the name of an application.
-    """
+    """What is known of a key at its provider. `by` is `keyman`, `use`, or the name of an application."""
 
-    verdict: str
+    verdict: _Verdict
     checked_at: datetime
     detail: str
     by: str
@@ -112,7 +126,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     service: str
     name: str | None
     last_4_chars: str
-    status: str
+    status: _Status
     created_at: datetime
     updated_at: datetime
     expires_at: datetime | None = None

@@ -12,12 +12,14 @@ import ssl
 import time
 from time import monotonic
 from typing import NoReturn, TypeVar
+from weakref import WeakSet
 
 import httpcore
 import httpx
 
 from keyman.client.deadline import CONNECT, DeadlineTransport
 from keyman.client.endpoint import IDLE, MAX_CONNECTIONS, Endpoint, tls_context
+from keyman.client.errors import CLOSED, ClientClosed
 from keyman.client.exchange import MAX_ANSWER, Answer, Attempts, Call, Lost, Outcome, result
 from keyman.client.forks import reset_after_fork
 from keyman.errors import KeymanError
@@ -78,6 +80,7 @@ class Wire:
         self._given = _given_transport(transport, ca_file)
         self._tls = None if self._given else tls_context(endpoint.base, ca_file)
         self._transport = self._given or self._pool()
+        self._is_closed = False
         self._abandoned: list[httpx.BaseTransport] = []
         reset_after_fork(self)
 
@@ -105,6 +108,7 @@ class Wire:
             time.sleep(pause)
 
     def _once(self, call: Call[object], deadline: float) -> Outcome:
+        self.require_open()
         request = self.endpoint.request(call, {"deadline": deadline, "timeout": _spans(deadline)})
         try:
             response = self._transport.handle_request(request)
@@ -122,7 +126,13 @@ class Wire:
             return _lost(fault, deadline)
         return Answer(response.status_code, response.headers, bytes(content))
 
+    def require_open(self) -> None:
+        """Raise ClientClosed after `close`."""
+        if self._is_closed:
+            raise ClientClosed(CLOSED)
+
     def close(self) -> None:
+        self._is_closed = True
         self._transport.close()
 
 
@@ -136,6 +146,7 @@ class AsyncWire:
         self._given = _given_transport(transport, ca_file)
         self._tls = None if self._given else tls_context(endpoint.base, ca_file)
         self._pools: dict[asyncio.AbstractEventLoop, httpx.AsyncBaseTransport] = {}
+        self._closed: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._abandoned: list[object] = []
         reset_after_fork(self)
 
@@ -176,6 +187,7 @@ class AsyncWire:
             await asyncio.sleep(pause)
 
     async def _once(self, call: Call[object], deadline: float) -> Outcome:
+        self.require_open()
         request = self.endpoint.request(call, {"timeout": _spans(deadline)})
         try:
             async with asyncio.timeout(deadline - monotonic()):
@@ -192,8 +204,14 @@ class AsyncWire:
             return _lost(fault, deadline)
         return Answer(response.status_code, response.headers, bytes(content))
 
+    def require_open(self) -> None:
+        """Raise ClientClosed after `aclose` in the running loop."""
+        if asyncio.get_running_loop() in self._closed:
+            raise ClientClosed(CLOSED)
+
     async def aclose(self) -> None:
         """Close the connections of the running loop."""
+        self._closed.add(asyncio.get_running_loop())
         pool = self._given or self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             await pool.aclose()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self, overload
 
-from keyman.client.errors import NotFound, Undecryptable
+from keyman.client.errors import CLOSED, ClientClosed, NotFound, Undecryptable
 from keyman.client.shapes import PortalLink, ReportOutcome, Resolved, is_value, require_one_way
 
 PORTAL_LIFETIME = timedelta(minutes=5)
@@ -125,6 +125,7 @@ class _Fake:
     def _link(self, call: PortalCall) -> PortalLink:
         """Return a link that leads nowhere. The user of a new subject gets a number of its own."""
         self.portal_calls.append(call)
+        self._require_open()
         user_id = self._subjects.setdefault(call.subject, 1 + max(self._subjects.values(), default=0))
         url = f"https://keyman.invalid/portal/{len(self.portal_calls)}"
         return PortalLink(url, datetime.now(UTC) + PORTAL_LIFETIME, user_id)
@@ -133,8 +134,13 @@ class _Fake:
         """Add the call to `reports`. Raises NotFound for a key that was not added."""
         key_id = key.key_id if isinstance(key, Resolved) else key
         self.reports.append(ReportCall(key_id, outcome))
+        self._require_open()
         if not isinstance(self._keys.get(key_id), Resolved):
             raise NotFound(_NO_SUCH_KEY, status=404, slug="not-found")
+
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise ClientClosed(CLOSED)
 
     def _next_id(self) -> int:
         self._last_id += 1
@@ -143,6 +149,7 @@ class _Fake:
     def _answer(self, call: ResolveCall) -> Resolved:
         require_one_way("resolve", call.key_id, call.user_id, call.service, call.subject, call.issuer)
         self.calls.append(call)
+        self._require_open()
         key = self._find(call)
         if isinstance(key, _Undecryptable):
             raise Undecryptable(
@@ -227,7 +234,7 @@ class FakeResolver(_Fake):
         return self._link(PortalCall(subject, return_url, email, name))
 
     def close(self) -> None:
-        """Set `is_closed`."""
+        """Set `is_closed`. A call then raises ClientClosed."""
         self.is_closed = True
 
     def __enter__(self) -> Self:
@@ -285,7 +292,7 @@ class AsyncFakeResolver(_Fake):
         return self._link(PortalCall(subject, return_url, email, name))
 
     async def aclose(self) -> None:
-        """Set `is_closed`."""
+        """Set `is_closed`. A call then raises ClientClosed."""
         self.is_closed = True
 
     async def __aenter__(self) -> Self:

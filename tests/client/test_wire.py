@@ -305,6 +305,14 @@ async def test_fields_at_fault_are_named(kind: Kind) -> None:
     assert "user_id: must be a row" in str(caught.value)
 
 
+async def test_a_fault_that_is_in_no_field_is_in_the_message_too(kind: Kind) -> None:
+    fault = {"field": "", "message": "The body is not JSON."}
+    body = {"type": "/problems/invalid-request", "detail": "One field is invalid.", "errors": [fault]}
+    async with faulty_server([answer(body, 400)]) as server, resolver(kind, server.address) as client:
+        with pytest.raises(InvalidRequest, match=r"invalid\. The body is not JSON\. \(400"):
+            await client.resolve()
+
+
 async def test_a_problem_of_a_strange_shape_is_recognised_by_its_status(kind: Kind) -> None:
     strange: list[Any] = [{"type": 5}, {"detail": ["x"]}, [], None, {"errors": "many"}, {"type": "/problems/../../x"}]
     replies = [*(answer(body, 404) for body in strange), Reply(404, b"\xff")]
