@@ -12,7 +12,7 @@ from keyman.http.backlog import Turn
 from keyman.http.credentials import Claimed
 from keyman.http.problems import Answer
 from keyman.http.sites import CROSS_SITE, SAFE_METHODS
-from keyman.identity.principals import Portal
+from keyman.identity.principals import Principal
 
 # The types of ASGI. Those of Litestar are narrower than what a server may send.
 Scope = MutableMapping[str, Any]
@@ -33,7 +33,7 @@ class Exchange:
     renders a problem as a page; it is None for a client that reads JSON. `is_foreign` says that a page of another site
     sent the request, and `is_excused` that a bearer token authenticated it nevertheless. `claimed` is what its
     Authorization header claims to be. `is_draining` is True in a process that will stop soon (`http/worker.py`).
-    `portal` is what a caller with a session by a portal link has from the link, once the caller is known.
+    `principal` is the caller, once it is known: the page about a problem is for them.
     `is_passed_on` says that the answer is that of another server, so that its status is no error of this plane.
     `noted` is what the log line says in addition. `turn` is its place among the requests that wait in this process;
     it ends when keyman's own work on the request is done, and only others are waited for.
@@ -51,7 +51,7 @@ class Exchange:
     is_draining: bool = False
     user_id: int | None = None
     application_id: int | None = None
-    portal: Portal | None = field(default=None, repr=False)
+    principal: Principal | None = field(default=None, repr=False)
     status: int = 500
     started: bool = False
     is_passed_on: bool = False

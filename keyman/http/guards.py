@@ -167,7 +167,7 @@ def _set_session(settings: Settings, value: str, max_age: int) -> list[Cookie]:
 
 
 async def identify(connection: AnyConnection) -> Principal:
-    """Return who calls, and note in the exchange which application sent it, if any. Raises Unauthenticated."""
+    """Return who calls, and note it in the exchange. Raises Unauthenticated."""
     authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)
     token, jwt, is_foreign = exchange.claimed
@@ -180,5 +180,5 @@ async def identify(connection: AnyConnection) -> Principal:
         if not is_foreign:
             raise
         raise authentication.refuse_jwt() from None
-    exchange.portal = caller.portal
+    exchange.principal = caller
     return caller

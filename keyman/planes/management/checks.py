@@ -110,7 +110,7 @@ def _refuse(status: int, body: bytes) -> NoReturn:
     raise GatewayUnavailable("The gateway could not check the key at the moment.")
 
 
-_UNDECRYPTABLE = "Vault can no longer open this key, so it cannot be checked. Store it again."
+_UNDECRYPTABLE = "This key can no longer be opened, so it cannot be checked. Store it again."
 
 
 async def check(db: Database, gateway: Gateway | None, caller: Principal, key_id: KeyId) -> KeyInfo:

@@ -12,7 +12,7 @@ from keyman.audit import listing
 from keyman.audit.entries import Action, Actor, Reason
 from keyman.audit.listing import AuditEntry, Filter
 from keyman.clock import now
-from keyman.errors import VAULT_DETAILS
+from keyman.errors import VaultReason
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
@@ -84,11 +84,12 @@ REASONS: dict[str, str] = {
     Reason.ACCOUNT_DISABLED: "The account was disabled.",
     Reason.DISABLED: "The key was paused.",
     Reason.EXPIRED: "The key had expired.",
-    Reason.UNDECRYPTABLE: "Vault can no longer open this key: store it again.",
+    Reason.UNDECRYPTABLE: "This key can no longer be opened: store it again.",
     Reason.BLOCKED: "You had blocked this application.",
-    Reason.NOT_CURRENT: "The stored value is not the one in the audit log: store the key again.",
+    Reason.NOT_CURRENT: "The stored value was changed outside keyman: store the key again.",
     Reason.SETTINGS: "The key lacks a setting that its service needs: store the key again with it.",
-    **{reason.value: words for reason, words in VAULT_DETAILS.items()},
+    # What is wrong with Vault is for operators, who read it in their audit log.
+    **dict.fromkeys(VaultReason, "keyman could not open the key at that moment."),
 }
 
 # The actions of each filter. A user's audit log has no actions of operators for all users. TRAIL_CARRY has no filter.

@@ -28,6 +28,7 @@ from keyman.identity.principals import Principal
 from keyman.identity.provider import Provider
 from keyman.planes.management.web.language import Language, Languages
 from keyman.planes.management.web.static import static_url
+from keyman.planes.management.web.words import in_plain_words
 from keyman.values import Value
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -91,7 +92,7 @@ class Pages:
         language = self._languages.choose(exchange.headers.get("accept-language", ""))
         nonce = secrets.token_urlsafe(16)
         common = {
-            "banner": _banner(refused) if say_why else None,
+            "banner": _banner(refused, exchange.method) if say_why else None,
             "person": caller.user if caller is not None else None,  # in Jinja, `caller` has another meaning
             "portal": caller.portal if caller is not None else None,
             "faults": _faults(refused),
@@ -129,8 +130,9 @@ class Pages:
             had_session = f"{self._settings.session_cookie}=" in exchange.headers.get("cookie", "")
             say_why = had_session and not is_partial(exchange)
             return self.sign_in(exchange, problem, back=self._whereabouts(exchange), say_why=say_why)
-        context = {"problem": problem, "request_id": exchange.request_id, "portal": exchange.portal}
-        answer = self.make(exchange, "problem.html", refused=problem, context=context)
+        told = in_plain_words(problem, exchange.method)
+        context = {"problem": problem, "title": told.title, "detail": told.detail, "request_id": exchange.request_id}
+        answer = self.make(exchange, "problem.html", caller=exchange.principal, refused=problem, context=context)
         return answer._replace(status=KINDS[problem.slug].status)
 
     def sign_in(
@@ -225,10 +227,10 @@ def own_page(url: str) -> str:
     return url if _OWN.fullmatch(url) else HOME
 
 
-def _banner(refused: Problem | None) -> str | None:
+def _banner(refused: Problem | None, method: str) -> str | None:
     if refused is None or (isinstance(refused, InvalidRequest) and any(field for field, _ in refused.errors)):
         return None
-    return refused.errors[0].message if refused.errors else refused.detail
+    return refused.errors[0].message if refused.errors else in_plain_words(refused, method).detail
 
 
 def _faults(refused: Problem | None) -> dict[str, str]:

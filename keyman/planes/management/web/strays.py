@@ -1,7 +1,7 @@
 """Finds out who asks for a page that does not exist.
 
-No guard runs for an address without a route. But a person whom an application has sent needs the way back to it on the
-page about such an address, too.
+No guard runs for an address without a route. But a signed-in person keeps the
+frame of the settings on the page about such an address, and with it the way back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Strays:
         if scope["type"] == "http" and exchange_of(scope).page is not None and not self._has_route(scope):
             scope["app"] = scope["litestar_app"] = self._litestar
             request: AnyRequest = Request(cast("LitestarScope", scope), receive, send)  # type: ignore[arg-type]  # wider
-            with suppress(Problem):  # nobody, or nobody can tell: the page is the same without the way back
+            with suppress(Problem):  # nobody, or nobody can tell: the page has no frame
                 await identify(request)
         await self._app(scope, receive, send)
 

@@ -37,7 +37,7 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.config.checks import CheckSettings
 from keyman.config.oidc import OidcSettings
-from keyman.errors import VAULT_DETAILS, FieldError, InvalidRequest, Sentence, VaultReason, VaultUnavailable
+from keyman.errors import FieldError, InvalidRequest, Sentence
 from keyman.http.limit import ACCOUNT as TOO_MANY_CHANGES
 from keyman.http.problems import KINDS
 from keyman.identity import applications, personal_tokens, sessions
@@ -56,6 +56,7 @@ from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
 from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.tokens import MEANINGS
+from keyman.planes.management.web.words import NOT_NOW
 from keyman.providers.services import SHIPPED
 from keyman.providers.verdicts import ENDPOINT, RESTRICTED, SETTING, Verdict
 from keyman.secret import Secret
@@ -116,7 +117,9 @@ NEVER_ON_A_PAGE = {
     "http/explained.py": "answers to programs: JSON, in English",
     "http/openapi.py": "answers to programs: JSON, in English",
     "http/limit.py": "answers to programs: JSON, in English",
-    "vault": "whatever fails there is said with VAULT_DETAILS",
+    "vault": "whatever fails there is said in plain words: see `words.py`",
+    "storage/faults.py": "the same of the database",
+    "storage/committed.py": "the same of the database",
 }
 """Files and directories of the package whose sentences nobody reads on a page."""
 
@@ -144,9 +147,9 @@ PUT_TOGETHER = {
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
     ("storage/together.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
-    ("storage/faults.py", "of_one_caller", "Attribute"): "what the database's fault says, which is found there",
     ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
+    ("planes/management/web/words.py", "in_plain_words", "Attribute"): "what the problem says, which is found there",
     ("http/requests.py", "_field_errors", "Subscript"): "no page has parameters that Litestar parses",
     ("providers/settings.py", "check_settings", "Call"): "what a setting expects, which is found with the settings",
     ("providers/settings.py", "fault", "Attribute"): "the same",
@@ -159,7 +162,11 @@ PUT_TOGETHER = {
 
 NO_FILTERS = "no page filters or sorts the list"
 
+PLAIN = "pages say it in plain words: see `words.py`"
+
 NOT_FOR_PEOPLE = {
+    "The database cannot be used at the moment. Nothing was stored.": PLAIN,
+    "Too many requests are waiting for an answer. Nothing was done with this one: try again in a moment.": PLAIN,
     "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
     "must be a cursor from a Link header": "a page takes any other cursor for none",
     "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
@@ -210,6 +217,8 @@ def spoken(call: ast.Call, problem: str | None) -> ast.expr | None:
     if name in {"ValueError", "Sentence", *PROBLEMS} - {"VaultUnavailable"} or own:
         return call.args[0] if call.args else None
     if name == "FieldError":
+        return call.args[1]
+    if name == "Told":
         return call.args[1]
     return call.args[0] if name == "say" and isinstance(call.args[0], ast.Constant) else None
 
@@ -272,13 +281,13 @@ def of_the_templates() -> frozenset[str]:
 
 @cache
 def of_the_code() -> frozenset[str]:
-    tables = (VAULT_DETAILS, ACTIONS, ACTORS, MEANINGS, REASONS, KIND_NAMES, PERIOD_NAMES)
+    tables = (ACTIONS, ACTORS, MEANINGS, REASONS, KIND_NAMES, PERIOD_NAMES)
     return frozenset(
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
         | {text for one in SHIPPED for each in one.settings for text in (each.title, each.description, each.expected)}
         | {TOO_MANY_CHECKS, TOO_MANY_SIGNUPS, TOO_MANY_VISITS, TOO_MANY, TOO_MANY_OF_ACCOUNT, TOO_MANY_CHANGES, ADVICE}
-        | {RESTRICTED, ENDPOINT, SETTING}  # what a verdict has beside its words
+        | {NOT_NOW, RESTRICTED, ENDPOINT, SETTING}  # what a verdict has beside its words
         | {one._ended for one in (personal_tokens._STANDING, sessions._STANDING, sessions._PORTAL_STANDING)}
         | {text for kind in KINDS.values() for text in (kind.problem.title, kind.explanation)}
     )
@@ -311,10 +320,10 @@ def test_the_sentences_of_code_and_templates_are_found() -> None:
         "is wrong",
         "{count} things are invalid; errors lists each of them.",
         "One field is invalid.",
-        "The database cannot be used at the moment. Nothing was stored.",
+        "We could not save your key. Nothing was stored. Try again.",
         "This idempotency key was used for another request",
         "This key no longer exists. It may have been deleted in another window.",
-        "Vault cannot be reached.",
+        "keyman could not open the key at that moment.",
         "just now",
     } <= of_the_code()
 
@@ -379,11 +388,9 @@ def test_a_sentence_is_said_again_with_its_values() -> None:
     assert GERMAN.say(InvalidRequest.at(FieldError("a", "is missing")).detail).startswith("Ein Feld ")
 
 
-@pytest.mark.parametrize("reason", list(VaultReason))
-def test_a_sentence_within_a_sentence_is_said_too(reason: VaultReason) -> None:
-    detail = VaultUnavailable(reason).detail
-    assert detail == f"{VAULT_DETAILS[reason]} Nothing was stored."
-    assert GERMAN.say(detail) == f"{german()[VAULT_DETAILS[reason]]} Es wurde nichts gespeichert."
+@pytest.mark.parametrize("within", ["Nothing to show", "just now"])
+def test_a_sentence_within_a_sentence_is_said_too(within: str) -> None:
+    assert GERMAN.say(Sentence("{why} …", why=within)) == f"{german()[within]} …"
 
 
 @given(st.text().filter(lambda text: text not in german()))
