@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from urllib.parse import parse_qsl, urlencode
 
 from litestar import Response, get
@@ -20,6 +21,7 @@ from keyman.keys import listing, operations, selecting
 from keyman.keys.schemas import KeyInfo, Status
 from keyman.keys.sorting import KeyCursor
 from keyman.planes.management.checks import Gateway
+from keyman.planes.management.web import marks
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.planes.management.web.verdicts import Checks
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
@@ -32,10 +34,6 @@ FILTER_FROM = 10
 
 EXPIRES_SOON = timedelta(days=14)
 """A key that expires within this time is marked: two weeks are enough to get a new one, and close enough to act."""
-
-
-HUES = 8
-"""The number of colours for the marks of services, in the order of the catalogue. `keyman.css` has as many."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ async def show_list(
         can_filter=view.is_filtered or bool(view.cursor) or len(page.items) > FILTER_FROM,
         services=offered(catalogue, caller),
         names={info.service: info.name for info in catalogue.infos()},
-        hues={info.service: number % HUES for number, info in enumerate(catalogue.infos())},
+        letters=partial(marks.letters, catalogue),
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
         usable=usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),
