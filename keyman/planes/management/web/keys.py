@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TypedDict
 from urllib.parse import parse_qsl, urlencode
 
 from litestar import Response, get
@@ -19,13 +21,14 @@ from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
 from keyman.keys import listing, operations, selecting
 from keyman.keys.schemas import KeyInfo, Status
-from keyman.keys.sorting import KeyCursor
+from keyman.keys.sorting import KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web import marks
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.planes.management.web.verdicts import Checks
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
-from keyman.storage.paging import Slice
+from keyman.providers.verdicts import Verdict
+from keyman.storage.paging import Page, Slice
 from keyman.storage.transactions import Database
 from keyman.values import SearchText
 
@@ -42,11 +45,21 @@ class View:
 
     service: str = ""
     q: str = ""
+    status: str = ""
+    check: str = ""
+    sort: str = ""
     cursor: str = ""
 
     @classmethod
     def parse(cls, query: dict[str, str]) -> View:
-        kinds = {"service": ServiceSlug, "q": SearchText, "cursor": KeyCursor}
+        kinds = {
+            "service": ServiceSlug,
+            "q": SearchText,
+            "status": StatusName,
+            "check": VerdictName,
+            "sort": SortName,
+            "cursor": KeyCursor,
+        }
         return cls(**{name: query[name] for name, kind in kinds.items() if is_one(kind, query.get(name))})
 
     @classmethod
@@ -55,7 +68,11 @@ class View:
 
     @property
     def is_filtered(self) -> bool:
-        return bool(self.service or self.q)
+        return bool(self.service or self.q or self.status or self.check)
+
+    @property
+    def order(self) -> Sort:
+        return Sort(self.sort) if self.sort else Sort.NEWEST
 
     @property
     def query(self) -> str:
@@ -79,23 +96,21 @@ async def show_list(
 ) -> Response[bytes]:
     query = dict(request.query_params)
     view = View.parse(query)
-    part = Slice(before=KeyCursor.parse(view.cursor) if view.cursor else None)
-    newest = replace(view, cursor="")
+    first = replace(view, cursor="")
     try:
-        page = await listing.list_own(
-            db, caller, part, view.service or None, view.q or None, named=selecting.services_named(catalogue, view.q)
-        )
+        page = await _page(db, caller, catalogue, view)
     except InvalidRequest:  # the cursor of another list
-        return see_other(newest.url(done=query.get("done")))
+        return see_other(first.url(done=query.get("done")))
     if view.cursor and not page.items:
-        return see_other(newest.url(done=query.get("done")))  # the keys of this page were deleted
+        return see_other(first.url(done=query.get("done")))  # the keys of this page were deleted
     moment = now()
     return visit.show(
         "keys.html",
         keys=page.items,
         older=view.url(cursor=page.cursor) if page.cursor is not None else None,
-        newest=newest.url(),
+        first=first.url(),
         view=view,
+        total=await _total(db, caller, catalogue, view, page),
         can_filter=view.is_filtered or bool(view.cursor) or len(page.items) > FILTER_FROM,
         services=offered(catalogue, caller),
         names={info.service: info.name for info in catalogue.infos()},
@@ -106,6 +121,34 @@ async def show_list(
         saved=query.get("saved", ""),
         done=visit.done,
         duplicate=await _duplicate(db, caller, query.get("duplicate", "")),
+    )
+
+
+async def _page(db: Database, caller: Principal, catalogue: Catalogue, view: View) -> Page[KeyInfo]:
+    """Return the keys that a page shows. Raises InvalidRequest for the cursor of another list."""
+    part = Slice(before=KeyCursor.parse(view.cursor) if view.cursor else None)
+    asked = _asked(catalogue, view)
+    return await listing.list_own(db, caller, part, view.service or None, view.q or None, **asked, sort=view.order)
+
+
+async def _total(db: Database, caller: Principal, catalogue: Catalogue, view: View, page: Page[KeyInfo]) -> int:
+    """Return how many keys the list has on all its pages."""
+    if page.cursor is None and not view.cursor:
+        return len(page.items)
+    return await listing.count_own(db, caller, view.service or None, view.q or None, **_asked(catalogue, view))
+
+
+class _Asked(TypedDict):
+    named: Sequence[str]
+    status: Status | None
+    verdict: Verdict | None
+
+
+def _asked(catalogue: Catalogue, view: View) -> _Asked:
+    return _Asked(
+        named=selecting.services_named(catalogue, view.q),
+        status=Status(view.status) if view.status else None,
+        verdict=Verdict(view.check) if view.check else None,
     )
 
 

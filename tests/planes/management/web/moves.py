@@ -187,6 +187,9 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
                 "expires_at": None,
                 "last_used_at": None,
                 "last_used_by": None,
+                "settings": "{}",
+                "is_default": False,
+                **dict.fromkeys(("check_verdict", "checked_at", "check_detail", "checked_by")),
                 **key,
             }
             for key in keys

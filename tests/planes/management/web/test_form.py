@@ -430,13 +430,13 @@ def test_a_search_that_fails_leaves_the_list_and_the_search(ada: Person) -> None
     page = ada.page
     page.reload()
     page.route("**/settings/api-keys?*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
-    page.get_by_label("Search labels").fill("fir")
+    page.get_by_label("Search keys").fill("fir")
     expect(page.get_by_role("status")).to_contain_text("keyman could not be reached")
     expect(rows(page)).to_have_count(11)
     page.unroute("**/settings/api-keys?*")
-    page.get_by_label("Search labels").fill("nothing like it")
+    page.get_by_label("Search keys").fill("nothing like it")
     expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
-    expect(page.get_by_role("status")).to_have_text("Keys shown: 0")
+    expect(page.locator("#heard")).to_have_text("Keys shown: 0")
     assert [line for line in ada.complaints if "TypeError" in line] == []
 
 
@@ -446,13 +446,13 @@ def test_a_search_that_answers_late_closes_no_form(ada: Person) -> None:
     page.reload()
     held_back: list[Route] = []
     page.route("**/settings/api-keys?*", lambda route: _hold(held_back, route))
-    page.get_by_label("Search labels").fill("fir")
+    page.get_by_label("Search keys").fill("fir")
     page.wait_for_timeout(400)  # the search waits for the end of the typing
     press(page, "Add New Key")
     fill(page, label="being typed")
     for route in held_back:
         route.continue_()
-    expect(page.get_by_role("status")).to_have_text("Keys shown: 11")
+    expect(page.locator("#heard")).to_have_text("Keys shown: 11")
     expect(page.get_by_label("Label", exact=True)).to_have_value("being typed")
 
 

@@ -160,7 +160,7 @@ PUT_TOGETHER = {
 }
 """Where the code says what is no sentence of the source: by file, function and kind of expression."""
 
-NO_FILTERS = "no page filters or sorts the list"
+IGNORED = "a page ignores filters and orders that it does not know"
 
 PLAIN = "pages say it in plain words: see `words.py`"
 
@@ -170,10 +170,10 @@ NOT_FOR_PEOPLE = {
     "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
     "must be a cursor from a Link header": "a page takes any other cursor for none",
     "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
-    "must be active, disabled, expired or undecryptable": NO_FILTERS,
-    "must be a verdict, such as accepted or refused": NO_FILTERS,
-    "must be created, name or used, with - in front of it for a descending order": NO_FILTERS,
-    "belongs to a list with another sort or other filters": NO_FILTERS,
+    "must be active, disabled, expired or undecryptable": IGNORED,
+    "must be a verdict, such as accepted or refused": IGNORED,
+    "must be created, name or used, with - in front of it for a descending order": IGNORED,
+    "belongs to a list with another sort or other filters": IGNORED,
 }
 
 THE_SAME = {"Name", "Region", "Status", "Token"}
@@ -642,6 +642,10 @@ async def see_the_keys(walk: Walk) -> None:
     await let_time_pass(walk.plane, ids)
     for query in ("", "?service=OPENAI&q=zz", "?q=nothing", f"?cursor={Cursor(ids[-1])}"):
         await walk.get(f"{KEYS}{query}")
+    sorted_list = await walk.client.get(f"{KEYS}?sort=name")
+    (later,) = re.findall(r'href="([^"]*)" rel="next"', sorted_list.text)
+    walk.seen.append(("sorted", sorted_list))
+    await walk.get(html.unescape(later))
     for done in ("created", "changed", "paused", "resumed", "deleted"):
         await walk.get(f"{KEYS}?done={done}&saved={ids[0]}")
     await walk.get(f"{KEYS}/new")

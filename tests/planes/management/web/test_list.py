@@ -34,28 +34,28 @@ def test_up_to_ten_keys_are_seen_at_a_glance_and_with_more_they_can_be_searched(
     page.evaluate("window.stays = 'the same page'")
     page.get_by_label("Show service").select_option(label="Anthropic")
     expect(rows(page)).to_have_count(5)
-    expect(page).to_have_url(re.compile(r"\?service=ANTHROPIC&q=$"))
-    page.get_by_label("Search labels").press_sequentially("KEY 0003")
+    expect(page).to_have_url(re.compile(r"\?q=&service=ANTHROPIC&status=&check=&sort=$"))
+    page.get_by_label("Search keys").press_sequentially("KEY 0003")
     expect(rows(page)).to_have_count(1)
-    expect(page).to_have_url(re.compile(r"service=ANTHROPIC&q=KEY(\+|%20)0003$"))
-    expect(page.get_by_label("Search labels")).to_be_focused()
-    page.get_by_label("Search labels").fill("nothing like it")
+    expect(page).to_have_url(re.compile(r"\?q=KEY(\+|%20)0003&service=ANTHROPIC&"))
+    expect(page.get_by_label("Search keys")).to_be_focused()
+    page.get_by_label("Search keys").fill("nothing like it")
     expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     assert page.evaluate("window.stays") == "the same page"
     # What was searched for is searched for after a reload, too.
-    page.get_by_label("Search labels").fill("key 0003")
+    page.get_by_label("Search keys").fill("key 0003")
     expect(rows(page)).to_have_count(1)
     page.reload()
     expect(rows(page)).to_have_count(1)
     expect(page.get_by_label("Show service")).to_have_value("ANTHROPIC")
-    expect(page.get_by_label("Search labels")).to_have_value("key 0003")
+    expect(page.get_by_label("Search keys")).to_have_value("key 0003")
     # A change leads back to where it was made from.
     press(page, "Edit", rows(page))
     page.get_by_label("Label", exact=True).fill("key 0003, changed")
     save(page)
     expect(rows(page)).to_have_count(1)
     expect(rows(page)).to_contain_text("key 0003, changed")
-    expect(page.get_by_label("Search labels")).to_have_value("key 0003")
+    expect(page.get_by_label("Search keys")).to_have_value("key 0003")
     opened = press(page, "Delete", rows(page))
     opened.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("link", name="Show all keys").click()
@@ -69,10 +69,10 @@ def test_without_javascript_the_list_is_searched_by_a_plain_form(arrive: Arrive,
     plant(dev_server.home, ada, *MANY[:12])
     ada.open(KEYS)
     page.get_by_label("Show service").select_option(label="OpenAI")
-    page.get_by_label("Search labels").fill("0004")
+    page.get_by_label("Search keys").fill("0004")
     page.get_by_role("button", name="Search").click()
     assert labels(page) == ["key 0004"]
-    expect(page).to_have_url(re.compile(r"service=OPENAI&q=0004$"))
+    expect(page).to_have_url(re.compile(r"\?q=0004&service=OPENAI&"))
     rows(page).get_by_role("button", name="Edit").click()
     page.get_by_label("Label", exact=True).fill("0004 changed")
     save(page)
@@ -101,20 +101,71 @@ def test_hundreds_of_keys_are_read_page_by_page(arrive: Arrive, dev_server: DevS
     page.get_by_role("link", name="Older").click()
     expect(rows(page)).to_have_count(10)
     expect(page.get_by_label("Show service")).to_have_value("OPENAI")
+    # In another order, pages are counted from its first one.
+    page.get_by_label("Sort").select_option(label="Label from A to Z")
+    expect(rows(page).first).to_contain_text("key 0000")
+    page.get_by_role("link", name="Next page").click()
+    expect(rows(page).first).to_contain_text("key 0100")
+    page.get_by_role("link", name="First page").click()
+    expect(page.get_by_text("50 of 60 keys")).to_be_visible()
     # And with a thousand it is the same list.
     plant(dev_server.home, ada, *MANY[120:])
     ada.open(KEYS)
     expect(rows(page)).to_have_count(50)
+    expect(page.get_by_text("50 of 1,000 keys")).to_be_visible()
     expect(rows(page).first).to_contain_text("key 0999")
-    page.get_by_label("Search labels").fill("key 0000")
+    page.get_by_label("Search keys").fill("key 0000")
     expect(rows(page)).to_have_count(1)
+    assert ada.complaints == []
+
+
+def test_keys_are_found_by_status_by_check_by_service_name_and_by_their_last_characters(
+    arrive: Arrive, dev_server: DevServer
+) -> None:
+    ada = join(arrive(signed_up=False))
+    page, checked = ada.page, {"checked_at": now(), "checked_by": "keyman", "check_detail": "x"}
+    plant(
+        dev_server.home,
+        ada,
+        *MANY[:8],
+        {"name": "paused", "disabled": True, "last_used_at": now()},
+        {"name": "refused", "check_verdict": "refused", **checked},
+        {"name": "by its end", "service": "GROQ", "last_4_chars": "gsk_...Qx7z"},
+    )
+    ada.open(KEYS)
+    for field, choice, found in (
+        ("Show status", "Paused", ["paused"]),
+        ("Show result of the check", "Refused", ["refused"]),
+    ):
+        page.get_by_label(field).select_option(label=choice)
+        expect(rows(page)).to_have_count(len(found))
+        assert labels(page) == found
+        page.get_by_label(field).select_option(index=0)
+        expect(rows(page)).to_have_count(11)
+    for text in ("qx7Z", "groq"):
+        page.get_by_label("Search keys").fill(text)
+        expect(rows(page)).to_have_count(1)
+        assert labels(page) == ["by its end"]
+    page.get_by_label("Search keys").fill("")
+    expect(rows(page)).to_have_count(11)
+    page.get_by_label("Sort").select_option(label="Last used first")
+    expect(rows(page).first).to_contain_text("paused")
+    # A change leads back to the same order and filters.
+    page.get_by_label("Show status").select_option(label="Paused")
+    expect(rows(page)).to_have_count(1)
+    press(page, "Edit", rows(page))
+    page.get_by_label("Label", exact=True).fill("paused, noted")
+    save(page)
+    assert labels(page) == ["paused, noted"]
+    expect(page.get_by_label("Show status")).to_have_value("disabled")
+    expect(page.get_by_label("Sort")).to_have_value("-used")
     assert ada.complaints == []
 
 
 def test_an_address_that_makes_no_sense_shows_the_list(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     ada.store({"service": "OPENAI", "api_key": OPENAI_KEY})
-    for each in ("?cursor=nonsense", "?service=nonsense", "?q=%00", "?saved=x&done=x"):
+    for each in ("?cursor=nonsense", "?service=nonsense", "?q=%00", "?saved=x&done=x", "?sort=x&status=x&check=x"):
         ada.open(f"{KEYS}{each}")
         expect(rows(ada.page)).to_have_count(1)
 

@@ -223,7 +223,7 @@ def test_labels_are_text_whatever_they_hold(arrive: Arrive) -> None:
     expect(page.get_by_label("Label", exact=True)).to_have_value(PAYLOADS[1])
     page.keyboard.press("Escape")
     ada.open(f"{KEYS}?service=OPENAI&q=%22%3E%3Cscript%3Edocument.title%3D1%3C%2Fscript%3E")
-    expect(page.get_by_label("Search labels")).to_have_value('"><script>document.title=1</script>')
+    expect(page.get_by_label("Search keys")).to_have_value('"><script>document.title=1</script>')
     expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
     # As the names of tokens, and as an address to sign in with.
     for label in PAYLOADS[:3]:

@@ -4,7 +4,7 @@
   const dialog = document.getElementById("dialog");
   const session = document.getElementById("session");
   const status = document.getElementById("status");
-  const heard = document.getElementById("heard"); // verdicts are read out; on the page they are beside their key
+  const heard = document.getElementById("heard"); // read out only: verdicts stand beside their key, and the count above the list
 
   // --- answers for htmx (only the pages of the settings have dialogs)
 
@@ -51,7 +51,7 @@
       } else if (hadFocus) {
         region.querySelector(".asks button")?.focus();
       }
-      (region.matches(".check") ? heard : status).textContent = region.dataset.status || "";
+      (region.matches(".check, #rows") ? heard : status).textContent = region.dataset.status || "";
     }
     localTimes();
   });
