@@ -186,6 +186,13 @@ async def revoke(db: Database, caller: Principal, token_id: TokenId) -> None:
         await _record_revocation(connection, caller.origin, token_id, deleted)
 
 
+async def revoke_current(db: Database, caller: Principal) -> None:
+    """Delete the token that the caller showed, whatever its scopes are. Raises Forbidden for a session and a JWT."""
+    if caller.kind is not Actor.TOKEN or caller.origin.actor_id is None:
+        raise Forbidden("Only an access token can be revoked here, and this request was not made with one.")
+    await revoke(db, caller, TokenId(caller.origin.actor_id))
+
+
 async def revoke_any(db: Database, token_id: TokenId) -> None:
     """Delete any token, as an operator. Raises NotFound."""
     _check_id(token_id)

@@ -116,7 +116,7 @@ def _weight(route: _Route) -> float:
     if route.path.endswith(("/login", "/signup", "/password", "/sign-in", "/sign-up", "/settings/account")):
         # A hash of a password takes a tenth of a second, on purpose: a few of them are enough.
         return 0.02 if route.method in UNSAFE else 1
-    if route.path.endswith(("/logout", "/sign-out", "/end", "/revoke")) or route.path == "/api/tokens/{token_id}":
+    if route.path.endswith(("/logout", "/sign-out", "/end", "/revoke")) or route.path.startswith("/api/tokens/"):
         return 0.05  # they take away what the attacker has
     if route.path == "/v1/resolve":
         return 6

@@ -84,6 +84,7 @@ ROUTES = (
     Route("DELETE", "/api/auth/me", {"current_password": "not this one"}, callers=(SESSION,)),
     Route("POST", "/api/tokens", {"name": "x"}),
     Route("DELETE", "/api/tokens/{other_token}"),
+    Route("DELETE", "/api/tokens/current", callers=(TOKEN,)),
     Route("POST", "/api/keys", KEY),
     Route("POST", "/api/keys", KEY, headers=(("idempotency-key", "new"),)),
     Route("POST", "/api/keys", {"service": "OPENAI", "api_key": OPENAI_KEY}, headers=(("idempotency-key", "kept"),)),

@@ -206,6 +206,21 @@ class TokenController(Controller):
         return await personal.list_own(db, caller)
 
     @delete(
+        "/current",
+        opt=needs(None) | ENDS_ACCESS,
+        security=SECURITY,
+        status_code=204,
+        operation_id="revokeCurrentToken",
+        response_description="The token is revoked.",
+        summary="Revoke this access token",
+        description="Revokes the access token of this request, which needs no scope for it. It stops working at once "
+        "on every replica. A session and a JWT are refused here.",
+        responses=may_answer(*CALLER_PROBLEMS),
+    )
+    async def revoke_current(self, db: Injected[Database], caller: Injected[Principal]) -> None:
+        await personal.revoke_current(db, caller)
+
+    @delete(
         "/{token_id:str}",
         opt=needs(Scope.TOKENS_MANAGE) | ENDS_ACCESS,
         security=SECURITY,

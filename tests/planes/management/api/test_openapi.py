@@ -36,6 +36,7 @@ EXPECTED = {
     "createToken": {201, 409, 429, *CALLER, *BODY},
     "listTokens": {200, *CALLER},
     "revokeToken": {204, 404, *CALLER},
+    "revokeCurrentToken": {204, *CALLER},
     "createKey": {201, 409, 422, 429, *CALLER, *BODY},
     "createKeys": {200, 409, 422, 429, *CALLER, *BODY},
     "listKeys": {200, *CALLER},

@@ -152,7 +152,13 @@ async def _new_session(url: URL) -> str:
     return cookie.reveal()
 
 
-FATAL = {"DELETE /api/tokens/{token_id}", "POST /api/auth/logout", "POST /api/auth/login", "POST /api/auth/signup"}
+FATAL = {
+    "DELETE /api/tokens/{token_id}",
+    "DELETE /api/tokens/current",
+    "POST /api/auth/logout",
+    "POST /api/auth/login",
+    "POST /api/auth/signup",
+}
 """Operations that end the credentials that they are tried with, or may: the next request gets new ones."""
 
 

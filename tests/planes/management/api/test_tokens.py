@@ -140,6 +140,20 @@ async def test_a_token_can_revoke_itself(shared: ApiPlane) -> None:
     problem(await script.get("/api/tokens"), "unauthenticated")
 
 
+async def test_every_token_can_revoke_itself_and_no_other_caller_can_ask_for_that(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    for scope in Scope:
+        script = await shared.token(ada, scope)
+        gone = await script.delete("/api/tokens/current")
+        assert (gone.status_code, gone.content) == (204, b"")
+        problem(await script.delete("/api/tokens/current"), "unauthenticated")
+    problem(await ada.delete("/api/tokens/current"), "forbidden")
+    assert (await ada.get("/api/tokens")).json() == []
+    entries = (await ada.get("/api/audit", params={"action": "token.revoke"})).json()
+    assert len(entries) == len(Scope)
+    assert all(entry["actor_token_id"] == entry["token_id"] for entry in entries)
+
+
 async def test_a_token_is_dead_at_its_expiry(shared: ApiPlane) -> None:
     ada = await shared.user()
     script = await shared.token(ada, expires_at=in_days(1))
