@@ -27,6 +27,7 @@ from keyman.client.protocols import AsyncResolverProtocol, ResolverProtocol
 from keyman.client.resolver import AsyncResolver, Resolver
 from keyman.client.shapes import (
     AuditEntry,
+    GatewayUse,
     Key,
     KeyCheck,
     KeyStatus,
@@ -51,6 +52,7 @@ __all__ = [
     "Conflict",
     "DeadlineExceeded",
     "Forbidden",
+    "GatewayUse",
     "IdempotencyMismatch",
     "InvalidRequest",
     "Key",

@@ -150,11 +150,22 @@ class NewKey:
     settings: Mapping[str, str] | None = None
 
 
+class GatewayUse(msgspec.Struct, frozen=True):
+    """How to use a service at the gateway: the base URL for its SDK, and the variables from which the SDK itself reads
+    this URL and the token. They are None if it reads none.
+    """
+
+    url: str
+    url_variable: str | None = None
+    token_variable: str | None = None
+
+
 class Service(msgspec.Struct, frozen=True):
     """A service of the catalogue: its identifier, the name to show for it, and where its users find their keys.
 
     `settings` is the JSON Schema of the settings of a key. `forwarded` says whether the gateway serves it, and
-    `checked` whether live checks know it.
+    `checked` whether live checks know it. Masks show the `prefixes`; only keys of this service begin with one of the
+    `exclusive_prefixes`. `gateway` is None if the gateway does not serve it, or its address is not known.
     """
 
     service: str
@@ -163,6 +174,9 @@ class Service(msgspec.Struct, frozen=True):
     settings: dict[str, object] = msgspec.field(default_factory=dict)
     forwarded: bool = False
     checked: bool = False
+    prefixes: tuple[str, ...] = ()
+    exclusive_prefixes: tuple[str, ...] = ()
+    gateway: GatewayUse | None = None
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,13 +13,26 @@ from keyman.providers.file import SLUG, read_services
 from keyman.providers.masking import mask
 from keyman.providers.services import SHIPPED, Service
 from keyman.providers.settings import Setting
+from keyman.providers.snippets import snippets
 from keyman.values import JsonSchema
+
+
+class GatewayUse(msgspec.Struct):
+    """How programs use a service at the gateway: the base URL for its SDK, and the variables from which the SDK itself
+    reads this URL and the token. They are None if it reads none.
+    """
+
+    url: str
+    url_variable: str | None
+    token_variable: str | None
 
 
 class ServiceInfo(msgspec.Struct):
     """A service in the list of services.
 
     `settings` is a JSON Schema. `forwarded` is True if the gateway serves it, and `checked` if live checks know it.
+    Masks show the `prefixes`; only keys of this service begin with one of the `exclusive_prefixes`. `gateway` is None
+    if the gateway does not serve it, or its address is not known.
     """
 
     service: str
@@ -28,6 +41,9 @@ class ServiceInfo(msgspec.Struct):
     settings: JsonSchema
     forwarded: bool
     checked: bool
+    prefixes: tuple[str, ...]
+    exclusive_prefixes: tuple[str, ...]
+    gateway: GatewayUse | None
 
 
 class ServiceSlug(str):
@@ -75,7 +91,8 @@ class Catalogue:
     def __contains__(self, service: str) -> bool:
         return service in self._services
 
-    def infos(self) -> list[ServiceInfo]:
+    def infos(self, gateway: str | None = None) -> list[ServiceInfo]:
+        """Return all services, with how they are used at the gateway with this address."""
         return [
             ServiceInfo(
                 service.service,
@@ -84,6 +101,9 @@ class Catalogue:
                 service.settings_schema(),
                 forwarded=service.upstream is not None,
                 checked=service.upstream is not None and service.upstream.check is not None,
+                prefixes=service.prefixes,
+                exclusive_prefixes=service.exclusive,
+                gateway=_use_at(gateway, service),
             )
             for service in self._services.values()
         ]
@@ -138,6 +158,11 @@ class Catalogue:
     def claim_on(self, value: str) -> str:
         """Return the longest prefix of the value that only one service uses, or an empty text."""
         return _longest(value, self._claims)
+
+
+def _use_at(gateway: str | None, service: Service) -> GatewayUse | None:
+    lines = None if gateway is None else snippets(service, gateway)
+    return None if lines is None else GatewayUse(lines.url, lines.url_variable, lines.token_variable)
 
 
 def _longest(value: str, prefixes: tuple[str, ...]) -> str:

@@ -55,6 +55,11 @@ _TOKEN = {
     "expires_at": "2030-01-31T00:00:00Z",
     "last_used_at": None,
 }
+_GATEWAY_USE = {
+    "url": "https://gateway.example.com/openai/v1",
+    "url_variable": "OPENAI_BASE_URL",
+    "token_variable": "OPENAI_API_KEY",
+}
 EXAMPLES: Mapping[str, object] = {
     "Account": {"id": 7, "email": "ada@example.com", "created_at": "2023-10-27T10:00:00Z"},
     "AuditEntry": {
@@ -103,6 +108,7 @@ EXAMPLES: Mapping[str, object] = {
         "last_used_at": "2023-10-27T10:00:00Z",
         "blocked": False,
     },
+    "GatewayUse": _GATEWAY_USE,
     "Readiness": {"status": "ok", "checks": {"database": "ok", "vault": "ok"}},
     "Replacement": {"api_key": "sk-Zt81LqoPw5aYc3hVn6Xe9876"},
     "ServiceInfo": {
@@ -116,6 +122,9 @@ EXAMPLES: Mapping[str, object] = {
         },
         "forwarded": True,
         "checked": True,
+        "prefixes": ["ABSK", "bedrock-api-key-"],
+        "exclusive_prefixes": ["ABSKQmVkcm9ja0FQ", "bedrock-api-key-"],
+        "gateway": _GATEWAY_USE,
     },
     "TokenInfo": _TOKEN,
 }

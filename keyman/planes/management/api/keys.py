@@ -303,11 +303,11 @@ class KeyController(Controller):
     response_description="The catalogue.",
     summary="List the services",
     description="The catalogue: the values that `service` can have, with the name to show for each, the page where its "
-    "users find their keys, and the JSON Schema of `settings`.",
+    "users find their keys, and the JSON Schema of `settings`. `gateway` is how programs use it at the gateway.",
     responses=may_answer(*CALLER_PROBLEMS),
 )
-async def list_services(catalogue: Injected[Catalogue]) -> list[ServiceInfo]:
-    return catalogue.infos()
+async def list_services(catalogue: Injected[Catalogue], settings: Injected[Settings]) -> list[ServiceInfo]:
+    return catalogue.infos(settings.gateway_public_url)
 
 
 def _with_etag(key: KeyInfo) -> Response[KeyInfo]:

@@ -15,8 +15,8 @@ from keyman.ids import KeyId
 from keyman.keys.schemas import KeyInfo
 from keyman.planes.management.web.keys import own_key, view_behind
 from keyman.planes.management.web.pages import Visit
-from keyman.planes.management.web.snippets import VARIABLE, Snippets, snippets
 from keyman.providers.catalogue import Catalogue
+from keyman.providers.snippets import VARIABLE, Snippets, snippets
 from keyman.storage.transactions import Database
 
 

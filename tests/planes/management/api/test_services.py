@@ -16,7 +16,10 @@ from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
 
-SERVICE_FIELDS = {"service", "name", "console_url", "settings", "forwarded", "checked"}
+SERVICE_FIELDS = {
+    *("service", "name", "console_url", "settings", "forwarded", "checked"),
+    *("prefixes", "exclusive_prefixes", "gateway"),
+}
 
 NAMES = {"OPENAI": "OpenAI", "ANTHROPIC": "Anthropic"}
 
@@ -73,6 +76,9 @@ async def test_the_catalogue_has_the_documented_services(shared: ApiPlane) -> No
         "settings": {"type": "object", "properties": {}, "additionalProperties": False},
         "forwarded": True,
         "checked": True,
+        "prefixes": ["sk-"],
+        "exclusive_prefixes": ["sk-proj-", "sk-svcacct-", "sk-admin-"],
+        "gateway": None,
     }
     members = {entry["service"]: [*entry["settings"]["properties"]] for entry in services}
     assert {service: names for service, names in members.items() if names} == {
@@ -80,6 +86,25 @@ async def test_the_catalogue_has_the_documented_services(shared: ApiPlane) -> No
         "AWS_BEDROCK": ["region"],
         "GOOGLE_VERTEX": ["project", "location"],
     }
+
+
+async def test_a_service_says_how_programs_use_it_at_the_gateway(tmp_path: Path, provisioned: Vault) -> None:
+    database = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    given = {"gateway_public_url": "https://gateway.example.com"}
+    async with fresh_plane_at(database, provisioned.settings, quick(), **given) as plane:
+        ada = await plane.user()
+        uses = {entry["service"]: entry["gateway"] for entry in (await ada.get("/api/services")).json()}
+    assert uses["OPENAI"] == {
+        "url": "https://gateway.example.com/openai/v1",
+        "url_variable": "OPENAI_BASE_URL",
+        "token_variable": "OPENAI_API_KEY",
+    }
+    assert uses["MISTRAL"] == {
+        "url": "https://gateway.example.com/mistral",
+        "url_variable": None,
+        "token_variable": None,
+    }
+    assert uses["GOOGLE_VERTEX"] is None
 
 
 async def test_every_service_of_the_catalogue_can_be_stored(shared: ApiPlane) -> None:

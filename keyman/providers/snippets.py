@@ -21,24 +21,28 @@ CHAT = "chat/completions"
 class Sdk(NamedTuple):
     """How to use an SDK. `{url}` is the address of the service at the gateway, and `path` follows it for this SDK.
 
-    `variables` are those that it reads itself, where the address is one of them: otherwise it would send the token to
-    the provider. `{token}` is how a shell writes the token.
+    `variables` are those that it reads itself, for the address and the token. There are none where it does not read the
+    address: it would send the token to the provider.
     """
 
     python: str
-    variables: Mapping[str, str]
+    variables: tuple[str, str] | None
     path: str = ""
 
 
 class Snippets(NamedTuple):
     """The base URL of a service at the gateway, as its SDK takes it, and the lines that use it. A text is empty where
     nothing is known.
+
+    `url_variable` and `token_variable` are the names of the variables that the SDK reads itself.
     """
 
     url: str
     curl: str
     python: str
     variables: str
+    url_variable: str | None = None
+    token_variable: str | None = None
 
 
 def snippets(service: Service, gateway: str) -> Snippets | None:
@@ -49,9 +53,13 @@ def snippets(service: Service, gateway: str) -> Snippets | None:
     sdk = _SDKS.get(service.service) or _openai(service.upstream)
     if sdk is None:
         return Snippets(url, _curl(service.upstream, url), "", "")
-    filled = {"url": f"{url}{sdk.path}", "token": f"${VARIABLE}", "env": f'os.environ["{VARIABLE}"]'}
-    variables = "\n".join(f'export {name}="{value.format(**filled)}"' for name, value in sdk.variables.items())
-    return Snippets(filled["url"], _curl(service.upstream, url), sdk.python.format(**filled), variables)
+    base = f"{url}{sdk.path}"
+    python = sdk.python.format(url=base, env=f'os.environ["{VARIABLE}"]')
+    curl = _curl(service.upstream, url)
+    if sdk.variables is None:
+        return Snippets(base, curl, python, "")
+    of_url, of_token = sdk.variables
+    return Snippets(base, curl, python, f'export {of_url}="{base}"\nexport {of_token}="${VARIABLE}"', of_url, of_token)
 
 
 def _curl(upstream: Upstream, url: str) -> str:
@@ -78,7 +86,7 @@ def _openai(upstream: Upstream) -> Sdk | None:
     lists = f"GET {bases[0]}/models" in upstream.paths
     call = _MODELS if lists else _HELLO
     python = f'import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="{{url}}", api_key={{env}})\n{call}'
-    return Sdk(python, {"OPENAI_BASE_URL": "{url}", "OPENAI_API_KEY": "{token}"}, bases[0])
+    return Sdk(python, ("OPENAI_BASE_URL", "OPENAI_API_KEY"), bases[0])
 
 
 _MODELS = "print([model.id for model in client.models.list()])"
@@ -93,36 +101,36 @@ _SDKS: Mapping[str, Sdk] = {
     "ANTHROPIC": Sdk(
         "import os\nfrom anthropic import Anthropic\n\n"
         f'client = Anthropic(base_url="{{url}}", api_key={{env}})\n{_MODELS}',
-        {"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "{token}"},
+        ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
     ),
     "GOOGLE": Sdk(
         "import os\nfrom google import genai\n\n"
         'client = genai.Client(api_key={env}, http_options={{"base_url": "{url}"}})\n'
         "print([model.name for model in client.models.list()])",
-        {"GOOGLE_GEMINI_BASE_URL": "{url}", "GEMINI_API_KEY": "{token}"},
+        ("GOOGLE_GEMINI_BASE_URL", "GEMINI_API_KEY"),
     ),
     "MISTRAL": Sdk(
         "import os\nfrom mistralai import Mistral\n\n"
         'client = Mistral(server_url="{url}", api_key={env})\n'
         "print([model.id for model in client.models.list().data])",
-        {},
+        None,
     ),
     "COHERE": Sdk(
         "import os\nimport cohere\n\n"
         'client = cohere.ClientV2(base_url="{url}", api_key={env})\n'
         "print([model.name for model in client.models.list().models])",
-        {"CO_API_URL": "{url}", "CO_API_KEY": "{token}"},
+        ("CO_API_URL", "CO_API_KEY"),
     ),
     "GROQ": Sdk(
         "import os\nfrom groq import Groq\n\n"
         'client = Groq(base_url="{url}", api_key={env})\n'
         "print([model.id for model in client.models.list().data])",
-        {"GROQ_BASE_URL": "{url}", "GROQ_API_KEY": "{token}"},
+        ("GROQ_BASE_URL", "GROQ_API_KEY"),
     ),
     "REPLICATE": Sdk(
         'import os\nimport replicate\n\nclient = replicate.Client(base_url="{url}", api_token={env})\n'
         'print(client.run("OWNER/MODEL", input={{"prompt": "Hello"}}))',
-        {},
+        None,
     ),
 }
 """By service, where the provider's own SDK differs from OpenAI's."""
