@@ -160,12 +160,12 @@ def test_a_plain_install_is_the_client_and_its_fakes(run: Run) -> None:
     }  # fmt: skip
 
 
-PLAIN = {
-    "keyman",
-    *(
-        f"keyman.{name}"
-        for name in ("__main__", "errors", "extras", "loopback", "memory", "quantities", "retry", "secret", "version")
-    ),
+PLAIN = {"keyman"} | {
+    f"keyman.{name}"
+    for name in (
+        *("__main__", "errors", "extras", "loopback", "memory", "private", "quantities", "retry", "secret"),
+        "version",
+    )
 }
 """What a plain install can import besides the client and its fakes."""
 

@@ -72,6 +72,7 @@ LAYERS = (
         "loopback",
         "memory",
         "patterns",
+        "private",
         "quantities",
         "retry",
         "version",
@@ -376,6 +377,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.http.guards",  # the cookie is set
         "keyman.planes.management.web.desk",  # the cookie of a visit is set
         "keyman.cli.app",  # an application's token is printed once
+        "keyman.cli.common",  # a new password, to be parsed
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
         "keyman.cli.serve",  # the AppRole's secret is handed on to the workers

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from keyman.cli.app_jwt import workload_of
-from keyman.cli.common import Duration, environment, home_option, json_option, parsed, print_rows, run
+from keyman.cli.common import environment, home_option, parsed, run
 from keyman.cli.groups import Group
+from keyman.cli.terminal import Duration, json_option, print_rows
 from keyman.clock import now
 from keyman.config.identity import WORKLOAD_AUDIENCE
 from keyman.config.settings import load_services_file

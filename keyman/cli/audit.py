@@ -18,10 +18,11 @@ from keyman.audit.chain import Head
 from keyman.audit.entries import Action
 from keyman.audit.listing import Filter
 from keyman.audit.verification import Verified
-from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
+from keyman.cli.common import home_option, parsed, run
 from keyman.cli.groups import Group
 from keyman.cli.progress import progress
 from keyman.cli.signatures import KeyName, check_signatures, sign, signing_key_option
+from keyman.cli.terminal import Duration, json_option, print_rows
 from keyman.clock import now
 from keyman.errors import KeymanError, raise_alone
 from keyman.identity.selection import find_chosen

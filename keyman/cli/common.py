@@ -1,20 +1,17 @@
-"""The common part of the commands: reading settings, printing results, running with the database."""
+"""The common part of the operators' commands: reading settings, and running with the database."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import click
-import msgspec
 from sqlalchemy.engine import URL
 
+from keyman.cli.terminal import read_secret
 from keyman.config.database import load_database_url
 from keyman.dev.home import Home
 from keyman.errors import ConfigurationError
@@ -36,31 +33,6 @@ def home_option(command: C) -> C:
         type=click.Path(path_type=Path, file_okay=False),
         help="Use the settings, database and Vault that `keyman dev` keeps in this directory.",
     )(command)
-
-
-def json_option(command: C) -> C:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-
-
-class Duration(click.ParamType[timedelta]):
-    """A parameter type for a number and a unit, such as 24h, up to `longest`."""
-
-    name = "duration"
-
-    def __init__(self, longest: timedelta) -> None:
-        self._longest = longest
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        shape = re.fullmatch(r"([0-9]{1,7})([smhd])", str(value))
-        if shape is None:
-            self.fail("must be a number and a unit, such as 90s, 30m, 24h or 7d", param, ctx)
-        duration = timedelta(**{_UNITS[shape[2]]: int(shape[1])})
-        if duration > self._longest:
-            self.fail(f"must be at most {self._longest.days}d", param, ctx)
-        return duration
-
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def environment(home: Path | None) -> Mapping[str, str]:
@@ -95,35 +67,12 @@ def run(work: Callable[[Database], Awaitable[T]], home: Path | None) -> T:
 
 
 def new_password() -> NewPassword:
-    """Read a password from a prompt, twice, or from the first line of standard input.
-
-    It is never an argument, because every user of the machine can read the arguments of a process. Raises
-    ConfigurationError.
-    """
-    if sys.stdin is None:
-        raise ConfigurationError("There is no standard input to read the password from.")
-    try:
-        if sys.stdin.isatty():
-            text = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-        else:
-            # The bytes, because in another locale the text would be another password than the one of a browser.
-            text = sys.stdin.buffer.readline().decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise ConfigurationError("The password must be UTF-8 text.") from None
+    """Read a password from a prompt, twice, or from the first line of standard input. Raises ConfigurationError."""
+    text = read_secret("password", "Password", twice=True).reveal()
     try:
         return NewPassword.parse(text)
     except ValueError as fault:
         raise ConfigurationError(f"The password {fault}.") from None
-
-
-def require_confirmation(question: str) -> None:
-    """Ask at the terminal, and end the command with exit code 1 if the answer is no.
-
-    Raises ConfigurationError if there is no terminal: a script says --yes.
-    """
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise ConfigurationError("There is no terminal to ask for confirmation. Add --yes if you are sure.")
-    click.confirm(question, abort=True, err=True)
 
 
 def parsed(kind: type[V], text: str, name: str) -> V:
@@ -132,26 +81,3 @@ def parsed(kind: type[V], text: str, name: str) -> V:
         return kind.parse(text)
     except ValueError as fault:
         raise click.BadParameter(str(fault), param_hint=name) from None
-
-
-def print_rows(rows: Sequence[msgspec.Struct], columns: Sequence[str], *, as_json: bool) -> None:
-    """Print a list on standard output: aligned columns, or JSON with every field."""
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
-        return
-    table = [[name.upper().replace("_", " ") for name in columns]]
-    table += [[_cell(getattr(row, name)) for name in columns] for row in rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    if isinstance(value, list):
-        value = " ".join(str(part) for part in value) or "-"
-    # Escape the other characters, because a terminal would obey them.
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(value))

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from keyman.cli.common import environment, home_option, json_option
+from keyman.cli.common import environment, home_option
+from keyman.cli.terminal import json_option
 from keyman.config.settings import Settings, load
 from keyman.dev.home import Home
 from keyman.doctor import checks, configuration, database, encryption_key, issuer, vault

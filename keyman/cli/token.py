@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from keyman.cli.common import Duration, home_option, json_option, parsed, print_rows, run
+from keyman.cli.common import home_option, parsed, run
 from keyman.cli.groups import Group
+from keyman.cli.terminal import Duration, json_option, print_rows
 from keyman.clock import now
 from keyman.identity import personal_tokens as personal
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope

@@ -8,16 +8,9 @@ from typing import TypeVar
 
 import click
 
-from keyman.cli.common import (
-    home_option,
-    json_option,
-    new_password,
-    parsed,
-    print_rows,
-    require_confirmation,
-    run,
-)
+from keyman.cli.common import home_option, new_password, parsed, run
 from keyman.cli.groups import Group
+from keyman.cli.terminal import json_option, print_rows, require_confirmation
 from keyman.identity import users
 from keyman.identity.identities import Identity
 from keyman.identity.passwords import Passwords

@@ -9,11 +9,12 @@ from typing import TypeVar
 import click
 import msgspec
 
-from keyman.cli.common import home_option, json_option
+from keyman.cli.common import home_option
 from keyman.cli.groups import Group
 from keyman.cli.logins import admin_settings, as_admin
-from keyman.dev.home import write_private
+from keyman.cli.terminal import json_option
 from keyman.errors import ConfigurationError
+from keyman.private import write_private
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.provision import (
     ROLES,

@@ -21,9 +21,9 @@ from typing import BinaryIO
 import aiohttp
 
 from keyman.config.vault import VaultSettings
-from keyman.dev.home import open_private, read_private, write_private
 from keyman.errors import ConfigurationError, raise_alone
 from keyman.extras import missing
+from keyman.private import open_private, read_private, write_private
 from keyman.processes import spawn, stop
 from keyman.secret import Secret
 from keyman.telemetry import Metrics

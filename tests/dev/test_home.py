@@ -16,8 +16,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from keyman.config.database import load_database_url
-from keyman.dev.home import Home, without_own, write_private
+from keyman.dev.home import Home, without_own
 from keyman.errors import ConfigurationError
+from keyman.private import write_private
 
 
 @contextmanager
@@ -216,7 +217,7 @@ def test_a_home_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
 def test_a_file_is_utf_8_whatever_the_locale_is(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
-        "from keyman.dev.home import write_private\n"
+        "from keyman.private import write_private\n"
         f"write_private(Path({str(tmp_path)!r}, 'x'), 'K\\xfcche')"
     )
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
