@@ -10,7 +10,7 @@ from litestar import Litestar, Response, get, post
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.openapi.spec import Components, Contact, License, SecurityScheme, Tag
 from litestar.params import JSONBody
 from litestar.types import ControllerRouterHandler
 
@@ -73,6 +73,8 @@ def _described(
         title=words.title,
         version=__version__,
         description=words.description,
+        contact=Contact(name="The keyman developers"),
+        license=License(name="Apache License 2.0", identifier="Apache-2.0"),
         tags=list(words.tags),
         components=Components(security_schemes=dict(words.security)),
     )
@@ -117,6 +119,7 @@ def _refine(document: Document, examples: Mapping[str, object]) -> None:
     for name, example in examples.items():
         document.schemas[name]["examples"] = [example]
     for operation in document.operations:
+        operation.setdefault("security", [])  # an empty list says that no credentials are needed
         for content in operation.get("requestBody", {}).get("content", {}).values():
             document.schemas[content["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False
         for answer in operation["responses"].values():

@@ -169,5 +169,5 @@ def openapi_document(
     # Their entries are decoded one by one.
     document.schemas["NewKeys"]["properties"]["keys"]["items"] = {"$ref": "#/components/schemas/NewKey"}
     # The defaults of these fields are for answers that were kept before there were any.
-    document.schemas["KeyInfo"]["required"] += ["settings", "default"]
+    document.schemas["KeyInfo"]["required"] += ["settings", "check", "default"]
     return document.encoded()
