@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache, partial
 
 from litestar import Litestar
 from litestar.datastructures import State
 
 from keyman.config.settings import Settings
-from keyman.http import health
+from keyman.http import document, health
 from keyman.http.body import MAX_BYTES
 from keyman.http.direct import Direct
 from keyman.http.edge import Edge
@@ -31,6 +32,7 @@ from keyman.keys.release import USE, Releasing
 from keyman.planes import assembly
 from keyman.planes.gateway.callers import ADVICE, JwtOfAnybody, TokenOfAnybody, claimed
 from keyman.planes.gateway.checking import Checker, check_key
+from keyman.planes.gateway.document import openapi_document
 from keyman.planes.gateway.forwarding import Forwarder
 from keyman.planes.gateway.measures import Measures
 from keyman.planes.gateway.problems import render
@@ -54,10 +56,11 @@ def create_gateway(settings: Settings) -> Edge:
     jwt, gateway = settings.jwt, settings.gateway
     keys = None if jwt is None else keys_of(jwt, settings.jwt_ca_certificate)
     workloads = WorkloadProof(Fetcher(settings.jwt_ca_certificate), None if jwt is None else jwt.audience)
+    catalogue = Catalogue.load(settings.services_file)
     proofs: list[Proof] = [TokenOfAnybody(gateway), JwtOfAnybody(gateway, jwt, keys, workloads)]
     streams = Streams(gateway.concurrency, settings.drain + gateway.drain)
     litestar = Litestar(
-        route_handlers=[explain_problem, check_key, health.livez, health.readyz, health.metrics],
+        route_handlers=[*_DESCRIBED_ROUTES, document.openapi_document],
         guards=[authenticate],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
@@ -66,10 +69,16 @@ def create_gateway(settings: Settings) -> Edge:
         logging_config=None,
         openapi_config=None,
         request_max_body_size=MAX_BYTES,
-        state=State({"authentication": Authentication(proofs, ADVICE), "metrics": metrics, "settings": settings}),
+        state=State(
+            {
+                "authentication": Authentication(proofs, ADVICE),
+                "metrics": metrics,
+                "openapi": cache(partial(openapi_document, _DESCRIBED_ROUTES, _DEPENDENCIES, catalogue)),
+                "settings": settings,
+            }
+        ),
     )
     require_rules(litestar)
-    catalogue = Catalogue.load(settings.services_file)
     measures = Measures(metrics.registry, [one.service for one in catalogue.services() if one.upstream is not None])
     forwarder = Forwarder(Direct(litestar), catalogue, proofs, gateway, streams, measures)
     by_name = {found.service.service: found for found in forwarded(catalogue).values()}
@@ -113,7 +122,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
+_DESCRIBED_ROUTES = [check_key, explain_problem, health.livez, health.readyz, health.metrics]
+
 _DEPENDENCIES = {
-    **{name: from_state(name) for name in ("checker", "db", "guard", "metrics", "probe", "releasing", "settings")},
+    **{
+        name: from_state(name)
+        for name in ("checker", "db", "guard", "metrics", "openapi", "probe", "releasing", "settings")
+    },
     "caller": CALLER,
 }

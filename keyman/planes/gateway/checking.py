@@ -11,11 +11,13 @@ from urllib.parse import urlsplit
 import msgspec
 from litestar import post
 
+from keyman import errors
 from keyman.clock import now
-from keyman.errors import Conflict, Problem
+from keyman.errors import Conflict, FieldError, Problem
 from keyman.http.body import read_json, takes
 from keyman.http.exchange import Message
 from keyman.http.guards import needs
+from keyman.http.openapi import BODY_PROBLEMS, may_answer
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.ids import KeyId
@@ -115,7 +117,27 @@ async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-@post("/v1/check", opt=needs(None) | takes(Wanted), status_code=HTTPStatus.OK)
+@post(
+    "/v1/check",
+    opt=needs(None) | takes(Wanted),
+    status_code=HTTPStatus.OK,
+    tags=("Live checks",),
+    security=[{"token": []}],
+    operation_id="checkKey",
+    summary="Check a key",
+    description="Opens the key, sends its provider one request that only reads and costs nothing, and stores the "
+    "verdict. Only the application that was registered with `keyman app create --checks` may call it.",
+    response_description="The verdict.",
+    responses=may_answer(
+        errors.Unauthenticated,
+        errors.Forbidden,
+        errors.NotFound,
+        errors.Undecryptable,
+        errors.VaultUnavailable,
+        *BODY_PROBLEMS,
+        fault=FieldError("key_id", "must be an id: a whole number of at least 1"),
+    ),
+)
 async def check_key(
     request: AnyRequest, checker: Injected[Checker], releasing: Injected[Releasing], caller: Injected[Principal]
 ) -> Checked:
