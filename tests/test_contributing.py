@@ -119,6 +119,7 @@ def test_dependabot_looks_where_something_is_pinned() -> None:
         ("pip", "/requirements"),
         ("github-actions", "/"),
         ("npm", "/tests/support/oidc-provider"),
+        ("npm", "/tests/support/openapi-tools"),
         ("docker", "/docker"),
         ("docker-compose", "/docker"),
     }

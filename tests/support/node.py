@@ -1,6 +1,6 @@
-"""The certified OpenID provider of npm, `oidc-provider`, as a process on loopback.
+"""Programs of npm: the certified OpenID provider `oidc-provider` as a process on loopback, and tools for OpenAPI.
 
-`npm ci` installs it from the lock file, once for each version of that file, into the virtual environment.
+`npm ci` installs each set from its lock file, once for each version of that file, into the virtual environment.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from tests.support.cli import environment
 from tests.support.waiting import PATIENCE
 
 SOURCE = Path(__file__).parent / "oidc-provider"
+OPENAPI_TOOLS = Path(__file__).parent / "openapi-tools"
 INSTALL = 300
-"""Seconds for `npm ci`, which downloads 9 MB."""
+"""Seconds for `npm ci`, which downloads 9 MB for the provider, and 60 MB for the tools."""
 
 
 class NotInstalled(Exception):
-    """npm cannot install the provider."""
+    """npm cannot install what is wanted."""
 
 
-def node_absence() -> str | None:
-    """None if there is Node, and the provider is or can be installed; else the reason in one line."""
+def node_absence(source: Path = SOURCE) -> str | None:
+    """None if there is Node, and what the directory locks is or can be installed; else the reason in one line."""
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
     if missing:
         return f"no {' and no '.join(missing)} on the PATH"
     try:
-        installed()
+        installed(source)
     except NotInstalled as fault:
         return str(fault)
     return None
 
 
-def installed() -> Path:
-    """Install the provider, unless it is, and return its directory. Raises NotInstalled."""
-    files = [SOURCE / name for name in ("package.json", "package-lock.json")]
+def installed(source: Path = SOURCE) -> Path:
+    """Install what the directory locks, unless it is, and return where `node_modules` is. Raises NotInstalled."""
+    files = [source / name for name in ("package.json", "package-lock.json")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    place = Path(sys.prefix) / f"oidc-provider-{digest[:12]}"
+    place = Path(sys.prefix) / f"{source.name}-{digest[:12]}"
     if not (place / "node_modules").exists():
-        with TemporaryDirectory(dir=sys.prefix, prefix="oidc-provider-") as made:
+        with TemporaryDirectory(dir=sys.prefix, prefix=f"{source.name}-") as made:
             for file in files:
                 shutil.copy(file, made)
             _install(Path(made) / "node_modules")
