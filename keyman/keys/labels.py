@@ -19,7 +19,7 @@ from keyman.clock import now
 from keyman.identity.principals import Principal
 from keyman.identity.standing import listed_in_array, listed_in_json
 from keyman.identity.tables import api_tokens, token_labels
-from keyman.ids import UserId
+from keyman.ids import KeyId, UserId
 from keyman.keys.rows import Shown
 from keyman.keys.tables import api_keys, key_labels
 from keyman.storage.arrays import as_list
@@ -67,6 +67,13 @@ async def names_of(db: Database, caller: Principal, entries: Collection[AuditEnt
         if found is not None:
             keys[entry.id] = KeyName(found.label, found.mask, entry.key_id in current)
     return Names(keys, {row.id: row.label or row.mask for row in tokens})
+
+
+async def of_deleted(db: Database, caller: Principal, key_id: KeyId) -> str | None:
+    """Return the label of a deleted key of the caller, or else its mask. None if there was no such key."""
+    async with db.read() as connection:
+        found = await _of(connection, _LAST, caller.user_id, [key_id])
+    return found[0].label or found[0].mask if found else None
 
 
 class _Named(NamedTuple):

@@ -97,7 +97,7 @@ async def delete(
     view = View.of_query((await Form.read(request)).text("view"))
     await own_key(db, caller, KeyId(key_id))
     await operations.remove(db, caller, KeyId(key_id), IfMatch())
-    return see_other(view.url(done="deleted"))
+    return see_other(view.url(saved=key_id, done="deleted"))
 
 
 def _ask_to_pause(

@@ -15,7 +15,7 @@ from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.errors import InvalidRequest, NotFound
 from keyman.http.guards import needs
-from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
@@ -24,6 +24,7 @@ from keyman.keys.schemas import KeyInfo, Status
 from keyman.keys.sorting import KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web import marks
+from keyman.planes.management.web.outcomes import Outcome
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.planes.management.web.verdicts import Checks
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
@@ -100,9 +101,11 @@ async def show_list(
     try:
         page = await _page(db, caller, catalogue, view)
     except InvalidRequest:  # the cursor of another list
-        return see_other(first.url(done=query.get("done")))
+        return see_other(first.url(done=query.get("done"), saved=query.get("saved")))
     if view.cursor and not page.items:
-        return see_other(first.url(done=query.get("done")))  # the keys of this page were deleted
+        return see_other(
+            first.url(done=query.get("done"), saved=query.get("saved"))
+        )  # the keys of this page were deleted
     moment = now()
     return visit.show(
         "keys.html",
@@ -118,9 +121,7 @@ async def show_list(
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
         usable=usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),
-        saved=query.get("saved", ""),
-        done=visit.done,
-        duplicate=await _duplicate(db, caller, query.get("duplicate", "")),
+        outcome=await Outcome.of(db, caller, catalogue, visit, query),
     )
 
 
@@ -150,14 +151,6 @@ def _asked(catalogue: Catalogue, view: View) -> _Asked:
         status=Status(view.status) if view.status else None,
         verdict=Verdict(view.check) if view.check else None,
     )
-
-
-async def _duplicate(db: Database, caller: Principal, raw: str) -> KeyInfo | None:
-    """Return the key that has the same value as the one that was saved, or None, also if it was deleted since."""
-    try:
-        return await operations.get(db, caller, KeyId(RowId.parse(raw))) if raw else None
-    except NotFound:
-        return None
 
 
 def offered(catalogue: Catalogue, caller: Principal | None) -> list[ServiceInfo]:

@@ -99,6 +99,12 @@ def save(page: Page) -> None:
     page.locator(".htmx-request").wait_for(state="detached")
 
 
+def discard(page: Page) -> None:
+    """Leave a dialog in which something was typed."""
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Discard", exact=True).click()
+
+
 def labels(page: Page) -> list[str]:
     """What the rows of the list are labelled with."""
     return rows(page).locator(".label").all_inner_texts()

