@@ -118,13 +118,28 @@ def raise_file_limit(wanted: int) -> int:
 def check_port(host: str, port: int) -> None:
     """Raises ConfigurationError when nothing can listen there. The server's own message would be a long traceback."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        bound(host, port).close()
     except (OSError, UnicodeError) as fault:
-        if getattr(fault, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+        if is_taken(fault):
             message = f"Port {port} on {host} is in use, or not allowed for this user: choose another with --port"
         else:
             message = f"{host} is not an address of this machine: choose another with --host"
         raise ConfigurationError(message) from None
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket with this address. Raises OSError, or UnicodeError for a name that is none."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def is_taken(fault: OSError | UnicodeError) -> bool:
+    """Return whether an address is this machine's, and its port in use or not allowed for this user."""
+    return getattr(fault, "errno", None) in (errno.EADDRINUSE, errno.EACCES)

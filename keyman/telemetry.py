@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from math import inf
@@ -22,15 +22,16 @@ from typing import Any, TextIO
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from keyman.errors import VaultReason
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("keyman")
 
 MULTIPROCESS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""The directory where the workers of one plane keep their counts. /metrics of each worker returns the sum."""
+"""The variable with the directory where the workers of one plane keep their counts."""
 
 REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Seconds. A listing takes 2 ms, a sign-in 150 ms (Argon2id), an operation that waits for Vault at most 5 s."""
@@ -124,6 +125,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.heartbeat = Gauge(
+            "keyman_worker_heartbeat_seconds",
+            "Unix time at which the worker that is the longest silent last said that it runs.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
         self.vault = Histogram(
             "keyman_vault_operation_seconds",
             "Time of one call to Vault, its retries included.",
@@ -186,10 +193,7 @@ class Metrics:
         if MULTIPROCESS_DIRECTORY not in os.environ:
             return generate_latest(self.registry)
         self.write_in_progress()
-        _forget_ended(Path(os.environ[MULTIPROCESS_DIRECTORY]))
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
-        return generate_latest(registry)
+        return render_workers(Path(os.environ[MULTIPROCESS_DIRECTORY]))
 
     @contextmanager
     def vault_operation(self, operation: str) -> Iterator[None]:
@@ -198,6 +202,26 @@ class Metrics:
             yield
         finally:
             self.vault.labels(operation).observe(perf_counter() - start)
+
+
+def render_workers(directory: Path) -> bytes:
+    """Return the sum of what the workers of a plane keep in this directory, in the Prometheus text format."""
+    _forget_ended(directory)
+    registry = CollectorRegistry()
+    registry.register(_Workers(directory))
+    return generate_latest(registry)
+
+
+class _Workers(Collector):
+    """The counts of workers. A file is empty for a moment when a worker makes it, and the library cannot read it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in self._directory.glob("*.db") if file.stat().st_size]
+        merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # left untyped
+        return merged
 
 
 def _forget_ended(directory: Path) -> None:

@@ -6,10 +6,13 @@ import asyncio
 import multiprocessing
 import os
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from math import ceil
+from pathlib import Path
+from socket import socket
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -20,11 +23,13 @@ from granian.log import LogLevels
 
 from keyman.cli import import_late
 from keyman.cli.common import run
+from keyman.config.metrics import METRICS_LISTEN
 from keyman.config.settings import Settings, load
 from keyman.config.vault import SECRET_ID, WRAPPED_SECRET_ID, VaultSettings
 from keyman.doctor.configuration import unsafe
 from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.handover import Handover, receive
+from keyman.http.metrics import open_listener, served
 from keyman.http.worker import Listener, Worker
 from keyman.memory import protect
 from keyman.processes import PARENT, check_port, raise_file_limit
@@ -89,9 +94,27 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
         log.error("the database is away: the plane answers 503 until it is back", kind=away.kind)
     _warn(settings, plane, host)
     listener = Listener(port, _room_for_connections(plane), settings.drain, always_drains=plane == "gateway")
+    metrics = open_listener(settings.metrics_listen, plane, port)
     _unwrap(settings, f"keyman-{plane}")
     finish = FINISH_SECONDS + (settings.gateway.drain if plane == "gateway" else 0)
-    _serve(PLANES[plane], host, workers, listener, Handover.take(), finish)
+    with nullcontext() if metrics is None else _counting(metrics):
+        _serve(PLANES[plane], host, workers, listener, Handover.take(), finish)
+
+
+@contextmanager
+def _counting(metrics: socket) -> Iterator[None]:
+    """Let workers that are started in this block write their counts to files, and serve the sum."""
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(TemporaryDirectory(prefix="keyman-metrics-"))
+        except OSError:
+            raise ConfigurationError(
+                f"The directory for temporary files cannot be written to: set TMPDIR to another, or {METRICS_LISTEN} "
+                "to off"
+            ) from None
+        os.environ[MULTIPROCESS_DIRECTORY] = directory
+        stack.enter_context(served(metrics, Path(directory)))
+        yield
 
 
 def _serve(module: str, host: str, workers: int, listener: Listener, handover: Handover, finish: float) -> None:
@@ -99,30 +122,27 @@ def _serve(module: str, host: str, workers: int, listener: Listener, handover: H
 
     `finish` is how many seconds a worker that has stopped accepting has for the requests that it has.
     """
-    with tempfile.TemporaryDirectory(prefix="keyman-metrics-") as directory:
-        if workers > 1:
-            os.environ[MULTIPROCESS_DIRECTORY] = directory
-        os.environ[PARENT] = str(os.getpid())
-        # A spawned worker reads these variables at its start, and gets the others through its own pipe. A forked one
-        # would share this process's open connections.
-        multiprocessing.set_start_method("spawn", force=True)
-        Granian(
-            "keyman",
-            address=host,
-            port=listener.port,
-            interface=Interfaces.ASGI,
-            loop=Loops.uvloop,
-            http=HTTPModes.http1,
-            http1_settings=HTTP1,
-            backlog=MAX_CONNECTIONS,
-            backpressure=listener.limit,
-            workers=workers,
-            websockets=False,
-            log_level=LogLevels.warning,
-            log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
-            respawn_failed_workers=True,
-            workers_kill_timeout=ceil(listener.drain + finish),
-        ).serve(target_loader=partial(load_application, module, handover, listener), wrap_loader=False)
+    os.environ[PARENT] = str(os.getpid())
+    # A spawned worker reads these variables at its start, and gets the others through its own pipe. A forked one
+    # would share this process's open connections.
+    multiprocessing.set_start_method("spawn", force=True)
+    Granian(
+        "keyman",
+        address=host,
+        port=listener.port,
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1,
+        backlog=MAX_CONNECTIONS,
+        backpressure=listener.limit,
+        workers=workers,
+        websockets=False,
+        log_level=LogLevels.warning,
+        log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
+        respawn_failed_workers=True,
+        workers_kill_timeout=ceil(listener.drain + finish),
+    ).serve(target_loader=partial(load_application, module, handover, listener), wrap_loader=False)
 
 
 def load_application(module: str, handover: Handover, listener: Listener) -> Callable[..., object]:

@@ -18,6 +18,7 @@ from keyman.config.checks import OF_CHECKS, CheckSettings, read_checks
 from keyman.config.database import read_database_url
 from keyman.config.gateway import OF_GATEWAY, GatewaySettings, read_gateway
 from keyman.config.identity import OF_JWT, JwtSettings, read_jwt
+from keyman.config.metrics import METRICS_LISTEN, Listen, listen
 from keyman.config.network import Network
 from keyman.config.oidc import OF_OIDC, OidcSettings, read_oidc
 from keyman.config.reader import Reader, certificate_file, existing_file, number, one_of, whole_number
@@ -32,6 +33,7 @@ OF_BOTH_PLANES = OF_JWT | {
     "KEYMAN_TRUSTED_PROXIES",
     "KEYMAN_MAX_QUEUE",
     "KEYMAN_DRAIN",
+    METRICS_LISTEN,
     "KEYMAN_LOG_FORMAT",
     "KEYMAN_LOG_LEVEL",
 }
@@ -61,6 +63,9 @@ OF_RESOLVER = frozenset({"KEYMAN_RESOLVE_RATE"})
 OF_THE_GATEWAY = OF_GATEWAY | {"KEYMAN_SERVICES_FILE"}
 """The variables that the gateway uses beside those of all planes."""
 
+METRICS_ON_PLANE = "_KEYMAN_METRICS_ON_PLANE"
+"""The variable by which `keyman dev` lets a plane answer `/metrics` on its own port."""
+
 ReadServices = Callable[[Path], object]
 """Checks the services file, and raises ValueError when it is invalid."""
 
@@ -73,7 +78,8 @@ class Settings:
     number of keys that one owner can have, and `max_writes` the number of writes a minute of one account in one
     process; 0 is no limit. `max_queue` is the number of requests that can wait in one process.
     `gateway_public_url` is the address at which people's own programs reach the gateway.
-    `drain` is in seconds: how long a plane goes on accepting connections after SIGTERM.
+    `drain` is in seconds: how long a plane goes on accepting connections after SIGTERM. Without `metrics_listen`, the
+    metrics are served on the plane's address in `keyman.config.metrics.DEFAULTS`.
     """
 
     database_url: URL
@@ -89,6 +95,8 @@ class Settings:
     duplicates_on: bool = True
     max_queue: int = 512
     drain: float = 5.0
+    metrics_listen: Listen | None = None
+    metrics_on_plane: bool = False
     oidc: OidcSettings | None = None
     gateway_public_url: str | None = None
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
@@ -153,6 +161,7 @@ def load(environ: Mapping[str, str], read_services: ReadServices | None = None) 
     assert vault is not None
     # A variable that is not set keeps the default of Settings.
     given = {name: value for name, value in read.items() if value is not None}
+    given["metrics_on_plane"] = METRICS_ON_PLANE in environ
     return Settings(database_url, vault, **given)  # type: ignore[arg-type]  # each value was parsed for its field
 
 
@@ -189,6 +198,7 @@ def _read_own(reader: Reader, read_services: ReadServices | None) -> dict[str, o
         "duplicates_on": None if duplicates is None else duplicates == "on",
         "max_queue": reader.optional("KEYMAN_MAX_QUEUE", whole_number(1, 100_000, "requests")),
         "drain": reader.optional("KEYMAN_DRAIN", number(0, 300, "seconds")),
+        "metrics_listen": reader.optional(METRICS_LISTEN, listen),
         "log_format": reader.optional("KEYMAN_LOG_FORMAT", one_of("json", "console")),
         "log_level": reader.optional("KEYMAN_LOG_LEVEL", one_of(*LOG_LEVELS)),
         "oidc": oidc,

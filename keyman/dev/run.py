@@ -19,6 +19,8 @@ import aiohttp
 import click
 
 from keyman import migrations
+from keyman.config.metrics import METRICS_LISTEN
+from keyman.config.settings import METRICS_ON_PLANE
 from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.checks import CHECKS, checks_of
@@ -115,7 +117,7 @@ def _signals() -> list[signal.Signals]:
 def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start one plane. The stack stops it."""
     command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
-    process = spawn(command, without_own(os.environ), handed=settings)
+    process = spawn(command, without_own(os.environ), handed={**settings, METRICS_ON_PLANE: "yes"})
     stack.callback(stop, process, float(settings["KEYMAN_DRAIN"]))
     return process
 
@@ -153,7 +155,12 @@ async def _set_up(home: Home, vault: EmbeddedVault, url: str, gateway_url: str, 
         "KEYMAN_DATABASE_URL": home.database.render_as_string(hide_password=False),
         "KEYMAN_VAULT_ADDR": vault.address,
     }
-    usual = {"KEYMAN_LOG_FORMAT": "console", "KEYMAN_DRAIN": "0", "KEYMAN_PUBLIC_URL": url}
+    usual = {
+        "KEYMAN_LOG_FORMAT": "console",
+        "KEYMAN_DRAIN": "0",
+        "KEYMAN_PUBLIC_URL": url,
+        METRICS_LISTEN: "off",  # each plane serves them on its own port
+    }
     home.write_resolver_settings({**usual, **taken.resolver, **own, **resolver})
     home.write_gateway_settings({**usual, "KEYMAN_GATEWAY_DRAIN": "0", **taken.gateway, **own, **gateway})
     checks = {} if CHECKS & taken.management.keys() else await checks_of(home, gateway_url)

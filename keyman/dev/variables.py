@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from keyman.config.metrics import METRICS_LISTEN, listen
 from keyman.config.settings import OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, OF_THE_GATEWAY, check_own
 from keyman.dev.home import is_utf8
 from keyman.errors import ConfigurationError
@@ -49,12 +50,26 @@ def take(environ: Mapping[str, str]) -> Taken:
         if name in found:  # operators' commands with --home may run in another directory
             found[name] = os.path.abspath(found[name])
 
-    def of(names: frozenset[str]) -> dict[str, str]:
-        return {name: value for name, value in found.items() if name in OF_BOTH_PLANES | names}
+    def of(names: frozenset[str], ports: int) -> dict[str, str]:
+        given = {name: value for name, value in found.items() if name in OF_BOTH_PLANES | names}
+        if METRICS_LISTEN in given:
+            given[METRICS_LISTEN] = _ports_up(given[METRICS_LISTEN], ports)
+        return given
 
     return Taken(
-        of(OF_MANAGEMENT | FILES_OF_SECRETS),
-        of(OF_RESOLVER),
-        of(OF_THE_GATEWAY),
+        of(OF_MANAGEMENT | FILES_OF_SECRETS, 0),
+        of(OF_RESOLVER, 1),
+        of(OF_THE_GATEWAY, 2),
         tuple(sorted(name for name, value in environ.items() if name.startswith(OWN) and value.strip())),
     )
+
+
+def _ports_up(metrics: str, ports: int) -> str:
+    """Return the address for the metrics of the plane that is so many ports up. Raises ConfigurationError."""
+    address = listen(metrics)
+    if address == "off":
+        return address
+    try:
+        return str(address.after(ports))
+    except ValueError as fault:
+        raise ConfigurationError(f"{METRICS_LISTEN} {fault}") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from keyman.config.metrics import METRICS_LISTEN
 from keyman.config.settings import Settings
 from keyman.doctor.findings import Finding, State, failed, ok, warning
 from keyman.loopback import is_loopback
@@ -20,6 +21,7 @@ def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, .
     yield _sign_up(settings)
     yield from _ways_in(settings)
     yield _proxies(settings)
+    yield _metrics(settings)
     yield from _channel_binding(settings)
     yield from _way_out(settings)
     yield _secret_files(settings, environ, files)
@@ -45,6 +47,7 @@ def unsafe(settings: Settings, plane: str, host: str) -> Iterator[Finding]:
         findings.append(_public_url(settings))
     else:
         findings.append(_resolver_address(host) if plane == "resolver" else _gateway_address(host))
+    findings.append(_metrics(settings))
     findings += _channel_binding(settings)
     yield from (finding for finding in findings if finding.state is not State.OK)
 
@@ -66,6 +69,19 @@ def _gateway_address(host: str) -> Finding:
         "address",
         "other machines reach the gateway, and send it tokens",
         "let them reach it over TLS, through a proxy that buffers neither requests nor answers",
+    )
+
+
+def _metrics(settings: Settings) -> Finding:
+    address = settings.metrics_listen
+    if address == "off":
+        return ok("metrics", "off")
+    if address is None or is_loopback(address.host):
+        return ok("metrics", "only this machine reaches them")
+    return warning(
+        "metrics",
+        "other machines reach the metrics, which need no credentials",
+        f"let only Prometheus reach the address in {METRICS_LISTEN}",
     )
 
 

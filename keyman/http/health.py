@@ -1,4 +1,7 @@
-"""`/livez`, `/readyz` and `/metrics`, for the platform. They need no credentials and return no secret."""
+"""`/livez` and `/readyz`, for the platform. They need no credentials and return no secret.
+
+`/metrics` is here for `keyman dev`. Elsewhere the parent of the workers serves it (`metrics.py`), on another port.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from typing import Literal
 import msgspec
 from litestar import MediaType, Response, get
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.types import ControllerRouterHandler
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import select
 
+from keyman.config.settings import Settings
 from keyman.errors import DatabaseUnavailable, VaultReason, VaultUnavailable
 from keyman.http.exchange import exchange_of
 from keyman.http.guards import PUBLIC
@@ -92,16 +97,16 @@ async def readyz(
 @get(
     "/metrics",
     opt=PUBLIC,
-    tags=("Health",),
     media_type=MediaType.TEXT,
-    operation_id="metrics",
-    response_description="The metrics.",
-    summary="Metrics for Prometheus",
-    description="The Prometheus text format. Labels come from fixed sets and contain no user data.",
-    responses=may_answer(),
+    include_in_schema=False,
 )
 async def metrics(metrics: Injected[Metrics]) -> Response[bytes]:
     return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def beside(settings: Settings) -> list[ControllerRouterHandler]:
+    """Return the route of `/metrics`, if this plane serves it on its own port."""
+    return [metrics] if settings.metrics_on_plane else []
 
 
 _ANSWERS = scalar(select(deployment.c.id), int)

@@ -77,6 +77,7 @@ class Worker:
         while True:
             count = count_connections(self._listener.port)
             metrics.open_connections.set(count)
+            metrics.heartbeat.set_to_current_time()
             metrics.write_in_progress()
             if (count >= limit) != self._is_full:
                 self._is_full = not self._is_full

@@ -158,6 +158,13 @@ def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development
     assert httpx.get(f"{fresh.url}/docs", verify=NO_TLS).status_code == 200
 
 
+def test_each_plane_shows_its_metrics_on_its_own_port(fresh: Fresh) -> None:
+    for plane in range(3):
+        answer = httpx.get(f"http://127.0.0.1:{fresh.port + plane}/metrics", verify=NO_TLS)
+        assert (answer.status_code, 'route="/readyz"' in answer.text) == (200, True)
+    assert "KEYMAN_METRICS_LISTEN=off" in (fresh.home / "gateway.env").read_text().splitlines()
+
+
 def test_what_lies_in_the_current_directory_is_never_run(fresh: Fresh) -> None:
     parts = dev_parts(fresh.live)
     for part in (parts.supervisor, parts.service, parts.worker, parts.resolver):

@@ -71,6 +71,19 @@ def test_each_plane_gets_what_it_uses_and_no_other_variable() -> None:
     assert (taken.root_path, taken.ignored) == ("/keyman", ())
 
 
+def test_each_plane_gets_an_address_of_its_own_for_its_metrics() -> None:
+    for given, addresses in (
+        ("127.0.0.1:9464", ["127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466"]),
+        ("[::1]:0", ["[::1]:0"] * 3),
+        ("off", ["off"] * 3),
+    ):
+        taken = take({"KEYMAN_METRICS_LISTEN": given})
+        planes = (taken.management, taken.resolver, taken.gateway)
+        assert [plane["KEYMAN_METRICS_LISTEN"] for plane in planes] == addresses
+    with pytest.raises(ConfigurationError, match="KEYMAN_METRICS_LISTEN needs the next two ports"):
+        take({"KEYMAN_METRICS_LISTEN": "127.0.0.1:65534"})
+
+
 def test_its_own_database_and_vault_are_not_taken_from_outside() -> None:
     outside = {"KEYMAN_VAULT_ADDR": "http://c4n4ry", "KEYMAN_DATABASE_PASSWORD": "c4n4ry", "KEYMAN_VAULT_KEY": ""}
     taken = take(outside)

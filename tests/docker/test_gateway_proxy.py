@@ -147,4 +147,4 @@ def test_metrics_of_the_gateway_do_not_go_through_the_proxy(fronted: Running, pa
     with socket.create_connection(("127.0.0.1", fronted.scene.port)) as client:
         client.settimeout(streams.PATIENCE)
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
+        assert client.recv(65536).split()[1] in (b"400", b"404")  # the gateway takes no odd path

@@ -448,7 +448,7 @@ def prometheus_finds_every_instance_and_its_rules_are_in_order(life: Life) -> No
 READY = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8000/readyz', timeout=9).status)"
 ASKED = """
 from urllib.request import urlopen
-told = urlopen('http://127.0.0.1:8000/metrics', timeout=9).read().decode()
+told = urlopen('http://127.0.0.1:9464/metrics', timeout=9).read().decode()
 print("yes" if 'route="/api/keys"' in told else "")
 """
 

@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from keyman import memory
 from keyman.config.database import load_database_url
 from keyman.config.gateway import GatewaySettings
+from keyman.config.metrics import Address, Listen
 from keyman.config.settings import Settings
 from keyman.config.vault import VaultSettings
 from keyman.doctor.configuration import examine, unsafe
@@ -47,6 +48,27 @@ def test_a_start_is_warned_of_what_is_unsafe_about_it(
     found = list(unsafe(given, plane, host))
     assert [finding.check for finding in found] == checks
     assert all(finding.remedy for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("listen", "state"),
+    [
+        (None, "ok"),
+        ("off", "ok"),
+        (Address("127.0.0.1", 1), "ok"),
+        (Address("::1", 1), "ok"),
+        (Address("localhost", 1), "ok"),
+        (Address("0.0.0.0", 1), "warning"),  # noqa: S104
+        (Address("::", 1), "warning"),
+        (Address("10.1.0.5", 1), "warning"),
+    ],
+)
+def test_metrics_that_other_machines_reach_are_warned_of(listen: Listen | None, state: str) -> None:
+    given = replace(settings(), metrics_listen=listen)
+    (finding,) = (finding for finding in examine(given, {}) if finding.check == "metrics")
+    assert finding.state == state
+    warned = [finding.check for finding in unsafe(given, "gateway", "127.0.0.1")]
+    assert warned == (["metrics"] if state == "warning" else [])
 
 
 @pytest.mark.parametrize(

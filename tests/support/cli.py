@@ -294,6 +294,18 @@ class Service(NamedTuple):
         readiness = self.readiness()
         return readiness is not None and readiness["status"] == "ok"
 
+    @property
+    def metrics_url(self) -> str:
+        """Where its parent process serves the metrics, as it says at its start."""
+        (url,) = (line["url"] for line in self.log() if line["event"] == "metrics are served")
+        return str(url)
+
+    def metrics(self) -> str:
+        """What its parent process says of its workers."""
+        answer = httpx.get(self.metrics_url, timeout=PATIENCE, verify=NO_TLS)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
     def log(self) -> list[dict[str, Any]]:
         """Its log lines so far."""
         return [json.loads(line) for line in self.live.err.splitlines()]
@@ -310,6 +322,7 @@ def serve(
         "KEYMAN_PUBLIC_URL": url,
         "KEYMAN_SIGNUP": "open",
         "KEYMAN_MAX_WRITES": "0",
+        "KEYMAN_METRICS_LISTEN": "127.0.0.1:0",
         **env,
         "TMPDIR": str(directory),
     }

@@ -82,6 +82,7 @@ async def plane_at(
     values, because most tests store the same one many times.
     """
     usual = {"public_url": ORIGIN, "signup_open": True, "max_writes": 0, "duplicates_on": False}
+    usual["metrics_on_plane"] = True  # as in `keyman dev`
     given = Settings(database, vault, **{**usual, **settings})
     with routes_shared():
         app = create_app(given, passwords=passwords)

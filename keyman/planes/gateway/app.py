@@ -60,7 +60,7 @@ def create_gateway(settings: Settings) -> Edge:
     proofs: list[Proof] = [TokenOfAnybody(gateway), JwtOfAnybody(gateway, jwt, keys, workloads)]
     streams = Streams(gateway.concurrency, settings.drain + gateway.drain)
     litestar = Litestar(
-        route_handlers=[*_DESCRIBED_ROUTES, document.openapi_document],
+        route_handlers=[*_DESCRIBED_ROUTES, *health.beside(settings), document.openapi_document],
         guards=[authenticate],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
@@ -122,7 +122,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-_DESCRIBED_ROUTES = [check_key, explain_problem, health.livez, health.readyz, health.metrics]
+_DESCRIBED_ROUTES = [check_key, explain_problem, health.livez, health.readyz]
 
 _DEPENDENCIES = {
     **{

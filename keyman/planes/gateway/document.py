@@ -31,7 +31,7 @@ header is the provider's.
         Tag("Providers", "The requests that the gateway forwards, by the first segment of the path."),
         Tag("Live checks", "For the management plane only: does a key work?"),
         Tag("Problems", "Explanations of the errors."),
-        Tag("Health", "Checks and metrics, for the platform that runs keyman."),
+        Tag("Health", "Checks, for the platform that runs keyman."),
     ),
     security={
         "token": SecurityScheme(

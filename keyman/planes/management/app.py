@@ -74,7 +74,7 @@ def create_app(settings: Settings, *, passwords: Passwords | None = None) -> Edg
     services = tuple(info.service for info in catalogue.infos())
     keys = None if settings.jwt is None else keys_of(settings.jwt, settings.jwt_ca_certificate)
     litestar = Litestar(
-        route_handlers=[*_described_routes(), web.router()],
+        route_handlers=[*_described_routes(), *health.beside(settings), web.router()],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
         exception_handlers=EXCEPTION_HANDLERS,
@@ -170,7 +170,7 @@ def _described_routes() -> list[ControllerRouterHandler]:
         guards=[authenticate, limit_writes, check_query],
         dependencies={"caller": CALLER, "origin": Provide(provide_origin)},
     )
-    return [api, health.livez, health.readyz, health.metrics]
+    return [api, health.livez, health.readyz]
 
 
 @cache

@@ -27,7 +27,7 @@ TAGS = (
     Tag("Access tokens", "For scripts: `Authorization: Bearer km_…`, with scopes and an expiry."),
     Tag("Account", "Sign-up, sign-in, passwords. A session may do everything that its user may."),
     Tag("Audit log", "The changes to an account and the uses of its keys, with time, caller and address."),
-    Tag("Health", "Checks and metrics, for the platform that runs keyman."),
+    Tag("Health", "Checks, for the platform that runs keyman."),
 )
 
 

@@ -47,7 +47,7 @@ def create_resolver(settings: Settings) -> Edge:
     users_audience = None if settings.jwt is None else settings.jwt.audience
     workloads = WorkloadProof(Fetcher(settings.jwt_ca_certificate), users_audience)
     litestar = Litestar(
-        route_handlers=[*_DESCRIBED_ROUTES, document.openapi_document],
+        route_handlers=[*_DESCRIBED_ROUTES, *health.beside(settings), document.openapi_document],
         guards=[authenticate, limit_rate],
         dependencies=_DEPENDENCIES,
         before_request=answer_options,
@@ -104,7 +104,6 @@ _DESCRIBED_ROUTES = [
     explain_problem,
     health.livez,
     health.readyz,
-    health.metrics,
 ]
 
 _DEPENDENCIES = {

@@ -25,7 +25,7 @@ authenticates it.
         Tag("Keys", "The API keys that users have stored, for applications."),
         Tag("Portal links", "Links that lead users of an application to the pages on which they manage their keys."),
         Tag("Problems", "Explanations of the errors."),
-        Tag("Health", "Checks and metrics, for the platform that runs keyman."),
+        Tag("Health", "Checks, for the platform that runs keyman."),
     ),
     security={
         "token": SecurityScheme(

@@ -22,7 +22,7 @@ from tests.planes.management.api.test_openapi import examples_of, schemas_of
 
 pytestmark = pytest.mark.anyio
 
-OWN = {"checkKey", "explainProblem", "livez", "readyz", "metrics"}
+OWN = {"checkKey", "explainProblem", "livez", "readyz"}
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ class Pair:
 @asynccontextmanager
 async def resolver_at(database: URL, vault: VaultSettings, **settings: Any) -> AsyncIterator[ApiPlane]:
     """Start a resolver and stop it again."""
-    given = Settings(database, vault, **settings)
+    given = Settings(database, vault, **{"metrics_on_plane": True, **settings})  # as in `keyman dev`
     app = create_resolver(given)
     plane = ApiPlane(app, given)
     async with lifespan(app):

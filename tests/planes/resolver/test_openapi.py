@@ -25,7 +25,6 @@ EXPECTED = {
     "explainProblem": {200, 400, 404},
     "livez": {200, 400},
     "readyz": {200, 400},
-    "metrics": {200, 400},
 }
 """The statuses that each operation can have, beside 431, 500 and 503."""
 
