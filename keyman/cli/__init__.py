@@ -51,6 +51,10 @@ COMMANDS = {
         "keyman.cli.rewrap:rotate", "Create a new version of the encryption key, then rewrap every stored key."
     ),
     "serve": Command("keyman.cli.serve:command", "Run one plane of keyman."),
+    "services": Command(
+        "keyman.cli.services:command",
+        "List the services whose keys can be stored, and what the services file changes.",
+    ),
     "token": Command("keyman.cli.token:group", "Personal access tokens."),
     "user": Command("keyman.cli.user:group", "The accounts of users."),
     "vault": Command("keyman.cli.vault:group", "Set up Vault for keyman, and issue credentials."),

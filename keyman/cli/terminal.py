@@ -86,13 +86,14 @@ def print_rows(rows: Sequence[msgspec.Struct], columns: Sequence[str], *, as_jso
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
     table = [[name.upper().replace("_", " ") for name in columns]]
-    table += [[_cell(getattr(row, name)) for name in columns] for row in rows]
+    table += [[cell(getattr(row, name)) for name in columns] for row in rows]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """Return a value as it is shown in a table or on a line."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
