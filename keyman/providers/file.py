@@ -149,6 +149,9 @@ def _check_service(service: Service) -> None:
         raise ValueError("console_url must be an address that begins with https://")
     if not all(len(host) <= 253 and _HOST.fullmatch(host) for host in service.allowed_hosts):
         raise ValueError("allowed_hosts must be names in lower case: .example.com for all below it, or host[:port]")
+    if not service.allowed_hosts and any(setting.names_host for setting in service.settings):
+        # Without one, the form of the setting would be "https://" and nothing else.
+        raise ValueError("settings has endpoint, so allowed_hosts must name at least one host that it may have")
     if service.upstream is not None:
         _check_upstream(service, service.upstream)
 

@@ -153,6 +153,9 @@ def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
             )
         ),
         ({**ACME, "settings": [CANARY]}, "settings"),
+        ({**ACME, "settings": ["endpoint"]}, "allowed_hosts must name"),
+        ({**ACME, "settings": ["endpoint"], "allowed_hosts": []}, "allowed_hosts must name"),
+        ({"service": "AZURE_OPENAI", "allowed_hosts": []}, "allowed_hosts must name"),
         ({"service": "ACME", "name": "Acme", "auth": "bearer"}, "base_url"),
         *(({**ACME, "service": name}, "service") for name in sorted(RESERVED)),
     ],
