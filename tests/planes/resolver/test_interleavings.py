@@ -108,6 +108,7 @@ ROUTES = (
     page("/settings/access-tokens/{other_token}/revoke"),
     page("/settings/account", **PASSWORDS),
     page("/settings/account/delete", current_password=PASSWORD),
+    page("/settings/account/display", theme="dark"),
     page("/settings/account/presence", next="/settings/account"),
     page("/settings/account/sign-ins", current_password=PASSWORD),
     page("/settings/account/sign-ins/{user}/unlink", current_password=PASSWORD),

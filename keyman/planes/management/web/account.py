@@ -19,8 +19,9 @@ from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Principal
 from keyman.identity.users import ChangePassword
 from keyman.ids import SessionId
+from keyman.planes.management.web.display import THEMES, Display, display_cookie
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.pages import Visit, see_other
+from keyman.planes.management.web.pages import Pages, Visit, see_other
 from keyman.storage.transactions import Database
 
 ACCOUNT = "/settings/account"
@@ -29,6 +30,11 @@ ACCOUNT = "/settings/account"
 @get("/settings", opt=needs(None) | FOR_PORTAL, include_in_schema=False)
 async def settings_page() -> Response[bytes]:
     return see_other("/settings/api-keys")
+
+
+@get("/settings/shortcuts", opt=needs(None) | FOR_PORTAL, include_in_schema=False)
+async def shortcuts(visit: Injected[Visit]) -> Response[bytes]:
+    return visit.show("shortcuts.html")
 
 
 @get(ACCOUNT, opt=needs(None), include_in_schema=False)
@@ -56,6 +62,18 @@ async def change_password(
     return see_other(f"{ACCOUNT}?done={'first-password' if is_first else 'password'}")
 
 
+@post(f"{ACCOUNT}/display", opt=needs(None), include_in_schema=False)
+async def choose_display(request: AnyRequest, pages: Injected[Pages], settings: Injected[Settings]) -> Response[bytes]:
+    """Keep how the pages look in a cookie. What this plane does not have, such as another language, counts as none."""
+    form = await Form.read(request)
+    chosen = Display(
+        theme if (theme := form.text("theme")) in THEMES else "",
+        language if (language := form.text("language")) in {each.code for each in pages.languages.all()} else "",
+        form.text("shortcuts") == "on",
+    )
+    return see_other(f"{ACCOUNT}?done=display", [display_cookie(chosen, settings)])
+
+
 @post(f"{ACCOUNT}/sessions/others/end", opt=needs(None) | ENDS_ACCESS, include_in_schema=False)
 async def end_other_sessions(
     request: AnyRequest, db: Injected[Database], caller: Injected[Principal]
@@ -80,4 +98,12 @@ async def _account(visit: Visit, db: Database, caller: Principal, *, refused: Pr
     means = await presence.means(db, caller)
     name = None if means.by_password else await first_password.sign_in_name(db, caller)
     done = "" if refused else visit.done
-    return visit.show("account.html", refused=refused, sessions=listed, means=means, sign_in_name=name, done=done)
+    return visit.show(
+        "account.html",
+        refused=refused,
+        sessions=listed,
+        means=means,
+        sign_in_name=name,
+        done=done,
+        languages={language.code: language.own_name for language in visit.pages.languages.all()},
+    )

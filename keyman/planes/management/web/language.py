@@ -55,6 +55,11 @@ class Language:
             )
         return self.catalogue.gettext(text) if text else ""
 
+    @property
+    def own_name(self) -> str:
+        """What its speakers call it, such as `Deutsch`."""
+        return str(self._locale.get_display_name(self.code)).title()
+
     def moment(self, at: datetime) -> str:
         return format_datetime(at.astimezone(UTC), "long", locale=self._locale)
 
@@ -85,8 +90,12 @@ class Languages:
     def all(self) -> Iterable[Language]:
         return self._by_code.values()
 
-    def choose(self, accept_language: str) -> Language:
-        """Return the best language for an Accept-Language header (RFC 9110, 12.5.4), or English if none fits."""
+    def choose(self, accept_language: str, chosen: str = "") -> Language:
+        """Return the language `chosen`, else the best one for an Accept-Language header (RFC 9110, 12.5.4), or English
+        if none fits.
+        """
+        if chosen in self._by_code:
+            return self._by_code[chosen]
         wanted: list[tuple[float, str]] = []
         for part in accept_language.split(",")[:MAX_TAGS]:
             tag, _, weight = part.lower().partition(";")

@@ -240,7 +240,7 @@ def test_a_session_that_ends_while_the_form_is_open_loses_only_the_key(arrive: A
     save(page)
     again = dialog(page)
     expect(again).to_have_accessible_name("Sign in again")
-    expect(again.get_by_label("Email")).to_be_focused()
+    expect(again.get_by_label("Password")).to_be_focused()
     sign_in(page, ada.email, "not the password")
     expect(again.get_by_role("alert")).to_have_text("E-mail or password is wrong.")
     expect(again.get_by_label("Password")).to_have_value("")

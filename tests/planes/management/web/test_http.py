@@ -346,7 +346,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"service": "OPENAI"}, "API key is missing."),
     ({"service": "OPENAI", "api_key": "   "}, "API key must not be empty."),
     ({"service": "OPENAI", "api_key": VALUE, "name": f"my {VALUE}"}, "Label must not contain the key itself"),
-    ({"service": "OPENAI", "api_key": "short"}, "API key must be 8 to 8,192 characters long."),
+    ({"service": "OPENAI", "api_key": "sk-few"}, "API key must be 8 to 8,192 characters long."),
     ({"service": "OPENAI", "api_key": "x" * 8193}, "API key must be 8 to 8,192 characters long."),
     ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must contain only printable ASCII"),
     ({"service": "OPENAI", "api_key": "sk-ant-c4n4ry-c4n4ry"}, "API key looks like a key of Anthropic, not of OpenAI"),

@@ -103,6 +103,7 @@ def _comes_in(ada: Person) -> None:
         "Access tokens",
         "Activity",
         "Account",
+        "API Reference",
     ]
     # Step 1 and 2 of the flow: Settings, then API Keys, then the list, which is empty.
     ada.open("/settings")

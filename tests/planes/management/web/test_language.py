@@ -488,7 +488,7 @@ def test_a_header_without_end_is_looked_at_only_so_far() -> None:
 class Words(HTMLParser):
     """What a page says: its texts, and the attributes that are read out or shown. Times stand apart."""
 
-    APART = frozenset({"script", "style", "svg", "code", "textarea"})
+    APART = frozenset({"script", "style", "svg", "code", "kbd", "textarea"})
     SAID = frozenset({"alt", "aria-label", "data-label", "data-reading", "data-status", "data-words", "placeholder"})
 
     def __init__(self, page: str) -> None:
@@ -532,6 +532,8 @@ DATA = (
     "curl",
     "Python",
     "KEYMAN_TOKEN",
+    "English",
+    "Deutsch",
     "sk-...1234",
     "zz-label",
     "zz-provider",
@@ -722,8 +724,11 @@ async def see_the_account(walk: Walk) -> None:
     for query in ("", "?kind=keys-used&period=week", "?kind=sign-ins&period=day"):  # the last one finds nothing
         await walk.get(f"{ACTIVITY}{query}")
     await log_in(walk.plane, EMAIL)  # a session of a device that nobody knows
-    for query in ("", "?done=password", "?done=session", "?done=sessions"):
+    for query in ("", "?done=password", "?done=session", "?done=sessions", "?done=display"):
         await walk.get(f"{ACCOUNT}{query}")
+    for cookie in ("", "keyman_session_display=..off"):
+        session = f"keyman_session={walk.client.cookies['keyman_session']}; {cookie}"
+        await walk.get("/settings/shortcuts", Cookie=session)
     await walk.post(f"{ACCOUNT}", 422)
     await walk.post(f"{ACCOUNT}", 422, current_password=PASSWORD, new_password="short")
     await walk.post(f"{ACCOUNT}", 422, current_password="wrong", new_password=PASSWORD)
@@ -752,7 +757,7 @@ async def see_the_portal(walk: Walk) -> None:
     sent = Walk(walk.plane, walk.plane.client(headers=BROWSER), walk.seen)
     arrived = await sent.post(path, 303)
     sent.client.headers["Cookie"] = arrived.headers["set-cookie"].partition(";")[0]
-    for page in (KEYS, ACTIVITY):
+    for page in (KEYS, ACTIVITY, "/settings/shortcuts"):
         await sent.get(page)
     await sent.get(ACCOUNT, 403)
     await sent.get(path, 404)

@@ -187,6 +187,12 @@ def _sign_up_refused(person: Person) -> None:
     expect(person.page.locator("[aria-invalid]").first).to_be_visible()
 
 
+def _shortcuts(person: Person) -> None:
+    person.open(ACTIVITY)
+    person.page.locator("#shortcuts").evaluate("(button) => button.click()")  # there is no button on a phone
+    expect(person.page.get_by_role("heading", name="Keyboard Shortcuts")).to_be_visible()
+
+
 def _pressed(path: str, button: str) -> State:
     def show(person: Person) -> None:
         person.open(path)
@@ -221,6 +227,7 @@ INSIDE: dict[str, State] = {
     "activity": _at(ACTIVITY),
     "account": _at(ACCOUNT),
     "account, refused": _password_refused,
+    "shortcuts": _shortcuts,
     "not found": _at("/settings/nothing"),
 }
 

@@ -43,6 +43,7 @@
         if (each.firstElementChild && !each.open) each.showModal();
       }
       const top = session.open ? session : dialog;
+      fillAddress();
       (top.querySelector("[aria-invalid]") || top.querySelector("[autofocus]"))?.focus();
     } else {
       const region = document.querySelector(ctx.select);
@@ -153,6 +154,37 @@
     session.close();
     // Another user's page, or one with no request to continue.
     if (document.body.dataset.account !== String(account) || !dialog.open) location.reload();
+    // The field that needs it: the one that keyman refused or that is empty again, else the button that sends.
+    const needing = ["[aria-invalid]", ":is(input, select, textarea):invalid", "[type=submit]"];
+    needing.map((each) => dialog.querySelector(each)).find((each) => each)?.focus();
+  });
+
+  // Who signs in again is the person whose page this is, unless they say otherwise.
+  function fillAddress() {
+    const [address, password] = ["email", "password"].map((name) => session.querySelector(`#${name}`));
+    if (!address || address.value || !document.body.dataset.email) return;
+    address.value = document.body.dataset.email;
+    address.removeAttribute("autofocus");
+    password.setAttribute("autofocus", "");
+  }
+
+  // --- shortcuts: keys without a modifier, which can be switched off in Account (WCAG 2.1.4)
+
+  const SHORTCUTS = {
+    n: () => document.querySelector("main form[action$='/new'] button") || document.getElementById("new"),
+    "/": () => document.querySelector("main [type=search]") || document.querySelector("main [role=search] select"),
+    "?": () => document.getElementById("shortcuts"),
+  };
+
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input:not([type=checkbox], [type=radio]), select, textarea, [contenteditable]");
+    const changed = event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat;
+    if (!("shortcuts" in document.body.dataset) || typing || changed || document.querySelector("dialog[open]")) return;
+    const found = Object.hasOwn(SHORTCUTS, event.key) && SHORTCUTS[event.key]();
+    if (!found) return;
+    event.preventDefault(); // the key is not typed into the field that has the focus then
+    if (event.key === "/") found.focus();
+    else found.click();
   });
 
   document.addEventListener("click", (event) => {
@@ -267,6 +299,9 @@
     const words = !other && longest(JSON.parse(chosen?.dataset.admin || "[]")) ? note.dataset.adminWords : "";
     if (note.textContent !== words) note.textContent = words;
   }
+
+  // On a phone, the navigation is wider than the screen.
+  document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
   // --- a change is reported once, and exact times are shown in the reader's time zone
 
