@@ -50,7 +50,8 @@ class _Entry(msgspec.Struct):
 def command(service: str | None, home: Path | None, as_json: bool) -> None:
     """List the services whose keys can be stored, and what the services file changes.
 
-    KEYMAN_SERVICES_FILE names that file. With the name of a SERVICE, such as OPENAI, show all of it: also the paths that the gateway forwards.
+    KEYMAN_SERVICES_FILE names that file. With the name of a SERVICE, such as OPENAI, show all of it: also the paths
+    that the gateway forwards.
     """
     shipped = {one.service: one for one in SHIPPED}
     catalogue = Catalogue.load(load_services_file(environment(home)))

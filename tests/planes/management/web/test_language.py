@@ -168,7 +168,7 @@ NOT_FOR_PEOPLE = {
     "The database cannot be used at the moment. Nothing was stored.": PLAIN,
     "Too many requests are waiting for an answer. Nothing was done with this one: try again in a moment.": PLAIN,
     "a time without a zone was about to be stored": "a mistake of the code's, answered as `internal`",
-    "Only an access token can be revoked here, and this request was not made with one.": "no page revokes its own token",
+    "Only an access token can be revoked here, and this request was not made with one.": "no page does this",
     "must be a cursor from a Link header": "a page takes any other cursor for none",
     "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
     "must be active, disabled, expired or undecryptable": IGNORED,
