@@ -25,6 +25,7 @@ def examine(settings: Settings, environ: Mapping[str, str], files: tuple[Path, .
     yield from _channel_binding(settings)
     yield from _way_out(settings)
     yield _secret_files(settings, environ, files)
+    yield from _trusted_files(environ)
     yield core_dumps()
 
 
@@ -178,19 +179,14 @@ def _proxies(settings: Settings) -> Finding:
 
 def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[Path, ...]) -> Finding:
     """Check the modes of secret files. The finding names variables and files, never their contents."""
-    named = {
-        name: Path(path.strip())
-        for name, path in environ.items()
-        if name.startswith("KEYMAN_") and name.endswith("_FILE") and path.strip()
-    }
-    # Their contents are not secret.
-    for name in ("KEYMAN_JWT_JWKS_FILE", "KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_ROLE_ID_FILE"):
+    named = _named(environ, "_FILE")
+    for name in (*_TRUSTED, "KEYMAN_VAULT_ROLE_ID_FILE"):  # their contents are not secret
         named.pop(name, None)
     private = named | {str(path): path for path in files}
     database = settings.database_url
     if database.get_backend_name() == "sqlite" and database.database:
         private["the database"] = Path(database.database)
-    open_to_others = [name for name, path in private.items() if _is_open(path)]
+    open_to_others = [name for name, path in private.items() if _has_mode(path, stat.S_IRWXO | stat.S_IWGRP)]
     if not open_to_others:
         return ok("secret-files", f"{len(private)} checked, none open to others" if private else "none are used")
     return failed(
@@ -200,9 +196,38 @@ def _secret_files(settings: Settings, environ: Mapping[str, str], files: tuple[P
     )
 
 
-def _is_open(path: Path) -> bool:
+_TRUSTED = ("KEYMAN_JWT_JWKS_FILE", "KEYMAN_SERVICES_FILE")
+
+
+def _trusted_files(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Check who can write the files that say whom keyman trusts. There is no finding if none is used."""
+    named = _named(environ, "_CACERT") | {
+        name: path for name, path in _named(environ, "_FILE").items() if name in _TRUSTED
+    }
+    writable = [name for name, path in named.items() if _has_mode(path, stat.S_IWGRP | stat.S_IWOTH)]
+    if writable:
+        yield warning(
+            "trusted-files",
+            "a group or every user of this machine can write, and so decide whose tokens and certificates count or "
+            f"where keys are sent: {', '.join(sorted(writable))}",
+            "remove these rights: chmod go-w FILE",
+        )
+    elif named:
+        yield ok("trusted-files", f"{len(named)} checked, none writable by others")
+
+
+def _named(environ: Mapping[str, str], ending: str) -> dict[str, Path]:
+    """Return the files that variables with this ending name."""
+    return {
+        name: Path(path.strip())
+        for name, path in environ.items()
+        if name.startswith("KEYMAN_") and name.endswith(ending) and path.strip()
+    }
+
+
+def _has_mode(path: Path, bits: int) -> bool:
+    """Return True if the file has one of these rights."""
     try:
-        mode = path.stat().st_mode
+        return bool(path.stat().st_mode & bits)
     except OSError:  # it does not exist, or is in a directory that this user may not enter
         return False
-    return bool(mode & (stat.S_IRWXO | stat.S_IWGRP))

@@ -132,6 +132,24 @@ def test_a_file_with_public_keys_may_be_read_by_everybody(tmp_path: Path) -> Non
     assert _secret_files({"KEYMAN_JWT_JWKS_FILE": str(keys)}).state == "ok"
 
 
+@pytest.mark.parametrize("name", ["KEYMAN_JWT_JWKS_FILE", "KEYMAN_SERVICES_FILE", "KEYMAN_VAULT_CACERT"])
+def test_a_file_that_says_whom_to_trust_may_be_written_by_its_owner_only(tmp_path: Path, name: str) -> None:
+    def found() -> list[tuple[str, bool]]:
+        findings = [one for one in examine(settings(), {name: f"{file}\n"}) if one.check == "trusted-files"]
+        assert not any(str(file) in one.found for one in findings)
+        return [(str(one.state), name in one.found) for one in findings]
+
+    file = tmp_path / "file"
+    file.touch()
+    for mode, state in ((0o644, "ok"), (0o600, "ok"), (0o664, "warning"), (0o646, "warning")):
+        file.chmod(mode)
+        assert found() == [(state, state == "warning")], oct(mode)
+
+
+def test_without_such_a_file_the_report_has_no_line_of_it() -> None:
+    assert not [one for one in examine(settings(), {}) if one.check == "trusted-files"]
+
+
 def test_an_empty_variable_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o777)
     monkeypatch.chdir(tmp_path)
