@@ -154,7 +154,7 @@ def _added_one(entry: _Added, answer: Answer) -> Key | ClientError:
         return msgspec.structs.replace(entry.key, etag=None)
     if entry.key is not None or entry.problem is None or entry.status < 400:
         raise ValueError
-    return to_error(entry.status, entry.problem, answer.hidden)
+    return to_error(entry.status, entry.problem, answer.hidden, entry.problem.retry_after)
 
 
 def list_keys(

@@ -146,6 +146,7 @@ class ProblemBody(msgspec.Struct):
     detail: str = ""
     request_id: str = ""
     errors: list[_Fault] = msgspec.field(default_factory=list)
+    retry_after: int | None = None
 
     @property
     def slug(self) -> str | None:

@@ -179,7 +179,10 @@ class FieldFault(msgspec.Struct):
 
 
 class ProblemBody(msgspec.Struct, omit_defaults=True):
-    """An error, in the form of RFC 9457."""
+    """An error, in the form of RFC 9457.
+
+    `retry_after` has the seconds of `Retry-After`, for an error that is one of several in an answer.
+    """
 
     type: str
     title: str
@@ -187,6 +190,7 @@ class ProblemBody(msgspec.Struct, omit_defaults=True):
     detail: str
     request_id: str
     errors: list[FieldFault] | None = None
+    retry_after: int | None = None
 
 
 class Answer(NamedTuple):

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from keyman.client import BadAnswer, Conflict, Key, NotFound, RateLimited, Unreachable
+from keyman.client import BadAnswer, Conflict, Key, NewKey, NotFound, RateLimited, Unreachable
 from keyman.testing import AsyncFakeResolver, FakeResolver, ReportCall
 from tests.client.asking import Kind, keyman, resolver
 from tests.client.test_management import script
 from tests.client.test_resolver import asking
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.planes.resolver.pair import Pair
-from tests.support.http import Reply, faulty_server
+from tests.support.http import Reply, answer, faulty_server
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +48,22 @@ async def test_an_application_reports_on_a_key_and_its_owner_sees_it(pair: Pair)
             await client("report", key_id, "refused")
     shown = (await owner.client.get(f"/api/keys/{key_id}")).json()["check"]
     assert (shown["verdict"], shown["by"]) == ("no-credit", app.name)
+
+
+async def test_an_entry_of_a_batch_that_came_too_soon_says_when_to_send_it_again(kind: Kind) -> None:
+    problem = {
+        "type": "/problems/rate-limited",
+        "status": 429,
+        "detail": "There are too many changes.",
+        "request_id": "9f3c",
+        "retry_after": 17,
+    }
+    added = [{"status": 201, "key": KEY}, {"status": 429, "problem": problem}]
+    async with faulty_server([answer(added)]) as server, keyman(kind, server.address) as client:
+        key, refused = await client("add_all", [NewKey("OPENAI", OPENAI_KEY)] * 2)
+    assert isinstance(key, Key)
+    assert isinstance(refused, RateLimited)
+    assert refused.retry_after == 17
 
 
 async def test_keys_are_counted_and_listed_by_their_verdict(pair: Pair) -> None:

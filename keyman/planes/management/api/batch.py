@@ -148,4 +148,5 @@ def _entry(outcome: Outcome, request_id: str) -> BatchEntry:
     if isinstance(outcome, KeyInfo):
         return BatchEntry(_CREATED, key=outcome)
     problem = describe(outcome, request_id)
+    problem.retry_after = outcome.retry_after
     return BatchEntry(problem.status, problem=problem)

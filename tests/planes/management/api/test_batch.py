@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL
 from keyman.audit.tables import audit_log
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.identity.passwords import Passwords
+from keyman.keys.inserting import FULL_RETRY_AFTER
 from keyman.keys.schemas import MAX_NEW_KEYS
 from keyman.keys.tables import api_keys, idempotency
 from keyman.planes.management.api.batch import MAX_BYTES
@@ -351,6 +352,8 @@ async def test_the_entries_beyond_the_number_of_keys_are_refused(
         found = await answered(ada, [KEY, {**KEY, "api_key": "short"}, KEY, KEY, KEY, {**KEY, "service": "NOPE"}])
         assert statuses(found) == [201, 400, 201, 201, 429, 400]
         assert "as it can have: 4." in found[4]["problem"]["detail"]
+        assert found[4]["problem"]["retry_after"] == FULL_RETRY_AFTER
+        assert not any("retry_after" in one["problem"] for one in found if one["status"] == 400)
         assert len(await ids(ada)) == 4
         assert statuses(await answered(ada, [KEY, KEY])) == [429, 429]
         problem(await ada.post("/api/keys", json=KEY), "rate-limited")
@@ -378,6 +381,7 @@ async def test_each_entry_counts_as_a_write(sqlite: URL, provisioned: Vault, qui
         assert statuses(await answered(ada, [KEY, {**KEY, "api_key": "short"}, KEY])) == [201, 400, 201]
         found = await answered(ada, [KEY] * 7)
         assert statuses(found) == [201] * 5 + [429] * 2
+        assert all(1 <= one["problem"]["retry_after"] <= 60 for one in found[5:])
         assert "too many changes" in found[-1]["problem"]["detail"]
         refused = await post(ada, [KEY])
         assert "too many changes" in problem(refused, "rate-limited")["detail"]
