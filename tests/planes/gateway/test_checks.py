@@ -488,6 +488,30 @@ async def test_an_owner_checks_a_key_once_in_10_seconds(check: Checking, holder:
     assert len(await check.entries()) == 1
 
 
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        ("application/json", b'{"key_id": 999, "force": true}'),
+        ("application/json", b"{"),
+        ("text/plain", b"x" * 100_000),
+        (None, b"x"),
+    ],
+)
+async def test_a_check_takes_no_body_and_reads_none(
+    check: Checking, holder: Owned, media_type: str | None, body: bytes
+) -> None:
+    headers = {} if media_type is None else {"content-type": media_type}
+    got = await holder.client.post(holder.path, content=body, headers=headers)
+    assert got.status_code == 200, got.text
+    assert (got.json()["id"], got.json()["check"]["verdict"]) == (check.scene.key_id, "accepted")
+    assert "requestBody" not in documented(holder, "checkKey")
+
+
+def documented(holder: Owned, operation: str) -> Any:
+    assert holder.plane.document is not None
+    return holder.plane.document.operations[operation]
+
+
 async def test_the_client_checks_a_key(check: Checking, holder: Owned) -> None:
     token = holder.client.headers["authorization"].removeprefix("Bearer ")
     async with AsyncKeyman(ORIGIN, token, transport=httpx.ASGITransport(holder.plane.app)) as client:

@@ -18,6 +18,7 @@ from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
 from tests.planes.management.api.harness import problem, same_but_for_the_request_id
 from tests.planes.resolver.pair import App, Owner, Pair
+from tests.planes.resolver.test_portal import disable
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +129,16 @@ async def test_an_application_that_the_owner_has_blocked_gets_404(shared_pair: P
     assert (await owner.client.put(f"/api/applications/{application_id}/block")).status_code == 204
     problem(await report(app, key_id), "not-found")
     assert await shown(owner, key_id) is None
+
+
+async def test_a_key_of_a_disabled_owner_gets_the_404_of_an_unknown_one(shared_pair: Pair) -> None:
+    owner, app, key_id = await resolved(shared_pair)
+    unknown = await report(app, 999_999)
+    await disable(shared_pair.resolver.database, owner.id)
+    assert same_but_for_the_request_id(await report(app, key_id), unknown)
+    row = await shared_pair.row(key_id)
+    assert row.check_verdict is None
+    assert await shared_pair.told(app) == [("key.resolve", None)]
 
 
 async def test_an_application_with_a_reserved_name_from_before_gets_403(shared_pair: Pair) -> None:
