@@ -134,7 +134,7 @@ def _servers(one: Machine, url: URL, *, with_litellm: bool) -> dict[str, Callabl
     if with_litellm:
         try:
             models = {service: f"{provider}/{delay}/v1" for delay, service in SERVICES.items()}
-            other = litellm.start(one, LITELLM, litellm.install(), models)
+            other = litellm.start(one, LITELLM, models)
             servers[LITELLM] = lambda kind: target(f"{other}{_PATH}", kind)
         except click.ClickException as fault:
             click.echo(f"LiteLLM is left out. {fault.message}\n")

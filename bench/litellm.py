@@ -6,21 +6,13 @@ It is installed into a separate environment in the user's cache directory, becau
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import venv
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
+from bench.peers import install
 from bench.servers import Machine
 
 VERSION = "1.108.0"
-
-INSTALL_TIMEOUT = 900.0
-"""Seconds for some 150 packages on a slow line."""
 
 _QUIET = {
     "LITELLM_MODE": "PRODUCTION",
@@ -32,28 +24,12 @@ _QUIET = {
 }
 
 
-def install() -> Path:
-    """Return the command of LiteLLM, and install it first if it is not there. Raises ClickException."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "keyman-bench" / f"litellm-{VERSION}"
-    done = directory / "installed"
-    if not done.exists():
-        click.echo(f"Installing LiteLLM {VERSION} into {directory} …", err=True)
-        try:
-            venv.create(directory, with_pip=True, clear=True)
-            _run([directory / "bin" / "python", "-m", "pip", "install", "-q", f"litellm[proxy]=={VERSION}"])
-        except (OSError, subprocess.SubprocessError) as fault:
-            raise click.ClickException(f"LiteLLM {VERSION} could not be installed: {fault}") from None
-        done.touch()
-    return directory / "bin" / "litellm"
+def start(machine: Machine, name: str, models: Mapping[str, str]) -> str:
+    """Start the proxy and return its address. `models` are base URLs of a provider by the name of a model.
 
-
-def _run(command: list[str | Path]) -> None:
-    subprocess.run(command, check=True, timeout=INSTALL_TIMEOUT, stdin=subprocess.DEVNULL, stdout=sys.stderr)  # noqa: S603  # the command is ours
-
-
-def start(machine: Machine, name: str, command: Path, models: Mapping[str, str]) -> str:
-    """Start the proxy and return its address. `models` are base URLs of a provider by the name of a model."""
+    Raises ClickException.
+    """
+    commands = install("litellm[proxy]", VERSION)
     config = {
         "model_list": [
             {
@@ -84,4 +60,4 @@ def start(machine: Machine, name: str, command: Path, models: Mapping[str, str])
         "--telemetry",
         "False",
     ]
-    return machine.program(name, [command, *arguments], HOME=str(home), PYTHONPATH="", **_QUIET)
+    return machine.program(name, [commands / "litellm", *arguments], HOME=str(home), PYTHONPATH="", **_QUIET)

@@ -4,6 +4,7 @@
     .venv/bin/python -m bench.side_by_side limits [--users 1000]
     .venv/bin/python -m bench.side_by_side rewrap [--rows 100000]
     .venv/bin/python -m bench.side_by_side large [--rows 10000000]
+    .venv/bin/python -m bench.side_by_side barbican
     .venv/bin/python -m bench.side_by_side stalled [--connections 1000]
 
 It starts a real OpenBao with raft storage, a PostgreSQL that waits for its disk, and keyman's planes through their
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 import click
 
-from bench import large, limits, rewrap, speed, stalled
+from bench import barbican, large, limits, rewrap, speed, stalled
 from bench.ratios import Ratio, table
 from bench.servers import load, machine
 from keyman.telemetry import configure_logging
@@ -96,6 +97,15 @@ def _large(rows: int, seconds: int, rounds: int) -> None:
     """The first pages of keys and of the audit log in a large database, against a database of 1,000 rows."""
     with machine() as servers:
         _finish(large.run(servers, rows, seconds, rounds))
+
+
+@main.command("barbican")
+@seconds_option
+@rounds_option
+def _barbican(seconds: int, rounds: int) -> None:
+    """Store and list, against OpenStack's Barbican without Keystone, with 2 processes. Needs a C compiler once."""
+    with machine() as servers:
+        _finish(barbican.run(servers, seconds, rounds))
 
 
 @main.command("stalled")

@@ -10,9 +10,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from click.testing import CliRunner
 
-from bench import gateway, litellm
+from bench import gateway
 from bench.bare_proxy import create_app as create_proxy
 from bench.gateway import ALONE, BARE, DIRECT, KEYMAN, KINDS, LITELLM, Kind
+from bench.peers import install
 from bench.provider import ANSWER, EVENTS, STREAM, create_app
 from bench.wrk import Measured
 
@@ -64,11 +65,11 @@ async def test_the_provider_answers_plainly_and_in_events(through_proxy: bool) -
         await client.close()
 
 
-def test_litellm_that_cannot_be_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peer_that_cannot_be_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(click.ClickException, match="could not be installed"):
-        litellm.install()
+    with pytest.raises(click.ClickException, match=r"litellm 1\.0 could not be installed"):
+        install("litellm[proxy]", "1.0")
 
 
 def test_the_command_describes_its_options_and_needs_wrk(monkeypatch: pytest.MonkeyPatch) -> None:
