@@ -26,6 +26,7 @@ from keyman.client.management import AsyncKeyman, Keyman
 from keyman.client.protocols import AsyncResolverProtocol, ResolverProtocol
 from keyman.client.resolver import AsyncResolver, Resolver
 from keyman.client.shapes import (
+    Application,
     AuditEntry,
     GatewayUse,
     Key,
@@ -42,6 +43,7 @@ from keyman.client.shapes import (
 from keyman.secret import Secret
 
 __all__ = [
+    "Application",
     "AsyncKeyman",
     "AsyncResolver",
     "AsyncResolverProtocol",

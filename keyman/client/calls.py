@@ -17,7 +17,7 @@ from keyman.client.cache import Wanted
 from keyman.client.endpoint import as_secret
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Answer, Call, ProblemBody, to_error
-from keyman.client.shapes import AuditEntry, Key, NewKey, PortalLink, Resolved, Service, is_value
+from keyman.client.shapes import Application, AuditEntry, Key, NewKey, PortalLink, Resolved, Service, is_value
 from keyman.secret import Secret
 
 T = TypeVar("T")
@@ -231,6 +231,15 @@ def check_key(key: Key | int) -> Call[Key]:
 
 def list_services() -> Call[list[Service]]:
     return Call("GET", "/api/services", lambda answer: msgspec.json.decode(answer.content, type=list[Service]))
+
+
+def list_applications() -> Call[list[Application]]:
+    return Call("GET", "/api/applications", lambda answer: msgspec.json.decode(answer.content, type=list[Application]))
+
+
+def revoke_token() -> Call[None]:
+    """Revoke the token that the call shows. The call is not repeatable: the second answer would be 401."""
+    return Call("DELETE", "/api/tokens/current", _nothing, repeatable=False)
 
 
 def list_audit(

@@ -34,27 +34,28 @@ IDLE = 3.0
 
 
 class Endpoint:
-    """The address of one plane, with the token and the timeout of its calls.
+    """The address of one plane, with the token and the timeout of its calls. Without a token, they show none.
 
     A token that came from a file is read again for each request, so that a new one counts at once. Raises ValueError
     for an invalid address, token or timeout. The error repeats none of them.
     """
 
     def __init__(
-        self, url: str, token: Secret, timeout: float, *, allow_http: bool, token_file: Path | None = None
+        self, url: str, token: Secret | None, timeout: float, *, allow_http: bool, token_file: Path | None = None
     ) -> None:
-        self.base = _checked_url(url, allow_http=allow_http)
-        self._token = self._earlier = _checked_token(token)
+        self.base = checked_url(url, allow_http=allow_http)
+        self._token = self._earlier = None if token is None else checked_token(token)
         self._token_file = token_file
         if not 0 < timeout <= MAX_TIMEOUT:
             raise ValueError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
         self.timeout = timeout
 
     def request(self, call: Call[object], extensions: Mapping[str, object]) -> httpx.Request:
+        token = self._current_token()
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # without compression a small answer cannot unpack to a large one
-            "Authorization": f"Bearer {self._current_token().reveal()}",
+            **({} if token is None else {"Authorization": f"Bearer {token.reveal()}"}),
             "User-Agent": f"keyman-client/{__version__}",
             **({} if call.body is None else {"Content-Type": "application/json"}),
             **call.headers,
@@ -63,16 +64,16 @@ class Endpoint:
         return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=dict(extensions))
 
     @property
-    def tokens(self) -> tuple[Secret, Secret]:
+    def tokens(self) -> tuple[Secret, ...]:
         """The token of the last request, and the one before it. No error may repeat them."""
-        return self._token, self._earlier
+        return tuple(token for token in (self._token, self._earlier) if token is not None)
 
-    def _current_token(self) -> Secret:
+    def _current_token(self) -> Secret | None:
         """Return the token, from its file if there is one. While that holds no valid token, return the last one."""
         if self._token_file is not None:
             with contextlib.suppress(OSError, ValueError):  # the file is just being replaced
-                found = _checked_token(_read_token(self._token_file))
-                if found.reveal() != self._token.reveal():
+                found = checked_token(_read_token(self._token_file))
+                if found != self._token:
                     self._token, self._earlier = found, self._token
         return self._token
 
@@ -125,7 +126,8 @@ def tls_context(base: str, ca_file: str | os.PathLike[str] | None) -> ssl.SSLCon
     return context
 
 
-def _checked_url(url: str, *, allow_http: bool) -> str:
+def checked_url(url: str, *, allow_http: bool) -> str:
+    """Return the URL without a slash at its end. Raises ValueError, which does not repeat it."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
@@ -139,7 +141,8 @@ def _checked_url(url: str, *, allow_http: bool) -> str:
     return str(parsed).rstrip("/")
 
 
-def _checked_token(token: Secret) -> Secret:
+def checked_token(token: Secret) -> Secret:
+    """Return the token. Raises ValueError unless it has the form of a token of keyman."""
     if not re.fullmatch("km_[0-9A-Za-z]{36}", token.reveal()):
         raise ValueError("the token must be a token of keyman: km_ and 36 letters and digits")
     return token

@@ -16,7 +16,7 @@ from keyman.client.calls import Page
 from keyman.client.endpoint import DEFAULT_TIMEOUT, Endpoint, as_secret, find_token, find_url
 from keyman.client.errors import ClientError
 from keyman.client.exchange import Call
-from keyman.client.shapes import AuditEntry, Key, KeyStatus, NewKey, Service, Sort, Verdict
+from keyman.client.shapes import Application, AuditEntry, Key, KeyStatus, NewKey, Service, Sort, Verdict
 from keyman.client.wire import AsyncWire, Wire
 from keyman.secret import Secret
 
@@ -155,6 +155,14 @@ class Keyman:
         """List the services of the catalogue."""
         return self._wire.ask(calls.list_services())
 
+    def applications(self) -> list[Application]:
+        """List the applications that may use your keys, by name."""
+        return self._wire.ask(calls.list_applications())
+
+    def revoke(self) -> None:
+        """Revoke the token of this client. It stops working at once, so every later call raises Unauthenticated."""
+        self._wire.ask(calls.revoke_token())
+
     def audit(
         self, *, action: str | None = None, since: datetime | None = None, until: datetime | None = None
     ) -> Iterator[AuditEntry]:
@@ -275,6 +283,12 @@ class AsyncKeyman:
 
     async def services(self) -> list[Service]:
         return await self._wire.ask(calls.list_services())
+
+    async def applications(self) -> list[Application]:
+        return await self._wire.ask(calls.list_applications())
+
+    async def revoke(self) -> None:
+        await self._wire.ask(calls.revoke_token())
 
     def audit(
         self, *, action: str | None = None, since: datetime | None = None, until: datetime | None = None

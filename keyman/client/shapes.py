@@ -179,6 +179,16 @@ class Service(msgspec.Struct, frozen=True):
     gateway: GatewayUse | None = None
 
 
+class Application(msgspec.Struct, frozen=True):
+    """An application that may use the caller's keys of these services, unless the caller has blocked it."""
+
+    id: int
+    name: str
+    services: tuple[str, ...]
+    last_used_at: datetime | None
+    blocked: bool
+
+
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the caller's own audit log. `detail` says more, such as the issuer of a sign-in."""
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from keyman.client import (
+    Application,
     Forbidden,
     InvalidRequest,
     Key,
@@ -170,6 +171,20 @@ async def test_a_listing_goes_through_all_its_pages(pair: Pair, monkeypatch: pyt
 async def test_the_catalogue_is_read(pair: Pair) -> None:
     async with script(pair) as client:
         assert {"OPENAI": "OpenAI"}.items() <= {one.service: one.name for one in await client("services")}.items()
+
+
+async def test_applications_are_listed_and_the_token_revokes_itself(pair: Pair) -> None:
+    async with script(pair) as client:
+        (openai, *_) = [one for one in await client("services") if one.service == "OPENAI"]
+        assert openai.prefixes == ("sk-",)
+        assert "sk-proj-" in openai.exclusive_prefixes
+        await pair.app("OPENAI", "GROQ", name="chat-of-the-client")
+        applications: list[Application] = await client("applications")
+        (found,) = [one for one in applications if one.name == "chat-of-the-client"]
+        assert (found.services, found.last_used_at, found.blocked) == (("OPENAI", "GROQ"), None, False)
+        await client("revoke")
+        with pytest.raises(Unauthenticated):
+            await client("services")
 
 
 async def test_what_the_plane_refuses_has_a_name(pair: Pair) -> None:
