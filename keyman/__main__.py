@@ -12,7 +12,9 @@ from importlib import import_module
 from keyman.extras import missing
 from keyman.memory import protect
 
-EXTRAS = {"": "cli", "dev": "dev"}
+OF_OWNERS = ("completion", "key", "login", "logout", "open", "run")
+
+EXTRAS = {"": "cli", "dev": "dev"} | dict.fromkeys(OF_OWNERS, "cli")
 """The extra that each command needs; those that are not listed need [server]. "" is `keyman` without a command."""
 
 

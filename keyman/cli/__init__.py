@@ -17,21 +17,44 @@ from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from keyman.cli.groups import Group
 from keyman.errors import ConfigurationError, DatabaseUnavailable, KeymanError, MissingRight, Problem, RefusedStatement
 from keyman.extras import SERVER
 from keyman.version import __version__
 
+CLI = ("httpx", "msgspec", "keyring")
+"""Libraries of the commands that need only the extra [cli]."""
+
 
 class Command(NamedTuple):
-    """Where a command is, and its summary, so that the help of keyman imports no command."""
+    """Where a command is, its summary, so that the help of keyman imports no command, and the libraries it needs."""
 
     target: str
     summary: str
+    libraries: tuple[str, ...] = SERVER
 
 
-COMMANDS = {
+OF_OWNERS = {
+    "completion": Command(
+        "keyman.cli.completion:command", "Print a script that completes keyman's commands in a shell.", ()
+    ),
+    "key": Command("keyman.cli.owner.key:group", "Your API keys.", CLI),
+    "login": Command("keyman.cli.owner.login:login", "Sign in to a keyman.", CLI),
+    "logout": Command(
+        "keyman.cli.owner.login:logout", "Sign out: revoke the token of this machine, and remove it here.", CLI
+    ),
+    "open": Command("keyman.cli.owner.login:browse", "Open the page with your API keys in the browser.", CLI),
+    "run": Command(
+        "keyman.cli.owner.run:run",
+        "Run a program that uses your keys through keyman's gateway: keyman run -- python app.py",
+        CLI,
+    ),
+}
+"""The commands of people who own keys."""
+
+OF_OPERATORS = {
     "app": Command("keyman.cli.app:group", "Applications, which get users' keys from the resolver."),
     "audit": Command(
         "keyman.cli.audit:group", "The audit log: every change, and every time that an application asked for a key."
@@ -59,6 +82,9 @@ COMMANDS = {
     "user": Command("keyman.cli.user:group", "The accounts of users."),
     "vault": Command("keyman.cli.vault:group", "Set up Vault for keyman, and issue credentials."),
 }
+"""The commands of those who run keyman."""
+
+COMMANDS = OF_OWNERS | OF_OPERATORS
 
 
 class _Lazy(Group):
@@ -84,8 +110,20 @@ class _Lazy(Group):
             raise click.NoSuchCommand(fault.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
     def summary(self, ctx: click.Context, name: str) -> str:
-        is_there = all(find_spec(library) is not None for library in SERVER)
+        is_there = all(find_spec(library) is not None for library in COMMANDS[name].libraries)
         return COMMANDS[name].summary if is_there else "(not installed)"
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, COMMANDS))
+        for heading, commands in (("Your keys", OF_OWNERS), ("Running keyman", OF_OPERATORS)):
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), self.summary(ctx, name)) for name in sorted(commands)])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command without importing any."""
+        names = [name for name in sorted(COMMANDS) if name.startswith(incomplete)]
+        options = super().shell_complete(ctx, incomplete) if incomplete.startswith("-") else []
+        return [*(CompletionItem(name, help=self.summary(ctx, name)) for name in names), *options]
 
 
 def _without_its_libraries(name: str, fault: ModuleNotFoundError) -> click.Command:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import select
 import sqlite3
-import subprocess
-import termios
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -24,8 +16,8 @@ from keyman.cli import user
 from keyman.identity.passwords import Passwords
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
-from tests.support.cli import KEYMAN, Finished, run_keyman
-from tests.support.waiting import PATIENCE
+from tests.support.cli import Finished, run_keyman
+from tests.support.terminal import terminal
 
 PASSWORD = "correct horse battery staple"
 
@@ -206,57 +198,6 @@ def test_a_deletion_without_a_terminal_needs_yes(env: dict[str, str]) -> None:
 
 
 # --- at a terminal
-
-
-class Terminal:
-    """A command at a terminal of its own; its results go elsewhere."""
-
-    def __init__(self, process: subprocess.Popen[bytes], end: int) -> None:
-        self.process = process
-        self._end = end
-        self.screen = ""
-
-    def shows(self, text: str) -> None:
-        """Return once the terminal shows `text`, after what it was waited for before."""
-        deadline = time.monotonic() + PATIENCE
-        start = len(self.screen)
-        while text not in self.screen[start:]:
-            left = deadline - time.monotonic()
-            assert left > 0, f"{text!r} is not in {self.screen!r}"
-            if not select.select([self._end], [], [], left)[0]:
-                continue
-            try:
-                self.screen += os.read(self._end, 4096).decode()
-            except OSError:  # the other end is closed
-                assert text in self.screen[start:], self.screen
-                return
-
-    def types(self, text: str) -> None:
-        os.write(self._end, text.encode())
-
-    def ends(self) -> int:
-        return self.process.wait(PATIENCE)
-
-
-@contextmanager
-def terminal(*arguments: str, env: dict[str, str]) -> Iterator[Terminal]:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [KEYMAN, *arguments],
-        env=env,
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  # the child has one thread
-    )
-    os.close(theirs)
-    try:
-        yield Terminal(process, ours)
-    finally:
-        process.kill()
-        process.communicate()
-        os.close(ours)
 
 
 def test_a_terminal_is_asked_twice_and_shows_no_password(env: dict[str, str]) -> None:

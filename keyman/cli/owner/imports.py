@@ -1,0 +1,199 @@
+"""`keyman key import`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from keyman.cli.owner.dotenv import Assignment, assignments
+from keyman.cli.owner.inputs import find_service, mask, recognise
+from keyman.cli.owner.server import explain, find_server, url_option
+from keyman.cli.terminal import as_text, print_rows, require_confirmation
+from keyman.client import ClientError, Key, Keyman, NewKey, Service
+from keyman.errors import KeymanError
+from keyman.secret import Secret
+
+MAX_FILE = 1024 * 1024
+"""Bytes of a file that are read."""
+
+BATCH = 50
+"""Keys that are stored with one call: the maximum of the API."""
+
+SECRETIVE = re.compile("KEY|TOKEN|SECRET|CREDENTIAL", re.IGNORECASE)
+"""What the name of a variable has if its value may be a key. An organisation or an address is none."""
+
+OTHER_NAMES = {
+    "GEMINI": "GOOGLE",
+    "HF": "HUGGINGFACE",
+    "CO": "COHERE",
+    "PPLX": "PERPLEXITY",
+    "GROK": "XAI",
+    "TOGETHERAI": "TOGETHER",
+    "TOGETHER_AI": "TOGETHER",
+    "FIREWORKS_AI": "FIREWORKS",
+    "OLLAMA": "OLLAMA_CLOUD",
+    "BEDROCK": "AWS_BEDROCK",
+}
+"""What variables are called by the SDKs of services whose name in the catalogue is another one."""
+
+
+class Candidate(msgspec.Struct):
+    """A line of the preview. `problem` says why the row is not stored."""
+
+    variable: str
+    service: str | None
+    key: str | None
+    label: str | None
+    problem: str | None = None
+
+    def stored_as(self, value: Secret) -> NewKey:
+        assert self.service is not None
+        return NewKey(self.service, value, self.label)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option("--only", multiple=True, metavar="VARIABLE", help="Store only this one. Can be repeated.")
+@click.option(
+    "--service",
+    "named",
+    multiple=True,
+    metavar="VARIABLE=SERVICE",
+    help="Whose key a variable has, where keyman does not recognise it. Can be repeated.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@url_option
+def import_file(file: Path, only: tuple[str, ...], named: tuple[str, ...], yes: bool, url: str | None) -> None:
+    """Store the API keys of a .env file, after you have seen which. FILE can be - for standard input.
+
+    keyman recognises keys by how they begin, and by the names of their variables. The name becomes the label.
+    """
+    found = list(assignments(_read(file).reveal()))
+    with find_server(url).client() as client:
+        services = client.services()
+        chosen = dict(_named(services, named))
+        _require_known(found, (*only, *chosen))
+        wanted = [one for one in _without_repetitions(found) if not only or one.name in only]
+        candidates = [(one, _candidate(services, one, chosen)) for one in wanted]
+        rows = [(one, row) for one, row in candidates if row is not None]
+        ready = [row.stored_as(one.value) for one, row in rows if row.problem is None]
+        _show([row for _, row in rows], len(wanted))
+        if not ready:
+            raise KeymanError(f"There is no key to store in {_name(file)}.")
+        if not yes:
+            require_confirmation(f"Store {_keys(len(ready))}?")
+        _store(client, ready)
+
+
+def _read(file: Path) -> Secret:
+    """Return the content of the file. Raises KeymanError."""
+    try:
+        with click.open_file(str(file), "rb") as opened:
+            content = opened.read(MAX_FILE + 1)
+    except OSError as fault:
+        raise KeymanError(f"{_name(file)} cannot be read: {fault.strerror}.") from None
+    if len(content) > MAX_FILE:
+        raise KeymanError(f"{_name(file)} is larger than 1 MiB, so it is no .env file.")
+    return as_text(content, "file")
+
+
+def _name(file: Path) -> str:
+    return "standard input" if str(file) == "-" else str(file)
+
+
+def _keys(count: int) -> str:
+    return "1 key" if count == 1 else f"{count} keys"
+
+
+def _named(services: Sequence[Service], named: Sequence[str]) -> Iterator[tuple[str, Service]]:
+    for text in named:
+        variable, separator, service = text.partition("=")
+        if not separator:
+            raise click.BadParameter("must be VARIABLE=SERVICE.", param_hint="--service")
+        yield variable, find_service(services, service)
+
+
+def _require_known(found: Sequence[Assignment], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in {one.name for one in found}]
+    if missing:
+        raise click.UsageError(f"There is no variable {missing[0]} with a value in the file.")
+
+
+def _candidate(services: Sequence[Service], one: Assignment, chosen: Mapping[str, Service]) -> Candidate | None:
+    """Return the row of a variable, or None if it is no key as far as anybody can tell.
+
+    Nothing of a value is shown unless it is known to be a key.
+    """
+    service = chosen.get(one.name) or recognise(services, one.value) or _by_name(services, one.name)
+    if service is None:
+        if not SECRETIVE.search(one.name):
+            return None
+        return Candidate(one.name, None, None, None, f"whose key? --service {one.name}=SERVICE")
+    problem = _problem(one.value.reveal())
+    shown = None if problem else mask(service, one.value)
+    return Candidate(one.name, service.service, shown, one.name[:100], problem)
+
+
+def _by_name(services: Sequence[Service], variable: str) -> Service | None:
+    """Return the service that the name of a variable contains, such as OPENAI in MY_OPENAI_KEY: the longest one."""
+    if not SECRETIVE.search(variable):
+        return None
+    words = f"_{variable.upper().replace('.', '_')}_"
+    by_name = {service.service: service for service in services}
+    names = {**{name: name for name in by_name}, **OTHER_NAMES}
+    held = [name for name in names if f"_{name}_" in words and names[name] in by_name]
+    return by_name[names[max(held, key=len)]] if held else None
+
+
+def _problem(value: str) -> str | None:
+    """Return why a value is certainly no key. The server looks more closely."""
+    if value.startswith("$"):
+        return "refers to another variable"
+    if "://" in value:
+        return "is an address"
+    if not value.startswith("{") and not re.fullmatch("[!-~]*", value):
+        return "has white space or unusual characters"
+    if len(value) < 8:
+        return "is too short for a key"
+    if value.startswith("<") or re.search(r"\.\.\.|your[-_ ]|changeme|x{6}|\*{3}", value, re.IGNORECASE):
+        return "is a placeholder"
+    return None
+
+
+def _without_repetitions(found: Sequence[Assignment]) -> Iterator[Assignment]:
+    """Yield the assignments that count: of each variable the last one, as for a shell."""
+    last = {one.name: one.line for one in found}
+    yield from (one for one in found if last[one.name] == one.line)
+
+
+def _show(rows: Sequence[Candidate], count: int) -> None:
+    """Print the preview on standard output."""
+    if rows:
+        print_rows(rows, Candidate.__struct_fields__, as_json=False)
+    if count > len(rows):
+        others = count - len(rows)
+        click.echo(f"{others} other {'variable is' if others == 1 else 'variables are'} left out.", err=True)
+
+
+def _store(client: Keyman, keys: Sequence[NewKey]) -> None:
+    """Store the keys and say what came of each. Raises KeymanError if one is not stored."""
+    failed = 0
+    for start in range(0, len(keys), BATCH):
+        batch = keys[start : start + BATCH]
+        for key, outcome in zip(batch, client.add_all(batch), strict=True):
+            failed += isinstance(outcome, ClientError)
+            click.echo(_outcome(key, outcome), err=True)
+    if failed:
+        raise KeymanError(f"{_keys(failed)} of {len(keys)} could not be stored; the others are.")
+    click.echo(f"Stored {_keys(len(keys))}. Programs can use them: keyman run -- COMMAND", err=True)
+
+
+def _outcome(key: NewKey, outcome: Key | ClientError) -> str:
+    if isinstance(outcome, ClientError):
+        return f"{key.name}: not stored. {explain(outcome, 'the server')}"
+    also = f" You already have it: it is key {outcome.duplicate_of}, too." if outcome.duplicate_of is not None else ""
+    return f"{key.name}: key {outcome.id}, {outcome.service}, {outcome.last_4_chars}.{also}"

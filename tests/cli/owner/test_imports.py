@@ -1,0 +1,135 @@
+"""`keyman key import`, as transcripts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.owner.conftest import Person, complaint
+from tests.cli.test_common import failed
+from tests.support.terminal import terminal
+
+BODY = "hq2v9mXbT0c7eUKwN4Rd"
+
+FILE = f"""\
+# keys of the shop
+export OPENAI_API_KEY="sk-proj-{BODY}1234"  # mine
+MY_ANTHROPIC_TOKEN=sk-ant-{BODY}5678
+MISTRAL_API_KEY={BODY}9876
+HF_TOKEN=hf_{BODY}1111
+COHERE_API_KEY=your-key-here
+GROQ_API_KEY=$OTHER
+DATABASE_URL=postgres://shop:secret-of-the-database@db/shop
+SESSION_SECRET=secret-of-the-session
+OPENAI_ORG_ID=org-of-the-shop
+"""
+
+
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    path = tmp_path / ".env"
+    path.write_text(FILE)
+    return path
+
+
+def rows(out: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line) for line in out.splitlines()]
+
+
+PREVIEW = [
+    ["VARIABLE", "SERVICE", "KEY", "LABEL", "PROBLEM"],
+    ["OPENAI_API_KEY", "OPENAI", "sk-...1234", "OPENAI_API_KEY", "-"],
+    ["MY_ANTHROPIC_TOKEN", "ANTHROPIC", "sk-ant-...5678", "MY_ANTHROPIC_TOKEN", "-"],
+    ["MISTRAL_API_KEY", "MISTRAL", "...9876", "MISTRAL_API_KEY", "-"],
+    ["HF_TOKEN", "HUGGINGFACE", "hf_...1111", "HF_TOKEN", "-"],
+    ["COHERE_API_KEY", "COHERE", "-", "COHERE_API_KEY", "is a placeholder"],
+    ["GROQ_API_KEY", "GROQ", "-", "GROQ_API_KEY", "refers to another variable"],
+    ["SESSION_SECRET", "-", "-", "-", "whose key? --service SESSION_SECRET=SERVICE"],
+]
+
+
+def test_a_file_is_shown_and_stored(env_file: Path, member: Person) -> None:
+    done = member.does("key", "import", env_file, "--yes")
+    assert rows(done.out) == PREVIEW
+    assert done.err.startswith("2 other variables are left out.\n")
+    assert done.err.endswith("Stored 4 keys. Programs can use them: keyman run -- COMMAND\n")
+    stored = {key["name"]: (key["service"], key["last_4_chars"]) for key in member.stored()}
+    assert stored == {row[0]: (row[1], row[2]) for row in PREVIEW[1:5]}
+    for hidden in (BODY, "secret", "org-of", "your-key"):
+        assert hidden not in (done.out + done.err).replace("SESSION_SECRET", "")
+
+
+def test_it_asks_first(env_file: Path, member: Person) -> None:
+    done = member.types("key", "import", env_file)
+    assert "Add --yes if you are sure" in complaint(done)
+    with terminal("key", "import", str(env_file), env=member.env) as screen:
+        screen.shows("Store 4 keys? [y/N]: ")
+        screen.types("n\n")
+        assert screen.ends() == 1
+    assert member.stored() == []
+    with terminal("key", "import", str(env_file), env=member.env) as screen:
+        screen.shows("Store 4 keys? [y/N]: ")
+        screen.types("y\n")
+        screen.shows("Stored 4 keys.")
+        assert screen.ends() == 0
+    assert len(member.stored()) == 4
+
+
+def test_rows_are_chosen_and_services_named(env_file: Path, member: Person) -> None:
+    member.does("key", "import", env_file, "--yes", "--only", "HF_TOKEN", "--only", "MISTRAL_API_KEY")
+    assert {key["name"] for key in member.stored()} == {"HF_TOKEN", "MISTRAL_API_KEY"}
+    arguments = ("--only", "SESSION_SECRET", "--service", "SESSION_SECRET=cohere")
+    member.does("key", "import", env_file, "--yes", *arguments)
+    assert member.stored()[0]["service"] == "COHERE"
+    for wrong in (("--only", "NOTHING"), ("--service", "HF_TOKEN"), ("--service", "HF_TOKEN=nobody")):
+        assert member.types("key", "import", env_file, "--yes", *wrong).code == 2
+
+
+def test_standard_input_is_a_file_too(member: Person) -> None:
+    member.does("key", "import", "-", "--yes", stdin=FILE)
+    assert len(member.stored()) == 4
+
+
+def test_a_row_that_the_server_refuses_does_not_stop_the_others(member: Person) -> None:
+    text = f"OPENAI_API_KEY=Bearer:{BODY}\nOTHER_OPENAI_KEY=sk-proj-{BODY}1234,\nMISTRAL_API_KEY={BODY}\n"
+    done = member.types("key", "import", "-", "--yes", stdin=text)
+    assert done.code == 1
+    assert "OTHER_OPENAI_KEY: not stored. The key ends with a comma or a semicolon; remove it." in done.err
+    assert BODY not in done.out + done.err
+    assert "MISTRAL_API_KEY" in {key["name"] for key in member.stored()}
+
+
+def test_the_same_file_twice_says_which_keys_are_there_already(env_file: Path, member: Person) -> None:
+    member.does("key", "import", env_file, "--yes", "--only", "HF_TOKEN")
+    first = member.stored()[0]["id"]
+    done = member.does("key", "import", env_file, "--yes", "--only", "HF_TOKEN")
+    assert f"You already have it: it is key {first}, too." in done.err
+
+
+def test_more_keys_than_one_call_takes_are_all_stored(member: Person) -> None:
+    text = "".join(f"OPENAI_KEY_{number}=sk-proj-{BODY}{number:04}\n" for number in range(60))
+    member.does("key", "import", "-", "--yes", stdin=text)
+    assert len(member.pages.get("/api/keys", params={"limit": "200"}).json()) == 60
+
+
+def test_the_last_assignment_of_a_variable_counts(member: Person) -> None:
+    text = f"OPENAI_API_KEY=sk-proj-{BODY}1234\nOPENAI_API_KEY=sk-proj-{BODY}5678\n"
+    member.does("key", "import", "-", "--yes", stdin=text)
+    assert [key["last_4_chars"] for key in member.stored()] == ["sk-...5678"]
+
+
+@pytest.mark.parametrize("text", ["", "A=b\n", "DATABASE_URL=postgres://x\n"])
+def test_a_file_without_a_key_says_so(text: str, member: Person) -> None:
+    assert "There is no key to store in standard input." in complaint(
+        member.types("key", "import", "-", "--yes", stdin=text)
+    )
+
+
+def test_a_file_that_cannot_be_read_is_said_in_words(member: Person, tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in failed(member.types("key", "import", tmp_path / "none"))
+    (tmp_path / "large").write_bytes(b"#" * (1024 * 1024 + 1))
+    assert "larger than 1 MiB" in failed(member.types("key", "import", tmp_path / "large"))
+    (tmp_path / "latin").write_bytes(b"A=K\xfcche")
+    assert "must be UTF-8 text" in failed(member.types("key", "import", tmp_path / "latin"))

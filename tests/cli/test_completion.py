@@ -1,0 +1,58 @@
+"""`keyman completion`, and what a shell is answered."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from keyman.cli import COMMANDS
+from keyman.cli.completion import SHELLS, VARIABLE
+from tests.cli.transcript import keyman
+from tests.support.cli import environment, run_keyman
+from tests.support.waiting import PATIENCE
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_is_printed(shell: str) -> None:
+    done = keyman("completion", shell)
+    assert (done.code, done.err) == (0, "")
+    assert f"{VARIABLE}={shell}_complete" in done.out
+
+
+def test_bash_accepts_its_script() -> None:
+    script = keyman("completion", "bash").out
+    check = f"{script}\ncomplete -p keyman"
+    done = subprocess.run(["bash", "-c", check], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert "_keyman_completion keyman" in done.stdout
+
+
+def test_another_shell_is_wrong_usage() -> None:
+    assert keyman("completion", "tcsh").code == 2
+
+
+def completed(words: str, number: int) -> list[str]:
+    asked = {VARIABLE: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
+    done = run_keyman(env=environment(**asked))
+    assert (done.code, done.err) == (0, "")
+    return [line.removeprefix("plain,") for line in done.out.splitlines()]
+
+
+def test_commands_and_options_are_completed() -> None:
+    assert completed("keyman ", 1) == sorted(COMMANDS)
+    assert completed("keyman log", 1) == ["login", "logout"]
+    assert completed("keyman key p", 2) == ["pause"]
+    assert completed("keyman key list --so", 3) == ["--sort"]
+    assert completed("keyman completion ", 2) == [*SHELLS]
+
+
+def test_completing_a_command_imports_none() -> None:
+    program = (
+        "import sys, click, keyman.cli as c\n"
+        "from click.shell_completion import BashComplete\n"
+        "print(len(BashComplete(c.cli, {}, 'keyman', '_').get_completions([], '')))\n"
+        "print([name for name in sys.modules if name.startswith('keyman.cli.')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert done.stdout == f"{len(COMMANDS)}\n['keyman.cli.groups']\n"
