@@ -171,8 +171,10 @@ def held(page: Page, method: str = "POST") -> Iterator[list[Route]]:
 def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
     """Rows of keys straight into the database, in the order that they came in: what no form can make, or too slowly.
 
-    Their ciphertexts are none. The page must not care, as it opens none of them.
+    Their ciphertexts are none. The page must not care, as it opens none of them. Each has the mask that the catalogue
+    makes of its `value`.
     """
+    assert not any("last_4_chars" in key for key in keys), "give the value: the product makes the mask"
     catalogue, moment = Catalogue(), now()
     engine = create_engine(f"sqlite:///{home}/keyman.db", connect_args={"timeout": 30})
     with engine.begin() as connection:
@@ -186,7 +188,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
                 "encrypted_key": "vault:v1:none",
                 "key_version": 1,
                 "value_uuid": uuid4(),
-                "last_4_chars": catalogue.mask(key.get("service", "OPENAI"), OPENAI_KEY),
+                "last_4_chars": catalogue.mask(key.get("service", "OPENAI"), key.get("value", OPENAI_KEY)),
                 "disabled": False,
                 "undecryptable": False,
                 "created_at": moment,
@@ -196,7 +198,7 @@ def plant(home: Path, person: Person, *keys: dict[str, Any]) -> None:
                 "settings": "{}",
                 "is_default": False,
                 **dict.fromkeys(("check_verdict", "checked_at", "check_detail", "checked_by")),
-                **key,
+                **{name: value for name, value in key.items() if name != "value"},
             }
             for key in keys
         ]

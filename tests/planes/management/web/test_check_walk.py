@@ -32,6 +32,7 @@ from tests.planes.management.web.moves import (
     rows,
     settled,
 )
+from tests.providers.pastes import BODY
 from tests.support.browser import DESKTOP, PHONE, Arrive, Person, chromium_absence
 from tests.support.cli import serve, variables
 from tests.support.database import copied
@@ -254,7 +255,7 @@ def test_long_names_fit_in_both_languages(visit_checks: Arrive, checks_stage: St
             checks_stage.home,
             person,
             {"service": LONG, "name": "W" * 100},
-            {"service": "AWS_BEDROCK", "name": "x" * 100, "last_4_chars": "bedrock-api-key-...AbCd"},
+            {"service": "AWS_BEDROCK", "name": "x" * 100, "value": f"bedrock-api-key-{BODY}AbCd"},
             {"service": "HUGGINGFACE", "name": "word " * 20, "last_used_by": "a" * 64},
         )
         for key in person.context.request.get(f"{checks_stage.origin}/api/keys").json():

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from keyman.clock import now
 from tests.planes.management.web.moves import KEYS, OPENAI_KEY, join, labels, plant, press, rows, save, texts
+from tests.providers.pastes import BODY
 from tests.support.browser import Arrive, DevServer
 
 MANY = [{"service": ("OPENAI", "ANTHROPIC")[number % 2], "name": f"key {number:04}"} for number in range(1000)]
@@ -130,7 +131,7 @@ def test_keys_are_found_by_status_by_check_by_service_name_and_by_their_last_cha
         *MANY[:8],
         {"name": "paused", "disabled": True, "last_used_at": now()},
         {"name": "refused", "check_verdict": "refused", **checked},
-        {"name": "by its end", "service": "GROQ", "last_4_chars": "gsk_...Qx7z"},
+        {"name": "by its end", "service": "GROQ", "value": f"gsk_{BODY}Qx7z"},
     )
     ada.open(KEYS)
     for field, choice, found in (

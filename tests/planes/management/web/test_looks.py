@@ -45,6 +45,7 @@ from tests.planes.management.web.moves import (
     settled,
     sign_in,
 )
+from tests.providers.pastes import BODY
 from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer, Person
 from tests.support.needs import are_slow_wanted
 from tests.support.planes import PASSWORD
@@ -78,8 +79,8 @@ def _crowd(person: Person, stack: DevServer) -> None:
         {"service": "AZURE_OPENAI", "name": "W" * 100, "expires_at": moment + timedelta(days=9)},
         {"service": "GOOGLE", "expires_at": moment - timedelta(days=2), "created_at": moment - timedelta(days=900)},
         {"service": "MISTRAL", "disabled": True, "last_used_at": moment, "last_used_by": "a" * 100},
-        {"service": "REPLICATE", "undecryptable": True, "name": "9" * 10, "last_4_chars": "..."},
-        {"service": "TOGETHER", "name": "漢字" * 50, "last_4_chars": "tgp_v1_...9999"},
+        {"service": "REPLICATE", "undecryptable": True, "name": "9" * 10, "value": "r8_a1b2c3"},
+        {"service": "TOGETHER", "name": "漢字" * 50, "value": f"tgp_v1_{BODY}9999"},
     )
     plant_uses(
         stack.home,
@@ -287,7 +288,7 @@ def test_a_list_of_long_masks_fits_in_both_languages(arrive: Arrive, dev_server:
     ada = arrive(signed_up=False, locale=locale)
     join(ada)
     moment = now()
-    long = {"service": "AWS_BEDROCK", "last_4_chars": "bedrock-api-key-...AbCd", "name": "W" * 100}
+    long = {"service": "AWS_BEDROCK", "value": f"bedrock-api-key-{BODY}AbCd", "name": "W" * 100}
     plant(
         dev_server.home,
         ada,
@@ -533,7 +534,7 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "PERPLEXITY",
             "name": "Research spike",
-            "last_4_chars": "pplx-...a81f",
+            "value": f"pplx-{BODY}a81f",
             "created_at": ago(days=140),
             "expires_at": ago(days=3),
             "last_used_at": ago(days=4),
@@ -542,7 +543,7 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "DEEPSEEK",
             "name": "Batch translation",
-            "last_4_chars": "sk-...70c2",
+            "value": f"sk-{BODY}70c2",
             "created_at": ago(days=90),
             "disabled": True,
             "last_used_at": ago(days=20),
@@ -551,16 +552,16 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "HUGGINGFACE",
             "name": "Embeddings",
-            "last_4_chars": "hf_...QmTz",
+            "value": f"hf_{BODY}QmTz",
             "created_at": ago(days=75),
             "last_used_at": ago(minutes=4),
             "last_used_by": "search-index",
         },
-        {"service": "AZURE_OPENAI", "name": "Europe fallback", "last_4_chars": "...9be4", "created_at": ago(days=44)},
+        {"service": "AZURE_OPENAI", "name": "Europe fallback", "value": f"{BODY}9be4", "created_at": ago(days=44)},
         {
             "service": "MISTRAL",
             "name": "Code review",
-            "last_4_chars": "...Vw3K",
+            "value": f"{BODY}Vw3K",
             "created_at": ago(days=30),
             "expires_at": moment + timedelta(days=6, hours=3),
             "last_used_at": ago(hours=3),
@@ -569,7 +570,7 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "GOOGLE",
             "name": "Document extraction",
-            "last_4_chars": "AIza...x0Rg",
+            "value": f"AIza{BODY}x0Rg",
             "created_at": ago(days=16),
             "last_used_at": ago(hours=22),
             "last_used_by": "intake",
@@ -577,7 +578,7 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "ANTHROPIC",
             "name": "Production chat",
-            "last_4_chars": "sk-ant-...5678",
+            "value": f"sk-ant-{BODY}5678",
             "created_at": ago(days=12),
             "expires_at": moment + timedelta(days=180),
             "last_used_at": ago(minutes=2),
@@ -586,7 +587,7 @@ def _portfolio(moment: datetime) -> list[dict[str, Any]]:
         {
             "service": "OPENAI",
             "name": "Production chat",
-            "last_4_chars": "sk-...1234",
+            "value": f"sk-{BODY}1234",
             "created_at": ago(days=3),
             "last_used_at": ago(minutes=2),
             "last_used_by": "chat-backend",
