@@ -68,12 +68,17 @@ def test_the_lines_of_curl_work_as_printed(running: tuple[Path, int]) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not on the PATH")
     lines = next(block for block in shell_blocks() if "/auth/signup" in block)
-    answers = [line for line in run(lines, *running).splitlines() if line]
-    account, created, listed, replaced = (json.loads(line) for line in answers)
-    assert account["email"] == "ada@example.com"
-    assert created["last_4_chars"] == "sk-...1234"
-    assert listed == [created]
-    assert replaced["last_4_chars"] == "sk-...9876"
+    found = []
+    for _time in ("first", "second"):
+        account, signed_in, *keys = (json.loads(line) for line in run(lines, *running).splitlines() if line)
+        assert signed_in["email"] == "ada@example.com"
+        created, listed, replaced = keys
+        assert created["last_4_chars"] == "sk-...1234"
+        assert listed == [created]
+        assert (replaced["id"], replaced["last_4_chars"]) == (created["id"], "sk-...9876")
+        found.append((account, signed_in, created))
+    (account, signed_in, created), (again, *_) = found
+    assert (account, again["status"]) == (signed_in, 409)
     shown = {name: created[name] for name in ("id", "service", "name", "last_4_chars", "status")}
     assert json.dumps(shown).rstrip("}") in README.replace("…}", ""), "the README shows what is answered"
     # The last line has deleted the key, and the token of the next block sees that.
@@ -96,12 +101,22 @@ def test_an_application_uses_the_gateway_and_gets_a_key_back_as_printed(
     assert (answer["user_id"], answer["service"], answer["api_key"]) == (1, "OPENAI", VALUE)
     described = "\n".join(block_with(word, GUIDE) for word in ("app create", "/v1/resolve"))
     assert run(described, home, port).splitlines() == [listed, resolved]
-    assert openai.asked == [GOT_ONE] * 2  # the provider got the key, and the application did not
+    *_, again = run("\n".join(block_with(word) for word in printed), home, port).splitlines()
+    assert json.loads(again) == {**answer, "key_id": answer["key_id"] + 1}, "the lines can be run twice"
+    assert openai.asked == [GOT_ONE] * 3  # the provider got the key, and the application did not
     assert "data" in json.loads(listed)
     for text in (README, GUIDE):
         blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
         (shown,) = (json.loads(block) for block in blocks if "api_key" in block)
         assert shown == {**answer, "key_id": shown["key_id"]}, "the document shows what is answered"
+
+
+def test_the_portals_application_is_made_as_printed_and_again(running: tuple[Path, int]) -> None:
+    home, port = running
+    block = f"{block_with('--portal')}\necho $KEYMAN_APP_TOKEN"
+    first, second = (run(block, home, port).strip() for _ in range(2))
+    assert first != second
+    assert all(re.fullmatch(r"km_\w{36}", token) for token in (first, second))
 
 
 def block_with(word: str, text: str = README) -> str:
