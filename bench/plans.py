@@ -167,8 +167,8 @@ def _reading_keys(db: Database, callers: _Callers, middle: Cursor) -> _Steps:
     return {
         "keys: the first page": lambda: key_lists.list_own(db, heavy, Slice()),
         "keys: a page in the middle": lambda: key_lists.list_own(db, heavy, Slice(before=middle)),
-        "keys: the first page of an owner of three old keys": lambda: key_lists.list_own(db, _caller(SPARSE), Slice()),
-        "keys: the first page of an owner of none": lambda: key_lists.list_own(db, _caller(EMPTY), Slice()),
+        "keys: the first page of an owner of three old keys": lambda: key_lists.list_own(db, caller(SPARSE), Slice()),
+        "keys: the first page of an owner of none": lambda: key_lists.list_own(db, caller(EMPTY), Slice()),
         "keys: one service": lambda: key_lists.list_own(db, heavy, Slice(), "ANTHROPIC"),
         "keys: one service, a page in the middle": lambda: key_lists.list_own(
             db, heavy, Slice(before=KeyCursor.at(middle, Selection("ANTHROPIC").fingerprint)), "ANTHROPIC"
@@ -381,12 +381,13 @@ async def versions(url: URL) -> str:
     return f"PostgreSQL {version}"
 
 
-def _caller(user_id: UserId) -> Principal:
+def caller(user_id: UserId) -> Principal:
+    """Return the user with this number, signed in."""
     return Principal(Origin(Actor.SESSION), ALL_SCOPES, User(user_id, f"u{user_id}@example.com", now()))
 
 
 async def _key_in_the_middle(db: Database) -> int:
-    page = await key_lists.list_own(db, _caller(HEAVY), Slice(limit=1))
+    page = await key_lists.list_own(db, caller(HEAVY), Slice(limit=1))
     return page.items[0].id // 2
 
 

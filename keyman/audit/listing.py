@@ -114,7 +114,7 @@ async def list_own(db: Database, user_id: UserId, part: Slice, wanted: Filter = 
     actions = {_action(n): action for n, action in enumerate(sorted(set(wanted.actions)))}
     listing = _own(len(actions), wanted.since is not None, wanted.until is not None)
     async with db.read() as connection:
-        page = await listing.page(connection, part, user_id=user_id, **actions, **_moments(wanted))
+        page = await listing.page(connection, part, user_id=user_id, **actions, **moments(wanted))
     return Page([AuditEntry(*row) for row in page.items], page.cursor)
 
 
@@ -126,10 +126,12 @@ async def list_all(
     actions = {"actions": list(wanted.actions)} if wanted.actions else {}
     newest = _all(bool(owner), bool(actions), wanted.since is not None, wanted.until is not None)
     async with db.read() as connection:
-        return (await newest.all(connection, limit=limit, **owner, **actions, **_moments(wanted)))[::-1]
+        return (await newest.all(connection, limit=limit, **owner, **actions, **moments(wanted)))[::-1]
 
 
-class _Own(NamedTuple):
+class OwnRow(NamedTuple):
+    """The columns of OF_USER, from which an AuditEntry is made."""
+
     id: int
     at: datetime
     action: Action
@@ -148,18 +150,18 @@ class _Own(NamedTuple):
 
 _LIMIT = bindparam("limit", type_=Integer)
 _BEFORE = audit_log.c.id < bindparam("before", type_=Id)
-_IS_OWN = audit_log.c.user_id == bindparam("user_id", type_=Id)
-_OF_USER = select(*(audit_log.c[name] for name in _Own._fields)).where(_IS_OWN)
+IS_OWN = audit_log.c.user_id == bindparam("user_id", type_=Id)
+OF_USER = select(*(audit_log.c[name] for name in OwnRow._fields)).where(IS_OWN)
 
 
 @cache
-def _own(actions: int, since: bool, until: bool) -> Listing[_Own]:
+def _own(actions: int, since: bool, until: bool) -> Listing[OwnRow]:
     """Return the listing of a user's entries with one of so many actions, or any action for 0, and within a time."""
-    statement: Select[*tuple[object, ...]] = _OF_USER.where(*_within(since, until))
+    statement: Select[*tuple[object, ...]] = OF_USER.where(*within(has_since=since, has_until=until))
     if not actions:
-        return Listing(statement, audit_log.c.id, _Own)
+        return Listing(statement, audit_log.c.id, OwnRow)
     first = _merged(statement, actions)
-    return Listing(first, first.selected_columns.id, _Own, following=_merged(statement.where(_BEFORE), actions))
+    return Listing(first, first.selected_columns.id, OwnRow, following=_merged(statement.where(_BEFORE), actions))
 
 
 def _merged(statement: Select[*tuple[object, ...]], actions: int) -> Select[*tuple[object, ...]]:
@@ -183,16 +185,18 @@ def _action(number: int) -> str:
 @cache
 def _all(owner: bool, actions: bool, since: bool, until: bool) -> Query[OperatorEntry]:
     """Return the query of entries of one user or of all, with some actions or any action, and within a time."""
-    statement = select(*(audit_log.c[name] for name in OperatorEntry.__struct_fields__)).where(*_within(since, until))
+    statement = select(*(audit_log.c[name] for name in OperatorEntry.__struct_fields__)).where(
+        *within(has_since=since, has_until=until)
+    )
     if owner:
-        statement = statement.where(_IS_OWN)
+        statement = statement.where(IS_OWN)
     if actions:
         statement = statement.where(audit_log.c.action.in_(bindparam("actions", expanding=True)))
     return Query(statement.order_by(audit_log.c.id.desc()).limit(_LIMIT), OperatorEntry)
 
 
-def _within(has_since: bool, has_until: bool) -> Iterator[ColumnElement[bool]]:
-    """Yield the conditions of a filter by time. `_moments` has their parameters."""
+def within(*, has_since: bool, has_until: bool) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of a filter by time. `moments` has their parameters."""
     near = audit_log.alias()
     if has_since:
         earlier = select(near.c.id).where(near.c.at < bindparam("well_before", type_=UtcTime))
@@ -206,7 +210,8 @@ def _within(has_since: bool, has_until: bool) -> Iterator[ColumnElement[bool]]:
         yield audit_log.c.at < bindparam("until", type_=UtcTime)
 
 
-def _moments(wanted: Filter) -> dict[str, datetime]:
+def moments(wanted: Filter) -> dict[str, datetime]:
+    """Return the parameters of the conditions of `within`."""
     since, until = wanted.since, wanted.until
     moments = dict[str, datetime]()
     if since is not None:

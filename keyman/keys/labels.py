@@ -7,10 +7,10 @@ stored here, and so are name and hint of a token that is revoked. A deletion of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, insert, select, union_all
+from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.listing import AuditEntry
@@ -35,11 +35,18 @@ class KeyName(NamedTuple):
     exists: bool
 
 
+class TokenName(NamedTuple):
+    """What an access token was called. `exists` is False for one that was revoked since."""
+
+    name: str
+    exists: bool
+
+
 class Names(NamedTuple):
     """The names for a page of entries: of keys by the id of the entry, and of tokens by their own id."""
 
     keys: dict[int, KeyName]
-    tokens: dict[int, str]
+    tokens: dict[int, TokenName]
 
 
 async def keep(connection: AsyncConnection, user_id: UserId, before: Shown) -> None:
@@ -60,13 +67,19 @@ async def names_of(db: Database, caller: Principal, entries: Collection[AuditEnt
         current = {row.id: row for row in await _of(connection, _CURRENT, user_id, key_ids)}
         past = {row.id: row for row in await _of(connection, _AT_THE_TIME, user_id, [entry.id for entry in entries])}
         last = {row.id: row for row in await _of(connection, _LAST, user_id, key_ids - current.keys())}
-        tokens = await _of(connection, _TOKENS, user_id, token_ids - {None})
+        valid = await _of(connection, _VALID, user_id, token_ids - {None})
+        revoked = await _of(connection, _REVOKED, user_id, token_ids - {None, *(row.id for row in valid)})
     keys = {}
     for entry in entries:
         found = past.get(entry.id) or current.get(entry.key_id or 0) or last.get(entry.key_id or 0)
         if found is not None:
             keys[entry.id] = KeyName(found.label, found.mask, entry.key_id in current)
-    return Names(keys, {row.id: row.label or row.mask for row in tokens})
+    tokens = {
+        row.id: TokenName(row.label or row.mask, exists)
+        for rows, exists in ((valid, True), (revoked, False))
+        for row in rows
+    }
+    return Names(keys, tokens)
 
 
 async def of_deleted(db: Database, caller: Principal, key_id: KeyId) -> str | None:
@@ -140,17 +153,16 @@ _LAST = _queries(
 )
 
 
-def _tokens(is_listed: Callable[[ColumnElement[int]], ColumnElement[bool]]) -> Query[_Named]:
-    valid = select(api_tokens.c.id, api_tokens.c.name.label("label"), api_tokens.c.hint.label("mask"))
-    revoked = select(token_labels.c.token_id.label("id"), token_labels.c.label, token_labels.c.hint.label("mask"))
-    return Query(
-        union_all(
-            valid.where(api_tokens.c.user_id == _USER, is_listed(api_tokens.c.id)),
-            revoked.where(token_labels.c.user_id == _USER, is_listed(token_labels.c.token_id)),
-        ),
-        _Named,
-    )
-
-
-_TOKENS = {"sqlite": _tokens(listed_in_json()), "postgresql": _tokens(listed_in_array)}
+_VALID = _queries(
+    select(api_tokens.c.id, api_tokens.c.name.label("label"), api_tokens.c.hint.label("mask")).where(
+        api_tokens.c.user_id == _USER
+    ),
+    api_tokens.c.id,
+)
+_REVOKED = _queries(
+    select(token_labels.c.token_id.label("id"), token_labels.c.label, token_labels.c.hint.label("mask")).where(
+        token_labels.c.user_id == _USER
+    ),
+    token_labels.c.token_id,
+)
 _KEEP = Command(insert(key_labels))

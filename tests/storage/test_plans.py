@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from sqlalchemy.engine import URL, make_url
 from bench import filling, plans
 from bench.plans import Captured
 from keyman import migrations
+from keyman.audit import counting
 from keyman.clock import now
 from keyman.identity import users
-from keyman.keys import finding
+from keyman.keys import finding, uses
 from keyman.keys.finding import Wanted
+from keyman.keys.uses import RELEASES
 from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress
 from tests.support.database import PostgresServer
@@ -282,6 +285,33 @@ async def test_what_requests_look_up_together_is_found_by_an_index(
     found = [text for text in texts if "Index" in text]
     assert len(found) == 4
     assert not any("Seq Scan" in text for text in texts), texts
+
+
+async def test_uses_by_day_and_the_last_uses_of_a_key_are_found_by_an_index(
+    filled_sqlite: tuple[URL, list[Captured]], filled_postgresql: tuple[URL, list[Captured]]
+) -> None:
+    for url, _ in (filled_sqlite, filled_postgresql):
+        await _uses_are_found_by_an_index(url)
+
+
+async def _uses_are_found_by_an_index(url: URL) -> None:
+    db, captured, moment = Database(url), list[Captured](), now()
+    async with db.read() as connection:
+        of_engine = connection.engine.url
+    with plans.listening("by day", of_engine, captured):
+        await counting.by_day(db, plans.HEAVY, RELEASES, moment - timedelta(days=14))
+    with plans.listening("newest", of_engine, captured):
+        await uses.newest(db, plans.caller(plans.HEAVY), plans.ONE_KEY_OF_HEAVY)
+    await db.close()
+    explained = await plans.explain(url, captured)
+    assert len(explained["by day"]) == len(RELEASES)
+    assert len(explained["newest"]) > 2 * len(RELEASES)
+    for text in explained["by day"]:
+        assert re.search(f"{OF_ACTION}|{AT}", text), text  # the time, if it is rarer than the user's entries
+    for text in explained["newest"]:
+        assert re.search(f"ix_audit_log_uses|{OF_ACTION}", text), text  # the action, if the user has few entries of it
+    for text in (*explained["by day"], *explained["newest"]):
+        assert not re.search(r"Seq Scan|SCAN audit_log", text), text
 
 
 async def test_a_statement_to_another_database_of_the_process_is_not_captured(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from urllib.parse import urlencode
 
 from litestar import Response, get
 
-from keyman.audit import listing
+from keyman.audit import counting, listing
 from keyman.audit.entries import Action, Actor, Reason
 from keyman.audit.listing import AuditEntry, Filter
 from keyman.clock import now
@@ -18,6 +19,8 @@ from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.keys import labels
+from keyman.keys.uses import RELEASES
+from keyman.planes.management.web.chart import Chart, draw, first_day
 from keyman.planes.management.web.pages import Visit, is_one, see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.storage.paging import Cursor, Slice
@@ -141,10 +144,23 @@ PERIODS = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedel
 PERIOD_NAMES = {"day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30 days"}
 
 
-def issuer_of(entry: AuditEntry) -> str | None:
-    """Return the issuer that the detail of an entry names, for a sign-in at an identity provider, or None."""
-    word, _, issuer = (entry.detail or "").partition(" ")
-    return issuer if word == "issuer" and issuer else None
+@dataclass(frozen=True)
+class Log:
+    """Entries of the audit log, and all that the macros of `entries.html` need to say them in words."""
+
+    entries: list[AuditEntry]
+    called: labels.Names
+    names: dict[str, str]
+    actions: Mapping[Action, str] = field(default_factory=lambda: ACTIONS)
+    about_applications: Collection[Action] = field(default_factory=lambda: KINDS["applications"])
+    actors: Mapping[Actor, str] = field(default_factory=lambda: ACTORS)
+    reasons: Mapping[str, str] = field(default_factory=lambda: REASONS)
+
+    @staticmethod
+    def issuer_of(entry: AuditEntry) -> str | None:
+        """Return the issuer that the detail of an entry names, for a sign-in at an identity provider, or None."""
+        word, _, issuer = (entry.detail or "").partition(" ")
+        return issuer if word == "issuer" and issuer else None
 
 
 @dataclass(frozen=True)
@@ -194,17 +210,22 @@ async def show_activity(
         return see_other(view.url())  # the entries of the last page are no longer in the period
     return visit.show(
         "activity.html",
-        entries=page.items,
-        called=await labels.names_of(db, caller, page.items),
+        log=await log_of(db, caller, catalogue, page.items),
+        chart=None if view.cursor else await _chart(db, caller),
         view=view,
         older=view.url(page.cursor) if page.cursor is not None else None,
         newest=view.url() if view.cursor else None,
-        actions=ACTIONS,
-        about_applications=KINDS["applications"],
-        actors=ACTORS,
-        issuer_of=issuer_of,
-        reasons=REASONS,
         kinds=KIND_NAMES,
         periods=PERIOD_NAMES,
-        names={info.service: info.name for info in catalogue.infos()},
     )
+
+
+async def log_of(db: Database, caller: Principal, catalogue: Catalogue, entries: list[AuditEntry]) -> Log:
+    """Return these entries, which are the caller's own, with the names by which the caller knows what they concern."""
+    names = {info.service: info.name for info in catalogue.infos()}
+    return Log(entries, await labels.names_of(db, caller, entries), names)
+
+
+async def _chart(db: Database, caller: Principal) -> Chart:
+    moment = now()
+    return draw(await counting.by_day(db, caller.user_id, RELEASES, first_day(moment)), moment)

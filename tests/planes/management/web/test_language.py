@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select, update
 
 import keyman
+from keyman.audit import counting
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
@@ -52,6 +53,7 @@ from keyman.identity.turns import TOO_MANY, TOO_MANY_OF_ACCOUNT
 from keyman.keys.tables import api_keys
 from keyman.planes.management.app import ADVICE
 from keyman.planes.management.web.activity import ACTIONS, ACTORS, KIND_NAMES, PERIOD_NAMES, REASONS
+from keyman.planes.management.web.chart import OTHERS, OWN
 from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.language import ENGLISH, LOCALES, MAX_TAGS, Languages
 from keyman.planes.management.web.pages import TEMPLATES
@@ -82,6 +84,7 @@ from tests.support.sources import tree_of
 pytestmark = pytest.mark.anyio
 
 PACKAGE = Path(keyman.__file__).parent
+CHART_WORDS = {name: name for name in (OWN, OTHERS)}
 PROBLEMS = {CommitLost.__name__, *(kind.problem.__name__ for kind in KINDS.values())}
 
 LANGUAGES = Languages()
@@ -282,7 +285,7 @@ def of_the_templates() -> frozenset[str]:
 
 @cache
 def of_the_code() -> frozenset[str]:
-    tables = (ACTIONS, ACTORS, MEANINGS, REASONS, KIND_NAMES, PERIOD_NAMES)
+    tables = (CHART_WORDS, ACTIONS, ACTORS, MEANINGS, REASONS, KIND_NAMES, PERIOD_NAMES)
     return frozenset(
         {one.text for one in said() if one.text is not None} - NOT_FOR_PEOPLE.keys()
         | {text for table in tables for text in table.values()}
@@ -659,10 +662,17 @@ async def see_the_keys(walk: Walk) -> None:
     await walk.post(KEYS, 422, service="NOBODY", api_key="short", expires_at="2001-01-01")
     await walk.post(KEYS, 422, service="nobody", api_key="x" * 600, name="x" * 101, expires_at="soon")
     for key_id in ids:
+        await walk.get(f"{KEYS}/{key_id}")
         await walk.get(f"{KEYS}/{key_id}/edit")
         await walk.get(f"{KEYS}/{key_id}/pause")
         await walk.get(f"{KEYS}/{key_id}/delete")
     await let_applications_use(walk.plane, ids[3])
+    await walk.get(f"{KEYS}/{ids[3]}")
+    counting.MAX_COUNTED, usual = 1, counting.MAX_COUNTED
+    await walk.get(ACTIVITY)
+    counting.MAX_COUNTED = usual
+    await walk.client.patch(f"/api/keys/{ids[3]}", json={"name": "zz-label"})
+    await walk.get(f"{KEYS}/{ids[3]}")
     await walk.get(f"{KEYS}/{ids[3]}/delete")
     await walk.post(f"{KEYS}/{ids[3]}/pause", 422)
     await walk.post(f"{KEYS}/{ids[3]}/pause", 412, paused="true", etag='"another"')

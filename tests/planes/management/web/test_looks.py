@@ -217,6 +217,7 @@ INSIDE: dict[str, State] = {
     "editing": _pressed(KEYS, "Edit"),
     "deleting": _pressed(KEYS, "Delete"),
     "pausing": _pressed(KEYS, "Pause"),
+    "a key": lambda person: person.open(f"{KEYS}/{_newest(person)}"),
     "a form as a page": _at(f"{KEYS}/new"),
     "applications": _at(APPLICATIONS),
     "applications, one gone": _application_gone,

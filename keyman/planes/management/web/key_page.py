@@ -1,0 +1,46 @@
+"""Settings → API Keys → one key: what is known of it, its last uses, and the ways to change it."""
+
+from __future__ import annotations
+
+from litestar import Response, get
+from litestar.params import FromPath
+
+from keyman.config.settings import Settings
+from keyman.http.guards import needs
+from keyman.http.requests import AnyRequest, Injected, RowId
+from keyman.identity.principals import Principal
+from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
+from keyman.keys import uses
+from keyman.planes.management.web.activity import log_of
+from keyman.planes.management.web.keys import own_key, usable_services, view_behind
+from keyman.planes.management.web.marks import letters
+from keyman.planes.management.web.pages import Visit
+from keyman.providers.catalogue import Catalogue
+from keyman.storage.transactions import Database
+
+
+@get("/settings/api-keys/{key_id:str}", opt=needs(Scope.KEYS_READ), include_in_schema=False)
+async def key_page(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Principal],
+    catalogue: Injected[Catalogue],
+    settings: Injected[Settings],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    """Show a key. Its uses are part of the audit log: a token without the scope for that sees none of them."""
+    key = await own_key(db, caller, KeyId(key_id))
+    sees_uses = Scope.AUDIT_READ in caller.scopes
+    return visit.show(
+        "key.html",
+        key=key,
+        service_name=catalogue.name(key.service),
+        letters=letters(catalogue, key.service),
+        setting_names={each.name: each.title for each in catalogue.settings(key.service)},
+        log=await log_of(db, caller, catalogue, await uses.newest(db, caller, key.id)) if sees_uses else None,
+        days=uses.OF_LATE.days,
+        is_usable=key.service in usable_services(catalogue, settings, caller),
+        view=view_behind(request),
+    )

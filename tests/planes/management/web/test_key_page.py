@@ -1,0 +1,113 @@
+"""Settings → API Keys → one key: `keyman.planes.management.web.key_page`."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+
+import httpx
+import pytest
+from sqlalchemy import insert
+
+from keyman.audit.entries import Action, Actor
+from keyman.audit.tables import audit_log
+from keyman.clock import now
+from keyman.keys.uses import LAST_USES
+from keyman.storage.transactions import Unchecked
+from tests.planes.management.api.harness import ApiPlane, store
+from tests.planes.management.web.moves import KEYS
+from tests.support.rows import entry
+
+pytestmark = pytest.mark.anyio
+
+BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
+
+
+async def person(plane: ApiPlane) -> httpx.AsyncClient:
+    client = await plane.user()
+    client.headers.update(BROWSER)
+    return client
+
+
+async def used(plane: ApiPlane, client: httpx.AsyncClient, key_id: int, *uses: Mapping[str, object]) -> None:
+    about = {"user_id": (await client.get("/api/auth/me")).json()["id"], "key_id": key_id, "service": "OPENAI"}
+    async with plane.database.write(Unchecked.OPERATOR) as connection:
+        for use in uses:
+            row = {**entry(Action.KEY_RESOLVE), "at": now(), "application": "chat", **about, **use}
+            await connection.execute(insert(audit_log).values(row))
+
+
+def by(page: str) -> list[str]:
+    """Who used the key, row by row."""
+    cells = re.findall(r'class="by" data-label="By">(.*?)</td>', page, re.DOTALL)
+    return [" ".join(html.unescape(re.sub("<[^>]*>", " ", cell)).split()) for cell in cells]
+
+
+async def test_the_label_leads_to_the_page_of_a_key_and_without_one_the_mask(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    named, unnamed = await store(ada, name="<b>chat"), await store(ada)
+    page = (await ada.get(KEYS)).text
+    assert f'<a href="{KEYS}/{named["id"]}">&lt;b&gt;chat</a>' in page
+    assert f'<a href="{KEYS}/{unnamed["id"]}">{unnamed["last_4_chars"]}</a>' in page
+    for key in (named, unnamed):
+        answer = await ada.get(f"{KEYS}/{key['id']}")
+        assert answer.status_code == 200
+        assert key["last_4_chars"] in answer.text
+        assert "<b>chat" not in answer.text
+        for action in ("edit", "pause", "delete"):
+            assert f'href="{KEYS}/{key["id"]}/{action}"' in answer.text
+
+
+async def test_it_shows_the_last_uses_of_this_key(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key, other = await store(ada), await store(ada)
+    assert "Nobody has used it in the last 30 days." in (await ada.get(f"{KEYS}/{key['id']}")).text
+    moment = now()
+    await used(
+        shared,
+        ada,
+        key["id"],
+        {"at": moment - timedelta(days=31), "application": "old"},
+        {"at": moment - timedelta(days=3), "purpose": "to <chat>"},
+        {
+            "at": moment - timedelta(days=2),
+            "action": Action.KEY_USE,
+            "actor": Actor.TOKEN,
+            "actor_id": 1,
+            "application": None,
+        },
+        {"at": moment - timedelta(days=1), "action": Action.KEY_USE, "application": "batch"},
+    )
+    await used(shared, ada, other["id"], {"application": "of-another-key"})
+    page = (await ada.get(f"{KEYS}/{key['id']}")).text
+    assert by(page) == ["Application batch", "Access token token 1", "Application chat “to <chat>”"]
+    await used(shared, ada, key["id"], *({"application": f"app-{n}"} for n in range(3) for _ in range(LAST_USES)))
+    page = (await ada.get(f"{KEYS}/{key['id']}")).text
+    assert len(by(page)) == LAST_USES
+
+
+async def test_a_key_of_somebody_else_is_not_there(shared: ApiPlane) -> None:
+    ada, eve = await person(shared), await person(shared)
+    key = await store(ada)
+    for path in (f"{KEYS}/{key['id']}", f"{KEYS}/999999999", f"{KEYS}/x"):
+        assert (await eve.get(path)).status_code == 404
+
+
+async def test_uses_need_the_scope_of_the_audit_log(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    key = await store(ada)
+    await used(shared, ada, key["id"], {})
+    for scopes, is_shown in (("keys:read",), False), (("keys:read", "audit:read"), True):
+        script = await shared.token(ada, *scopes)
+        page = (await script.get(f"{KEYS}/{key['id']}", headers=BROWSER)).text
+        assert ("Last Uses" in page) == ("Application chat" in page) == is_shown
+
+
+async def test_a_search_is_still_there_on_the_way_back(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key = await store(ada, name="chat")
+    page = (await ada.get(f"{KEYS}/{key['id']}?q=chat")).text
+    assert f'<a href="{KEYS}?q=chat">All keys</a>' in page
+    assert f'href="{KEYS}/{key["id"]}/edit?q=chat"' in page
