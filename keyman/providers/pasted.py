@@ -3,6 +3,9 @@
 Each check raises ValueError with a message that names the mistake and says what to do. A value is any text without
 white space around it. The checks are in the order in which a person fixes the mistakes: what is around a key first,
 then what is wrong with the key itself. Each takes time that is linear in the length of the value.
+
+The pages remove with `bare` what stands around a key, and say so. The API only says what to do: a script that sends a
+name with each key has a fault.
 """
 
 from __future__ import annotations
@@ -16,6 +19,14 @@ from keyman.providers.masking import IS_MASK, is_mask
 _QUOTES = "\"'\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u2032\u2033\uff02\uff07"
 """Straight, typographic and full-width quotation marks, and the primes that are typed for them."""
 
+_AROUND = f"{_QUOTES}`"
+
+_LAYERS = 6
+"""More layers than anything has that people paste: `export X="Authorization: Bearer …",` has five."""
+
+_SHORTEST = 8
+"""The minimum number of characters of a key."""
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}://|www\.|([a-z0-9-]{1,63}\.){1,5}(com|ai|org|net|io|dev|co)/", re.IGNORECASE)
 _AUTHORIZATION = re.compile(r"[\"'`]?(proxy-)?authorization[\"'`]?\s*[:=]|(bearer|basic|token)\s", re.IGNORECASE)
 _BEARER = re.compile(r"[\"'`]?bearer\s", re.IGNORECASE)
@@ -23,13 +34,13 @@ _BEARER = re.compile(r"[\"'`]?bearer\s", re.IGNORECASE)
 _ENDING = r"[\w.-]{0,64}(key|token|secret)"
 _DECLARED = r"(?:(?:export|setx?|declare|const|let|var|env|arg)\s{1,9}|\$env:|-e\s{1,9}|--?|\#\s{0,9})?"
 _ASSIGNMENT = re.compile(
-    rf"{_DECLARED}[\"'`]?(?:[a-z_][a-z0-9_.]{{0,63}}|{_ENDING})[\"'`\]]{{0,2}}\s{{0,9}}:?=\s{{0,9}}[^\s=]",
+    rf"{_DECLARED}[\"'`]?(?:[a-z_][a-z0-9_.]{{0,63}}|{_ENDING})[\"'`\]]{{0,2}}\s{{0,9}}:?=\s{{0,9}}(?=[^\s=])",
     re.IGNORECASE,
 )
 _NAMED = re.compile(
     r"[\"'`]?[a-z][\w .-]{0,63}[\"'`]?\s{0,9}:\s"  # name: value
     r"|[\"'`][a-z][\w .-]{0,63}[\"'`]\s{0,9}:"  # "name":"value"
-    r"|[a-z][\w.-]{0,63}\s{0,9}:[\"'`]"  # name:"value"
+    r"|[a-z][\w.-]{0,63}\s{0,9}:(?=[\"'`])"  # name:"value"
     rf"|{_ENDING}\s{{0,9}}:",  # x-api-key:value
     re.IGNORECASE,
 )
@@ -50,6 +61,28 @@ def check_pasted(text: str) -> None:
         raise ValueError(IS_MASK)
     if any(character.isspace() for character in unusual_characters(text)):
         raise ValueError("contains white space; paste only the key, without anything before or after it")
+
+
+def bare(text: str) -> str:
+    """Return a key without what people paste around it: its name, quotation marks, `Bearer`, a comma behind it.
+
+    Return the text as it is if it has several lines, is JSON or an address, or if what is left cannot be a key, because
+    it is too short or has a quotation mark in it.
+    """
+    rest = text.strip()
+    if "\n" in rest or "\r" in rest or rest.startswith("{"):
+        return text
+    for _ in range(_LAYERS):
+        rest = _peeled(rest)
+    is_whole = len(rest) >= _SHORTEST and not _URL.match(rest) and not any(mark in rest for mark in _AROUND)
+    return rest if is_whole else text
+
+
+def _peeled(text: str) -> str:
+    """Return the text without its outermost layer."""
+    around = _BEARER.match(text) or _AUTHORIZATION.match(text) or _ASSIGNMENT.match(text) or _NAMED.match(text)
+    rest = text[around.end() :] if around else text
+    return rest.rstrip(",; \t").strip(_AROUND).strip()
 
 
 def unusual_characters(text: str) -> list[str]:

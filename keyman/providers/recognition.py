@@ -115,6 +115,15 @@ def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[Fiel
             yield _of_another(catalogue, owner, service)
 
 
+def unusual_beginning(catalogue: Catalogue, service: str, value: Secret) -> Sentence | None:
+    """Return a sentence for a person if the keys of this service usually begin in another way than this value."""
+    prefixes = catalogue.prefixes(service)
+    if not prefixes or catalogue.takes_json(service) or catalogue.prefix_of(service, value.reveal()):
+        return None
+    usual = ", ".join(prefixes)
+    return Sentence("{service} keys begin with {prefixes}.", service=catalogue.name(service), prefixes=usual)
+
+
 def _check_credential(service: Service, credential: Credential, value: str) -> Iterator[FieldError]:
     """Yield a fault if this value is not a JSON credential of this form."""
     given = parse_object(value)

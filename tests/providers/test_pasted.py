@@ -15,6 +15,7 @@ from keyman.decoding import decode
 from keyman.errors import InvalidRequest
 from keyman.keys.schemas import NewKey
 from keyman.providers.credentials import MAX_CREDENTIAL
+from keyman.providers.pasted import bare
 from keyman.providers.recognition import ProviderKey, check_new_key
 from tests.providers.pastes import BODY, PASTES, Paste
 from tests.providers.values import CATALOGUE
@@ -39,6 +40,33 @@ def test_a_paste_is_a_key_or_its_mistake_is_named(paste: Paste) -> None:
     message = message_for(paste)
     assert message == paste.message
     assert BODY not in (message or "")
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}", " {} ", '"{}"', "'{}'", "`{}`", "{},", "{};", "K={}", "k: {}", '"K": "{}",', "export OPENAI_API_KEY='{}'",
+        "$env:OPENAI_API_KEY = \"{}\"", "OPENAI_API_KEY:='{}'", "Bearer {}", "Authorization: Bearer {}", "x-api-key:{}",
+        "'Authorization': 'Bearer {}',", "\u201c{}\u201d", "\u201e{}\u201c", "# API_KEY={}", "'OPENAI_API_KEY={}'",
+        '"{}',
+    ],
+)  # fmt: skip
+def test_a_key_is_taken_out_of_what_is_around_it(around: str) -> None:
+    for key in (f"sk-{BODY}", f"{BODY}==", "sk-ant-api03-a_b-c"):
+        assert bare(around.format(key)).strip() == key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "K=", "K=short", "https://example.com/key=abcdefgh", "A=abcdefgh\nB=12345678", '{"a": "abcdefgh"}'],
+)
+def test_what_is_no_key_with_something_around_it_stays_as_it_is(text: str) -> None:
+    assert bare(text) == text
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=8, max_size=60))
+def test_a_key_that_is_accepted_is_not_changed(text: str) -> None:
+    assert bare(text) == text or message_for(Paste(text, None)) is not None
 
 
 @given(around=st.sampled_from(['"{}"', "'{}'", "`{}`", "({})", "<{}>", "[{}]", "{},", "{};", "{}\\n", "K={}", "k: {}"]))

@@ -56,9 +56,9 @@ class Form:
         """Return True if the user did not change a field. A hidden field beside it contains the shown value."""
         return self.all(f"shown_{name}") == [self.text(name)]
 
-    def filled(self, *names: str) -> dict[str, object]:
-        """Return the fields with these names that are not empty, for `decode`."""
-        return {name: self.text(name) for name in names if self.text(name)}
+    def filled(self, *names: str, **more: str) -> dict[str, object]:
+        """Return the fields with these names that are not empty, and `more`, for `decode`."""
+        return {**{name: self.text(name) for name in names if self.text(name)}, **more}
 
 
 class LastDay(FutureTime):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from litestar.params import FromPath
 from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.decoding import decode
-from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Unauthenticated
+from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Sentence, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
@@ -32,8 +32,13 @@ from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.keys import View, offered, own_key, view_behind
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.providers.catalogue import Catalogue
-from keyman.providers.recognition import check_label, check_new_key
+from keyman.providers.pasted import bare
+from keyman.providers.recognition import check_label, check_new_key, unusual_beginning
+from keyman.secret import Secret
 from keyman.storage.transactions import Database
+
+EXPIRY_DAYS = (30, 90, 365)
+"""The periods that the form offers for a key: a month, a quarter and a year."""
 
 SURROUNDINGS = ("name", "expires_at")
 """The fields of a key that can be changed without its value."""
@@ -54,8 +59,8 @@ class ChangeForm(Change):
 
 
 @get("/settings/api-keys/new", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def new_form(visit: Injected[Visit], catalogue: Injected[Catalogue]) -> Response[bytes]:
-    return _form(visit, catalogue, attempt=uuid4().hex)
+async def new_form(request: AnyRequest, visit: Injected[Visit], catalogue: Injected[Catalogue]) -> Response[bytes]:
+    return _form(visit, catalogue, attempt=uuid4().hex, is_lost="lost" in request.query_params)
 
 
 @post("/settings/api-keys", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -69,18 +74,20 @@ async def create(
     settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    given = form.filled("service", "api_key", *(name for name in SURROUNDINGS if form.text(name).strip()))
+    given = form.filled("service", *(name for name in SURROUNDINGS if form.text(name).strip()), **_value(form))
     given["settings"] = _settings(form, catalogue, form.text("service"))
     attempt = form.text("attempt")
     try:
         new = decode(KeyForm, given, check_new_key(catalogue))
+        if (question := _question(catalogue, new.service, new.api_key, form)) is not None:
+            return _form(visit, catalogue, question=question, typed=form, attempt=attempt)
         store = partial(operations.create, db, sealer, caller, new, max_keys=settings.max_keys)
         key = await _create_once(db, caller, store, attempt, given)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
-    return see_other(View().url(saved=key.id, done="created", duplicate=key.duplicate_of or None))
+    return see_other(View().url(saved=key.id, done="created", **_noticed(form, key)))
 
 
 @get("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -93,7 +100,7 @@ async def edit_form(
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     key = await own_key(db, caller, KeyId(key_id))
-    return _form(visit, catalogue, key=key, view=view_behind(request))
+    return _form(visit, catalogue, key=key, view=view_behind(request), is_lost="lost" in request.query_params)
 
 
 @post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -111,13 +118,15 @@ async def edit(
     key = await own_key(db, caller, KeyId(key_id))
     try:
         changed = await _edit(db, sealer, catalogue, caller, key, form)
+        if isinstance(changed, Sentence):
+            return _form(visit, catalogue, question=changed, typed=form, key=key, view=view)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
             key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
         return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
-    return see_other(view.url(saved=key.id, done="changed", duplicate=changed.duplicate_of or None))
+    return see_other(view.url(saved=key.id, done="changed", **_noticed(form, changed)))
 
 
 async def _create_once(
@@ -142,22 +151,42 @@ async def _create_once(
 
 async def _edit(
     db: Database, sealer: Sealer, catalogue: Catalogue, caller: Principal, key: KeyInfo, form: Form
-) -> KeyInfo:
+) -> KeyInfo | Sentence:
+    """Change or replace a key, and return it. Return a question if its user should confirm the new value first."""
     # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
     changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
     given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
     settings, shown = _settings(form, catalogue, key.service), form.all("shown_settings")
-    is_replacement = bool(form.text("api_key").strip())
+    value = _value(form) if form.text("api_key").strip() else {}
     # Nor are unchanged settings: what somebody has changed in the database must not come back as the user's own. But
     # where the form showed none, they are the user's own. Otherwise, a key with damaged settings could not be replaced.
-    if shown not in ([], [to_text(settings)]) or (is_replacement and shown == [NONE]):
+    if shown not in ([], [to_text(settings)]) or (value and shown == [NONE]):
         given["settings"] = settings
     condition = IfMatch.parse(form.text("etag") or None)
-    if is_replacement:
-        asked = {**given, "api_key": form.text("api_key")}
-        replacement = decode(ReplacementForm, asked, check_label)
+    if value:
+        replacement = decode(ReplacementForm, {**given, **value}, check_label)
+        if (question := _question(catalogue, key.service, replacement.api_key, form)) is not None:
+            return question
         return await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
     return await operations.change(db, catalogue, caller, key.id, decode(ChangeForm, given), condition)
+
+
+def _value(form: Form) -> dict[str, str]:
+    """Return the API key without what people paste around it, as a field. Nothing if none was typed."""
+    typed = form.text("api_key")
+    return {"api_key": bare(typed)} if typed else {}
+
+
+def _noticed(form: Form, key: KeyInfo) -> dict[str, object]:
+    """Return what the list says of a key that was just stored, for its address."""
+    is_bare = _value(form).get("api_key", "") in (form.text("api_key"), form.text("api_key").strip())
+    return {"duplicate": key.duplicate_of, "peeled": None if is_bare else 1}
+
+
+def _question(catalogue: Catalogue, service: str, value: Secret, form: Form) -> Sentence | None:
+    """Return why this value may be no key of the service, unless the user has already confirmed that it is one."""
+    is_confirmed = form.text("anyway") == service
+    return None if is_confirmed else unusual_beginning(catalogue, service, value)
 
 
 def setting_field(service: str, member: str) -> str:
@@ -176,13 +205,17 @@ def _form(
     catalogue: Catalogue,
     *,
     refused: Problem | None = None,
+    question: Sentence | None = None,
     typed: Form | None = None,
     key: KeyInfo | None = None,
     attempt: str = "",
     view: View | None = None,
+    is_lost: bool = False,
 ) -> Response[bytes]:
     """Show the form to add a key or, with `key`, to edit one. `typed` is the refused input; its API key is not shown.
 
+    With a `question`, the user can confirm what they have sent, and sends it again. `is_lost` says that a key was typed
+    and has to be pasted again.
     Unchanged fields show the stored values, which another window may have changed.
     """
     shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
@@ -192,7 +225,10 @@ def _form(
         settings = _settings(typed, catalogue, service)
     return visit.show(
         "key_form.html",
+        status=200 if question is None else 422,
         refused=refused,
+        question=question,
+        is_lost=is_lost or (typed is not None and bool(typed.text("api_key").strip())),
         key=key,
         filled={"service": service, **shown, **(_typed(typed) if typed is not None else {})},
         shown={**shown, "settings": _shown_settings(catalogue, key)},
@@ -206,15 +242,17 @@ def _form(
         exclusive=catalogue.exclusive_prefixes(),
         admin={service.service: service.admin for service in catalogue.services() if service.admin},
         names={info.service: info.name for info in catalogue.infos()},
-        today=f"{now():%Y-%m-%d}",
+        consoles={info.service: info.console_url for info in catalogue.infos() if info.console_url},
+        members={one.service: one.credential.members for one in catalogue.services() if one.credential},
+        **expiry_choices(),
     )
 
 
 def _typed(form: Form) -> dict[str, str]:
     """Return the fields that the user changed, to show them again. No page shows an API key, not even within a name."""
     changed = {name: form.text(name) for name in SURROUNDINGS if not form.is_unchanged(name)}
-    value = form.text("api_key").strip()
-    if value and value in changed.get("name", ""):
+    values = {form.text("api_key").strip(), *_value(form).values()} - {""}
+    if any(value in changed.get("name", "") for value in values):
         del changed["name"]
     return changed
 
@@ -225,6 +263,15 @@ def _shown_settings(catalogue: Catalogue, key: KeyInfo | None) -> str:
         return ""
     known = {one.name for one in catalogue.settings(key.service)}
     return to_text({member: text for member, text in key.settings.items() if member in known})
+
+
+def expiry_choices() -> dict[str, object]:
+    """Return what the field of the last day needs: today, and the days that a button chooses."""
+    today = now().date()
+    return {
+        "today": f"{today:%Y-%m-%d}",
+        "days": {days: f"{today + timedelta(days=days):%Y-%m-%d}" for days in EXPIRY_DAYS},
+    }
 
 
 def _day(at: datetime | None) -> str:

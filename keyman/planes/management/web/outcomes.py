@@ -23,6 +23,7 @@ class Outcome:
     """The change that the address of the list names in `done`, and the keys that it names in `saved`.
 
     `name` is what the user calls the only key. It is empty if there are several, or if nothing is known of the key.
+    `peeled` says that what was pasted around the key was removed.
     """
 
     done: str = ""
@@ -30,6 +31,7 @@ class Outcome:
     name: str = ""
     key: KeyInfo | None = None
     duplicate: KeyInfo | None = None
+    peeled: bool = False
 
     @classmethod
     async def of(
@@ -44,7 +46,7 @@ class Outcome:
         name = name_of(catalogue, key) if key is not None else ""
         if key is None and visit.done == DELETED:
             name = await labels.of_deleted(db, caller, ids[0]) or ""
-        return cls(visit.done, ids, name, key, duplicate)
+        return cls(visit.done, ids, name, key, duplicate, "peeled" in query)
 
 
 def ids_of(texts: list[str]) -> tuple[KeyId, ...]:

@@ -37,6 +37,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 HOME = "/settings/api-keys"
 """The first page after sign-in."""
 
+KEY_FORMS = ("/api-keys/new", "/edit")
+"""The ends of the paths of forms for a key. If one is sent after the session has ended, what was typed is lost."""
+
 POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'{targets}; frame-ancestors 'none'; base-uri 'none'; "
@@ -156,7 +159,10 @@ class Pages:
             return own_page(exchange.target)
         referer = urlsplit(exchange.headers.get("referer", ""))
         path = RootPath(self._settings.root_path).enter(referer.path) or ""
-        return own_page(urlunsplit(("", "", path, referer.query, "")))
+        page = own_page(urlunsplit(("", "", path, referer.query, "")))
+        if exchange.method == "POST" and not is_partial(exchange) and path.endswith(KEY_FORMS):
+            page = f"{page}{'&' if '?' in page else '?'}lost=1"
+        return page
 
 
 @dataclass(frozen=True)

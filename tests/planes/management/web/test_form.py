@@ -146,7 +146,7 @@ def test_save_shows_that_it_works_and_cannot_be_sent_twice(ada: Person) -> None:
     with held(page) as waiting:
         button.dblclick()
         expect(button).to_be_disabled()
-        expect(page.get_by_label("API key", exact=True)).to_have_value("")
+        expect(page.get_by_label("API key", exact=True)).to_have_value(OPENAI_KEY)
         assert button.evaluate("each => getComputedStyle(each, '::before').animationName") == "turn"
         button.click(force=True)
         page.get_by_label("Label", exact=True).press("Enter")
@@ -171,11 +171,10 @@ def test_a_form_that_was_refused_or_lost_can_be_sent_again(ada: Person) -> None:
     fill(page, key=OPENAI_KEY)
     save(page)
     expect(opened.get_by_role("alert")).to_contain_text("keyman could not be reached")
-    expect(page.get_by_label("API key", exact=True)).to_have_value("")
+    expect(page.get_by_label("API key", exact=True)).to_have_value(OPENAI_KEY)
     expect(page.get_by_label("Label", exact=True)).to_have_value("kept")
     expect(page.get_by_role("button", name="Save")).to_be_enabled()
     ada.context.set_offline(False)
-    fill(page, key=OPENAI_KEY)
     save(page)
     expect(rows(page)).to_contain_text("kept")
     expect(rows(page)).to_have_count(1)
@@ -188,7 +187,7 @@ def test_a_dialog_that_cannot_be_fetched_says_so(ada: Person) -> None:
     expect(page.get_by_role("alert")).to_have_text("keyman could not be reached. Try again in a moment.")
     ada.context.set_offline(False)
     press(page, "Add New Key")
-    expect(page.get_by_label("Service", exact=True)).to_be_focused()
+    expect(page.get_by_label("API key", exact=True)).to_be_focused()
 
 
 def test_the_back_button_and_a_reload_change_nothing_again(ada: Person) -> None:
@@ -249,8 +248,12 @@ def test_a_session_that_ends_while_the_form_is_open_loses_only_the_key(arrive: A
     expect(dialog(page)).to_have_accessible_name("Add a key")
     expect(page.get_by_label("Service", exact=True)).to_have_value("OPENAI")
     expect(page.get_by_label("API key", exact=True)).to_have_value("")
+    expect(page.get_by_label("API key", exact=True)).to_be_focused()
+    expect(page.get_by_label("API key", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(dialog(page).get_by_text("Paste the key again.")).to_be_visible()
     expect(page.get_by_label("Label", exact=True)).to_have_value("kept meanwhile")
     fill(page, key=OPENAI_KEY)
+    expect(dialog(page).get_by_text("Paste the key again.")).to_be_hidden()
     save(page)
     expect(rows(page)).to_contain_text("kept meanwhile")
     assert len(keys_of(ada)) == 1
@@ -419,9 +422,8 @@ def test_an_answer_that_is_not_keymans_leaves_the_form_as_it_was_filled_in(
     save(page)
     expect(opened.get_by_role("alert")).to_contain_text("keyman could not be reached")
     expect(page.get_by_label("Label", exact=True)).to_have_value("stays")
-    expect(page.get_by_label("API key", exact=True)).to_have_value("")
+    expect(page.get_by_label("API key", exact=True)).to_have_value(OPENAI_KEY)
     page.unroute("**/settings/api-keys")
-    fill(page, key=OPENAI_KEY)
     save(page)
     expect(rows(page)).to_have_count(1)
 

@@ -63,12 +63,11 @@
     localTimes();
   });
 
-  // The value is removed from the page when the request is sent, so that the field is empty after any answer.
+  // Passwords are removed from the page when the request is sent, so that the field is empty after any answer.
   document.addEventListener("htmx:before:request", ({ target }) => {
     for (const button of target.querySelectorAll("[data-reveal]")) reveal(button, false);
-    for (const field of target.querySelectorAll("#api_key, [type=password]")) field.value = "";
+    for (const field of target.querySelectorAll("[type=password]:not(#api_key)")) field.value = "";
     for (const banner of target.querySelectorAll(".banner")) banner.remove();
-    if (target.dataset.exclusive) hint(target);
     if (target.dataset.busy && target.contains(document.activeElement)) heard.textContent = target.dataset.busy;
   });
 
@@ -208,12 +207,6 @@
       if (toast.matches(".failed")) toast.remove();
       else tell("", []);
     }
-    if (button.dataset.service) {
-      button.form.elements.service.value = button.dataset.service;
-      button.form.elements.api_key.focus();
-      hint(button.form);
-      chooseSettings(button.form);
-    }
   });
 
   function reveal(button, shown) {
@@ -249,64 +242,13 @@
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
 
-  // --- warns about a key of another service before it is sent; the server decides
-
-  for (const name of ["input", "change"]) {
-    document.addEventListener(name, ({ target }) => {
-      if (!target.form?.dataset.exclusive) return;
-      hint(target.form);
-      if (target.name === "service") chooseSettings(target.form);
-    });
-  }
-
-  // A field of one line drops line breaks, which would join two keys into one. As spaces, the server sees them.
-  document.addEventListener("paste", (event) => {
-    const { target, clipboardData } = event;
-    const text = clipboardData?.getData("text").trim() ?? "";
-    if (target.id !== "api_key" || !/[\r\n]/.test(text)) return;
-    event.preventDefault();
-    target.setRangeText(text.replace(/[\r\n]+/g, " "), target.selectionStart, target.selectionEnd, "end");
-    target.dispatchEvent(new Event("input", { bubbles: true }));
-  });
-
-  // Only the settings of the chosen service are shown.
-  function chooseSettings(form) {
-    for (const part of form.querySelectorAll("[data-settings]")) {
-      part.toggleAttribute("data-chosen", part.dataset.settings === form.elements.service.value);
-    }
-  }
-
-  function hint(form) {
-    const { service, api_key: key } = form.elements;
-    const exclusive = JSON.parse(form.dataset.exclusive);
-    const names = JSON.parse(form.dataset.names);
-    const value = key.value.trim();
-    const chosen = service.selectedOptions[0];
-    const longest = (prefixes) =>
-      prefixes.filter((prefix) => value.startsWith(prefix)).reduce((best, one) => (one.length > best.length ? one : best), "");
-    const own = longest(JSON.parse(chosen?.dataset.prefixes || "[]"));
-    const claim = longest(Object.keys(exclusive));
-    const other = claim.length > own.length && exclusive[claim] !== chosen?.value ? exclusive[claim] : null;
-    for (const part of form.querySelectorAll("[data-other] [data-words]")) {
-      const words = other ? part.dataset.words.replace("{service}", names[other]) : "";
-      if (part.textContent !== words) part.textContent = words; // a live region: what stays the same is not said again
-      if (part.matches("button")) {
-        part.hidden = !other || !service.querySelector(`[value="${other}"]`); // not everywhere is every service offered
-        part.dataset.service = other || "";
-      }
-    }
-    const note = form.querySelector("[data-admin-words]");
-    const words = !other && longest(JSON.parse(chosen?.dataset.admin || "[]")) ? note.dataset.adminWords : "";
-    if (note.textContent !== words) note.textContent = words;
-  }
-
   // On a phone, the navigation is wider than the screen.
   document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
   // --- a change is reported once, and exact times are shown in the reader's time zone
 
   const address = new URL(location.href);
-  for (const name of ["done", "saved"]) address.searchParams.delete(name); // and the `?` of a form without fields
+  for (const name of ["done", "saved", "duplicate", "peeled"]) address.searchParams.delete(name); // and the `?` of a form without fields
   if (address.href !== location.href) history.replaceState(history.state, "", address);
 
   function localTimes() {
