@@ -273,10 +273,11 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
     """Send every log line of this process, including those of libraries, to `stream` (standard error).
 
     keyman's own lines do not pass through the standard library's logging, which costs several times as much. Lines on a
-    terminal have colours, unless NO_COLOR is set (https://no-color.org).
+    terminal have colours, and with FORCE_COLOR (https://force-color.org) others too, unless NO_COLOR is set
+    (https://no-color.org).
     """
     target = stream or sys.stderr
-    has_colours = target.isatty() and not os.environ.get("NO_COLOR")
+    has_colours = bool(target.isatty() or os.environ.get("FORCE_COLOR")) and not os.environ.get("NO_COLOR")
     least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         with_request_id,

@@ -342,18 +342,28 @@ def test_what_repeats_is_logged_at_first_on_a_change_after_a_gap_and_once_a_minu
     assert logged == [("a", 0.0), ("a", 60.0), ("a", 120.0), ("b", 121.0), ("b", 140.0)]
 
 
-@pytest.mark.parametrize(("no_color", "has_colours"), [(None, True), ("", True), ("1", False)])
+@pytest.mark.parametrize(
+    ("is_terminal", "given", "has_colours"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (False, {}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
 def test_a_terminal_shows_colours_unless_somebody_wants_none(
-    monkeypatch: pytest.MonkeyPatch, no_color: str | None, has_colours: bool
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, given: dict[str, str], has_colours: bool
 ) -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
-            return True
+            return is_terminal
 
-    if no_color is None:
-        monkeypatch.delenv("NO_COLOR", raising=False)
-    else:
-        monkeypatch.setenv("NO_COLOR", no_color)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     stream = Terminal()
     with own_logging():
         configure_logging("console", "info", stream)

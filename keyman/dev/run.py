@@ -26,6 +26,7 @@ from keyman.dev import embedded
 from keyman.dev.checks import CHECKS, checks_of
 from keyman.dev.embedded import EmbeddedVault
 from keyman.dev.home import Home, without_own
+from keyman.dev.output import Output
 from keyman.dev.variables import Taken, take
 from keyman.errors import ConfigurationError
 from keyman.processes import check_port, spawn, stop
@@ -87,12 +88,14 @@ async def _until_stopped(home: Home, port: int, taken: Taken) -> None:
         vault = await _start_vault(home)
         stack.callback(vault.close)
         await _set_up(home, vault, url, gateway_url, taken)
-        management = _serve(stack, "management", port, home.settings())
-        resolver = _serve(stack, "resolver", port + 1, home.resolver_settings())
-        gateway = _serve(stack, "gateway", port + 2, home.gateway_settings())
-        await _wait_until_ready("The management plane", management, url)
-        await _wait_until_ready("The resolver", resolver, resolver_url)
-        await _wait_until_ready("The gateway", gateway, gateway_url)
+        output = stack.enter_context(Output(is_open=taken.management.get("KEYMAN_LOG_LEVEL") == "debug"))
+        management = _serve(stack, "management", port, home.settings(), output)
+        resolver = _serve(stack, "resolver", port + 1, home.resolver_settings(), output)
+        gateway = _serve(stack, "gateway", port + 2, home.gateway_settings(), output)
+        output.start()
+        await _wait_until_ready("The management plane", management, url, output)
+        await _wait_until_ready("The resolver", resolver, resolver_url, output)
+        await _wait_until_ready("The gateway", gateway, gateway_url, output)
         click.echo(
             BANNER.format(
                 home=home.directory,
@@ -104,6 +107,7 @@ async def _until_stopped(home: Home, port: int, taken: Taken) -> None:
             ),
             err=True,
         )
+        output.open()
         parts = {"The management plane": management, "The resolver": resolver, "The gateway": gateway}
         await _watch({**parts, "The embedded Vault": vault.process})
 
@@ -114,10 +118,16 @@ def _signals() -> list[signal.Signals]:
     return [number for number in SIGNALS if number is not signal.SIGHUP or not is_ignored]
 
 
-def _serve(stack: ExitStack, plane: str, port: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
+def _serve(
+    stack: ExitStack, plane: str, port: int, settings: dict[str, str], output: Output
+) -> subprocess.Popen[bytes]:
     """Start one plane. The stack stops it."""
     command = [sys.executable, "-P", "-m", "keyman", "serve", "--plane", plane, "--port", str(port)]
-    process = spawn(command, without_own(os.environ), handed={**settings, METRICS_ON_PLANE: "yes"})
+    environ = without_own(os.environ)
+    if sys.stderr.isatty():
+        environ.setdefault("FORCE_COLOR", "1")  # the plane itself writes to a pipe
+    handed = {**settings, METRICS_ON_PLANE: "yes"}
+    process = spawn(command, environ, output=output.descriptor, handed=handed)
     stack.callback(stop, process, float(settings["KEYMAN_DRAIN"]))
     return process
 
@@ -177,11 +187,11 @@ async def _credentials(admin: AsyncAdapter, role: str, stored: Mapping[str, str]
     return dict(zip(names, (issued.role_id, issued.secret_id.reveal()), strict=True))
 
 
-async def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: str) -> None:
+async def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: str, output: Output) -> None:
     try:
         async with asyncio.timeout(READY_TIMEOUT), aiohttp.ClientSession() as session:
             pause = POLL
-            while not await _answers(session, f"{url}/readyz"):
+            while not await _answers(session, f"{url}/readyz", output):
                 if process.poll() is not None:
                     raise ConfigurationError(f"{name} stopped during its start. Its output is above.")
                 await asyncio.sleep(pause)
@@ -190,9 +200,10 @@ async def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: st
         raise ConfigurationError(f"{name} was not ready within {READY_TIMEOUT:.0f} s. Its output is above.") from None
 
 
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+async def _answers(session: aiohttp.ClientSession, url: str, output: Output) -> bool:
     try:
         async with session.get(url) as response:
+            output.leave_out(response.headers.get("X-Request-ID", ""))
             return response.status == 200
     except (aiohttp.ClientError, OSError):
         return False

@@ -23,6 +23,7 @@ from tests.cli.transcript import keyman
 from tests.support import needs
 from tests.support.cli import (
     ANOTHER_KEYMAN,
+    DEVELOPMENT_MARK,
     Live,
     another_keyman,
     core_limits,
@@ -155,6 +156,9 @@ def test_a_first_start_prints_where_everything_is_and_that_it_is_for_development
     assert settings_of(fresh.home)["KEYMAN_VAULT_ADDR"] in banner
     assert str(fresh.home) in banner
     assert fresh.live.out == ""
+    before, _, after = banner.partition("\n  keyman for development")
+    assert before == ""
+    assert after.partition(DEVELOPMENT_MARK)[2].count("/readyz") == 0
     assert httpx.get(f"{fresh.url}/docs", verify=NO_TLS).status_code == 200
 
 
