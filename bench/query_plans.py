@@ -69,7 +69,8 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
 - A token, a session, an idempotency key and a throttle bucket are found by their hash, in one descent of a
   unique index.
 - An identity is found by its issuer and subject, in one descent of a unique index of each of the two tables. So is the
-  application of a JWT, by issuer, subject and audience.
+  application of a JWT, by issuer, subject and audience. A user's JWT with several audiences is not shown: it reads the
+  list of applications, of which there are some dozens.
 - The tables of chain ends and of probes have a page or two, so their statements are not shown.
 - Indexed times find what housekeeping removes. A batch touches only what it removes.
 - SQLite takes the same ways with and without `ANALYZE`{same}.

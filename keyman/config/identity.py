@@ -116,9 +116,14 @@ def discoverable_issuer(raw: str) -> str:
 
 def audience_of(raw: str) -> str:
     """Parse an audience."""
-    if not re.fullmatch(r"[!-~]{1,255}", raw):
+    if not is_audience(raw):
         raise ValueError("must be 1 to 255 printable ASCII characters without spaces")
     return raw
+
+
+def is_audience(text: str) -> bool:
+    """Return whether a text can be an audience."""
+    return re.fullmatch(r"[!-~]{1,255}", text) is not None
 
 
 def users_audience(raw: str) -> str:

@@ -63,6 +63,10 @@ OF_OTHER_TOKENS = frozenset({"at_hash", "c_hash", "events"})
 """Claims of ID tokens, logout tokens and security events, which must not be used as bearer tokens."""
 
 
+SHARED_AUDIENCE = "contains the audience of users and that of applications"
+"""What is wrong with `aud` of a token that would be good for both."""
+
+
 @dataclass(frozen=True)
 class Claims:
     """The claims of a verified token. `members` are all of them, as they were sent."""
@@ -187,7 +191,7 @@ def _checked(claims: Mapping[str, object], rules: Rules) -> Claims:
     if rules.audience not in audiences:
         raise Refused("aud", "does not contain the expected audience")
     if not rules.other_audiences.isdisjoint(audiences):
-        raise Refused("aud", "contains the audience of users and that of applications")
+        raise Refused("aud", SHARED_AUDIENCE)
     expires, issued = _check_times(claims)
     return Claims(rules.issuer, audiences, _subject(claims), issued, expires, claims)
 

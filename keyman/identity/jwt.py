@@ -11,23 +11,26 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, Table, bindparam, literal, select, union_all
+from sqlalchemy import Select, String, Table, Text, any_, bindparam, func, literal, select, union_all
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
-from keyman.config.identity import WORKLOAD_AUDIENCE, JwtSettings
+from keyman.config.identity import WORKLOAD_AUDIENCE, JwtSettings, is_audience
 from keyman.errors import ConfigurationError, InvalidToken, raise_alone
 from keyman.identity.fetching import Fetcher
 from keyman.identity.identities import Identity, find_or_create, issuer_detail
-from keyman.identity.jose import BEARER_TYPES, LEEWAY, OF_OTHER_TOKENS, Claims, Rules
+from keyman.identity.jose import BEARER_TYPES, LEEWAY, OF_OTHER_TOKENS, SHARED_AUDIENCE, Claims, Rules
 from keyman.identity.jwks import Refused
 from keyman.identity.key_sets import FileKeys, KeySource, RemoteKeys, verify
 from keyman.identity.principals import FOUND_USER, USER_WITHOUT_ADDRESS, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing
-from keyman.identity.tables import application_identities, identities, users
+from keyman.identity.tables import application_identities, applications, identities, users
 from keyman.identity.tokens import Scope
-from keyman.storage.statements import Query
+from keyman.ids import ApplicationId
+from keyman.storage.arrays import as_list
+from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database, Unchecked
 
 _ENDED = InvalidToken("The JWT is refused: sub is no longer a user of keyman, or the account was disabled.")
@@ -49,7 +52,7 @@ class JwtProof:
         self._scopes = frozenset(Scope(name) for name in settings.scopes)
         self._signup_open = settings.signup_open
         # A token that is good for both would let one who has a user's token act as an application, and the reverse.
-        # This plane cannot read the audiences that operators chose. The resolver refuses a token with one of them.
+        # Those of applications that operators chose are in the database: see `_refuse_audience_of_applications`.
         others = frozenset({WORKLOAD_AUDIENCE})
         self._rules = Rules(
             settings.issuer, settings.audience, BEARER_TYPES, refused=OF_OTHER_TOKENS, other_audiences=others
@@ -64,6 +67,7 @@ class JwtProof:
         """
         try:
             claims = await verify(credential, self._keys, self._rules)
+            await self._refuse_audience_of_applications(db, claims)
             row = await self._user(db, claims, credentials)
         except Refused as fault:
             raise_alone(InvalidToken(str(fault)))
@@ -76,6 +80,16 @@ class JwtProof:
             expires_at=claims.expires_at,
             grounds=Grounds(_STANDINGS[row.source], row.identity_id, row.user_id, ends_at),
         )
+
+    async def _refuse_audience_of_applications(self, db: Database, claims: Claims) -> None:
+        """Raise Refused for a token with an audience that an operator registered an application with."""
+        others = [one for one in claims.audiences if one != self._rules.audience and is_audience(one)]
+        if not others:
+            return
+        async with db.read() as connection:
+            dialect = connection.dialect.name
+            if await _OF_APPLICATION[dialect].first(connection, audiences=as_list(others, dialect)) is not None:
+                raise Refused("aud", SHARED_AUDIENCE)
 
     async def _user(self, db: Database, claims: Claims, credentials: Credentials) -> _Found:
         """Return the user of the token, which is created if there is none. Raises Refused."""
@@ -139,6 +153,17 @@ def _by_pair(user: Sequence[ColumnElement[Any]]) -> Query[_Found]:
 
 _BY_PAIR = _by_pair(FOUND_USER)
 _WITHOUT_ADDRESS = _by_pair(USER_WITHOUT_ADDRESS)
+
+
+_BY_AUDIENCE = select(applications.c.id).where(applications.c.disabled_at.is_(None)).limit(1)
+_LISTED = func.json_each(bindparam("audiences", type_=String)).table_valued("value")
+_OF_APPLICATION = {
+    "sqlite": scalar(_BY_AUDIENCE.where(applications.c.jwt_audience.in_(select(_LISTED.c.value))), ApplicationId),
+    "postgresql": scalar(
+        _BY_AUDIENCE.where(applications.c.jwt_audience == any_(bindparam("audiences", type_=ARRAY(Text)))),
+        ApplicationId,
+    ),
+}
 
 
 async def _create(db: Database, identity: Identity, credentials: Credentials) -> None:

@@ -24,8 +24,9 @@ MANAGEMENT: Mapping[str, str] = {
     "api_tokens": ROWS,
     "application_identities": "SELECT, DELETE",
     "application_blocks": "SELECT, INSERT, DELETE",
-    # What a portal session needs, and what an owner sees who may block it. Not how it logs in, nor where it is.
-    "applications": "SELECT (id, name, services, issuers, checks, disabled_at), UPDATE (share_lock)",
+    # What a portal session needs, what an owner sees who may block it, and the audience that no JWT of a user may have.
+    # Not how it logs in, nor where it is.
+    "applications": "SELECT (id, name, services, issuers, checks, disabled_at, jwt_audience), UPDATE (share_lock)",
     "audit_chains": "SELECT, UPDATE (sequence, hash)",
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT, UPDATE (sentinel)",

@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 
 from keyman import migrations
 from keyman.audit import listing, verification
+from keyman.config.identity import JwtSettings
 from keyman.identity import users
 from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import Token
@@ -38,6 +39,7 @@ from tests.planes.resolver.pair import Pair, resolver_at
 from tests.support.cli import Finished, environment
 from tests.support.database import PostgresServer
 from tests.support.groups import groups_go_well
+from tests.support.issuer import AUDIENCE, served
 from tests.support.planes import PASSWORD, Vault
 from tests.support.rows import add, count
 
@@ -459,6 +461,19 @@ async def test_an_owner_blocks_an_application_with_the_rights_of_the_planes(divi
     problem(await app.ask(key_id=key_id), "not-found")
     assert (await ada.client.delete(block)).status_code == 204
     assert await app.gets(key_id=key_id) == SECRET
+
+
+async def test_the_audiences_of_a_jwt_need_no_more_rights(
+    divided: Pair, urls: Urls, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with served() as issuer:
+        jwt = JwtSettings(issuer.url, AUDIENCE)
+        passwords = Passwords(quick_passwords)
+        async with api_plane_at(urls.management, provisioned.settings, passwords, jwt=jwt) as management:
+            client = management.client()
+            for audience in ([AUDIENCE], [AUDIENCE, "another"]):
+                headers = {"Authorization": f"Bearer {issuer.token(aud=audience)}"}
+                assert (await client.get("/api/keys", headers=headers)).json() == []
 
 
 async def test_writes_that_share_a_transaction_need_no_more_rights(divided: Pair) -> None:

@@ -26,9 +26,8 @@ from tests.support.database import PostgresServer
 def test_every_table_is_some_planes_and_no_plane_has_more_than_there_are() -> None:
     assert {*MANAGEMENT, *RESOLVER, *GATEWAY} == {*migrations.tables().tables, "alembic_version"}
     assert "application_tokens" not in MANAGEMENT
-    assert (
-        MANAGEMENT["applications"] == "SELECT (id, name, services, issuers, checks, disabled_at), UPDATE (share_lock)"
-    )
+    columns = "id, name, services, issuers, checks, disabled_at, jwt_audience"
+    assert MANAGEMENT["applications"] == f"SELECT ({columns}), UPDATE (share_lock)"
 
 
 @pytest.mark.anyio

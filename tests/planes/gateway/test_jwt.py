@@ -150,6 +150,18 @@ async def test_an_application_logs_in_with_a_jwt_of_its_platform(jwt_gateway: Sc
         assert (await jwt_gateway.ask("POST", CHAT, bearer(cluster.token(sub="other")), b"{}")).status == 401
 
 
+async def test_a_jwt_of_a_user_and_of_an_application_is_that_of_neither(
+    jwt_gateway: Scene, gateway_issuer: Issuer
+) -> None:
+    await leave_key(jwt_gateway, gateway_issuer)
+    workload = Workload(gateway_issuer.url, Subject("ada"), "vault.example.com")
+    database = jwt_gateway.pair.management.database
+    await applications.create_workload(database, ApplicationName("both"), ["OPENAI"], ALL_USERS, workload)
+    for audiences, status in (([AUDIENCE], 200), ([AUDIENCE, "vault.example.com"], 401), ([AUDIENCE, "another"], 200)):
+        token = gateway_issuer.token(scope="keys:use", aud=audiences)
+        assert (await jwt_gateway.ask("POST", CHAT, bearer(token), b"{}")).status == status, audiences
+
+
 async def test_the_last_use_by_a_jwt_has_no_name(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
     await leave_key(jwt_gateway, gateway_issuer)
     answer = await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token(scope="keys:use")), b"{}")

@@ -19,10 +19,12 @@ from sqlalchemy.engine import URL
 
 from keyman.audit.tables import audit_log
 from keyman.config.identity import JwtSettings
+from keyman.identity.applications import ALL_USERS, Workload, create_workload, revoke
 from keyman.identity.passwords import Passwords
 from keyman.identity.tables import application_identities, identities, users
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Unchecked
+from keyman.values import ApplicationName, Subject
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, api_plane_at, problem
 from tests.support.http import answer
 from tests.support.issuer import AUDIENCE, Issuer, served
@@ -195,6 +197,20 @@ async def test_each_fault_is_401_and_names_the_claim_cookie_or_not(jwt_plane: Ap
         refused(await me(jwt_plane, token), claim)
         refused(await signed_in.get("/api/auth/me", headers=bearer(token)), claim)
     assert await jwt_plane.count(users) == 1
+
+
+async def test_a_token_that_an_application_could_log_in_with_is_refused(jwt_plane: ApiPlane, provider: Issuer) -> None:
+    """An operator chose the audience, and the application's issuer is another one."""
+    name = ApplicationName("elsewhere")
+    workload = Workload("https://cluster.example.com", Subject("pod"), "vault.example.com")
+    await create_workload(jwt_plane.database, name, ["OPENAI"], ALL_USERS, workload)
+    for audience in ([AUDIENCE, "vault.example.com"], ["vault.example.com", "another", AUDIENCE]):
+        refused(await me(jwt_plane, provider.token(aud=audience)), "aud")
+    assert await jwt_plane.count(users) == 0
+    odd = ["another", "Vault.example.com", "vault.example.com ", "\0", "\ud800", "", "x" * 300]
+    assert (await me(jwt_plane, provider.token(aud=[AUDIENCE, *odd]))).status_code == 200
+    await revoke(jwt_plane.database, name)
+    assert (await me(jwt_plane, provider.token(aud=[AUDIENCE, "vault.example.com"]))).status_code == 200
 
 
 async def test_none_and_a_symmetric_algorithm_are_refused(jwt_plane: ApiPlane, provider: Issuer) -> None:
