@@ -101,6 +101,12 @@ def create(
     for issuer in issuers:
         if not issuer.startswith(("https://", "http://", APPLICATION_ISSUER)):
             click.echo(f"Warning: the issuer {issuer} is no URL. It must equal the claim iss byte for byte.", err=True)
+    if portal and issuers and not issuers[0].startswith(APPLICATION_ISSUER):
+        click.echo(
+            f"Warning: portal links name users of {issuers[0]}, also those who have not come from there yet. Put "
+            f"--issuer {APPLICATION_ISSUER}{wanted} first unless you want this.",
+            err=True,
+        )
     workload = workload_of(jwt, environment(home))
     if workload is not None:
         run(lambda db: applications.create_workload(db, wanted, services, users, workload), home)

@@ -19,16 +19,17 @@ from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.config.identity import WORKLOAD_AUDIENCE, JwtSettings, is_audience
 from keyman.errors import ConfigurationError, InvalidToken, raise_alone
+from keyman.identity import first_proof
 from keyman.identity.fetching import Fetcher
 from keyman.identity.identities import Identity, find_or_create, issuer_detail
 from keyman.identity.jose import BEARER_TYPES, LEEWAY, OF_OTHER_TOKENS, SHARED_AUDIENCE, Claims, Rules
 from keyman.identity.jwks import Refused
 from keyman.identity.key_sets import FileKeys, KeySource, RemoteKeys, verify
 from keyman.identity.principals import FOUND_USER, USER_WITHOUT_ADDRESS, Credentials, FoundUser, Principal
-from keyman.identity.standing import Grounds, Standing
+from keyman.identity.standing import Grounds, Standing, lock_accounts
 from keyman.identity.tables import application_identities, applications, identities, users
 from keyman.identity.tokens import Scope
-from keyman.ids import ApplicationId
+from keyman.ids import ApplicationId, UserId
 from keyman.storage.arrays import as_list
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database, Unchecked
@@ -42,15 +43,17 @@ _STANDINGS = {name: Standing(table, users, ended=_ENDED) for name, table in _TAB
 
 
 class JwtProof:
-    """A Proof that identifies a user by a JWT of the issuer in `settings`. `with_address` is False on a plane that may
-    not read the addresses of users.
+    """A Proof that identifies a user by a JWT of the issuer in `settings`.
+
+    `reads_only` is for the gateway, which may neither write users and identities nor read the addresses of users.
     """
 
-    def __init__(self, settings: JwtSettings, keys: KeySource, *, with_address: bool = True) -> None:
-        self._by_pair = _BY_PAIR if with_address else _WITHOUT_ADDRESS
+    def __init__(self, settings: JwtSettings, keys: KeySource, *, reads_only: bool = False) -> None:
+        self._reads_only = reads_only
+        self._by_pair = _WITHOUT_ADDRESS if reads_only else _BY_PAIR
         self._keys = keys
         self._scopes = frozenset(Scope(name) for name in settings.scopes)
-        self._signup_open = settings.signup_open
+        self._signup_open = settings.signup_open and not reads_only
         # A token that is good for both would let one who has a user's token act as an application, and the reverse.
         # Those of applications that operators chose are in the database: see `_refuse_audience_of_applications`.
         others = frozenset({WORKLOAD_AUDIENCE})
@@ -95,20 +98,22 @@ class JwtProof:
         """Return the user of the token, which is created if there is none. Raises Refused."""
         assert claims.subject is not None, "the rules require it"
         identity = Identity(claims.issuer, claims.subject)
-        row = await self._find(db, identity)
-        if row is None:
+        rows = await self._find(db, identity)
+        if not rows:
             if not self._signup_open:
                 raise Refused("sub", "is not a user of keyman, and new users are not accepted")
             await _create(db, identity, credentials)
-            row = await self._find(db, identity)
-        if row is None or row.disabled_at is not None:
+            rows = await self._find(db, identity)
+        if not rows or rows[0].disabled_at is not None:
             raise Refused("sub", "is a user whose account is disabled")
-        return row
+        if rows[-1].source == application_identities.name and not self._reads_only:
+            await _store_proof(db, identity, rows[0].user_id, credentials)
+        return rows[0]
 
-    async def _find(self, db: Database, identity: Identity) -> _Found | None:
+    async def _find(self, db: Database, identity: Identity) -> list[_Found]:
+        """Return the rows of the identity, of which the first one counts: see identities.py."""
         async with db.read() as connection:
-            rows = await self._by_pair.all(connection, issuer=identity.issuer, subject=str(identity.subject))
-        return rows[0] if rows else None
+            return await self._by_pair.all(connection, issuer=identity.issuer, subject=str(identity.subject))
 
     def _scopes_of(self, claims: Claims) -> frozenset[Scope]:
         named = claims.words("scope") | claims.words("scp")
@@ -173,6 +178,18 @@ async def _create(db: Database, identity: Identity, credentials: Credentials) ->
         if known.is_new:
             detail = issuer_detail(identity.issuer)
             await record(connection, Entry(Action.ACCOUNT_CREATE, _origin(credentials), known.user_id, detail=detail))
+
+
+async def _store_proof(db: Database, identity: Identity, user_id: UserId, credentials: Credentials) -> None:
+    """Store that the user has proved an identity that came with a portal link, unless another request has done so."""
+    async with db.write(Unchecked.SIGN_IN) as connection:
+        await lock_accounts(connection, user_id)
+        pair = {"issuer": identity.issuer, "subject": str(identity.subject)}
+        rows = await _BY_PAIR.all(connection, **pair)
+        if [(row.source, row.user_id) for row in rows] == [(application_identities.name, user_id)]:
+            await first_proof.store(connection, identity, user_id)
+            detail = issuer_detail(identity.issuer)
+            await record(connection, Entry(Action.ACCOUNT_LINK, _origin(credentials), user_id, detail=detail))
 
 
 def _origin(credentials: Credentials) -> Origin:

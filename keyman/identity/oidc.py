@@ -17,7 +17,7 @@ from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.config.oidc import OidcSettings
 from keyman.errors import Conflict, Forbidden, InvalidRequest
-from keyman.identity import identities, login, presence, sessions, visits
+from keyman.identity import first_proof, identities, login, presence, sessions, visits
 from keyman.identity.id_tokens import Person
 from keyman.identity.identities import Identity
 from keyman.identity.login import Link, LogIn, SignedIn
@@ -196,7 +196,7 @@ async def _of_provider(connection: AsyncConnection, identity: Identity, user_id:
     pair = {"of_issuer": identity.issuer, "of_subject": str(identity.subject)}
     row = await _DESCRIBE.first(connection, **pair, **names)
     if row is None:  # the identity came with a portal link, and the resolver has stored it
-        await identities.add(connection, identity, user_id, identities_table)
+        await first_proof.store(connection, identity, user_id)
         row = await _DESCRIBE.one(connection, **pair, **names)
     await _SHOW.execute(connection, of_user=user_id, **names)
     return OfProvider(row, proven.session)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, select, union_all, update
+from sqlalchemy import bindparam, func, insert, select, union, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -203,7 +203,7 @@ class _Identity(NamedTuple):
 
 
 _IDENTITIES = Query(
-    union_all(
+    union(  # one that came both by a portal link and by a sign-in is in both
         *(
             select(table.c.user_id, table.c.issuer, table.c.subject)
             for table in (identities_table, application_identities)

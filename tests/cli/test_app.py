@@ -146,6 +146,20 @@ def test_whose_users_an_application_serves_is_registered_and_listed(env: dict[st
     assert "keyman:app:shop" in keyman("app", "list", env=env).out
 
 
+def test_portal_links_for_people_of_an_identity_provider_are_warned_of(env: dict[str, str]) -> None:
+    portal = ("--service", "OPENAI", "--portal", "--return-url", "https://shop.example.com/")
+    outside = ("--issuer", "https://id.example.com")
+    for name, issuers, is_warned in (
+        ("shop", (), False),
+        ("first", outside, True),
+        ("second", ("--issuer", "keyman:app:second", *outside), False),
+    ):
+        made = keyman("app", "create", name, *portal, *issuers, env=env)
+        assert made.code == 0
+        assert ("portal links name users of https://id.example.com" in made.err) == is_warned
+        assert (f"Put --issuer keyman:app:{name} first" in made.err) == is_warned
+
+
 def test_an_application_with_a_jwt_has_no_token_and_its_claims_are_listed(env: dict[str, str], tmp_path: Path) -> None:
     issuer = Issuer("https://kubernetes.default.svc")
     file = tmp_path / "jwks.json"

@@ -6,7 +6,6 @@ a user with the scope `keys:use`.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -95,8 +94,7 @@ class JwtOfAnybody:
         self._jwt = jwt if settings.personal else None
         self._users: JwtProof | None = None
         if self._jwt is not None and keys is not None:
-            # No user is created here: the gateway cannot write them.
-            self._users = JwtProof(dataclasses.replace(self._jwt, signup_open=False), keys, with_address=False)
+            self._users = JwtProof(self._jwt, keys, reads_only=True)
 
     def find(self, credentials: Credentials) -> str | None:
         return credentials.jwt

@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 
 import pytest
+from sqlalchemy import select
 
 from keyman.config.oidc import Claim
+from keyman.identity.applications import Users
+from keyman.identity.issuers import Issuer
+from keyman.identity.tables import identities
+from keyman.keys import erasure
+from keyman.storage.transactions import Database
+from keyman.values import RowNumber
+from tests.planes.management.api.harness import ApiPlane
 from tests.planes.management.web.moves import ACTIVITY, KEYS
 from tests.planes.management.web.openid import CALLBACK, HTML, START, Open, arrive, leave, me, of_bao, recorded
+from tests.planes.resolver.pair import Pair, resolver_at
+from tests.planes.resolver.test_portal import arrived, path_of
+from tests.planes.resolver.test_portal_links import PORTAL, link
 from tests.support.openid import BaoProvider, members, query_of
-from tests.support.planes import ORIGIN, PASSWORD
+from tests.support.planes import ORIGIN, PASSWORD, Vault
 
 pytestmark = pytest.mark.anyio
 
@@ -114,6 +125,32 @@ async def test_one_can_continue_as_a_new_account_instead(open_plane: Open, bao: 
         again = await client.post("/auth/oidc/continue", data={"visit": visit}, headers=HTML)
         assert (again.status_code, again.headers["location"]) == (303, KEYS)  # used: nothing happens again
         assert (await client.get(f"/auth/oidc/choice?visit={visit}", headers=HTML)).headers["location"] == KEYS
+
+
+async def test_somebody_whom_an_application_named_first_is_the_same_user_and_belongs_to_no_application(
+    open_plane: Open, bao: BaoProvider, provisioned: Vault
+) -> None:
+    """An application whose first issuer is the provider makes a portal link for a subject of it."""
+    async with open_plane(of_bao(bao)) as plane:
+        client = plane.client()
+        await arrive(client, bao)
+        first = await me(client)
+        db = Database(plane.settings.database_url)
+        async with db.read() as connection:
+            subject = (await connection.execute(select(identities.c.subject))).scalar_one()
+        await erasure.delete_any(db, RowNumber(first["id"]))  # so that the provider's subject is new again
+        async with resolver_at(plane.settings.database_url, provisioned.resolver, public_url=ORIGIN) as resolver:
+            pair = Pair(ApiPlane(plane.app, plane.settings), resolver)
+            shop = await pair.app(users=Users((Issuer(bao.issuer),), PORTAL.return_urls))
+            browser, unused = await arrived(pair, shop, subject), await path_of(shop, subject)
+            named = (await browser.get("/api/auth/me")).json()["id"]
+            assert named != first["id"]
+            await arrive(client, bao)
+            assert (await me(client))["id"] == named
+            assert (await browser.get("/api/auth/me")).status_code == 401
+            assert (await client.get(unused, headers=HTML)).status_code == 404
+            assert (await link(shop, subject)).status_code == 403
+        await db.close()
 
 
 async def test_a_session_that_was_planted_does_not_become_signed_in(open_plane: Open, bao: BaoProvider) -> None:

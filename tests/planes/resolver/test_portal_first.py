@@ -1,0 +1,132 @@
+"""An application names somebody of an identity provider in a portal link, before that person came from there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import func, select
+from sqlalchemy.engine import URL
+
+from keyman.audit.tables import audit_log
+from keyman.config.identity import JwtSettings
+from keyman.identity.applications import Users
+from keyman.identity.issuers import Issuer as IssuerName
+from keyman.identity.passwords import Passwords
+from keyman.identity.tables import identities, portal_links, sessions
+from keyman.identity.users import list_all
+from tests.planes.management.api.harness import OPENAI_KEY, api_plane_at, problem
+from tests.planes.resolver.pair import App, Pair, resolver_at
+from tests.planes.resolver.test_portal import BROWSER, arrived, path_of
+from tests.planes.resolver.test_portal_links import PORTAL, link
+from tests.support.issuer import AUDIENCE, Issuer, served
+from tests.support.planes import ORIGIN, Vault
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def company() -> AsyncIterator[Issuer]:
+    async with served() as found:
+        yield found
+
+
+@pytest.fixture
+async def company_pair(
+    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, company: Issuer
+) -> AsyncIterator[Pair]:
+    """Both planes, of which management accepts the JWTs of the company."""
+    jwt = JwtSettings(company.url, AUDIENCE)
+    async with (
+        api_plane_at(database, provisioned.settings, Passwords(quick_passwords), jwt=jwt) as management,
+        resolver_at(database, provisioned.resolver, public_url=ORIGIN) as resolver,
+    ):
+        yield Pair(management, resolver)
+
+
+async def of_company(pair: Pair, company: Issuer) -> App:
+    """An application whose first issuer is the company."""
+    return await pair.app(users=Users((IssuerName(company.url),), PORTAL.return_urls))
+
+
+async def me(pair: Pair, token: str) -> httpx.Response:
+    return await pair.management.client().get("/api/auth/me", headers={"Authorization": f"Bearer {token}"})
+
+
+async def test_the_user_is_the_same_and_the_application_sends_nobody_to_the_account_any_more(
+    company_pair: Pair, company: Issuer
+) -> None:
+    shop = await of_company(company_pair, company)
+    browser, unused = await arrived(company_pair, shop), await path_of(shop)
+    named = (await browser.get("/api/auth/me")).json()["id"]
+    assert (await browser.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY})).status_code == 201
+    assert (await me(company_pair, company.token())).json()["id"] == named
+    assert (await browser.get("/api/auth/me")).status_code == 401  # what the application opened has ended
+    page = await company_pair.management.client().get(unused, headers=BROWSER)
+    assert page.status_code == 404
+    problem(await link(shop), "forbidden")
+    assert (await shop.ask(subject="ada", service="OPENAI")).json()["api_key"] == OPENAI_KEY
+    (listed,) = await list_all(company_pair.management.database)
+    assert [(one.issuer, one.subject) for one in listed.identities] == [(company.url, "ada")]
+    entries = [
+        (entry.action, entry.detail)
+        for entry in await company_pair.management.rows(audit_log)
+        if entry.user_id == named and entry.action.startswith("account.")
+    ]
+    assert entries == [
+        ("account.create", f"portal of {shop.name}"),
+        ("account.login", None),
+        ("account.link", f"issuer {company.url}"),
+    ]
+
+
+async def test_the_other_order_ends_in_the_same_way(company_pair: Pair, company: Issuer) -> None:
+    shop = await of_company(company_pair, company)
+    assert (await me(company_pair, company.token())).status_code == 200
+    problem(await link(shop), "forbidden")
+    assert (await link(shop, "eve")).status_code == 201
+
+
+async def test_of_a_hundred_first_requests_at_once_one_stores_the_proof(company_pair: Pair, company: Issuer) -> None:
+    shop = await of_company(company_pair, company)
+    named = (await link(shop)).json()["user_id"]
+    answers = await asyncio.gather(*(me(company_pair, company.token()) for _ in range(100)))
+    assert {(answer.status_code, answer.json()["id"]) for answer in answers} == {(200, named)}
+    assert await company_pair.management.count(identities) == 1
+    assert await company_pair.management.count(portal_links) == 0
+    links = [entry for entry in await company_pair.management.rows(audit_log) if entry.action == "account.link"]
+    assert len(links) == 1
+
+
+async def test_links_and_a_first_jwt_at_once_leave_no_link_behind(company_pair: Pair, company: Issuer) -> None:
+    shop = await of_company(company_pair, company)
+    await link(shop)
+    links = (link(shop) for _ in range(4))
+    *answers, entered = await asyncio.gather(*links, me(company_pair, company.token()))
+    assert entered.status_code == 200
+    assert {answer.status_code for answer in answers} <= {201, 403}
+    assert await company_pair.management.count(portal_links) == 0
+    assert (await link(shop)).status_code == 403
+
+
+async def test_sessions_of_other_people_go_on(company_pair: Pair, company: Issuer) -> None:
+    shop = await of_company(company_pair, company)
+    eve = await arrived(company_pair, shop, "eve")
+    await arrived(company_pair, shop)
+    assert (await me(company_pair, company.token())).status_code == 200
+    assert (await eve.get("/api/auth/me")).status_code == 200
+    async with company_pair.management.database.read() as connection:
+        count = await connection.execute(select(func.count()).select_from(sessions))
+        assert count.scalar_one() == 1
+
+
+async def test_a_wrong_jwt_proves_nothing(company_pair: Pair, company: Issuer) -> None:
+    shop = await of_company(company_pair, company)
+    browser = await arrived(company_pair, shop)
+    for wrong in (company.token(exp=0), company.token(aud="other"), company.token()[:-20]):
+        assert (await me(company_pair, wrong)).status_code == 401
+    assert (await browser.get("/api/auth/me")).status_code == 200
+    assert (await link(shop)).status_code == 201
