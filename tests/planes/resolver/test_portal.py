@@ -232,6 +232,7 @@ ALLOWED = {
     ("GET", "/api/audit"),
     ("GET", "/settings"),
     ("GET", "/settings/activity"),
+    ("GET", "/settings/shortcuts"),  # a dialog of these pages, which says nothing of anybody
     ("POST", "/sign-out"),
 }
 
