@@ -19,7 +19,7 @@ from tests.planes.gateway.formats import KEYS, Provider, provider
 from tests.support.cli import dev, environment, run_keyman
 from tests.support.http import free_port, sign_up
 from tests.support.needs import require
-from tests.support.sdks import ROOT, play, sdks_absence
+from tests.support.sdks import LIMIT, PYTHON, ROOT, play, sdks_absence
 
 GUIDE = (ROOT / "docs" / "guide" / "application-developer.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -285,6 +285,59 @@ def test_the_examples_with_an_sdk_work_as_printed(results: Any, sdk: str, count:
 def test_the_example_of_an_error_prints_its_name_and_its_sentence(results: Any) -> None:
     *_, error = results("openai").scenes["examples"]
     assert error.startswith("not-found\n")
+
+
+RECIPES = ROOT / "docs" / "examples" / "sdks"
+"""SDKs that get the key from the resolver, and send it to the provider themselves."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["with_openai.py", "with_anthropic.py"])
+def test_a_recipe_gives_the_sdk_a_key_for_each_request(place: Place, name: str) -> None:
+    service = name.removeprefix("with_").removesuffix(".py").upper()
+    before = len(place.provider.asked)
+    done = recipe(place, name)
+    missing = f"Add an {'OpenAI' if service == 'OPENAI' else 'Anthropic'} key in Settings, then try again."
+    for_one = ["Hi"] if service == "OPENAI" else []
+    assert done.stdout.splitlines() == ["Hi", missing, *for_one, "['Hi', 'Hi']"], done.stderr
+    path = "/chat/completions" if service == "OPENAI" else "/messages"
+    assert place.provider.asked[before:] == [f"POST /{service}/v1{path}"] * (3 + len(for_one))
+    assert KEYS[service] not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["with_openai.py", "with_anthropic.py"])
+def test_a_recipe_reports_a_key_that_the_provider_refuses(place: Place, name: str) -> None:
+    service = name.removeprefix("with_").removesuffix(".py").upper()
+    value = f"{KEYS[service][:12]}-another-value"
+    made = place.user.post("/api/keys", json={"service": service, "api_key": value}).json()
+    try:
+        done = recipe(place, name)
+        assert "does not accept your key. Replace it in Settings." in done.stdout.splitlines()[0], done.stderr
+        check = place.user.get(f"/api/keys/{made['id']}").json()["check"]
+        assert (check["verdict"], check["by"]) == ("refused", "token")
+    finally:
+        assert place.user.delete(f"/api/keys/{made['id']}").status_code == 204
+
+
+def recipe(place: Place, name: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in the environment of the SDKs, which finds keyman's client in the tree."""
+    require("sdks", sdks_absence())
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        "KEYMAN_RESOLVER_URL": f"http://127.0.0.1:{place.port + 1}",
+        "KEYMAN_APP_TOKEN": place.tokens["TOKEN"],
+        "OPENAI_BASE_URL": f"{place.provider.url}/OPENAI/v1",
+        "ANTHROPIC_BASE_URL": f"{place.provider.url}/ANTHROPIC",
+    }
+    return subprocess.run(
+        [PYTHON, RECIPES / name],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
 
 
 def examples(sdk: str) -> list[str]:
