@@ -8,7 +8,8 @@ from contextlib import closing
 import asyncpg
 from sqlalchemy.engine import URL
 
-# The owner of the n-th key. One owner has a hundredth of all keys, another has three, and one has none.
+# The owner of the n-th key. One owner has a hundredth of all keys, another has three, and one has none. All keys of the
+# first have the same value.
 _OWNER = "CASE WHEN n % 100 = 0 THEN 1 WHEN n <= 3 THEN 2 ELSE 4 + (n * 7919) % {owners} END"
 
 # Of the entries about a key, one in eight names its current value.
@@ -20,11 +21,11 @@ INSERT INTO owners (id, kind) SELECT n, 'user' FROM {users};
 INSERT INTO users (id, email, email_key, password_hash, created_at)
   SELECT n, 'u' || n || '@example.com', 'u' || n || '@example.com', '-', {past} FROM {users};
 INSERT INTO api_keys (id, user_id, service, name, name_folded, encrypted_key, key_version, value_uuid, last_4_chars,
-                      disabled, undecryptable, created_at, updated_at, owner_id)
+                      disabled, undecryptable, created_at, updated_at, owner_id, fingerprint)
   SELECT n, {owner},
          CASE (n / 100) % 10 WHEN 0 THEN 'ANTHROPIC' WHEN 1 THEN 'MISTRAL' ELSE 'OPENAI' END,
          'key ' || n, 'key ' || n, 'vault:v1:{ciphertext}', 1, {uuid}, 'sk-...1234', {false}, {false}, {past}, {past},
-         {owner}
+         {owner}, CASE WHEN n % 100 = 0 THEN {same_digest} ELSE {digest} END
   FROM {keys};
 INSERT INTO api_tokens (user_id, token_hash, name, scopes, hint, created_at)
   SELECT 1 + n % {owners}, {digest}, 'token', 'keys:read', 'km_...abcd', {past} FROM {tokens};
@@ -86,6 +87,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
         spelling = {
             "uuid": "printf('%032x', n)",
             "digest": "randomblob(32)",
+            "same_digest": "zeroblob(32)",
             "false": "0",
             "past": "'2026-01-01 00:00:00.000000'",
             "nth": "strftime('%Y-%m-%d %H:%M:%S.000000', '2026-01-01', '+' || (n * 20) || ' seconds')",
@@ -101,6 +103,7 @@ async def build(url: URL, keys: int, *, at_least: int = 0) -> None:
     spelling = {
         "uuid": "lpad(to_hex(n), 32, '0')::uuid",
         "digest": "sha256(convert_to('row' || n, 'UTF8'))",
+        "same_digest": "decode(repeat('00', 32), 'hex')",
         "false": "false",
         "past": "timestamptz '2026-01-01 00:00:00Z'",
         "nth": "timestamptz '2026-01-01 00:00:00Z' + n * interval '20 seconds'",

@@ -188,14 +188,14 @@ def _reading_keys(db: Database, callers: _Callers, middle: Cursor) -> _Steps:
         "keys: counted": lambda: key_lists.count_own(db, heavy, text="key 1"),
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
-        "keys: others with the same value": lambda: _read_duplicates(db),
+        "keys: the oldest other with the same value": lambda: _read_duplicates(db),
         "an idempotency key": lambda: idempotency.find(db, retry, KeyInfo),
     }
 
 
 async def _read_duplicates(db: Database) -> object:
     async with db.read() as connection:
-        return await duplicates.find(connection, [Stored(OwnerId(HEAVY), ONE_KEY_OF_HEAVY, b"f" * 32)])
+        return await duplicates.find(connection, [Stored(OwnerId(HEAVY), ONE_KEY_OF_HEAVY, bytes(32))])
 
 
 def _writing_keys(db: Database, callers: _Callers) -> _Steps:

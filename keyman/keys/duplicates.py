@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import BigInteger, LargeBinary, any_, bindparam, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.ids import KeyId, OwnerId
 from keyman.keys.tables import api_keys
-from keyman.storage.statements import Query
+from keyman.storage.arrays import as_arrays, given_rows
+from keyman.storage.statements import Query, optional
 
 
 class Stored(NamedTuple):
@@ -26,50 +26,39 @@ class Stored(NamedTuple):
 async def find(connection: AsyncConnection, stored: Sequence[Stored]) -> list[KeyId | msgspec.UnsetType]:
     """Return, for each key, the oldest other key of its owner that has the same value, or UNSET."""
     known = [one for one in stored if one.fingerprint is not None]
-    found: dict[tuple[OwnerId, bytes | None], list[KeyId]] = {}
-    for row in await _with_the_same(connection, known):
-        found.setdefault((row.owner_id, row.fingerprint), []).append(row.id)
-    return [_oldest_other(one, found) for one in stored]
-
-
-def _oldest_other(one: Stored, found: dict[tuple[OwnerId, bytes | None], list[KeyId]]) -> KeyId | msgspec.UnsetType:
-    if one.fingerprint is None:
-        return msgspec.UNSET
-    others = [key_id for key_id in found.get((one.owner_id, one.fingerprint), ()) if key_id != one.key_id]
-    return min(others, default=msgspec.UNSET)
-
-
-class _Row(NamedTuple):
-    owner_id: OwnerId
-    id: KeyId
-    fingerprint: bytes | None
-
-
-async def _with_the_same(connection: AsyncConnection, known: Sequence[Stored]) -> list[_Row]:
-    if not known:
-        return []
     if len(known) > 1 and connection.dialect.name == "postgresql":
-        owner_ids = sorted({one.owner_id for one in known})
-        fingerprints = [*{one.fingerprint for one in known}]
-        return [*await _FIND_ALL.all(connection, owner_ids=owner_ids, fingerprints=fingerprints)]
-    pairs = dict.fromkeys((one.owner_id, one.fingerprint) for one in known)
-    rows = [await _FIND.all(connection, owner_id=owner, of_fingerprint=fingerprint) for owner, fingerprint in pairs]
-    return [row for each in rows for row in each]
+        rows = [{"owner_id": one.owner_id, "id": one.key_id, "fingerprint": one.fingerprint} for one in known]
+        found = {row.id: row.other for row in await _OLDEST_OF_ALL.all(connection, **as_arrays(_GIVEN.c.keys(), rows))}
+    else:
+        found = {one.key_id: await _oldest(connection, one) for one in known}
+    return [found.get(one.key_id) or msgspec.UNSET for one in stored]
 
 
-_COLUMNS = (api_keys.c.owner_id, api_keys.c.id, api_keys.c.fingerprint)
+async def _oldest(connection: AsyncConnection, one: Stored) -> KeyId | None:
+    return await _OLDEST.one(connection, of_owner_id=one.owner_id, of_id=one.key_id, of_fingerprint=one.fingerprint)
 
-_FIND = Query(
-    select(*_COLUMNS).where(
-        api_keys.c.owner_id == bindparam("owner_id"), api_keys.c.fingerprint == bindparam("of_fingerprint")
-    ),
-    _Row,
-)
+
+class _Found(NamedTuple):
+    id: KeyId
+    other: KeyId | None
+
+
+def _oldest_other(
+    owner_id: ColumnElement[int], key_id: ColumnElement[int], fingerprint: ColumnElement[bytes]
+) -> Select[tuple[int]]:
+    """Select the oldest key with this value but `key_id`. PostgreSQL reads one row of the index for it."""
+    return select(func.min(api_keys.c.id)).where(
+        api_keys.c.owner_id == owner_id, api_keys.c.fingerprint == fingerprint, api_keys.c.id != key_id
+    )
+
+
+_OLDEST = optional(_oldest_other(bindparam("of_owner_id"), bindparam("of_id"), bindparam("of_fingerprint")), KeyId)
 # The same for several keys, on PostgreSQL.
-_FIND_ALL = Query(
-    select(*_COLUMNS).where(
-        api_keys.c.owner_id == any_(bindparam("owner_ids", type_=ARRAY(BigInteger))),
-        api_keys.c.fingerprint == any_(bindparam("fingerprints", type_=ARRAY(LargeBinary))),
+_GIVEN = given_rows([api_keys.c.owner_id, api_keys.c.id, api_keys.c.fingerprint])
+_OLDEST_OF_ALL = Query(
+    select(
+        _GIVEN.c.id,
+        _oldest_other(_GIVEN.c.owner_id, _GIVEN.c.id, _GIVEN.c.fingerprint).scalar_subquery().label("other"),
     ),
-    _Row,
+    _Found,
 )

@@ -64,6 +64,7 @@ api_keys = Table(
         "ix_api_keys_fingerprint",
         "owner_id",
         "fingerprint",
+        "id",
         sqlite_where=text("fingerprint IS NOT NULL"),
         postgresql_where=text("fingerprint IS NOT NULL"),
     ),

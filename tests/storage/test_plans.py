@@ -20,7 +20,9 @@ from keyman import migrations
 from keyman.audit import counting
 from keyman.clock import now
 from keyman.identity import users
-from keyman.keys import finding, uses
+from keyman.ids import KeyId, OwnerId
+from keyman.keys import duplicates, finding, uses
+from keyman.keys.duplicates import Stored
 from keyman.keys.finding import Wanted
 from keyman.keys.uses import RELEASES
 from keyman.storage.transactions import Database, Unchecked
@@ -84,7 +86,7 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
         )
     },
     "keys: one by its id": [(f"{OWNER}|pk_api_keys", ROWID)],
-    "keys: others with the same value": [("ix_api_keys_fingerprint", "ix_api_keys_fingerprint")],
+    "keys: the oldest other with the same value": [("ix_api_keys_fingerprint", "ix_api_keys_fingerprint")],
     "keys: a new one": [
         CHECKED,
         ("pk_owners", ROWID),
@@ -180,7 +182,7 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
 IN_ORDER = [
     label
     for label in INDEXES
-    if label.startswith(("keys: the first", "keys: a page", "audit:", "keys: one service that"))
+    if label.startswith(("keys: the first", "keys: the oldest", "keys: a page", "audit:", "keys: one service that"))
     and not label.endswith(" day")
 ]
 """Listings that PostgreSQL must not sort either. Some rows of one service or of one day it may: that costs it less."""
@@ -312,6 +314,23 @@ async def _uses_are_found_by_an_index(url: URL) -> None:
         assert re.search(f"ix_audit_log_uses|{OF_ACTION}", text), text  # the action, if the user has few entries of it
     for text in (*explained["by day"], *explained["newest"]):
         assert not re.search(r"Seq Scan|SCAN audit_log", text), text
+
+
+@pytest.mark.parametrize("generic", [False, True])
+async def test_one_row_of_an_index_is_read_for_each_of_many_keys_with_the_same_value(
+    filled_postgresql: tuple[URL, list[Captured]], generic: bool
+) -> None:
+    url, _ = filled_postgresql
+    db, captured = Database(url), list[Captured]()
+    stored = [Stored(OwnerId(plans.HEAVY), key_id, bytes(32)) for key_id in (KeyId(100), plans.ONE_KEY_OF_HEAVY)]
+    async with db.read() as connection:
+        with plans.listening("same", url, captured):
+            assert await duplicates.find(connection, stored) == [200, 100]
+    await db.close()
+    (text,) = (await plans.explain(url, captured, generic=generic))["same"]
+    rows = "" if generic else r" \(actual rows=1 loops=2\)"
+    assert re.search(rf"ix_api_keys_fingerprint on api_keys{rows}", text), text
+    assert not re.search(SORT, text), text
 
 
 async def test_a_statement_to_another_database_of_the_process_is_not_captured(
