@@ -47,8 +47,8 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
 - A search by name reads the keys of the owner, newest first, until the page is full. If PostgreSQL expects that
   few match, it reads them all and sorts those that do. What one owner has limits the cost: {heavy:,} rows here. An
   index over parts of names would have to serve all owners to help that one, so there is none.
-- A list by label or last use reads the keys of the owner and sorts them; one of a status, and a count, read them, too.
-  What one owner has limits the cost, as for a search.
+- A list by label or last use reads the keys of the owner and sorts them; one of a status, a count, and
+  the keys in use, read them, too. What one owner has limits the cost, as for a search.
 - A page of the audit log is read from `(user_id, id)`, and for one action from `(user_id, action, id)`. For
   several actions, a page of each is read and merged. A time first becomes an id, by one descent of the index on
   it, so nothing outside is read. If PostgreSQL expects little between two times, it reads that from the same

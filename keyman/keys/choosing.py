@@ -1,13 +1,12 @@
-"""The default: which of the owner's keys for a service applications get, if it is active.
-
-An owner has at most one for each service. A unique index says so, too.
+"""The default: which of the owner's keys for a service applications get, if it is active. They get the newest active
+one otherwise. An owner has at most one for each service. A unique index says so, too.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, case, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Action, Entry
@@ -16,6 +15,8 @@ from keyman.ids import KeyId
 from keyman.keys.rows import OWNED, Shown
 from keyman.keys.tables import api_keys
 from keyman.storage.statements import Command, Query, scalar
+from keyman.storage.transactions import Database
+from keyman.storage.types import UtcTime
 
 
 async def lock_service(connection: AsyncConnection, caller: Principal, key_id: KeyId) -> None:
@@ -40,6 +41,12 @@ async def clear_default(connection: AsyncConnection, caller: Principal, row: Sho
     return [Entry(Action.KEY_CHANGE, caller.origin, caller.user_id, key_id=before.id, service=row.service)]
 
 
+async def in_use(db: Database, caller: Principal, moment: datetime) -> frozenset[KeyId]:
+    """Return the caller's keys that applications get by service: one for each service with an active key."""
+    async with db.read() as connection:
+        return frozenset(await _IN_USE.all(connection, owner_id=caller.owner_id, moment=moment))
+
+
 _SERVICE = select(api_keys.c.service).where(api_keys.c.id == bindparam("of_id")).scalar_subquery()
 _LOCK_ALL = scalar(
     select(api_keys.c.id)
@@ -53,4 +60,15 @@ _CLEAR = Command(
     update(api_keys)
     .where(api_keys.c.id == bindparam("of_id"))
     .values(is_default=False, updated_at=bindparam("cleared_at"))
+)
+_IN_USE = scalar(
+    select(func.coalesce(func.max(case((api_keys.c.is_default, api_keys.c.id))), func.max(api_keys.c.id)))
+    .where(
+        api_keys.c.owner_id == bindparam("owner_id"),
+        ~api_keys.c.disabled,
+        ~api_keys.c.undecryptable,
+        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > bindparam("moment", type_=UtcTime)),
+    )
+    .group_by(api_keys.c.service),
+    KeyId,
 )

@@ -60,6 +60,8 @@ def router() -> Routes:
             key_check.check,
             key_actions.pause_form,
             key_actions.pause,
+            key_actions.default_form,
+            key_actions.make_default,
             key_actions.delete_form,
             key_actions.delete,
             tokens.show_list,

@@ -1,4 +1,4 @@
-"""Settings → API Keys: pausing, resuming and deleting a key, each after the user has confirmed it."""
+"""Settings → API Keys: pausing, resuming and deleting a key, or making it the default, after the user confirms it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from keyman.planes.management.web.keys import View, own_key, view_behind
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.storage.transactions import Database
+
+FLAGS = {"true": True, "false": False}
 
 NAMED_USES = 10
 """The number of applications that the question before a deletion names. It only counts the others, to stay short."""
@@ -51,7 +53,7 @@ async def pause(
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
     key = await own_key(db, caller, KeyId(key_id))
-    wanted = {"true": True, "false": False}.get(form.text("paused"))
+    wanted = FLAGS.get(form.text("paused"))
     try:
         if wanted is None:
             raise InvalidRequest.at(FieldError("", "The form is malformed."))
@@ -65,6 +67,39 @@ async def pause(
         if not is_done:  # otherwise another window has already done it
             return _ask_to_pause(visit, catalogue, key, view, refused=problem)
     return see_other(view.url(saved=key.id, done="paused" if wanted else "resumed"))
+
+
+@get("/settings/api-keys/{key_id:str}/default", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def default_form(
+    request: AnyRequest,
+    visit: Injected[Visit],
+    db: Injected[Database],
+    caller: Injected[Principal],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    key = await own_key(db, caller, KeyId(key_id))
+    name = catalogue.name(key.service)
+    return visit.show("key_default.html", key=key, service_name=name, view=view_behind(request))
+
+
+@post("/settings/api-keys/{key_id:str}/default", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
+async def make_default(
+    request: AnyRequest,
+    db: Injected[Database],
+    caller: Injected[Principal],
+    catalogue: Injected[Catalogue],
+    key_id: FromPath[RowId],
+) -> Response[bytes]:
+    """Make a key the default of its service, or let it be so no longer, as the form requests."""
+    form = await Form.read(request)
+    view = View.of_query(form.text("view"))
+    await own_key(db, caller, KeyId(key_id))
+    wanted = FLAGS.get(form.text("default"))
+    if wanted is None:
+        raise InvalidRequest.at(FieldError("", "The form is malformed."))
+    await operations.change(db, catalogue, caller, KeyId(key_id), Change(default=wanted), IfMatch())
+    return see_other(view.url(saved=key_id, done="default" if wanted else "no-default"))
 
 
 @get("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)

@@ -19,7 +19,7 @@ from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
-from keyman.keys import listing, operations, selecting
+from keyman.keys import choosing, listing, operations, selecting
 from keyman.keys.schemas import KeyInfo, Status
 from keyman.keys.sorting import KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.planes.management.checks import Gateway
@@ -118,6 +118,7 @@ async def show_list(
         services=offered(catalogue, caller),
         names={info.service: info.name for info in catalogue.infos()},
         letters=partial(marks.letters, catalogue),
+        in_use=await choosing.in_use(db, caller, moment),
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
         usable=usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),
@@ -179,7 +180,8 @@ async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
 
 def view_behind(request: AnyRequest) -> View:
     """Return the part of the list from which the form was opened."""
-    return View.parse(dict(request.query_params))
+    query = dict(request.query_params)
+    return View.of_query(query["view"]) if "view" in query else View.parse(query)
 
 
 def _expires_soon(key: KeyInfo, moment: datetime) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -72,11 +73,23 @@ def dialog(page: Page) -> Locator:
 
 
 def press(page: Page, name: str, row: Locator | None = None) -> Locator:
-    """Press a button that opens a dialog, and wait until it is open."""
-    (row or page.get_by_role("main")).get_by_role("button", name=name, exact=True).click()
+    """Press a button that opens a dialog, and wait until it is open. Those of a row have the name of its key, too."""
+    if row is None:
+        page.get_by_role("main").get_by_role("button", name=name, exact=True).click()
+    else:
+        act(row, name)
     opened = dialog(page)
     opened.get_by_role("heading").wait_for()
     return opened
+
+
+def act(row: Locator, name: str) -> None:
+    """Press a button of a row. On a narrow page, it is in the menu."""
+    row.wait_for()
+    menu = row.get_by_role("button", name="Actions")
+    if menu.is_visible():
+        menu.click()
+    row.get_by_role("button", name=re.compile(f"^{name} ")).click()
 
 
 def fill(

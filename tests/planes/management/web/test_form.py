@@ -118,7 +118,7 @@ def test_the_key_is_hidden_until_it_is_asked_for_and_browsers_do_not_store_it(ad
     page.reload()
     key = page.get_by_label("API key", exact=True)
     for button in ("Add New Key", "Edit"):
-        press(page, button)
+        press(page, button, rows(page) if button == "Edit" else None)
         expect(key).to_have_attribute("type", "password")
         expect(key).to_have_attribute("autocomplete", "new-password")
         expect(key).to_have_attribute("spellcheck", "false")
@@ -266,7 +266,7 @@ def test_a_session_that_ended_is_asked_for_by_every_button_and_the_page_stays(ad
     page.reload()
     for button in ("Edit", "Delete", "Add New Key"):
         ada.context.clear_cookies()
-        page.get_by_role("button", name=button, exact=True).click()
+        page.get_by_role("button", name=re.compile(f"^{button}( OpenAI|$)")).click()
         expect(dialog(page)).to_have_accessible_name("Sign in again")
         sign_in(page, ada.email)
         expect(page.get_by_role("dialog")).to_have_count(0)

@@ -18,6 +18,7 @@ from tests.planes.management.web.moves import (
     OPENAI_MASK,
     REFUSED,
     SETTINGS,
+    act,
     dialog,
     fill,
     in_days,
@@ -406,7 +407,7 @@ def test_the_keyboard_is_enough(arrive: Arrive) -> None:
     expect(row).to_contain_text(ANTHROPIC_MASK)
     edit, delete = row.get_by_role("button", name="Edit"), row.get_by_role("button", name="Delete")
     expect(edit).to_be_focused()
-    expect(edit).to_have_accessible_description(f"Anthropic {ANTHROPIC_MASK}")
+    expect(edit).to_have_accessible_name(f"Edit Anthropic typed {ANTHROPIC_MASK}")
     # The dialog keeps the focus inside: the tab goes round, and never to the page under it.
     keyboard.press("Enter")
     expect(page.get_by_label("API key", exact=True)).to_be_focused()
@@ -422,17 +423,17 @@ def test_the_keyboard_is_enough(arrive: Arrive) -> None:
     keyboard.press("Enter")
     expect(row).to_contain_text("typed again")
     expect(edit).to_be_focused()
-    # Paused and resumed: on the button that undoes it. Between it and Edit are the buttons to check and to use the key.
-    for name in ("Use it", "Check now", "Pause"):
-        keyboard.press("Shift+Tab")
-        expect(row.get_by_role("button", name=name)).to_be_focused()
+    # Paused and resumed: on the button that undoes it, which follows Edit.
+    keyboard.press("Tab")
     for button, undoes in (("Pause", "Resume"), ("Resume", "Pause")):
         expect(row.get_by_role("button", name=button)).to_be_focused()
         keyboard.press("Enter")
         expect(dialog(page).get_by_role("button", name=button)).to_be_focused()
         keyboard.press("Enter")
         expect(row.get_by_role("button", name=undoes)).to_be_focused()
-    _tab_to(page, edit)
+    for name in ("Check now", "Use it"):
+        keyboard.press("Tab")
+        expect(row.get_by_role("button", name=name)).to_be_focused()
     # Escape and Cancel leave the key where it is, and the focus on the button.
     keyboard.press("Tab")
     for leave in ("Escape", "Enter"):
@@ -563,7 +564,7 @@ def test_a_phone_is_enough(arrive: Arrive) -> None:
     expect(row).to_contain_text(OPENAI_MASK)
     expect(row).to_be_in_viewport()
     _is_made_for_fingers(page)
-    row.get_by_role("button", name="Edit").tap()
+    act(row, "Edit")
     fill(page, label="at home")
     page.get_by_role("button", name="Save").tap()
     expect(row).to_contain_text("at home")
@@ -572,11 +573,12 @@ def test_a_phone_is_enough(arrive: Arrive) -> None:
         expect(page).to_have_url(f"{ada.origin}{path}")
         _is_made_for_fingers(page)
     page.get_by_role("link", name="API Keys").tap()
-    row.get_by_role("button", name="Pause").tap()
+    expect(row).to_contain_text("at home")
+    act(row, "Pause")
     _is_made_for_fingers(page)
     dialog(page).get_by_role("button", name="Pause", exact=True).tap()
     expect(row).to_contain_text("Paused")
-    row.get_by_role("button", name="Delete").tap()
+    act(row, "Delete")
     _is_made_for_fingers(page)
     dialog(page).get_by_role("button", name="Delete", exact=True).tap()
     expect(row).to_have_count(0)

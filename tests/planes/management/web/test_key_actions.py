@@ -59,9 +59,8 @@ async def test_a_key_is_paused_and_resumed_and_each_is_said_once(shared: ApiPlan
         ("Pause", "Pause this key?", "paused", "disabled", "Paused"),
         ("Resume", "Resume this key?", "resumed", "active", "Active"),
     ):
-        assert f'<button class="link" aria-describedby="key-{key_id}-name key-{key_id}-mask">{button}</button>' in row(
-            await ada.get(HOME), key_id
-        )
+        named = f'id="k{key_id}p" aria-labelledby="k{key_id}p k{key_id}"'
+        assert f'<button formaction="{path}" {named}>{button}</button>' in row(await ada.get(HOME), key_id)
         page = await ada.get(path)
         assert question in page.text
         assert "sk-...1234" in page.text
@@ -102,6 +101,39 @@ async def test_what_another_window_has_done_already_is_done(shared: ApiPlane) ->
     await post(ada, path, hidden(await ada.get(path)))
     assert (await post(ada, path, form)).status_code == 412
     assert await status(ada, key_id) == "active"
+
+
+async def test_people_choose_which_key_applications_get(shared: ApiPlane) -> None:
+    ada, eve = await person(shared), await person(shared)
+    old, new = [(await store(ada, name=name))["id"] for name in ("old", "new")]
+    other = (await store(ada, service="GROQ", api_key="gsk_hq2v9mXbT0c7eUKw"))["id"]
+
+    async def used() -> set[int]:
+        page = await ada.get(HOME)
+        return {key_id for key_id in (old, new, other) if "In use by applications" in row(page, key_id)}
+
+    assert await used() == {new, other}  # the newest
+    shown = await ada.get(HOME)
+    assert "Make default" in row(shown, old)
+    assert "Make this key the default?" in (await ada.get(f"{HOME}/{old}/default")).text
+    assert "Make default" not in row(shown, new) + row(shown, other)  # nothing to choose
+    answer = await post(ada, f"{HOME}/{old}/default", {"default": "true", "view": "sort=name"})
+    assert answer.headers["location"] == f"{HOME}?sort=name&saved={old}&done=default"
+    assert "OpenAI · old is now the default." in (await ada.get(answer.headers["location"])).text
+    assert await used() == {old, other}
+    assert "Clear default" in row(await ada.get(HOME), old)
+    assert "No longer use this key as the default?" in (await ada.get(f"{HOME}/{old}/default")).text
+    await ada.patch(f"/api/keys/{old}", json={"disabled": True})
+    assert await used() == {new, other}  # while it is paused
+    assert ">Default</span>" in row(await ada.get(HOME), old)
+    await ada.patch(f"/api/keys/{old}", json={"disabled": False})
+    answer = await post(ada, f"{HOME}/{old}/default", {"default": "false"})
+    assert answer.headers["location"] == f"{HOME}?saved={old}&done=no-default"
+    assert await used() == {new, other}
+    assert (await eve.get(f"{HOME}/{new}/default")).status_code == 404
+    for client, fields, status_code in ((ada, {}, 400), (eve, {"default": "true"}, 404)):
+        assert (await post(client, f"{HOME}/{new}/default", fields)).status_code == status_code
+    assert await used() == {new, other}
 
 
 async def test_only_the_own_keys_are_named_and_a_deleted_one_as_it_was(shared: ApiPlane) -> None:

@@ -648,11 +648,15 @@ async def see_the_keys(walk: Walk) -> None:
     await let_time_pass(walk.plane, ids)
     for query in ("", "?service=OPENAI&q=zz", "?q=nothing", f"?cursor={Cursor(ids[-1])}"):
         await walk.get(f"{KEYS}{query}")
+    await store(walk.client, name="zz-label")
+    assert (await walk.client.patch(f"/api/keys/{ids[1]}", json={"default": True})).status_code == 200
+    for query in ("?status=active", "?status=disabled"):
+        await walk.get(f"{KEYS}{query}")
     sorted_list = await walk.client.get(f"{KEYS}?sort=name")
     (later,) = re.findall(r'href="([^"]*)" rel="next"', sorted_list.text)
     walk.seen.append(("sorted", sorted_list))
     await walk.get(html.unescape(later))
-    for done in ("created", "changed", "paused", "resumed", "deleted"):
+    for done in ("created", "changed", "paused", "resumed", "deleted", "default", "no-default"):
         await walk.get(f"{KEYS}?done={done}&saved={ids[0]}")
     await walk.get(f"{KEYS}/new")
     await walk.post(KEYS, 422)
@@ -668,6 +672,7 @@ async def see_the_keys(walk: Walk) -> None:
         await walk.get(f"{KEYS}/{key_id}")
         await walk.get(f"{KEYS}/{key_id}/edit")
         await walk.get(f"{KEYS}/{key_id}/pause")
+        await walk.get(f"{KEYS}/{key_id}/default")
         await walk.get(f"{KEYS}/{key_id}/delete")
     await let_applications_use(walk.plane, ids[3])
     await walk.get(f"{KEYS}/{ids[3]}")

@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
+import pytest
 from playwright.sync_api import expect
 
 from keyman.clock import now
-from tests.planes.management.web.moves import KEYS, OPENAI_KEY, join, labels, plant, press, rows, save, texts
+from keyman.providers.verdicts import DETAILS, Verdict
+from tests.planes.management.web.moves import (
+    KEYS,
+    OPENAI_KEY,
+    act,
+    join,
+    labels,
+    narrow_places,
+    plant,
+    press,
+    rows,
+    save,
+    settled,
+    texts,
+)
 from tests.providers.pastes import BODY
-from tests.support.browser import Arrive, DevServer
+from tests.support.browser import PHONE, Arrive, DevServer
 
 MANY = [{"service": ("OPENAI", "ANTHROPIC")[number % 2], "name": f"key {number:04}"} for number in range(1000)]
 SOME = MANY[:120]
@@ -190,12 +205,21 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, dev_server: DevServer
     ada.open(KEYS)
 
     by_label = {cells[1]: cells for cells in texts(page)}
-    assert by_label["plain"][3:6] == ["Active Pause", "3 days ago", "never"]
+    assert by_label["plain"][3:6] == ["Active", "3 days ago", "never"]
     assert " ".join(by_label["used"][5].split()) == "5 hours ago by chat-backend"
-    assert " ".join(by_label["ends soon"][3].split()) == "Active Pause expires in 5 days"
-    assert by_label["ended"][3] == "Expired"
-    assert by_label["paused"][3] == "Paused Resume"
-    assert by_label["unreadable"][3] == "Unreadable"
+    said = {label: " ".join(cells[6].split()) for label, cells in by_label.items()}
+    actions = "Edit Pause Check now Use it Make default Delete"
+    assert (by_label["ends soon"][3], said["ends soon"]) == ("Active", f"expires in 5 days {actions}")
+    assert (by_label["ended"][3], said["ended"]) == (
+        "Expired",
+        "expired 2 days ago Extend Replace key Edit Check now Use it Delete",
+    )
+    assert (by_label["paused"][3], said["paused"]) == ("Paused", "Edit Resume Check now Use it Delete")
+    assert (by_label["unreadable"][3], said["unreadable"]) == (
+        "Unreadable",
+        "Its value can no longer be opened, so applications do not get it. Replace key Edit Use it Delete",
+    )
+    assert said["–"] == "In use by applications Edit Pause Check now Use it Delete"  # the newest active one
     assert by_label["service gone"][0].split()[-1] == "OF_AN_OPERATOR"
     soon = rows(page).filter(has_text="ends soon").locator(".expiry")
     late = rows(page).filter(has_text="ends late").locator(".expiry")
@@ -217,3 +241,98 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, dev_server: DevServer
     save(page)
     expect(rows(page).filter(has_text="ended, noted")).to_contain_text("Expired")
     assert ada.complaints == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_a_card_on_a_phone_is_at_most_120_pixels_high_whatever_it_says(
+    arrive: Arrive, dev_server: DevServer, locale: str
+) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE, has_touch=True, is_mobile=True, locale=locale))
+    page, moment = ada.page, now()
+    judged = {
+        "checked_at": moment - timedelta(days=40),
+        "checked_by": "keyman",
+        "check_detail": DETAILS[Verdict.REFUSED],
+    }
+    long = {"name": "a label of many words " * 4, "last_used_at": moment - timedelta(days=400)}
+    everything = {**long, "last_used_by": "a" * 64, "expires_at": moment + timedelta(days=3)}
+    plant(
+        dev_server.home,
+        ada,
+        *[{"name": f"key {number}"} for number in range(40)],
+        *[{**everything, "check_verdict": verdict, **judged} for verdict in Verdict],
+        {**everything, "service": "AWS_BEDROCK", "value": f"bedrock-api-key-{BODY}AbCd", "is_default": True},
+        {**everything, "service": "AZURE_OPENAI", "undecryptable": True, "settings": '{"endpoint":"https://x.y"}'},
+        {**everything, "service": "OF_AN_OPERATOR_WITH_A_LONG_NAME", "expires_at": moment - timedelta(days=300)},
+    )
+    ada.open(KEYS)
+    settled(page)
+    heights = page.evaluate(
+        "[...document.querySelectorAll('tbody tr')].map((row) => row.getBoundingClientRect().height)"
+    )
+    assert len(heights) == 50
+    assert max(heights) <= 120, heights
+    assert page.evaluate("document.documentElement.scrollHeight") < 50 * 128 + 700
+    assert narrow_places(page) == []
+    sides = "(all) => all.map((each) => Math.min(each.offsetHeight, each.offsetWidth))"
+    assert min(page.locator(".menu-button").evaluate_all(sides)) >= 44
+
+
+def test_the_menu_of_a_card_opens_and_closes_and_leads_back(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "Chat"})
+    ada.open(KEYS)
+    menu = page.get_by_role("button", name="Actions OpenAI Chat sk-...1234")
+    edit = page.get_by_role("button", name="Edit OpenAI Chat sk-...1234")
+    expect(edit).to_be_hidden()
+    menu.click()
+    expect(edit).to_be_in_viewport(ratio=1)
+    page.keyboard.press("Escape")
+    expect(edit).to_be_hidden()
+    expect(menu).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(edit).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Label", exact=True)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(edit).to_be_hidden()
+    expect(menu).to_be_focused()
+    assert ada.complaints == []
+
+
+def test_without_javascript_the_menu_opens_too(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE, java_script_enabled=False))
+    plant(dev_server.home, ada, {"name": "Chat"})
+    ada.open(KEYS)
+    act(rows(ada.page), "Edit")
+    expect(ada.page.get_by_label("Label", exact=True)).to_have_value("Chat")
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_times_take_one_line_labels_two_and_a_wide_screen_is_used(
+    arrive: Arrive, dev_server: DevServer, locale: str
+) -> None:
+    ada = join(arrive(signed_up=False, locale=locale))
+    page, moment = ada.page, now()
+    ages = [timedelta(days=40), timedelta(minutes=59), timedelta(days=360), timedelta(seconds=1)]
+    plant(
+        dev_server.home,
+        ada,
+        *({"name": "word " * 20, "created_at": moment - age, "last_used_at": moment - age} for age in ages),
+    )
+    ada.open(KEYS)
+    for width in (1024, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        lines = "(each) => [...each].map((one) => one.offsetHeight / parseFloat(getComputedStyle(one).lineHeight))"
+        assert max(page.locator(".when time").evaluate_all(lines)) <= 1.1, width
+        assert max(page.locator(".label > span").evaluate_all(lines)) <= 2.1, width
+        # The table goes to the edge, and what its other columns do not need is the label's.
+        right = page.locator("table.keys").evaluate("(each) => each.getBoundingClientRect().right")
+        assert width - right <= 32, width
+        widths = page.locator("tbody tr:first-child td:not(.more)").evaluate_all(
+            "(all) => all.map((one) => one.offsetWidth)"
+        )
+        assert widths[1] == max(widths), (width, widths)

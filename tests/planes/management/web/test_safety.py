@@ -280,6 +280,18 @@ def test_injected_markup_neither_runs_nor_sends(arrive: Arrive) -> None:
             return made;
           };
           put("div", {"hx-get": "/settings/account", "hx-trigger": "load, click"});
+          for (const [id, nonce] of [["k1-menu", ""], ["k2-menu", "guessed"]]) { // what a new key's row has
+            const form = document.createElement("form");
+            const button = document.createElement("button");
+            Object.assign(form, {className: "menu", id});
+            form.setAttribute("hx-nonce", nonce);
+            Object.assign(button, {className: "asks", formMethod: "post", formAction: "/sign-out"});
+            button.dataset.starts = "";
+            form.append(button);
+            document.getElementById("content").append(form);
+          }
+          const ctx = {select: "#rows", sourceElement: document.body};
+          document.dispatchEvent(new CustomEvent("htmx:after:swap", {detail: {ctx}}));
           put("div", {"hx-post": "/sign-out", "hx-trigger": "click", "hx-nonce": "guessed"});
           put("div", {"hx-on:click": "document.title = 'run'"});
           put("div", {"hx-trigger": "click[document.title='run']", "hx-get": "/settings/account"});

@@ -10,6 +10,7 @@ from keyman.planes.management.web.pages import TEMPLATES
 from tests.planes.management.web.moves import (
     KEYS,
     OPENAI_KEY,
+    act,
     dialog,
     fill,
     held,
@@ -56,7 +57,7 @@ def test_it_can_be_undone_without_javascript(arrive: Arrive, dev_server: DevServ
     page = ada.page
     plant(dev_server.home, ada, *MANY)
     ada.open(KEYS)
-    rows(page).filter(has_text="key 01").get_by_role("button", name="Pause").click()
+    act(rows(page).filter(has_text="key 01"), "Pause")
     page.get_by_role("main").get_by_role("button", name="Pause").click()
     expect(page.get_by_role("status")).to_be_in_viewport(ratio=1)
     page.get_by_role("button", name="Undo").click()
@@ -116,10 +117,7 @@ def test_a_failure_is_red_is_said_at_once_and_stays(arrive: Arrive, dev_server: 
     failure = page.get_by_role("alert")
     expect(failure).to_contain_text("keyman could not be reached")
     expect(failure).to_be_in_viewport(ratio=1)
-    red = failure.evaluate(
-        "(each) => getComputedStyle(each).color === getComputedStyle(document.querySelector('button.danger')).color"
-    )
-    assert red
+    expect(failure).to_have_css("color", "rgb(163, 38, 42)")
     page.clock.run_for(120_000)
     expect(failure).to_be_visible()
     ada.context.set_offline(False)

@@ -47,7 +47,7 @@ async def test_only_a_key_that_was_just_stored_is_checked_without_being_asked(sq
     async with fresh_plane_at(sqlite, provisioned.settings, quick(), checks=AWAY) as plane:
         ada = await plane.user()
         key, other = await store(ada), await store(ada, service="PERPLEXITY")
-        starts = 'hx-trigger="submit, load"'
+        starts = " data-starts"
         assert (await page(ada, f"{KEYS}?done=created&saved={key['id']}")).count(starts) == 1
         assert (await page(ada, f"{KEYS}?done=changed&saved={key['id']}")).count(starts) == 1
         for query in ("", f"?saved={key['id']}", f"?done=created&saved={other['id']}", "?done=created&saved=999"):
@@ -90,7 +90,7 @@ async def test_each_verdict_is_said_in_words_in_both_languages(shared: ApiPlane,
     for language in ("en", "de"):
         answer = await ada.get(KEYS, headers={**FORM, "Accept-Language": language})
         _, _, after = answer.text.partition('class="verdict')
-        said.append(after.partition("</p>")[0])
+        said.append(after.partition('<span class="busy"')[0])
         assert "OpenAI" in said[-1]
     assert said[0] != said[1]
     assert verdict.value not in said[0].partition(">")[2].replace("refused this", "").replace("accepted this", "")

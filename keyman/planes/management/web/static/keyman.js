@@ -32,11 +32,6 @@
     }
   });
 
-  let hadFocus = false; // the form that is being replaced
-  document.addEventListener("htmx:before:swap", ({ detail: { ctx } }) => {
-    hadFocus = ctx.sourceElement.matches(".asks") && ctx.sourceElement.contains(document.activeElement);
-  });
-
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.select === "#panel") {
       for (const each of [dialog, session]) {
@@ -48,19 +43,20 @@
     } else {
       const region = document.querySelector(ctx.select);
       // Not for a late answer to another request, such as a search: somebody may be typing in the dialog.
-      if (dialog.contains(ctx.sourceElement) || undo?.contains(ctx.sourceElement)) {
-        dialog.close();
+      const asked = ctx.sourceElement;
+      const isAnswered = dialog.contains(asked) || undo?.contains(asked);
+      if (isAnswered) dialog.close();
+      if (isAnswered || (!asked.isConnected && !dialog.open)) {
         // Focus the button that sent the request, or its successor; in a new row, focus the first button.
-        const asked = `.fresh form[action="${ctx.sourceElement.getAttribute("action")}"] button`;
-        const found = [asked, ".fresh .actions button", "button"].map((each) => region.querySelector(each));
-        found.find((each) => each)?.focus();
-      } else if (hadFocus) {
-        region.querySelector(".asks button")?.focus();
+        const same = `.fresh [formaction="${asked.getAttribute("action")}"]`;
+        const found = [same, ".fresh .menu button", ".fresh .menu-button", "button"].map((each) => region.querySelector(each));
+        found.find((each) => each?.checkVisibility())?.focus();
       }
       if (region.matches(".check, #rows")) heard.textContent = region.dataset.status || "";
       else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
     }
     localTimes();
+    start();
   });
 
   // Passwords are removed from the page when the request is sent, so that the field is empty after any answer.
@@ -68,7 +64,8 @@
     for (const button of target.querySelectorAll("[data-reveal]")) reveal(button, false);
     for (const field of target.querySelectorAll("[type=password]:not(#api_key)")) field.value = "";
     for (const banner of target.querySelectorAll(".banner")) banner.remove();
-    if (target.dataset.busy && target.contains(document.activeElement)) heard.textContent = target.dataset.busy;
+    if (target.matches(".asks")) target.closest("[popover]")?.hidePopover(); // the verdict appears beside it
+    if (target.matches(".asks") && !target.dataset.started) heard.textContent = heard.dataset.busy;
   });
 
   document.addEventListener("htmx:error", ({ target, detail: { ctx } }) => unreachable(target, ctx));
@@ -120,6 +117,37 @@
 
   stay();
 
+  // --- the buttons of a row. They share a plain form, since 50 rows with htmx's attributes for each would be heavy.
+
+  document.addEventListener("submit", (event) => {
+    const { target: form, submitter } = event;
+    if (!form.matches(".menu") || !isOurs(form)) return;
+    event.preventDefault();
+    press(submitter);
+  });
+
+  // As htmx does, it ignores what does not have the nonce of the page.
+  function isOurs(form) {
+    return form.getAttribute("hx-nonce") === document.querySelector("script[nonce]").nonce;
+  }
+
+  function press(button) {
+    if (button.matches(".htmx-request")) return;
+    const place = `#key-${parseInt(button.form.id.slice(1))}-check`;
+    const how = button.matches(".asks") ? { target: place, select: place, swap: "outerHTML ignoreTitle:true" } : {};
+    const values = Object.fromEntries(new FormData(button.form, button));
+    htmx.ajax(button.formMethod || "get", button.getAttribute("formaction"), { source: button, values, ...how });
+  }
+
+  // A key that was just stored is checked when its row appears.
+  function start() {
+    for (const button of document.querySelectorAll("[data-starts]")) {
+      delete button.dataset.starts;
+      button.dataset.started = "";
+      if (isOurs(button.form)) press(button);
+    }
+  }
+
   // --- dialogs
 
   // What somebody has typed is not thrown away by one key.
@@ -143,10 +171,22 @@
   for (const each of [dialog, session]) {
     each?.addEventListener("close", () => {
       if (each.open) return; // the event comes late, and the dialog is open again with something else
+      const focused = document.activeElement;
+      if (focused === document.body || !focused.checkVisibility()) opener()?.focus();
       const refresh = each === dialog && each.querySelector("[data-refreshes]");
       each.replaceChildren(); // with whatever was typed
       if (refresh) location.assign(location.pathname + location.search);
     });
+  }
+
+  // A dialog that was opened from a menu, which has closed since, leads back to the button of the menu.
+  let menu;
+  document.addEventListener("toggle", ({ target, newState }) => {
+    if (newState === "open" && target.matches(".menu")) menu = target.id;
+  }, true);
+
+  function opener() {
+    return document.querySelector(`[popovertarget="${menu}"]`);
   }
 
   document.addEventListener("keyman:signed-in", ({ detail: { account } }) => {
@@ -201,6 +241,7 @@
     if ("discard" in button.dataset) {
       discard.close();
       dialog.close();
+      dialog.replaceChildren(); // at once: the event comes a little later
     }
     if ("dismiss" in button.dataset) {
       const toast = button.closest(".toast");
@@ -256,4 +297,5 @@
     for (const time of document.querySelectorAll("time[datetime]")) time.title = format.format(new Date(time.dateTime));
   }
   localTimes();
+  start();
 })();
