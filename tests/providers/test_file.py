@@ -270,6 +270,24 @@ def test_a_placeholder_is_one_segment_of_plain_characters(segment: str) -> None:
     )
 
 
+def test_a_placeholder_has_at_most_200_characters_and_a_path_is_matched_whole() -> None:
+    rule = PathRule.parse("GET /v1/models/{model}:countTokens")
+    assert rule.allows("GET", f"/v1/models/{'x' * 200}:countTokens")
+    for path in (
+        f"/v1/models/{'x' * 201}:countTokens",
+        "/v1/models/x:counttokens",
+        "/V1/models/x:countTokens",
+        "/v1/models/x:countTokens/",
+        "/v1/models/x:countTokensAndMore",
+        "/v1/models/:countTokens",
+        "/v1/models/a:b:countTokens",
+        "/x/v1/models/x:countTokens",
+    ):
+        assert not rule.allows("GET", path), path
+    assert rule.allows("HEAD", "/v1/models/x:countTokens")
+    assert not rule.allows("POST", "/v1/models/x:countTokens")
+
+
 def test_a_shipped_check_only_reads_and_none_calls_a_model() -> None:
     checks = {one.service: one.upstream.check for one in SHIPPED if one.upstream is not None}
     others = {name: check for name, check in checks.items() if check is not None and check.method != "GET"}

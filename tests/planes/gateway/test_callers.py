@@ -138,6 +138,9 @@ async def test_a_header_of_keymans_that_is_sent_twice_is_refused(gateway: Scene)
     for second in ("keyman-user", "Keyman_User"):
         twice = [*gateway.headers.items(), (second, str(gateway.owner.id))]
         assert (await gateway.ask("POST", CHAT, twice, b"{}")).status == 400
+    for name, value in (("Keyman-Key", str(gateway.key_id)), ("Keyman-Purpose", "x"), ("Keyman-Anything", "x")):
+        twice = [*gateway.headers.items(), (name, value), (name, value)]
+        assert (await gateway.ask("POST", CHAT, twice, b"{}")).status == 400, name
     assert gateway.provider.requests == []
 
 

@@ -67,6 +67,22 @@ async def test_a_user_uses_own_keys_with_a_jwt_that_says_so(jwt_gateway: Scene, 
     assert (await jwt_gateway.ask("POST", CHAT, bearer(gateway_issuer.token()), b"{}")).status == 403
 
 
+async def test_a_jwt_and_a_personal_token_of_a_user_share_the_limits(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, gateway_issuer: Issuer
+) -> None:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
+    await migrations.upgrade(url)
+    jwt = JwtSettings(gateway_issuer.url, AUDIENCE)
+    async with scene_at(url, provisioned, quick_passwords, tmp_path, jwt=jwt, rate=2.0) as scene:
+        await leave_key(scene, gateway_issuer)
+        manager = scene.pair.management.client(headers=bearer(gateway_issuer.token(scope="tokens:manage keys:use")))
+        made = await manager.post("/api/tokens", json={"name": "editor", "scopes": ["keys:use"]})
+        assert made.status_code == 201, made.text
+        mine = (made.json()["token"], gateway_issuer.token(scope="keys:use"))
+        answers = [await scene.ask("POST", CHAT, bearer(mine[number % 2]), b"{}") for number in range(5)]
+        assert [answer.status for answer in answers] == [200, 200, 200, 200, 429]
+
+
 async def test_an_application_names_a_user_by_the_subject_of_an_issuer(
     jwt_gateway: Scene, gateway_issuer: Issuer
 ) -> None:

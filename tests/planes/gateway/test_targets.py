@@ -77,6 +77,14 @@ def test_a_credential_in_the_query_is_refused_however_it_is_written(name: str, w
         check_query(f"{before}{write(name)}=sk-123".encode())
 
 
+def test_these_members_of_a_query_are_credentials() -> None:
+    """The test above takes the names from the code."""
+    for name in ("key", "api_key", "api-key", "access_token", "token", "subscription-key", "$key"):
+        for query in (name, f"{name}=x", f"a=1&{name.upper()}=x"):
+            with pytest.raises(InvalidRequest):
+                check_query(query.encode())
+
+
 @pytest.mark.parametrize(
     "query", [b"$alt=sse", b"%24key=1", b"a=1&$fields=x", b"a b", b"a\x00", "é".encode(), b"key", b"+key=1"]
 )
