@@ -55,8 +55,9 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
   index and sorts it.
 - "Who has used this key" is asked application by application: the last use of each, by one descent of
   `(key_id, action, application, at)`, however many uses there were.
-- Neither the chart of Activity nor the last uses on the page of a key are shown: the chart counts at most 10,000 entries of an
-  action, the newest of `(user_id, action, id)`, and the uses are the newest 20 of each application from the same index as above.
+- Neither the chart of Activity nor the last uses on the page of a key are shown: the chart counts at most 10,000
+  entries of an action, the newest of `(user_id, action, id)`, and the uses are the newest 20 of each application from
+  the same index as above.
 - Whether an owner has blocked an application is one descent of the primary key `(user_id, application_id)`, and only
   for an owner who has ever blocked one. The list of applications is not shown: it reads all of them, of which there
   are some dozens, and the last use of each key by each of them in the index of uses.
