@@ -1,4 +1,4 @@
-"""Groups of commands, whose help shows each summary whole."""
+"""Groups of commands, whose help shows each summary whole, and commands that repeat no argument."""
 
 from __future__ import annotations
 
@@ -17,3 +17,33 @@ class Group(click.Group):
         rows = [(name, self.summary(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+NO_ARGUMENT = (
+    "A key, a token or a password is never an argument: others on this machine can read it, and your shell keeps it. "
+    "If you typed one, replace it. Leave it out, and it is asked for; or give it on standard input."
+)
+
+
+class AsksForSecret(click.Command):
+    """A command that asks for a secret. If there are too many arguments, one may be that secret: it is not repeated."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if ctx.args:
+            raise click.UsageError(NO_ARGUMENT, ctx)
+        return rest
+
+
+class KeyNumber(click.ParamType[int]):
+    """A parameter type for the number of a key. What is none may be a key, so it is not repeated."""
+
+    name = "number"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+            self.fail("must be the number of a key, as `keyman key list` shows it.", param, ctx)
+        return int(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -87,9 +88,16 @@ def print_rows(rows: Sequence[msgspec.Struct], columns: Sequence[str], *, as_jso
         return
     table = [[name.upper().replace("_", " ") for name in columns]]
     table += [[cell(getattr(row, name)) for name in columns] for row in rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
     for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        padded = (text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def _width(text: str) -> int:
+    """Return how many columns a terminal needs: two for a wide character of East Asia, none for a combining one."""
+    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
+    return len(text) + wide - sum(unicodedata.combining(one) > 0 for one in text)
 
 
 def cell(value: object) -> str:

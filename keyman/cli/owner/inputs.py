@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import click
 
+from keyman.cli.groups import NO_ARGUMENT
 from keyman.cli.terminal import Duration, as_text, is_terminal, read_secret
 from keyman.client import Service
 from keyman.errors import ConfigurationError
@@ -63,6 +64,8 @@ def mask(service: Service | None, value: Secret) -> str:
 def find_service(services: Sequence[Service], name: str) -> Service:
     """Return the service that somebody names, in whatever case, with `-` or `_`. Raises click.BadParameter."""
     wanted = name.strip().upper().replace("-", "_").replace(" ", "_")
+    if recognise(services, Secret(name.strip())) is not None:
+        raise click.UsageError(NO_ARGUMENT)
     known = {service.service: service for service in services}
     if wanted in known:
         return known[wanted]

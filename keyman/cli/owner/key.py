@@ -10,7 +10,7 @@ import click
 import msgspec
 from msgspec import UNSET
 
-from keyman.cli.groups import Group
+from keyman.cli.groups import AsksForSecret, Group, KeyNumber
 from keyman.cli.owner.imports import import_file
 from keyman.cli.owner.inputs import (
     expiry,
@@ -35,9 +35,9 @@ WORDS: dict[KeyStatus, str] = {
 }
 """The words of the pages for what the API calls the status of a key."""
 
-ids = click.argument("key_ids", type=click.IntRange(min=1), metavar="ID...", nargs=-1, required=True)
+ids = click.argument("key_ids", type=KeyNumber(), metavar="ID...", nargs=-1, required=True)
 no_check = click.option("--no-check", is_flag=True, help="Do not have the provider asked whether the key works.")
-one_id = click.argument("key_id", type=click.IntRange(min=1), metavar="ID")
+one_id = click.argument("key_id", type=KeyNumber(), metavar="ID")
 
 
 @click.group("key", cls=Group)
@@ -48,7 +48,7 @@ def group() -> None:
 group.add_command(import_file)
 
 
-@group.command("add")
+@group.command("add", cls=AsksForSecret)
 @click.argument("service", required=False)
 @click.option("--name", metavar="TEXT", help="A label, by which you recognise the key.")
 @expiry_options
@@ -145,6 +145,10 @@ class Row(msgspec.Struct):
     last_used_by: str | None
 
 
+ALWAYS = ("id", "service", "name", "key", "status")
+"""The columns of every table. Another one is there if it says something of a key, so that lines stay short."""
+
+
 @group.command("list")
 @click.option("--service", metavar="SERVICE", help="Only keys of this service.")
 @click.option("--status", type=click.Choice([*WORDS.values(), "disabled"]), help="Only keys that are this now.")
@@ -175,7 +179,9 @@ def list_all(
         is_filtered = any((service, status, check, search))
         click.echo("No key matches." if is_filtered else "You have no keys yet. Add one: keyman key add", err=True)
         return
-    print_rows([_row(key) for key in found], Row.__struct_fields__, as_json=False)
+    rows = [_row(key) for key in found]
+    columns = [name for name in Row.__struct_fields__ if name in ALWAYS or any(getattr(row, name) for row in rows)]
+    print_rows(rows, columns, as_json=False)
 
 
 def _row(key: Key) -> Row:
@@ -295,7 +301,7 @@ def edit(
     )
 
 
-@group.command("replace")
+@group.command("replace", cls=AsksForSecret)
 @one_id
 @expiry_options
 @settings_option

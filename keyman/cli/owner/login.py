@@ -9,6 +9,7 @@ from contextlib import closing
 
 import click
 
+from keyman.cli.groups import AsksForSecret
 from keyman.cli.owner.logins import Logins
 from keyman.cli.owner.server import Server, advice, explain, find_url, server_url, url_option
 from keyman.cli.owner.sign_in import SCOPES, Visitor
@@ -23,7 +24,7 @@ TOKENS = "/settings/access-tokens"
 KEYS = "/settings/api-keys"
 
 
-@click.command("login")
+@click.command("login", cls=AsksForSecret)
 @click.argument("url", required=False)
 @click.option("--email", metavar="EMAIL", help="Whose account it is. Otherwise keyman asks.")
 @click.option(
