@@ -34,9 +34,6 @@ from keyman.secret import Secret
 
 C = TypeVar("C", bound=Callable[..., object])
 
-TIMEOUT = 30.0
-"""Seconds for one call. A provider has 8 seconds for a live check; nobody wants to wait longer for the rest."""
-
 PAGES = re.compile("/(settings|sign-in|sign-up|docs)(/.*)?$")
 """The pages that an address from a browser may lead to."""
 
@@ -51,7 +48,7 @@ class Server:
 
     def raw_client(self) -> Keyman:
         """Return a client, which raises ClientError."""
-        return Keyman(self.url, self.token, timeout=TIMEOUT)
+        return Keyman(self.url, self.token)
 
     @contextmanager
     def client(self) -> Iterator[Keyman]:

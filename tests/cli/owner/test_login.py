@@ -16,6 +16,7 @@ from keyman.cli.owner.sign_in import host
 from tests.cli.owner.conftest import Person, Ring, site_at
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
+from tests.client.asking import given
 from tests.support.cli import environment, run_keyman
 from tests.support.http import faulty_server, free_port, script
 from tests.support.planes import PASSWORD, Vault
@@ -248,16 +249,19 @@ def test_a_certificate_that_is_not_trusted_gets_no_password(stranger: Person, tm
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(tmp_path / "server.pem")
 
-    async def sign_in() -> tuple[str, str]:
-        async with faulty_server([], serving) as server:
+    async def sign_in() -> None:
+        async with faulty_server([given()], serving) as server:
             arguments = ("login", server.address, "--email", stranger.email)
-            done = await asyncio.to_thread(run_keyman, *arguments, env=stranger.env, stdin=PASSWORD)
+            said = failed(await asyncio.to_thread(run_keyman, *arguments, env=stranger.env, stdin=PASSWORD))
+            assert said.startswith(f"keyman: The certificate of {server.address} is not trusted, so nothing was sent.")
+            assert "SSL_CERT_FILE" in said
             assert server.requests == []
-        return server.address, failed(done)
+            trusting = stranger.env | {"SSL_CERT_FILE": str(tmp_path / "ca.crt")}
+            said = failed(await asyncio.to_thread(run_keyman, *arguments, env=trusting, stdin=PASSWORD))
+            assert said.startswith(f"keyman: There is no keyman at {server.address}.")
+            assert len(server.requests) == 1
 
-    url, said = asyncio.run(sign_in())
-    assert said.startswith(f"keyman: The certificate of {url} is not trusted, so nothing was sent.")
-    assert "SSL_CERT_FILE" in said
+    asyncio.run(sign_in())
 
 
 def test_where_nobody_has_a_password_a_token_is_pasted(
