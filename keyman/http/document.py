@@ -114,8 +114,21 @@ def _decoded(name: str, model: type[msgspec.Struct]) -> HTTPRouteHandler:
     return post(f"/{name}")(decoded)
 
 
+def _merge_single_choices(node: object) -> None:
+    """Replace each `oneOf` of one schema by that schema. Litestar writes one for a field that may be left out."""
+    if isinstance(node, dict):
+        if isinstance(node.get("oneOf"), list) and len(node["oneOf"]) == 1:
+            node |= {**node.pop("oneOf")[0], **node}
+        for part in node.values():
+            _merge_single_choices(part)
+    elif isinstance(node, list):
+        for part in node:
+            _merge_single_choices(part)
+
+
 def _refine(document: Document, examples: Mapping[str, object]) -> None:
     """Add to the document that unknown fields are rejected, and the examples. Litestar cannot know them."""
+    _merge_single_choices(document.schemas)
     for name, example in examples.items():
         document.schemas[name]["examples"] = [example]
     for operation in document.operations:

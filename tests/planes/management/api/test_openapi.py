@@ -201,6 +201,11 @@ async def test_every_example_fits_its_schema(management_document: Document) -> N
         )
 
 
+async def test_no_choice_has_only_one_possibility(management_document: Document) -> None:
+    for schema in schemas_of(management_document.document):
+        assert len(schema.get("oneOf", ["a", "b"])) > 1, schema
+
+
 async def test_no_example_is_made_up_by_a_generator(management_document: Document) -> None:
     """Random strings teach nobody anything."""
     for _, example in examples_of(management_document.document):
