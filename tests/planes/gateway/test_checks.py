@@ -22,6 +22,7 @@ from keyman.client import AsyncKeyman, RateLimited
 from keyman.clock import now
 from keyman.config.checks import CheckSettings
 from keyman.doctor import checks as doctor
+from keyman.errors import Conflict
 from keyman.identity import applications, throttle
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.passwords import Passwords
@@ -31,7 +32,10 @@ from keyman.ids import KeyId
 from keyman.keys.checks import Sent, store_check, store_use
 from keyman.keys.finding import Found, by_id
 from keyman.keys.tables import api_keys
+from keyman.planes.gateway.checking import _url as address_of
+from keyman.planes.gateway.services import forwarded
 from keyman.planes.management.checks import Gateway
+from keyman.providers.catalogue import Catalogue
 from keyman.providers.verdicts import DETAILS, MOST, Judgement, Verdict
 from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
@@ -278,6 +282,24 @@ async def test_what_is_not_supported_is_said_without_opening_the_value(check: Ch
         assert (got.status, got.json["verdict"]) == (200, "unsupported")
         shown = (await scene.owner.client.get(f"/api/keys/{key_id}")).json()
         assert (shown["check"]["verdict"], shown["status"]) == ("unsupported", "active")
+
+
+@pytest.mark.parametrize(
+    ("service", "settings", "url"),
+    [
+        ("aws-bedrock", {"region": "eu-west-1"}, "https://bedrock.eu-west-1.amazonaws.com/foundation-models"),
+        ("azure-openai", {"endpoint": "https://a.openai.azure.com"}, "https://a.openai.azure.com/openai/v1/models"),
+        ("openai", {}, "https://api.openai.com/v1/models"),
+        ("fireworks", {}, "https://api.fireworks.ai/v1/accounts/fireworks/models"),
+    ],
+)
+def test_the_address_of_a_check_has_the_settings_of_the_key(service: str, settings: dict[str, str], url: str) -> None:
+    found = forwarded(Catalogue())[service]
+    assert found.upstream.check is not None
+    assert address_of(found, found.upstream.check, settings) == url
+    if settings:
+        with pytest.raises(Conflict):
+            address_of(found, found.upstream.check, {})
 
 
 async def test_only_the_application_for_checks_may_ask_and_it_may_do_nothing_else(check: Checking) -> None:
