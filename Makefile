@@ -45,7 +45,7 @@ lint: $(VENV)/test.stamp ## ruff (rules and formatting), spelling, secrets
 
 types: $(VENV)/test.stamp ## mypy, strict
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/mypy docs/examples/*.py .ci/*.py
+	@$(VENV)/bin/mypy docs/examples/*.py docs/examples/sdks/*.py .ci/*.py
 
 format: $(VENV)/test.stamp ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix .
