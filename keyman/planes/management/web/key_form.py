@@ -16,7 +16,16 @@ from litestar.params import FromPath
 from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.decoding import decode
-from keyman.errors import IdempotencyMismatch, NotFound, PreconditionFailed, Problem, Sentence, Unauthenticated
+from keyman.errors import (
+    FieldError,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    Problem,
+    Sentence,
+    Unauthenticated,
+)
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
@@ -39,6 +48,9 @@ from keyman.storage.transactions import Database
 
 EXPIRY_DAYS = (30, 90, 365)
 """The periods that the form offers for a key: a month, a quarter and a year."""
+
+REPLACE, EXTEND = AIMS = ("replace", "extend")
+"""What a form to edit a key is for, if it is for one thing: a new value or a later expiry, which it then requires."""
 
 SURROUNDINGS = ("name", "expires_at")
 """The fields of a key that can be changed without its value."""
@@ -100,7 +112,9 @@ async def edit_form(
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     key = await own_key(db, caller, KeyId(key_id))
-    return _form(visit, catalogue, key=key, view=view_behind(request), is_lost="lost" in request.query_params)
+    query = request.query_params
+    aim = query.get("for", "")
+    return _form(visit, catalogue, key=key, aim=aim, view=view_behind(request), is_lost="lost" in query)
 
 
 @post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -119,13 +133,13 @@ async def edit(
     try:
         changed = await _edit(db, sealer, catalogue, caller, key, form)
         if isinstance(changed, Sentence):
-            return _form(visit, catalogue, question=changed, typed=form, key=key, view=view)
+            return _form(visit, catalogue, question=changed, typed=form, key=key, aim=form.text("for"), view=view)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
             key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
-        return _form(visit, catalogue, refused=problem, typed=form, key=key, view=view)
+        return _form(visit, catalogue, refused=problem, typed=form, key=key, aim=form.text("for"), view=view)
     return see_other(view.url(saved=key.id, done="changed", **_noticed(form, changed)))
 
 
@@ -163,7 +177,9 @@ async def _edit(
     if shown not in ([], [to_text(settings)]) or (value and shown == [NONE]):
         given["settings"] = settings
     condition = IfMatch.parse(form.text("etag") or None)
-    if value:
+    if form.text("for") == EXTEND and not value and "expires_at" not in given:
+        raise InvalidRequest.at(FieldError("expires_at", "must be in the future"))
+    if value or form.text("for") == REPLACE:
         replacement = decode(ReplacementForm, {**given, **value}, check_label)
         if (question := _question(catalogue, key.service, replacement.api_key, form)) is not None:
             return question
@@ -208,6 +224,7 @@ def _form(
     question: Sentence | None = None,
     typed: Form | None = None,
     key: KeyInfo | None = None,
+    aim: str = "",
     attempt: str = "",
     view: View | None = None,
     is_lost: bool = False,
@@ -230,6 +247,7 @@ def _form(
         question=question,
         is_lost=is_lost or (typed is not None and bool(typed.text("api_key").strip())),
         key=key,
+        aim=aim if aim in AIMS else "",
         filled={"service": service, **shown, **(_typed(typed) if typed is not None else {})},
         shown={**shown, "settings": _shown_settings(catalogue, key)},
         settings=settings,

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.anyio
 NOT_USED = "No application has used it in the last 30 days."
 
 
-def hidden(page: httpx.Response) -> dict[str, str]:
-    """The fields of the form that the question is, as a browser sends them."""
-    form = re.search(r'<form method="post" action="/settings/api-keys/.*?</form>', page.text, re.DOTALL)
+def hidden(page: httpx.Response, kind: str = "") -> dict[str, str]:
+    """The hidden fields of a form, of the only one or of a kind, as a browser sends them."""
+    form = re.search(rf'<form {kind}method="post" action="/settings/api-keys/.*?</form>', page.text, re.DOTALL)
     assert form, page.text
     fields = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[0])
     return {name: html.unescape(value) for name, value in fields}
@@ -101,6 +101,26 @@ async def test_what_another_window_has_done_already_is_done(shared: ApiPlane) ->
     await post(ada, path, hidden(await ada.get(path)))
     assert (await post(ada, path, form)).status_code == 412
     assert await status(ada, key_id) == "active"
+
+
+async def test_a_form_that_is_for_one_thing_requires_it(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada))["id"]
+    expired = {"expires_at": now() - timedelta(days=1)}
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(expired))
+    path = f"{HOME}/{key_id}/edit"
+    for aim, fault in (("replace", "API key is missing."), ("extend", "Expires must be in the future.")):
+        page = await ada.get(f"{path}?for={aim}")
+        fields = hidden(page, kind='id="key-form"[^>]*') | {
+            "name": "",
+            "expires_at": f"{expired['expires_at']:%Y-%m-%d}",
+        }
+        assert fields["for"] == aim
+        refused = await post(ada, path, fields)
+        assert (refused.status_code, fault in refused.text, f'value="{aim}"' in refused.text) == (422, True, True)
+    assert await status(ada, key_id) == "expired"
+    assert 'name="for"' not in (await ada.get(f"{path}?for=anything")).text
 
 
 async def test_people_choose_which_key_applications_get(shared: ApiPlane) -> None:

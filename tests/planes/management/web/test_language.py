@@ -538,6 +538,7 @@ DATA = (
     "English",
     "Deutsch",
     "sk-...1234",
+    "sk-",
     "zz-label",
     "zz-provider",
     "http://127.0.0.1",
@@ -672,6 +673,9 @@ async def see_the_keys(walk: Walk) -> None:
         await walk.get(f"{KEYS}/{key_id}")
         await walk.get(f"{KEYS}/{key_id}/edit")
         await walk.get(f"{KEYS}/{key_id}/pause")
+        for aim in ("replace", "extend"):
+            await walk.get(f"{KEYS}/{key_id}/edit?for={aim}")
+            await walk.post(f"{KEYS}/{key_id}/edit", 422, expires_at="", shown_expires_at="", **{"for": aim})
         await walk.get(f"{KEYS}/{key_id}/default")
         await walk.get(f"{KEYS}/{key_id}/delete")
     await let_applications_use(walk.plane, ids[3])

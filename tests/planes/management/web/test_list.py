@@ -178,6 +178,41 @@ def test_keys_are_found_by_status_by_check_by_service_name_and_by_their_last_cha
     assert ada.complaints == []
 
 
+def test_an_unreadable_key_and_an_expired_one_lead_to_what_mends_them(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page, gone = ada.page, now() - timedelta(days=2)
+    broken, old, older = {"name": "broken", "undecryptable": True}, {"name": "old"}, {"name": "older"}
+    plant(dev_server.home, ada, broken, {**old, "expires_at": gone}, {**older, "expires_at": gone})
+    ada.open(KEYS)
+
+    opened = press(page, "Replace key", rows(page).filter(has_text="broken"))
+    expect(opened).to_have_accessible_name("Replace key")
+    expect(opened).to_contain_text("keyman can no longer open what it stored for this key")
+    value = page.get_by_label("API key", exact=True)
+    expect(value).to_be_focused()
+    page.get_by_role("button", name="Save").click()
+    assert value.evaluate("(each) => each.validity.valueMissing")
+    value.fill(OPENAI_KEY)
+    save(page)
+    expect(rows(page).filter(has_text="broken")).to_contain_text("Active")
+
+    opened = press(page, "Extend", rows(page).filter(has=page.get_by_text("old", exact=True)))
+    expect(opened).to_have_accessible_name("Extend key")
+    expires = page.get_by_label("Expires", exact=True)
+    expect(expires).to_be_focused()
+    page.get_by_role("button", name="Save").click()
+    assert not expires.evaluate("(each) => each.validity.valid")
+    expires.fill(f"{now() + timedelta(days=30):%Y-%m-%d}")
+    save(page)
+    expect(rows(page).filter(has=page.get_by_text("old", exact=True))).to_contain_text("Active")
+
+    press(page, "Replace key", rows(page).filter(has_text="older"))
+    value.fill(OPENAI_KEY)
+    save(page)
+    expect(rows(page).filter(has_text="older")).to_contain_text("Active")
+    assert ada.complaints == []
+
+
 def test_an_address_that_makes_no_sense_shows_the_list(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     ada.store({"service": "OPENAI", "api_key": OPENAI_KEY})
