@@ -73,7 +73,8 @@ def import_file(file: Path, only: tuple[str, ...], named: tuple[str, ...], yes: 
     keyman recognises keys by how they begin, and by the names of their variables. The name becomes the label.
     """
     found = list(assignments(_read(file).reveal()))
-    with find_server(url).client() as client:
+    server = find_server(url)
+    with server.client() as client:
         services = client.services()
         chosen = dict(_named(services, named))
         _require_known(found, (*only, *chosen))
@@ -86,7 +87,7 @@ def import_file(file: Path, only: tuple[str, ...], named: tuple[str, ...], yes: 
             raise KeymanError(f"There is no key to store in {_name(file)}.")
         if not yes:
             require_confirmation(f"Store {_keys(len(ready))}?")
-        _store(client, ready)
+        _store(client, ready, server.url)
 
 
 def _read(file: Path) -> Secret:
@@ -179,21 +180,21 @@ def _show(rows: Sequence[Candidate], count: int) -> None:
         click.echo(f"{others} other {'variable is' if others == 1 else 'variables are'} left out.", err=True)
 
 
-def _store(client: Keyman, keys: Sequence[NewKey]) -> None:
+def _store(client: Keyman, keys: Sequence[NewKey], url: str) -> None:
     """Store the keys and say what came of each. Raises KeymanError if one is not stored."""
     failed = 0
     for start in range(0, len(keys), BATCH):
         batch = keys[start : start + BATCH]
         for key, outcome in zip(batch, client.add_all(batch), strict=True):
             failed += isinstance(outcome, ClientError)
-            click.echo(_outcome(key, outcome), err=True)
+            click.echo(_outcome(key, outcome, url), err=True)
     if failed:
         raise KeymanError(f"{_keys(failed)} of {len(keys)} could not be stored; the others are.")
     click.echo(f"Stored {_keys(len(keys))}. Programs can use them: keyman run -- COMMAND", err=True)
 
 
-def _outcome(key: NewKey, outcome: Key | ClientError) -> str:
+def _outcome(key: NewKey, outcome: Key | ClientError, url: str) -> str:
     if isinstance(outcome, ClientError):
-        return f"{key.name}: not stored. {explain(outcome, 'the server')}"
+        return f"{key.name}: not stored. {explain(outcome, url)}"
     also = f" You already have it: it is key {outcome.duplicate_of}, too." if outcome.duplicate_of is not None else ""
     return f"{key.name}: key {outcome.id}, {outcome.service}, {outcome.last_4_chars}.{also}"

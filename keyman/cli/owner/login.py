@@ -107,11 +107,11 @@ def logout(url: str | None) -> None:
     if where is None or where not in logins.servers:
         raise KeymanError(f"You are not signed in{f' to {where}' if where else ''}.")
     token = logins.token_of(where)
-    failure = None if token is None else _revoke(Server(where, token))
+    failure = "The keyring does not have it any more." if token is None else _revoke(Server(where, token))
     logins.remove(where)
     if failure is not None:
         raise KeymanError(
-            f"The token is removed here, but it still works, because it could not be revoked. {failure} "
+            f"You are signed out here, but the token still works, because it could not be revoked. {failure} "
             f"Revoke it there: {where}{TOKENS}"
         )
     click.echo(f"Signed out of {where}.", err=True)

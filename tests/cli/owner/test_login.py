@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_a_wrong_password_says_so_and_stores_nothing(stranger: Person) -> None:
     assert not stranger.logins.exists()
 
 
+def test_too_many_wrong_passwords_say_how_long_to_wait(stranger: Person) -> None:
+    wrong = {"email": stranger.email, "password": "not this one"}
+    while stranger.pages.post("/api/auth/login", json=wrong).status_code != 429:
+        pass
+    said = failed(stranger.types("login", stranger.url, "--email", stranger.email, stdin=PASSWORD))
+    assert said.startswith("keyman: Too many attempts failed.")
+    assert re.search(r"Try again in \d+ s\.$", said.strip())
+
+
 def test_a_script_has_to_name_the_account(stranger: Person) -> None:
     done = stranger.types("login", stranger.url, stdin=PASSWORD)
     assert done.code == 2
@@ -105,7 +115,9 @@ def test_a_token_goes_into_the_keyring_and_not_into_the_file(
     assert failed(stranger.types("key", "list")) == (
         f"keyman: You are not signed in to {stranger.url}. Run: keyman login {stranger.url}\n"
     )
-    ring.held[where] = token
+    lost = failed(stranger.types("logout"))
+    assert "could not be revoked. The keyring does not have it any more." in lost
+    stranger.signs_in()
     stranger.does("logout")
     assert ring.held == {}
 
@@ -282,3 +294,17 @@ def test_where_nobody_has_a_password_a_token_is_pasted(
             assert screen.ends() == 0
             assert token not in screen.screen
         assert keyman("key", "list", "--json", env=env).out == "[]\n"
+
+
+def test_a_keyman_below_a_root_path_is_found_by_the_address_of_a_page(
+    migrated_sqlite: Path, provisioned: Vault, tmp_path: Path
+) -> None:
+    env = environment(HOME=str(tmp_path), PYTHON_KEYRING_BACKEND="keyring.backends.fail.Keyring")
+    with site_at(tmp_path, migrated_sqlite, provisioned, KEYMAN_ROOT_PATH="/vault/keyman") as site:
+        site.add("ada@example.com")
+        page = f"{site.url}/vault/keyman/settings/access-tokens"
+        done = keyman("login", page, "--email", "ada@example.com", env=env, stdin=PASSWORD)
+        assert done.err.startswith(f"Signed in to {site.url}/vault/keyman as ada@example.com.")
+        assert keyman("key", "list", "--json", env=env).out == "[]\n"
+        assert keyman("open", env=env).out == f"{site.url}/vault/keyman/settings/api-keys\n"
+        assert keyman("logout", env=env).code == 0
