@@ -131,8 +131,8 @@ async def _list(visit: Visit, db: Database, caller: Principal, *, refused: Probl
 async def _question(
     visit: Visit, db: Database, caller: Principal, identity_id: int, *, refused: Problem | None = None
 ) -> Response[bytes]:
+    means = await presence.means(db, caller)  # first: a token learns nothing of identities
     found = [one for one in await connected.list_own(db, caller) if one.id == identity_id]
     if not found:
         raise NotFound("There is nothing with this id.")
-    means = await presence.means(db, caller)
     return visit.show("connected_unlink.html", refused=refused, identity=found[0], means=means)
