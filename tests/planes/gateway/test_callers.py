@@ -11,16 +11,20 @@ from urllib.parse import quote
 
 import pytest
 from argon2 import PasswordHasher
+from sqlalchemy import insert
 from sqlalchemy.engine import make_url
 
 from keyman import migrations
+from keyman.clock import now
 from keyman.identity import applications
 from keyman.identity.applications import Users
 from keyman.identity.issuers import Issuer
+from keyman.identity.tables import identities
 from keyman.keys.request import Request
 from keyman.planes.gateway import app as plane
 from keyman.planes.gateway import forwarding
 from keyman.providers.catalogue import ServiceSlug
+from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName, RowNumber
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, renewed, scene_at
 from tests.support.planes import Vault
@@ -219,6 +223,33 @@ async def test_users_are_named_by_the_subject_of_the_application(gateway: Scene)
     assert await gateway.pair.told(shop) == [("key.use-refused", "unknown")] * 2
     for subject in ({"keyman-subject": "jürgen"}, {"keyman-subject*": "jürgen"}, {"keyman-subject*": "UTF-8''%ff"}):
         assert (await gateway.ask("POST", CHAT, {**headers, **subject}, b"{}")).status == 400
+
+
+async def test_a_bound_application_uses_only_keys_of_its_users_whichever_way_it_asks(gateway: Scene) -> None:
+    outside, subject = "https://id.example.com", f"ada-{gateway.owner.id}"
+    bound = await gateway.pair.app("OPENAI", users=Users((Issuer(outside),)))
+    user, key = {"keyman-user": str(gateway.owner.id)}, {"keyman-key": str(gateway.key_id)}
+    ways = [
+        user,
+        key,
+        {**user, **key},
+        {"keyman-subject": subject},
+        {"keyman-subject": subject, "keyman-issuer": outside},
+    ]
+
+    async def statuses(*asked: dict[str, str]) -> list[int]:
+        headers = {"authorization": f"Bearer {bound.token}"}
+        return [(await gateway.ask("POST", CHAT, {**headers, **one}, b"{}")).status for one in asked]
+
+    assert await statuses(*ways) == [404] * 5
+    named = [reason for _, reason in await gateway.pair.told(bound)]
+    assert named == ["not-granted"] * 3 + ["unknown"] * 2
+    async with gateway.pair.resolver.database.write(Unchecked.OPERATOR) as connection:
+        pair = {"issuer": outside, "subject": subject, "created_at": now()}
+        await connection.execute(insert(identities).values(user_id=gateway.owner.id, **pair))
+    assert await statuses(*ways) == [200] * 5
+    assert await statuses({"keyman-subject": subject, "keyman-issuer": "https://other.example.com"}) == [404]
+    assert (await gateway.pair.told(bound))[-1] == ("key.use-refused", "not-granted")
 
 
 async def test_a_user_uses_own_keys_with_a_token_that_may(gateway: Scene) -> None:

@@ -39,7 +39,7 @@ _NUMBERS = itertools.count()
 
 
 class Bao:
-    """OpenBao as the issuer of JWTs. It publishes every key that it has, and keyman takes 100 at most: one of a kind."""
+    """OpenBao as the issuer of JWTs. It publishes all of its keys, and keyman takes 100: so each kind has one."""
 
     def __init__(self, address: str, root: RootClient, algorithm: str) -> None:
         self.address, self.root = address, root
