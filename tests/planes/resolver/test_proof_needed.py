@@ -54,7 +54,7 @@ ACTIONS = {
 
 
 @pytest.fixture
-async def trusted() -> AsyncIterator[Issuer]:
+async def voucher() -> AsyncIterator[Issuer]:
     async with served() as found:
         yield found
 
@@ -69,10 +69,10 @@ async def entrance() -> AsyncIterator[Forger]:
 
 @pytest.fixture
 async def whole_pair(
-    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, trusted: Issuer, entrance: Forger
+    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, voucher: Issuer, entrance: Forger
 ) -> AsyncIterator[Pair]:
     """Both planes, with every way in."""
-    ways = {"jwt": JwtSettings(trusted.url, AUDIENCE), "oidc": of_forger(entrance)}
+    ways = {"jwt": JwtSettings(voucher.url, AUDIENCE), "oidc": of_forger(entrance)}
     async with (
         api_plane_at(database, provisioned.settings, Passwords(quick_passwords), **ways) as management,
         resolver_at(database, provisioned.resolver, public_url=ORIGIN) as resolver,
@@ -85,12 +85,12 @@ async def send(client: httpx.AsyncClient, asked: Asked) -> httpx.Response:
     return await client.request(asked.method, asked.path, json=asked.json, data=asked.form, headers=headers)
 
 
-async def everybody(pair: Pair, trusted: Issuer, entrance: Forger) -> dict[str, httpx.AsyncClient]:
+async def everybody(pair: Pair, voucher: Issuer, entrance: Forger) -> dict[str, httpx.AsyncClient]:
     """Callers that are not present, by how they come."""
     plane = pair.management
     by_password, by_provider = await plane.user(), plane.client()
     await come_back(by_provider, entrance)
-    jwt = plane.client(headers={"Authorization": f"Bearer {trusted.token(scope=' '.join(SCOPES))}"})
+    jwt = plane.client(headers={"Authorization": f"Bearer {voucher.token(scope=' '.join(SCOPES))}"})
     assert (await jwt.get("/api/keys")).status_code == 200
     shop = await pair.app(users=PORTAL)
     return {
@@ -105,8 +105,8 @@ async def state(plane: ApiPlane) -> list[object]:
     return [tuple(row) for table in (users, identities) for row in await plane.rows(table)]
 
 
-async def test_no_token_and_no_portal_session_does_it(whole_pair: Pair, trusted: Issuer, entrance: Forger) -> None:
-    callers = await everybody(whole_pair, trusted, entrance)
+async def test_no_token_and_no_portal_session_does_it(whole_pair: Pair, voucher: Issuer, entrance: Forger) -> None:
+    callers = await everybody(whole_pair, voucher, entrance)
     before = await state(whole_pair.management)
     for caller, client in callers.items():
         for action, requests in ACTIONS.items():

@@ -20,14 +20,16 @@ from sqlalchemy.engine import URL
 
 from keyman.clock import now
 from keyman.config.oidc import Claim, OidcSettings
-from keyman.identity import key_sets, throttle
+from keyman.identity import key_sets, throttle, users
 from keyman.identity.passwords import Passwords
+from keyman.storage.transactions import Database
+from keyman.values import RowNumber
 from tests.planes.management.web.openid import CALLBACK, HTML, START, Open, come_back, leave, me, of_forger, tell
 from tests.support.database import copied
 from tests.support.http import HANG_UP, RESET, Reply, Request, answer, faulty_server
 from tests.support.logs import capture_logs
 from tests.support.openid import Forger, hash_of, query_of
-from tests.support.planes import ORIGIN, Plane, Vault, plane_at
+from tests.support.planes import ORIGIN, PASSWORD, Plane, Vault, plane_at
 
 pytestmark = pytest.mark.anyio
 
@@ -359,6 +361,86 @@ async def test_a_provider_that_was_never_there_gets_a_page_with_try_again(open_o
         assert (await client.get(START)).json()["type"] == "/problems/issuer-unavailable"
 
 
+async def test_an_id_token_of_an_earlier_visit_signs_nobody_in(attacked: Plane, forger: Forger) -> None:
+    first = attacked.client()
+    tokens: list[str] = []
+
+    def keep(token: str) -> str:
+        tokens.append(token)
+        return token
+
+    forger.claims, forger.id_token = {"sub": "replayed"}, keep
+    assert (await come_back(first, forger)).status_code == 303
+    forger.id_token = lambda _: tokens[0]
+    again = attacked.client()
+    assert (await come_back(again, forger, code="another")).status_code == 400
+    assert (await again.get("/api/auth/me")).status_code == 401
+
+
+async def test_the_rules_of_the_operator_hold_at_every_sign_in(open_on_sqlite: Open, forger: Forger) -> None:
+    """Somebody leaves the company, or the group."""
+    settings = of_forger(forger, domains=frozenset({"company.example"}), claim=Claim("groups", "staff"))
+    right: dict[str, object] = {"email": "ada@Company.Example", "email_verified": True, "groups": ["x", "staff"]}
+    async with open_on_sqlite(settings) as plane:
+        forger.claims = right
+        client = plane.client()
+        assert (await come_back(client, forger)).status_code == 303
+        changes: list[dict[str, object]] = [
+            {"email": "ada@elsewhere.example"},
+            {"email": "ada@company.example@elsewhere.example"},
+            {"email": "ada@sub.company.example"},
+            {"email_verified": False},
+            {"groups": ["x", "staffs"]},
+            {"groups": "x staff"},
+            {"groups": None},
+            {"groups": {"staff": True}},
+        ]
+        for number, change in enumerate(changes):
+            forger.claims, forger.userinfo = {**right, **change}, {"sub": "user-42"}
+            refused = await come_back(plane.client(), forger, code=f"code-{number}")
+            assert refused.status_code == 403, change
+            assert "Ask the operator" in refused.text
+        forger.claims = {**right, "groups": "staff"}
+        assert (await come_back(plane.client(), forger, code="string")).status_code == 303
+
+
+async def test_an_account_that_is_disabled_in_between_is_not_signed_in(open_on_sqlite: Open, forger: Forger) -> None:
+    async with open_on_sqlite(of_forger(forger)) as plane:
+        known = plane.client()
+        await come_back(known, forger)
+        user_id = (await me(known))["id"]
+        browser = plane.client()
+        back = forger.log_in(await leave(browser), "later")
+        db = Database(plane.settings.database_url)
+        await users.disable(db, RowNumber(user_id))
+        refused = await browser.get(back, headers=HTML)
+        assert refused.status_code == 403
+        assert "This account is disabled" in refused.text
+        assert [(await one.get("/api/auth/me")).status_code for one in (known, browser)] == [401, 401]
+        await db.close()
+
+
+async def test_no_token_of_the_provider_is_stored(open_on_sqlite: Open, forger: Forger, logged: StringIO) -> None:
+    tokens: list[str] = []
+
+    def keep(token: str) -> str:
+        tokens.append(token)
+        return token
+
+    forger.id_token = keep
+    async with open_on_sqlite(of_forger(forger)) as plane:
+        client = plane.client()
+        await come_back(client, forger, code="c0de-c4n4ry")
+        assert (await me(client))["id"]
+        database = Path(str(plane.settings.database_url.database))
+        stored = b"".join(path.read_bytes() for path in database.parent.glob(f"{database.name}*"))
+    (token,) = tokens
+    assert b"user-42" in stored  # the subject is
+    for secret in (*token.split("."), "c0de-c4n4ry"):
+        assert secret.encode() not in stored
+        assert secret not in logged.getvalue()
+
+
 LOGOUT: dict[str, object] = {"http://schemas.openid.net/event/backchannel-logout": {}}
 
 
@@ -419,6 +501,51 @@ async def test_other_forms_of_a_logout_end_nothing(attacked: Plane) -> None:
         )
         assert (refused.status_code, refused.json()) == (400, {"error": "invalid_request"})
     assert (await attacked.client().post("/auth/oidc/backchannel-logout", json={})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("typ", "status"),
+    [(None, 200), ("JWT", 200), ("jwt", 200), ("logout+jwt", 200), ("at+jwt", 400), ("application/logout", 400)],
+)
+async def test_a_logout_token_says_what_it_is_or_nothing(
+    attacked: Plane, forger: Forger, typ: str | None, status: int
+) -> None:
+    forger.header = {} if typ is None else {"typ": typ}
+    told = await tell(attacked, forger.sign(events=LOGOUT, jti=f"typ {typ}"))
+    assert told.status_code == status
+
+
+async def test_an_id_token_and_a_forged_logout_token_end_nothing(attacked: Plane, forger: Forger) -> None:
+    client = attacked.client()
+    await come_back(client, forger)
+    good = forger.sign(events=LOGOUT, jti="forged")
+    stranger = Forger(address=forger.address, algorithm="ES256", header={"kid": "RS256"})
+    for token in (
+        forger.sign(nonce="n"),
+        unsigned(good),
+        good[:-8] + "AAAAAAAA",
+        stranger.sign(events=LOGOUT, jti="x"),
+    ):
+        refused = await tell(attacked, token)
+        assert (refused.status_code, refused.headers["cache-control"]) == (400, "no-store")
+    assert (await client.get("/api/auth/me")).status_code == 200
+
+
+async def test_a_logout_ends_what_the_identity_signed_in_and_no_session_by_password(
+    open_on_sqlite: Open, forger: Forger
+) -> None:
+    async with open_on_sqlite(of_forger(forger)) as plane:
+        by_password = await plane.user("ada@example.com")
+        sign_ins = "/settings/account/sign-ins"
+        away = await by_password.post(sign_ins, data={"current_password": PASSWORD}, headers=HTML)
+        await by_password.get(forger.log_in(away.headers["location"], "link"), headers=HTML)
+        clients = [plane.client(), plane.client()]
+        for number, client in enumerate(clients):
+            await come_back(client, forger, code=f"code-{number}")
+            assert (await me(client))["id"] == (await me(by_password))["id"]
+        assert (await tell(plane, forger.sign(events=LOGOUT, jti="all"))).status_code == 200
+        assert [(await client.get("/api/auth/me")).status_code for client in clients] == [401, 401]
+        assert (await by_password.get("/api/auth/me")).status_code == 200
 
 
 @asynccontextmanager
