@@ -56,8 +56,8 @@ class Batcher(Generic[T, R]):
     `run` takes the items of a batch and returns as many outcomes in the same order, each a result or the exception of
     that item. If it raises BatchRefused for several items, they are passed to it again one by one. If it raises
     anything else, or returns another number of outcomes, the batch fails. Then `failure` is called with that exception
-    once for each caller, and returns the exception that this caller gets. A shared exception object would collect the
-    traceback frames of all callers.
+    once for each caller, and returns the outcome of this caller. A shared exception object would collect the traceback
+    frames of all callers.
 
     A batch is formed once `turn`, if given, has returned. Until then, more items can come. If it raises, the batch
     fails.
@@ -69,7 +69,7 @@ class Batcher(Generic[T, R]):
     def __init__(
         self,
         run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
-        failure: Callable[[BaseException], Exception],
+        failure: Callable[[BaseException], R | Exception],
         *,
         max_batch: int,
         max_batches: int,
@@ -88,7 +88,7 @@ class Batcher(Generic[T, R]):
     def submit(self, item: T, patience: float | None = None) -> asyncio.Future[R]:
         """Return a future for the outcome of this item. Cancelling it affects no other caller. Raises BatcherClosed.
 
-        If there is no outcome after `patience` seconds, it is the exception that `failure` returns for a TimeoutError.
+        If there is no outcome after `patience` seconds, it is what `failure` returns for a TimeoutError.
         This costs less than half of a timeout around the future.
         """
         if self._is_closed:

@@ -51,12 +51,10 @@ class Sealer:
         # Each value gets a new uuid. If somebody restores an older ciphertext in the row, it does not open. If they
         # restore its uuid too, it is not the value that the audit log names.
         value_uuid = uuid4()
-        sealing = self._cipher.encrypt(value, Context(self._deployment, owner_id, service, value_uuid))
-        if self._fingerprints is None:
-            sealed, fingerprint = await sealing, None
-        else:
-            computing = self._fingerprints.fingerprint(self._deployment, owner_id, service, value)
-            sealed, fingerprint = await asyncio.gather(sealing, computing)
+        of_value = (self._deployment, owner_id, service)
+        computing = None if self._fingerprints is None else self._fingerprints.start(*of_value, value)
+        sealed = await self._cipher.encrypt(value, Context(*of_value, value_uuid))
+        fingerprint = None if computing is None else await computing
         shown = self._catalogue.mask(service, value.reveal())
         stored = StoredValue(sealed.ciphertext, sealed.key_version, value_uuid, shown, fingerprint)
         return SealedValue(stored, sealed.request_id)

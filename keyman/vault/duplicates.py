@@ -6,8 +6,9 @@ the database. It covers the owner and the service: two users with the same value
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import Protocol
 from uuid import UUID
@@ -38,11 +39,12 @@ SIZE = 32
 class Fingerprints(Protocol):
     """Computes fingerprints.
 
-    An implementation returns None if it cannot, and raises nothing: a key is stored with or without one. Nothing that
-    it logs contains the value.
+    `start` begins at once, so that the value can be sealed at the same time. The result is None if an implementation
+    cannot compute it, and never an exception: a key is stored with or without one. Nothing that it logs contains the
+    value.
     """
 
-    async def fingerprint(self, deployment: UUID, owner_id: int, service: str, value: Secret) -> bytes | None: ...
+    def start(self, deployment: UUID, owner_id: int, service: str, value: Secret) -> Awaitable[bytes | None]: ...
 
 
 class TransitFingerprints:
@@ -51,24 +53,28 @@ class TransitFingerprints:
     def __init__(self, client: VaultClient, settings: VaultSettings) -> None:
         self._client = client
         self._settings = settings
-        self._batcher = Batcher(self._compute, _failure, max_batch=MAX_BATCH, max_batches=MAX_BATCHES)
+        self._batcher = Batcher[dict[str, str], bytes | None](
+            self._compute, self._pause, max_batch=MAX_BATCH, max_batches=MAX_BATCHES
+        )
         self._silent_until = float("-inf")
 
-    async def fingerprint(self, deployment: UUID, owner_id: int, service: str, value: Secret) -> bytes | None:
+    def start(self, deployment: UUID, owner_id: int, service: str, value: Secret) -> Awaitable[bytes | None]:
         if monotonic() < self._silent_until:
-            return None
+            nothing: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+            return nothing
         item = {"input": base64.b64encode(_message(deployment, owner_id, service, value)).decode()}
-        try:
-            return await self._batcher.submit(item, self._settings.timeout)
-        except VaultUnavailable:
-            self._silent_until = monotonic() + PAUSE
-            return None
+        return self._batcher.submit(item, self._settings.timeout)
 
     async def close(self) -> None:
-        """Wait for the batches that are running. A later call raises BatcherClosed."""
+        """Wait for the batches that are running. A later `start` raises BatcherClosed."""
         await self._batcher.close()
 
-    async def _compute(self, items: Sequence[dict[str, str]]) -> Sequence[bytes | Exception]:
+    def _pause(self, _fault: BaseException) -> None:
+        """Do not ask for a while. The fault is in Vault's metrics."""
+        self._silent_until = monotonic() + PAUSE
+
+    async def _compute(self, items: Sequence[dict[str, str]]) -> Sequence[bytes | None]:
         path = f"/v1/{self._settings.mount}/hmac/{self._settings.duplicates_key}/sha2-256"
 
         async def request() -> object:
@@ -90,15 +96,13 @@ def _message(deployment: UUID, owner_id: int, service: str, value: Secret) -> by
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
-def _parse(result: object) -> bytes | VaultUnavailable:
-    """Return the digest in `vault:v<version>:<base64>`."""
+def _parse(result: object) -> bytes:
+    """Return the digest in `vault:v<version>:<base64>`. Raises VaultUnavailable."""
     found = result.get("hmac") if isinstance(result, dict) else None
     try:
         digest = base64.b64decode(str(found).rpartition(":")[2], validate=True)
     except ValueError:
         digest = b""
-    return digest if len(digest) == SIZE else VaultUnavailable(VaultReason.ERROR)
-
-
-def _failure(fault: BaseException) -> VaultUnavailable:
-    return VaultUnavailable(fault.reason if isinstance(fault, VaultUnavailable) else VaultReason.ERROR)
+    if len(digest) != SIZE:
+        raise VaultUnavailable(VaultReason.ERROR)
+    return digest

@@ -39,7 +39,7 @@ async def test_a_fingerprint_stays_the_same_and_differs_with_each_part(bench: Be
             (DEPLOYMENT, 7, "DEEPSEEK", VALUE),
             (DEPLOYMENT, 7, "OPENAI", Secret("sk-canary-4f1f7a2e9c")),
         ]
-        found = await asyncio.gather(*(fingerprints.fingerprint(*one) for one in asked * 2))
+        found = await asyncio.gather(*(fingerprints.start(*one) for one in asked * 2))
         assert found[:5] == found[5:]
         assert len(set(found)) == 5
         assert all(one is not None and len(one) == 32 for one in found)
@@ -57,7 +57,7 @@ async def test_a_key_that_is_missing_is_no_error_and_tells_nothing_of_the_value(
     try:
         with capture_logs() as logs:
             for _ in range(3):
-                assert await fingerprints.fingerprint(DEPLOYMENT, 7, "OPENAI", VALUE) is None
+                assert await fingerprints.start(DEPLOYMENT, 7, "OPENAI", VALUE) is None
         assert [line["event"] for line in logs].count("vault call failed") == 1
         assert VALUE.reveal() not in repr(logs)
     finally:
