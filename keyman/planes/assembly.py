@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -57,4 +58,22 @@ def from_environment(create: Callable[[Settings], Edge]) -> Edge:
     die_with_parent(int(os.environ[PARENT]), signal.SIGKILL)
     settings = load(os.environ)
     configure_logging(settings.log_format, settings.log_level)
-    return create(settings)
+    plane = create(settings)
+    _collect_seldom()
+    return plane
+
+
+COLLECT_AFTER = (10_000, 20, 50)
+"""The thresholds of Python's garbage collector. Its own, (700, 10, 10), take a tenth of a busy worker's processor time
+and pauses of up to 30 ms: what 256 requests hold at the same moment is young, and is looked at each time.
+"""
+
+
+def _collect_seldom() -> None:
+    """Exclude what lives as long as the process from garbage collection, and collect the rest less often.
+
+    Requests leave nothing for the collector: they are freed at their end.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
