@@ -165,7 +165,8 @@ PLAIN = {"keyman"} | {
     f"keyman.{name}"
     for name in (
         *("__main__", "errors", "extras", "loopback", "memory", "private", "quantities", "retry", "secret"),
-        "version",
+        *("version", "providers"),
+        *(f"providers.{name}" for name in ("credentials", "masking", "pasted", "paths", "upstreams", "verdicts")),
     )
 }
 """What a plain install can import besides the client and its fakes."""

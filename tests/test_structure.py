@@ -192,6 +192,8 @@ def test_the_commands_of_owners_need_nothing_of_the_server() -> None:
         "keyman.errors",
         "keyman.loopback",
         "keyman.private",
+        "keyman.providers.masking",
+        "keyman.providers.pasted",
         "keyman.secret",
     }
     assert {name for name in imports("keyman.cli.terminal") if below(name, "keyman")} <= used

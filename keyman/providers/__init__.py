@@ -1,5 +1,4 @@
-"""LLM services: the catalogue, recognising their keys, and masking them."""
+"""LLM services: the catalogue, recognising their keys, and masking them.
 
-from keyman.extras import require_server
-
-require_server()
+The modules that only look at texts need nothing of the server: the command line of people who own keys uses them, too.
+"""

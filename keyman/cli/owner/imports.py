@@ -15,6 +15,7 @@ from keyman.cli.owner.server import explain, find_server, url_option
 from keyman.cli.terminal import as_text, print_rows, require_confirmation
 from keyman.client import ClientError, Key, Keyman, NewKey, Service
 from keyman.errors import KeymanError
+from keyman.providers.pasted import check_pasted
 from keyman.secret import Secret
 
 MAX_FILE = 1024 * 1024
@@ -39,6 +40,10 @@ OTHER_NAMES = {
     "BEDROCK": "AWS_BEDROCK",
 }
 """What variables are called by the SDKs of services whose name in the catalogue is another one."""
+
+
+PLACEHOLDER = re.compile(r"your[-_ ]|changeme|x{6}|^<.*>$", re.IGNORECASE)
+"""What stands in files that others are to fill in."""
 
 
 class Candidate(msgspec.Struct):
@@ -154,15 +159,15 @@ def _problem(value: str) -> str | None:
     """Return why a value is certainly no key. The server looks more closely."""
     if value.startswith("$"):
         return "refers to another variable"
-    if "://" in value:
-        return "is an address"
-    if not value.startswith("{") and not re.fullmatch("[!-~]*", value):
-        return "has white space or unusual characters"
-    if len(value) < 8:
-        return "is too short for a key"
-    if value.startswith("<") or re.search(r"\.\.\.|your[-_ ]|changeme|x{6}|\*{3}", value, re.IGNORECASE):
+    if PLACEHOLDER.search(value):
         return "is a placeholder"
-    return None
+    if value.startswith("{"):
+        return None
+    try:
+        check_pasted(value)
+    except ValueError as fault:
+        return str(fault)
+    return "is too short for a key" if len(value) < 8 else None
 
 
 def _without_repetitions(found: Sequence[Assignment]) -> Iterator[Assignment]:

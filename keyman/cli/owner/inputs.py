@@ -14,6 +14,7 @@ from keyman.cli.groups import NO_ARGUMENT
 from keyman.cli.terminal import Duration, as_text, is_terminal, read_secret
 from keyman.client import Service
 from keyman.errors import ConfigurationError
+from keyman.providers import masking
 from keyman.secret import Secret
 
 C = TypeVar("C", bound=Callable[..., object])
@@ -51,14 +52,10 @@ def recognise(services: Iterable[Service], value: Secret) -> Service | None:
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
-def mask(service: Service | None, value: Secret) -> str:
-    """Return the value as keyman will show it, as `providers.masking.mask` does."""
+def mask(service: Service, value: Secret) -> str:
+    """Return the value as keyman will show it."""
     text = value.reveal()
-    prefixes = () if service is None else service.prefixes
-    prefix = max((one for one in prefixes if text.startswith(one)), key=len, default="")
-    if len(text) < 12:
-        return "..."
-    return f"{prefix if len(prefix) + 4 < len(text) else ''}...{text[-4:]}"
+    return masking.mask(text, max((one for one in service.prefixes if text.startswith(one)), key=len, default=""))
 
 
 def find_service(services: Sequence[Service], name: str) -> Service:

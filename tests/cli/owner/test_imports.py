@@ -93,12 +93,31 @@ def test_standard_input_is_a_file_too(member: Person) -> None:
 
 
 def test_a_row_that_the_server_refuses_does_not_stop_the_others(member: Person) -> None:
-    text = f"OPENAI_API_KEY=Bearer:{BODY}\nOTHER_OPENAI_KEY=sk-proj-{BODY}1234,\nMISTRAL_API_KEY={BODY}\n"
+    text = f'OPENAI_KEY=\'{{"key": "{BODY}"}}\'\nMISTRAL_API_KEY={BODY}\n'
     done = member.types("key", "import", "-", "--yes", stdin=text)
     assert done.code == 1
-    assert "OTHER_OPENAI_KEY: not stored. The key ends with a comma or a semicolon; remove it." in done.err
+    assert "OPENAI_KEY: not stored. The key is JSON, or has brackets around it; paste only the key in it." in done.err
+    assert complaint(done) == "keyman: 1 key of 2 could not be stored; the others are."
     assert BODY not in done.out + done.err
-    assert "MISTRAL_API_KEY" in {key["name"] for key in member.stored()}
+    assert [key["name"] for key in member.stored()] == ["MISTRAL_API_KEY"]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (f"sk-proj-{BODY},", "ends with a comma or a semicolon; remove it"),
+        (f"Bearer sk-proj-{BODY}", "begins with Bearer; paste only the key after it"),
+        ("sk-proj-...1234", "is a mask, which shows only the ends of a key;"),
+        ("https://platform.openai.com/api-keys", "is an address (URL), not a key;"),
+        ("sk-1", "is too short for a key"),
+        ("<your key>", "is a placeholder"),
+    ],
+)
+def test_mistakes_are_in_the_preview_with_what_to_do(value: str, problem: str, member: Person) -> None:
+    done = member.types("key", "import", "-", "--yes", stdin=f"OPENAI_API_KEY={value}\n")
+    assert complaint(done) == "keyman: There is no key to store in standard input."
+    assert problem in done.out
+    assert BODY not in done.out
 
 
 def test_the_same_file_twice_says_which_keys_are_there_already(env_file: Path, member: Person) -> None:
