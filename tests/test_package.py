@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> No
 def test_the_licence_of_keyman_and_of_what_it_carries_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "keyman/planes/management/web/static/elements/LICENSE" in names
+    assert "keyman/planes/management/web/static/htmx/LICENSE" in names
 
 
 def test_the_metadata_has_the_version_of_the_tree_and_its_authors(wheel: zipfile.ZipFile) -> None:

@@ -274,7 +274,7 @@ async def test_every_address_in_a_header_has_the_root_path(at: At) -> None:
         assert document["components"]["securitySchemes"]["session"]["name"] == "__Secure-keyman_session"
 
 
-ADDRESS = re.compile(r"""(?:href|src|action|formaction|hx-get|hx-post|apiDescriptionUrl)="(/[^"]*)""")
+ADDRESS = re.compile(r"""(?:href|src|action|formaction|hx-get|hx-post)="(/[^"]*)""")
 
 
 async def test_every_address_on_a_page_has_the_root_path_and_leads_somewhere(at: At) -> None:

@@ -3,28 +3,76 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import expect
 
 from keyman.http.problems import KINDS
 from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.static import DIRECTORY
-from tests.planes.management.web.moves import narrow_places
+from tests.planes.management.web.moves import ACCOUNT, OPENAI_MASK, REFUSED, join, keys_of, narrow_places
 from tests.support.browser import DESKTOP, PHONE, Arrive
 
 
 def test_the_reference_shows_each_operation_and_asks_no_other_host(arrive: Arrive) -> None:
     reader = arrive(signed_up=False)
-    reader.open("/docs#/operations/createKey")
+    document = reader.context.request.get(f"{reader.origin}/docs/openapi.json").json()
     for viewport in (DESKTOP, PHONE):
         reader.page.set_viewport_size(viewport)
-        reader.page.get_by_role("heading", name="Store a key").wait_for()
-        reader.page.get_by_text("Idempotency-Key").first.wait_for()
+        reader.open("/docs")
+        calls = reader.page.locator("details.call")
+        summaries = [each["summary"] for methods in document["paths"].values() for each in methods.values()]
+        assert sorted(calls.locator("h3 span").all_inner_texts()) == sorted(summaries)
+        for call in calls.all():
+            call.locator("summary").click()
+        expect(reader.page.get_by_text("Idempotency-Key", exact=True).first).to_be_visible()
+        assert narrow_places(reader.page) == []
+    assert reader.page.get_by_role("button").count() == 0  # nobody is signed in
     assert reader.asked
     assert reader.foreign_hosts == set()
     assert reader.complaints == []
+
+
+def test_an_address_opens_its_call_also_one_of_the_former_reference(arrive: Arrive) -> None:
+    reader = arrive(signed_up=False)
+    for address in ("/docs#createKey", "/docs#/operations/createKey"):
+        reader.page.goto("about:blank")
+        reader.open(address)
+        expect(reader.page.get_by_text("Seals the value in Vault.")).to_be_visible()
+
+
+def test_a_signed_in_person_tries_calls_with_their_session(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False, color_scheme="dark"))
+    page = ada.page
+    ada.open(ACCOUNT)
+    page.get_by_role("link", name="API Reference").click()
+    expect(page.get_by_role("link", name="API Reference")).to_have_attribute("aria-current", "page")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 27)"
+
+    def tried(operation: str, status: str, **fields: str) -> dict[str, object]:
+        call = page.locator(f"#{operation}")
+        if call.get_attribute("open") is None:
+            call.locator("summary").click()
+        for name, value in fields.items():
+            call.get_by_label(name, exact=True).fill(value)
+        call.get_by_role("button", name="Send").click()
+        expect(call.get_by_role("status")).to_have_text(status)
+        text = call.locator("pre.answer").inner_text()
+        found: dict[str, object] = json.loads(text[text.index("{") : text.rindex("}") + 1]) if "{" in text else {}
+        return found
+
+    key = tried("createKey", "201 Created")
+    assert key["last_4_chars"] == OPENAI_MASK
+    number = str(key["id"])
+    assert tried("getKey", "200 OK", key_id=number)["id"] == key["id"]
+    assert tried("changeKey", "200 OK", key_id=number, Body='{"name": "tried"}')["name"] == "tried"
+    assert [each["name"] for each in keys_of(ada)] == ["tried"]
+    assert tried("listKeys", "200 OK", q="tried", limit="1")["name"] == "tried"
+    assert "not-found" in str(tried("getKey", "404 Not Found", key_id="999999999")["type"])
+    tried("deleteKey", "204 No Content", key_id=number)
+    assert keys_of(ada) == []
+    assert ada.troubles(REFUSED) == []
 
 
 def test_each_problem_has_a_page_that_explains_it(arrive: Arrive) -> None:
@@ -46,9 +94,8 @@ def test_each_problem_has_a_page_that_explains_it(arrive: Arrive) -> None:
     assert reader.complaints == []
 
 
-@pytest.mark.parametrize("name", ["elements", "htmx"])
-def test_the_files_from_elsewhere_are_those_that_were_published(name: str) -> None:
-    directory = DIRECTORY / name
+def test_the_files_from_elsewhere_are_those_that_were_published() -> None:
+    directory = DIRECTORY / "htmx"
     listed = (line.split() for line in (directory / "SHA256SUMS").read_text().splitlines())
     digests = {file: digest for digest, file in listed}
     assert digests.keys() == {path.name for path in directory.iterdir() if path.suffix in (".js", ".css")}

@@ -1,0 +1,64 @@
+"use strict";
+// The API reference: opens the call that the address names, and sends calls with the session of the page.
+(() => {
+  // Also what the addresses of the reference were before: `#/operations/createKey`.
+  function open() {
+    const call = document.getElementById(location.hash.slice(1).replace("/operations/", ""));
+    if (!call?.matches("details")) return;
+    call.open = true;
+    call.scrollIntoView();
+  }
+  addEventListener("hashchange", open);
+  open();
+
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches(".try")) return;
+    event.preventDefault();
+    send(event.target);
+  });
+
+  async function send(form) {
+    const [status, answer] = form.querySelectorAll(".answer");
+    const button = form.querySelector("[type=submit]");
+    button.disabled = true;
+    status.textContent = "Sending…";
+    answer.hidden = true;
+    try {
+      const response = await fetch(...request(form));
+      const text = await response.text();
+      const links = ["location", "etag", "link", "retry-after"].filter((name) => response.headers.has(name));
+      const headers = links.map((name) => `${name}: ${response.headers.get(name)}\n`).join("");
+      status.textContent = `${response.status} ${response.statusText}`;
+      answer.textContent = `${headers}${headers && "\n"}${pretty(text)}`;
+      answer.hidden = !answer.textContent.trim();
+    } catch {
+      status.textContent = "keyman could not be reached.";
+    }
+    button.disabled = false;
+  }
+
+  function request(form) {
+    let path = form.dataset.path;
+    const query = new URLSearchParams();
+    const options = { method: form.dataset.method, headers: { Accept: "application/json" } };
+    for (const { name, value, dataset } of form.querySelectorAll("[data-place]")) {
+      if (!value.trim()) continue;
+      if (dataset.place === "path") path = path.replace(`{${name}}`, encodeURIComponent(value));
+      else if (dataset.place === "query") query.set(name, value);
+      else if (dataset.place === "header") options.headers[name] = value;
+      else {
+        options.body = value;
+        options.headers["Content-Type"] = "application/json";
+      }
+    }
+    return [query.size ? `${path}?${query}` : path, options];
+  }
+
+  function pretty(text) {
+    try {
+      return JSON.stringify(JSON.parse(text), null, 2);
+    } catch {
+      return text;
+    }
+  }
+})();
