@@ -18,12 +18,13 @@ from keyman.clock import now
 from keyman.http.limit import writes_per_minute
 from keyman.identity import applications, arrivals
 from keyman.identity.tables import api_tokens, portal_links, users
+from keyman.keys import erasure
 from keyman.storage.transactions import Database, Unchecked
-from keyman.values import ApplicationName
+from keyman.values import ApplicationName, RowNumber
 from tests.planes.management.api.harness import OPENAI_KEY
 from tests.planes.resolver.pair import App, Pair
 from tests.planes.resolver.test_portal_links import BACK, PORTAL, link
-from tests.support.planes import ORIGIN
+from tests.support.planes import ORIGIN, PASSWORD
 
 pytestmark = pytest.mark.anyio
 
@@ -135,6 +136,26 @@ async def test_the_person_is_named_by_what_the_application_gave(
     assert f"<strong>{shown}</strong>" in page.text
     german = await shared_pair.management.client().get(path, headers={**BROWSER, "Accept-Language": "de"})
     assert f"API-Schlüssel für {shop.name}" in german.text
+
+
+async def test_an_address_that_an_application_gave_is_only_shown(shared_pair: Pair) -> None:
+    """It is that of an account, of two people at once, and of somebody who signs up later."""
+    shop = await shared_pair.app(users=PORTAL)
+    address, later = f"{shop.name}@example.com", f"later-{shop.name}@example.com"
+    owner = await shared_pair.management.user(address)
+    of_owner = (await owner.get("/api/auth/me")).json()["id"]
+    ada, eve = await arrived(shared_pair, shop, email=address), await arrived(shared_pair, shop, "eve", email=address)
+    found = [(await browser.get("/api/auth/me")).json() for browser in (ada, eve)]
+    assert [one["email"] for one in found] == [address] * 2
+    assert len({of_owner, *(one["id"] for one in found)}) == 3
+    again = await arrived(shared_pair, shop, email=later, name="Ada")
+    assert (await again.get("/api/auth/me")).json() == {**found[0], "email": later}
+    body = {"email": later, "password": PASSWORD}
+    assert (await shared_pair.management.client().post("/api/auth/login", json=body)).status_code == 401
+    signed_up = await shared_pair.management.client().post("/api/auth/signup", json=body)
+    assert signed_up.status_code == 201
+    assert signed_up.json()["id"] != found[0]["id"]
+    assert (await ada.get("/api/auth/me")).json()["id"] == found[0]["id"]
 
 
 async def test_a_preview_uses_nothing_up_and_a_link_works_once(shared_pair: Pair) -> None:
@@ -327,6 +348,20 @@ async def test_it_ends_at_once_with_its_application_and_with_its_user(shared_pai
         assert (await browser.get("/api/auth/me")).status_code == 401
         body = {"service": "OPENAI", "api_key": OPENAI_KEY}
         assert (await browser.post("/api/keys", json=body)).status_code == 401
+
+
+async def test_it_ends_with_the_account_and_so_do_unused_links(shared_pair: Pair) -> None:
+    shop = await shared_pair.app(users=PORTAL)
+    browser, unused = await arrived(shared_pair, shop), await path_of(shop)
+    assert (await browser.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY})).status_code == 201
+    gone = (await browser.get("/api/auth/me")).json()["id"]
+    await erasure.delete_any(shared_pair.resolver.database, RowNumber(gone))
+    assert (await browser.get("/api/auth/me")).status_code == 401
+    assert (await press(shared_pair, unused)).status_code == 404
+    assert (await shop.ask(subject="ada", service="OPENAI")).status_code == 404
+    new = await arrived(shared_pair, shop)
+    assert (await new.get("/api/auth/me")).json()["id"] != gone
+    assert (await new.get("/api/keys")).json() == []
 
 
 @pytest.mark.parametrize("ended", ["application", "user"])

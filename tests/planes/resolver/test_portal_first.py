@@ -18,6 +18,8 @@ from keyman.identity.issuers import Issuer as IssuerName
 from keyman.identity.passwords import Passwords
 from keyman.identity.tables import identities, portal_links, sessions
 from keyman.identity.users import list_all
+from keyman.keys.erasure import delete_any
+from keyman.values import RowNumber
 from tests.planes.management.api.harness import OPENAI_KEY, api_plane_at, problem
 from tests.planes.resolver.pair import App, Pair, resolver_at
 from tests.planes.resolver.test_portal import BROWSER, arrived, path_of
@@ -121,6 +123,31 @@ async def test_sessions_of_other_people_go_on(company_pair: Pair, company: Issue
     async with company_pair.management.database.read() as connection:
         count = await connection.execute(select(func.count()).select_from(sessions))
         assert count.scalar_one() == 1
+
+
+async def test_the_audit_log_holds_nothing_that_says_who_somebody_is(company_pair: Pair, company: Issuer) -> None:
+    """Numbers only: a log that is kept for years needs no change when the account is deleted."""
+    shop = await of_company(company_pair, company)
+    texts = ["sub-c4n4ry", "name-c4n4ry", "c4n4ry@example.com", "label-c4n4ry", "token-c4n4ry", "purpose of this"]
+    subject, name, email, label, token_name, purpose = texts
+    browser = await arrived(company_pair, shop, subject, name=name, email=email)
+    body = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": label}
+    key = (await browser.post("/api/keys", json=body)).json()
+    headers = {"Authorization": f"Bearer {company.token(sub=subject, scope='tokens:manage keys:write')}"}
+    own = company_pair.management.client(headers=headers)
+    made = await own.post("/api/tokens", json={"name": token_name, "scopes": ["keys:write"]})
+    assert made.status_code == 201
+    assert (await own.patch(f"/api/keys/{key['id']}", json={"name": f"{label}-2"})).status_code == 200
+    assert (await shop.ask(subject=subject, service="OPENAI", purpose=purpose)).status_code == 200
+    assert (await own.delete(f"/api/tokens/{made.json()['id']}")).status_code == 204
+    user_id = (await own.get("/api/auth/me")).json()["id"]
+    await delete_any(company_pair.management.database, RowNumber(user_id))
+    entries = [tuple(entry) for entry in await company_pair.management.rows(audit_log)]
+    assert len(entries) > 9
+    written = repr(entries)
+    assert "c4n4ry" not in written
+    assert key["last_4_chars"] not in written
+    assert purpose in written  # until `keyman audit prune`
 
 
 async def test_a_wrong_jwt_proves_nothing(company_pair: Pair, company: Issuer) -> None:
