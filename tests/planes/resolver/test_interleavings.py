@@ -98,6 +98,7 @@ ROUTES = (
     Route("PUT", "/api/applications/{application}/block"),
     Route("DELETE", "/api/applications/{application}/block"),
     page("/settings/api-keys", **KEY, attempt="a"),
+    page("/settings/api-keys/several", text=KEY["api_key"]),
     page("/settings/api-keys/{key}/edit", api_key=KEY["api_key"]),
     page("/settings/api-keys/{key}/edit", name="x", shown_name=""),
     page("/settings/api-keys/{key}/pause", paused="true"),

@@ -22,8 +22,8 @@ class Form:
         self._fields = fields
 
     @classmethod
-    async def read(cls, request: AnyRequest) -> Self:
-        """Read the form in the body.
+    async def read(cls, request: AnyRequest, max_fields: int = MAX_FIELDS) -> Self:
+        """Read the form in the body, which has at most `max_fields` fields.
 
         Raises Unauthenticated if the caller was revoked before the body arrived, UnsupportedMediaType, InvalidRequest
         for a body that is not a form, and Conflict for a form of another account: two people can sign in one after the
@@ -35,7 +35,7 @@ class Form:
         body = await read_body(request)
         try:
             form = cls(
-                parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+                parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=max_fields)
             )
         except ValueError:
             # The original error is left out, because its text quotes the body.

@@ -662,6 +662,7 @@ async def see_the_keys(walk: Walk) -> None:
     await walk.get(f"{KEYS}/new")
     await walk.post(KEYS, 422)
     await walk.get(f"{KEYS}/new?lost=1")
+    await see_several_keys(walk)
     await walk.post(KEYS, 422, service="OPENAI", api_key="hq2v9mXbT0c7eUKwN4Rd1234")
     await walk.get(f"{KEYS}?done=created&saved={ids[0]}&peeled=1")
     await walk.post(KEYS, 422, service="GROQ", api_key="sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd")
@@ -691,6 +692,23 @@ async def see_the_keys(walk: Walk) -> None:
     await walk.post(f"{KEYS}/{ids[0]}/edit", 412, etag='"another"', name="zz-label")
     await walk.post(f"{KEYS}/{ids[0]}/edit", 422, api_key=f"sk-...{OPENAI_KEY[-4:]}")
     await walk.get(f"{KEYS}/{ids[-1] + 999_999}/edit", 404)
+
+
+async def see_several_keys(walk: Walk) -> None:
+    several = f"{KEYS}/several"
+    await walk.get(several)
+    await walk.post(several, 422, text="")
+    await walk.post(several, 422, text="A=" + "x" * 600_000)
+    many = "\n".join(f"zz-several-{number:03}" for number in range(51))
+    await walk.post(several, 200, text=f"{many}\nZZ=")
+    await walk.post(several, 422, text=OPENAI_KEY, trace="1  another")
+    one = {"text": OPENAI_KEY, "trace": f"1  ...{OPENAI_KEY[-4:]}", "service-0": "OPENAI"}
+    await walk.post(several, 422, **one)
+    await walk.post(several, 200, **one, use="0", attempt="zz")
+    traces = [one["trace"], f"2{one['trace'][1:]}"]
+    two = {"service-0": "OPENAI", "service-1": "MISTRAL", "label-1": "\u202e", "text": f"{OPENAI_KEY}\n{OPENAI_KEY}"}
+    await walk.post(several, 200, **two, trace=traces, use=["0", "1"])
+    await walk.post(several, 200, text=f"{OPENAI_KEY}\n{OPENAI_KEY}")
 
 
 async def let_time_pass(plane: ApiPlane, ids: list[int]) -> None:

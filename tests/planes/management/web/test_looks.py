@@ -128,6 +128,20 @@ def _refused(person: Person) -> None:
     fill(person.page, key=ANTHROPIC_KEY)
 
 
+def _several(person: Person) -> None:
+    person.open(f"{KEYS}/several")
+    lines = (f"OPENAI_API_KEY={OPENAI_KEY}", "W" * 99 + f"={ANTHROPIC_KEY}", "COHERE_API_KEY=sk-...1234", "PORT=8000")
+    person.page.get_by_label("Lines with keys").fill("\n".join((*lines, f"GROQ_API_KEY={OPENAI_KEY[3:]}")))
+    person.page.get_by_role("button", name="Show the keys").click()
+    person.page.get_by_role("checkbox").nth(2).check()
+
+
+def _several_stored(person: Person) -> None:
+    _several(person)
+    person.page.get_by_role("button", name="Store the chosen keys").click()
+    expect(person.page.get_by_text("Some of these keys are stored.")).to_be_visible()
+
+
 def _session_over(person: Person) -> None:
     person.open(KEYS)
     press(person.page, "Add New Key")
@@ -219,6 +233,9 @@ INSIDE: dict[str, State] = {
     "adding": _pressed(KEYS, "Add New Key"),
     "adding, refused": _refused,
     "adding, session over": _session_over,
+    "adding several": _at(f"{KEYS}/several"),
+    "adding several, found": _several,
+    "adding several, stored": _several_stored,
     "editing": _pressed(KEYS, "Edit"),
     "deleting": _pressed(KEYS, "Delete"),
     "pausing": _pressed(KEYS, "Pause"),
@@ -251,7 +268,15 @@ OUTSIDE: dict[str, State] = {
 
 STATES = {**INSIDE, **OUTSIDE}
 QUICK = (
-    *("the list", "adding, refused", "applications", "a token, made", "activity", "account, refused"),
+    *(
+        "the list",
+        "adding, refused",
+        "adding several, stored",
+        "applications",
+        "a token, made",
+        "activity",
+        "account, refused",
+    ),
     *("signing in, refused", "a problem"),
 )
 """One state of each kind: lists, a dialog, a form that was refused, a page of settings, a page outside, a text."""
@@ -345,7 +370,7 @@ def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, dev_serv
         look(f"empty {path}", _at(path))
     _crowd(ada, dev_server)
     # Other boxes than at a desk: lists are cards, and the navigation is on top.
-    on_a_phone = ("the list", "adding", "applications", "tokens", "activity", "account")
+    on_a_phone = ("the list", "adding", "adding several, found", "applications", "tokens", "activity", "account")
     states = {name: STATES[name] for name in on_a_phone} if size == "phone" else _shown_on_a_desk()
     for name, show in states.items():
         if name in OUTSIDE:

@@ -159,7 +159,7 @@
 
   function isTyped(around) {
     const fields = [...around.querySelectorAll("input:not([type=hidden], [readonly]), textarea:not([readonly]), select")];
-    const isBack = around.querySelector("[aria-invalid], .banner"); // what was typed came back with the answer
+    const isBack = around.querySelector("[aria-invalid], .banner, [data-again][hidden]"); // what was typed came back with the answer
     return fields.some((field) => isBack || (field.options ? isChosen(field) : field.value !== field.defaultValue));
   }
 

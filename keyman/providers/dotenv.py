@@ -1,0 +1,87 @@
+"""Reads what people paste to store several keys at once: the lines of a `.env` file, or one key on each line.
+
+It understands comments, `export`, names with `=` or `:`, quotation marks around one or several lines, and JSON
+credentials of several lines. The time is linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from keyman.providers.pasted import bare
+
+_NAME = re.compile(
+    r"[ \t]*(?:(?:export|setx?|declare|env)[ \t]+|\$env:)?"
+    r"[\"']?([A-Za-z_][\w.-]{0,99})[\"']?[ \t]*(?:=|:[ \t])[ \t]*"
+)
+_COMMENT = re.compile(r"\s#.*")
+_QUOTED = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
+_ESCAPED = re.compile(r"\\([\\\"'n])")
+_JSON = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value in the text, which begins on the line with this number, and the name of its variable, if it has one."""
+
+    number: int
+    name: str
+    value: str = field(repr=False)
+
+
+def read_lines(text: str) -> Iterator[Line]:
+    """Yield the values in a text, in order. Comments and empty lines are left out."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    place, number = 0, 1
+    while place < len(text):
+        end = _end_of_line(text, place)
+        line = text[place:end]
+        if line.strip() and not line.lstrip().startswith("#"):
+            named = _NAME.match(line)
+            begin = place + (named.end() if named else len(line) - len(line.lstrip()))
+            value, end = _value(text, begin)
+            yield Line(number, named[1] if named else "", value)
+        number += text.count("\n", place, end + 1)
+        place = end + 1
+
+
+def _value(text: str, begin: int) -> tuple[str, int]:
+    """Return the value that begins here, and the end of its last line."""
+    quote = text[begin : begin + 1]
+    if quote == "{":
+        value, end = _json(text, begin)
+    elif quote in ("'", '"'):
+        value, end = _quoted(text, begin)
+    else:
+        value, end = "", -1
+    if end < 0:
+        end = _end_of_line(text, begin)
+        value = bare(_COMMENT.sub("", text[begin:end], count=1)).strip()
+    return value, _end_of_line(text, end)
+
+
+def _json(text: str, begin: int) -> tuple[str, int]:
+    """Return a JSON object and its end, or -1 if there is none."""
+    try:
+        _, end = _JSON.raw_decode(text, begin)
+    except (ValueError, RecursionError):
+        return "", -1
+    return text[begin:end], end
+
+
+def _quoted(text: str, begin: int) -> tuple[str, int]:
+    """Return what stands between quotation marks, and the end behind it, or -1 if there is no second one."""
+    found = _QUOTED.match(text, begin)
+    if found is None:
+        return "", -1
+    single, double = found.groups()
+    inside = single if double is None else _ESCAPED.sub(lambda one: "\n" if one[1] == "n" else one[1], double)
+    return bare(inside).strip(), found.end()
+
+
+def _end_of_line(text: str, place: int) -> int:
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end

@@ -1,0 +1,193 @@
+"""Several keys at once, over HTTP: what is found, what is stored, and that no page has a value."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+
+from keyman.planes.management.web.key_several import MAX_BYTES, MAX_KEYS
+from tests.planes.management.api.harness import ApiPlane
+
+pytestmark = pytest.mark.anyio
+
+SEVERAL = "/settings/api-keys/several"
+BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
+SAME = "This is the same key as in a row above."
+BODY = "hq2v9mXbT0c7eUKwN4Rd"
+
+TEXT = f"""# production
+OPENAI_API_KEY=sk-{BODY}1234
+export ANTHROPIC_API_KEY="sk-ant-api03-{BODY}5678"
+MISTRAL_API_KEY={BODY}mist
+LLM_KEY=sk-{BODY}llm0
+GROQ_API_KEY={BODY}groq
+AGAIN=sk-{BODY}1234
+COHERE_API_KEY=sk-...1234
+DATABASE_URL=postgres://somebody:{BODY}@example.com/db
+PORT=8000
+"""
+
+
+async def somebody(plane: ApiPlane) -> httpx.AsyncClient:
+    client = await plane.user()
+    client.headers.update(BROWSER)
+    return client
+
+
+async def send(client: httpx.AsyncClient, *fields: tuple[str, str]) -> httpx.Response:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    page = await client.post(SEVERAL, content=urlencode(fields), headers=form)
+    assert BODY not in page.text  # no page has a value
+    return page
+
+
+async def looked(client: httpx.AsyncClient, text: str = TEXT) -> tuple[httpx.Response, list[tuple[str, str]]]:
+    """Send the lines. Return the page, and the fields of its form as it is, but for the lines."""
+    page = await send(client, ("text", text))
+    assert page.status_code == 200, page.text
+    return page, fields_of(page)
+
+
+def fields_of(page: httpx.Response) -> list[tuple[str, str]]:
+    form = page.text.partition('<form class="stack"')[2].partition("</form>")[0]
+    fields = re.findall(r'<input type="(?:hidden|text)" name="([^"]+)" value="([^"]*)"', form)
+    fields += re.findall(r'<input type="checkbox" name="(use)" value="([0-9]+)"[^>]* checked', form)
+    for name, options in re.findall(r'<select name="([^"]+)".*?</select>()', form, re.DOTALL):
+        fields.append((name, options))
+    for name, inside in re.findall(r'<select name="([^"]+)"(.*?)</select>', form, re.DOTALL):
+        chosen = re.search(r'value="([A-Z_]*)" selected', inside)
+        fields.append((name, chosen[1] if chosen else ""))
+    return [(name, html.unescape(value)) for name, value in fields]
+
+
+def rows_of(page: httpx.Response) -> list[list[str]]:
+    """What the page says of each key: name and mask, the service, and the note."""
+    found = []
+    for row in re.findall(r'<tr role="row"(?: class="stored")?>\s*<td(.*?)</tr>', page.text, re.DOTALL):
+        cells = re.findall(r'class="(found|said)"[^>]*>(.*?)</td>', row, re.DOTALL)
+        service = re.search(r'value="([A-Z_]*)" selected|name="service-[0-9]+" value="([A-Z_]+)"', row)
+        words = {name: " ".join(html.unescape(re.sub("<[^>]*>", " ", cell)).split()) for name, cell in cells}
+        found.append([words["found"], (service[1] or service[2]) if service else "", words["said"]])
+    return found
+
+
+async def keys(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.get("/api/keys?limit=200&sort=created")).json()
+    return found
+
+
+async def test_each_key_is_shown_with_its_service_its_mask_and_what_is_wrong(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    page, fields = await looked(ada)
+    assert rows_of(page) == [
+        ["OPENAI_API_KEY sk-...1234", "OPENAI", ""],
+        ["ANTHROPIC_API_KEY sk-ant-...5678", "ANTHROPIC", ""],
+        ["MISTRAL_API_KEY ...mist", "MISTRAL", ""],
+        ["LLM_KEY ...llm0", "", "Choose a service."],
+        ["GROQ_API_KEY ...groq", "GROQ", "Groq keys begin with gsk_."],
+        ["AGAIN ...1234", "", SAME],
+        ["COHERE_API_KEY ...", "COHERE", rows_of(page)[6][2]],
+    ]
+    assert rows_of(page)[6][2].startswith("API key is a mask")
+    assert [value for name, value in fields if name == "use"] == ["0", "1", "2"]
+    assert [value for name, value in fields if name == "label-1"] == ["ANTHROPIC_API_KEY"]
+    assert "Left out, because they have no value or are no keys: DATABASE_URL, PORT" in html.unescape(page.text)
+    assert await keys(ada) == []
+
+
+async def test_the_chosen_keys_are_stored_in_one_go_and_the_others_can_be_tried_again(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    page = await send(ada, ("text", TEXT), *fields, ("use", "3"), ("use", "6"))
+    assert page.status_code == 200
+    assert [key["name"] for key in await keys(ada)] == ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MISTRAL_API_KEY"]
+    assert [bool(re.search(rf'name="stored" value="{number}"', page.text)) for number in range(7)] == [True] * 3 + [
+        False
+    ] * 4
+    notes = [note for _, _, note in rows_of(page)]
+    assert notes[:6] == ["", "", "", "Service is missing.", "Groq keys begin with gsk_.", SAME]
+    assert notes[6].startswith("API key is a mask")
+    again = [(name, "DEEPSEEK" if name == "service-3" else value) for name, value in fields_of(page)]
+    assert [value for name, value in again if name == "use"] == ["3", "6"]
+    page = await send(ada, ("text", TEXT), *again)
+    assert [(key["service"], key["name"]) for key in await keys(ada)][3:] == [("DEEPSEEK", "LLM_KEY")]
+
+
+async def test_a_form_that_is_sent_twice_stores_once(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    first = await send(ada, ("text", TEXT), *fields)
+    second = await send(ada, ("text", TEXT), *fields)
+    assert rows_of(first) == rows_of(second)
+    assert len(await keys(ada)) == 3
+    # The person went back, and chose another one: with the same form, but it is another request.
+    await send(ada, ("text", TEXT), *[each for each in fields if each[0] != "use"], ("use", "4"))
+    assert [key["service"] for key in await keys(ada)][3:] == ["GROQ"]
+
+
+async def test_other_lines_than_those_that_were_shown_store_nothing(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    for other in (TEXT.replace("1234", "9999"), TEXT.replace("PORT", "MY_KEY"), f"\n{TEXT}"):
+        page = await send(ada, ("text", other), *fields)
+        assert page.status_code == 422
+        assert "These are not the same lines as before." in page.text
+    assert await keys(ada) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "There is no key in these lines."),
+        ("# nothing\nPORT=1", "There is no key in these lines."),
+        ("A=" + "x" * MAX_BYTES, "These lines are too long."),
+    ],
+)
+async def test_lines_without_a_key_are_refused(shared: ApiPlane, text: str, words: str) -> None:
+    page = await send(await somebody(shared), ("text", text))
+    assert page.status_code == 422
+    assert words in page.text
+
+
+async def test_nothing_chosen_is_said(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    page = await send(ada, ("text", TEXT), *[each for each in fields if each[0] != "use"])
+    assert page.status_code == 422
+    assert "Choose at least one key." in page.text
+
+
+async def test_as_many_keys_as_in_a_batch_are_shown(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    text = "\n".join(f"KEY_{number}_OPENAI_API_KEY=sk-{BODY}{number:04}" for number in range(MAX_KEYS + 1))
+    page, fields = await looked(ada, text)
+    assert len(rows_of(page)) == MAX_KEYS
+    assert "There are more keys in these lines." in page.text
+    page = await send(ada, ("text", text), *fields)
+    assert "All of these keys are stored." in page.text
+    assert len(await keys(ada)) == MAX_KEYS
+
+
+async def test_a_service_account_of_many_lines_is_one_key(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    members = {
+        "type": "service_account",
+        "private_key_id": "0123456789abcdef",
+        "private_key": BODY,
+        "client_email": "a@b",
+    }
+    file = json.dumps(members, indent=2)
+    text = f"GOOGLE_APPLICATION_CREDENTIALS='{file}'\r\nOPENAI_API_KEY=sk-{BODY}1234\r\n"
+    page, fields = await looked(ada, text)
+    assert [row[:2] for row in rows_of(page)] == [
+        ["GOOGLE_APPLICATION_CREDENTIALS ...cdef", "GOOGLE_VERTEX"],
+        ["OPENAI_API_KEY sk-...1234", "OPENAI"],
+    ]
+    await send(ada, ("text", text), *fields)
+    assert [key["service"] for key in await keys(ada)] == ["GOOGLE_VERTEX", "OPENAI"]
