@@ -166,7 +166,8 @@ PLAIN = {"keyman"} | {
     for name in (
         *("__main__", "errors", "extras", "loopback", "memory", "private", "quantities", "retry", "secret"),
         *("version", "providers"),
-        *(f"providers.{name}" for name in ("credentials", "masking", "pasted", "paths", "upstreams", "verdicts")),
+        *(f"providers.{name}" for name in ("credentials", "dotenv", "masking", "naming", "pasted")),
+        *(f"providers.{name}" for name in ("paths", "upstreams", "verdicts")),
     )
 }
 """What a plain install can import besides the client and its fakes."""

@@ -192,7 +192,10 @@ def test_the_commands_of_owners_need_nothing_of_the_server() -> None:
         "keyman.errors",
         "keyman.loopback",
         "keyman.private",
+        "keyman.providers.credentials",
+        "keyman.providers.dotenv",
         "keyman.providers.masking",
+        "keyman.providers.naming",
         "keyman.providers.pasted",
         "keyman.secret",
     }
@@ -396,8 +399,9 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.cli.app",  # an application's token is printed once
         "keyman.cli.common",  # a new password, to be parsed
         "keyman.cli.logins",  # an administrator's token of the embedded Vault, as a setting
-        "keyman.cli.owner.inputs",  # a value is recognised and masked
-        "keyman.cli.owner.imports",  # values of a file are recognised, and their mistakes
+        "keyman.cli.owner.inputs",  # how a value begins: a line, or a JSON file
+        "keyman.cli.owner.imports",  # a file is read, line by line
+        "keyman.cli.owner.offered",  # a value is recognised and masked
         "keyman.cli.owner.login",  # a pasted token, without white space
         "keyman.cli.owner.logins",  # a token, into the keyring or the private file
         "keyman.cli.owner.run",  # a token, into the environment of the program that somebody runs

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
-from keyman.providers.catalogue import Catalogue
 from keyman.providers.credentials import looks_like_json, parse_object
+
+
+class Named(Protocol):
+    """A service, of which only the identifier matters here."""
+
+    @property
+    def service(self) -> str: ...
+
+
+class Known(Protocol):
+    """The services that there are: the catalogue, or what a client knows of it."""
+
+    def __contains__(self, service: str) -> bool: ...
+
+    def services(self) -> Iterable[Named]: ...
+
+    def exclusive_prefixes(self) -> Mapping[str, str]: ...
+
+    def claim_on(self, value: str) -> str: ...
+
+    def prefix_of(self, service: str, value: str) -> str: ...
+
+    def taker(self, credential: Mapping[str, object]) -> Named | None: ...
+
 
 OTHER_NAMES = {
     "AWS_BEARER_TOKEN_BEDROCK": "AWS_BEDROCK",
@@ -29,7 +54,7 @@ OTHER_NAMES = {
 _SECRET_WORDS = frozenset({"KEY", "APIKEY", "TOKEN", "SECRET", "PAT", "CREDENTIALS", "BEDROCK"})
 
 
-def service_of(catalogue: Catalogue, name: str, value: str) -> str:
+def service_of(catalogue: Known, name: str, value: str) -> str:
     """Return the service to which a value belongs, or an empty text if it is not known.
 
     A value that certainly belongs to one service counts more than the name of its variable.
@@ -42,7 +67,7 @@ def service_of(catalogue: Catalogue, name: str, value: str) -> str:
     return catalogue.exclusive_prefixes()[claim] if claim else _named(catalogue, name)
 
 
-def may_be_key(catalogue: Catalogue, name: str, value: str) -> bool:
+def may_be_key(catalogue: Known, name: str, value: str) -> bool:
     """Return True if a value with this name may be a key, so that a person should decide.
 
     Others are settings, such as `PORT` and `DATABASE_URL`. A value without a name is what somebody has pasted as a key.
@@ -56,11 +81,11 @@ def may_be_key(catalogue: Catalogue, name: str, value: str) -> bool:
     return _words(name)[-1] in _SECRET_WORDS and "://" not in value
 
 
-def _begins_as_a_key(catalogue: Catalogue, value: str) -> bool:
+def _begins_as_a_key(catalogue: Known, value: str) -> bool:
     return any(catalogue.prefix_of(service.service, value) for service in catalogue.services())
 
 
-def _named(catalogue: Catalogue, name: str) -> str:
+def _named(catalogue: Known, name: str) -> str:
     """Return the service that the name of a variable names, the one with the longest name if there are several."""
     words = f"_{'_'.join(_words(name))}_"
     known = {service.service: service.service for service in catalogue.services()}

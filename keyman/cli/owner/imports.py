@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from keyman.cli.owner.dotenv import Assignment, assignments
-from keyman.cli.owner.inputs import find_service, mask, recognise
+from keyman.cli.owner.offered import Offered
 from keyman.cli.owner.server import explain, find_server, url_option
 from keyman.cli.terminal import as_text, print_rows, require_confirmation
 from keyman.client import ClientError, Key, Keyman, NewKey, Service
 from keyman.errors import KeymanError
+from keyman.providers.dotenv import Line, read_lines
+from keyman.providers.naming import may_be_key, service_of
 from keyman.providers.pasted import check_pasted
 from keyman.secret import Secret
 
@@ -23,24 +24,6 @@ MAX_FILE = 1024 * 1024
 
 BATCH = 50
 """Keys that are stored with one call: the maximum of the API."""
-
-SECRETIVE = re.compile("KEY|TOKEN|SECRET|CREDENTIAL", re.IGNORECASE)
-"""What the name of a variable has if its value may be a key. An organisation or an address is none."""
-
-OTHER_NAMES = {
-    "GEMINI": "GOOGLE",
-    "HF": "HUGGINGFACE",
-    "CO": "COHERE",
-    "PPLX": "PERPLEXITY",
-    "GROK": "XAI",
-    "TOGETHERAI": "TOGETHER",
-    "TOGETHER_AI": "TOGETHER",
-    "FIREWORKS_AI": "FIREWORKS",
-    "OLLAMA": "OLLAMA_CLOUD",
-    "BEDROCK": "AWS_BEDROCK",
-}
-"""What variables are called by the SDKs of services whose name in the catalogue is another one."""
-
 
 PLACEHOLDER = re.compile(r"your[-_ ]|changeme|x{6}|^<.*>$", re.IGNORECASE)
 """What stands in files that others are to fill in."""
@@ -55,9 +38,9 @@ class Candidate(msgspec.Struct):
     label: str | None
     problem: str | None = None
 
-    def stored_as(self, value: Secret) -> NewKey:
+    def stored_as(self, value: str) -> NewKey:
         assert self.service is not None
-        return NewKey(self.service, value, self.label)
+        return NewKey(self.service, Secret(value), self.label)
 
 
 @click.command("import")
@@ -77,16 +60,17 @@ def import_file(file: Path, only: tuple[str, ...], named: tuple[str, ...], yes: 
 
     keyman recognises keys by how they begin, and by the names of their variables. The name becomes the label.
     """
-    found = list(assignments(_read(file).reveal()))
+    found = [line for line in read_lines(_read(file).reveal()) if line.value]
     server = find_server(url)
     with server.client() as client:
-        services = client.services()
-        chosen = dict(_named(services, named))
+        offered = Offered(client.services())
+        chosen = dict(_named(offered, named))
         _require_known(found, (*only, *chosen))
-        wanted = [one for one in _without_repetitions(found) if not only or one.name in only]
-        candidates = [(one, _candidate(services, one, chosen)) for one in wanted]
-        rows = [(one, row) for one, row in candidates if row is not None]
-        ready = [row.stored_as(one.value) for one, row in rows if row.problem is None]
+        wanted = [line for line in _without_repetitions(found) if not only or line.name in only]
+        candidates = [(line, _candidate(offered, line, chosen)) for line in wanted]
+        rows = [(line, row) for line, row in candidates if row is not None]
+        _mark_repeated(rows)
+        ready = [row.stored_as(line.value) for line, row in rows if row.problem is None]
         _show([row for _, row in rows], len(wanted))
         if not ready:
             raise KeymanError(f"There is no key to store in {_name(file)}.")
@@ -115,44 +99,36 @@ def _keys(count: int) -> str:
     return "1 key" if count == 1 else f"{count} keys"
 
 
-def _named(services: Sequence[Service], named: Sequence[str]) -> Iterator[tuple[str, Service]]:
+def _named(offered: Offered, named: Sequence[str]) -> Iterator[tuple[str, Service]]:
     for text in named:
         variable, separator, service = text.partition("=")
         if not separator:
             raise click.BadParameter("must be VARIABLE=SERVICE.", param_hint="--service")
-        yield variable, find_service(services, service)
+        yield variable, offered.find(service)
 
 
-def _require_known(found: Sequence[Assignment], names: Sequence[str]) -> None:
+def _require_known(found: Sequence[Line], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in {one.name for one in found}]
     if missing:
         raise click.UsageError(f"There is no variable {missing[0]} with a value in the file.")
 
 
-def _candidate(services: Sequence[Service], one: Assignment, chosen: Mapping[str, Service]) -> Candidate | None:
+def _candidate(offered: Offered, line: Line, chosen: Mapping[str, Service]) -> Candidate | None:
     """Return the row of a variable, or None if it is no key as far as anybody can tell.
 
-    Nothing of a value is shown unless it is known to be a key.
+    A value without a name is a key only if it certainly belongs to a service. Nothing of a value is shown unless it is
+    known to be a key.
     """
-    service = chosen.get(one.name) or recognise(services, one.value) or _by_name(services, one.name)
-    if service is None:
-        if not SECRETIVE.search(one.name):
-            return None
-        return Candidate(one.name, None, None, None, f"whose key? --service {one.name}=SERVICE")
-    problem = _problem(one.value.reveal())
-    shown = None if problem else mask(service, one.value)
-    return Candidate(one.name, service.service, shown, one.name[:100], problem)
-
-
-def _by_name(services: Sequence[Service], variable: str) -> Service | None:
-    """Return the service that the name of a variable contains, such as OPENAI in MY_OPENAI_KEY: the longest one."""
-    if not SECRETIVE.search(variable):
+    service = chosen[line.name].service if line.name in chosen else service_of(offered, line.name, line.value)
+    variable = line.name or f"(line {line.number})"
+    is_key = line.name in chosen or may_be_key(offered, line.name, line.value)
+    if not is_key or not (service or line.name):
         return None
-    words = f"_{variable.upper().replace('.', '_')}_"
-    by_name = {service.service: service for service in services}
-    names = {**{name: name for name in by_name}, **OTHER_NAMES}
-    held = [name for name in names if f"_{name}_" in words and names[name] in by_name]
-    return by_name[names[max(held, key=len)]] if held else None
+    if not service:
+        return Candidate(variable, None, None, None, f"whose key? --service {variable}=SERVICE")
+    problem = _problem(line.value)
+    shown = None if problem else offered.mask(service, Secret(line.value))
+    return Candidate(variable, service, shown, line.name or None, problem)
 
 
 def _problem(value: str) -> str | None:
@@ -170,10 +146,19 @@ def _problem(value: str) -> str | None:
     return "is too short for a key" if len(value) < 8 else None
 
 
-def _without_repetitions(found: Sequence[Assignment]) -> Iterator[Assignment]:
-    """Yield the assignments that count: of each variable the last one, as for a shell."""
-    last = {one.name: one.line for one in found}
-    yield from (one for one in found if last[one.name] == one.line)
+def _mark_repeated(rows: Sequence[tuple[Line, Candidate]]) -> None:
+    """Note in a row that a row above has the same value."""
+    seen = set[str]()
+    for line, row in rows:
+        if row.problem is None and line.value in seen:
+            row.problem = "is the same key as in a row above"
+        seen.add(line.value)
+
+
+def _without_repetitions(found: Sequence[Line]) -> Iterator[Line]:
+    """Yield the lines that count: of each variable the last one, as for a shell."""
+    last = {line.name: line.number for line in found}
+    yield from (line for line in found if not line.name or last[line.name] == line.number)
 
 
 def _show(rows: Sequence[Candidate], count: int) -> None:
@@ -200,6 +185,6 @@ def _store(client: Keyman, keys: Sequence[NewKey], url: str) -> None:
 
 def _outcome(key: NewKey, outcome: Key | ClientError, url: str) -> str:
     if isinstance(outcome, ClientError):
-        return f"{key.name}: not stored. {explain(outcome, url)}"
+        return f"{key.name or key.service}: not stored. {explain(outcome, url)}"
     also = f" You already have it: it is key {outcome.duplicate_of}, too." if outcome.duplicate_of is not None else ""
-    return f"{key.name}: key {outcome.id}, {outcome.service}, {outcome.last_4_chars}.{also}"
+    return f"{key.name or key.service}: key {outcome.id}, {outcome.service}, {outcome.last_4_chars}.{also}"

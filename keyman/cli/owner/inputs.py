@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from typing import TypeVar
 
 import click
 
-from keyman.cli.groups import NO_ARGUMENT
 from keyman.cli.terminal import Duration, as_text, is_terminal, read_secret
 from keyman.client import Service
 from keyman.errors import ConfigurationError
-from keyman.providers import masking
 from keyman.secret import Secret
 
 C = TypeVar("C", bound=Callable[..., object])
@@ -39,39 +36,6 @@ def read_value() -> Secret:
     if not text.reveal().strip():
         raise ConfigurationError("Standard input is empty: there is no key in it.")
     return text if text.reveal().lstrip().startswith("{") else Secret(text.reveal().lstrip().splitlines()[0])
-
-
-def recognise(services: Iterable[Service], value: Secret) -> Service | None:
-    """Return the service that the value certainly belongs to, or None."""
-    found = [
-        (len(prefix), service)
-        for service in services
-        for prefix in service.exclusive_prefixes
-        if value.reveal().startswith(prefix)
-    ]
-    return max(found, key=lambda one: one[0])[1] if found else None
-
-
-def mask(service: Service, value: Secret) -> str:
-    """Return the value as keyman will show it."""
-    text = value.reveal()
-    return masking.mask(text, max((one for one in service.prefixes if text.startswith(one)), key=len, default=""))
-
-
-def find_service(services: Sequence[Service], name: str) -> Service:
-    """Return the service that somebody names, in whatever case, with `-` or `_`. Raises click.BadParameter."""
-    wanted = name.strip().upper().replace("-", "_").replace(" ", "_")
-    if recognise(services, Secret(name.strip())) is not None:
-        raise click.UsageError(NO_ARGUMENT)
-    known = {service.service: service for service in services}
-    if wanted in known:
-        return known[wanted]
-    by_name = {service.name.upper().replace(" ", "_"): service for service in services}
-    if wanted in by_name:
-        return by_name[wanted]
-    close = get_close_matches(wanted, known, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    raise click.BadParameter(f"There is no such service.{meant} There are: {', '.join(known)}.", param_hint="SERVICE")
 
 
 class Moment(click.ParamType[datetime]):

@@ -15,12 +15,11 @@ from keyman.cli.owner.imports import import_file
 from keyman.cli.owner.inputs import (
     expiry,
     expiry_options,
-    find_service,
     parse_settings,
     read_value,
-    recognise,
     settings_option,
 )
+from keyman.cli.owner.offered import Offered
 from keyman.cli.owner.server import Server, explain, find_server, url_option
 from keyman.cli.terminal import is_terminal, json_option, print_rows, require_confirmation
 from keyman.client import ClientError, Conflict, Key, Keyman, KeyStatus, NotFound, Service, Sort, Verdict
@@ -74,11 +73,11 @@ def add(
     until = expiry(expires_at, expires_in)
     server = find_server(url)
     with server.client() as client:
-        services = client.services()
-        chosen = None if service is None else find_service(services, service)
+        offered = Offered(client.services())
+        chosen = None if service is None else offered.find(service)
         value = read_value()
         if chosen is None:
-            chosen = _recognised(services, value)
+            chosen = _recognised(offered, value)
         stored = client.add(
             chosen.service, value, name=name, expires_at=until, settings=parse_settings(chosen, settings) or None
         )
@@ -91,9 +90,9 @@ def add(
         _print_json(stored)
 
 
-def _recognised(services: Sequence[Service], value: Secret) -> Service:
+def _recognised(offered: Offered, value: Secret) -> Service:
     """Return the service of a value, or ask for it. Raises ConfigurationError where nobody can be asked."""
-    found = recognise(services, value)
+    found = offered.recognise(value)
     if found is not None:
         click.echo(f"{found.name}, recognised.", err=True)
         return found
@@ -102,7 +101,7 @@ def _recognised(services: Sequence[Service], value: Secret) -> Service:
             "keyman does not recognise whose key this is. Name the service, such as: keyman key add OPENAI"
         )
     click.echo("keyman does not recognise whose key this is.", err=True)
-    return find_service(services, click.prompt("Service, such as OPENAI", err=True))
+    return offered.find(click.prompt("Service, such as OPENAI", err=True))
 
 
 def describe(key: Key, service: Service | None = None) -> str:
@@ -169,7 +168,7 @@ def list_all(
     """List your keys. Shows their masks, not the keys themselves."""
     named: dict[str, KeyStatus] = {**{word: name for name, word in WORDS.items()}, "disabled": "disabled"}
     with find_server(url).client() as client:
-        wanted = None if service is None else find_service(client.services(), service).service
+        wanted = None if service is None else Offered(client.services()).find(service).service
         in_status = None if status is None else named[status]
         found = list(client.keys(service=wanted, status=in_status, check=check, q=search, sort=sort))
     if as_json:

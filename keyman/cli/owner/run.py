@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import click
 
-from keyman.cli.owner.inputs import find_service
+from keyman.cli.owner.offered import Offered
 from keyman.cli.owner.server import Server, find_server, require_safe, server_url, url_option
 from keyman.client import Service
 from keyman.client.management import TOKEN
@@ -67,7 +67,8 @@ def _variables(server: Server, named: Sequence[str]) -> dict[str, str]:
                 f"{server.url} does not say where its gateway is. Its operator sets KEYMAN_GATEWAY_PUBLIC_URL."
             )
         if named:
-            wanted = [find_service(services, name) for name in named]
+            offered = Offered(services)
+            wanted = [offered.find(name) for name in named]
         else:
             owned = {key.service for key in client.keys(status="active")}
             wanted = [service for service in services if service.service in owned]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.cli.owner.conftest import Person, complaint
 from tests.cli.test_common import failed
+from tests.providers.pastes import ACCOUNT
 from tests.support.terminal import terminal
 
 BODY = "hq2v9mXbT0c7eUKwN4Rd"
@@ -21,7 +23,7 @@ MISTRAL_API_KEY={BODY}9876
 HF_TOKEN=hf_{BODY}1111
 COHERE_API_KEY=your-key-here
 GROQ_API_KEY=$OTHER
-DATABASE_URL=postgres://shop:secret-of-the-database@db/shop
+DATABASE_URL=postgres:///shop?password=secret-of-the-database
 SESSION_SECRET=secret-of-the-session
 OPENAI_ORG_ID=org-of-the-shop
 """
@@ -94,7 +96,8 @@ def test_standard_input_is_a_file_too(member: Person) -> None:
 
 def test_a_row_that_the_server_refuses_does_not_stop_the_others(member: Person) -> None:
     text = f'OPENAI_KEY=\'{{"key": "{BODY}"}}\'\nMISTRAL_API_KEY={BODY}\n'
-    done = member.types("key", "import", "-", "--yes", stdin=text)
+    named = ("--service", "OPENAI_KEY=openai")
+    done = member.types("key", "import", "-", "--yes", *named, stdin=text)
     assert done.code == 1
     assert "OPENAI_KEY: not stored. The key is JSON, or has brackets around it; paste only the key in it." in done.err
     assert complaint(done) == "keyman: 1 key of 2 could not be stored; the others are."
@@ -105,10 +108,9 @@ def test_a_row_that_the_server_refuses_does_not_stop_the_others(member: Person) 
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (f"sk-proj-{BODY},", "ends with a comma or a semicolon; remove it"),
-        (f"Bearer sk-proj-{BODY}", "begins with Bearer; paste only the key after it"),
+        (f"sk-proj-{BODY} extra", "contains white space; paste only the key"),
+        (f"[sk-proj-{BODY}]", "has brackets around it; remove them"),
         ("sk-proj-...1234", "is a mask, which shows only the ends of a key;"),
-        ("https://platform.openai.com/api-keys", "is an address (URL), not a key;"),
         ("sk-1", "is too short for a key"),
         ("<your key>", "is a placeholder"),
     ],
@@ -131,6 +133,26 @@ def test_more_keys_than_one_call_takes_are_all_stored(member: Person) -> None:
     text = "".join(f"OPENAI_KEY_{number}=sk-proj-{BODY}{number:04}\n" for number in range(60))
     member.does("key", "import", "-", "--yes", stdin=text)
     assert len(member.pages.get("/api/keys", params={"limit": "200"}).json()) == 60
+
+
+def test_the_same_key_in_two_rows_is_stored_once(member: Person) -> None:
+    text = f"OPENAI_API_KEY=sk-proj-{BODY}1234\nOLD_OPENAI_KEY=sk-proj-{BODY}1234\n"
+    done = member.does("key", "import", "-", "--yes", stdin=text)
+    assert "is the same key as in a row above" in done.out
+    assert [key["name"] for key in member.stored()] == ["OPENAI_API_KEY"]
+
+
+def test_what_is_around_a_key_is_left_out_and_a_key_needs_no_name(member: Person) -> None:
+    account = json.dumps(json.loads(ACCOUNT), indent=2)
+    text = f"export OPENAI_API_KEY='Bearer sk-proj-{BODY}1234',\ngsk_{BODY}5678\nnot a key\nVERTEX={account}\n"
+    done = member.does("key", "import", "-", "--yes", stdin=text)
+    assert re.search(r"^\(line 2\) +GROQ ", done.out, re.MULTILINE)
+    assert "1 other variable is left out." in done.err
+    assert {(key["service"], key["name"]) for key in member.stored()} == {
+        ("OPENAI", "OPENAI_API_KEY"),
+        ("GROQ", None),
+        ("GOOGLE_VERTEX", "VERTEX"),
+    }
 
 
 def test_the_last_assignment_of_a_variable_counts(member: Person) -> None:

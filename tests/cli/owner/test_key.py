@@ -10,9 +10,10 @@ import httpx
 import msgspec
 import pytest
 
-from keyman.cli.owner.inputs import mask, recognise
+from keyman.cli.owner.offered import Offered
 from keyman.client import Service
 from keyman.providers.catalogue import Catalogue
+from keyman.providers.naming import service_of
 from keyman.secret import Secret
 from tests.cli.owner.conftest import Person, complaint
 from tests.cli.test_common import failed
@@ -140,13 +141,18 @@ def test_the_stored_key_is_a_result_on_request(member: Person) -> None:
 
 def test_masks_and_recognition_are_those_of_the_server() -> None:
     known = Catalogue()
-    offered = msgspec.convert(msgspec.to_builtins(known.infos()), list[Service])
-    for info in offered:
-        for prefix in ("", *info.prefixes, *info.exclusive_prefixes):
+    offered = Offered(msgspec.convert(msgspec.to_builtins(known.infos()), list[Service]))
+    for service in known.services():
+        assert offered.find(service.name.lower()).service == service.service
+        for prefix in ("", *service.prefixes, *service.exclusive):
             for value in (f"{prefix}{BODY}wxyz", f"{prefix}wxyz"):
-                assert mask(info, Secret(value)) == known.mask(info.service, value) or info.service == "GOOGLE_VERTEX"
-                found, claim = recognise(offered, Secret(value)), known.claim_on(value)
-                assert (found.service if found else None) == known.exclusive_prefixes().get(claim)
+                if not service.credential:
+                    assert offered.mask(service.service, Secret(value)) == known.mask(service.service, value)
+                found = offered.recognise(Secret(value))
+                assert (found.service if found else "") == service_of(known, "", value)
+    account = offered.recognise(Secret(ACCOUNT))
+    assert account is not None
+    assert account.service == service_of(known, "", ACCOUNT) == "GOOGLE_VERTEX"
 
 
 # --- list
