@@ -14,8 +14,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from threading import Thread
+from time import monotonic
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -29,6 +31,17 @@ TIMEOUT = 10.0
 
 MAX_CONNECTIONS = 32
 """Connections that are open at once. Two Prometheus servers and a person with curl need three."""
+
+AT_ONCE = 4
+"""Connections that are accepted before the server looks at what the others have sent. If it accepted all that wait, a
+flood would end a connection before its request is read.
+"""
+
+WAITING = 128
+"""Connections that the kernel keeps until they are accepted."""
+
+FRESH = 0.25
+"""Seconds in which an answer is given again. It takes 10 ms to make, and a flood must not take a whole processor."""
 
 MAX_HEAD = 8 * 1024
 """Bytes of a request line with its headers. Those of Prometheus have 300."""
@@ -68,7 +81,7 @@ def _listening(address: Address, port: int) -> socket.socket:
     if address.port == port:  # on two addresses it would work, and mislead
         raise OSError(errno.EADDRINUSE, "the plane's own port")
     listener = bound(address.host, address.port)
-    listener.listen(MAX_CONNECTIONS)
+    listener.listen(WAITING)
     return listener
 
 
@@ -92,6 +105,8 @@ class _Server:
         self._directory = directory
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
+        self._body = b""
+        self._made_at = -inf
         self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     def run(self) -> None:
@@ -107,7 +122,8 @@ class _Server:
             self._loop.call_soon_threadsafe(self._stopped.set)
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._accept, sock=self._listener, limit=MAX_HEAD)
+        server = await asyncio.start_server(self._accept, sock=self._listener, limit=MAX_HEAD, backlog=AT_ONCE)
+        self._listener.listen(WAITING)
         try:
             await self._stopped.wait()
         finally:
@@ -139,12 +155,18 @@ class _Server:
         if method not in (b"GET", b"HEAD"):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, b"Ask with GET.\n", "Allow: GET, HEAD")
         try:
-            body = render_workers(self._directory)
+            body = self._rendered()
         except Exception as fault:  # noqa: BLE001  # a directory that somebody emptied must not end the plane
             log.error("the metrics cannot be read", **frames(fault))
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR, b"The metrics cannot be read. The log says why.\n")
         answer = _response(HTTPStatus.OK, body, content_type=CONTENT_TYPE_LATEST)
         return answer.removesuffix(body) if method == b"HEAD" else answer
+
+    def _rendered(self) -> bytes:
+        if monotonic() - self._made_at > FRESH:
+            self._body = render_workers(self._directory)
+            self._made_at = monotonic()
+        return self._body
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

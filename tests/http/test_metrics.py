@@ -6,7 +6,9 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from threading import Thread
@@ -106,6 +108,24 @@ def test_counts_that_cannot_be_read_are_logged_and_the_server_goes_on(
     assert (line["event"], line["level"]) == ("the metrics cannot be read", "error")
     broken.write_bytes(b"")  # as for a moment in each worker that starts
     assert ask(port, GET)[0] == 200
+
+
+def test_requests_at_once_are_answered_from_one_look_at_the_files(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Path] = []
+
+    def look(directory: Path) -> bytes:
+        looks.append(directory)
+        return b"counts"
+
+    monkeypatch.setattr(metrics, "render_workers", look)
+    monkeypatch.setattr(metrics, "FRESH", PATIENCE)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(partial(ask, port), [GET] * 24))
+    assert {(status, body) for status, _, body in answers} == {(200, b"counts")}
+    assert len(looks) == 1
+    monkeypatch.setattr(metrics, "FRESH", -1.0)
+    ask(port, GET)
+    assert len(looks) == 2
 
 
 # --- clients that keep connections open
