@@ -66,7 +66,8 @@ KeymanError
     ├── Unavailable
     │   ├── Unreachable
     │   └── DeadlineExceeded
-    └── BadAnswer
+    ├── BadAnswer
+    └── ClientClosed
 
 DriverFault, PoolerFound, FilesReplaced, DiskFull, VaultFault, Spoiled, BatchRefused, WrongPassword, Refused,
 FetchFailed, AddressRefused, _Left, TooMuchWork and _TooLarge are caught by the calling code. The others reach a person.
