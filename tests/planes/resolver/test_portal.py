@@ -289,6 +289,23 @@ async def test_a_portal_session_that_asks_for_anything_else_is_refused(shared_pa
         assert (await browser.request(method, path, headers=BROWSER)).status_code in (200, 303), path
 
 
+async def test_every_page_of_a_portal_session_names_application_and_person_and_leads_back(shared_pair: Pair) -> None:
+    shop = await shared_pair.app(users=PORTAL)
+    browser = await arrived(shared_pair, shop, name="Ada Lovelace")
+    key = (await browser.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY})).json()
+    shown = set()
+    for route in litestar_of(shared_pair).routes:
+        path = re.sub(r"\{[^}]*\}", str(key["id"]), route.path)
+        if "GET" not in route.methods or not path.startswith("/settings/"):
+            continue
+        page = await browser.get(path, headers=BROWSER)
+        if page.status_code == 200 and "<main" in page.text:
+            shown.add(path)
+            for text in (f"Back to {shop.name}", f'href="{BACK}"', "Ada Lovelace"):
+                assert text in page.text, (path, text)
+    assert {"/settings/api-keys", "/settings/activity", "/settings/api-keys/new"} <= shown
+
+
 @pytest.mark.parametrize(("path", "status"), [("/sign-out", 303), ("/api/auth/logout", 204)])
 async def test_a_person_can_leave(shared_pair: Pair, path: str, status: int) -> None:
     shop = await shared_pair.app(users=PORTAL)

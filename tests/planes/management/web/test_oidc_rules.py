@@ -404,6 +404,18 @@ async def test_the_rules_of_the_operator_hold_at_every_sign_in(open_on_sqlite: O
         assert (await come_back(plane.client(), forger, code="string")).status_code == 303
 
 
+@pytest.mark.parametrize(("signup_open", "status"), [(True, 303), (False, 403)])
+async def test_new_accounts_by_the_provider_have_a_setting_of_their_own(
+    open_on_sqlite: Open, forger: Forger, signup_open: bool, status: int
+) -> None:
+    """That of accounts with a password says nothing about them, and the reverse."""
+    async with open_on_sqlite(of_forger(forger, signup_open=signup_open), signup_open=not signup_open) as plane:
+        assert (await come_back(plane.client(), forger)).status_code == status
+        body = {"email": "eve@example.com", "password": PASSWORD}
+        made = await plane.client().post("/api/auth/signup", json=body)
+        assert made.status_code == (403 if signup_open else 201)
+
+
 async def test_an_account_that_is_disabled_in_between_is_not_signed_in(open_on_sqlite: Open, forger: Forger) -> None:
     async with open_on_sqlite(of_forger(forger)) as plane:
         known = plane.client()
