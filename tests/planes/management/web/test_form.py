@@ -245,7 +245,7 @@ def test_a_session_that_ends_while_the_form_is_open_loses_only_the_key(arrive: A
     expect(again.get_by_label("Password")).to_have_value("")
     sign_in(page, ada.email)
     expect(page.get_by_role("dialog")).to_have_count(1)
-    expect(dialog(page)).to_have_accessible_name("Add a key")
+    expect(dialog(page)).to_have_accessible_name("Add a Key")
     expect(page.get_by_label("Service", exact=True)).to_have_value("OPENAI")
     expect(page.get_by_label("API key", exact=True)).to_have_value("")
     expect(page.get_by_label("API key", exact=True)).to_be_focused()

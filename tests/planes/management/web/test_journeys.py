@@ -92,7 +92,7 @@ def _comes_in(ada: Person) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     page.get_by_label("Email").fill(ada.email)
     page.get_by_role("button", name="Sign up").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Create an account")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Create an Account")
     expect(page.get_by_label("Email")).to_have_value(ada.email)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign up").click()
@@ -101,7 +101,7 @@ def _comes_in(ada: Person) -> None:
     assert side.get_by_role("link").all_inner_texts() == [
         "API Keys",
         "Applications",
-        "Access tokens",
+        "Access Tokens",
         "Activity",
         "Account",
         "API Reference",
@@ -118,7 +118,7 @@ def _comes_in(ada: Person) -> None:
 def _adds_a_key(ada: Person) -> None:
     page = ada.page
     opened = press(page, "Add New Key")
-    expect(opened).to_have_accessible_name("Add a key")
+    expect(opened).to_have_accessible_name("Add a Key")
     expect(page.get_by_label("API key", exact=True)).to_be_focused()
     # Refused: what is wrong stands beside its field, and nothing is lost.
     expires = in_days(40)
@@ -160,7 +160,7 @@ def _edits_it(ada: Person) -> None:
     page = ada.page
     row = rows(page)
     opened = press(page, "Edit", row)
-    expect(opened).to_have_accessible_name("Edit key")
+    expect(opened).to_have_accessible_name("Edit Key")
     service, key = page.get_by_label("Service", exact=True), page.get_by_label("API key", exact=True)
     expect(service).to_be_disabled()
     expect(service).to_have_value("OPENAI")
@@ -230,7 +230,7 @@ def _makes_and_revokes_a_token(ada: Person) -> None:
     page.get_by_label("Name", exact=True).fill("CI pipeline")
     page.get_by_label("Expires", exact=True).fill(in_days(90))
     opened.get_by_role("button", name="Create Token").click()
-    expect(opened).to_have_accessible_name("Copy your token now")
+    expect(opened).to_have_accessible_name("Copy Your Token Now")
     token = page.get_by_label("CI pipeline", exact=True).input_value()
     assert re.fullmatch("km_[0-9A-Za-z]{36}", token)
     expect(opened.get_by_role("button", name="Copy").first).to_be_focused()

@@ -186,7 +186,7 @@ def test_an_unreadable_key_and_an_expired_one_lead_to_what_mends_them(arrive: Ar
     ada.open(KEYS)
 
     opened = press(page, "Replace key", rows(page).filter(has_text="broken"))
-    expect(opened).to_have_accessible_name("Replace key")
+    expect(opened).to_have_accessible_name("Replace Key")
     expect(opened).to_contain_text("keyman can no longer open what it stored for this key")
     value = page.get_by_label("API key", exact=True)
     expect(value).to_be_focused()
@@ -197,7 +197,7 @@ def test_an_unreadable_key_and_an_expired_one_lead_to_what_mends_them(arrive: Ar
     expect(rows(page).filter(has_text="broken")).to_contain_text("Active")
 
     opened = press(page, "Extend", rows(page).filter(has=page.get_by_text("old", exact=True)))
-    expect(opened).to_have_accessible_name("Extend key")
+    expect(opened).to_have_accessible_name("Extend Key")
     expires = page.get_by_label("Expires", exact=True)
     expect(expires).to_be_focused()
     page.get_by_role("button", name="Save").click()

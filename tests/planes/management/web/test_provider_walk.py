@@ -199,7 +199,7 @@ def test_a_link_from_another_site_does_not_say_that_something_is_connected(come:
     join(person)
     person.page.goto(f"{stage.bao.origin}/ui/vault/{stage.bao.path}/authorize")
     person.page.evaluate(f"location.assign('{stage.origin}{CONNECTED}?done=linked')")
-    expect(person.page.get_by_role("heading", name="Connected sign-ins")).to_be_visible()
+    expect(person.page.get_by_role("heading", name="Connected Sign-Ins")).to_be_visible()
     expect(person.page.get_by_role("status")).to_have_text("")
 
 
@@ -211,7 +211,7 @@ def test_without_a_password_the_provider_asks_again_before_the_account_is_delete
     person, name = signed_in(come, stage, java_script_enabled=has_scripts)
     page = person.page
     person.open(ACCOUNT)
-    page.get_by_role("link", name="Delete account").click()
+    page.get_by_role("link", name="Delete Account").click()
     expect(page).to_have_url(f"{stage.origin}{DELETE}")
     if has_scripts:
         look(page, "delete-without-password")
@@ -230,7 +230,7 @@ def test_without_a_password_the_provider_asks_again_before_the_account_is_delete
     expect(page).to_have_url(f"{stage.origin}{DELETE}")
     if has_scripts:
         look(page, "delete-proved")
-    page.get_by_role("button", name="Delete account").click()
+    page.get_by_role("button", name="Delete Account").click()
     expect(page.get_by_text("Your account and all its keys are deleted.")).to_be_visible()
     if has_scripts:
         look(page, "deleted")
@@ -248,13 +248,13 @@ def test_with_a_password_the_page_asks_for_it_before_the_account_is_deleted(come
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("heading", name="Account", exact=True)).to_be_visible()
     expect(page).to_have_url(f"{stage.origin}{ACCOUNT}")
-    page.get_by_role("link", name="Delete account").click()
+    page.get_by_role("link", name="Delete Account").click()
     page.get_by_label("Current password").fill("not this one")
-    page.get_by_role("button", name="Delete account").click()
+    page.get_by_role("button", name="Delete Account").click()
     expect(page.get_by_text("The current password is wrong.")).to_be_visible()
     look(page, "delete-refused")
     page.get_by_label("Current password").fill(PASSWORD)
-    page.get_by_role("button", name="Delete account").click()
+    page.get_by_role("button", name="Delete Account").click()
     expect(page.get_by_text("Your account and all its keys are deleted.")).to_be_visible()
     person.open(KEYS)
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
@@ -270,7 +270,7 @@ def test_the_owner_of_an_address_chooses_to_link_or_to_begin_a_new_account(come:
     page.goto(f"{stage.origin}/sign-in")
     page.get_by_role("link", name=BUTTON).click()
     log_in(page, name)
-    expect(page.get_by_role("heading", name="Link your sign-in")).to_be_visible()
+    expect(page.get_by_role("heading", name="Link Your Sign-In")).to_be_visible()
     look(page, "choice")
     page.get_by_label("Password of that account").fill("not this one")
     page.get_by_role("button", name="Link", exact=True).click()

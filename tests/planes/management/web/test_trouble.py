@@ -161,7 +161,7 @@ def test_what_is_not_there_is_a_page_that_leads_back(arrive: Arrive) -> None:
         assert page.title() == "There is nothing here · keyman"
         expect(page.get_by_role("navigation", name="Settings").get_by_role("link", name="Account")).to_be_visible()
         assert narrow_places(page) == []
-        back, there = ("tokens", "Access tokens") if path.startswith(TOKENS) else ("keys", "API Keys")
+        back, there = ("tokens", "Access Tokens") if path.startswith(TOKENS) else ("keys", "API Keys")
         page.get_by_role("button", name=f"Back to your {back}").click()
         expect(page.get_by_role("heading", level=1)).to_have_text(there)
     assert ada.troubles(REFUSED) == []
