@@ -30,7 +30,7 @@ GROQ_API_KEY: gsk_one0two3\r
 GOOGLE_APPLICATION_CREDENTIALS='{FILE}'
 VERTEX={FILE}
 {FILE}
-DATABASE_URL=postgres://somebody:secret@example.com/db
+DATABASE_URL=postgres://example.com/db
 PORT=8000
 EMPTY=
 "openai": "sk-one0two3four6",
@@ -50,7 +50,7 @@ def test_each_value_is_found_with_its_line_and_its_name() -> None:
         (7, "GOOGLE_APPLICATION_CREDENTIALS", FILE),
         (13, "VERTEX", FILE),
         (19, "", FILE),
-        (25, "DATABASE_URL", "postgres://somebody:secret@example.com/db"),
+        (25, "DATABASE_URL", "postgres://example.com/db"),
         (26, "PORT", "8000"),
         (27, "EMPTY", ""),
         (28, "openai", "sk-one0two3four6"),

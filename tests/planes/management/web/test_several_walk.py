@@ -31,7 +31,7 @@ TEXT = f"""# production
 OPENAI_API_KEY={OPENAI_KEY}\r
 export ANTHROPIC_API_KEY="sk-ant-{CANARY}"
 LLM_KEY=sk-another0hq2v9mXb
-DATABASE_URL=postgres://somebody:secret@example.com/db
+DATABASE_URL=postgres://example.com/db
 """
 
 DROP = """async ([text, on]) => {
