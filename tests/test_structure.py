@@ -405,6 +405,7 @@ def test_secrets_are_revealed_in_few_places_that_can_be_listed() -> None:
         "keyman.cli.owner.login",  # a pasted token, without white space
         "keyman.cli.owner.logins",  # a token, into the keyring or the private file
         "keyman.cli.owner.run",  # a token, into the environment of the program that somebody runs
+        "keyman.cli.owner.values",  # what is around a value is left out
         "keyman.cli.owner.sign_in",  # a password and a cookie, into a request
         "keyman.cli.vault",  # a wrapped secret id, to be handed over
         "keyman.cli.serve",  # the AppRole's secret is handed on to the workers

@@ -67,7 +67,7 @@ def import_file(file: Path, only: tuple[str, ...], named: tuple[str, ...], yes: 
         chosen = dict(_named(offered, named))
         _require_known(found, (*only, *chosen))
         wanted = [line for line in _without_repetitions(found) if not only or line.name in only]
-        candidates = [(line, _candidate(offered, line, chosen)) for line in wanted]
+        candidates = [(line, _candidate(offered, line, chosen, is_sure=line.name in only)) for line in wanted]
         rows = [(line, row) for line, row in candidates if row is not None]
         _mark_repeated(rows)
         ready = [row.stored_as(line.value) for line, row in rows if row.problem is None]
@@ -113,11 +113,11 @@ def _require_known(found: Sequence[Line], names: Sequence[str]) -> None:
         raise click.UsageError(f"There is no variable {missing[0]} with a value in the file.")
 
 
-def _candidate(offered: Offered, line: Line, chosen: Mapping[str, Service]) -> Candidate | None:
+def _candidate(offered: Offered, line: Line, chosen: Mapping[str, Service], *, is_sure: bool) -> Candidate | None:
     """Return the row of a variable, or None if it is no key as far as anybody can tell.
 
     A value without a name is a key only if it certainly belongs to a service. Nothing of a value is shown unless it is
-    known to be a key.
+    known to be a key. Somebody who `is_sure` has named the variable.
     """
     service = chosen[line.name].service if line.name in chosen else service_of(offered, line.name, line.value)
     variable = line.name or f"(line {line.number})"
@@ -128,6 +128,9 @@ def _candidate(offered: Offered, line: Line, chosen: Mapping[str, Service]) -> C
         return Candidate(variable, None, None, None, f"whose key? --service {variable}=SERVICE")
     problem = _problem(line.value)
     shown = None if problem else offered.mask(service, Secret(line.value))
+    doubt = offered.doubt(service, Secret(line.value))
+    if problem is None and doubt is not None and not is_sure:
+        problem = f"{doubt}. To store it anyway: --only {variable}"
     return Candidate(variable, service, shown, line.name or None, problem)
 
 

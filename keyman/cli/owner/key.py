@@ -10,21 +10,16 @@ import click
 import msgspec
 from msgspec import UNSET
 
-from keyman.cli.groups import AsksForSecret, Group, KeyNumber
+from keyman.cli.groups import Group, KeyNumber
 from keyman.cli.owner.imports import import_file
-from keyman.cli.owner.inputs import (
-    expiry,
-    expiry_options,
-    parse_settings,
-    read_value,
-    settings_option,
-)
+from keyman.cli.owner.inputs import expiry, expiry_options
 from keyman.cli.owner.offered import Offered
-from keyman.cli.owner.server import Server, explain, find_server, url_option
-from keyman.cli.terminal import is_terminal, json_option, print_rows, require_confirmation
-from keyman.client import ClientError, Conflict, Key, Keyman, KeyStatus, NotFound, Service, Sort, Verdict
-from keyman.errors import ConfigurationError, KeymanError
-from keyman.secret import Secret
+from keyman.cli.owner.server import explain, find_server, url_option
+from keyman.cli.owner.shown import describe, print_json, say_verdict, service_of
+from keyman.cli.owner.values import add, replace
+from keyman.cli.terminal import json_option, print_rows, require_confirmation
+from keyman.client import ClientError, Key, Keyman, KeyStatus, NotFound, Service, Sort, Verdict
+from keyman.errors import KeymanError
 
 WORDS: dict[KeyStatus, str] = {
     "active": "active",
@@ -34,9 +29,8 @@ WORDS: dict[KeyStatus, str] = {
 }
 """The words of the pages for what the API calls the status of a key."""
 
-ids = click.argument("key_ids", type=KeyNumber(), metavar="ID...", nargs=-1, required=True)
-no_check = click.option("--no-check", is_flag=True, help="Do not have the provider asked whether the key works.")
 one_id = click.argument("key_id", type=KeyNumber(), metavar="ID")
+ids = click.argument("key_ids", type=KeyNumber(), metavar="ID...", nargs=-1, required=True)
 
 
 @click.group("key", cls=Group)
@@ -44,89 +38,8 @@ def group() -> None:
     """Your API keys. Sign in first with `keyman login`."""
 
 
-group.add_command(import_file)
-
-
-@group.command("add", cls=AsksForSecret)
-@click.argument("service", required=False)
-@click.option("--name", metavar="TEXT", help="A label, by which you recognise the key.")
-@expiry_options
-@settings_option
-@no_check
-@url_option
-@json_option
-def add(
-    service: str | None,
-    name: str | None,
-    expires_at: datetime | None,
-    expires_in: timedelta | None,
-    settings: tuple[str, ...],
-    no_check: bool,
-    url: str | None,
-    as_json: bool,
-) -> None:
-    """Store a key. The key comes from a prompt or from standard input, and is never an argument.
-
-    SERVICE is one of the catalogue, such as OPENAI. Without it, keyman chooses the service that the key certainly
-    belongs to.
-    """
-    until = expiry(expires_at, expires_in)
-    server = find_server(url)
-    with server.client() as client:
-        offered = Offered(client.services())
-        chosen = None if service is None else offered.find(service)
-        value = read_value()
-        if chosen is None:
-            chosen = _recognised(offered, value)
-        stored = client.add(
-            chosen.service, value, name=name, expires_at=until, settings=parse_settings(chosen, settings) or None
-        )
-    click.echo(f"Stored key {stored.id}: {describe(stored, chosen)}.", err=True)
-    if stored.duplicate_of is not None:
-        click.echo(f"You already have this key: it is key {stored.duplicate_of}, too.", err=True)
-    if chosen.checked and not no_check:
-        stored = _checked(server, stored)
-    if as_json:
-        _print_json(stored)
-
-
-def _recognised(offered: Offered, value: Secret) -> Service:
-    """Return the service of a value, or ask for it. Raises ConfigurationError where nobody can be asked."""
-    found = offered.recognise(value)
-    if found is not None:
-        click.echo(f"{found.name}, recognised.", err=True)
-        return found
-    if not is_terminal():
-        raise ConfigurationError(
-            "keyman does not recognise whose key this is. Name the service, such as: keyman key add OPENAI"
-        )
-    click.echo("keyman does not recognise whose key this is.", err=True)
-    return offered.find(click.prompt("Service, such as OPENAI", err=True))
-
-
-def describe(key: Key, service: Service | None = None) -> str:
-    """Return a key as people know it, without its number."""
-    label = f', "{key.name}"' if key.name else ""
-    return f"{service.name if service is not None else key.service}, {key.last_4_chars}{label}"
-
-
-def _checked(server: Server, key: Key) -> Key:
-    """Have a key checked, say what came of it, and return the key. That it cannot be checked is no failure."""
-    try:
-        with server.raw_client() as client:
-            key = client.check(key.id)
-    except Conflict:
-        return key  # there are no live checks here
-    except ClientError as fault:
-        click.echo(f"Not checked. {explain(fault, server.url)}", err=True)
-        return key
-    _say_verdict(key)
-    return key
-
-
-def _say_verdict(key: Key) -> None:
-    if key.check is not None:
-        click.echo(f"Checked: {key.check.verdict}. {key.check.detail}", err=True)
+for command in (add, import_file, replace):
+    group.add_command(command)
 
 
 class Row(msgspec.Struct):
@@ -172,7 +85,7 @@ def list_all(
         in_status = None if status is None else named[status]
         found = list(client.keys(service=wanted, status=in_status, check=check, q=search, sort=sort))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     if not found:
         is_filtered = any((service, status, check, search))
@@ -196,19 +109,6 @@ def _row(key: Key) -> Row:
         key.last_used_at,
         key.last_used_by,
     )
-
-
-OF_CALLS = ("etag", "duplicate_of")
-"""Members of a Key that belong to a call, and not to what is stored."""
-
-
-def _print_json(found: Key | list[Key]) -> None:
-    """Print keys as the API shows them."""
-    plain = msgspec.to_builtins(found)
-    for key in plain if isinstance(plain, list) else [plain]:
-        for member in OF_CALLS:
-            key.pop(member, None)
-    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2))
 
 
 def _each(key_ids: Sequence[int], url: str | None, work: Callable[[Keyman, int], str]) -> None:
@@ -266,9 +166,9 @@ def check_one(key_id: int, url: str | None, as_json: bool) -> None:
     with find_server(url).client() as client:
         key = client.check(key_id)
     if as_json:
-        _print_json(key)
+        print_json(key)
     else:
-        _say_verdict(key)
+        say_verdict(key)
 
 
 @group.command("edit")
@@ -300,43 +200,6 @@ def edit(
     )
 
 
-@group.command("replace", cls=AsksForSecret)
-@one_id
-@expiry_options
-@settings_option
-@no_check
-@url_option
-def replace(
-    key_id: int,
-    expires_at: datetime | None,
-    expires_in: timedelta | None,
-    settings: tuple[str, ...],
-    no_check: bool,
-    url: str | None,
-) -> None:
-    """Give a key a new value, from a prompt or from standard input. What you do not give stays as it is."""
-    until = expiry(expires_at, expires_in)
-    server = find_server(url)
-    with server.client() as client:
-        key = client.get(key_id)
-        service = _service_of(client, key)
-        new_settings = {**key.settings, **parse_settings(service, settings)} if settings else UNSET
-        click.echo(f"The new value for key {key.id}: {describe(key, service)}", err=True)
-        new_expiry = UNSET if until is None else until
-        key = client.replace(key, read_value(), expires_at=new_expiry, settings=new_settings)
-    click.echo(f"Replaced the value of key {key.id}: {describe(key, service)}.", err=True)
-    if key.duplicate_of is not None:
-        click.echo(f"You already have this key: it is key {key.duplicate_of}, too.", err=True)
-    if service.checked and not no_check:
-        _checked(server, key)
-
-
-def _service_of(client: Keyman, key: Key) -> Service:
-    """Return the service of a key, which an operator may have removed from the catalogue."""
-    found = (service for service in client.services() if service.service == key.service)
-    return next(found, Service(key.service, key.service))
-
-
 @group.command("delete")
 @ids
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
@@ -347,7 +210,7 @@ def delete(key_ids: tuple[int, ...], yes: bool, url: str | None) -> None:
     def remove(client: Keyman, one: int) -> str:
         key = client.get(one)
         if not yes:
-            service = _service_of(client, key)
+            service = service_of(client, key)
             click.echo(_consequences(client, key, service), err=True)
             require_confirmation(f"Delete key {one}? This cannot be undone.")
         client.delete(key)

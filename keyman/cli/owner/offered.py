@@ -65,6 +65,13 @@ class Offered:
         """Return the service that the value certainly belongs to, or None."""
         return self._services.get(service_of(self, "", value.reveal()))
 
+    def doubt(self, service: str, value: Secret) -> str | None:
+        """Return how keys of this service usually begin, if this value begins in another way."""
+        known = self._services[service]
+        if not known.prefixes or service == TAKES_ACCOUNTS or self.prefix_of(service, value.reveal()):
+            return None
+        return f"{known.name} keys begin with {', '.join(known.prefixes)}"
+
     def mask(self, service: str, value: Secret) -> str:
         """Return the value as keyman will show it: a file is shown as something else, so as nothing here."""
         text = value.reveal()

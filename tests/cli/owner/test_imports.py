@@ -96,7 +96,7 @@ def test_standard_input_is_a_file_too(member: Person) -> None:
 
 def test_a_row_that_the_server_refuses_does_not_stop_the_others(member: Person) -> None:
     text = f'OPENAI_KEY=\'{{"key": "{BODY}"}}\'\nMISTRAL_API_KEY={BODY}\n'
-    named = ("--service", "OPENAI_KEY=openai")
+    named = ("--service", "OPENAI_KEY=openai", "--only", "OPENAI_KEY", "--only", "MISTRAL_API_KEY")
     done = member.types("key", "import", "-", "--yes", *named, stdin=text)
     assert done.code == 1
     assert "OPENAI_KEY: not stored. The key is JSON, or has brackets around it; paste only the key in it." in done.err
@@ -153,6 +153,15 @@ def test_what_is_around_a_key_is_left_out_and_a_key_needs_no_name(member: Person
         ("GROQ", None),
         ("GOOGLE_VERTEX", "VERTEX"),
     }
+
+
+def test_a_key_that_begins_in_another_way_is_stored_if_it_is_named(member: Person) -> None:
+    text = f"OPENAI_API_KEY={BODY}\nMISTRAL_API_KEY={BODY}x\n"
+    done = member.does("key", "import", "-", "--yes", stdin=text)
+    assert "OpenAI keys begin with sk-. To store it anyway: --only OPENAI_API_KEY" in done.out
+    assert [key["service"] for key in member.stored()] == ["MISTRAL"]
+    member.does("key", "import", "-", "--yes", "--only", "OPENAI_API_KEY", stdin=text)
+    assert [key["service"] for key in member.stored()] == ["OPENAI", "MISTRAL"]
 
 
 def test_the_last_assignment_of_a_variable_counts(member: Person) -> None:

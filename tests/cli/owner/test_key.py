@@ -87,8 +87,10 @@ def test_where_nobody_can_be_asked_the_service_is_an_argument(member: Person) ->
     ("value", "said"),
     [
         (ANTHROPIC_KEY, "The key looks like a key of Anthropic, not of OpenAI: choose that service instead."),
-        (f'"{OPENAI_KEY}"', "The key has quotation marks around it; remove them."),
-        (f"OPENAI_API_KEY={OPENAI_KEY}", "The key is an assignment (NAME=value)"),
+        (f"({OPENAI_KEY})", "The key has parentheses around it; remove them."),
+        (f"{OPENAI_KEY} {BODY}", "The key contains white space; paste only the key"),
+        ("sk-...1234", "The key is a mask, which shows only the ends of a key;"),
+        ("https://platform.openai.com/api-keys", "The key is an address (URL), not a key;"),
         ("sk-1", "The key must be 8 to 8,192 characters long."),
     ],
 )
@@ -125,6 +127,28 @@ def test_labels_of_every_script_keep_the_columns_straight(member: Person) -> Non
     column = plain.index("sk-")
     assert wide.index("sk-") == column - len("チャット")
     assert cafe.index("sk-") == column + 1
+
+
+@pytest.mark.parametrize("around", ['"{}"', "OPENAI_API_KEY={}", "export OPENAI_API_KEY='{}'", "Bearer {}", "{},"])
+def test_what_is_around_a_key_is_left_out_and_that_is_said(around: str, member: Person) -> None:
+    done = member.does("key", "add", stdin=around.format(OPENAI_KEY))
+    assert done.err.startswith("Left out what was around the key.\nOpenAI, recognised.\n")
+    assert [key["last_4_chars"] for key in member.stored()] == ["sk-...1234"]
+
+
+def test_a_value_that_begins_in_another_way_is_asked_about_and_a_script_is_told(member: Person) -> None:
+    done = member.does("key", "add", "OPENAI", stdin=BODY)
+    assert "OpenAI keys begin with sk-. It is stored anyway." in done.err
+    key = str(member.stored()[0]["id"])
+    for command in (("key", "add", "OPENAI"), ("key", "replace", key)):
+        with terminal(*command, env=member.env) as screen:
+            screen.shows("API key: ")
+            screen.types(f"other-{BODY}\n")
+            screen.shows("OpenAI keys begin with sk-. Store it anyway? [y/N]: ")
+            screen.types("n\n")
+            assert screen.ends() == 1
+    assert [one["last_4_chars"] for one in member.stored()] == [f"...{BODY[-4:]}"]
+    assert "keys begin with" not in member.does("key", "add", "MISTRAL", stdin=BODY).err
 
 
 def test_the_same_key_twice_is_noticed(member: Person) -> None:
