@@ -10,17 +10,21 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy import insert, update
+from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
+from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys
 from keyman.planes.management.web.key_actions import NAMED_USES
 from keyman.planes.management.web.pages import HOME
 from keyman.storage.transactions import Unchecked
-from tests.planes.management.api.harness import ApiPlane, store
+from tests.planes.management.api.harness import ApiPlane, fresh_plane_at, store
 from tests.planes.management.web.test_activity import id_of, person
+from tests.support.planes import Vault
 from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
@@ -154,6 +158,61 @@ async def test_people_choose_which_key_applications_get(shared: ApiPlane) -> Non
     for client, fields, status_code in ((ada, {}, 400), (eve, {"default": "true"}, 404)):
         assert (await post(client, f"{HOME}/{new}/default", fields)).status_code == status_code
     assert await used() == {new, other}
+
+
+async def test_several_keys_are_changed_one_by_one_and_only_the_own_ones(shared: ApiPlane) -> None:
+    ada, eve = await person(shared), await person(shared)
+    own = [(await store(ada, name=f"ada {number}"))["id"] for number in range(3)]
+    hers = (await store(eve, name="only Eve"))["id"]
+    ids = [*own, hers, own[0], 999_999_999]
+    path = f"{HOME}/selected"
+    asked = await ada.get(path, params={"id": [*ids, "x"], "do": "pause", "view": "sort=name"})
+    assert ("Pause these keys?" in asked.text, "only Eve" in asked.text) == (True, False)
+    fields = hidden(asked)
+    assert (fields["ids"], fields["view"]) == (",".join(map(str, own)), "sort=name")
+    done = await post(ada, path, fields)
+    location = f"{HOME}?sort=name&saved={own[0]}%2C{own[1]}%2C{own[2]}&done=paused"
+    assert (done.status_code, done.headers["location"]) == (303, location)
+    assert [await status(ada, key_id) for key_id in own] == ["disabled"] * 3
+    told = [entry["action"] for entry in (await ada.get("/api/audit")).json()]
+    assert told[:3] == ["key.pause"] * 3  # an entry for each
+    again = await post(ada, path, fields)
+    assert again.headers["location"] == location  # it is as it was asked for
+    some = await post(ada, path, {"do": "resume", "ids": f"{own[0]},{hers}"})
+    assert (some.status_code, "Not all keys were changed" in some.text) == (409, True)
+    assert ("ada 0" in some.text, f"key {hers}" in some.text, "only Eve" in some.text) == (True, True, False)
+    assert "This key no longer exists." in some.text
+    assert [await status(ada, key_id) for key_id in own] == ["active", "disabled", "disabled"]
+    assert (await post(ada, path, {"do": "delete", "ids": f"{hers}"})).status_code == 303  # it is not there
+    assert await status(eve, hers) == "active"
+
+
+async def test_a_question_about_nothing_or_a_malformed_form_changes_nothing(shared: ApiPlane) -> None:
+    ada, eve = await person(shared), await person(shared)
+    key_id = (await store(ada))["id"]
+    path = f"{HOME}/selected"
+    for query in ({"do": "pause"}, {"id": key_id}, {"id": key_id, "do": "read"}, {"id": "0", "do": "delete"}):
+        asked = await ada.get(path, params=query)
+        assert (asked.status_code, asked.headers["location"]) == (303, HOME)
+    for fields in ({}, {"ids": f"{key_id}"}, {"do": "delete"}, {"do": "read", "ids": f"{key_id}"}):
+        assert (await post(ada, path, fields)).status_code == 400
+    account = {"account": hidden(await eve.get(f"{HOME}/{(await store(eve))['id']}/pause"))["account"]}
+    assert (await post(ada, path, {"do": "delete", "ids": f"{key_id}", **account})).status_code == 409
+    reader = await shared.token(ada, "keys:read")
+    assert (await reader.get(path, params={"id": key_id, "do": "pause"})).status_code == 403
+    assert await status(ada, key_id) == "active"
+
+
+async def test_each_of_several_keys_counts_as_a_write(
+    sqlite: URL, provisioned: Vault, quick_passwords: PasswordHasher
+) -> None:
+    async with fresh_plane_at(sqlite, provisioned.settings, Passwords(quick_passwords), max_writes=5) as plane:
+        ada = await plane.user()
+        ids = [(await store(ada, name=f"key {number}"))["id"] for number in range(3)]
+        answer = await ada.post(f"{HOME}/selected", data={"do": "pause", "ids": ",".join(map(str, ids))})
+        assert answer.status_code == 409
+        assert [await status(ada, key_id) for key_id in ids] == ["disabled", "disabled", "active"]
+        assert "This account has made too many changes within a minute." in answer.text
 
 
 async def test_only_the_own_keys_are_named_and_a_deleted_one_as_it_was(shared: ApiPlane) -> None:

@@ -657,6 +657,11 @@ async def see_the_keys(walk: Walk) -> None:
     (later,) = re.findall(r'href="([^"]*)" rel="next"', sorted_list.text)
     walk.seen.append(("sorted", sorted_list))
     await walk.get(html.unescape(later))
+    several = "&".join(f"id={key_id}" for key_id in ids[1:4])
+    for action, done in (("pause", "paused"), ("resume", "resumed"), ("delete", "deleted")):
+        await walk.get(f"{KEYS}/selected?{several}&do={action}")
+        await walk.get(f"{KEYS}?done={done}&saved={ids[0]},{ids[1]}")
+        await walk.post(f"{KEYS}/selected", 303 if action == "delete" else 409, ids="999999999", do=action)
     for done in ("created", "changed", "paused", "resumed", "deleted", "default", "no-default"):
         await walk.get(f"{KEYS}?done={done}&saved={ids[0]}")
     await walk.get(f"{KEYS}/new")

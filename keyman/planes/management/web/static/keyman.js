@@ -86,6 +86,18 @@
     form.prepend(banner);
   }
 
+  // --- several keys: how many are selected
+
+  document.addEventListener("change", ({ target }) => {
+    if (target.matches(".tick input")) picked();
+  });
+
+  function picked() {
+    const words = document.getElementById("picked");
+    const count = document.querySelectorAll(".tick input:checked").length;
+    if (words) words.textContent = count ? words.dataset.picked.replace("{count}", count) : "";
+  }
+
   // --- toasts: what was done, until there was time to read it; and what failed, until it is closed or something succeeds
 
   const READING = 20_000; // milliseconds: also for those who read slowly, and want to undo
@@ -150,11 +162,16 @@
 
   // --- dialogs
 
-  // What somebody has typed is not thrown away by one key.
-  dialog?.addEventListener("cancel", (event) => {
-    if (!isTyped(dialog)) return;
+  // What somebody has typed is not thrown away by one key. A browser lets `cancel` be prevented only after another key.
+  function keep(event) {
+    if (event.defaultPrevented || !dialog?.open || session.open || discard.open || !isTyped(dialog)) return;
     event.preventDefault();
     discard.showModal();
+  }
+
+  dialog?.addEventListener("cancel", keep);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.isComposing) keep(event);
   });
 
   function isTyped(around) {
@@ -238,6 +255,10 @@
       reveal(button, document.getElementById(button.dataset.reveal).type === "password");
     }
     if (button.dataset.copy) copy(button);
+    if (button.dataset.pick) {
+      for (const box of document.querySelectorAll(".tick input")) box.checked = button.dataset.pick === "all";
+      picked();
+    }
     if ("discard" in button.dataset) {
       discard.close();
       dialog.close();
@@ -298,4 +319,5 @@
   }
   localTimes();
   start();
+  addEventListener("pageshow", picked); // a browser keeps what was selected
 })();
