@@ -55,11 +55,19 @@ OTHER_LINES = "These are not the same lines as before. Look at the keys again, a
 
 
 class Kept(msgspec.Struct):
-    """What came of a chosen row: the stored key, or the message of its first fault and the field that it is about."""
+    """What came of a chosen row: the stored key, or the message of its first fault and the field that it is about.
+
+    The message is kept as the template of a sentence and its values, so that another language can say it.
+    """
 
     key: KeyInfo | None = None
-    fault: str = ""
+    template: str = ""
+    values: dict[str, str] = msgspec.field(default_factory=dict)
     at: str = ""
+
+    @property
+    def words(self) -> str:
+        return Sentence(self.template, **self.values) if self.values else self.template
 
 
 @dataclass
@@ -80,7 +88,7 @@ class Row:
     def take(self, kept: Kept, same_as: KeyInfo | None) -> None:
         """Note what came of this row."""
         self.is_stored, self.is_chosen, self.same_as = kept.key is not None, kept.key is None, same_as
-        self.fault, self.doubt = (kept if kept.fault else None), ""
+        self.fault, self.doubt = (kept if kept.template else None), ""
 
     @property
     def trace(self) -> str:
@@ -232,7 +240,9 @@ def _entry(catalogue: Catalogue, row: Row, refusal: Problem | None) -> NewKey | 
 def _first(problem: Problem) -> Kept:
     """Return the first fault that a problem names."""
     at, message = problem.errors[0] if problem.errors else ("", problem.detail)
-    return Kept(fault=message, at=at)
+    if not isinstance(message, Sentence):
+        return Kept(template=message, at=at)
+    return Kept(template=message.template, values={name: str(value) for name, value in message.values.items()}, at=at)
 
 
 def _answer(outcomes: Sequence[Outcome]) -> list[Kept]:

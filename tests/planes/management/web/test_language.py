@@ -149,6 +149,7 @@ PUT_TOGETHER = {
     ): "a script asks for a page with a token that cannot have it",
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
+    ("planes/management/web/key_several.py", "words", "Attribute"): "what a field's check said, which is found there",
     ("storage/together.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
     ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",
@@ -714,6 +715,9 @@ async def see_several_keys(walk: Walk) -> None:
     two = {"service-0": "OPENAI", "service-1": "MISTRAL", "label-1": "\u202e", "text": f"{OPENAI_KEY}\n{OPENAI_KEY}"}
     await walk.post(several, 200, **two, trace=traces, use=["0", "1"])
     await walk.post(several, 200, text=f"{OPENAI_KEY}\n{OPENAI_KEY}")
+    other = {"text": f"sk-ant-{OPENAI_KEY[3:]}", "trace": f"1  sk-ant-...{OPENAI_KEY[-4:]}", "service-0": "OPENAI"}
+    page = await walk.post(several, 200, **other, use="0")
+    assert "sieht nach einem Schlüssel von Anthropic aus, nicht von OpenAI" in page.text
 
 
 async def let_time_pass(plane: ApiPlane, ids: list[int]) -> None:

@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keyman.planes.management.web.key_several import MAX_BYTES, MAX_KEYS
 from tests.planes.management.api.harness import ApiPlane
@@ -119,6 +121,16 @@ async def test_the_chosen_keys_are_stored_in_one_go_and_the_others_can_be_tried_
     assert [(key["service"], key["name"]) for key in await keys(ada)][3:] == [("DEEPSEEK", "LLM_KEY")]
 
 
+async def test_a_key_of_another_service_is_refused_in_its_row(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    changed = [(name, "OPENAI" if name == "service-1" else value) for name, value in fields]
+    for _ in range(2):  # the second answer is the one that was kept
+        page = await send(ada, ("text", TEXT), *changed)
+        assert rows_of(page)[1][2].startswith("API key looks like a key of Anthropic, not of OpenAI")
+    assert [key["service"] for key in await keys(ada)] == ["OPENAI", "MISTRAL"]
+
+
 async def test_a_form_that_is_sent_twice_stores_once(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     _, fields = await looked(ada)
@@ -153,6 +165,22 @@ async def test_lines_without_a_key_are_refused(shared: ApiPlane, text: str, word
     page = await send(await somebody(shared), ("text", text))
     assert page.status_code == 422
     assert words in page.text
+
+
+PIECES = (*"'\"{}\\\n\r #:\u2028\x00ä", "A=", "OPENAI_API_KEY=", "sk-", "...", BODY)
+
+
+@settings(max_examples=60)
+@given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join), number=st.integers(0, 3))
+async def test_no_lines_whatever_they_hold_end_in_a_500(shared: ApiPlane, text: str, number: int) -> None:
+    ada = await somebody(shared)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    page = await ada.post(SEVERAL, content=urlencode({"text": text}), headers=form)
+    assert page.status_code in (200, 422)
+    fields = [*fields_of(page), ("text", text), ("use", str(number)), (f"service-{number}", "COHERE")]
+    page = await ada.post(SEVERAL, content=urlencode(fields), headers=form)
+    assert page.status_code in (200, 422)
+    assert "These are not the same lines" not in page.text
 
 
 async def test_nothing_chosen_is_said(shared: ApiPlane) -> None:

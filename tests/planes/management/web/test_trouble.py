@@ -21,6 +21,7 @@ from tests.planes.management.web.moves import (
     OPENAI_MASK,
     REFUSED,
     TOKENS,
+    dialog,
     fill,
     join,
     keys_of,
@@ -29,6 +30,7 @@ from tests.planes.management.web.moves import (
     rows,
     save,
 )
+from tests.planes.management.web.test_adding import paste
 from tests.support.browser import Arrive, DevServer, Person, chromium_absence
 from tests.support.cli import Live, dev, dev_parts, environment, serve, settings_of
 from tests.support.http import free_port
@@ -83,6 +85,16 @@ def _works_without_vault(ada: Person) -> None:
     expect(page.get_by_label("Service", exact=True)).to_have_value("ANTHROPIC")
     assert "canary0" not in page.content()
     page.keyboard.press("Escape")
+    # Several at once: what was chosen stays chosen, and can be sent again.
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    paste(page, f"OPENAI_API_KEY={OPENAI_KEY}\nMISTRAL_API_KEY=canary0hq2v9mXbT0c7")
+    dialog(page).get_by_role("checkbox", name="Store OPENAI_API_KEY").uncheck()
+    dialog(page).get_by_role("button", name="Store the chosen keys").click()
+    expect(dialog(page).get_by_role("alert")).to_have_text(words, timeout=PATIENCE * 1000)
+    assert [box.is_checked() for box in dialog(page).get_by_role("checkbox").all()] == [False, True]
+    expect(dialog(page).get_by_label("Paste the same lines again")).to_be_hidden()
+    assert "canary0" not in page.content()
     # Seen, renamed, deleted: none of it needs Vault.
     ada.open(KEYS)
     press(page, "Edit", rows(page))
