@@ -31,7 +31,7 @@ class Exchange:
 
     `target` and `headers` are those of the request: the path below the root path, and names in lower case. `page`
     renders a problem as a page; it is None for a client that reads JSON. `is_foreign` says that a page of another site
-    sent the request, and `is_excused` that a bearer token authenticated it nevertheless. `claimed` is what its
+    sent the request, and `is_excused` that a bearer token authenticated it all the same. `claimed` is what its
     Authorization header claims to be. `is_draining` is True in a process that will stop soon (`http/worker.py`).
     `principal` is the caller, once it is known: the page about a problem is for them.
     `is_passed_on` says that the answer is that of another server, so that its status is no error of this plane.

@@ -129,7 +129,7 @@ KINDS = {
             403,
             errors.PathNotAllowed,
             "The gateway forwards only the methods and paths that the operator allows for each service, and this "
-            "is none of them. Nothing was sent to the provider. Ask the operator if you need it.",
+            "is not one of them. Nothing was sent to the provider. Ask the operator if you need it.",
         ),
         Kind(
             502,

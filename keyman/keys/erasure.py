@@ -43,7 +43,7 @@ from keyman.storage.types import UtcTime
 from keyman.values import EmailAddress, GivenPassword
 
 BANNED = (
-    "This account is disabled. If you delete it, its user can come back as a new one. To delete it nevertheless, add "
+    "This account is disabled. If you delete it, its user can come back as a new one. To delete it anyway, add "
     "--forget-ban."
 )
 
