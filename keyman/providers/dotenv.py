@@ -2,6 +2,8 @@
 
 It understands comments, `export`, names with `=` or `:`, quotation marks around one or several lines, and JSON
 credentials of several lines. The time is linear in the length of the text.
+
+A key with something behind it, such as `sk-…: my key` or `…==`, is not read as a name: pages show names.
 """
 
 from __future__ import annotations
@@ -21,6 +23,14 @@ _COMMENT = re.compile(r"\s#.*")
 _QUOTED = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
 _ESCAPED = re.compile(r"\\([\\\"'n])")
 _JSON = json.JSONDecoder()
+_LONG_WORD = re.compile(r"(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{16,}")
+_DIGITS = re.compile(r"\d+")
+
+MAX_BROKEN = 10
+"""Objects that are no JSON. After so many, `{` begins none: each can be as long as the rest of the text, and deep."""
+
+MANY_NUMBERS = 4
+"""A name of 16 or more characters with so many numbers in it, such as a UUID, is a key."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +45,46 @@ class Line:
 def read_lines(text: str) -> Iterator[Line]:
     """Yield the values in a text, in order. Comments and empty lines are left out."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    place, number = 0, 1
+    place, number, broken = 0, 1, 0
     while place < len(text):
         end = _end_of_line(text, place)
         line = text[place:end]
         if line.strip() and not line.lstrip().startswith("#"):
-            named = _NAME.match(line)
+            named = _named(line)
             begin = place + (named.end() if named else len(line) - len(line.lstrip()))
-            value, end = _value(text, begin)
+            value, end, is_broken = _value(text, begin, takes_json=broken < MAX_BROKEN)
+            broken += is_broken
             yield Line(number, named[1] if named else "", value)
         number += text.count("\n", place, end + 1)
         place = end + 1
 
 
-def _value(text: str, begin: int) -> tuple[str, int]:
-    """Return the value that begins here, and the end of its last line."""
+def _named(line: str) -> re.Match[str] | None:
+    """Return the name at the beginning of a line, with what follows it up to the value, or None."""
+    found = _NAME.match(line)
+    return None if found is None or _is_key(found[1]) else found
+
+
+def _is_key(name: str) -> bool:
+    """Return True for what looks like a name, but is a random text."""
+    return _LONG_WORD.search(name) is not None or (len(name) >= 16 and len(_DIGITS.findall(name)) >= MANY_NUMBERS)
+
+
+def _value(text: str, begin: int, *, takes_json: bool) -> tuple[str, int, bool]:
+    """Return the value that begins here, the end of its last line, and whether it only begins as JSON does."""
     quote = text[begin : begin + 1]
-    if quote == "{":
+    is_json = takes_json and quote == "{"
+    if is_json:
         value, end = _json(text, begin)
     elif quote in ("'", '"'):
         value, end = _quoted(text, begin)
     else:
         value, end = "", -1
+    is_broken = is_json and end < 0
     if end < 0:
         end = _end_of_line(text, begin)
         value = bare(_COMMENT.sub("", text[begin:end], count=1)).strip()
-    return value, _end_of_line(text, end)
+    return value, _end_of_line(text, end), is_broken
 
 
 def _json(text: str, begin: int) -> tuple[str, int]:

@@ -74,13 +74,44 @@ def test_a_line_does_not_show_its_value() -> None:
     assert "sk-one" not in repr(Line(1, "OPENAI_API_KEY", "sk-one0two3four5"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "one0TWO3four5SIX7eight9TEN==",
+        "one0two3four5six7eight9=",
+        "sk-one0two3four5six7eight9: the key of the team",
+        "sk-ant-api03-one0two3four5six7 = team",
+        "one0two3-four-5six-7eight-nine9ten0: note",
+    ],
+)
+def test_a_key_with_something_behind_it_is_not_read_as_a_name(line: str) -> None:
+    """Pages show names."""
+    (found,) = read_lines(line)
+    assert found.name == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openai_api_key_2_for_production",
+        "AZURE_OPENAI_API_KEY_2",
+        "GPT4O_KEY_3_V2",
+        "BACKUP_20300131120000000",
+        "openAiKeyOfTeam",
+    ],
+)
+def test_numbers_may_be_part_of_a_name(name: str) -> None:
+    (found,) = read_lines(f"{name}=sk-one0two3four5")
+    assert (found.name, found.value) == (name, "sk-one0two3four5")
+
+
 @given(st.text(st.sampled_from("ab=:'\"{}\\#\n\r \t,")))
 def test_no_text_is_read_wrongly_enough_to_fail(text: str) -> None:
     lines = list(read_lines(text))
     assert [line.number for line in lines] == sorted({line.number for line in lines})
 
 
-@pytest.mark.parametrize("piece", ["a='", '"', "{", "a\n", "a=b\n", '\\"', " ", "#", 'a="\\'])
+@pytest.mark.parametrize("piece", ["a='", '"', "{", "a\n", "a=b\n", '\\"', " ", "#", 'a="\\', '{"a":[\n'])
 def test_the_time_to_read_grows_with_the_length(piece: str) -> None:
     def seconds(number: int) -> float:
         began = monotonic()
