@@ -46,6 +46,9 @@ MAX_BYTES = 512 * 1024
 MAX_KEYS = 50
 """The maximum number of keys at once, as for `POST /api/keys/batch`."""
 
+MAX_LINES = 2_000
+"""The maximum number of lines: 50 service-account files have 700. A worker reads so many in 50 ms."""
+
 MAX_FIELDS = 6 * MAX_KEYS
 
 NOTHING_CHOSEN = "Choose at least one key."
@@ -119,7 +122,7 @@ async def several(
 ) -> Response[bytes]:
     """Show the keys in the pasted lines, or store those that were chosen on the page that showed them."""
     form = await _read(request)
-    if form is None:
+    if form is None or len(form.text("text").splitlines()) > MAX_LINES:
         return _show(visit, refused=InvalidRequest.at(FieldError("", TOO_LONG)))
     lines = list(read_lines(form.text("text")))
     named = [one for one in lines if may_be_key(catalogue, one.name, one.value)]
@@ -141,7 +144,7 @@ async def several(
     entries = [_entry(catalogue, row, refusal) for row, refusal in zip(chosen, refusals, strict=True)]
     store = partial(batches.create, db, sealer, caller, entries, _answer, max_keys=settings.max_keys)
     try:
-        found = await _store_once(db, caller, store, form)
+        found = await _store_once(db, caller, store, form, chosen)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
@@ -156,9 +159,11 @@ async def _store_once(
     caller: Principal,
     store: Callable[[IdempotencyKey | None], Awaitable[list[Kept] | None]],
     form: Form,
+    chosen: Sequence[Row],
 ) -> list[Kept]:
     """Store the keys only once, even if the browser sends the form several times."""
-    body = json.dumps([form.text("text"), form.all("use"), form.all("trace")]).encode()
+    rows = [(row.number, row.service, row.label) for row in chosen]
+    body = json.dumps([form.text("text"), form.all("trace"), rows]).encode()
     attempt = hashlib.sha256(f"several {form.text('attempt')}".encode()).hexdigest()
     retry = IdempotencyKey.parse(attempt, caller.user_id, body)
     try:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyman.planes.management.web.key_several import MAX_BYTES, MAX_KEYS
+from keyman.planes.management.web.key_several import MAX_BYTES, MAX_KEYS, MAX_LINES
 from tests.planes.management.api.harness import ApiPlane
 
 pytestmark = pytest.mark.anyio
@@ -141,6 +141,9 @@ async def test_a_form_that_is_sent_twice_stores_once(shared: ApiPlane) -> None:
     # The person went back, and chose another one: with the same form, but it is another request.
     await send(ada, ("text", TEXT), *[each for each in fields if each[0] != "use"], ("use", "4"))
     assert [key["service"] for key in await keys(ada)][3:] == ["GROQ"]
+    # Or another label.
+    await send(ada, ("text", TEXT), *fields, ("label-0", "other"))
+    assert [key["name"] for key in await keys(ada)][4:].count("other") == 1
 
 
 async def test_other_lines_than_those_that_were_shown_store_nothing(shared: ApiPlane) -> None:
@@ -159,6 +162,7 @@ async def test_other_lines_than_those_that_were_shown_store_nothing(shared: ApiP
         ("", "There is no key in these lines."),
         ("# nothing\nPORT=1", "There is no key in these lines."),
         ("A=" + "x" * MAX_BYTES, "These lines are too long."),
+        ("A=1\n" * (MAX_LINES + 1), "These lines are too long."),
     ],
 )
 async def test_lines_without_a_key_are_refused(shared: ApiPlane, text: str, words: str) -> None:
@@ -181,6 +185,11 @@ async def test_no_lines_whatever_they_hold_end_in_a_500(shared: ApiPlane, text: 
     page = await ada.post(SEVERAL, content=urlencode(fields), headers=form)
     assert page.status_code in (200, 422)
     assert "These are not the same lines" not in page.text
+
+
+@pytest.mark.parametrize("line", [f"{BODY}==", f"sk-{BODY}1234: the key of the team", f"sk-{BODY}1234 = team"])
+async def test_a_key_with_something_behind_it_is_not_shown_as_a_name(shared: ApiPlane, line: str) -> None:
+    await looked(await somebody(shared), f"{TEXT}{line}\n")  # `send` looks for it
 
 
 async def test_nothing_chosen_is_said(shared: ApiPlane) -> None:
