@@ -547,6 +547,7 @@ DATA = (
     "zz-purpose",
     "zz-token",
     "ZZ_SERVICE",
+    "ZZ",
     "Firefox · Ubuntu",
     *(service.name for service in SHIPPED),
     *(setting.example for service in SHIPPED for setting in service.settings),
@@ -560,8 +561,8 @@ def phrases() -> tuple[re.Pattern[str], ...]:
     wholes = {piece.strip() for text in german().values() for piece in re.split("`[^`]*`", text)} | {"keyman"}
     pieces = wholes | {piece.strip() for text in wholes for piece in text.split("%(when)s")}
     escaped = (re.escape(piece) for piece in sorted(pieces - {""}, key=len, reverse=True))
-    # A number, a request id, what the page's script fills in, or a time that is read out.
-    value = r"(?:§|\\d+|[0-9a-f]{32}|\\{\\w+\\}|gerade eben)"
+    # Data, a number, a request id, what the page's script fills in, a time that is read out, or a line that is named.
+    value = r"(?:§(?:, §)*|\\d+|Zeile \\d+|[0-9a-f]{32}|\\{\\w+\\}|gerade eben)"
     filled = (re.sub(r"%\\\(\w+\\\)s|\\\{\w+\\\}", value, piece) for piece in escaped)
     return tuple(re.compile(rf"(?<![\w-]){piece}(?![\w-])") for piece in filled)
 
