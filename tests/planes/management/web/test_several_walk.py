@@ -161,11 +161,29 @@ def test_pasted_lines_are_not_thrown_away_by_one_key_nor_by_a_failure(pasting: P
     expect(opened.get_by_role("alert")).to_contain_text("keyman could not be reached")
     pasting.context.set_offline(False)
     with held(page) as waiting:
-        opened.get_by_role("button", name="Store the chosen keys").dblclick()
+        opened.get_by_role("button", name="Store the chosen keys").click()
         expect(opened.get_by_role("button", name="Store the chosen keys")).to_be_disabled()
         assert len(waiting) == 1
     expect(opened.get_by_text("Some of these keys are stored.")).to_be_visible()
     assert len(keys_of(pasting)) == 2
+
+
+def test_lines_that_are_corrected_after_a_failure_are_the_ones_that_count(pasting: Person) -> None:
+    page = pasting.page
+    pasting.open(f"{KEYS}/several")
+    lines, show = page.get_by_label("Lines with keys"), page.get_by_role("button", name="Show the keys")
+    lines.fill(TEXT)
+    pasting.context.set_offline(True)
+    show.click()
+    expect(page.get_by_role("alert")).to_contain_text("keyman could not be reached")
+    pasting.context.set_offline(False)
+    lines.fill(f"OPENAI_API_KEY={OPENAI_KEY}")
+    show.click()
+    expect(page.get_by_role("checkbox")).to_have_count(1)
+    page.evaluate(DROP, [TEXT, "#panel"])  # not here: these rows are being chosen from
+    expect(page.get_by_role("checkbox")).to_have_count(1)
+    page.get_by_role("button", name="Store the chosen keys").click()
+    expect(page.get_by_text("All of these keys are stored.")).to_be_visible()
 
 
 def test_after_a_new_sign_in_the_lines_have_to_be_pasted_again(pasting: Person) -> None:

@@ -11,16 +11,15 @@
 
   function send(form, text) {
     held = text;
-    const field = form.elements.text;
-    if (field) field.disabled = true; // it may be empty, and is not what is sent
+    if (form.elements.text) form.elements.text.value = text;
     form.requestSubmit();
-    if (field) field.disabled = false;
   }
 
+  // What is in the field counts, because it may have been corrected since it was sent.
   document.addEventListener("formdata", ({ target, formData }) => {
     if (!target.matches("[data-several]")) return;
-    if (held) formData.set("text", held);
-    else held = formData.get("text") || "";
+    held = formData.get("text") || held;
+    formData.set("text", held);
   });
 
   // --- what is pasted into the field for one key, and files
@@ -51,7 +50,7 @@
 
   async function take(file) {
     const form = panelForm();
-    if (file && form) send(form, await file.slice(0, MOST + 1).text());
+    if (file && form && !form.querySelector("[data-again]")) send(form, await file.slice(0, MOST + 1).text());
   }
 
   document.addEventListener("change", ({ target }) => {
