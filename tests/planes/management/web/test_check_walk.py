@@ -23,6 +23,7 @@ from tests.planes.management.web.conftest import people
 from tests.planes.management.web.moves import (
     KEYS,
     OPENAI_KEY,
+    act,
     dialog,
     fill,
     join,
@@ -178,6 +179,21 @@ def test_a_new_key_appears_is_checked_and_gets_its_verdict(visit_checks: Arrive,
     settled(page)
     assert len(checks_stage.gateway.asked) == 1  # not again
     assert person.troubles() == []
+
+
+def test_a_refusal_is_whole_on_a_phone_and_leads_to_a_new_value(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False, viewport=PHONE, has_touch=True, is_mobile=True))
+    page = person.page
+    checks_stage.gateway.says(Verdict.REFUSED)
+    add_key(person)
+    expect(page.locator(".verdict")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
+    expect(page.get_by_text("In use by applications")).to_be_hidden()  # the verdict has the line
+    page.get_by_role("button", name="Actions").tap()
+    expect(page.locator(".menu .hint")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
+    page.reload()
+    act(rows(page), "Replace key")
+    expect(dialog(page).get_by_role("heading", name="Replace Key")).to_be_visible()
+    expect(page.get_by_label("API key", exact=True)).to_have_attribute("required", "")
 
 
 def test_a_person_can_check_again_with_the_keyboard(visit_checks: Arrive, checks_stage: Stage) -> None:

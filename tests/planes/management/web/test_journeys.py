@@ -571,6 +571,8 @@ def test_a_phone_is_enough(arrive: Arrive) -> None:
     for path in SETTINGS:
         page.get_by_role("navigation", name="Settings").locator(f"[href='{path}']").tap()
         expect(page).to_have_url(f"{ada.origin}{path}")
+        for link in page.get_by_role("navigation", name="Settings").get_by_role("link").all():
+            expect(link).to_be_in_viewport(ratio=1)  # nobody guesses that there is more to the side
         _is_made_for_fingers(page)
     page.get_by_role("link", name="API Keys").tap()
     expect(row).to_contain_text("at home")

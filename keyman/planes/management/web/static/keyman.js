@@ -52,6 +52,7 @@
         const found = [same, ".fresh .menu button", ".fresh .menu-button", "button"].map((each) => region.querySelector(each));
         found.find((each) => each?.checkVisibility())?.focus();
       }
+      if (region.matches(".check")) repeat(region.closest("tr"));
       if (region.matches(".check, #rows")) heard.textContent = region.dataset.status || "";
       else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
     }
@@ -149,6 +150,16 @@
     const how = button.matches(".asks") ? { target: place, select: place, swap: "outerHTML ignoreTitle:true" } : {};
     const values = Object.fromEntries(new FormData(button.form, button));
     htmx.ajax(button.formMethod || "get", button.getAttribute("formaction"), { source: button, values, ...how });
+  }
+
+  // On a phone, the card cuts the verdict off after one line, and the menu says it whole.
+  function repeat(row) {
+    const menu = row.querySelector(".menu");
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = [...row.querySelectorAll(".expiry, .verdict")].map((each) => each.textContent.trim()).join(". ");
+    menu.querySelector(".hint")?.remove();
+    menu.querySelector("p").after(hint);
   }
 
   // A key that was just stored is checked when its row appears.
@@ -303,9 +314,6 @@
   addEventListener("pageshow", () => {
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
-
-  // On a phone, the navigation is wider than the screen.
-  document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
   // --- a change is reported once, and exact times are shown in the reader's time zone
 
