@@ -86,7 +86,10 @@ def _openai(upstream: Upstream) -> Sdk | None:
     lists = f"GET {bases[0]}/models" in upstream.paths
     call = _MODELS if lists else _HELLO
     python = f'import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="{{url}}", api_key={{env}})\n{call}'
-    return Sdk(python, ("OPENAI_BASE_URL", "OPENAI_API_KEY"), bases[0])
+    return Sdk(python, _OF_OPENAI, bases[0])
+
+
+_OF_OPENAI = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
 
 
 _MODELS = "print([model.id for model in client.models.list()])"
@@ -134,3 +137,6 @@ _SDKS: Mapping[str, Sdk] = {
     ),
 }
 """By service, where the provider's own SDK differs from OpenAI's."""
+
+VARIABLES = frozenset({*_OF_OPENAI, *(name for sdk in _SDKS.values() for name in sdk.variables or ())})
+"""All variables from which SDKs read their address and their token."""

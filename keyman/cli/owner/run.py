@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +14,7 @@ from keyman.cli.owner.server import Server, find_server, require_safe, server_ur
 from keyman.client import Service
 from keyman.client.management import TOKEN
 from keyman.errors import KeymanError
-
-OF_SDKS = re.compile("[A-Z][A-Z0-9]{0,30}(_[A-Z0-9]{1,30}){0,4}_(URL|KEY|TOKEN)")
-"""The names of variables that a server may have set: it must not choose which libraries the program loads."""
-
-NEVER = re.compile("(LD|DYLD|PYTHON|NODE|GIT|SSH|KEYMAN)_.*|.*PROXY.*")
+from keyman.providers.snippets import VARIABLES
 
 RIVALS = {"GEMINI_API_KEY": ("GOOGLE_API_KEY",), "ANTHROPIC_API_KEY": ("ANTHROPIC_AUTH_TOKEN",)}
 """Variables that an SDK would use in place of, or beside, the one that is set. They are removed."""
@@ -106,9 +101,15 @@ def _of_services(wanted: Sequence[Service], server: Server, *, is_chosen: bool) 
 
 
 def _checked(name: str) -> str:
-    """Return the name of a variable. Raises KeymanError for one that no SDK has for its address or its key."""
-    if not OF_SDKS.fullmatch(name) or NEVER.fullmatch(name):
-        raise KeymanError("The server names a variable that is none of an SDK's, so nothing was run.")
+    """Return the name of a variable. Raises KeymanError for one that no SDK has for its address or its key.
+
+    A server must not choose which libraries the program loads, or where it installs them from.
+    """
+    if name not in VARIABLES:
+        raise KeymanError(
+            "The server names a variable that is none of an SDK's, so nothing was run. If the server is newer than "
+            "this command, install its version."
+        )
     return name
 
 

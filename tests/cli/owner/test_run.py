@@ -116,6 +116,8 @@ def test_a_command_that_is_not_there_or_no_program_ends_as_in_a_shell(keyholder:
         "HTTPS_PROXY_URL",
         "KEYMAN_TOKEN",
         "LD_AUDIT_URL",
+        "PIP_INDEX_URL",
+        "DATABASE_URL",
         "openai_url",
     ],
 )
