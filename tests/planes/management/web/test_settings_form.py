@@ -101,10 +101,10 @@ def _mistake(one: Paste) -> str | None:
     return message_for(one._replace(text=bare(one.text)))
 
 
-# The field has one line: a paste of several leads to the page for several keys.
-_MISTAKES = [one for one in PASTES if one.service == "OPENAI" and re.fullmatch("[ -~]+", one.text) and _mistake(one)][
-    ::9
-]
+# The field has one line: a paste of several leads to the page for several keys. The browser itself refuses short ones.
+_MISTAKES = [
+    one for one in PASTES if one.service == "OPENAI" and re.fullmatch("[ -~]{8,}", one.text) and _mistake(one)
+][::9]
 
 
 @pytest.mark.parametrize("one", quick(_MISTAKES[:2], _MISTAKES[2:]))
