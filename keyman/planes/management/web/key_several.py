@@ -25,6 +25,7 @@ from keyman.http.limit import count_writes
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
 from keyman.keys import batches, idempotency, operations
 from keyman.keys.batches import Outcome
 from keyman.keys.idempotency import IdempotencyKey
@@ -33,6 +34,7 @@ from keyman.keys.sealing import Sealer
 from keyman.planes.management.web import marks
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.keys import offered
+from keyman.planes.management.web.outcomes import ids_of
 from keyman.planes.management.web.pages import Visit
 from keyman.providers.catalogue import Catalogue, ServiceInfo
 from keyman.providers.dotenv import Line, read_lines
@@ -86,12 +88,14 @@ class Row:
     fault: Kept | None = None
     doubt: str = ""
     is_stored: bool = False
+    key_id: KeyId | None = None
     same_as: KeyInfo | None = None
 
     def take(self, kept: Kept, same_as: KeyInfo | None) -> None:
         """Note what came of this row."""
         self.is_stored, self.is_chosen, self.same_as = kept.key is not None, kept.key is None, same_as
         self.fault, self.doubt = (kept if kept.template else None), ""
+        self.key_id = KeyId(kept.key.id) if kept.key is not None else None
 
     @property
     def trace(self) -> str:
@@ -227,6 +231,7 @@ def _choose(rows: Sequence[Row], services: Sequence[ServiceInfo], form: Form) ->
     for row in rows:
         number, service = str(row.number), form.text(f"service-{row.number}")
         row.is_stored = number in stored
+        row.key_id = next(iter(ids_of([form.text(f"key-{number}")])), None)
         row.is_chosen = number in used and not row.is_stored
         row.label = form.text(f"label-{row.number}").strip()
         row.service = service if service in slugs else ""
@@ -277,5 +282,6 @@ def _show(
         left_out=left_out,
         is_cut=is_cut,
         is_stored=is_stored,
+        saved=",".join(str(row.key_id) for row in rows if row.key_id),
         attempt=uuid4().hex,
     )

@@ -23,11 +23,15 @@ JUST_STORED = timedelta(minutes=1)
 """A key that was stored within this time is checked when its row appears. Another link to the row asks for nothing."""
 
 
+AT_ONCE = 10
+"""How many keys that were stored together are checked at once: a third of the checks that an account has in an hour."""
+
+
 @dataclass(frozen=True)
 class Checks:
-    """What the list shows of live checks: for which keys there is a button, and for which one it is pressed at once.
+    """What the list shows of live checks: for which keys there is a button, and for which ones it is pressed at once.
 
-    `done` and `saved` are what the address of the list says that has just been done, and to which key.
+    `done` and `saved` are what the address of the list says that has just been done, and to which keys.
     """
 
     services: frozenset[str]
@@ -44,7 +48,7 @@ class Checks:
         return key.service in self.services and key.status is not Status.UNDECRYPTABLE
 
     def starts(self, key: KeyInfo) -> bool:
-        """Return True for the key that was stored just now, whose value was not checked yet."""
+        """Return True for a key that was stored just now, whose value was not checked yet."""
         is_new = self.done in ("created", "changed") and self._is_saved(key)
         return is_new and key.check is None and self.can_check(key) and now() - key.updated_at < JUST_STORED
 
@@ -57,4 +61,4 @@ class Checks:
         return key.check.detail if key.check is not None and key.check.detail not in DETAILS.values() else ""
 
     def _is_saved(self, key: KeyInfo) -> bool:
-        return self.saved == str(key.id)
+        return str(key.id) in self.saved.split(",")[:AT_ONCE]

@@ -196,6 +196,29 @@ def test_a_refusal_is_whole_on_a_phone_and_leads_to_a_new_value(visit_checks: Ar
     expect(page.get_by_label("API key", exact=True)).to_have_attribute("required", "")
 
 
+def test_keys_that_are_stored_together_are_checked_when_their_rows_appear(
+    visit_checks: Arrive, checks_stage: Stage
+) -> None:
+    person = join(visit_checks(signed_up=False))
+    page = person.page
+    checks_stage.gateway.says(Verdict.ACCEPTED)
+    person.open(KEYS)
+    press(page, "Add New Key")
+    page.get_by_role("button", name="Add Several Keys").click()
+    page.get_by_label("Lines with keys").fill("\n".join(f"KEY_{number}=sk-{BODY}{number:04}" for number in range(12)))
+    page.get_by_role("button", name="Show the keys").click()
+    for number in range(12):
+        page.get_by_label(f"Service of KEY_{number}", exact=True).select_option(label="OpenAI")
+        page.get_by_role("checkbox", name=f"Store KEY_{number}", exact=True).check()
+    page.get_by_role("button", name="Store the chosen keys").click()
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("status")).to_have_text("12 keys are stored.")
+    expect(page.locator(".verdict")).to_have_count(10)  # the others take no more of the hour's checks
+    settled(page)
+    assert len(set(checks_stage.gateway.asked)) == len(checks_stage.gateway.asked) == 10
+    assert person.troubles() == []
+
+
 def test_a_person_can_check_again_with_the_keyboard(visit_checks: Arrive, checks_stage: Stage) -> None:
     person = join(visit_checks(signed_up=False))
     page = person.page

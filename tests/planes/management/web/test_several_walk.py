@@ -75,6 +75,8 @@ def test_lines_that_are_pasted_into_the_field_for_one_key_are_shown_and_stored(p
     assert lies_in(recorder, CANARY, OPENAI_KEY) == []
     opened.get_by_role("button", name="Done").click()
     expect(rows(page)).to_have_count(3)
+    expect(page.get_by_role("status")).to_have_text("3 keys are stored.")
+    expect(page.locator(".fresh")).to_have_count(3)
     expect(rows(page).first).to_contain_text("for tests")
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert [key["service"] for key in keys_of(pasting)] == ["DEEPSEEK", "ANTHROPIC", "OPENAI"]
@@ -225,6 +227,7 @@ def test_a_page_of_its_own_works_with_and_without_a_script(arrive: Arrive, has_s
     assert len(keys_of(ada)) == 2
     page.get_by_role("button", name="Done").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("API Keys")
+    expect(page.get_by_role("status")).to_have_text("2 keys are stored.")
     assert ada.troubles(REFUSED) == []
 
 

@@ -203,7 +203,7 @@
       if (focused === document.body || !focused.checkVisibility()) opener()?.focus();
       const refresh = each === dialog && each.querySelector("[data-refreshes]");
       each.replaceChildren(); // with whatever was typed
-      if (refresh) location.assign(location.pathname + location.search);
+      if (refresh) location.assign(location.pathname + (refresh.dataset.refreshes ? `?${refresh.dataset.refreshes}` : location.search));
     });
   }
 
