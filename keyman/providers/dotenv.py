@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from keyman.providers.pasted import bare
+from keyman.providers.pasted import bare, is_random
 
 _NAME = re.compile(
     r"[ \t]*(?:(?:export|setx?|declare|env)[ \t]+|\$env:)?"
@@ -23,14 +23,9 @@ _COMMENT = re.compile(r"\s#.*")
 _QUOTED = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
 _ESCAPED = re.compile(r"\\([\\\"'n])")
 _JSON = json.JSONDecoder()
-_LONG_WORD = re.compile(r"(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{16,}")
-_DIGITS = re.compile(r"\d+")
 
 MAX_BROKEN = 10
 """Objects that are no JSON. After so many, `{` begins none: each can be as long as the rest of the text, and deep."""
-
-MANY_NUMBERS = 4
-"""A name of 16 or more characters with so many numbers in it, such as a UUID, is a key."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +57,7 @@ def read_lines(text: str) -> Iterator[Line]:
 def _named(line: str) -> re.Match[str] | None:
     """Return the name at the beginning of a line, with what follows it up to the value, or None."""
     found = _NAME.match(line)
-    return None if found is None or _is_key(found[1]) else found
-
-
-def _is_key(name: str) -> bool:
-    """Return True for what looks like a name, but is a random text."""
-    return _LONG_WORD.search(name) is not None or (len(name) >= 16 and len(_DIGITS.findall(name)) >= MANY_NUMBERS)
+    return None if found is None or is_random(found[1]) else found
 
 
 def _value(text: str, begin: int, *, takes_json: bool) -> tuple[str, int, bool]:

@@ -44,6 +44,12 @@ _NAMED = re.compile(
     rf"|{_ENDING}\s{{0,9}}:",  # x-api-key:value
     re.IGNORECASE,
 )
+_LONG_WORD = re.compile(r"(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{16,}")
+_DIGITS = re.compile(r"\d+")
+
+MANY_NUMBERS = 4
+"""A name of 16 or more characters with so many numbers in it, such as a UUID, is a key."""
+
 _UNUSUAL = re.compile(r"[^!-~]")
 _ESCAPE = re.compile(r"\\[nrt]?\Z")
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -66,8 +72,8 @@ def check_pasted(text: str) -> None:
 def bare(text: str) -> str:
     """Return a key without what people paste around it: its name, quotation marks, `Bearer`, a comma behind it.
 
-    Return the text as it is if it has several lines, is JSON or an address, or if what is left cannot be a key, because
-    it is too short or has a quotation mark in it.
+    Return the text as it is if it has several lines, or is JSON, an address, or a key with something behind it, such as
+    `sk-…: note`. Also if what is left cannot be a key, because it is too short or has a quotation mark in it.
     """
     rest = text.strip()
     if "\n" in rest or "\r" in rest or rest.startswith("{"):
@@ -81,8 +87,13 @@ def bare(text: str) -> str:
 def _peeled(text: str) -> str:
     """Return the text without its outermost layer."""
     around = _BEARER.match(text) or _AUTHORIZATION.match(text) or _ASSIGNMENT.match(text) or _NAMED.match(text)
-    rest = text[around.end() :] if around else text
+    rest = text[around.end() :] if around and not is_random(around[0]) else text
     return rest.rstrip(",; \t").strip(_AROUND).strip()
+
+
+def is_random(text: str) -> bool:
+    """Return True for a text that may look like a name, but is a key with something behind it, such as `sk-…: note`."""
+    return _LONG_WORD.search(text) is not None or (len(text) >= 16 and len(_DIGITS.findall(text)) >= MANY_NUMBERS)
 
 
 def unusual_characters(text: str) -> list[str]:
@@ -122,7 +133,7 @@ def _check_surroundings(text: str) -> None:
         raise ValueError("is an Authorization header; paste only the key in it")
     if "=" in text and _ASSIGNMENT.match(text):
         raise ValueError("is an assignment (NAME=value); paste only the value after the equals sign")
-    if ":" in text and _NAMED.match(text):
+    if ":" in text and (found := _NAMED.match(text)) and not is_random(found[0]):
         raise ValueError("has its name in front of it (name: value); paste only the value after the colon")
 
 

@@ -64,6 +64,13 @@ def test_what_is_no_key_with_something_around_it_stays_as_it_is(text: str) -> No
     assert bare(text) == text
 
 
+@pytest.mark.parametrize("note", [": production-chat", " : production-chat", " = production-chat"])
+def test_a_note_behind_a_key_does_not_take_its_place(note: str) -> None:
+    for key in (f"sk-{BODY}1234", "one0two3-four-5six-7eight-nine9ten0"):
+        assert bare(key + note) == key + note
+        assert message_for(Paste(key + note, None)) is not None
+
+
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=8, max_size=60))
 def test_a_key_that_is_accepted_is_not_changed(text: str) -> None:
     assert bare(text) == text or message_for(Paste(text, None)) is not None

@@ -86,6 +86,7 @@ def test_a_service_that_was_chosen_by_hand_stays(adder: Person) -> None:
         ("AZURE_OPENAI_API_KEY=hq2v9mXbT0c7eUKw", "hq2v9mXbT0c7eUKw", "AZURE_OPENAI"),
         (f'"openai_api_key": "{OPENAI_KEY}",', OPENAI_KEY, "OPENAI"),
         ("https://example.com/keys", "https://example.com/keys", ""),
+        (f"{OPENAI_KEY}: production-chat", f"{OPENAI_KEY}: production-chat", ""),
     ],
 )
 def test_what_is_pasted_around_a_key_is_removed_and_said(adder: Person, text: str, key: str, service: str) -> None:

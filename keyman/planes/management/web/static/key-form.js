@@ -64,13 +64,19 @@
   const BEARER = /^["'`]?bearer\s+/i;
   const QUOTES = /^["'`\u2018-\u201f\u00ab\u00bb]+|["'`\u2018-\u201f\u00ab\u00bb]+$/g;
 
+  // What looks like a name may be a key with something behind it, such as `sk-…: note`.
+  const isRandom = (name) =>
+    /(?=[a-z]*\d)(?=\d*[a-z])[a-z0-9]{16,}/i.test(name) || (name.length >= 16 && name.match(/\d+/g)?.length >= 4);
+
   // The key in a text of one line, and the name in front of it.
   function bare(text) {
     let rest = text.trim();
     let name = "";
     for (let layer = 0; layer < 6; layer += 1) {
-      name ||= rest.match(NAME)?.[1] || "";
-      rest = rest.replace(BEARER, "").replace(NAME, "").replace(/[,;\s]+$/, "").replace(QUOTES, "").trim();
+      const found = rest.match(NAME)?.[1] || "";
+      const named = isRandom(found) ? "" : found;
+      name ||= named;
+      rest = rest.replace(BEARER, "").replace(named ? NAME : "", "").replace(/[,;\s]+$/, "").replace(QUOTES, "").trim();
     }
     return rest.length < 8 || /^[a-z][a-z0-9+.-]*:\/\/|["'`]/i.test(rest) ? { key: text.trim(), name: "" } : { key: rest, name };
   }
