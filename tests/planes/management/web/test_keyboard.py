@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.planes.management.web.moves import (
@@ -10,6 +11,7 @@ from tests.planes.management.web.moves import (
     KEYS,
     OPENAI_KEY,
     TOKENS,
+    act,
     dialog,
     fill,
     join,
@@ -19,7 +21,7 @@ from tests.planes.management.web.moves import (
     rows,
     save,
 )
-from tests.support.browser import PHONE, Arrive, DevServer
+from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer
 from tests.support.planes import PASSWORD
 
 PAPER = "getComputedStyle(document.body).backgroundColor"
@@ -142,3 +144,27 @@ def test_the_display_fits_on_a_phone(arrive: Arrive) -> None:
     for path in (ACCOUNT, "/settings/shortcuts"):
         ada.open(path)
         assert narrow_places(ada.page) == []
+
+
+HIDDEN = """() => {
+  const box = document.activeElement.getBoundingClientRect();
+  const above = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return document.activeElement.contains(above) ? "" : document.activeElement.outerHTML;
+}"""
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE])
+def test_nothing_lies_above_what_has_the_focus(arrive: Arrive, dev_server: DevServer, viewport: object) -> None:
+    ada = join(arrive(signed_up=False, viewport=viewport, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(9)))
+    ada.open(KEYS)
+    act(rows(page).last, "Pause")
+    dialog(page).get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_role("status")).to_contain_text("OpenAI · key 0 is paused.")
+    assert page.evaluate(HIDDEN) == ""  # under the toast
+    page.get_by_role("button", name="Close", exact=True).click()
+    rows(page).first.get_by_role("checkbox").check()
+    while not rows(page).last.get_by_role("link").evaluate("(link) => link === document.activeElement"):
+        page.keyboard.press("Tab")
+        assert page.evaluate(HIDDEN) == ""  # under the bar for what is selected

@@ -55,6 +55,7 @@
       if (region.matches(".check")) repeat(region.closest("tr"));
       if (region.matches(".check, #rows")) heard.textContent = region.dataset.status || "";
       else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
+      if (isAnswered) document.activeElement.scrollIntoView({ block: "nearest" }); // not under the toast
     }
     localTimes();
     start();
