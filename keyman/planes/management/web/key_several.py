@@ -98,6 +98,11 @@ class Row:
         self.key_id = KeyId(kept.key.id) if kept.key is not None else None
 
     @property
+    def shown_label(self) -> str:
+        """The label, or nothing if somebody typed the key there: no page has one."""
+        return "" if self.line.value in self.label else self.label
+
+    @property
     def trace(self) -> str:
         """What the page shows of the line, by which the next step recognises it."""
         return f"{self.line.number} {self.line.name} {self.mask}"

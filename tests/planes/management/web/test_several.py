@@ -192,6 +192,15 @@ async def test_a_key_with_something_behind_it_is_not_shown_as_a_name(shared: Api
     await looked(await somebody(shared), f"{TEXT}{line}\n")  # `send` looks for it
 
 
+async def test_a_key_that_was_typed_as_a_label_is_not_shown_again(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    page = await send(ada, ("text", TEXT), *fields, ("label-0", f"my sk-{BODY}1234"))  # `send` looks for it
+    assert "Label" in rows_of(page)[0][-1]
+    # Also if this row was not chosen.
+    await send(ada, ("text", TEXT), *[each for each in fields if each[0] != "use"], ("label-0", f"sk-{BODY}1234"))
+
+
 async def test_nothing_chosen_is_said(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     _, fields = await looked(ada)
