@@ -72,6 +72,9 @@ def test_a_signed_in_person_tries_calls_with_their_session(arrive: Arrive) -> No
     assert "not-found" in str(tried("getKey", "404 Not Found", key_id="999999999")["type"])
     tried("deleteKey", "204 No Content", key_id=number)
     assert keys_of(ada) == []
+    unsent = "Nothing was sent: a header has a character that no header can have."
+    tried("createKey", unsent, **{"Idempotency-Key": "€"})
+    tried("createKey", "201 Created", **{"Idempotency-Key": "1"})
     assert ada.troubles(REFUSED) == []
 
 

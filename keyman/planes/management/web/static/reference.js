@@ -20,11 +20,18 @@
   async function send(form) {
     const [status, answer] = form.querySelectorAll(".answer");
     const button = form.querySelector("[type=submit]");
+    answer.hidden = true;
+    let asked;
+    try {
+      asked = new Request(...request(form));
+    } catch {
+      status.textContent = "Nothing was sent: a header has a character that no header can have.";
+      return;
+    }
     button.disabled = true;
     status.textContent = "Sending…";
-    answer.hidden = true;
     try {
-      const response = await fetch(...request(form));
+      const response = await fetch(asked);
       const text = await response.text();
       const links = ["location", "etag", "link", "retry-after"].filter((name) => response.headers.has(name));
       const headers = links.map((name) => `${name}: ${response.headers.get(name)}\n`).join("");
