@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
+
 import pytest
 from playwright.sync_api import Page, expect
 
+from keyman.clock import now
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -144,6 +148,22 @@ def test_the_display_fits_on_a_phone(arrive: Arrive) -> None:
     for path in (ACCOUNT, "/settings/shortcuts"):
         ada.open(path)
         assert narrow_places(ada.page) == []
+
+
+def test_boxes_are_alike_and_facts_stand_beside_their_names_on_a_phone(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE, has_touch=True, is_mobile=True))
+    page, later = ada.page, now() + timedelta(days=3, hours=1)
+    plant(dev_server.home, ada, {"name": "chat", "is_default": True, "expires_at": later})
+    ada.open(f"{TOKENS}/new")
+    widths = "(boxes) => boxes.map((box) => box.getBoundingClientRect().width)"
+    assert page.locator(".choice input").evaluate_all(widths) == [18] * 5
+    ada.open(KEYS)
+    expect(page.locator(".notes")).to_have_text(re.compile(r"In use by applications\s+expires in 3 days"))
+    assert page.locator(".notes").evaluate("(notes) => notes.scrollWidth <= notes.clientWidth")
+    rows(page).get_by_role("link", name="chat").tap()
+    expect(page.get_by_role("heading", level=1)).to_have_text("chat")
+    tops = "(pairs) => pairs.filter((pair) => pair.children[0].offsetTop !== pair.children[1].offsetTop).length"
+    assert page.locator(".facts > div").evaluate_all(tops) == 0
 
 
 HIDDEN = """() => {
