@@ -59,7 +59,8 @@ def command(service: str | None, home: Path | None, as_json: bool) -> None:
     if service is None:
         print_rows(entries, _COLUMNS, as_json=as_json)
         return
-    found = [one for one in entries if one.service == service]
+    wanted = service.upper().replace("-", "_")  # as for `keyman key add`
+    found = [one for one in entries if one.service == wanted]
     if not found:
         known = ", ".join(one.service for one in entries)
         raise click.BadParameter(f"the known services are {known}", param_hint="SERVICE")

@@ -80,6 +80,7 @@ def test_one_service_is_shown_with_its_paths(with_file: dict[str, str]) -> None:
     assert (shown.code, shown.err) == (0, "")
     lines = shown.out.splitlines()
     assert lines[0] == "service        OPENAI"
+    assert keyman("services", "aws-bedrock", env=with_file).out.startswith("service        AWS_BEDROCK\n")
     assert "base URL       http://127.0.0.1:9187" in lines
     assert "paths          POST /v1/chat/completions" in lines
     assert "               GET /v1/models/{model}" in lines
@@ -87,14 +88,14 @@ def test_one_service_is_shown_with_its_paths(with_file: dict[str, str]) -> None:
         "changed        base_url, shipped as https://api.openai.com",
         "               check, shipped as GET /v1/models",
     ]
-    assert [one["service"] for one in json.loads(keyman("services", "OPENAI", "--json", env=with_file).out)] == [
+    assert [one["service"] for one in json.loads(keyman("services", "openai", "--json", env=with_file).out)] == [
         "OPENAI"
     ]
     assert r"Mine\x07" in keyman("services", "MINE", env=with_file).out
 
 
 def test_an_unknown_service_is_wrong_usage() -> None:
-    wrong = keyman("services", "openai")
+    wrong = keyman("services", "no-such")
     assert wrong.code == 2
     assert "the known services are OPENAI, ANTHROPIC" in wrong.err
 
