@@ -72,7 +72,7 @@ def test_the_example_leads_a_person_to_the_keys_and_back(arrive: Arrive, shop: S
     page.get_by_label("Service", exact=True).select_option("OPENAI")
     page.locator("#api_key").fill(VALUE)
     page.get_by_role("button", name="Save").click()
-    page.get_by_text("sk-...1234").wait_for()
+    page.get_by_role("link", name="sk-...1234").wait_for()
     page.go_back()
     page.goto(link)  # used
     assert page.get_by_role("heading", name="This link does not work").is_visible()

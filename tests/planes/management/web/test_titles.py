@@ -14,6 +14,7 @@ SENTENCES = {
     "No keys yet",
     "No matching keys",
     "No tokens yet",
+    "Not all keys were changed",
     "Nothing to show",
     "Sign in",  # also the words of the button, as other software knows them
     "Sign in again",
