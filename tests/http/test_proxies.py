@@ -231,10 +231,10 @@ def test_the_pages_work_below_a_path_behind_nginx(proxied_env: dict[str, str], t
         page.screenshot(path=tmp_path / "keys.png")
         (cookie,) = context.cookies()
         assert (cookie["name"], cookie["path"]) == ("keyman_session", "/keyman")
-        for name in ("Access tokens", "Activity", "Account"):
+        for name in ("Access Tokens", "Activity", "Account"):
             page.get_by_role("link", name=name, exact=True).click()
             page.wait_for_url(f"{origin}/settings/{name.lower().replace(' ', '-')}")
-        page.get_by_role("link", name="Access tokens").click()
+        page.get_by_role("link", name="Access Tokens").click()
         opened = press(page, "New Token")
         page.get_by_label("Name", exact=True).fill("CI pipeline")
         opened.get_by_role("button", name="Create Token").click()
