@@ -166,7 +166,7 @@ PLAIN = {"keyman"} | {
     for name in (
         *("__main__", "errors", "extras", "loopback", "memory", "private", "quantities", "retry", "secret"),
         *("version", "providers"),
-        *(f"providers.{name}" for name in ("credentials", "dotenv", "masking", "naming", "pasted")),
+        *(f"providers.{name}" for name in ("credentials", "dotenv", "masking", "naming", "pasted", "snippets")),
         *(f"providers.{name}" for name in ("paths", "upstreams", "verdicts")),
     )
 }

@@ -7,10 +7,11 @@ of the providers' own SDKs. Where a provider has none of its own, or recommends 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from keyman.providers.services import Service
-from keyman.providers.upstreams import Upstream
+if TYPE_CHECKING:  # they need the server, and the command line needs only the names of variables
+    from keyman.providers.services import Service
+    from keyman.providers.upstreams import Upstream
 
 VARIABLE = "KEYMAN_TOKEN"
 """The variable that has the token in every line."""

@@ -111,12 +111,12 @@ def test_each_time_out_ends_its_connections_by_itself(replica: Service, plane: s
 
 @pytest.mark.parametrize("plane", BUFFERING)
 def test_a_client_that_takes_nothing_is_cut_off(replica: Service, plane: str, tmp_path: Path) -> None:
-    """It is seen in the proxy's log: `c` for the client's time-out, `D` for the data that it did not take."""
+    """It is seen in the proxy's log: `c` for the client's time-out, `D` or `L` for data that it did not take."""
     with front_with_only("client", plane, replica, tmp_path) as proxy, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", proxy.port))
         client.sendall(b"GET /docs/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 200)
-        until(lambda: re.search(r" cD-* ?$", proxy.errors.read_text(), re.MULTILINE) is not None, "its end")
+        until(lambda: re.search(r" c[DL]-* ?$", proxy.errors.read_text(), re.MULTILINE) is not None, "its end")
 
 
 @pytest.mark.parametrize("plane", CONFIGURATIONS)

@@ -82,9 +82,9 @@ async def test_each_of_a_hundred_clients_gets_a_true_answer_when_a_commit_is_not
                 assert counted == {"stored": CLIENTS}
             elif where is Cut.BEFORE:
                 assert counted.keys() == {"stored", NOTHING}
-                assert counted[NOTHING] >= 20
+                assert counted[NOTHING] >= 10
             else:
-                assert counted[UNKNOWN] >= 20
+                assert counted[UNKNOWN] >= 10
                 assert {name for name, outcome in outcomes.items() if outcome == UNKNOWN} <= found
             # Sent again with the same Idempotency-Key, every key is stored once.
             again = await asyncio.gather(*(post(ada, name) for name in names))

@@ -27,16 +27,18 @@ class _Applications:
     """Makes the first application as Litestar does, and others with the same arguments as copies of it."""
 
     def __init__(self) -> None:
-        self._first: Litestar | None = None
-        self._arguments: dict[str, Any] = {}
+        self._made: dict[int, tuple[Litestar, dict[str, Any]]] = {}
+        """The first application and its arguments, by the number of its routes: one can have /metrics beside them."""
 
     def __call__(self, **arguments: Any) -> Litestar:
         constant = {name: value for name, value in arguments.items() if name not in _NEW_EACH_TIME}
-        if self._first is None:
-            self._first, self._arguments = Litestar(**arguments), constant
-            return self._first
-        assert constant == self._arguments, "more than the state depends on settings: then routes cannot be shared"
-        return _copied(self._first, arguments["state"])
+        count = len(arguments["route_handlers"])
+        if count not in self._made:
+            self._made[count] = Litestar(**arguments), constant
+            return self._made[count][0]
+        first, others = self._made[count]
+        assert constant == others, "more than the state depends on settings: then routes cannot be shared"
+        return _copied(first, arguments["state"])
 
 
 def _copied(first: Litestar, state: Any) -> Litestar:
