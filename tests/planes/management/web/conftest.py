@@ -6,8 +6,9 @@ Playwright's synchronous loop lasts as long as a module, so a module that uses i
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -70,8 +71,15 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def arrive(dev_server: DevServer, browser: Browser) -> Iterator[Arrive]:
     """Somebody new comes: `arrive()` with Playwright's options of a context, signed up by default."""
+    _forget_sign_ups(dev_server)
     with people(browser, dev_server.origin) as come:
         yield come
+
+
+def _forget_sign_ups(server: DevServer) -> None:
+    """Let the people of this test sign up, however many those of earlier tests were: all come from one address."""
+    with closing(sqlite3.connect(server.home / "keyman.db", timeout=60, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM throttle")
 
 
 @contextmanager
