@@ -156,6 +156,7 @@ def test_pasted_lines_are_not_thrown_away_by_one_key_nor_by_a_failure(pasting: P
     paste(page, TEXT)
     opened = dialog(page)
     expect(opened.get_by_role("checkbox")).to_have_count(3)
+    expect(opened.locator("[data-again]")).to_be_hidden()  # the page's script has taken the lines over
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Keep editing").click()
     pasting.context.set_offline(True)
