@@ -1,4 +1,4 @@
-"""Installs what keyman is compared with, each into an environment of its own in the user's cache directory."""
+"""Installs what keyman is compared with, each into a separate environment in the user's cache directory."""
 
 from __future__ import annotations
 
