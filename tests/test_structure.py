@@ -197,6 +197,7 @@ def test_the_commands_of_owners_need_nothing_of_the_server() -> None:
         "keyman.providers.masking",
         "keyman.providers.naming",
         "keyman.providers.pasted",
+        "keyman.providers.services",
         "keyman.providers.snippets",
         "keyman.secret",
     }

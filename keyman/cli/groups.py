@@ -32,7 +32,7 @@ class AsksForSecret(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
-        if ctx.args:
+        if ctx.args and not ctx.resilient_parsing:  # which a shell does for completion, while somebody types
             raise click.UsageError(NO_ARGUMENT, ctx)
         return rest
 

@@ -9,6 +9,7 @@ import pytest
 
 from keyman.cli import COMMANDS
 from keyman.cli.completion import SHELLS, VARIABLE
+from keyman.providers.services import SHIPPED
 from tests.cli.transcript import keyman
 from tests.support.cli import environment, run_keyman
 from tests.support.waiting import PATIENCE
@@ -36,7 +37,7 @@ def completed(words: str, number: int) -> list[str]:
     asked = {VARIABLE: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
     done = run_keyman(env=environment(**asked))
     assert (done.code, done.err) == (0, "")
-    return [line.removeprefix("plain,") for line in done.out.splitlines()]
+    return [line.removeprefix("plain,") for line in done.out.split()]
 
 
 def test_commands_and_options_are_completed() -> None:
@@ -45,6 +46,22 @@ def test_commands_and_options_are_completed() -> None:
     assert completed("keyman key p", 2) == ["pause"]
     assert completed("keyman key list --so", 3) == ["--sort"]
     assert completed("keyman completion ", 2) == [*SHELLS]
+
+
+def test_the_names_of_services_are_completed_without_a_server() -> None:
+    assert completed("keyman key add ", 3) == [service.service for service in SHIPPED]
+    for begun in ("OPEN", "open", "Open"):
+        assert completed(f"keyman key add {begun}", 3) == ["OPENAI", "OPENROUTER"]
+    assert completed("keyman key add aws-", 3) == ["AWS_BEDROCK"]
+    assert completed("keyman key add --name work mist", 5) == ["MISTRAL"]
+    assert completed("keyman key list --service mist", 4) == ["MISTRAL"]
+    assert completed("keyman run --service mist", 3) == ["MISTRAL"]
+
+
+def test_what_only_a_server_knows_is_not_completed() -> None:
+    assert completed("keyman key add OPENAI --name ", 5) == []
+    assert completed("keyman key add OPENAI more ", 5) == []
+    assert completed("keyman key edit ", 3) == []
 
 
 def test_completing_a_command_imports_none() -> None:

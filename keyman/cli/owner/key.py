@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from keyman.cli.groups import Group, KeyNumber
+from keyman.cli.owner import completing
 from keyman.cli.owner.imports import import_file
 from keyman.cli.owner.inputs import expiry, expiry_options
 from keyman.cli.owner.offered import Offered
@@ -62,7 +63,7 @@ ALWAYS = ("id", "service", "name", "key", "status")
 
 
 @group.command("list")
-@click.option("--service", metavar="SERVICE", help="Only keys of this service.")
+@click.option("--service", metavar="SERVICE", shell_complete=completing.services, help="Only keys of this service.")
 @click.option("--status", type=click.Choice([*WORDS.values(), "disabled"]), help="Only keys that are this now.")
 @click.option("--check", type=click.Choice(get_args(Verdict)), help="Only keys whose last check had this verdict.")
 @click.option("--search", metavar="TEXT", help="Only keys with this in label, service or last four characters.")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import click
 
+from keyman.cli.owner import completing
 from keyman.cli.owner.offered import Offered
 from keyman.cli.owner.server import Server, find_server, require_safe, server_url, url_option
 from keyman.client import Service
@@ -31,6 +32,7 @@ MISSING, UNUSABLE = 127, 126
     "named",
     multiple=True,
     metavar="SERVICE",
+    shell_complete=completing.services,
     help="Set the variables of this service. Can be repeated.  [default: all that you have an active key for]",
 )
 @click.option("--show", is_flag=True, help="Print which variables it would set, and run nothing.")

@@ -8,6 +8,7 @@ import click
 from msgspec import UNSET
 
 from keyman.cli.groups import AsksForSecret, KeyNumber
+from keyman.cli.owner import completing
 from keyman.cli.owner.inputs import expiry, expiry_options, parse_settings, read_value, settings_option
 from keyman.cli.owner.offered import Offered
 from keyman.cli.owner.server import find_server, url_option
@@ -22,7 +23,7 @@ no_check = click.option("--no-check", is_flag=True, help="Do not have the provid
 
 
 @click.command("add", cls=AsksForSecret)
-@click.argument("service", required=False)
+@click.argument("service", required=False, shell_complete=completing.services)
 @click.option("--name", metavar="TEXT", help="A label, by which you recognise the key.")
 @expiry_options
 @settings_option
