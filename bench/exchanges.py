@@ -27,7 +27,7 @@ from sqlalchemy.engine import URL, make_url
 from bench.resolve import RATE, Logins, provisioned
 from keyman import migrations
 from keyman.dev import embedded
-from keyman.telemetry import configure_logging
+from keyman.logs import configure_logging
 from tests.planes.resolver.pair import App, pair_at
 from tests.planes.resolver.test_exchanges import SERVICES, Crowd, crowd_of, is_itself, put, random_exchanges
 from tests.support.cli import serve, variables

@@ -30,7 +30,7 @@ from bench.rounds import measure as rounds_of
 from bench.servers import UNLIMITED, Machine, load, machine
 from bench.side_by_side import Numbers, rounds_option
 from bench.wrk import Target
-from keyman.telemetry import configure_logging
+from keyman.logs import configure_logging
 from tests.support.http import NO_TLS
 from tests.support.waiting import PATIENCE
 

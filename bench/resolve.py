@@ -37,9 +37,10 @@ from keyman.identity import applications
 from keyman.ids import UserId
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
+from keyman.logs import configure_logging
+from keyman.metrics import Metrics
 from keyman.secret import Secret
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics, configure_logging
 from keyman.values import ApplicationName
 from keyman.vault import provision
 from keyman.vault.cipher import Context

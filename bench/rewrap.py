@@ -31,8 +31,9 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import IN_FLIGHT, Rewrap
 from keyman.keys.tables import api_keys
+from keyman.logs import configure_logging
+from keyman.metrics import Metrics
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics, configure_logging
 from keyman.vault import provision
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.cipher import Context

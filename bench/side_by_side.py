@@ -23,7 +23,7 @@ import click
 from bench import barbican, large, limits, rewrap, speed, stalled
 from bench.ratios import Ratio, table
 from bench.servers import load, machine
-from keyman.telemetry import configure_logging
+from keyman.logs import configure_logging
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):

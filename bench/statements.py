@@ -31,10 +31,10 @@ from keyman.identity import personal_tokens
 from keyman.identity.tables import api_tokens, owners, throttle, users
 from keyman.keys import listing
 from keyman.keys.tables import api_keys
+from keyman.logs import configure_logging
 from keyman.storage import engine
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import configure_logging
 from tests.support.database import postgres_server
 
 Step = Callable[[], Awaitable[object]]

@@ -34,9 +34,9 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.ids import UserId
+from keyman.logs import configure_logging
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import configure_logging
 from tests.support.cli import environment
 from tests.support.database import postgres_server
 from tests.support.rows import add_owner

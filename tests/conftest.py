@@ -21,10 +21,10 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.identity.passwords import Passwords
+from keyman.logs import Repeats, configure_logging
 from keyman.planes.management import housekeeping
 from keyman.storage import faults
 from keyman.storage.transactions import Database
-from keyman.telemetry import Repeats, configure_logging
 from keyman.vault import provision
 from tests.support import fast, long, needs, scratch
 from tests.support.database import Copies, PostgresServer, copied, postgres_absence, postgres_server, sqlite_at

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from keyman.errors import VAULT_DETAILS, VaultReason
+from keyman.metrics import Metrics
 from keyman.planes.gateway.measures import Measures
-from keyman.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "guide" / "operator.md").read_text()

@@ -16,8 +16,8 @@ from keyman.config.database import load_database_url
 from keyman.dev.home import Home
 from keyman.errors import ConfigurationError
 from keyman.keys.deployment import Deployment
+from keyman.logs import configure_logging
 from keyman.storage.transactions import Database
-from keyman.telemetry import configure_logging
 from keyman.values import NewPassword, Value
 
 T = TypeVar("T")

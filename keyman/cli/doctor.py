@@ -17,9 +17,10 @@ from keyman.dev.home import Home
 from keyman.doctor import checks, configuration, database, encryption_key, issuer, vault
 from keyman.doctor.findings import Finding, State, failed, ok, skipped
 from keyman.errors import ConfigurationError
+from keyman.logs import configure_logging
+from keyman.metrics import Metrics
 from keyman.providers.file import read_services
 from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.login import VaultClient
 
 ROLES = {

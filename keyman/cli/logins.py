@@ -17,7 +17,8 @@ from keyman.config.vault import VaultSettings, load_vault
 from keyman.dev import embedded
 from keyman.dev.home import Home
 from keyman.errors import ConfigurationError, VaultReason
-from keyman.telemetry import Metrics, configure_logging
+from keyman.logs import configure_logging
+from keyman.metrics import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.provision import issue_credentials
 

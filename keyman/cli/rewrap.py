@@ -18,9 +18,10 @@ from keyman.config.settings import Settings
 from keyman.errors import VAULT_DETAILS, DatabaseUnavailable, KeymanError, VaultReason, VaultUnavailable
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap, Summary, behind, oldest_version, record_rotation
+from keyman.logs import configure_logging
+from keyman.metrics import Metrics
 from keyman.quantities import quantity
 from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient
 from keyman.vault.rotation import KeyRotation

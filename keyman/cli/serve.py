@@ -31,10 +31,11 @@ from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.handover import Handover, receive
 from keyman.http.metrics import open_listener, served
 from keyman.http.worker import Listener, Worker
+from keyman.logs import configure_logging, frames, log
 from keyman.memory import protect
+from keyman.metrics import MULTIPROCESS_DIRECTORY
 from keyman.processes import PARENT, check_port, raise_file_limit
 from keyman.providers.file import read_services
-from keyman.telemetry import MULTIPROCESS_DIRECTORY, configure_logging, frames, log
 
 if TYPE_CHECKING:
     from keyman.http.edge import Edge  # it imports Litestar, which the parent process does not need

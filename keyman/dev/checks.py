@@ -9,8 +9,8 @@ from keyman.errors import Forbidden, Unauthenticated
 from keyman.identity import applications
 from keyman.identity.applications import ApplicationProof
 from keyman.identity.principals import Credentials
+from keyman.logs import log
 from keyman.storage.transactions import Database
-from keyman.telemetry import log
 from keyman.values import ApplicationName
 
 NAME = ApplicationName("live-checks")

@@ -23,10 +23,10 @@ import aiohttp
 from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, raise_alone
 from keyman.extras import missing
+from keyman.metrics import Metrics
 from keyman.private import open_private, read_private, write_private
 from keyman.processes import spawn, stop
 from keyman.secret import Secret
-from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 
 START_TIMEOUT = 30.0

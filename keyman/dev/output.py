@@ -21,7 +21,7 @@ CLOSING = 2.0
 _OF_INFORMATION = re.compile(
     rb"""(?:\x1b\[[0-9;]*m)*\[(?:\x1b\[[0-9;]*m)*(?:info|debug)\b|\{.*"level": ?"(?:info|debug)\""""
 )
-"""A line at level info or debug, as `telemetry` writes it: for people, with colours or without, or as JSON."""
+"""A line at level info or debug, as `logs` writes it: for people, with colours or without, or as JSON."""
 
 
 class Output:

@@ -29,8 +29,8 @@ from keyman.dev.home import Home, without_own
 from keyman.dev.output import Output
 from keyman.dev.variables import Taken, take
 from keyman.errors import ConfigurationError
+from keyman.logs import configure_logging
 from keyman.processes import check_port, spawn, stop
-from keyman.telemetry import configure_logging
 from keyman.vault import provision
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 

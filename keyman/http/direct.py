@@ -31,7 +31,7 @@ from keyman.http.exchange import ASGIApp, Receive, Scope, Send, exchange_of
 from keyman.http.passage import Headers
 from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest, Part, answer_options, to_problem
 from keyman.http.sites import CROSS_SITE
-from keyman.telemetry import frames, log
+from keyman.logs import frames, log
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -21,7 +21,8 @@ from keyman.http.passage import Headers, Passage
 from keyman.http.received import address_of, check_query, headers_of, is_too_large
 from keyman.http.root_path import RootPath
 from keyman.http.sites import PREFLIGHT, SAFE_METHODS, Cors
-from keyman.telemetry import REQUEST_ID, LineLog, Metrics, frames, log
+from keyman.logs import REQUEST_ID, LineLog, frames, log
+from keyman.metrics import Metrics
 
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 

@@ -22,9 +22,9 @@ from keyman.http.openapi import may_answer
 from keyman.http.requests import AnyRequest, Injected
 from keyman.keys.deployment import deployment
 from keyman.keys.probe import Probe
+from keyman.metrics import Metrics
 from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics
 from keyman.vault.guard import Guard
 
 VaultState = Literal["ok", "sealed", "unreachable", "forbidden", "wrong-key"]

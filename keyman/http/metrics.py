@@ -23,8 +23,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from keyman.config.metrics import DEFAULTS, METRICS_LISTEN, Address, Listen
 from keyman.errors import ConfigurationError
+from keyman.logs import frames, log
+from keyman.metrics import render_workers
 from keyman.processes import bound, is_taken
-from keyman.telemetry import frames, log, render_workers
 
 TIMEOUT = 10.0
 """Seconds from the beginning of a connection to its end. Prometheus itself waits for 10 by default."""

@@ -20,7 +20,7 @@ from keyman.http.exchange import exchange_of
 from keyman.http.sites import CROSS_SITE
 from keyman.identity.principals import Principal
 from keyman.ids import MAX_ID
-from keyman.telemetry import frames, log
+from keyman.logs import frames, log
 from keyman.values import JsonSchema
 
 # What Litestar leaves open: who asks (set by the guards), how, and the state of the application.

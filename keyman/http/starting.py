@@ -16,7 +16,7 @@ import msgspec
 from keyman.errors import ConfigurationError, DatabaseUnavailable, raise_alone
 from keyman.http.exchange import ASGIApp, Receive, Scope, Send
 from keyman.http.health import Checks, Liveness, Readiness
-from keyman.telemetry import Repeats, frames, log
+from keyman.logs import Repeats, frames, log
 
 PAUSE = 1.0
 """Seconds between two attempts to open a plane. Each attempt is one connection for each worker."""

@@ -10,7 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keyman.telemetry import log
+from keyman.logs import log
 
 if TYPE_CHECKING:  # they import Litestar, which the parent of the workers does not need
     from keyman.http.edge import Edge

@@ -22,7 +22,7 @@ from keyman.identity.jose import LEEWAY, Claims, Rules, Unverified
 from keyman.identity.jwks import Refused
 from keyman.identity.provider import AWAY, Metadata, Provider, Tokens
 from keyman.identity.visits import ENDED, PROVES_PRESENCE, Proven, Visit
-from keyman.telemetry import log
+from keyman.logs import log
 from keyman.values import EmailAddress
 
 MAX_AGE = timedelta(minutes=5)

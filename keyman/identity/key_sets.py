@@ -16,7 +16,7 @@ from keyman.errors import IssuerUnavailable
 from keyman.identity.fetching import PATIENCE, Fetcher, FetchFailed, discovery_address
 from keyman.identity.jose import Claims, Rules, verified
 from keyman.identity.jwks import MAX_BYTES, KeySet, UnknownKey
-from keyman.telemetry import log
+from keyman.logs import log
 
 FRESH = 600.0
 """Seconds for which a set counts before it is fetched again: a key that the issuer has withdrawn works no longer."""

@@ -27,8 +27,8 @@ from keyman.errors import InvalidRequest, IssuerUnavailable, raise_alone
 from keyman.identity.fetching import Fetcher, FetchFailed
 from keyman.identity.key_sets import RemoteKeys
 from keyman.identity.visits import Begun
+from keyman.logs import log
 from keyman.secret import Secret
-from keyman.telemetry import log
 
 TIMEOUT = 5.0
 """Seconds for one call to the provider, from connecting to the last byte. A person waits for it."""

@@ -17,10 +17,10 @@ from sqlalchemy import Column, String, Table, bindparam, or_, select, update
 
 from keyman.clock import now
 from keyman.errors import DatabaseUnavailable, RefusedStatement
+from keyman.logs import log
 from keyman.storage.statements import Command, scalar
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime, metadata
-from keyman.telemetry import log
 
 INTERVAL = 5.0
 """Seconds for which a result is shared. Anyone can ask for it, and each probe is a write."""

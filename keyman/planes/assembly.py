@@ -14,9 +14,10 @@ from keyman.config.settings import Settings, load
 from keyman.errors import Problem
 from keyman.http.edge import Edge
 from keyman.keys.deployment import Deployment
+from keyman.logs import configure_logging
+from keyman.metrics import Metrics
 from keyman.processes import PARENT, die_with_parent
 from keyman.storage.transactions import Database
-from keyman.telemetry import Metrics, configure_logging
 from keyman.vault.guard import Guard
 from keyman.vault.login import VaultClient
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from keyman.errors import DatabaseUnavailable, KeymanError, RefusedStatement
-from keyman.telemetry import Repeats, frames, log
+from keyman.logs import Repeats, frames, log
 
 INSUFFICIENT_PRIVILEGE = "(42501)"
 """PostgreSQL's SQLSTATE for a statement that its user may not execute, as it appears in the result of `kind`."""

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.batching import Batcher
 from keyman.errors import DatabaseUnavailable, RefusedStatement
+from keyman.logs import log
 from keyman.storage.statements import Command
-from keyman.telemetry import log
 
 NOTE_PATIENCE = 0.05
 """Seconds that a note waits for a lock before it is skipped: too short to notice."""

@@ -30,11 +30,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.batching import Batcher
 from keyman.errors import DatabaseUnavailable, Problem
+from keyman.logs import log
 from keyman.storage import driver
 from keyman.storage.committed import identify, require_committed
 from keyman.storage.faults import CommitLost, RolledBack
 from keyman.storage.group import Group, Member, Outcome, Spoiled, Work
-from keyman.telemetry import log
 
 R = TypeVar("R")
 

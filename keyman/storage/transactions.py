@@ -24,6 +24,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keyman.errors import DatabaseUnavailable, MissingRight, RefusedStatement, raise_alone
+from keyman.logs import log
+from keyman.metrics import Metrics
 from keyman.storage import driver, engine
 from keyman.storage.connecting import PoolerFound, is_pooled
 from keyman.storage.faults import (
@@ -44,7 +46,6 @@ from keyman.storage.group import Work
 from keyman.storage.notes import Notes
 from keyman.storage.statements import Command
 from keyman.storage.together import GROUP_PATIENCE, SharedAuthority, Together
-from keyman.telemetry import Metrics, log
 
 R = TypeVar("R")
 

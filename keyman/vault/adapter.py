@@ -24,8 +24,9 @@ from hvac.adapters import Adapter
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VAULT_DETAILS, KeymanError, VaultReason, raise_alone
+from keyman.logs import current_request_id, log
+from keyman.metrics import Metrics
 from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
-from keyman.telemetry import Metrics, current_request_id, log
 from keyman.vault.certificates import CertificateFile, explain_refusal
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from keyman.telemetry import log
+from keyman.logs import log
 
 UNKNOWN_CA = "it is not signed by a known CA; set KEYMAN_VAULT_CACERT to the file of a private CA"
 

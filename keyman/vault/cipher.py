@@ -18,8 +18,9 @@ from hvac.api.secrets_engines.transit import Transit
 from keyman.batching import Batcher, BatchRefused
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable, raise_alone
+from keyman.logs import frames, log
+from keyman.metrics import Metrics
 from keyman.secret import Secret
-from keyman.telemetry import Metrics, frames, log
 from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient

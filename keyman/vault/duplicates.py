@@ -16,8 +16,8 @@ from uuid import UUID
 from keyman.batching import Batcher
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
+from keyman.logs import frames, log
 from keyman.secret import Secret
-from keyman.telemetry import frames, log
 from keyman.vault.adapter import extract
 from keyman.vault.login import VaultClient
 

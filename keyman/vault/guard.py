@@ -20,7 +20,7 @@ from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
-from keyman.telemetry import log
+from keyman.logs import log
 from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.inspection import key_properties
 from keyman.vault.login import VaultClient

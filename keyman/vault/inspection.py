@@ -10,7 +10,7 @@ from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
-from keyman.telemetry import Metrics
+from keyman.metrics import Metrics
 from keyman.vault.adapter import AsyncAdapter, extract, none_if_missing, shaped
 from keyman.vault.login import VaultClient
 

@@ -25,8 +25,9 @@ from hvac.api.auth_methods.token import Token
 from keyman.config.reader import read_secret_file, secret, sentence
 from keyman.config.vault import SECRET_ID, VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
+from keyman.logs import frames, log
+from keyman.metrics import Metrics
 from keyman.secret import Secret
-from keyman.telemetry import Metrics, frames, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, extract
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ import base64
 import hmac
 
 from keyman.errors import Undecryptable, VaultReason, VaultUnavailable, raise_alone
+from keyman.logs import log
 from keyman.secret import Secret
-from keyman.telemetry import log
 from keyman.vault.adapter import VaultFault, extract
 from keyman.vault.cipher import Context
 from keyman.vault.guard import SENTINEL_PLAINTEXT, Guard, sentinel_context, wrong_key

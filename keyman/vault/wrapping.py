@@ -13,8 +13,9 @@ from typing import NamedTuple, Self
 
 from keyman.config.vault import WRAPPED_SECRET_ID, VaultSettings
 from keyman.errors import VAULT_DETAILS, ConfigurationError, VaultReason
+from keyman.logs import Repeats, log
+from keyman.metrics import Metrics
 from keyman.secret import Secret
-from keyman.telemetry import Metrics, Repeats, log
 from keyman.vault.adapter import AsyncAdapter, VaultFault, extract
 
 UNTOUCHED = (VaultReason.SEALED, VaultReason.QUOTA)

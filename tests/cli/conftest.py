@@ -18,9 +18,9 @@ from keyman.config.vault import VaultSettings
 from keyman.ids import UserId
 from keyman.keys.deployment import Deployment
 from keyman.keys.tables import api_keys
+from keyman.metrics import Metrics
 from keyman.secret import Secret
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard
 from keyman.vault.login import VaultClient

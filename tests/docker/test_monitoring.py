@@ -13,8 +13,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from keyman.http.problems import KINDS
+from keyman.metrics import Metrics
 from keyman.planes.gateway.measures import Measures
-from keyman.telemetry import Metrics
 
 DOCKER = Path(__file__).parents[2] / "docker"
 GUIDE = DOCKER.parent / "docs" / "guide" / "operator.md"

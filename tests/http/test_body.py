@@ -25,8 +25,8 @@ from keyman.http.body import MAX_BYTES, read_json, takes
 from keyman.http.edge import Edge
 from keyman.http.exchange import Message
 from keyman.http.requests import EXCEPTION_HANDLERS, AnyRequest
+from keyman.metrics import Metrics
 from keyman.planes import management, resolver
-from keyman.telemetry import Metrics
 from keyman.values import Label
 from tests.support.sources import tree_of
 

@@ -19,10 +19,10 @@ from keyman.http.direct import Direct
 from keyman.http.edge import Edge
 from keyman.http.guards import PUBLIC
 from keyman.http.requests import EXCEPTION_HANDLERS
+from keyman.metrics import Metrics
 from keyman.planes.management.app import create_app
 from keyman.planes.resolver.app import create_resolver
 from keyman.storage.paging import Limit
-from keyman.telemetry import Metrics
 from tests.http.test_edge import settings
 from tests.support.logs import capture_logs
 from tests.support.planes import Plane

@@ -22,7 +22,8 @@ from keyman.errors import NotFound, RateLimited
 from keyman.http import passage
 from keyman.http.edge import SECURITY_HEADERS, Edge
 from keyman.http.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Receive, Scope, Send, exchange_of
-from keyman.telemetry import Metrics, current_request_id, with_request_id
+from keyman.logs import current_request_id, with_request_id
+from keyman.metrics import Metrics
 from tests.support.logs import capture_logs
 
 pytestmark = pytest.mark.anyio

@@ -19,9 +19,9 @@ from keyman.dev.embedded import EmbeddedVault
 from keyman.keys.deployment import Deployment
 from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys
+from keyman.metrics import Metrics
 from keyman.secret import Secret
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard

@@ -33,9 +33,9 @@ from keyman.identity.throttle import MAX_PER_ACCOUNT, WINDOW
 from keyman.keys.deployment import SCHEMA_REVISION, Deployment
 from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys
+from keyman.metrics import Metrics
 from keyman.secret import Secret
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics
 from keyman.values import EmailAddress
 from keyman.vault.cipher import Context
 from keyman.vault.guard import KeyGuard

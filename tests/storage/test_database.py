@@ -41,12 +41,12 @@ from keyman.clock import now
 from keyman.errors import ConfigurationError, DatabaseUnavailable, RefusedStatement
 from keyman.identity.tables import sessions, throttle, users
 from keyman.ids import MAX_ID
+from keyman.metrics import Metrics
 from keyman.storage import engine, notes
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
 from keyman.storage.statements import Command
 from keyman.storage.transactions import Database, Unchecked
-from keyman.telemetry import Metrics
 from tests.support.database import postgres_server
 from tests.support.exceptions import everything_in, stands_alone
 from tests.support.fast import examples

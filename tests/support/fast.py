@@ -210,16 +210,14 @@ SLOW_TESTS = {
         "test_what_only_looks_like_a_secret_is_not_found",
     ),
     "tests/test_interrupts.py": ("test_a_child_of_a_run_in_the_background_of_a_script_can_be_interrupted",),
+    "tests/test_logs.py": ("test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent",),
+    "tests/test_metrics.py": ("test_several_processes_add_up",),
     "tests/test_structure.py": (
         "test_an_application_that_loads_the_client_loads_nothing_of_the_server",
         "test_no_environment_is_read_when_a_module_is_imported",
         "test_no_test_returns_early_and_counts_as_passed",
         "test_nothing_is_imported_inside_a_function",
         "test_what_the_management_plane_loads_is_what_its_source_says",
-    ),
-    "tests/test_telemetry.py": (
-        "test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent",
-        "test_several_processes_add_up",
     ),
     "tests/test_values.py": ("test_the_key_of_an_address_fits_its_column",),
     "tests/test_words.py": (

@@ -11,7 +11,7 @@ import structlog
 import structlog.testing
 from structlog.typing import Processor
 
-from keyman.telemetry import REQUEST_ID
+from keyman.logs import REQUEST_ID
 
 
 @contextmanager

@@ -309,10 +309,12 @@ LONG = {
     ),
     "tests/test_decoding.py": ("test_any_object_becomes_the_struct_or_a_list_of_faults",),
     "tests/test_interrupts.py": ("test_a_child_of_a_run_in_the_background_of_a_script_can_be_interrupted",),
+    "tests/test_logs.py": ("test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent[postgresql]",),
     "tests/test_memory.py": (
         "test_a_worker_is_protected_before_its_plane_is_loaded",
         "test_neither_a_worker_nor_its_parent_leaves_a_dump",
     ),
+    "tests/test_metrics.py": ("test_several_processes_add_up",),
     "tests/test_package.py": (
         "test_no_text_installs_keyman_by_its_name",
         "test_the_policies_in_the_wheel_are_those_of_the_tree",
@@ -327,10 +329,6 @@ LONG = {
         "test_postgres_goes_with_the_process_that_asked_for_it",
         "test_several_postgres_servers_run_at_once",
         "test_the_run_ends_with_a_word_that_everything_was_exercised",
-    ),
-    "tests/test_telemetry.py": (
-        "test_a_whole_visit_at_debug_leaves_nothing_of_what_was_sent[postgresql]",
-        "test_several_processes_add_up",
     ),
     "tests/testing/test_resolver.py": ("test_leaving_the_block_closes_it",),
     "tests/vault/test_adapter.py": ("test_hvacs_methods_are_awaitable_as_they_stand[embedded]",),

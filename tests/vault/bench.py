@@ -23,8 +23,8 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.dev.embedded import EmbeddedVault
 from keyman.errors import VaultReason, VaultUnavailable
+from keyman.metrics import Metrics
 from keyman.processes import spawn
-from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault
 from keyman.vault.cipher import Context, TransitCipher
 from keyman.vault.guard import KeyGuard, SentinelStore

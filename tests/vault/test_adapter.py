@@ -18,8 +18,8 @@ from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason
+from keyman.metrics import Metrics
 from keyman.retry import ATTEMPTS
-from keyman.telemetry import Metrics
 from keyman.vault.adapter import (
     MAX_CONNECTIONS,
     AsyncAdapter,

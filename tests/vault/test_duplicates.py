@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
+from keyman.metrics import Metrics
 from keyman.secret import Secret
-from keyman.telemetry import Metrics
 from keyman.vault.duplicates import TransitFingerprints, _message
 from keyman.vault.login import VaultClient
 from tests.support.logs import capture_logs

@@ -17,8 +17,8 @@ from joserfc.jwk import ECKey
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
+from keyman.metrics import Metrics
 from keyman.secret import Secret
-from keyman.telemetry import Metrics
 from keyman.vault import login as module
 from keyman.vault.adapter import VaultFault
 from keyman.vault.certificates import OTHER_HOST, UNKNOWN_CA

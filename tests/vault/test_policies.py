@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from keyman.config.vault import VaultSettings
+from keyman.metrics import Metrics
 from keyman.secret import Secret
-from keyman.telemetry import Metrics
 from keyman.vault.adapter import AsyncAdapter
 from keyman.vault.provision import (
     POLICIES,

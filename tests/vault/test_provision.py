@@ -8,7 +8,7 @@ from hvac.api.auth_methods.token import Token
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason
-from keyman.telemetry import Metrics
+from keyman.metrics import Metrics
 from keyman.vault.adapter import AsyncAdapter, VaultFault, none_if_missing
 from keyman.vault.guard import KEY_PROPERTIES
 from keyman.vault.provision import (

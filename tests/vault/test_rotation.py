@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from keyman.errors import VaultReason
-from keyman.telemetry import Metrics
+from keyman.metrics import Metrics
 from keyman.vault.cipher import Context
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import issue_credentials

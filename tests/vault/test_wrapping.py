@@ -8,9 +8,9 @@ import pytest
 
 from keyman.config.vault import VaultSettings
 from keyman.errors import ConfigurationError, VaultReason, VaultUnavailable
+from keyman.metrics import Metrics
 from keyman.retry import ATTEMPTS
 from keyman.secret import Secret
-from keyman.telemetry import Metrics
 from keyman.vault import wrapping
 from keyman.vault.adapter import AsyncAdapter, extract
 from keyman.vault.provision import issue_wrapped_credentials

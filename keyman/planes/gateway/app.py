@@ -29,6 +29,7 @@ from keyman.identity.principals import Proof
 from keyman.identity.workloads import WorkloadProof
 from keyman.keys.probe import Probe
 from keyman.keys.release import USE, Releasing
+from keyman.metrics import Metrics
 from keyman.planes import assembly
 from keyman.planes.gateway.callers import ADVICE, JwtOfAnybody, TokenOfAnybody, claimed
 from keyman.planes.gateway.checking import Checker, check_key
@@ -39,7 +40,6 @@ from keyman.planes.gateway.problems import render
 from keyman.planes.gateway.services import forwarded
 from keyman.planes.gateway.streams import Streams
 from keyman.providers.catalogue import Catalogue
-from keyman.telemetry import Metrics
 from keyman.vault.opener import TransitOpener
 
 BODY_PAUSE = 30.0

@@ -48,7 +48,7 @@ class Transfer:
 class Measures:
     """The metrics of the gateway. Their labels are services of the catalogue and classes of statuses.
 
-    The series of each counter exist from the start, as those of `telemetry.Metrics`.
+    The series of each counter exist from the start, as those of `metrics.Metrics`.
     """
 
     def __init__(self, registry: CollectorRegistry, services: Iterable[str]) -> None:

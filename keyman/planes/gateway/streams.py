@@ -28,8 +28,8 @@ from keyman.identity.standing import Standing
 from keyman.ids import UserId
 from keyman.keys.consent import find_blocks
 from keyman.keys.release import MISSING
+from keyman.logs import frames, log
 from keyman.storage.transactions import Database
-from keyman.telemetry import frames, log
 
 INTERVAL = 0.7
 """Seconds between two checks, so that with the query a request of a revoked caller ends within a second."""

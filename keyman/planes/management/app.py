@@ -34,6 +34,7 @@ from keyman.identity.provider import Provider
 from keyman.identity.sessions import SessionProof
 from keyman.keys.probe import Probe
 from keyman.keys.sealing import Sealer
+from keyman.metrics import Metrics
 from keyman.planes import assembly
 from keyman.planes.management import housekeeping, web
 from keyman.planes.management.api.accounts import PASSWORD_ROUTES, AuthController, TokenController
@@ -47,7 +48,6 @@ from keyman.planes.management.document import openapi_document
 from keyman.planes.management.web.pages import Pages
 from keyman.planes.management.web.strays import Strays
 from keyman.providers.catalogue import Catalogue
-from keyman.telemetry import Metrics
 from keyman.vault.cipher import TransitCipher
 from keyman.vault.duplicates import TransitFingerprints
 from keyman.vault.guard import KeyGuard

@@ -18,8 +18,8 @@ from keyman.identity.principals import Principal
 from keyman.ids import KeyId
 from keyman.keys import operations
 from keyman.keys.schemas import KeyInfo, Status
+from keyman.logs import log
 from keyman.storage.transactions import Database
-from keyman.telemetry import log
 
 PATIENCE = 20.0
 """Seconds for the gateway's answer. It gives a provider at most 8, and Vault and its database some more."""

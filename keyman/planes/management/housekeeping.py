@@ -17,10 +17,10 @@ from keyman.identity.tables import logout_tokens, provider_visits, sessions, thr
 from keyman.identity.throttle import IS_OF_ACCOUNT
 from keyman.keys.idempotency import LIFETIME
 from keyman.keys.tables import idempotency
+from keyman.logs import frames, log
 from keyman.storage.statements import Command
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
-from keyman.telemetry import frames, log
 
 BATCH = 1000
 """How many keys one transaction deletes at most. Others may wait for it; on SQLite, all writers do."""

@@ -30,10 +30,10 @@ from keyman.identity.workloads import WorkloadProof
 from keyman.keys.probe import Probe
 from keyman.keys.release import RESOLVE, Releasing
 from keyman.keys.reports import PAUSE, TOO_MANY
+from keyman.metrics import Metrics
 from keyman.planes import assembly
 from keyman.planes.resolver.document import openapi_document
 from keyman.planes.resolver.routes import ADVICE, create_portal_link, limit_rate, report_key, resolve
-from keyman.telemetry import Metrics
 from keyman.vault.opener import TransitOpener
 
 

@@ -27,9 +27,9 @@ from keyman.config.settings import load
 from keyman.config.vault import VaultSettings
 from keyman.http.edge import Edge
 from keyman.identity.passwords import Passwords
+from keyman.logs import configure_logging
 from keyman.planes.management.app import create_app
 from keyman.processes import die_with_parent
-from keyman.telemetry import configure_logging
 from tests.support.cli import environment
 from tests.support.http import NO_TLS, free_port
 from tests.support.waiting import PATIENCE
