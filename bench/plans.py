@@ -26,7 +26,8 @@ from keyman.config.identity import JwtSettings
 from keyman.errors import KeymanError, NotFound, RateLimited
 from keyman.identity import applications, identities, login, sessions, throttle, users
 from keyman.identity import personal_tokens as personal
-from keyman.identity.applications import ALL_USERS, ApplicationProof, Workload
+from keyman.identity.application_tokens import ApplicationProof
+from keyman.identity.applications import ALL_USERS, Workload
 from keyman.identity.fetching import Fetcher
 from keyman.identity.identities import Identity
 from keyman.identity.jwt import JwtProof

@@ -488,10 +488,10 @@ def test_no_test_returns_early_and_counts_as_passed() -> None:
 
 WITHOUT_A_CALLER = {
     ("keyman.audit.retention", "OPERATOR"),
+    ("keyman.identity.application_tokens", "Turn"),  # the last use of a token
     ("keyman.identity.applications", "OPERATOR"),
     ("keyman.identity.arrivals", "KEYMAN"),  # housekeeping
     ("keyman.identity.arrivals", "SIGN_IN"),  # by a portal link, which is checked behind the same locks
-    ("keyman.identity.applications", "Turn"),  # the last use of a token
     ("keyman.identity.jwt", "SIGN_IN"),  # the first token of a user
     ("keyman.identity.back_channel", "KEYMAN"),  # the identity provider ends sessions
     ("keyman.identity.login", "KEYMAN"),  # the totals of failed sign-ins

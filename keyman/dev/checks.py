@@ -7,7 +7,7 @@ from datetime import timedelta
 from keyman.dev.home import Home
 from keyman.errors import Forbidden, Unauthenticated
 from keyman.identity import applications
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.principals import Credentials
 from keyman.logs import log
 from keyman.storage.transactions import Database

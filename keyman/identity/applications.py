@@ -1,8 +1,7 @@
-"""Applications get users' keys from the resolver, for the services that an operator has registered them for.
+"""Applications get users' keys for the services that an operator registers them for. What operators do with them.
 
 An application has one token, or two during a rotation: `rotate` creates a new one and lets the others expire. Or it has
-none, and logs in with a JWT (workloads.py). Nothing is cached, so a revoked application is refused from its next
-request on, on every replica.
+none, and logs in with a JWT. application_tokens.py and workloads.py verify these.
 """
 
 from __future__ import annotations
@@ -16,19 +15,16 @@ from sqlalchemy import bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keyman.audit.entries import OPERATOR, Action, Actor, Entry, Origin
+from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.clock import now
-from keyman.errors import Conflict, NotFound, Unauthenticated
+from keyman.errors import Conflict, NotFound
 from keyman.identity.issuers import Issuer
-from keyman.identity.lookups import Lookup
-from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.return_urls import ReturnUrl
-from keyman.identity.standing import Grounds, Standing, Turn, lock_application
+from keyman.identity.standing import lock_application
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
 from keyman.ids import ApplicationId, ApplicationTokenId
-from keyman.storage import last_use
 from keyman.storage.statements import Command, Query, scalar
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime
@@ -41,9 +37,6 @@ RESERVED_NAMES = frozenset({"keyman", "use"})
 """Names that no application can have. A verdict on a key says by whom it is, and these two are keyman itself and the
 gateway (keys/checks.py).
 """
-
-_ENDED = "This is not an application token, or it has expired or been revoked."
-_STANDING = Standing(application_tokens, applications, ended=_ENDED)
 
 
 class Registered(NamedTuple):
@@ -95,62 +88,6 @@ class Users(NamedTuple):
 ALL_USERS = Users()
 
 
-class FoundApplication(msgspec.Struct, frozen=True):
-    """The application's part of a row by which a credential was found: the columns FOUND_APPLICATION."""
-
-    id: ApplicationId
-    name: str
-    services: str
-    issuers: str | None
-    return_urls: str | None
-    checks: bool
-
-    def application(self) -> Application:
-        issuers = None if self.issuers is None else tuple(self.issuers.split(" "))
-        return_urls = tuple(self.return_urls.split(" ")) if self.return_urls else ()
-        return Application(self.id, self.name, frozenset(self.services.split()), issuers, return_urls, self.checks)
-
-
-FOUND_APPLICATION = (
-    applications.c.id,
-    applications.c.name,
-    applications.c.services,
-    applications.c.issuers,
-    applications.c.return_urls,
-    applications.c.checks,
-)
-
-
-class ApplicationProof:
-    """A Proof that identifies an application by its token."""
-
-    def find(self, credentials: Credentials) -> str | None:
-        return credentials.bearer
-
-    async def verify(self, db: Database, credential: str, credentials: Credentials) -> Principal:
-        """Return the application that has this token. Raises Unauthenticated, also for a personal access token."""
-        token = Token.parse(credential)
-        moment = now()
-        row = await _BY_TOKEN.find(db, token.digest())
-        if row is None or (row.expires_at is not None and row.expires_at <= moment):
-            raise Unauthenticated(_ENDED)
-        if last_use.is_due(row.last_used_at, moment):
-            turn = Turn(applications, row.id)
-            await db.note(turn, _NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
-        return Principal(
-            origin=Origin(Actor.APPLICATION, row.token_id, credentials.request_id, credentials.address),
-            application=row.application(),
-            grounds=Grounds(_STANDING, row.token_id, row.id),
-        )
-
-
-class _Found(FoundApplication, frozen=True):
-    token_id: ApplicationTokenId
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    token_hash: bytes
-
-
 class _Application(NamedTuple):
     id: ApplicationId
     name: str
@@ -174,25 +111,6 @@ class _Token(NamedTuple):
     last_used_at: datetime | None
 
 
-_BY_TOKEN = Lookup(
-    select(
-        *FOUND_APPLICATION,
-        application_tokens.c.id.label("token_id"),
-        application_tokens.c.expires_at,
-        application_tokens.c.last_used_at,
-        application_tokens.c.token_hash,
-    )
-    .join_from(application_tokens, applications)
-    .where(applications.c.disabled_at.is_(None)),
-    application_tokens.c.token_hash,
-    _Found,
-    lambda row: row.token_hash,
-)
-_NOTE_USE = Command(
-    update(application_tokens)
-    .where(application_tokens.c.id == bindparam("token_id"), last_use.is_stale(application_tokens.c.last_used_at))
-    .values(last_used_at=bindparam("moment"))
-)
 _APPLICATION = select(
     applications.c.id,
     applications.c.name,

@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, func, select
 
 from keyman.audit.entries import Actor, Origin
 from keyman.errors import InvalidToken, raise_alone
-from keyman.identity.applications import FOUND_APPLICATION, FoundApplication
+from keyman.identity.application_tokens import FOUND_APPLICATION, FoundApplication
 from keyman.identity.fetching import Fetcher
 from keyman.identity.jose import BEARER_TYPES, LEEWAY, OF_OTHER_TOKENS, Claims, Rules, Unverified, parts_of
 from keyman.identity.jwks import KeySet, Refused

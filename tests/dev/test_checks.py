@@ -12,7 +12,7 @@ from keyman import migrations
 from keyman.dev.checks import NAME, checks_of
 from keyman.dev.home import Home
 from keyman.identity import applications
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.principals import Credentials
 from keyman.storage.transactions import Database
 

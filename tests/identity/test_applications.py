@@ -14,7 +14,8 @@ from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import Conflict, NotFound, Unauthenticated
 from keyman.identity import applications
-from keyman.identity.applications import RESERVED_NAMES, ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
+from keyman.identity.applications import RESERVED_NAMES
 from keyman.identity.principals import Application, Credentials, Principal
 from keyman.identity.tables import application_tokens
 from keyman.identity.tokens import Token

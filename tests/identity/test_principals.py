@@ -9,7 +9,7 @@ import pytest
 from keyman.audit.entries import Actor, Origin
 from keyman.clock import now
 from keyman.errors import Forbidden, Unauthenticated
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.principals import Application, Credentials, Principal, Proof, User, identify
 from keyman.identity.sessions import SessionProof, open_session

@@ -17,7 +17,7 @@ from keyman.config.gateway import GatewaySettings
 from keyman.config.identity import JwtSettings
 from keyman.errors import FieldError, InvalidRequest, Unauthenticated
 from keyman.http.credentials import Claimed, bearer_of, recognised
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.issuers import Issuer
 from keyman.identity.jose import parts_of
 from keyman.identity.jwt import JwtProof

@@ -24,7 +24,7 @@ from keyman.http.guards import Authentication, authenticate, require_rules
 from keyman.http.limit import RateLimit
 from keyman.http.requests import CALLER, EXCEPTION_HANDLERS, answer_options, from_state
 from keyman.http.starting import Starting
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.fetching import Fetcher
 from keyman.identity.workloads import WorkloadProof
 from keyman.keys.probe import Probe

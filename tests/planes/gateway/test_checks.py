@@ -24,7 +24,7 @@ from keyman.config.checks import CheckSettings
 from keyman.doctor import checks as doctor
 from keyman.errors import Conflict
 from keyman.identity import applications, throttle
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Credentials, Principal
 from keyman.identity.tables import throttle as throttle_table

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import delete, insert
 
 from keyman.errors import Undecryptable
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.principals import Credentials
 from keyman.keys.release import release
 from keyman.keys.request import Request

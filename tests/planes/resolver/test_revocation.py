@@ -18,7 +18,7 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_log
 from keyman.errors import Unauthenticated
 from keyman.identity import applications, users
-from keyman.identity.applications import ApplicationProof
+from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.principals import Credentials
 from keyman.keys import release
 from keyman.storage import driver

@@ -42,7 +42,8 @@ from keyman.errors import FieldError, InvalidRequest, Sentence
 from keyman.http.limit import ACCOUNT as TOO_MANY_CHANGES
 from keyman.http.problems import KINDS
 from keyman.identity import applications, personal_tokens, sessions
-from keyman.identity.applications import ApplicationProof, Users
+from keyman.identity.application_tokens import ApplicationProof
+from keyman.identity.applications import Users
 from keyman.identity.passwords import Passwords
 from keyman.identity.portal import NewLink, create_link
 from keyman.identity.principals import Credentials
@@ -130,8 +131,9 @@ FOR_OPERATORS = {
     ("providers/catalogue.py", "load"),
     *(
         ("identity/applications.py", name)
-        for name in ("create", "create_workload", "rotate", "_insert", "_lock", "_require_applications", "verify")
+        for name in ("create", "create_workload", "rotate", "_insert", "_lock", "_require_applications")
     ),
+    ("identity/application_tokens.py", "verify"),
     *(
         ("identity/principals.py", name)
         for name in ("require_user", "require_application", "require_no_checks", "require_checks")
