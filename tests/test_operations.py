@@ -1,9 +1,11 @@
-"""docs/guide/operator.md has each check, each cause and each metric, and no metric that does not exist."""
+"""docs/guide/operator.md has each check, each cause, each metric and each alert, and no metric that does not exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry
 
 from keyman.errors import VAULT_DETAILS, VaultReason
 from keyman.metrics import Metrics
@@ -38,18 +40,29 @@ def test_every_cause_of_an_unavailable_vault_is_in_the_table_with_its_words() ->
         assert detail.startswith(row.split("|")[2].strip()), reason
 
 
+def registered() -> CollectorRegistry:
+    """The metrics of every plane, with those that only the gateway has."""
+    metrics = Metrics()
+    Measures(metrics.registry, ["OPENAI"])
+    return metrics.registry
+
+
 def test_alerts_ask_for_metrics_that_exist() -> None:
     alerts = TEXT.split("\n## Alerts\n")[1]
     asked = set(re.findall(r"\bkeyman_[a-z_]+", alerts))
-    metrics = Metrics()
-    Measures(metrics.registry, ["OPENAI"])  # those that only the gateway has
-    there = {name for family in metrics.registry.collect() for name in _names(family.name, family.type)}
+    there = {name for family in registered().collect() for name in _names(family.name, family.type)}
     assert asked
     assert asked <= there
 
 
+def test_every_alert_of_prometheus_is_in_the_table_and_no_other() -> None:
+    rules = (ROOT / "docker" / "prometheus" / "rules.yaml").read_text()
+    section = TEXT.split("\n## Alerts\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
+
+
 def test_every_metric_is_in_the_table_and_no_other() -> None:
-    families = Metrics().registry.collect()
+    families = registered().collect()
     names = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     section = TEXT.split("\n## Metrics\n")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(keyman_[a-z_]+)` \|", section, re.MULTILINE)) == names
