@@ -20,7 +20,6 @@ SessionId = NewType("SessionId", int)
 TokenId = NewType("TokenId", int)
 ApplicationId = NewType("ApplicationId", int)
 ApplicationTokenId = NewType("ApplicationTokenId", int)
-IdentityId = NewType("IdentityId", int)
 
 
 def owner_of(user_id: UserId) -> OwnerId:

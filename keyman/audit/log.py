@@ -131,7 +131,7 @@ class End(NamedTuple):
     entry_id: int
 
 
-async def lock_end(connection: AsyncConnection, chain: int | None = None) -> End:
+async def lock_end(connection: AsyncConnection, chain: int | None) -> End:
     """Lock the end of this chain, or of any chain, until the transaction ends, and return it.
 
     If `chain` is None, it locks an end that nobody has locked. If all of them are locked, it waits for one. Raises

@@ -33,7 +33,7 @@ def admin_settings(home: Path | None) -> VaultSettings:
     variables = dict(environment(home))
     if home is not None:
         variables["KEYMAN_VAULT_TOKEN"] = embedded.root_token(Home(home).vault).reveal()
-    return load_vault(variables, auth="token")
+    return load_vault(variables)
 
 
 def rotator_settings(home: Path | None) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import msgspec
@@ -25,8 +24,6 @@ from keyman.vault.provision import (
     issue_wrapped_credentials,
     plan,
 )
-
-T = TypeVar("T")
 
 WRAP_TTL = 300
 """Seconds in which a wrapped secret ID must be unwrapped: enough to start a process, too few to be stolen later."""

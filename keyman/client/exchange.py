@@ -170,9 +170,7 @@ def _refusal(answer: Answer) -> ClientError:
     return to_error(answer.status, problem, answer.hidden, answer.retry_after)
 
 
-def to_error(
-    status: int, problem: ProblemBody, hidden: tuple[Secret, ...], retry_after: int | None = None
-) -> ClientError:
+def to_error(status: int, problem: ProblemBody, hidden: tuple[Secret, ...], retry_after: int | None) -> ClientError:
     """Return the error for a problem, which repeats none of `hidden`."""
     detail = _sanitize(problem.detail or problem.title, hidden) or "the server gives no reason"
     errors = tuple(FieldError(_sanitize(f.field, hidden), _sanitize(f.message, hidden)) for f in problem.errors[:50])

@@ -24,8 +24,6 @@ from sqlalchemy.exc import ArgumentError
 
 from keyman.config.reader import Reader, certificate_file, one_of, text
 
-DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
-
 SCHEMES = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
     "postgresql+asyncpg": "postgresql+asyncpg",

@@ -79,13 +79,13 @@ class VaultSettings:
         return path
 
 
-def load_vault(environ: Mapping[str, str], auth: VaultAuth | None = None) -> VaultSettings:
-    """Read only Vault's variables, for an operator's commands. `auth` overrides `KEYMAN_VAULT_AUTH`.
+def load_vault(environ: Mapping[str, str]) -> VaultSettings:
+    """Read only Vault's variables, for an operator's commands. They log in with a token, whatever the variables say.
 
     Raises ConfigurationError.
     """
     reader = Reader(environ)
-    vault = read_vault(reader, auth)
+    vault = read_vault(reader, "token")
     reader.finish()
     assert vault is not None
     return vault

@@ -35,7 +35,7 @@ class Passage:
         receive: Receive,
         send: Send,
         complete: Callable[[Exchange, Headers], Headers],
-        between: float | None = None,
+        between: float | None,
     ) -> None:
         self._between = between
         self._exchange = exchange

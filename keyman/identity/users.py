@@ -233,7 +233,7 @@ async def _by_id(db: Database, user_id: UserId) -> UserRow | None:
         return await _BY_ID.first(connection, user_id=user_id)
 
 
-async def lock_as_proved(connection: AsyncConnection, proved: UserRow, new_hash: str | None = None) -> None:
+async def lock_as_proved(connection: AsyncConnection, proved: UserRow, new_hash: str | None) -> None:
     """Lock an account whose password was verified, until the transaction ends. If `new_hash` is given, store it.
 
     Raises WrongPassword if the password was changed after it was verified, or the account was disabled. Without this

@@ -25,9 +25,6 @@ from keyman.storage.types import UtcTime, metadata
 INTERVAL = 5.0
 """Seconds for which a result is shared. Anyone can ask for it, and each probe is a write."""
 
-PLANES = ("management", "resolver", "gateway")
-"""The rows of `probes`. Migrations insert them."""
-
 probes = Table(
     "probes",
     metadata,

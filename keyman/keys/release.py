@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from sqlalchemy import bindparam, update
@@ -45,8 +45,6 @@ from keyman.storage import last_use
 from keyman.storage.statements import Command
 from keyman.storage.transactions import Database, Unchecked
 from keyman.vault.cipher import Context
-
-T = TypeVar("T")
 
 
 class Opener(Protocol):

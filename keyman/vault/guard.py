@@ -70,9 +70,9 @@ class Guard(ABC):
         self._checked_at = float("-inf")
         self._verdict: VaultUnavailable | None = None
 
-    def is_fresh(self, max_age: float = MAX_AGE) -> bool:
+    def is_fresh(self) -> bool:
         """Return whether `verify` would return at once."""
-        return self._verdict is None and monotonic() - self._checked_at <= max_age
+        return self._verdict is None and monotonic() - self._checked_at <= MAX_AGE
 
     async def verify(self, max_age: float = MAX_AGE) -> None:
         """Return if a check found the right key at most `max_age` seconds ago.

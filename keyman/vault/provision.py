@@ -111,9 +111,9 @@ async def plan(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[
     return changes
 
 
-async def provision(admin: AsyncAdapter, settings: VaultSettings, networks: Sequence[Networks] = ()) -> list[str]:
+async def provision(admin: AsyncAdapter, settings: VaultSettings) -> list[str]:
     """Carry out the plan with `admin`'s token, and return a description of each change. Raises like `plan`."""
-    changes = await plan(admin, settings, networks)
+    changes = await plan(admin, settings)
     for change in changes:
         await change.apply()
     return [change.description for change in changes]
