@@ -38,8 +38,8 @@ def test_a_person_blocks_an_application_by_keyboard_and_stays_at_its_switch(
     ada.open(APPLICATIONS)
     page = ada.page
     assert texts(page) == [[name, "OpenAI, Anthropic", "2 days ago", "Block for my keys"]]
-    switch = page.get_by_role("switch", name="Block for my keys")
-    expect(switch).to_have_accessible_description(name)
+    switch = page.get_by_role("switch")
+    expect(switch).to_have_accessible_name(f"Block for my keys {name}")
     page.evaluate("window.kept = true")
     for key, is_on in (("Space", "true"), ("Enter", "false")):
         switch.focus()
@@ -49,6 +49,7 @@ def test_a_person_blocks_an_application_by_keyboard_and_stays_at_its_switch(
         said = f"{name} is blocked for your keys." if is_on == "true" else f"{name} is no longer blocked."
         expect(page.get_by_role("status")).to_have_text(said)
         expect(rows(page).get_by_text("Blocked", exact=True)).to_have_count(1 if is_on == "true" else 0)
+        expect(switch).to_have_accessible_name(f"Block for my keys {name}")
         assert page.evaluate("window.kept")  # the page itself stayed
     assert ada.troubles() == []
 
