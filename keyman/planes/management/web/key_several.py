@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from uuid import uuid4
 
@@ -19,27 +18,34 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from keyman.config.settings import Settings
 from keyman.decoding import decode
-from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest, NotFound, Problem, Sentence, Unauthenticated
+from keyman.errors import FieldError, IdempotencyMismatch, InvalidRequest, NotFound, Problem, Unauthenticated
 from keyman.http.guards import needs
 from keyman.http.limit import count_writes
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
-from keyman.ids import KeyId
 from keyman.keys import batches, idempotency, operations
 from keyman.keys.batches import Outcome
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.schemas import KeyInfo, NewKey
+from keyman.keys.schemas import KeyInfo
 from keyman.keys.sealing import Sealer
 from keyman.planes.management.web import marks
-from keyman.planes.management.web.forms import Form
+from keyman.planes.management.web.forms import Form, LastDay
+from keyman.planes.management.web.key_form import expiry_choices
+from keyman.planes.management.web.key_several_rows import (
+    Kept,
+    Row,
+    choose,
+    entry_of,
+    find_rows,
+    first_fault,
+    setting_field,
+)
 from keyman.planes.management.web.keys import offered
-from keyman.planes.management.web.outcomes import ids_of
 from keyman.planes.management.web.pages import Visit
 from keyman.providers.catalogue import Catalogue, ServiceInfo
-from keyman.providers.dotenv import Line, read_lines
-from keyman.providers.naming import may_be_key, service_of
-from keyman.providers.recognition import check_new_key, unusual_beginning
+from keyman.providers.dotenv import read_lines
+from keyman.providers.naming import may_be_key
 from keyman.storage.transactions import Database
 
 MAX_BYTES = 512 * 1024
@@ -51,7 +57,11 @@ MAX_KEYS = 50
 MAX_LINES = 2_000
 """The maximum number of lines: 50 service-account files have 700. A worker reads so many in 50 ms."""
 
-MAX_FIELDS = 6 * MAX_KEYS
+MAX_FIELDS = 10 * MAX_KEYS
+"""A row has at most six fields, and one for each setting of its service."""
+
+DAY = "expires_at"
+"""The field for the last day of all chosen keys."""
 
 NOTHING_CHOSEN = "Choose at least one key."
 NO_KEY = "There is no key in these lines."
@@ -59,53 +69,10 @@ TOO_LONG = "These lines are too long. Paste fewer of them."
 OTHER_LINES = "These are not the same lines as before. Look at the keys again, and choose."
 
 
-class Kept(msgspec.Struct):
-    """What came of a chosen row: the stored key, or the message of its first fault and the field that it is about.
+class Until(msgspec.Struct):
+    """What the form says of all chosen keys."""
 
-    The message is kept as the template of a sentence and its values, so that another language can say it.
-    """
-
-    key: KeyInfo | None = None
-    template: str = ""
-    values: dict[str, str] = msgspec.field(default_factory=dict)
-    at: str = ""
-
-    @property
-    def words(self) -> str:
-        return Sentence(self.template, **self.values) if self.values else self.template
-
-
-@dataclass
-class Row:
-    """A value that may be a key. `fault` says why it cannot be stored, and `doubt` why it may be the wrong one."""
-
-    number: int
-    line: Line = field(repr=False)
-    mask: str
-    service: str
-    label: str
-    is_chosen: bool = True
-    fault: Kept | None = None
-    doubt: str = ""
-    is_stored: bool = False
-    key_id: KeyId | None = None
-    same_as: KeyInfo | None = None
-
-    def take(self, kept: Kept, same_as: KeyInfo | None) -> None:
-        """Note what came of this row."""
-        self.is_stored, self.is_chosen, self.same_as = kept.key is not None, kept.key is None, same_as
-        self.fault, self.doubt = (kept if kept.template else None), ""
-        self.key_id = KeyId(kept.key.id) if kept.key is not None else None
-
-    @property
-    def shown_label(self) -> str:
-        """The label, or nothing if somebody typed the key there: no page has one."""
-        return "" if self.line.value in self.label else self.label
-
-    @property
-    def trace(self) -> str:
-        """What the page shows of the line, by which the next step recognises it."""
-        return f"{self.line.number} {self.line.name} {self.mask}"
+    expires_at: LastDay | None = None
 
 
 @get("/settings/api-keys/several", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -136,21 +103,23 @@ async def several(
     lines = list(read_lines(form.text("text")))
     named = [one for one in lines if may_be_key(catalogue, one.name, one.value)]
     services = offered(catalogue, caller)
-    rows = list(_rows(catalogue, services, named[:MAX_KEYS]))
+    rows = list(find_rows(catalogue, services, named[:MAX_KEYS]))
     numbers = {one.number for one in named}
     left_out = [one.name for one in lines if one.number not in numbers]
     if not rows:
         return _show(visit, refused=InvalidRequest.at(FieldError("", NO_KEY)))
-    show = partial(_show, visit, catalogue, rows, services, left_out, is_cut=len(named) > MAX_KEYS)
+    show = partial(_show, visit, catalogue, rows, services, left_out, day=form.text(DAY), is_cut=len(named) > MAX_KEYS)
     traces = form.all("trace")
     if traces != [row.trace for row in rows]:
         return show(refused=InvalidRequest.at(FieldError("", OTHER_LINES)) if traces else None)
-    _choose(rows, services, form)
+    choose(catalogue, rows, services, form)
     chosen = [row for row in rows if row.is_chosen]
-    if not chosen:
-        return show(refused=InvalidRequest.at(FieldError("", NOTHING_CHOSEN)))
+    try:
+        until = _until(form, chosen)
+    except InvalidRequest as fault:
+        return show(refused=fault)
     refusals = count_writes(request, len(chosen))
-    entries = [_entry(catalogue, row, refusal) for row, refusal in zip(chosen, refusals, strict=True)]
+    entries = [entry_of(catalogue, row, refusal, until) for row, refusal in zip(chosen, refusals, strict=True)]
     store = partial(batches.create, db, sealer, caller, entries, _answer, max_keys=settings.max_keys)
     try:
         found = await _store_once(db, caller, store, form, chosen)
@@ -163,6 +132,13 @@ async def several(
     return show(is_stored=any(kept.key for kept in found))
 
 
+def _until(form: Form, chosen: Sequence[Row]) -> LastDay | None:
+    """Return when the chosen keys expire. Raises InvalidRequest if there is none, or if the day is invalid."""
+    if not chosen:
+        raise InvalidRequest.at(FieldError("", NOTHING_CHOSEN))
+    return decode(Until, form.filled(DAY)).expires_at
+
+
 async def _store_once(
     db: Database,
     caller: Principal,
@@ -171,8 +147,8 @@ async def _store_once(
     chosen: Sequence[Row],
 ) -> list[Kept]:
     """Store the keys only once, even if the browser sends the form several times."""
-    rows = [(row.number, row.service, row.label) for row in chosen]
-    body = json.dumps([form.text("text"), form.all("trace"), rows]).encode()
+    rows = [(row.number, row.service, row.label, row.settings) for row in chosen]
+    body = json.dumps([form.text("text"), form.all("trace"), form.text(DAY), rows]).encode()
     attempt = hashlib.sha256(f"several {form.text('attempt')}".encode()).hexdigest()
     retry = IdempotencyKey.parse(attempt, caller.user_id, body)
     try:
@@ -203,65 +179,8 @@ async def _read(request: AnyRequest) -> Form | None:
         return None
 
 
-def _rows(catalogue: Catalogue, services: Sequence[ServiceInfo], lines: Sequence[Line]) -> Iterator[Row]:
-    """Yield a row for each line. Those with a fault or a doubt, and the second of two equal ones, are not chosen."""
-    slugs = {info.service for info in services}
-    seen: set[str] = set()
-    for number, line in enumerate(lines):
-        service = service_of(catalogue, line.name, line.value)
-        row = Row(number, line, catalogue.mask(service, line.value), service if service in slugs else "", line.name)
-        if line.value in seen:
-            row.is_chosen, row.doubt = False, Sentence("This is the same key as in a row above.")
-        elif not row.service:
-            row.is_chosen, row.doubt = False, Sentence("Choose a service.")
-        else:
-            _look(catalogue, row)
-        seen.add(line.value)
-        yield row
-
-
-def _look(catalogue: Catalogue, row: Row) -> None:
-    """Note what is wrong with a row, or may be."""
-    entry = _entry(catalogue, row, None)
-    if isinstance(entry, Problem):
-        row.fault = _first(entry)
-    else:
-        row.doubt = unusual_beginning(catalogue, row.service, entry.api_key) or ""
-    row.is_chosen = row.fault is None and not row.doubt
-
-
-def _choose(rows: Sequence[Row], services: Sequence[ServiceInfo], form: Form) -> None:
-    """Take over what was chosen and changed on the page. What was stored before stays stored, and is not chosen."""
-    used, stored, slugs = set(form.all("use")), set(form.all("stored")), {info.service for info in services}
-    for row in rows:
-        number, service = str(row.number), form.text(f"service-{row.number}")
-        row.is_stored = number in stored
-        row.key_id = next(iter(ids_of([form.text(f"key-{number}")])), None)
-        row.is_chosen = number in used and not row.is_stored
-        row.label = form.text(f"label-{row.number}").strip()
-        row.service = service if service in slugs else ""
-
-
-def _entry(catalogue: Catalogue, row: Row, refusal: Problem | None) -> NewKey | Problem:
-    """Return the key that a row describes, or why it cannot be stored."""
-    given = {"service": row.service, "api_key": row.line.value, "name": row.label}
-    try:
-        new = decode(NewKey, {name: text for name, text in given.items() if text}, check_new_key(catalogue), "entry")
-    except InvalidRequest as fault:
-        return fault
-    return refusal or new
-
-
-def _first(problem: Problem) -> Kept:
-    """Return the first fault that a problem names."""
-    at, message = problem.errors[0] if problem.errors else ("", problem.detail)
-    if not isinstance(message, Sentence):
-        return Kept(template=message, at=at)
-    return Kept(template=message.template, values={name: str(value) for name, value in message.values.items()}, at=at)
-
-
 def _answer(outcomes: Sequence[Outcome]) -> list[Kept]:
-    return [Kept(outcome) if isinstance(outcome, KeyInfo) else _first(outcome) for outcome in outcomes]
+    return [Kept(outcome) if isinstance(outcome, KeyInfo) else first_fault(outcome) for outcome in outcomes]
 
 
 def _show(
@@ -271,6 +190,7 @@ def _show(
     services: Sequence[ServiceInfo] = (),
     left_out: Sequence[str] = (),
     *,
+    day: str = "",
     is_cut: bool = False,
     is_stored: bool = False,
     refused: Problem | None = None,
@@ -278,11 +198,15 @@ def _show(
     """Show the rows, or the field for the lines if there are none. No row has a value on the page."""
     return visit.show(
         "key_several.html",
+        status=200,
         refused=refused,
         rows=rows,
         is_done=bool(rows) and all(row.is_stored for row in rows),
         services=services,
         names={info.service: info.name for info in services},
+        setting_field=setting_field,
+        filled={DAY: day},
+        **expiry_choices(),
         letters=partial(marks.letters, catalogue) if catalogue is not None else None,
         left_out=left_out,
         is_cut=is_cut,

@@ -151,7 +151,7 @@ PUT_TOGETHER = {
     ): "a script asks for a page with a token that cannot have it",
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
-    ("planes/management/web/key_several.py", "words", "Attribute"): "what a field's check said, which is found there",
+    ("planes/management/web/key_several_rows.py", "words", "Attribute"): "what the check of a field said, found there",
     ("storage/together.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
     ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",
     ("storage/paging.py", "parse", "JoinedStr"): "no page takes a limit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyman.clock import now
 from keyman.planes.management.web.key_several import MAX_BYTES, MAX_KEYS, MAX_LINES
 from tests.planes.management.api.harness import ApiPlane
 
@@ -237,3 +239,88 @@ async def test_a_service_account_of_many_lines_is_one_key(shared: ApiPlane) -> N
     ]
     await send(ada, ("text", text), *fields)
     assert [key["service"] for key in await keys(ada)] == ["GOOGLE_VERTEX", "OPENAI"]
+
+
+AZURE = f"""AZURE_OPENAI_API_KEY={BODY}azur
+AWS_BEARER_TOKEN_BEDROCK=bedrock-api-key-{BODY}aws0
+"""
+LACKING = "Without these settings, the gateway cannot use this key."
+
+
+async def test_one_expiry_counts_for_all_keys_that_are_chosen(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    yesterday, in_a_month = (f"{now() + timedelta(days=days):%Y-%m-%d}" for days in (-1, 30))
+    page = await send(ada, ("text", TEXT), *fields, ("expires_at", yesterday))
+    assert page.status_code == 422
+    assert "Expires must be in the future." in page.text
+    assert [value for name, value in fields_of(page) if name == "use"] == ["0", "1", "2"]
+    assert await keys(ada) == []
+    page = await send(ada, ("text", TEXT), *fields_of(page), ("use", "3"), ("expires_at", in_a_month))
+    assert [key["expires_at"] for key in await keys(ada)] == [f"{in_a_month}T23:59:59Z"] * 3
+    assert f'value="{in_a_month}"' in page.text  # for the row that was refused
+    await send(ada, ("text", TEXT), *fields_of(page), ("service-3", "DEEPSEEK"), ("use", "3"))
+    assert [key["expires_at"] for key in await keys(ada)][3:] == [None]
+
+
+async def test_the_same_form_with_another_expiry_is_another_request(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    await send(ada, ("text", TEXT), *fields)
+    await send(ada, ("text", TEXT), *fields, ("expires_at", f"{now() + timedelta(days=30):%Y-%m-%d}"))
+    assert [key["expires_at"] is None for key in await keys(ada)] == [True] * 3 + [False] * 3
+
+
+async def test_a_key_whose_service_has_settings_gets_their_fields_in_its_row(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    page, fields = await looked(ada, AZURE)
+    assert [row[1:] for row in rows_of(page)] == [["AZURE_OPENAI", LACKING], ["AWS_BEDROCK", LACKING]]
+    assert [value for name, value in fields if name == "use"] == []
+    wrong = [("settings-0-AZURE_OPENAI-endpoint", "http://nowhere"), ("settings-1-AWS_BEDROCK-region", "eu-west-1")]
+    both = [("use", "0"), ("use", "1")]
+    page = await send(ada, ("text", AZURE), *fields, *both, *wrong)
+    assert rows_of(page)[0][2].startswith("Endpoint must be https:// and the host of your resource")
+    assert [(key["service"], key["settings"]) for key in await keys(ada)] == [("AWS_BEDROCK", {"region": "eu-west-1"})]
+    again = fields_of(page)
+    assert ("settings-0-AZURE_OPENAI-endpoint", "http://nowhere") in again
+    endpoint = "https://eu.openai.azure.com"
+    page = await send(ada, ("text", AZURE), *again, ("settings-0-AZURE_OPENAI-endpoint", endpoint))
+    assert "All of these keys are stored." in page.text
+    assert [key["settings"] for key in await keys(ada)][1:] == [{"endpoint": endpoint}]
+
+
+async def test_a_service_that_is_chosen_by_hand_is_asked_for_its_settings_once(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    page = await send(ada, ("text", TEXT), *fields, ("use", "3"), ("service-3", "AZURE_OPENAI"))
+    assert rows_of(page)[3] == ["LLM_KEY ...llm0", "AZURE_OPENAI", LACKING]
+    assert len(await keys(ada)) == 3
+    again = fields_of(page)
+    assert ("settings-3-AZURE_OPENAI-endpoint", "") in again
+    assert [value for name, value in again if name == "use"] == ["3"]
+    await send(ada, ("text", TEXT), *again)  # without them, as somebody may want it who does not use the gateway
+    assert [(key["service"], key["settings"]) for key in await keys(ada)][3:] == [("AZURE_OPENAI", {})]
+
+
+async def test_no_label_holds_a_key_of_another_row(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    page = await send(ada, ("text", TEXT), *fields, ("label-0", f"with {BODY}mist"))  # `send` looks for it
+    assert rows_of(page)[0][2].startswith("Label must not contain the key itself")
+    assert [key["name"] for key in await keys(ada)] == ["ANTHROPIC_API_KEY", "MISTRAL_API_KEY"]
+
+
+async def test_each_label_stays_in_its_row(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    text = "\n".join(f"OPENAI_API_KEY=sk-{BODY}{number:04}" for number in range(12))
+    _, fields = await looked(ada, text)
+    named = [(name, f"label of {name[6:]}" if name.startswith("label-") else value) for name, value in fields]
+    none = [each for each in named if each[0] != "use"]
+    page = await send(ada, ("text", text), *none, ("use", "11"), ("use", "1"), ("use", "10"))
+    again = {name: value for name, value in fields_of(page) if name.startswith("label-")}
+    assert again == {f"label-{number}": f"label of {number}" for number in range(12)}
+    assert [(key["name"], key["last_4_chars"][-4:]) for key in await keys(ada)] == [
+        ("label of 1", "0001"),
+        ("label of 10", "0010"),
+        ("label of 11", "0011"),
+    ]

@@ -15,6 +15,7 @@ from tests.planes.management.web.moves import (
     dialog,
     discard,
     held,
+    in_days,
     join,
     keys_of,
     narrow_places,
@@ -101,6 +102,38 @@ def test_what_is_refused_is_said_in_its_row_and_can_be_tried_again(pasting: Pers
     assert len(keys_of(pasting)) == 4
 
 
+def test_expiry_and_settings_are_asked_for_beside_the_rows(pasting: Person) -> None:
+    page = pasting.page
+    press(page, "Add New Key")
+    paste(page, f"{TEXT}AZURE_OPENAI_API_KEY={CANARY}\n")
+    opened = dialog(page)
+    of_azure = opened.get_by_role("group", name="Settings AZURE_OPENAI_API_KEY")
+    expect(of_azure.get_by_label("Endpoint")).to_be_visible()
+    box = opened.get_by_role("checkbox", name="Store AZURE_OPENAI_API_KEY")
+    expect(box).not_to_be_checked()
+    of_azure.get_by_label("Endpoint").fill("https://eu.openai.azure.com")
+    expect(box).to_be_checked()
+    # The fields follow the service that is chosen.
+    of_llm = opened.get_by_role("group", name="Settings LLM_KEY")
+    opened.get_by_label("Service of LLM_KEY").select_option(label="Amazon Bedrock")
+    expect(of_llm.get_by_role("textbox")).to_have_count(1)
+    opened.get_by_label("Service of LLM_KEY").select_option(label="Azure OpenAI")
+    expect(of_llm.get_by_role("textbox")).to_have_count(2)
+    expect(opened.get_by_text("Choose a service.")).to_have_count(0)
+    opened.get_by_label("Service of LLM_KEY").select_option(label="DeepSeek")
+    expect(of_llm).to_have_count(0)
+    opened.get_by_role("checkbox", name="Store LLM_KEY").check()
+    opened.get_by_role("group", name="Valid for").get_by_role("button", name="90 days").click()
+    expect(opened.get_by_label("Expires")).to_have_value(in_days(90))
+    opened.get_by_role("button", name="Store the chosen keys").click()
+    expect(opened.get_by_text("All of these keys are stored.")).to_be_visible()
+    stored = {key["service"]: key for key in keys_of(pasting)}
+    assert stored["AZURE_OPENAI"]["settings"] == {"endpoint": "https://eu.openai.azure.com"}
+    assert {key["expires_at"] for key in stored.values()} == {f"{in_days(90)}T23:59:59Z"}
+    assert len(stored) == 4
+    assert pasting.complaints == []
+
+
 def test_a_file_can_be_dropped_or_chosen(pasting: Person, tmp_path: Path) -> None:
     page = pasting.page
     press(page, "Add New Key")
@@ -164,7 +197,8 @@ def test_pasted_lines_are_not_thrown_away_by_one_key_nor_by_a_failure(pasting: P
     expect(opened.get_by_role("alert")).to_contain_text("keyman could not be reached")
     pasting.context.set_offline(False)
     with held(page) as waiting:
-        opened.get_by_role("button", name="Store the chosen keys").click()
+        with page.expect_request("**/several"):
+            opened.get_by_role("button", name="Store the chosen keys").click()
         expect(opened.get_by_role("button", name="Store the chosen keys")).to_be_disabled()
         assert len(waiting) == 1
     expect(opened.get_by_text("Some of these keys are stored.")).to_be_visible()
@@ -238,6 +272,6 @@ def test_the_rows_fit_a_phone(arrive: Arrive) -> None:
     ada.open(KEYS)
     page.get_by_role("main").get_by_role("button").first.click()
     page.locator("#api_key").wait_for()
-    paste(page, f"{TEXT}{'W' * 99}={ANTHROPIC_KEY}\n")
+    paste(page, f"{TEXT}{'W' * 99}={ANTHROPIC_KEY}\nAZURE_OPENAI_API_KEY={CANARY}\n")
     page.get_by_role("checkbox").first.wait_for()
     assert narrow_places(page) == []

@@ -57,6 +57,28 @@
     if (target.matches("[data-lines]")) take(target.files[0]);
   });
 
+  // --- the settings of a service that is chosen in a row, and the choice of a row whose settings are filled in
+
+  document.addEventListener("change", ({ target }) => {
+    if (!target.matches(".several [name^=service-]")) return;
+    const number = target.name.slice("service-".length);
+    const fields = [...document.querySelectorAll("[data-settings-of]")].find((one) => one.dataset.settingsOf === target.value);
+    for (const part of target.closest("tr").querySelectorAll(".settings, .soft")) part.remove();
+    if (!fields) return;
+    const copy = fields.firstElementChild.cloneNode(true);
+    for (const part of [copy, ...copy.querySelectorAll("[id], [name]")]) {
+      for (const name of ["id", "name", "aria-labelledby"]) {
+        if (part.hasAttribute(name)) part.setAttribute(name, part.getAttribute(name).replaceAll("-ROW", `-${number}`));
+      }
+    }
+    target.after(copy);
+  });
+
+  document.addEventListener("input", ({ target }) => {
+    const box = target.closest(".several .settings") && target.closest("tr").querySelector("[name=use]");
+    if (box && target.value) box.checked = true;
+  });
+
   const hasFile = ({ dataTransfer }) => dataTransfer?.types.includes("Files") && panelForm();
   document.addEventListener("dragover", (event) => hasFile(event) && event.preventDefault());
   document.addEventListener("drop", (event) => {
