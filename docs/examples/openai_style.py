@@ -35,7 +35,7 @@ class Chat:
 
     async def complete(self, text: str) -> str:
         headers = {"Authorization": f"Bearer {await self._api_key()}"}
-        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}]}
+        body = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": text}]}
         answer = await self._client.post("/chat/completions", json=body, headers=headers)
         answer.raise_for_status()
         said: str = answer.json()["choices"][0]["message"]["content"]

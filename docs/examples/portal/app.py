@@ -1,7 +1,7 @@
-"""A product whose users leave their API keys with keyman: run it, open http://127.0.0.1:5000, and press the button.
+"""A product whose users store their API keys in keyman: run it, open http://127.0.0.1:5000, and press the button.
 
 It needs `KEYMAN_RESOLVER_URL`, such as http://127.0.0.1:8001, and `KEYMAN_APP_TOKEN`, the token of an application that
-was registered with `--service OPENAI --portal --return-url http://127.0.0.1:5000/`. The README shows both commands.
+was registered with `--service OPENAI --portal --return-url http://127.0.0.1:5000/`. The README shows the commands.
 """
 
 import os
@@ -27,7 +27,7 @@ class Shop(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         state = "a key" if has_key() else "no key"
         page = f"""<!doctype html><meta charset="utf-8"><title>Shop</title><h1>Shop</h1>
-            <p>You have left {state} for OpenAI.</p>
+            <p>You have stored {state} for OpenAI.</p>
             <form method="post" action="/keys"><button>Manage your API keys</button></form>"""
         self.answer(200, {"Content-Type": "text/html"}, page)
 

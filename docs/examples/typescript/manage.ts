@@ -1,5 +1,5 @@
 // Stores, lists, replaces and deletes a key of your own, with a personal access token.
-// `keyman.ts` is generated from the OpenAPI document of the management plane: see docs/reference/api.md.
+// `keyman.ts` is generated from the OpenAPI document of the management plane: see docs/reference/typescript.md.
 
 import { randomUUID } from "node:crypto";
 import createClient from "openapi-fetch";

@@ -1,5 +1,5 @@
 // An application uses a user's key: through the gateway, which does not show it, and through the resolver, which does.
-// `gateway.ts` and `resolver.ts` are generated from the OpenAPI documents of these planes: see docs/reference/api.md.
+// `gateway.ts` and `resolver.ts` are generated from the OpenAPI documents of these planes: see docs/reference/typescript.md.
 
 import createClient from "openapi-fetch";
 import type { paths as GatewayPaths } from "./gateway.js";

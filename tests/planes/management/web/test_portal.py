@@ -59,7 +59,7 @@ def is_there(page: Page, url: str) -> bool:
 
 def test_the_example_leads_a_person_to_the_keys_and_back(arrive: Arrive, shop: Shop) -> None:
     person, page = come(arrive, shop)
-    assert page.get_by_text("You have left no key").is_visible()
+    assert page.get_by_text("You have stored no key").is_visible()
     page.get_by_role("button", name="Manage your API keys").click()
     page.wait_for_url("**/portal/*")
     assert page.get_by_text("Ada Lovelace").is_visible()
@@ -80,7 +80,7 @@ def test_the_example_leads_a_person_to_the_keys_and_back(arrive: Arrive, shop: S
     page.get_by_text("Signed in").first.wait_for()
     page.get_by_role("link", name="Back to shop").click()
     page.wait_for_url(f"{shop.origin}/")
-    assert page.get_by_text("You have left a key").is_visible()
+    assert page.get_by_text("You have stored a key").is_visible()
     assert person.troubles("404", "Failed to load resource") == []
 
 
