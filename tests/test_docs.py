@@ -328,11 +328,15 @@ def test_the_table_of_tables_has_every_table() -> None:
     assert set(names("docs/dev/architecture.md", "Tables")) == set(metadata.tables)
 
 
-def test_every_setting_is_in_the_table_of_variables() -> None:
+def test_every_setting_is_in_a_table_of_variables() -> None:
     read = set[str]()
     for path in (ROOT / "keyman" / "config").glob("*.py"):
         read |= set(VARIABLE.findall(path.read_text()))
-    shown = [row[0] for row in rows("docs/reference/configuration.md", "Variables")]
+    page = DOCUMENTS["docs/reference/configuration.md"]
+    tables = page.split("\n| variable | meaning | default |\n")[1:]
+    shown = [
+        cell for table in tables for cell in re.findall(r"^\| (`[^|]+) \|", table.partition("\n\n")[0], re.MULTILINE)
+    ]
     assert read <= set(re.findall(r"`(\w+)`", " ".join(shown)))
 
 
