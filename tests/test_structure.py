@@ -259,6 +259,38 @@ def test_statements_are_executed_in_one_place() -> None:
     assert {module for module in found if not below(module, "keyman.storage", "keyman.migrations")} == EXECUTES_ITSELF
 
 
+FOUND_BY_NAME = {"from_environment", "upgrade", "downgrade", "revision", "down_revision"}
+"""What granian and Alembic look for in a module."""
+
+
+def _defined(module: str) -> set[str]:
+    """The functions, classes and variables of a module. What has a decorator, such as a command, is left out."""
+    found = set()
+    for node in tree(module).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.decorator_list:
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("__")} - FOUND_BY_NAME
+
+
+def _read(module: str) -> set[str]:
+    return {node.id for node in ast.walk(tree(module)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def _taken_from_others(module: str) -> set[str]:
+    nodes = list(ast.walk(tree(module)))
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return imported | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def test_every_name_is_used() -> None:
+    taken = {name for module in MODULES for name in _taken_from_others(module)}
+    unused = {f"{module}.{name}" for module in MODULES for name in _defined(module) - _read(module) - taken}
+    assert unused == {"keyman.characters.UNICODE_VERSION"}  # a test compares it with that of Python
+
+
 def test_nothing_is_imported_inside_a_function() -> None:
     found = {
         (module, node.lineno)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from keyman.client import AsyncKeyman, AsyncResolver, Keyman, Resolved, Resolver
 from tests.support.http import Reply, answer
 
 Kind = Literal["async", "sync"]
 
-T = TypeVar("T")
 
 TOKEN = "km_0123456789abcdefghijABCDEFGHIJ0kzTqD"
 """A token of the right shape, for servers that do not check it."""

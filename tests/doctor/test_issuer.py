@@ -24,9 +24,6 @@ pytestmark = pytest.mark.anyio
 NONE = Settings(make_url("sqlite+aiosqlite:////nowhere"), VaultSettings("https://vault.example.com"))
 
 
-CLOCK = (State.OK, "agrees with the issuer's within 5 s")
-
-
 async def found(jwt: JwtSettings | None) -> list[tuple[State, str]]:
     return [(finding.state, finding.found) async for finding in examine(replace(NONE, jwt=jwt))]
 

@@ -65,11 +65,6 @@ async def cut(incoming: Incoming) -> None:
     incoming.writer.transport.abort()
 
 
-async def too_slow(incoming: Incoming) -> None:
-    await incoming.begin()
-    await asyncio.sleep(60)
-
-
 @pytest.mark.parametrize(
     ("outcome", "client"),
     [

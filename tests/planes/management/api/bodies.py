@@ -135,7 +135,6 @@ def wrong_values(field: msgspec.structs.FieldInfo) -> list[Any]:
     return [value for kind, values in BY_TYPE.items() if kind not in accepted for value in values]
 
 
-NAMES = st.text(max_size=20).filter(lambda name: name.isidentifier() or not name.isascii())
 ANY_JSON = st.recursive(
     st.none()
     | st.booleans()

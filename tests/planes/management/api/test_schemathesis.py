@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,9 +124,6 @@ def map_body(_context: schemathesis.HookContext, body: Any) -> Any:
 
 NEEDS_STATE = set() if needs.are_slow_wanted() else {"POST /api/auth/login"}
 """Operations that succeed only in the phases that a run without the slow tests does not have."""
-
-
-Mint = Callable[[URL], Awaitable[str]]
 
 
 async def _new_token(url: URL) -> str:
