@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from keyman.loopback import is_loopback_address
 from keyman.providers.paths import PathRule
 from keyman.providers.services import SHIPPED, Service
 from keyman.providers.settings import ENDPOINT, Setting
@@ -184,12 +185,8 @@ def _check_url(field: str, url: str, settings: Sequence[Setting]) -> None:
     parts = urlsplit(url)
     if parts.netloc.rpartition(":")[2].isdigit() and int(parts.netloc.rpartition(":")[2]) > MAX_PORT:
         raise ValueError(f"{field} has an invalid port")
-    if parts.scheme == "http" and not _is_loopback_address(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback_address(parts.hostname or ""):
         raise ValueError(f"{field} must be https://; http:// is only for a loopback address such as 127.0.0.1")
-
-
-def _is_loopback_address(host: str) -> bool:
-    return host == "::1" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
 
 
 def _check_check(check: Check, settings: Sequence[Setting]) -> None:

@@ -95,6 +95,7 @@ def test_only_a_service_with_a_base_url_is_forwarded(tmp_path: Path) -> None:
                 "http://api.acme.example",
                 "http://10.0.0.1",
                 "http://localhost:1",
+                "http://127.999.1.1",  # it looks like an address, but it is a name
                 "ftp://api.acme.example",
                 f"https://{CANARY}@api.acme.example",
                 "https://api.acme.example/",
