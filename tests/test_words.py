@@ -119,11 +119,16 @@ CODE = ("keyman", "docker", "bench", ".ci")
 OTHER_FILES = (
     "keyman/planes/management/web/templates/*.html",
     "keyman/planes/management/web/locales/*/*.po",
-    "keyman/planes/management/web/static/keyman.*",
+    "keyman/planes/management/web/static/*.*",
     "docker/**/*",
     "vault-policies/**/*",
     ".ci/run",
+    ".devcontainer/*",
+    ".editorconfig",
+    ".github/**/*",
+    ".pre-commit-config.yaml",
     "Makefile",
+    "pyproject.toml",
 )
 
 
