@@ -62,6 +62,7 @@ SLOW = (
     "tests/planes/management/web/test_check_walk.py",
     "tests/planes/management/web/test_connected.py",
     "tests/planes/management/web/test_form.py",
+    "tests/planes/management/web/test_heard.py",
     "tests/planes/management/web/test_journeys.py",
     "tests/planes/management/web/test_keyboard.py",
     "tests/planes/management/web/test_language.py",

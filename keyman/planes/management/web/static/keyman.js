@@ -328,5 +328,7 @@
   }
   localTimes();
   start();
+  // On a page of its own, a form that comes back leads to what was refused.
+  document.querySelector("main :is([aria-invalid], [aria-describedby~=banner])")?.focus();
   addEventListener("pageshow", picked); // a browser keeps what was selected
 })();
