@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import expect
 
-from tests.planes.management.web.moves import ACCOUNT, TOKENS, dialog, join, press, sign_in
-from tests.support.browser import Arrive
+from tests.planes.management.web.moves import (
+    ACCOUNT,
+    ANTHROPIC_KEY,
+    APPLICATIONS,
+    KEYS,
+    OPENAI_KEY,
+    TOKENS,
+    act,
+    dialog,
+    join,
+    plant,
+    plant_applications,
+    press,
+    rows,
+    sign_in,
+)
+from tests.support.browser import Arrive, DevServer
 
 WRONG = "not the password of this account"
 
@@ -55,3 +72,63 @@ def test_a_token_without_scopes_leads_to_the_first_of_them(arrive: Arrive) -> No
     page.keyboard.press("Enter")
     expect(page.get_by_label("keys:read")).to_be_focused()
     expect(page.get_by_label("keys:read")).to_have_accessible_description("Scopes must have at least one entry.")
+
+
+def test_a_dialog_says_what_it_is_about_and_what_follows(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "first"}, {"name": "second"})
+    ada.open(KEYS)
+    expected = {
+        "Delete": "OpenAI · second · sk-...1234 Applications can no longer get this key, from their next request on. "
+        "You cannot undo this.",
+        "Pause": "OpenAI · second · sk-...1234 Applications cannot get this key, from their next request on, until you "
+        "resume it. Nothing is deleted.",
+    }
+    for action, words in expected.items():
+        act(rows(page).first, action)
+        expect(dialog(page)).to_have_accessible_description(words)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+    for row in rows(page).all():
+        row.get_by_role("checkbox").check()
+    page.get_by_role("form", name="Selected keys").get_by_role("button", name="Delete").click()
+    expect(dialog(page)).to_have_accessible_description(re.compile(r"second .* first .* You cannot undo this\.$"))
+
+
+def test_several_keys_say_what_was_found_and_done(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    page.get_by_role("button", name="Add Several Keys").click()
+    page.get_by_label("Lines with keys").fill(f"OPENAI_API_KEY={OPENAI_KEY}\nANTHROPIC_API_KEY={ANTHROPIC_KEY}")
+    page.get_by_role("button", name="Show the keys").click()
+    title = dialog(page).get_by_role("heading")
+    expect(title).to_be_focused()
+    expect(title).to_have_accessible_description("Keys found: 2. Choose which ones to store.")
+    page.get_by_role("button", name="Store the chosen keys").click()
+    expect(title).to_have_accessible_description("All of these keys are stored.")
+    expect(title).to_be_focused()
+
+
+def test_a_button_names_what_it_belongs_to(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    names = [f"{name}-{ada.email}" for name in ("mail", "chat")]
+    plant_applications(dev_server.home, ada, *({"name": name, "services": "OPENAI"} for name in names))
+    ada.open(APPLICATIONS)
+    for name in names:
+        expect(page.get_by_role("switch", name=f"Block for my keys {name}", exact=True)).to_have_count(1)
+    ada.open(f"{TOKENS}/new")
+    page.get_by_label("Name", exact=True).fill("laptop")
+    page.get_by_role("button", name="Create Token").click()
+    for name in ("laptop", "Try it"):
+        expect(page.get_by_role("button", name=f"Copy {name}", exact=True)).to_have_count(1)
+    ben = arrive(signed_up=False)
+    ben.open("/sign-in")
+    sign_in(ben.page, ada.email)
+    ben.page.wait_for_url(f"**{KEYS}")
+    ben.open(ACCOUNT)
+    device = rows(ben.page).nth(1).get_by_role("cell").first.inner_text()
+    expect(ben.page.get_by_role("button", name=f"End {device}", exact=True)).to_have_count(1)
