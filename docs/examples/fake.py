@@ -1,4 +1,4 @@
-"""Your own tests, without a server: `headers` takes a resolver of any kind, and the tests give it a fake."""
+"""Tests of your own code, without a server: your function takes a resolver, and the tests give it a fake one."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Manage your own keys from a script. Set KEYMAN_URL and KEYMAN_TOKEN; the value comes from standard input."""
+"""Manage your own keys from a script. Set KEYMAN_URL and KEYMAN_TOKEN, and give the key on standard input."""
 
 import sys
 

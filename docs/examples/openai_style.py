@@ -1,8 +1,8 @@
-"""An SDK that asks for its key before each request, with asyncio.
+"""An SDK that asks the resolver for a key before each request, with asyncio.
 
 `openai.AsyncOpenAI` takes a coroutine function as `api_key` and awaits it before each request (`openai.OpenAI` takes a
-function; both since openai 1.106). `Chat` below takes the place of the SDK, so that this example runs without it. In
-your application, write instead:
+function; both since openai 1.106). `Chat` below stands for the SDK, so that you can run this example without
+one. In your application, write instead:
 
     sdk = openai.AsyncOpenAI(api_key=key_of(resolver, user_id))
 """
@@ -38,8 +38,8 @@ class Chat:
         body = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": text}]}
         answer = await self._client.post("/chat/completions", json=body, headers=headers)
         answer.raise_for_status()
-        said: str = answer.json()["choices"][0]["message"]["content"]
-        return said
+        reply: str = answer.json()["choices"][0]["message"]["content"]
+        return reply
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -48,8 +48,8 @@ class Chat:
 async def main() -> None:
     async with AsyncResolver() as resolver:
         sdk = Chat(api_key=key_of(resolver, user_id=1), base_url=PROVIDER)
-        for said in await asyncio.gather(sdk.complete("Hello"), sdk.complete("Hello again")):
-            print(said)
+        for reply in await asyncio.gather(sdk.complete("Hello"), sdk.complete("Hello again")):
+            print(reply)
         await sdk.close()
 
 

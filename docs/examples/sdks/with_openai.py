@@ -1,4 +1,4 @@
-"""The SDK of OpenAI with a key of the resolver for each request, with and without asyncio. Written for openai 3.
+"""The SDK of OpenAI with a key from the resolver for each request, with and without asyncio. For openai 3.
 
 One client of the SDK serves all users: `with_options` gives a request the key of its user, and shares the connections.
 """
@@ -21,18 +21,18 @@ def answer(resolver: Resolver, sdk: OpenAI, user_id: int, question: str) -> str:
         return "Add an OpenAI key in Settings, then try again."
     own = sdk.with_options(api_key=key.reveal())
     try:
-        said = own.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": question}])
+        completion = own.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": question}])
     except AuthenticationError:
         resolver.report(key, "refused")  # the owner of the key sees it on the pages
         return "OpenAI does not accept your key. Replace it in Settings."
-    return said.choices[0].message.content or ""
+    return completion.choices[0].message.content or ""
 
 
 async def answer_async(resolver: AsyncResolver, sdk: AsyncOpenAI, user_id: int, question: str) -> str:
     key = await resolver.resolve(user_id=user_id, service="OPENAI", purpose="Answer to a chat")
     own = sdk.with_options(api_key=key.reveal())
-    said = await own.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": question}])
-    return said.choices[0].message.content or ""
+    completion = await own.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": question}])
+    return completion.choices[0].message.content or ""
 
 
 def for_one_user(resolver: Resolver, user_id: int) -> OpenAI:
@@ -45,7 +45,7 @@ def for_one_user(resolver: Resolver, user_id: int) -> OpenAI:
 
 
 async def main() -> None:
-    # The SDK wants a key when it is created; no request uses this one.
+    # The SDK needs a key when it is created. No request uses this one.
     async with AsyncResolver() as resolver, AsyncOpenAI(api_key="none") as sdk:
         print(
             await asyncio.gather(*(answer_async(resolver, sdk, USER, question) for question in ("Hello", "And now?")))
@@ -57,6 +57,6 @@ if __name__ == "__main__":
         print(answer(resolver, sdk, USER, "Hello"))
         print(answer(resolver, sdk, 999, "Hello"))
         with for_one_user(resolver, USER) as own:
-            said = own.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
-            print(said.choices[0].message.content)
+            completion = own.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
+            print(completion.choices[0].message.content)
     asyncio.run(main())

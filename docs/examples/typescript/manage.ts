@@ -14,7 +14,7 @@ const keyman = createClient<paths>({
 });
 
 /** Turn an error answer into one line: what is wrong, the first invalid field, and the id of the request. */
-function said(problem: Problem): string {
+function describe(problem: Problem): string {
   const fault = problem.errors?.[0];
   const field = fault === undefined ? "" : ` ${fault.field}: ${fault.message}.`;
   return `${problem.status} ${problem.detail}${field} (request ${problem.request_id})`;
@@ -26,7 +26,7 @@ async function add(value: string, name: string): Promise<{ key: Key; etag: strin
     params: { header: { "Idempotency-Key": randomUUID() } },
     body: { service: "OPENAI", api_key: value, name },
   });
-  if (error) throw new Error(said(error));
+  if (error) throw new Error(describe(error));
   return { key: data, etag: response.headers.get("ETag") ?? "" };
 }
 
@@ -38,7 +38,7 @@ async function list(service: string): Promise<Key[]> {
     const { data, error, response } = await keyman.GET("/api/keys", {
       params: { query: { service, limit: 2, cursor } },
     });
-    if (error) throw new Error(said(error));
+    if (error) throw new Error(describe(error));
     keys.push(...data);
     const next = /<([^>]*)>; rel="next"/.exec(response.headers.get("Link") ?? "")?.[1];
     cursor = next === undefined ? undefined : new URLSearchParams(next.split("?")[1]).get("cursor") ?? undefined;
@@ -57,7 +57,7 @@ async function replace(key: Key, etag: string, value: string): Promise<Key | Pro
 
 async function remove(key: Key): Promise<void> {
   const { error } = await keyman.DELETE("/api/keys/{key_id}", { params: { path: { key_id: key.id } } });
-  if (error) throw new Error(said(error));
+  if (error) throw new Error(describe(error));
 }
 
 try {
@@ -73,7 +73,7 @@ await add("sk-made-up-0123456789abcdef9abc", "A third one");
 console.log("listed:", (await list("OPENAI")).map((one) => one.last_4_chars).join(" "));
 
 const replaced = await replace(key, etag, "sk-made-up-0123456789abcdefWXYZ");
-console.log("replaced:", "last_4_chars" in replaced ? replaced.last_4_chars : said(replaced));
+console.log("replaced:", "last_4_chars" in replaced ? replaced.last_4_chars : describe(replaced));
 const stale = await replace(key, etag, "sk-made-up-0123456789abcdefstale");
 console.log("a second time:", "last_4_chars" in stale ? stale.last_4_chars : stale.title);
 

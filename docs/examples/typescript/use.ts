@@ -17,7 +17,7 @@ const resolver = createClient<ResolverPaths>({
   headers,
 });
 
-// The answer is the provider's own, so its type is not known here.
+// The provider makes this answer, so the type is not known here.
 const models = await gateway.GET("/openai/v1/models", { params: { header: { "Keyman-User": user } } });
 console.log("models:", models.error ? models.error.detail : JSON.stringify(models.data));
 
