@@ -167,7 +167,7 @@ PLAIN = {"keyman"} | {
         *("__main__", "errors", "extras", "loopback", "memory", "private", "quantities", "retry", "secret"),
         *("version", "providers"),
         *(f"providers.{name}" for name in ("credentials", "dotenv", "masking", "naming", "pasted", "snippets")),
-        *(f"providers.{name}" for name in ("paths", "upstreams", "verdicts")),
+        *(f"providers.{name}" for name in ("paths", "services", "settings", "upstreams", "verdicts")),
     )
 }
 """What a plain install can import besides the client and its fakes."""

@@ -203,6 +203,8 @@ def test_the_commands_of_owners_need_nothing_of_the_server() -> None:
         "keyman.secret",
     }
     assert {name for name in imports("keyman.cli.terminal") if below(name, "keyman")} <= used
+    loaded = {name for module in own for name in reached(module)}
+    assert not [name for name in loaded if "\nrequire_server()\n" in MODULES[name].read_text()]
 
 
 def test_the_fakes_need_only_the_clients_errors_and_shapes() -> None:

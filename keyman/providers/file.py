@@ -16,11 +16,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from keyman.extras import require_server
 from keyman.loopback import is_loopback_address
 from keyman.providers.paths import PathRule
 from keyman.providers.services import SHIPPED, Service
 from keyman.providers.settings import ENDPOINT, Setting
 from keyman.providers.upstreams import ENDPOINT_URL, Check, Upstream
+
+require_server()
 
 RESERVED = frozenset({"V1", "LIVEZ", "READYZ", "METRICS", "PROBLEMS", "OPENAPI", "DOCS"})
 """Identifiers that no service can have: the gateway serves something else at their paths."""

@@ -11,7 +11,6 @@ import msgspec
 from keyman.providers.credentials import SERVICE_ACCOUNT, Credential
 from keyman.providers.settings import API_VERSION, ENDPOINT, LOCATION, PROJECT, REGION, Setting
 from keyman.providers.upstreams import UPSTREAMS, Upstream
-from keyman.values import JsonSchema
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -46,7 +45,7 @@ class Service(msgspec.Struct, frozen=True):
         """The public prefixes of its keys, which masks show."""
         return self.other_prefixes if self.prefix is None else (self.prefix, *self.other_prefixes)
 
-    def settings_schema(self) -> JsonSchema:
+    def settings_schema(self) -> dict[str, object]:
         """Return the JSON Schema of the settings of a key."""
         return {
             "type": "object",

@@ -13,7 +13,6 @@ from typing import ClassVar, Self
 import msgspec
 
 from keyman.errors import FieldError, Sentence
-from keyman.values import JsonSchema
 
 MAX_MEMBERS = 20
 MAX_LENGTH = 300
@@ -38,7 +37,7 @@ class Setting(msgspec.Struct, frozen=True):
     decides: bool = False
     names_host: bool = False
 
-    def schema(self, allowed_hosts: Sequence[str]) -> JsonSchema:
+    def schema(self, allowed_hosts: Sequence[str]) -> dict[str, object]:
         return {
             "type": "string",
             "title": self.title,
@@ -131,7 +130,7 @@ LOCATION = Setting(
 class KeySettings(dict[str, str]):
     """The settings of a key in a request. `check_settings` checks that its service has them."""
 
-    schema: ClassVar[JsonSchema] = {
+    schema: ClassVar[dict[str, object]] = {
         "type": "object",
         "additionalProperties": {"type": "string", "maxLength": MAX_LENGTH},
         "maxProperties": MAX_MEMBERS,
