@@ -131,7 +131,8 @@ def _refused(person: Person) -> None:
 def _several(person: Person) -> None:
     person.open(f"{KEYS}/several")
     lines = (f"OPENAI_API_KEY={OPENAI_KEY}", "W" * 99 + f"={ANTHROPIC_KEY}", "COHERE_API_KEY=sk-...1234", "PORT=8000")
-    person.page.get_by_label("Lines with keys").fill("\n".join((*lines, f"GROQ_API_KEY={OPENAI_KEY[3:]}")))
+    asked = f"AZURE_OPENAI_API_KEY={BODY}"
+    person.page.get_by_label("Lines with keys").fill("\n".join((*lines, asked, f"GROQ_API_KEY={OPENAI_KEY[3:]}")))
     person.page.get_by_role("button", name="Show the keys").click()
     person.page.get_by_role("checkbox").nth(2).check()
 
@@ -140,6 +141,53 @@ def _several_stored(person: Person) -> None:
     _several(person)
     person.page.get_by_role("button", name="Store the chosen keys").click()
     expect(person.page.get_by_text("Some of these keys are stored.")).to_be_visible()
+
+
+def _menu(person: Person) -> None:
+    person.open(KEYS)
+    rows(person.page).first.get_by_role("button", name="Actions").click()
+    expect(rows(person.page).first.get_by_role("button", name="Delete")).to_be_visible()
+
+
+def _selected(person: Person) -> None:
+    person.open(KEYS)
+    for box in person.page.locator(".tick input").all()[:3]:
+        box.check()
+    expect(person.page.get_by_role("form", name="Selected keys")).to_be_visible()
+
+
+def _of_status(status: str, button: str) -> State:
+    def show(person: Person) -> None:
+        person.open(f"{KEYS}?status={status}")
+        press(person.page, button, rows(person.page).first)
+
+    return show
+
+
+def _paused(person: Person) -> None:
+    person.open(f"{KEYS}?status=active")
+    press(person.page, "Pause", rows(person.page).first)
+    dialog(person.page).get_by_role("button", name="Pause", exact=True).click()
+    expect(person.page.get_by_role("button", name="Undo")).to_be_visible()
+
+
+def _not_resumed(person: Person) -> None:
+    _paused(person)
+    person.context.set_offline(True)
+    person.page.get_by_role("button", name="Undo").click()
+    expect(person.page.get_by_role("alert")).to_be_visible()
+    person.context.set_offline(False)
+
+
+def _stored_twice(person: Person) -> None:
+    person.open(KEYS)
+    press(person.page, "Add New Key")
+    fill(person.page, "Anthropic", ANTHROPIC_KEY, "once")
+    save(person.page)
+    press(person.page, "Add New Key")
+    fill(person.page, "Anthropic", ANTHROPIC_KEY, "twice")
+    save(person.page)
+    expect(person.page.get_by_text("You already have this key")).to_be_visible()
 
 
 def _session_over(person: Person) -> None:
@@ -236,9 +284,15 @@ INSIDE: dict[str, State] = {
     "adding several": _at(f"{KEYS}/several"),
     "adding several, found": _several,
     "adding several, stored": _several_stored,
+    "a list with selected keys": _selected,
+    "a key stored twice": _stored_twice,
+    "a key paused": _paused,
+    "a key paused, not undone": _not_resumed,
     "editing": _pressed(KEYS, "Edit"),
+    "extending": _of_status("expired", "Extend"),
+    "replacing": _of_status("undecryptable", "Replace key"),
     "deleting": _pressed(KEYS, "Delete"),
-    "pausing": _pressed(KEYS, "Pause"),
+    "pausing": _of_status("active", "Pause"),
     "a key": lambda person: person.open(f"{KEYS}/{_newest(person)}"),
     "a form as a page": _at(f"{KEYS}/new"),
     "applications": _at(APPLICATIONS),
@@ -271,7 +325,13 @@ QUICK = (
     *(
         "the list",
         "adding, refused",
+        "adding several, found",
         "adding several, stored",
+        "a list with selected keys",
+        "a key stored twice",
+        "a key paused, not undone",
+        "extending",
+        "replacing",
         "applications",
         "a token, made",
         "activity",
@@ -279,12 +339,21 @@ QUICK = (
     ),
     *("signing in, refused", "a problem"),
 )
-"""One state of each kind: lists, a dialog, a form that was refused, a page of settings, a page outside, a text."""
+"""One state of each kind: lists, what they show above them, dialogs, forms that were refused, other pages, a text."""
 
 
 def _shown_on_a_desk() -> dict[str, State]:
     """Return all states in a run with the slow tests, else those of QUICK."""
     return STATES if are_slow_wanted() else {name: STATES[name] for name in QUICK}
+
+
+def _shown_on_a_phone() -> dict[str, State]:
+    """Return the states that have other boxes on a phone."""
+    names = (
+        *("the list", "adding", "adding several, found", "adding several, stored", "a list with selected keys"),
+        *("a key stored twice", "a key paused", "extending", "applications", "tokens", "activity", "account"),
+    )
+    return {"a menu": _menu, **{name: STATES[name] for name in names}}
 
 
 def _newest(person: Person) -> int:
@@ -370,8 +439,7 @@ def test_axe_finds_no_violation_in_either_colour_scheme(arrive: Arrive, dev_serv
         look(f"empty {path}", _at(path))
     _crowd(ada, dev_server)
     # Other boxes than at a desk: lists are cards, and the navigation is on top.
-    on_a_phone = ("the list", "adding", "adding several, found", "applications", "tokens", "activity", "account")
-    states = {name: STATES[name] for name in on_a_phone} if size == "phone" else _shown_on_a_desk()
+    states = _shown_on_a_phone() if size == "phone" else _shown_on_a_desk()
     for name, show in states.items():
         if name in OUTSIDE:
             ada.context.clear_cookies()
