@@ -403,6 +403,23 @@ def test_a_list_of_long_masks_fits_in_both_languages(arrive: Arrive, dev_server:
         assert narrow_places(ada.page) == [], width
 
 
+def test_a_wide_desk_has_one_line_for_a_last_use_and_for_the_name_of_a_key(
+    arrive: Arrive, dev_server: DevServer
+) -> None:
+    ada = join(arrive(signed_up=False, viewport={"width": 1920, "height": 1080}))
+    plant(dev_server.home, ada, {"name": "Production chat", "last_used_at": now(), "last_used_by": "chat-backend"})
+    plant_uses(dev_server.home, ada, {"service": "OPENAI", "application": "chat-backend", "at": now()})
+    ada.open(KEYS)
+    used = rows(ada.page).locator(".used")
+    time, by = used.locator("time").bounding_box(), used.locator(".by").bounding_box()
+    assert time is not None
+    assert by is not None
+    assert abs(time["y"] + time["height"] - by["y"] - by["height"]) < 4
+    ada.open(f"{ACTIVITY}?kind=keys-used")
+    concerns = rows(ada.page).locator(".about a").evaluate("(link) => link.getClientRects().length")
+    assert concerns == 1
+
+
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 AXE_OPTIONS = {
     "light": {"resultTypes": ["violations"]},
