@@ -187,7 +187,7 @@ def _reading_keys(db: Database, callers: _Callers, middle: Cursor) -> _Steps:
         ),
         "keys: sorted by last use": lambda: key_lists.list_own(db, heavy, Slice(), sort=Sort.BY_USE_DESCENDING),
         "keys: counted": lambda: key_lists.count_own(db, heavy, text="key 1"),
-        "keys: those in use": lambda: choosing.in_use(db, heavy, now()),
+        "keys: those that applications get": lambda: choosing.choices(db, heavy, now()),
         "keys: one by its id": lambda: operations.get(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: who has used one of late, of three applications": lambda: uses.of_late(db, heavy, ONE_KEY_OF_HEAVY),
         "keys: the oldest other with the same value": lambda: _read_duplicates(db),

@@ -5,8 +5,9 @@ one otherwise. An owner has at most one for each service. A unique index says so
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from sqlalchemy import bindparam, case, func, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Action, Entry
@@ -41,10 +42,32 @@ async def clear_default(connection: AsyncConnection, caller: Principal, row: Sho
     return [Entry(Action.KEY_CHANGE, caller.origin, caller.user_id, key_id=before.id, service=row.service)]
 
 
-async def in_use(db: Database, caller: Principal, moment: datetime) -> frozenset[KeyId]:
-    """Return the caller's keys that applications get by service: one for each service with an active key."""
+class Choices(NamedTuple):
+    """Which of an owner's keys applications get that ask by service.
+
+    `all` has one key for each service with an active key. `among_several` are those of them that have other keys of the
+    same service beside them, whatever their status. Nothing here says that an application has asked, or may.
+    """
+
+    all: frozenset[KeyId]
+    among_several: frozenset[KeyId]
+
+
+async def choices(db: Database, caller: Principal, moment: datetime) -> Choices:
+    """Return which of the caller's keys applications get at this moment if they ask by service."""
     async with db.read() as connection:
-        return frozenset(await _IN_USE.all(connection, owner_id=caller.owner_id, moment=moment))
+        found = await _CHOSEN.all(connection, owner_id=caller.owner_id, moment=moment)
+    return Choices(
+        frozenset(each.key_id for each in found if each.key_id is not None),
+        frozenset(each.key_id for each in found if each.key_id is not None and each.number_of_keys > 1),
+    )
+
+
+class _Chosen(NamedTuple):
+    """What applications get of one service. `key_id` is None if no key is active."""
+
+    key_id: KeyId | None
+    number_of_keys: int
 
 
 _SERVICE = select(api_keys.c.service).where(api_keys.c.id == bindparam("of_id")).scalar_subquery()
@@ -61,14 +84,20 @@ _CLEAR = Command(
     .where(api_keys.c.id == bindparam("of_id"))
     .values(is_default=False, updated_at=bindparam("cleared_at"))
 )
-_IN_USE = scalar(
-    select(func.coalesce(func.max(case((api_keys.c.is_default, api_keys.c.id))), func.max(api_keys.c.id)))
-    .where(
-        api_keys.c.owner_id == bindparam("owner_id"),
-        ~api_keys.c.disabled,
-        ~api_keys.c.undecryptable,
-        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > bindparam("moment", type_=UtcTime)),
+_IS_ACTIVE = and_(
+    ~api_keys.c.disabled,
+    ~api_keys.c.undecryptable,
+    or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > bindparam("moment", type_=UtcTime)),
+)
+_CHOSEN = Query(
+    select(
+        func.coalesce(
+            func.max(case((and_(_IS_ACTIVE, api_keys.c.is_default), api_keys.c.id))),
+            func.max(case((_IS_ACTIVE, api_keys.c.id))),
+        ).label("key_id"),
+        func.count().label("number_of_keys"),
     )
+    .where(api_keys.c.owner_id == bindparam("owner_id"))
     .group_by(api_keys.c.service),
-    KeyId,
+    _Chosen,
 )

@@ -15,11 +15,15 @@ from sqlalchemy import update
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.audit.entries import Actor, Origin
 from keyman.clock import now
+from keyman.identity.principals import Principal, User
 from keyman.identity.tables import users
+from keyman.identity.tokens import ALL_SCOPES
 from keyman.ids import KeyId, UserId
-from keyman.keys import finding
+from keyman.keys import choosing, finding
 from keyman.keys.finding import Found, Wanted
+from keyman.keys.schemas import Status, status_of
 from keyman.storage import driver
 from keyman.storage.compiling import Bound
 from keyman.storage.transactions import Database, Unchecked
@@ -104,6 +108,20 @@ async def test_the_key_in_use_is_the_default_if_it_is_active_or_else_the_newest(
         assert row is not None
         assert row.key_id == (older if is_older else older + 1), (states, defaults)
         older += 2
+
+
+async def test_the_pages_mark_the_key_that_is_found_where_there_are_several(db: Database) -> None:
+    for user_id in (await fill(db))[1:-3]:  # those with two keys of the service
+        moment = now()
+        found = await find(db, Wanted(user_id, "OPENAI", moment))
+        async with db.write(Unchecked.OPERATOR) as connection:
+            alone = await add(connection, "api_keys", user_id=user_id, owner_id=user_id, service="GROQ")
+        owner = Principal(Origin(Actor.SESSION), ALL_SCOPES, User(user_id, None, moment))
+        choices = await choosing.choices(db, owner, moment)
+        assert found is not None
+        marked = {found.key_id} if status_of(found, moment) is Status.ACTIVE else set()
+        assert choices.among_several == marked
+        assert choices.all == {*marked, alone}
 
 
 async def test_requests_that_wait_together_find_their_keys_with_one_query(postgresql: URL) -> None:

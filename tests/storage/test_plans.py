@@ -83,7 +83,7 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
             "keys: sorted by name, a page in the middle",
             "keys: sorted by last use",
             "keys: counted",
-            "keys: those in use",
+            "keys: those that applications get",
         )
     },
     "keys: one by its id": [(f"{OWNER}|pk_api_keys", ROWID)],

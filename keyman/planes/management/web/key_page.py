@@ -5,13 +5,14 @@ from __future__ import annotations
 from litestar import Response, get
 from litestar.params import FromPath
 
+from keyman.clock import now
 from keyman.config.settings import Settings
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
-from keyman.keys import uses
+from keyman.keys import choosing, uses
 from keyman.planes.management.web.activity import log_of
 from keyman.planes.management.web.keys import own_key, usable_services, view_behind
 from keyman.planes.management.web.marks import letters
@@ -41,6 +42,7 @@ async def key_page(
         setting_names={each.name: each.title for each in catalogue.settings(key.service)},
         log=await log_of(db, caller, catalogue, await uses.newest(db, caller, key.id)) if sees_uses else None,
         days=uses.OF_LATE.days,
+        choices=await choosing.choices(db, caller, now()),
         is_usable=key.service in usable_services(catalogue, settings, caller),
         view=view_behind(request),
     )

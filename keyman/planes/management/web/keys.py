@@ -118,7 +118,7 @@ async def show_list(
         services=offered(catalogue, caller),
         names={info.service: info.name for info in catalogue.infos()},
         letters=partial(marks.letters, catalogue),
-        in_use=await choosing.in_use(db, caller, moment),
+        choices=await choosing.choices(db, caller, moment),
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
         usable=usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),

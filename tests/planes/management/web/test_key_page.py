@@ -88,6 +88,27 @@ async def test_it_shows_the_last_uses_of_this_key(shared: ApiPlane) -> None:
     assert len(by(page)) == LAST_USES
 
 
+async def test_it_says_why_applications_get_this_one_of_several_keys(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    only = (await store(ada, service="GROQ", api_key="gsk_hq2v9mXbT0c7eUKw"))["id"]
+    old, new = [(await store(ada))["id"] for _ in range(2)]
+
+    async def said(key_id: int) -> list[str]:
+        page = (await ada.get(f"{KEYS}/{key_id}")).text
+        marks = ("Applications get this key", "it is the newest active one", "you have made it the default")
+        return [each for each in marks if each in page]
+
+    assert await said(only) == []
+    assert await said(old) == []
+    assert await said(new) == ["Applications get this key", "it is the newest active one"]
+    await ada.patch(f"/api/keys/{old}", json={"default": True})
+    assert await said(new) == []
+    assert await said(old) == ["Applications get this key", "you have made it the default"]
+    await ada.patch(f"/api/keys/{old}", json={"disabled": True})
+    assert await said(old) == []
+    assert await said(new) == ["Applications get this key", "it is the newest active one"]
+
+
 async def test_a_key_of_somebody_else_is_not_there(shared: ApiPlane) -> None:
     ada, eve = await person(shared), await person(shared)
     key = await store(ada)

@@ -153,13 +153,14 @@ def test_the_display_fits_on_a_phone(arrive: Arrive) -> None:
 def test_boxes_are_alike_and_facts_stand_beside_their_names_on_a_phone(arrive: Arrive, dev_server: DevServer) -> None:
     ada = join(arrive(signed_up=False, viewport=PHONE, has_touch=True, is_mobile=True))
     page, later = ada.page, now() + timedelta(days=3, hours=1)
-    plant(dev_server.home, ada, {"name": "chat", "is_default": True, "expires_at": later})
+    plant(dev_server.home, ada, {"name": "old"}, {"name": "chat", "is_default": True, "expires_at": later})
     ada.open(f"{TOKENS}/new")
     widths = "(boxes) => boxes.map((box) => box.getBoundingClientRect().width)"
     assert page.locator(".choice input").evaluate_all(widths) == [18] * 5
     ada.open(KEYS)
-    expect(page.locator(".notes")).to_have_text(re.compile(r"In use by applications\s+expires in 3 days"))
-    assert page.locator(".notes").evaluate("(notes) => notes.scrollWidth <= notes.clientWidth")
+    notes = rows(page).first.locator(".notes")
+    expect(notes).to_have_text(re.compile(r"Applications get this key\s+expires in 3 days"))
+    assert notes.evaluate("(notes) => notes.scrollWidth <= notes.clientWidth")
     rows(page).get_by_role("link", name="chat").tap()
     expect(page.get_by_role("heading", level=1)).to_have_text("chat")
     tops = "(pairs) => pairs.filter((pair) => pair.children[0].offsetTop !== pair.children[1].offsetTop).length"

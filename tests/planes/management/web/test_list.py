@@ -254,7 +254,9 @@ def test_a_row_says_what_became_of_its_key(arrive: Arrive, dev_server: DevServer
         "Unreadable",
         "Its value can no longer be opened, so applications do not get it. Replace key Edit Use it Delete",
     )
-    assert said["–"] == "In use by applications Edit Pause Check now Use it Delete"  # the newest active one
+    # The newest active one of several. The only key of its service has no mark.
+    assert said["–"] == "Applications get this key Edit Pause Check now Use it Delete"
+    assert said["service gone"] == "Edit Pause Delete"
     assert by_label["service gone"][0].split()[-1] == "OF_AN_OPERATOR"
     soon = rows(page).filter(has_text="ends soon").locator(".expiry")
     late = rows(page).filter(has_text="ends late").locator(".expiry")
