@@ -28,7 +28,9 @@ async def check(
     gateway: Injected[Gateway | None],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    view = View.of_query((await Form.read(request)).text("view"))
+    """Check a key, and lead back to where its button is: the list or, with `on=page`, the page of the key."""
+    form = await Form.read(request)
+    view = View.of_query(form.text("view"))
     await own_key(db, caller, KeyId(key_id))
     try:
         await checks.check(db, gateway, caller, KeyId(key_id))
@@ -37,4 +39,6 @@ async def check(
         done = TOO_MANY
     except GatewayUnavailable:
         done = NO_GATEWAY
+    if form.text("on") == "page":
+        return see_other(view.page_of(KeyId(key_id), saved=key_id, done=done))
     return see_other(view.url(saved=key_id, done=done))

@@ -13,10 +13,13 @@ from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
 from keyman.keys import choosing, uses
+from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.activity import log_of
 from keyman.planes.management.web.keys import own_key, usable_services, view_behind
 from keyman.planes.management.web.marks import letters
+from keyman.planes.management.web.outcomes import Outcome
 from keyman.planes.management.web.pages import Visit
+from keyman.planes.management.web.verdicts import Checks
 from keyman.providers.catalogue import Catalogue
 from keyman.storage.transactions import Database
 
@@ -29,10 +32,12 @@ async def key_page(
     caller: Injected[Principal],
     catalogue: Injected[Catalogue],
     settings: Injected[Settings],
+    gateway: Injected[Gateway | None],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     """Show a key. Its uses are part of the audit log: a token without the scope for that sees none of them."""
     key = await own_key(db, caller, KeyId(key_id))
+    query = dict(request.query_params)
     sees_uses = Scope.AUDIT_READ in caller.scopes
     return visit.show(
         "key.html",
@@ -44,5 +49,7 @@ async def key_page(
         days=uses.OF_LATE.days,
         choices=await choosing.choices(db, caller, now()),
         is_usable=key.service in usable_services(catalogue, settings, caller),
+        checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),
+        outcome=await Outcome.of(db, caller, catalogue, visit, query),
         view=view_behind(request),
     )

@@ -81,8 +81,15 @@ class View:
         return urlencode({name: value for name, value in vars(self).items() if value})
 
     def url(self, **more: object) -> str:
+        return self._address(HOME, more)
+
+    def page_of(self, key_id: KeyId, **more: object) -> str:
+        """Return the address of a key's own page, which leads back to this part of the list."""
+        return self._address(f"{HOME}/{key_id}", more)
+
+    def _address(self, path: str, more: dict[str, object]) -> str:
         asked = {name: value for name, value in {**vars(self), **more}.items() if value}
-        return f"{HOME}?{urlencode(asked)}" if asked else HOME
+        return f"{path}?{urlencode(asked)}" if asked else path
 
 
 @get("/settings/api-keys", opt=needs(Scope.KEYS_READ), include_in_schema=False)

@@ -12,7 +12,7 @@ from keyman.keys.schemas import KeyInfo, Status
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.pages import Visit
 from keyman.providers.catalogue import Catalogue
-from keyman.providers.verdicts import DETAILS
+from keyman.providers.verdicts import DETAILS, Verdict
 
 CHECKED = "checked"
 TOO_MANY = "too-many-checks"
@@ -46,6 +46,11 @@ class Checks:
 
     def can_check(self, key: KeyInfo) -> bool:
         return key.service in self.services and key.status is not Status.UNDECRYPTABLE
+
+    def needs_value(self, key: KeyInfo) -> bool:
+        """Return True for a key with which nobody gets anywhere any more, which then offers "Replace key"."""
+        is_refused = key.check is not None and key.check.verdict is Verdict.REFUSED
+        return is_refused or key.status in (Status.EXPIRED, Status.UNDECRYPTABLE)
 
     def starts(self, key: KeyInfo) -> bool:
         """Return True for a key that was stored just now, whose value was not checked yet."""

@@ -27,6 +27,7 @@ from tests.planes.management.web.moves import (
     dialog,
     fill,
     join,
+    keys_of,
     narrow_places,
     plant,
     press,
@@ -186,14 +187,100 @@ def test_a_refusal_is_whole_on_a_phone_and_leads_to_a_new_value(visit_checks: Ar
     page = person.page
     checks_stage.gateway.says(Verdict.REFUSED)
     add_key(person)
-    expect(page.locator(".verdict")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
-    expect(page.get_by_text("In use by applications")).to_be_hidden()  # the verdict has the line
+    refused = page.get_by_role("link", name="Refused", exact=True)
+    refused.wait_for()
+    expect(page.locator(".verdict")).to_be_hidden()  # a card has no place for a sentence
+    refused.tap()
+    expect(page.locator(".facts .verdict")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
+    page.go_back()
     page.get_by_role("button", name="Actions").tap()
     expect(page.locator(".menu .hint")).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
-    page.reload()
-    act(rows(page), "Replace key")
+    page.get_by_role("button", name="Replace key").tap()
     expect(dialog(page).get_by_role("heading", name="Replace Key")).to_be_visible()
     expect(page.get_by_label("API key", exact=True)).to_have_attribute("required", "")
+
+
+def test_the_actions_follow_the_verdict_and_nothing_else_of_the_row_changes(
+    visit_checks: Arrive, checks_stage: Stage
+) -> None:
+    person = join(visit_checks(signed_up=False))
+    page = person.page
+    checks_stage.gateway.says(Verdict.REFUSED)
+    plant(checks_stage.home, person, {"name": "good"}, {"name": "bad"})
+    good, bad = rows(page).filter(has_text="good"), rows(page).filter(has_text="bad")
+    person.open(KEYS)
+    store_verdict(checks_stage.gateway.database, keys_of(person)[1]["id"], Verdict.REFUSED)
+    page.reload()
+    replaces = [row.get_by_role("button", name="Replace key") for row in (good, bad)]
+    expect(replaces[0]).to_be_visible()
+    expect(replaces[1]).to_have_count(0)
+    bad.get_by_role("checkbox").check()
+    act(bad, "Check now")
+    expect(replaces[1]).to_be_visible()
+    expect(bad.get_by_role("checkbox")).to_be_checked()
+    expect(bad.get_by_role("button", name="Check now")).to_be_focused()
+    checks_stage.gateway.says(Verdict.ACCEPTED)
+    act(good, "Check now")
+    expect(replaces[0]).to_have_count(0)
+    opened = press(page, "Replace key", bad)
+    expect(opened).to_have_accessible_name("Replace Key")
+    assert person.troubles() == []
+
+
+def test_a_menu_that_is_open_while_the_verdict_comes_stays_open_and_has_it(
+    visit_checks: Arrive, checks_stage: Stage
+) -> None:
+    person = join(visit_checks(signed_up=False, viewport=PHONE))
+    page = person.page
+    add_key(person)
+    page.get_by_role("button", name="Actions").click()
+    expect(page.get_by_role("button", name="Replace key")).to_have_count(0)
+    page.get_by_role("button", name="Edit").focus()
+    checks_stage.gateway.says(Verdict.REFUSED)
+    expect(page.get_by_role("button", name="Replace key")).to_be_visible()
+    expect(page.locator(".menu .hint")).to_contain_text("OpenAI refused this key")
+    expect(page.get_by_role("button", name="Edit")).to_be_focused()
+    assert person.troubles() == []
+
+
+def test_a_key_that_leaves_the_list_with_its_verdict_is_named(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False))
+    page = person.page
+    plant(checks_stage.home, person, {"name": "Chat"}, {"name": "gone"})
+    for key in keys_of(person):
+        store_verdict(checks_stage.gateway.database, key["id"], Verdict.ACCEPTED)
+    person.open(f"{KEYS}?check=accepted")
+    checks_stage.gateway.says(Verdict.REFUSED)
+    act(rows(page).filter(has_text="Chat"), "Check now")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · Chat is checked: Refused.")
+    expect(rows(page)).to_have_count(1)
+    person.context.request.delete(f"{person.origin}/api/keys/{keys_of(person)[0]['id']}")
+    act(rows(page), "Check now")  # another window has deleted it
+    expect(page.get_by_role("heading", name="No matching keys")).to_be_visible()
+    assert [each for each in person.troubles() if "404" not in each] == []
+
+
+def test_a_key_is_checked_on_its_own_page_with_or_without_scripts(visit_checks: Arrive, checks_stage: Stage) -> None:
+    for scripts in (True, False):
+        person = visit_checks(signed_up=False, java_script_enabled=scripts)
+        page = join(person).page
+        plant(checks_stage.home, person, {"name": "Chat"})
+        person.open(f"{KEYS}/{keys_of(person)[0]['id']}?q=chat")
+        checks_stage.gateway.says(Verdict.REFUSED)
+        page.get_by_role("button", name="Check now").click()
+        verdict, status = page.locator(".facts .verdict"), page.get_by_role("status")
+        expect(verdict).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
+        expect(status).to_have_text("OpenAI · Chat is checked: Refused.")
+        expect(page.get_by_role("link", name="Replace key")).to_be_visible()
+        if scripts:
+            expect(page.get_by_role("button", name="Check now")).to_be_focused()
+            look(page, "key-checked")
+        page.get_by_role("button", name="Check now").click()  # too soon
+        expect(verdict).to_have_text("Not checked: too many checks. Wait a moment.")
+        page.get_by_role("link", name="All keys", exact=True).click()
+        expect(rows(page)).to_have_count(1)
+        assert page.url == f"{checks_stage.origin}{KEYS}?q=chat"
+        assert person.troubles() == []
 
 
 def test_keys_that_are_stored_together_are_checked_when_their_rows_appear(
@@ -268,7 +355,7 @@ def test_without_scripts_a_button_checks(visit_checks: Arrive, checks_stage: Sta
     page.get_by_role("button", name="Check now").click()
     expect(page.locator(".verdict")).to_contain_text("OpenAI accepted this key 2 minutes ago.")
     expect(page.locator(".verdict")).to_contain_text("which is restricted")
-    expect(page.get_by_role("status")).to_have_text("OpenAI · Chat is checked.")
+    expect(page.get_by_role("status")).to_have_text("OpenAI · Chat is checked: Accepted.")
 
 
 def test_verdicts_from_use_and_from_reports_look_the_same(visit_checks: Arrive, checks_stage: Stage) -> None:

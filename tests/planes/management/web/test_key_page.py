@@ -9,15 +9,21 @@ from datetime import timedelta
 
 import httpx
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
+from sqlalchemy.engine import URL
 
 from keyman.audit.entries import Action, Actor
 from keyman.audit.tables import audit_log
 from keyman.clock import now
+from keyman.keys.tables import api_keys
 from keyman.keys.uses import LAST_USES
+from keyman.providers.verdicts import Verdict
 from keyman.storage.transactions import Unchecked
-from tests.planes.management.api.harness import ApiPlane, store
+from tests.planes.management.api.harness import ApiPlane, fresh_plane_at, store
+from tests.planes.management.api.test_sessions import quick
 from tests.planes.management.web.moves import KEYS
+from tests.planes.management.web.test_verdicts import AWAY, judged
+from tests.support.planes import Vault
 from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +113,55 @@ async def test_it_says_why_applications_get_this_one_of_several_keys(shared: Api
     await ada.patch(f"/api/keys/{old}", json={"disabled": True})
     assert await said(old) == []
     assert await said(new) == ["Applications get this key", "it is the newest active one"]
+
+
+async def test_it_offers_what_the_row_of_the_list_offers(sqlite: URL, provisioned: Vault) -> None:
+    past = now() - timedelta(days=1)
+    active: dict[str, object] = {"disabled": False}
+    states: list[dict[str, object]] = [
+        {"disabled": True},
+        {"expires_at": past},
+        {"undecryptable": True},
+        {"is_default": True},
+        active,
+        active,
+    ]
+    async with fresh_plane_at(sqlite, provisioned.settings, quick(), checks=AWAY) as plane:
+        ada = await person(plane)
+        for state in states:
+            key_id = (await store(ada))["id"]
+            async with plane.database.write(Unchecked.OPERATOR) as connection:
+                await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(state))
+        await judged(plane, key_id, Verdict.REFUSED)
+        listed = (await ada.get(KEYS)).text
+        for number in range(1, key_id + 1):
+            row = listed.partition(f'id="key-{number}"')[2].partition("</tr>")[0]
+            buttons = re.findall(r"<button[^>]* aria-labelledby[^>]*>([^<]+)</button>", row)
+            page = (await ada.get(f"{KEYS}/{number}")).text.partition('class="buttons"')[2].partition("</dl>")[0]
+            offered = re.findall(r"(?:<a class=[^>]*|<button)>([^<]+)</", page)
+            assert sorted(offered) == sorted(buttons), number
+        assert {"Make default", "Clear default", "Check now", "Replace key", "Extend", "Resume"} <= set(
+            re.findall(r">([^<]+)</button>", listed)
+        )
+
+
+async def test_a_check_leads_back_to_the_page_and_says_why_it_came_to_nothing(sqlite: URL, provisioned: Vault) -> None:
+    async with fresh_plane_at(sqlite, provisioned.settings, quick(), checks=AWAY) as plane:
+        ada = await person(plane)
+        key_id = (await store(ada, name="chat"))["id"]
+        form = {"on": "page", "view": "q=chat"}
+        answer = await ada.post(f"{KEYS}/{key_id}/check", data=form)
+        assert answer.headers["location"] == f"{KEYS}/{key_id}?q=chat&saved={key_id}&done=no-gateway"
+        assert "Not checked: the gateway cannot be reached." in (await ada.get(answer.headers["location"])).text
+        assert "Not checked" not in (await ada.get(f"{KEYS}/{key_id}")).text
+
+
+async def test_a_key_that_cannot_be_opened_says_so(shared: ApiPlane) -> None:
+    ada = await person(shared)
+    key_id = (await store(ada))["id"]
+    async with shared.database.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(undecryptable=True))
+    assert "Its value can no longer be opened" in (await ada.get(f"{KEYS}/{key_id}")).text
 
 
 async def test_a_key_of_somebody_else_is_not_there(shared: ApiPlane) -> None:

@@ -311,6 +311,13 @@ def test_a_card_on_a_phone_is_at_most_120_pixels_high_whatever_it_says(
     assert max(heights) <= 120, heights
     assert page.evaluate("document.documentElement.scrollHeight") < 50 * 128 + 700
     assert narrow_places(page) == []
+    cut = """(all) => all.filter((each) => {
+      const [own, line] = [each, each.closest(".notes")].map((one) => one.getBoundingClientRect());
+      return !own.width || own.right > line.right || own.bottom > line.bottom + 1;
+    }).map((each) => each.textContent)"""
+    whole = page.locator(".notes :is(.brief, .expiry, .reason:not(.long))")  # what is wrong, or will be
+    assert whole.count() == len(Verdict) * 2 + 3
+    assert whole.evaluate_all(cut) == []
     sides = "(all) => all.map((each) => Math.min(each.offsetHeight, each.offsetWidth))"
     assert min(page.locator(".menu-button").evaluate_all(sides)) >= 44
 

@@ -19,7 +19,7 @@
     const taken = tasks.find(({ type }) => type === "main")?.fragment;
     if (!taken?.childElementCount) {
       event.preventDefault();
-      unreachable(form, ctx);
+      if (!isGone(form, ctx.response)) unreachable(form, ctx);
       return;
     }
     const problem = taken.querySelector("[data-problem]");
@@ -27,7 +27,7 @@
       event.preventDefault();
       const title = problem.dataset.problem === "internal" ? `${problem.querySelector("h1").textContent}. ` : "";
       const words = title + problem.querySelector("h1 + p").textContent;
-      if (undo?.contains(form)) fail(words);
+      if (undo?.contains(form) || form.closest(".heading")) fail(words); // there is no place for it
       else warn(form, words);
     }
   });
@@ -52,8 +52,8 @@
         const found = [same, ".fresh .menu button", ".fresh .menu-button", "button"].map((each) => region.querySelector(each));
         found.find((each) => each?.checkVisibility())?.focus();
       }
-      if (region.matches(".check")) repeat(region.closest("tr"));
-      if (region.matches(".check, #rows")) heard.textContent = region.dataset.status || "";
+      const about = asked.matches(".asks") ? region.querySelector("[data-status]") : region;
+      if (about !== region || region.matches("#rows")) heard.textContent = about.dataset.status || "";
       else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
       if (isAnswered) document.activeElement.scrollIntoView({ block: "nearest" }); // not under the toast
     }
@@ -147,20 +147,19 @@
 
   function press(button) {
     if (button.matches(".htmx-request")) return;
-    const place = `#key-${parseInt(button.form.id.slice(1))}-check`;
-    const how = button.matches(".asks") ? { target: place, select: place, swap: "outerHTML ignoreTitle:true" } : {};
+    const place = `#key-${parseInt(button.form.id.slice(1))}`;
+    // The row becomes what the answer has. What it keeps is the same element: the focus, the box, and the open menu.
+    const how = button.matches(".asks") ? { target: place, select: place, swap: "outerMorph ignoreTitle:true" } : {};
     const values = Object.fromEntries(new FormData(button.form, button));
     htmx.ajax(button.formMethod || "get", button.getAttribute("formaction"), { source: button, values, ...how });
   }
 
-  // On a phone, the card cuts the verdict off after one line, and the menu says it whole.
-  function repeat(row) {
-    const menu = row.querySelector(".menu");
-    const hint = document.createElement("p");
-    hint.className = "hint";
-    hint.textContent = [...row.querySelectorAll(".expiry, .verdict")].map((each) => each.textContent.trim()).join(". ");
-    menu.querySelector(".hint")?.remove();
-    menu.querySelector("p").after(hint);
+  // A key that was checked may not be on this list any more: it was deleted, or its verdict does not fit the filter.
+  function isGone(button, { raw }) {
+    if (!button.matches(".asks") || (!raw.ok && raw.status !== 404)) return false;
+    if (raw.ok) location.assign(raw.url); // says what was done
+    else location.reload();
+    return true;
   }
 
   // A key that was just stored is checked when its row appears.
