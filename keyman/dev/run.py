@@ -44,7 +44,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 BANNER = """
   keyman for development. Do not store keys that matter: the unseal key and the
-  root token of its Vault lie in {home}
+  root token of its Vault are in {home}
 
     pages        {url}{root}
     API          {url}{root}/api

@@ -50,7 +50,7 @@ def login(url: str | None, email: str | None, with_token: bool) -> None:
         _revoke(Server(where, earlier))
     click.echo(f"Signed in to {where}{f' as {email}' if email else ''}.", err=True)
     if file is not None:
-        click.echo(f"No keyring here keeps a token, so it lies in {file}, which only you can read.", err=True)
+        click.echo(f"No keyring here keeps the token, so it is in {file}, which only you can read.", err=True)
 
 
 def _missing_url() -> str:

@@ -33,7 +33,7 @@ def test_a_login_makes_a_token_for_this_machine_and_ends_its_session(stranger: P
     assert done.out == ""
     assert done.err == (
         f"Signed in to {stranger.url} as {stranger.email}.\n"
-        f"No keyring here keeps a token, so it lies in {stranger.logins}, which only you can read.\n"
+        f"No keyring here keeps the token, so it is in {stranger.logins}, which only you can read.\n"
     )
     (token,) = stranger.tokens()
     assert (token["name"], token["scopes"]) == (f"cli@{host()}", ["keys:read", "keys:write", "keys:use"])
