@@ -60,7 +60,8 @@ depend on the machine, as times would. SQLite shows no figures, only which way i
   the same index as above.
 - Whether an owner has blocked an application is one descent of the primary key `(user_id, application_id)`, and only
   for an owner who has ever blocked one. The list of applications is not shown: it reads all of them, of which there
-  are some dozens, and the last use of each key by each of them in the index of uses.
+  are some dozens, with the issuers of the owner by the index on their user, and the last use of each key by each of
+  them in the index of uses.
 - A transaction that writes begins with the check of the caller: one row by the primary key of the token, and one by
   that of its account. So does a resolve, with the token of the application.
 - The limit of keys counts the owner's keys in the index `(owner_id, id)`, and stops at the limit: 100 here.

@@ -27,9 +27,9 @@ from keyman.identity.jwks import Refused
 from keyman.identity.key_sets import FileKeys, KeySource, RemoteKeys, verify
 from keyman.identity.principals import FOUND_USER, USER_WITHOUT_ADDRESS, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing, lock_accounts
-from keyman.identity.tables import application_identities, applications, identities, users
+from keyman.identity.tables import application_audiences, application_identities, identities, users
 from keyman.identity.tokens import Scope
-from keyman.ids import ApplicationId, UserId
+from keyman.ids import UserId
 from keyman.storage.arrays import as_list
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database, Unchecked
@@ -160,13 +160,13 @@ _BY_PAIR = _by_pair(FOUND_USER)
 _WITHOUT_ADDRESS = _by_pair(USER_WITHOUT_ADDRESS)
 
 
-_BY_AUDIENCE = select(applications.c.id).where(applications.c.disabled_at.is_(None)).limit(1)
+_OF_APPLICATIONS = select(application_audiences.c.audience).limit(1)
 _LISTED = func.json_each(bindparam("audiences", type_=String)).table_valued("value")
 _OF_APPLICATION = {
-    "sqlite": scalar(_BY_AUDIENCE.where(applications.c.jwt_audience.in_(select(_LISTED.c.value))), ApplicationId),
+    "sqlite": scalar(_OF_APPLICATIONS.where(application_audiences.c.audience.in_(select(_LISTED.c.value))), str),
     "postgresql": scalar(
-        _BY_AUDIENCE.where(applications.c.jwt_audience == any_(bindparam("audiences", type_=ARRAY(Text)))),
-        ApplicationId,
+        _OF_APPLICATIONS.where(application_audiences.c.audience == any_(bindparam("audiences", type_=ARRAY(Text)))),
+        str,
     ),
 }
 

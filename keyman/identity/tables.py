@@ -14,9 +14,12 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    TableClause,
     Text,
     UniqueConstraint,
+    column,
     false,
+    table,
 )
 
 from keyman.storage.types import Id, UtcTime, metadata
@@ -186,6 +189,16 @@ application_tokens = Table(
     CheckConstraint("length(token_hash) = 32", name="token_hash_is_sha256"),
     sqlite_autoincrement=True,
 )
+
+# Views, which the migrations define. Of an application, the management plane reads these and its id, name and
+# `disabled_at`. The first has a row for each application and each user whose keys it may use: it is not revoked, and
+# serves this user. The second has the audiences of the JWTs of applications that are not revoked.
+permitted_applications = table(
+    "permitted_applications", column("user_id", Id), column("application_id", Id), column("services", Text)
+)
+application_audiences = table("application_audiences", column("audience", Text))
+
+VIEWS: tuple[TableClause, ...] = (permitted_applications, application_audiences)
 
 # The applications that a user has blocked: they get no key of this user.
 application_blocks = Table(

@@ -4,6 +4,9 @@ An operator decides which services an application may ask for, and whose users i
 say no: a blocked application gets none of the owner's keys, whichever way it asks, and the answer is that for a key
 that does not exist.
 
+The management plane cannot read whom an application serves. The view `permitted_applications` says it, by the same rule
+as `request.is_served`.
+
 A block needs the exclusive lock of the account, and a release the shared one (see `identity.standing`). So once a block
 is committed, no release begins.
 """
@@ -23,10 +26,9 @@ from keyman.audit.log import record
 from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import NotFound
-from keyman.identity import identities
 from keyman.identity.principals import Application, Principal
 from keyman.identity.standing import listed_in_array, listed_in_json
-from keyman.identity.tables import application_blocks, applications, users
+from keyman.identity.tables import application_blocks, applications, permitted_applications, users
 from keyman.ids import ApplicationId, UserId
 from keyman.keys.finding import Found
 from keyman.keys.tables import api_keys
@@ -53,15 +55,13 @@ async def list_own(db: Database, caller: Principal) -> list[PermittedApplication
     caller.require_no_portal()
     latest: dict[str, datetime] = {}
     async with db.read() as connection:
-        registered = await _EVERY.all(connection, of_user=caller.user_id)
-        issuers = await identities.issuers_of(connection, caller.user_id)
+        permitted = await _EVERY.all(connection, of_user=caller.user_id)
         for action in RELEASES:
             for use in await _LAST_USES.all(connection, of_user=caller.user_id, action=action):
                 latest[use.application] = max(use.last_at, latest.get(use.application, use.last_at))
     return [
         PermittedApplication(row.id, row.name, row.services.split(), latest.get(row.name), row.is_blocked)
-        for row in registered
-        if row.serves(issuers)
+        for row in permitted
     ]
 
 
@@ -116,18 +116,19 @@ class Block(NamedTuple):
     application_id: ApplicationId
 
 
-class _Registered(NamedTuple):
-    """An application that is not revoked. The one for live checks, which gets no keys, is none of them."""
-
+class _Permitted(NamedTuple):
     id: ApplicationId
     name: str
     services: str
-    issuers: str | None
     is_blocked: bool
 
-    def serves(self, issuers: Set[str]) -> bool:
-        """Return True if it may use the keys of a user with identities of these issuers. See `request.is_served`."""
-        return self.issuers is None or not issuers.isdisjoint(self.issuers.split())
+
+class _Registered(NamedTuple):
+    """An application that is not revoked. The one for live checks, which gets no keys, is never permitted."""
+
+    name: str
+    is_permitted: bool
+    is_blocked: bool
 
 
 class _Use(NamedTuple):
@@ -138,8 +139,7 @@ class _Use(NamedTuple):
 async def _require(connection: AsyncConnection, caller: Principal, application_id: ApplicationId) -> _Registered:
     """Return an application that may use the caller's keys, or would if it were not blocked. Raises NotFound."""
     row = await _BY_ID.first(connection, of_user=caller.user_id, of_application=application_id)
-    issuers = await identities.issuers_of(connection, caller.user_id)
-    if row is None or not (row.is_blocked or row.serves(issuers)):
+    if row is None or not (row.is_blocked or row.is_permitted):
         raise NotFound("No application with this id may use your keys.")
     return row
 
@@ -151,15 +151,28 @@ def _entry(action: Action, caller: Principal, row: _Registered) -> Entry:
 _IS_BLOCKED = exists().where(
     application_blocks.c.user_id == bindparam("of_user"), application_blocks.c.application_id == applications.c.id
 )
-_REGISTERED = select(
-    applications.c.id,
-    applications.c.name,
-    applications.c.services,
-    applications.c.issuers,
-    _IS_BLOCKED.label("is_blocked"),
-).where(applications.c.disabled_at.is_(None), ~applications.c.checks)
-_EVERY = Query(_REGISTERED.order_by(applications.c.name), _Registered)
-_BY_ID = Query(_REGISTERED.where(applications.c.id == bindparam("of_application")), _Registered)
+_IS_PERMITTED = exists().where(
+    permitted_applications.c.user_id == bindparam("of_user"),
+    permitted_applications.c.application_id == applications.c.id,
+)
+_EVERY = Query(
+    select(
+        applications.c.id,
+        applications.c.name,
+        permitted_applications.c.services,
+        _IS_BLOCKED.label("is_blocked"),
+    )
+    .join_from(permitted_applications, applications, permitted_applications.c.application_id == applications.c.id)
+    .where(permitted_applications.c.user_id == bindparam("of_user"))
+    .order_by(applications.c.name),
+    _Permitted,
+)
+_BY_ID = Query(
+    select(applications.c.name, _IS_PERMITTED.label("is_permitted"), _IS_BLOCKED.label("is_blocked")).where(
+        applications.c.id == bindparam("of_application"), applications.c.disabled_at.is_(None)
+    ),
+    _Registered,
+)
 
 # One entry for each application and key, which the index finds, instead of all entries about a key.
 _LAST_OF_KEY = (

@@ -229,4 +229,8 @@ def _differences(connection: Connection) -> list[str]:
     current, newest = context.get_current_revision(), newest_revision()
     if current != newest:
         return [f"the schema is at revision {current}, the newest is {newest}"]
-    return [str(difference) for difference in compare_metadata(context, tables())]
+    missing = {view.name for view in accounts_tables.VIEWS}.difference(inspect(connection).get_view_names())
+    return [
+        *(str(difference) for difference in compare_metadata(context, tables())),
+        *(f"the view {name} is missing" for name in sorted(missing)),
+    ]

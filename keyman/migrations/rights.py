@@ -1,4 +1,4 @@
-"""The rights of each plane's PostgreSQL user, table by table. The user has no others.
+"""The rights of each plane's PostgreSQL user, table by table and view by view. The user has no others.
 
 A registered application gets keys from the resolver. So the user of the management plane, which faces the internet,
 cannot register an application or read the hashes of its tokens, and no plane can change or remove an audit entry.
@@ -22,11 +22,11 @@ MANAGEMENT: Mapping[str, str] = {
     "alembic_version": "SELECT",
     "api_keys": ROWS,
     "api_tokens": ROWS,
-    "application_identities": "SELECT, DELETE",
+    "application_audiences": "SELECT",
     "application_blocks": "SELECT, INSERT, DELETE",
-    # What a portal session needs, what an owner sees who may block it, and the audience that no JWT of a user may have.
-    # Not how it logs in, nor where it is.
-    "applications": "SELECT (id, name, services, issuers, checks, disabled_at, jwt_audience), UPDATE (share_lock)",
+    "application_identities": "SELECT, DELETE",
+    # Not for which services, whose users it serves, how it logs in, nor where it is: see `permitted_applications`.
+    "applications": "SELECT (id, name, disabled_at), UPDATE (share_lock)",
     "audit_chains": "SELECT, UPDATE (sequence, hash)",
     "audit_log": "SELECT, INSERT",
     "deployment": "SELECT, UPDATE (sentinel)",
@@ -35,6 +35,7 @@ MANAGEMENT: Mapping[str, str] = {
     "key_labels": "SELECT, INSERT, DELETE",
     "logout_tokens": ROWS,
     "owners": "SELECT, INSERT, UPDATE (kind)",  # to lock a row; nothing reads the kind
+    "permitted_applications": "SELECT",
     "portal_links": "SELECT, DELETE",
     "probes": "SELECT, UPDATE (proved_at)",
     "provider_visits": ROWS,
@@ -43,7 +44,7 @@ MANAGEMENT: Mapping[str, str] = {
     "token_labels": "SELECT, INSERT, DELETE",
     "users": "SELECT, INSERT, UPDATE",
 }
-"""The rights by table. A plane cannot even read a table that is not listed.
+"""The rights by table or view. A plane cannot even read one that is not listed.
 
 `UPDATE (share_lock)` is for locking a row: nothing can be stored in that column.
 """
@@ -72,6 +73,7 @@ GATEWAY: Mapping[str, str] = {
     "alembic_version": "SELECT",
     "api_keys": f"SELECT, UPDATE (undecryptable, last_used_at, last_used_by, {_VERDICT})",
     "api_tokens": "SELECT, UPDATE (last_used_at)",
+    "application_audiences": "SELECT",
     "application_blocks": "SELECT",
     "application_identities": "SELECT",
     "application_tokens": "SELECT, UPDATE (last_used_at)",
@@ -96,13 +98,18 @@ NOBODYS = (
 a subject of an application to another user.
 """
 
+OF_OPERATORS = (
+    *("services", "created_at", "portal", "issuers", "return_urls", "checks"),
+    *("jwt_issuer", "jwt_subject", "jwt_audience", "jwt_jwks_url", "jwt_jwks"),
+)
+"""The columns of an application that the management plane may not read."""
+
 OTHERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "management": (
         ("INSERT", "application_identities"),
         ("INSERT", "portal_links"),
         ("SELECT", "application_tokens"),
-        ("SELECT (return_urls)", "applications"),
-        ("SELECT (jwt_subject)", "applications"),
+        *((f"SELECT ({column})", "applications") for column in OF_OPERATORS),
     ),
     "resolver": (
         ("SELECT (email)", "users"),
@@ -135,7 +142,8 @@ UNNUMBERED = (
 """Tables without a sequence into which a plane inserts."""
 
 OWNED = {
-    "TABLE": "SELECT tablename FROM pg_tables WHERE tableowner = current_user AND schemaname = current_schema()",
+    "TABLE": "SELECT tablename FROM pg_tables WHERE tableowner = current_user AND schemaname = current_schema()"
+    " UNION ALL SELECT viewname FROM pg_views WHERE viewowner = current_user AND schemaname = current_schema()",
     "SEQUENCE": "SELECT sequencename FROM pg_sequences WHERE sequenceowner = current_user"
     " AND schemaname = current_schema()",
 }

@@ -24,14 +24,16 @@ from sqlalchemy.engine import URL, make_url
 from keyman import migrations
 from keyman.audit import listing, verification
 from keyman.config.identity import JwtSettings
-from keyman.identity import users
+from keyman.identity import applications, users
+from keyman.identity.applications import Users
+from keyman.identity.issuers import Issuer
 from keyman.identity.passwords import Passwords
 from keyman.identity.tokens import Token
 from keyman.keys.deployment import Deployment
-from keyman.migrations.rights import MANAGEMENT, RESOLVER, Planes, excess
+from keyman.migrations.rights import MANAGEMENT, OF_OPERATORS, RESOLVER, Planes, excess
 from keyman.planes.management import housekeeping
 from keyman.storage.transactions import Database, Unchecked
-from keyman.values import EmailAddress, NewPassword
+from keyman.values import ApplicationName, EmailAddress, NewPassword
 from keyman.vault.cipher import Context
 from tests.cli.transcript import keyman
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, log_in, problem, state_of, store
@@ -235,8 +237,11 @@ async def test_managements_database_user_adds_no_application_and_changes_no_audi
     columns = "(application_id, token_hash, hint, created_at)"
     statements = [
         "SELECT * FROM applications",
-        "SELECT return_urls FROM applications",
-        "SELECT jwt_subject FROM applications",
+        "SELECT share_lock FROM applications",
+        *(f"SELECT {column} FROM applications" for column in OF_OPERATORS),
+        "SELECT FROM applications WHERE services = 'OPENAI'",
+        "UPDATE applications SET name = 'x'",
+        "UPDATE applications SET disabled_at = NULL",
         "UPDATE application_blocks SET user_id = 1",
         "INSERT INTO application_identities (user_id, issuer, subject, created_at) VALUES (1, 'i', 's', now())",
         "UPDATE application_identities SET user_id = 1",
@@ -268,6 +273,41 @@ async def test_managements_database_user_adds_no_application_and_changes_no_audi
         columns = "id, name, disabled_at" if table == "applications" else "*"
         assert not await attacker.refused(f"SELECT {columns} FROM {table}"), table
     assert not attacker.has_heard(SECRET)
+
+
+async def test_managements_database_user_sees_whose_keys_an_application_may_use_and_not_why(
+    attacker: Attacker, postgres: PostgresServer, urls: Urls
+) -> None:
+    """Not of an application that is revoked, or that is for live checks. A function of the reader's own, which the
+    server could call before it leaves rows out, sees no more.
+    """
+    postgres.execute(f"GRANT TEMPORARY ON DATABASE {urls.owner.database} TO PUBLIC")  # as a new database has it
+    pair = attacker.pair
+    ada, eve = await pair.owner(), await pair.owner()
+    assert pair.operator is not None
+    issuer = "https://id.c4n4ry.example.com"
+    bound, revoked = await pair.app("OPENAI", users=Users((Issuer(issuer),))), await pair.app("GROQ")
+    checker = ApplicationName("checker")
+    await applications.create(pair.operator, checker, ())
+    await applications.revoke(pair.operator, ApplicationName(revoked.name))
+    async with pair.operator.write(Unchecked.OPERATOR) as connection:
+        await add(connection, "identities", user_id=ada.id, issuer=issuer)
+    await attacker.database.execute(
+        "CREATE FUNCTION pg_temp.seen(whose bigint, services text) RETURNS bool LANGUAGE plpgsql COST 0.0001 AS"
+        " $$ BEGIN RAISE NOTICE '% of %', services, whose; RETURN true; END $$"
+    )
+    attacker.database.add_log_listener(lambda _connection, message: attacker.heard.append(str(message)))
+    columns = "user_id, name, permitted_applications.services"
+    found = await attacker.database.fetch(
+        f"SELECT {columns} FROM permitted_applications JOIN applications ON application_id = applications.id"
+        " WHERE pg_temp.seen(user_id, permitted_applications.services)"
+    )
+    assert [tuple(row) for row in found] == [(ada.id, bound.name, "OPENAI")]
+    assert any(f"OPENAI of {ada.id}" in text for text in attacker.heard)
+    assert not any("GROQ" in text or f" of {eve.id}" in text for text in attacker.heard)
+    assert not attacker.has_heard(issuer)
+    assert [one["name"] for one in (await ada.client.get("/api/applications")).json()] == [bound.name]
+    assert (await eve.client.get("/api/applications")).json() == []
 
 
 async def test_what_management_can_write_makes_nothing_open_elsewhere(attacker: Attacker) -> None:

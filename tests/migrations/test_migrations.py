@@ -243,9 +243,15 @@ async def test_what_a_database_lacks_is_said(empty_database: URL) -> None:
     await execute(empty_database, "SELECT 1")
     assert await migrations.differences(empty_database) == ["the database is empty"]
     await migrations.upgrade(empty_database)
-    await execute(empty_database, "DROP INDEX ix_api_keys_owner", "ALTER TABLE api_tokens DROP COLUMN hint")
+    await execute(
+        empty_database,
+        "DROP INDEX ix_api_keys_owner",
+        "ALTER TABLE api_tokens DROP COLUMN hint",
+        "DROP VIEW permitted_applications",
+    )
     said = await migrations.differences(empty_database)
-    assert len(said) == 2
+    assert len(said) == 3
+    assert "the view permitted_applications is missing" in said
     assert any("ix_api_keys_owner" in line for line in said)
     assert any("hint" in line for line in said)
 

@@ -15,8 +15,19 @@ from keyman.config.vault import VaultSettings
 from keyman.doctor.database import examine
 from keyman.doctor.findings import Finding, State
 from keyman.errors import ConfigurationError
+from keyman.identity.tables import VIEWS, applications
 from keyman.keys.deployment import SCHEMA_REVISION
-from keyman.migrations.rights import GATEWAY, MANAGEMENT, NOBODYS, OTHERS, RESOLVER, Planes, excess, missing
+from keyman.migrations.rights import (
+    GATEWAY,
+    MANAGEMENT,
+    NOBODYS,
+    OF_OPERATORS,
+    OTHERS,
+    RESOLVER,
+    Planes,
+    excess,
+    missing,
+)
 from keyman.storage.transactions import Database, Unchecked
 from tests.cli.transcript import keyman
 from tests.support.cli import environment
@@ -24,10 +35,13 @@ from tests.support.database import PostgresServer
 
 
 def test_every_table_is_some_planes_and_no_plane_has_more_than_there_are() -> None:
-    assert {*MANAGEMENT, *RESOLVER, *GATEWAY} == {*migrations.tables().tables, "alembic_version"}
+    views = [view.name for view in VIEWS]
+    assert {*MANAGEMENT, *RESOLVER, *GATEWAY} == {*migrations.tables().tables, *views, "alembic_version"}
     assert "application_tokens" not in MANAGEMENT
-    columns = "id, name, services, issuers, checks, disabled_at, jwt_audience"
-    assert MANAGEMENT["applications"] == f"SELECT ({columns}), UPDATE (share_lock)"
+    assert MANAGEMENT["applications"] == "SELECT (id, name, disabled_at), UPDATE (share_lock)"
+    assert {*applications.c.keys()} == {"id", "name", "disabled_at", "share_lock", *OF_OPERATORS}
+    for rights in (MANAGEMENT, RESOLVER, GATEWAY):
+        assert {rights.get(view, "SELECT") for view in views} == {"SELECT"}
 
 
 @pytest.mark.anyio

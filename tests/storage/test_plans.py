@@ -54,11 +54,11 @@ BY_PAIR = (
 """An identity by its issuer and subject, in both tables of identities."""
 
 BLOCKS = ("pk_application_blocks", "sqlite_autoindex_application_blocks_1")
-PERMITTED = (r"pk_applications\b[\s\S]*\bpk_application_blocks", rf"{ROWID}[\s\S]*{BLOCKS[1]}")
-"""An application, and whether its owner has blocked it."""
-
 OF_ISSUERS = ("ix_identities_user_id", "ix_identities_user_id")
 """The issuers that know a user."""
+
+PERMITTED = (rf"pk_applications\b[\s\S]*\b{OF_ISSUERS[0]}", rf"{ROWID}[\s\S]*{OF_ISSUERS[1]}[\s\S]*{BLOCKS[1]}")
+"""An application, whether it serves the owner of the keys, and whether the owner has blocked it."""
 
 CURRENT = ("ix_audit_log_value", "ix_audit_log_value")
 """The value of a key that the audit log names."""
@@ -131,10 +131,10 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     "resolve: a subject's key of a service": [OF_APPLICATION, BY_PAIR, (IN_USE, IN_USE)],
     "resolve: an unknown subject": [OF_APPLICATION, BY_PAIR],
     "resolve: the last use": [("pk_api_keys", ROWID)],
-    "consent: an application that its owner blocks": [CHECKED, PERMITTED, OF_ISSUERS, ("pk_users", ROWID)],
+    "consent: an application that its owner blocks": [CHECKED, PERMITTED, ("pk_users", ROWID)],
     "consent: a resolve by a blocked application": [OF_APPLICATION, CURRENT, BLOCKS],
     "consent: the blocks of the owners whose requests are under way": [BLOCKS],
-    "consent: an application that is not blocked any more": [CHECKED, PERMITTED, OF_ISSUERS, BLOCKS],
+    "consent: an application that is not blocked any more": [CHECKED, PERMITTED, BLOCKS],
     "applications: a new token": [
         ("uq_applications_name", "sqlite_autoindex_applications_1"),
         ("uq_applications_name", "sqlite_autoindex_applications_1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.anyio
 
 OUTSIDE = "https://id.example.com"
 NOT_FOUND = "/problems/not-found"
+
+_NUMBERS = itertools.count()
 
 
 async def with_key(pair: Pair, app: App, subject: str) -> int:
@@ -126,6 +129,39 @@ async def test_an_identity_that_an_application_gave_to_another_user_does_not_cou
         await connection.execute(insert(application_identities).values(user_id=other, **pair_))
     await refused(bound, key_id=key_id)
     await refused(bound, subject=subject, service="OPENAI")
+
+
+async def test_an_owner_is_shown_exactly_the_applications_that_get_the_owners_keys(shared_pair: Pair) -> None:
+    """The pages ask a view of the database, because management cannot read whom an application serves."""
+    host = f"https://Id_{next(_NUMBERS)}.example.com"
+    issuers = [host, f"{host}/x", host.lower(), host.replace("_", "%"), host.replace("_", "-"), host[:-1]]
+    shop = await shared_pair.app(users=PORTAL)
+    bounds: list[tuple[str, ...]] = [(), *((one,) for one in issuers), (issuers[1], host), (f"keyman:app:{shop.name}",)]
+    apps = [await shared_pair.app(users=Users(issuers=tuple(map(Issuer, bound)))) for bound in bounds]
+    of_shop = await shared_pair.app(users=PORTAL)
+    owners = [await shared_pair.owner() for _ in range(5)]
+    keys = [await owner.key() for owner in owners]
+    pairs = [(identities, 0, host), (application_identities, 1, host), (identities, 2, issuers[1])]
+    pairs += [(application_identities, 2, f"keyman:app:{shop.name}"), (application_identities, 3, host.lower())]
+    async with shared_pair.resolver.database.write(Unchecked.OPERATOR) as connection:
+        for number, (table, at, issuer) in enumerate(pairs):
+            pair_ = {"issuer": issuer, "subject": f"{host}-{number}", "created_at": now()}
+            await connection.execute(insert(table).values(user_id=owners[at].id, **pair_))
+        # What the resolver has stored counts before what management has stored.
+        pair_ = {"issuer": host, "subject": f"{host}-1", "created_at": now()}
+        await connection.execute(insert(identities).values(user_id=owners[4].id, **pair_))
+    for owner, key_id in zip(owners, keys, strict=True):
+        listed = {each["name"]: each for each in (await owner.client.get("/api/applications")).json()}
+        for app in (*apps, shop, of_shop):
+            gets = (await app.ask(key_id=key_id)).status_code == 200
+            assert gets == (app.name in listed), (owner.id, app.name)
+            blocked = await owner.client.put(await shared_pair.block_of(app))
+            assert blocked.status_code == (204 if gets else 404)
+    everywhere = [
+        [app.name in {each["name"] for each in (await one.client.get("/api/applications")).json()} for app in apps]
+        for one in owners
+    ]
+    assert [sum(shown) for shown in everywhere] == [3, 3, 4, 2, 1]
 
 
 async def test_a_disabled_user_has_no_key_by_a_subject(shared_pair: Pair) -> None:
