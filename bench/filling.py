@@ -42,6 +42,8 @@ UPDATE audit_chains SET sequence = (SELECT count(*) FROM audit_log) WHERE chain 
 INSERT INTO applications (name, services, created_at, jwt_issuer, jwt_subject, jwt_audience)
   SELECT 'app-' || n, 'OPENAI', {past}, 'https://id.example.com', 'workload-' || n, 'keyman-resolver'
   FROM {applications};
+INSERT INTO user_audiences (audience)
+  SELECT 'https://keys-' || n || '.example.com' FROM {applications};
 INSERT INTO application_tokens (application_id, token_hash, hint, created_at)
   SELECT n, {digest}, 'km_...abcd', {past} FROM {applications};
 INSERT INTO application_blocks (user_id, application_id, created_at)

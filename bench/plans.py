@@ -123,7 +123,7 @@ async def capture(db: Database) -> list[Captured]:
         _resolving(db, callers),
         _of_consent(db, callers),
         _of_accounts(db, callers),
-        _of_identities(db),
+        await _of_identities(db),
         _of_the_audit_log(db, middle),
         _housekeeping(db),
     ]
@@ -285,12 +285,13 @@ def _of_accounts(db: Database, callers: _Callers) -> _Steps:
     }
 
 
-def _of_identities(db: Database) -> _Steps:
+async def _of_identities(db: Database) -> _Steps:
     """By what a token or a sign-in says, once it is verified."""
     issuer = Issuer()
     users_proof = JwtProof(JwtSettings(issuer.url, AUDIENCE), FixedKeys(issuer.key_set()))
     of_user, of_workload = issuer.token(sub="subject-1"), issuer.token(sub="workload", aud="keyman-resolver")
     identity = Identity(issuer.url, Subject("subject-1"))
+    await users_proof.verify(db, of_user, _SHOWN)  # the first one of a process also stores the audience
     return {
         "an identity: its user, at a first use or a sign-in": lambda: _write(
             db, lambda connection: identities.find(connection, identity)

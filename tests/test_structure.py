@@ -527,6 +527,7 @@ WITHOUT_A_CALLER = {
     ("keyman.identity.arrivals", "KEYMAN"),  # housekeeping
     ("keyman.identity.arrivals", "SIGN_IN"),  # by a portal link, which is checked behind the same locks
     ("keyman.identity.jwt", "SIGN_IN"),  # the first token of a user
+    ("keyman.identity.audiences", "KEYMAN"),  # the audience of users, of the management plane's own settings
     ("keyman.identity.back_channel", "KEYMAN"),  # the identity provider ends sessions
     ("keyman.identity.login", "KEYMAN"),  # the totals of failed sign-ins
     ("keyman.identity.login", "SIGN_IN"),

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from keyman.cli.app_jwt import workload_of
+from keyman.cli.app_jwt import of_users, workload_of
 from keyman.cli.common import environment, home_option, parsed, run
 from keyman.cli.groups import Group
 from keyman.cli.terminal import Duration, json_option, print_rows
 from keyman.clock import now
 from keyman.config.identity import WORKLOAD_AUDIENCE
 from keyman.config.settings import load_services_file
-from keyman.identity import applications
+from keyman.identity import applications, audiences
 from keyman.identity.applications import Registered, Users
 from keyman.identity.identities import APPLICATION_ISSUER
 from keyman.identity.issuers import Issuer
@@ -109,6 +109,8 @@ def create(
         )
     workload = workload_of(jwt, environment(home))
     if workload is not None:
+        if run(lambda db: audiences.is_of_users(db, workload.audience), home):
+            raise of_users()
         run(lambda db: applications.create_workload(db, wanted, services, users, workload), home)
         click.echo(f"Registered {wanted} for {' '.join(dict.fromkeys(services))}. It logs in with a JWT.", err=True)
         return

@@ -40,11 +40,16 @@ def _audience(text: str, environ: Mapping[str, str]) -> str:
     audience = _parsed(audience_of, text, "--jwt-audience")
     users = load_jwt(environ)
     if users is not None and users.audience == audience:
-        raise click.BadParameter(
-            "must not be KEYMAN_JWT_AUDIENCE: a token of a user would be one of the application",
-            param_hint="--jwt-audience",
-        )
+        raise of_users()
     return audience
+
+
+def of_users() -> click.BadParameter:
+    """Return the fault of an audience that is that of users (exit code 2)."""
+    return click.BadParameter(
+        "must not be KEYMAN_JWT_AUDIENCE: a token of a user would be one of the application",
+        param_hint="--jwt-audience",
+    )
 
 
 def _key_set(name: str) -> str:

@@ -11,15 +11,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, String, Table, Text, any_, bindparam, func, literal, select, union_all
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Select, Table, bindparam, literal, select, union_all
 from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
-from keyman.config.identity import WORKLOAD_AUDIENCE, JwtSettings, is_audience
+from keyman.config.identity import WORKLOAD_AUDIENCE, JwtSettings
 from keyman.errors import ConfigurationError, InvalidToken, raise_alone
-from keyman.identity import first_proof
+from keyman.identity import audiences, first_proof
 from keyman.identity.fetching import Fetcher
 from keyman.identity.identities import Identity, find_or_create, issuer_detail
 from keyman.identity.jose import BEARER_TYPES, LEEWAY, OF_OTHER_TOKENS, SHARED_AUDIENCE, Claims, Rules
@@ -27,11 +26,10 @@ from keyman.identity.jwks import Refused
 from keyman.identity.key_sets import FileKeys, KeySource, RemoteKeys, verify
 from keyman.identity.principals import FOUND_USER, USER_WITHOUT_ADDRESS, Credentials, FoundUser, Principal
 from keyman.identity.standing import Grounds, Standing, lock_accounts
-from keyman.identity.tables import application_audiences, application_identities, identities, users
+from keyman.identity.tables import application_identities, identities, users
 from keyman.identity.tokens import Scope
 from keyman.ids import UserId
-from keyman.storage.arrays import as_list
-from keyman.storage.statements import Query, scalar
+from keyman.storage.statements import Query
 from keyman.storage.transactions import Database, Unchecked
 
 _ENDED = InvalidToken("The JWT is refused: sub is no longer a user of keyman, or the account was disabled.")
@@ -50,12 +48,13 @@ class JwtProof:
 
     def __init__(self, settings: JwtSettings, keys: KeySource, *, reads_only: bool = False) -> None:
         self._reads_only = reads_only
+        self._is_published = reads_only
         self._by_pair = _WITHOUT_ADDRESS if reads_only else _BY_PAIR
         self._keys = keys
         self._scopes = frozenset(Scope(name) for name in settings.scopes)
         self._signup_open = settings.signup_open and not reads_only
         # A token that is good for both would let one who has a user's token act as an application, and the reverse.
-        # Those of applications that operators chose are in the database: see `_refuse_audience_of_applications`.
+        # Those of applications that operators chose are in the database: see audiences.py.
         others = frozenset({WORKLOAD_AUDIENCE})
         self._rules = Rules(
             settings.issuer, settings.audience, BEARER_TYPES, refused=OF_OTHER_TOKENS, other_audiences=others
@@ -68,6 +67,9 @@ class JwtProof:
         """Return the user with the scopes of the token. Raises InvalidToken, which names the claim, and
         IssuerUnavailable.
         """
+        if not self._is_published:
+            await audiences.publish(db, self._rules.audience)
+            self._is_published = True
         try:
             claims = await verify(credential, self._keys, self._rules)
             await self._refuse_audience_of_applications(db, claims)
@@ -86,13 +88,9 @@ class JwtProof:
 
     async def _refuse_audience_of_applications(self, db: Database, claims: Claims) -> None:
         """Raise Refused for a token with an audience that an operator registered an application with."""
-        others = [one for one in claims.audiences if one != self._rules.audience and is_audience(one)]
-        if not others:
-            return
-        async with db.read() as connection:
-            dialect = connection.dialect.name
-            if await _OF_APPLICATION[dialect].first(connection, audiences=as_list(others, dialect)) is not None:
-                raise Refused("aud", SHARED_AUDIENCE)
+        others = [one for one in claims.audiences if one != self._rules.audience]
+        if others and await audiences.any_of_applications(db, others):
+            raise Refused("aud", SHARED_AUDIENCE)
 
     async def _user(self, db: Database, claims: Claims, credentials: Credentials) -> _Found:
         """Return the user of the token, which is created if there is none. Raises Refused."""
@@ -158,17 +156,6 @@ def _by_pair(user: Sequence[ColumnElement[Any]]) -> Query[_Found]:
 
 _BY_PAIR = _by_pair(FOUND_USER)
 _WITHOUT_ADDRESS = _by_pair(USER_WITHOUT_ADDRESS)
-
-
-_OF_APPLICATIONS = select(application_audiences.c.audience).limit(1)
-_LISTED = func.json_each(bindparam("audiences", type_=String)).table_valued("value")
-_OF_APPLICATION = {
-    "sqlite": scalar(_OF_APPLICATIONS.where(application_audiences.c.audience.in_(select(_LISTED.c.value))), str),
-    "postgresql": scalar(
-        _OF_APPLICATIONS.where(application_audiences.c.audience == any_(bindparam("audiences", type_=ARRAY(Text)))),
-        str,
-    ),
-}
 
 
 async def _create(db: Database, identity: Identity, credentials: Credentials) -> None:

@@ -200,6 +200,10 @@ application_audiences = table("application_audiences", column("audience", Text))
 
 VIEWS: tuple[TableClause, ...] = (permitted_applications, application_audiences)
 
+# The audiences of the JWTs of users that a management plane has ever accepted. The planes of applications refuse a JWT
+# that has one of them. No plane can remove one, so a taken-over management plane cannot either.
+user_audiences = Table("user_audiences", metadata, Column("audience", String(255), primary_key=True))
+
 # The applications that a user has blocked: they get no key of this user.
 application_blocks = Table(
     "application_blocks",

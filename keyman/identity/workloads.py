@@ -17,8 +17,18 @@ from sqlalchemy import bindparam, func, select
 from keyman.audit.entries import Actor, Origin
 from keyman.errors import InvalidToken, raise_alone
 from keyman.identity.application_tokens import FOUND_APPLICATION, FoundApplication
+from keyman.identity.audiences import ANY_OF_USERS, listed
 from keyman.identity.fetching import Fetcher
-from keyman.identity.jose import BEARER_TYPES, LEEWAY, OF_OTHER_TOKENS, Claims, Rules, Unverified, parts_of
+from keyman.identity.jose import (
+    BEARER_TYPES,
+    LEEWAY,
+    OF_OTHER_TOKENS,
+    SHARED_AUDIENCE,
+    Claims,
+    Rules,
+    Unverified,
+    parts_of,
+)
 from keyman.identity.jwks import KeySet, Refused
 from keyman.identity.key_sets import FixedKeys, RemoteKeys, verify
 from keyman.identity.principals import Credentials, Principal
@@ -37,7 +47,8 @@ _STANDING = Standing(applications, applications, ended=_ENDED)
 
 
 class WorkloadProof:
-    """A Proof that identifies an application by a JWT. `users_audience` is the audience of the tokens of users.
+    """A Proof that identifies an application by a JWT. `users_audience` is the audience of the tokens of users, if this
+    plane has it in its settings. Those that the database knows count, too: see audiences.py.
 
     The keys of issuers are fetched with `fetcher`.
     """
@@ -102,30 +113,36 @@ class _Found(FoundApplication, frozen=True):
     jwt_audience: str
     jwt_jwks_url: str | None
     jwt_jwks: str | None
+    is_for_users: bool
 
 
-_BY_SUBJECT = Query(
-    select(
-        *FOUND_APPLICATION,
-        *(
-            func.coalesce(applications.c[name], "").label(name)
-            for name in ("jwt_issuer", "jwt_subject", "jwt_audience")
+_BY_SUBJECT = {
+    dialect: Query(
+        select(
+            *FOUND_APPLICATION,
+            *(
+                func.coalesce(applications.c[name], "").label(name)
+                for name in ("jwt_issuer", "jwt_subject", "jwt_audience")
+            ),
+            applications.c.jwt_jwks_url,
+            applications.c.jwt_jwks,
+            is_for_users.label("is_for_users"),
+        ).where(
+            applications.c.jwt_issuer == bindparam("issuer"),
+            applications.c.jwt_subject == bindparam("subject"),
+            applications.c.disabled_at.is_(None),
         ),
-        applications.c.jwt_jwks_url,
-        applications.c.jwt_jwks,
-    ).where(
-        applications.c.jwt_issuer == bindparam("issuer"),
-        applications.c.jwt_subject == bindparam("subject"),
-        applications.c.disabled_at.is_(None),
-    ),
-    _Found,
-)
+        _Found,
+    )
+    for dialect, is_for_users in ANY_OF_USERS.items()
+}
 
 
 async def _registered(db: Database, parts: Unverified | None) -> _Found:
     """Return the application that a token claims to be, before it is verified. Raises Refused."""
     claims = {} if parts is None or parts.claims is None else parts.claims
     issuer, audience = claims.get("iss"), claims.get("aud")
+    audiences: list[object] = audience if isinstance(audience, list) else [audience]
     if not isinstance(issuer, str) or not re.fullmatch(r"[!-~]{1,500}", issuer):
         raise Refused("iss", "is not an issuer that keyman knows")
     try:
@@ -133,10 +150,14 @@ async def _registered(db: Database, parts: Unverified | None) -> _Found:
     except ValueError as fault:
         raise Refused("sub", str(fault)) from None
     async with db.read() as connection:
-        rows = await _BY_SUBJECT.all(connection, issuer=issuer, subject=str(subject))
+        by_subject, given = _BY_SUBJECT[connection.dialect.name], listed(connection, audiences)
+        rows = await by_subject.all(connection, issuer=issuer, subject=str(subject), **given)
     if not rows:
         raise Refused("sub", "with this iss is not an application of keyman, or it was revoked")
-    return _for_audience(rows, audience if isinstance(audience, list) else [audience])
+    found = _for_audience(rows, audiences)
+    if found.is_for_users:
+        raise Refused("aud", SHARED_AUDIENCE)
+    return found
 
 
 def _for_audience(rows: Sequence[_Found], audiences: Sequence[object]) -> _Found:

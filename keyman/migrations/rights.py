@@ -42,6 +42,7 @@ MANAGEMENT: Mapping[str, str] = {
     "sessions": ROWS,
     "throttle": ROWS,
     "token_labels": "SELECT, INSERT, DELETE",
+    "user_audiences": "SELECT, INSERT",
     "users": "SELECT, INSERT, UPDATE",
 }
 """The rights by table or view. A plane cannot even read one that is not listed.
@@ -66,6 +67,7 @@ RESOLVER: Mapping[str, str] = {
     "owners": "SELECT (id), INSERT",
     "portal_links": "SELECT (id), INSERT",
     "probes": "SELECT, UPDATE (proved_at)",
+    "user_audiences": "SELECT",
     "users": "SELECT (id, disabled_at, has_password, has_blocks), INSERT (id, created_at), UPDATE (share_lock)",
 }
 
@@ -83,6 +85,7 @@ GATEWAY: Mapping[str, str] = {
     "deployment": "SELECT",
     "identities": "SELECT (id, user_id, issuer, subject)",
     "probes": "SELECT, UPDATE (proved_at)",
+    "user_audiences": "SELECT",
     "users": "SELECT (id, created_at, disabled_at, has_blocks), UPDATE (share_lock)",
 }
 
@@ -93,9 +96,10 @@ NOBODYS = (
     *((right, "audit_log") for right in ("UPDATE", "DELETE", "TRUNCATE")),
     *((right, "audit_chains") for right in ("INSERT", "UPDATE (base_sequence)", "DELETE", "TRUNCATE")),
     *((right, "application_identities") for right in ("UPDATE", "TRUNCATE")),
+    *((right, "user_audiences") for right in ("UPDATE", "DELETE", "TRUNCATE")),
 )
-"""The rights that no plane may have: with them, an attacker could register an application, change the audit log, or map
-a subject of an application to another user.
+"""The rights that no plane may have: with them, an attacker could register an application, change the audit log, map a
+subject of an application to another user, or use a token of users as one of an application.
 """
 
 OF_OPERATORS = (
@@ -137,6 +141,7 @@ UNNUMBERED = (
     "provider_visits",
     "throttle",
     "token_labels",
+    "user_audiences",
     "users",
 )
 """Tables without a sequence into which a plane inserts."""

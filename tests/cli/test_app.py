@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
+from keyman.identity.audiences import publish
 from keyman.identity.tokens import Token
+from keyman.storage.transactions import Database
 from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
 from tests.support.cli import Finished
@@ -183,12 +187,23 @@ def test_an_application_with_a_jwt_has_no_token_and_its_claims_are_listed(env: d
     assert failed(keyman("app", "rotate", "chat", env=env)).startswith("keyman: This application logs in with a JWT")
 
 
+async def published(env: dict[str, str], audience: str) -> None:
+    """Let a management plane accept the tokens of users with this audience."""
+    db = Database(make_url(env["KEYMAN_DATABASE_URL"]))
+    await publish(db, audience)
+    await db.close()
+
+
 def test_the_audience_of_users_is_refused_for_an_application(env: dict[str, str]) -> None:
+    asyncio.run(published(env, "elsewhere"))
     users = {**env, "KEYMAN_JWT_ISSUER": "https://id.example.com", "KEYMAN_JWT_AUDIENCE": "keyman"}
     login = ("--jwt-issuer", "https://id.example.com", "--jwt-subject", "chat", "--jwt-audience", "keyman")
     refused = keyman("app", *CHAT, *login, env=users)
     assert (refused.code, refused.out) == (2, "")
     assert "KEYMAN_JWT_AUDIENCE" in refused.err
+    unset = keyman("app", *CHAT, *login[:4], "--jwt-audience", "elsewhere", env=env)
+    assert unset.code == 2, "management has accepted users with it, and the variable is not set for this command"
+    assert unset.err == refused.err
     file = Path(__file__).with_name("none.json")
     both = ("--jwt-jwks-url", "https://id.example.com/jwks", "--jwt-jwks-file", str(file))
     assert keyman("app", *CHAT, *login[:4], *both, env=env).code == 2

@@ -247,6 +247,8 @@ async def test_managements_database_user_adds_no_application_and_changes_no_audi
         "UPDATE application_identities SET user_id = 1",
         "INSERT INTO identities (user_id, issuer, subject, created_at) VALUES (1, 'keyman:app:x', 's', now())",
         "UPDATE portal_links SET user_id = 1",
+        "DELETE FROM user_audiences",
+        "UPDATE user_audiences SET audience = 'x'",
         "SELECT token_hash FROM application_tokens",
         "INSERT INTO applications (name, services, created_at) VALUES ('mine', 'OPENAI', now())",
         f"INSERT INTO application_tokens {columns} VALUES (1, '\\x{digest}', 'x', now())",

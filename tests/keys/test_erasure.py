@@ -48,6 +48,7 @@ OF_NOBODY = {
     "logout_tokens": "hashes of what a provider sent, without a user",
     "owners": "the number only, so that it is not given again",
     "probes": "of a plane",
+    "user_audiences": "of an operator",
 }
 """The tables from which a deletion erases nothing, and whose they are. Think about it before you add one."""
 

@@ -107,6 +107,7 @@ def row(name: str, /, **values: Any) -> dict[str, Any]:
             "expires_at": moment,
         },
         "logout_tokens": {"token_hash": digest, "expires_at": moment},
+        "user_audiences": {"audience": f"audience-{number}"},
         "throttle": {"bucket": digest, "attempts": 1, "ends_at": moment},
         "audit_log": {
             "at": moment,

@@ -1,7 +1,8 @@
 """The management plane sees of an application whose keys it may use and for which services, and no more of its row.
 
 The first view has the users whose keys an application may use, and the services, without the issuers by which this is
-decided. The second one has the audiences of the JWTs of applications, without the applications.
+decided. The second one has the audiences of the JWTs of applications, without the applications. The new table has the
+audiences of the JWTs of users: every plane refuses a token that is for both.
 
 A later migration that copies one of these tables on SQLite, or changes the type of a column on PostgreSQL, has to drop
 the views before and make them again after.
@@ -9,6 +10,7 @@ the views before and make them again after.
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0020"
@@ -47,6 +49,11 @@ WHERE disabled_at IS NULL AND jwt_audience IS NOT NULL
 
 
 def upgrade() -> None:
+    op.create_table(
+        "user_audiences",
+        sa.Column("audience", sa.String(255), nullable=False),
+        sa.PrimaryKeyConstraint("audience", name="pk_user_audiences"),
+    )
     is_sqlite = op.get_bind().dialect.name == "sqlite"
     # Without it, a function of the reader's own could see rows that the view leaves out.
     options = "" if is_sqlite else "WITH (security_barrier)"

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import time_machine
+from argon2 import PasswordHasher
 from sqlalchemy.engine import URL
 
 from keyman.config.identity import JwtSettings
@@ -18,11 +19,12 @@ from keyman.identity import applications
 from keyman.identity.applications import ALL_USERS, Workload
 from keyman.identity.fetching import Fetcher
 from keyman.identity.jose import LEEWAY
+from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Credentials
 from keyman.identity.workloads import WorkloadProof
 from keyman.storage.transactions import Database
 from keyman.values import ApplicationName, Subject
-from tests.planes.management.api.harness import OPENAI_KEY, problem
+from tests.planes.management.api.harness import OPENAI_KEY, api_plane_at, problem
 from tests.planes.resolver.pair import Owner, Pair, resolver_at
 from tests.support.http import answer
 from tests.support.issuer import Issuer, served
@@ -163,6 +165,25 @@ async def test_an_application_with_the_audience_of_users_is_refused(
     async with resolver(sqlite, provisioned, JwtSettings("https://id.example.com", "keyman")) as plane:
         await register(plane, cluster, audience="keyman")
         refused(await ask(plane, token_of(cluster, aud="keyman"), Owner(plane.resolver.client(), 1)), "aud")
+
+
+async def test_a_resolver_that_does_not_know_the_audience_of_users_learns_it_from_management(
+    database: URL, provisioned: Vault, quick_passwords: PasswordHasher, cluster: Issuer
+) -> None:
+    """A token for both was shown to management by mistake, and an attacker there shows it to the resolver."""
+    jwt = JwtSettings(cluster.url, "keyman")
+    both = token_of(cluster, aud=[AUDIENCE, "keyman"])
+    async with (
+        api_plane_at(database, provisioned.settings, Passwords(quick_passwords), jwt=jwt) as management,
+        resolver_at(database, provisioned.resolver) as plane,
+    ):
+        pair = Pair(management, plane)
+        owner = await pair.owner()
+        await owner.key()
+        await register(pair, cluster)
+        refused(await management.client().get("/api/keys", headers={"Authorization": f"Bearer {both}"}), "aud")
+        refused(await ask(pair, both, owner), "aud")
+        assert (await ask(pair, token_of(cluster, aud=[AUDIENCE, "another"]), owner)).status_code == 200
 
 
 @asynccontextmanager
