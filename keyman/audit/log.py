@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Integer,
     ScalarSelect,
@@ -24,10 +25,13 @@ from sqlalchemy import (
     column,
     func,
     insert,
+    null,
     select,
     table,
+    type_coerce,
     update,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.chain import digest
@@ -35,10 +39,10 @@ from keyman.audit.entries import Entry
 from keyman.audit.tables import audit_chains, audit_log
 from keyman.clock import now
 from keyman.errors import RefusedStatement
-from keyman.storage import driver, engine
+from keyman.storage import committed, driver, engine
 from keyman.storage.arrays import as_arrays, given_rows
 from keyman.storage.group import later
-from keyman.storage.statements import Command, Query, scalar
+from keyman.storage.statements import Command, Query
 
 T = TypeVar("T")
 
@@ -58,9 +62,9 @@ async def record(connection: AsyncConnection, *entries: Entry, chain: int | None
 
 async def _write(connection: AsyncConnection, entries: Sequence[Entry], chain: int | None = None) -> None:
     """Write entries to this chain, or to one that is free."""
-    end = await lock_end(connection, chain)
+    end = await lock_end(connection, chain, len(entries))
     rows: list[dict[str, object]] = []
-    for entry_id, entry in zip(await _ids(connection, end, len(entries)), entries, strict=True):
+    for entry_id, entry in zip(end.ids(len(entries)), entries, strict=True):
         row = _row(entry, entry_id, end)
         end = end._replace(sequence=end.sequence + 1, hash=digest(end.hash, row))
         rows.append({**row, "hash": end.hash})
@@ -69,14 +73,8 @@ async def _write(connection: AsyncConnection, entries: Sequence[Entry], chain: i
         await _WRITE_EACH.execute_many(connection, rows)
         await _WRITE_END.execute(connection, **ended)
     else:
-        await _WRITE_ALL.execute(connection, **as_arrays(_COLUMNS, rows), **ended)
-
-
-async def _ids(connection: AsyncConnection, end: End, count: int) -> Sequence[int]:
-    """Return ids for entries, in rising order. They are drawn after the end of the chain is locked."""
-    if connection.dialect.name == "sqlite" or count == 1:
-        return range(end.entry_id, end.entry_id + count)
-    return [end.entry_id, *await _MORE_IDS.all(connection, count=count - 1)]
+        write = _WRITE_ALL[await committed.tells_timeline(connection)]
+        committed.note(connection, await write.one(connection, **as_arrays(_COLUMNS, rows), **ended))
 
 
 def _row(entry: Entry, entry_id: int, end: End) -> dict[str, object]:
@@ -120,7 +118,8 @@ class End(NamedTuple):
     """The end of a chain.
 
     `sequence` and `hash` are those of its newest entry. `base_sequence` and `base_hash` are those of the last entry
-    that was pruned. `entry_id` is the id for the next entry.
+    that was pruned. `entry_id` is the id for the next entry, and `more_ids` are those for the entries after it. On
+    SQLite, which has one writer, they are None: they follow `entry_id`.
     """
 
     chain: int
@@ -129,23 +128,31 @@ class End(NamedTuple):
     base_sequence: int
     base_hash: bytes
     entry_id: int
+    more_ids: list[int] | None
+
+    def ids(self, count: int) -> Sequence[int]:
+        """Return the ids for the `count` entries for which the end was locked, in rising order."""
+        if self.more_ids is None:
+            return range(self.entry_id, self.entry_id + count)
+        return sorted([self.entry_id, *self.more_ids])
 
 
-async def lock_end(connection: AsyncConnection, chain: int | None) -> End:
-    """Lock the end of this chain, or of any chain, until the transaction ends, and return it.
+async def lock_end(connection: AsyncConnection, chain: int | None, count: int = 1) -> End:
+    """Lock the end of this chain, or of any chain, until the transaction ends, and return it for `count` entries.
 
     If `chain` is None, it locks an end that nobody has locked. If all of them are locked, it waits for one. Raises
     RefusedStatement if the row of the chain is missing in `audit_chains`.
     """
     dialect = connection.dialect.name
+    more = {} if dialect == "sqlite" else {"more": count - 1}
     if chain is None:
-        end = await _FREE[dialect].first(connection)
+        end = await _FREE[dialect].first(connection, **more)
         if end is None:
             # A group waits for other locks only for a short time. But for this one, no member waits less by itself.
             await driver.wait_for_locks(connection, engine.BUSY_TIMEOUT)
-            end = await _ANY[dialect].first(connection)
+            end = await _ANY[dialect].first(connection, **more)
     else:
-        end = await _THIS[dialect].first(connection, this=chain)
+        end = await _THIS[dialect].first(connection, this=chain, **more)
     if end is None:
         raise RefusedStatement("the database refused an entry of the audit log: the row of its chain is missing")
     return end
@@ -153,21 +160,26 @@ async def lock_end(connection: AsyncConnection, chain: int | None) -> End:
 
 _NUMBERED = table("sqlite_sequence", column("name"), column("seq", Integer))
 _LAST = select(_NUMBERED.c.seq).where(_NUMBERED.c.name == "audit_log").scalar_subquery()
-_NUMBERS = func.generate_series(1, bindparam("count", type_=Integer))
-_MORE_IDS = scalar(select(func.nextval("audit_log_id_seq")).select_from(_NUMBERS), int)
-_NEXT_ID: Mapping[str, ColumnElement[int]] = {
-    "sqlite": func.coalesce(_LAST, 0) + 1,
-    "postgresql": func.nextval("audit_log_id_seq"),
+_NEXT_ID = func.nextval("audit_log_id_seq")
+_NUMBERS = func.generate_series(1, bindparam("more", type_=Integer))
+_MORE_IDS = func.array(select(_NEXT_ID).select_from(_NUMBERS).scalar_subquery(), type_=ARRAY(BigInteger))
+_NO_IDS = type_coerce(null(), ARRAY(BigInteger))
+_IDS: Mapping[str, tuple[ColumnElement[int], ColumnElement[Sequence[int]]]] = {
+    "sqlite": (func.coalesce(_LAST, 0) + 1, _NO_IDS),
+    "postgresql": (_NEXT_ID, _MORE_IDS),
 }
 
 
 def _locking(wanted: Select[*tuple[object, ...]]) -> Mapping[str, Query[End]]:
-    """Return, for each dialect, a query that locks an end and returns it with the id for the next entry.
+    """Return, for each dialect, a query that locks an end and returns it with the ids for the next entries.
 
-    The id is drawn after the end is locked, so ids rise along a chain.
+    The ids are drawn after the end is locked, so they rise along a chain.
     """
     locked = wanted.subquery()
-    return {dialect: Query(select(locked, next_id.label("entry_id")), End) for dialect, next_id in _NEXT_ID.items()}
+    return {
+        dialect: Query(select(locked, next_id.label("entry_id"), more.label("more_ids")), End)
+        for dialect, (next_id, more) in _IDS.items()
+    }
 
 
 _BY_CHANCE = select(audit_chains).order_by(func.random()).limit(1)
@@ -182,8 +194,10 @@ _END = (
 )
 _WRITE_EACH, _WRITE_END = Command(insert(audit_log)), Command(_END)
 
-# On PostgreSQL, one round trip for the entries and the end of their chain.
+# On PostgreSQL, one round trip for the entries, the end of their chain, and the id of the transaction.
 _COLUMNS = tuple(audit_log.c.keys())
-_WRITE_ALL = Command(
-    insert(audit_log).from_select(_COLUMNS, select(given_rows(audit_log.c))).add_cte(_END.cte("ended"))
-)
+_ENTRIES = insert(audit_log).from_select(_COLUMNS, select(given_rows(audit_log.c))).cte("entries")
+_WRITE_ALL = {
+    has_timeline: Query(_END.add_cte(_ENTRIES).returning(*own), committed.Transaction)
+    for has_timeline, own in committed.OWN.items()
+}

@@ -69,11 +69,12 @@ class Lookup(Generic[K, R]):
     async def _find(self, database: ref[Database], keys: Sequence[K]) -> Sequence[R | None]:
         db = database()
         assert db is not None, "a caller of find() holds it"
-        query = self._for_one if len(keys) == 1 else self._for_many
-        padded = [*keys, *[keys[0]] * (TOGETHER - len(keys))] if len(keys) > 1 else keys
+        wanted: list[K] = list(dict.fromkeys(keys))  # the requests of one program have the same token
+        query = self._for_one if len(wanted) == 1 else self._for_many
+        padded = [*wanted, *[wanted[0]] * (TOGETHER - len(wanted))] if len(wanted) > 1 else wanted
+        asked = {f"key_{number}": key for number, key in enumerate(padded)}
         try:
-            async with db.read() as connection:
-                rows = await query.all(connection, **{f"key_{number}": key for number, key in enumerate(padded)})
+            rows = await db.fetch(lambda connection: query.all(connection, **asked))
         except RefusedStatement:
             if len(keys) == 1:
                 raise

@@ -156,9 +156,9 @@ class Standing:
     async def confirm_all_now(self, db: Database, all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:
         """Return the same at this moment, by one query that locks nothing."""
         ids = sorted({grounds.credential_id for grounds in all_of})
-        async with db.read() as connection:
-            dialect = connection.dialect.name
-            rows = await self._all_now[dialect].all(connection, ids=as_list(ids, dialect))
+        dialect = "sqlite" if db.is_sqlite else "postgresql"
+        query, listed = self._all_now[dialect], as_list(ids, dialect)
+        rows = await db.fetch(lambda connection: query.all(connection, ids=listed))
         return self._verdicts(rows, all_of)
 
     def _verdicts(self, rows: Sequence[_Current], all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:

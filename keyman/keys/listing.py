@@ -117,8 +117,7 @@ async def _find_all(database: ref[Database], all_of: Sequence[_Wanted]) -> Seque
     assert db is not None, "a caller of list_own() holds it"
     different = dict.fromkeys(all_of)
     try:
-        async with db.read() as connection:
-            pages = await driver.at_once(connection, lambda: _read_all(connection, different))
+        pages = await db.fetch(lambda one: driver.at_once(one, lambda: _read_all(one, different)))
     except RefusedStatement:
         if len(all_of) == 1:
             raise

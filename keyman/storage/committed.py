@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from sqlalchemy import String, bindparam, cast, func, literal, select
+from sqlalchemy import String, bindparam, func, literal, select
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import UserDefinedType
 
@@ -27,8 +28,8 @@ STORED_NOTHING = "The connection to the database was lost during the commit. Not
 
 COMMITTED, ABORTED = "committed", "aborted"
 
-_TELLS_TIMELINE = "keyman_tells_timeline"
-"""The name of an answer in the notes of a connection."""
+_TELLS_TIMELINE, _TRANSACTION = "keyman_tells_timeline", "keyman_transaction"
+"""The names of two answers in the notes of a connection."""
 
 
 class Transaction(NamedTuple):
@@ -48,17 +49,35 @@ async def identify(connection: AsyncConnection) -> Transaction | None:
     """Return the open transaction of a connection, or None on SQLite, which cannot be asked later."""
     if connection.dialect.name == "sqlite":
         return None
+    return await _IDENTIFY[await tells_timeline(connection)].one(connection)
+
+
+def note(connection: AsyncConnection, own: Transaction) -> None:
+    """Note the open transaction of a connection, which one of its statements returned. See `OWN`."""
+    driver.notes_of(connection)[_TRANSACTION] = own
+
+
+def take_noted(connection: AsyncConnection) -> Transaction | None:
+    """Return the transaction that was noted since this was last asked, if one was. It saves the call of `identify`.
+
+    Ask as the first thing of a transaction too: what was noted then is of the one before.
+    """
+    return cast("Transaction | None", driver.notes_of(connection).pop(_TRANSACTION, None))
+
+
+async def tells_timeline(connection: AsyncConnection) -> bool:
+    """Return whether the server tells its timeline. It is asked once for each connection, in an open transaction."""
     notes = driver.notes_of(connection)
     if _TELLS_TIMELINE not in notes:
-        notes[_TELLS_TIMELINE] = await _tells_timeline(connection)
-    return await _OWN[notes[_TELLS_TIMELINE]].one(connection)
+        notes[_TELLS_TIMELINE] = await _ask_for_timeline(connection)
+    return bool(notes[_TELLS_TIMELINE])
 
 
-async def _tells_timeline(connection: AsyncConnection) -> bool:
-    """Return whether the server tells its timeline. A savepoint keeps the transaction if it does not."""
+async def _ask_for_timeline(connection: AsyncConnection) -> bool:
+    """Ask. A savepoint keeps the transaction if the server does not tell."""
     await driver.savepoint(connection)
     try:
-        await _OWN[True].one(connection)
+        await _IDENTIFY[True].one(connection)
     except FAULTS:
         if connection.invalidated:
             raise
@@ -113,22 +132,22 @@ class _Status(NamedTuple):
 
 # The name of a WAL file begins with the timeline, in eight digits.
 _TIMELINE = func.left(func.pg_walfile_name(func.pg_current_wal_lsn()), 8, type_=String)
-_START = cast(func.pg_postmaster_start_time(), String)
+_START = sql_cast(func.pg_postmaster_start_time(), String)
 _SERVER = {True: _TIMELINE, False: _START}
 """What distinguishes the server, by whether it tells its timeline."""
 
-_OWN = {
-    has_timeline: Query(
-        select(
-            cast(func.pg_current_xact_id(), String).label("id"),
-            server.label("server"),
-            literal(has_timeline).label("has_timeline"),
-        ),
-        Transaction,
+OWN = {
+    has_timeline: (
+        sql_cast(func.pg_current_xact_id(), String).label("id"),
+        server.label("server"),
+        literal(has_timeline).label("has_timeline"),
     )
     for has_timeline, server in _SERVER.items()
 }
-_ID = cast(bindparam("of_id", type_=String), _Xid8)
+"""The columns of a Transaction, by whether the server tells its timeline. A RETURNING with them can be noted."""
+
+_IDENTIFY = {has_timeline: Query(select(*own), Transaction) for has_timeline, own in OWN.items()}
+_ID = sql_cast(bindparam("of_id", type_=String), _Xid8)
 _STATUS = {
     has_timeline: Query(select(func.pg_xact_status(_ID, type_=String).label("status"), server.label("server")), _Status)
     for has_timeline, server in _SERVER.items()

@@ -68,6 +68,13 @@ async def at_once(connection: AsyncConnection, work: Callable[[], Coroutine[Any,
     return await work()
 
 
+async def ping(connection: AsyncConnection) -> None:
+    """Ask whether the server answers, by a statement without columns. A file is not asked."""
+    async with _Driver(connection) as raw:
+        if not isinstance(raw, aiosqlite.Connection):
+            await raw.execute("SELECT")
+
+
 async def begin(connection: AsyncConnection, patience: float | None, usual_patience: float) -> None:
     """Begin a transaction that writes. It waits for locks for `patience` seconds, or as usual if that is None."""
     async with _Driver(connection) as raw:

@@ -13,10 +13,9 @@ from typing import Any, Protocol, TypedDict, Unpack
 from urllib.parse import quote
 
 import aiosqlite
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util import await_only
@@ -115,9 +114,10 @@ def create_engine(
     url = url.difference_update_query(OURS)
     if pooled:
         return _pooled_engine(url, arguments, options)
-    # With autocommit, the ping before each use is one round trip instead of three. `write` opens a transaction itself.
+    # The pool asks nothing before it gives a connection out: `Database` notices a lost one by its first statement.
+    # And with autocommit, SQLAlchemy begins no transactions: `Database.write` does.
     engine = create_async_engine(
-        url, hide_parameters=True, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options
+        url, hide_parameters=True, isolation_level="AUTOCOMMIT", connect_args=arguments, **options
     )
     event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
     return engine
@@ -131,16 +131,7 @@ def _pooled_engine(url: URL, arguments: dict[str, object], options: PoolOptions)
     unnamed = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
     engine = create_async_engine(url, hide_parameters=True, connect_args={**arguments, **unnamed}, **options)
     event.listen(engine.sync_engine, "handle_error", wrap_bare_faults)
-    event.listen(engine.sync_engine, "checkout", _ping)
     return engine
-
-
-def _ping(connection: _DriverConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """Replace a connection that is dead. One simple query; SQLAlchemy's own ping is a whole transaction."""
-    try:
-        await_only(connection.driver_connection.execute("SELECT 1"))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-        raise InvalidatePoolError from None
 
 
 class Drops:

@@ -56,7 +56,12 @@ class CommitLost(DatabaseUnavailable):
 BARE_FAULTS = (OSError, TimeoutError, UnicodeError, OverflowError)
 """Exceptions that a driver raises and that other code can raise, too."""
 
-DRIVER_FAULTS = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, DriverFault)
+SESSION_OVER = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises for a connection that it has lost. The second one is for a session that the server ended a moment
+ago, and whose socket is still open.
+"""
+
+DRIVER_FAULTS = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, *SESSION_OVER, DriverFault)
 """Exceptions that can only come from the database."""
 
 FAULTS = (*DRIVER_FAULTS, *BARE_FAULTS)
@@ -72,7 +77,7 @@ def wrap_bare_faults(context: ExceptionContext) -> BaseException | None:
 def is_outage(fault: BaseException) -> bool:
     """Return True if the database is down, busy, full or read-only, so that the same statement may succeed later."""
     fault = fault.orig if isinstance(fault, DriverFault) else fault
-    if isinstance(fault, OSError | TimeoutError | PoolTimeoutError | asyncpg.InterfaceError):
+    if isinstance(fault, (OSError, TimeoutError, PoolTimeoutError, *SESSION_OVER)):
         return True
     if isinstance(fault, DBAPIError):
         if fault.connection_invalidated:
@@ -98,6 +103,18 @@ def is_outage(fault: BaseException) -> bool:
             sqlite3.SQLITE_READONLY,
         )
     return isinstance(fault, sqlite3.DatabaseError) and not isinstance(fault, sqlite3.ProgrammingError)
+
+
+def is_lost(fault: BaseException) -> bool:
+    """Return True if the connection was lost, so that another one may execute the same statement.
+
+    It counts only for the first statement of a connection, which changes nothing.
+    """
+    fault = fault.orig if isinstance(fault, DriverFault) else fault
+    if isinstance(fault, asyncpg.PostgresError):
+        state = str(getattr(fault, "sqlstate", "") or "")
+        return state[:2] == "08" or state in ("57P01", "57P02")  # the server ended the session, or crashed
+    return isinstance(fault, (OSError, *SESSION_OVER)) and not isinstance(fault, TimeoutError)
 
 
 def kind(fault: BaseException) -> str:

@@ -32,7 +32,7 @@ from keyman.batching import Batcher
 from keyman.errors import DatabaseUnavailable, Problem
 from keyman.logs import log
 from keyman.storage import driver
-from keyman.storage.committed import identify, require_committed
+from keyman.storage.committed import identify, require_committed, take_noted
 from keyman.storage.faults import CommitLost, RolledBack
 from keyman.storage.group import Group, Member, Outcome, Spoiled, Work
 
@@ -170,8 +170,10 @@ class Together:
 
 async def _fill(connection: AsyncConnection, group: Group, members: Sequence[_Member]) -> None:
     """Do all that the transaction of a group does between BEGIN and COMMIT."""
-    group.transaction = await identify(connection)
+    take_noted(connection)
     await group.carry_out(connection, _admit(members, await _confirm(connection, members)))
+    # The audit log notes the transaction with the entries, and each group but one that only notes uses has some.
+    group.transaction = take_noted(connection) or await identify(connection)
 
 
 async def _confirm(connection: AsyncConnection, members: Sequence[_Member]) -> Sequence[Exception | None]:

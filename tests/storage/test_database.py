@@ -45,9 +45,9 @@ from keyman.metrics import Metrics
 from keyman.storage import engine, notes
 from keyman.storage.engine import POOL_SIZE
 from keyman.storage.faults import kind
-from keyman.storage.statements import Command
+from keyman.storage.statements import Command, scalar
 from keyman.storage.transactions import Database, Unchecked
-from tests.support.database import postgres_server
+from tests.support.database import PostgresServer, postgres_server
 from tests.support.exceptions import everything_in, stands_alone
 from tests.support.fast import examples
 from tests.support.rows import add, add_owner, count, foreign_keys, row, table
@@ -751,6 +751,42 @@ async def test_a_connection_that_is_lost_in_a_block_stores_nothing(postgresql: U
     assert fault.detail.endswith("Nothing was stored.")
     assert await count(db, "throttle") == 0
     await db.close()
+
+
+_ONE = scalar(select(func.count()).select_from(users), int)
+_USES: dict[str, Callable[[Database], Awaitable[object]]] = {
+    "read": read_one,
+    "fetch": lambda db: db.fetch(_ONE.one),
+    "write": write_one,
+    "together": lambda db: db.together(Unchecked.OPERATOR, _ONE.one),
+    "by itself": lambda db: db.by_itself(Unchecked.OPERATOR, _ONE.one),
+}
+
+
+@pytest.mark.parametrize("use", _USES)
+@pytest.mark.parametrize("is_noticed", [False, True])
+async def test_connections_that_the_server_ended_while_nobody_used_them_are_replaced(
+    postgresql: URL, postgres: PostgresServer, use: str, is_noticed: bool
+) -> None:
+    db = Database(postgresql)
+    ready = asyncio.Barrier(POOL_SIZE)
+
+    async def hold() -> None:
+        async with db.read():
+            await ready.wait()
+
+    for _ in range(3):
+        await asyncio.gather(*(hold() for _ in range(POOL_SIZE)))
+        postgres.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {_mine(postgresql)}")  # noqa: S608
+        if is_noticed:
+            await asyncio.sleep(0.05)  # asyncpg reads what the server said last
+        await asyncio.gather(*(_USES[use](db) for _ in range(POOL_SIZE)))
+        assert checked_out(db) == 0
+    await db.close()
+
+
+def _mine(url: URL) -> str:
+    return f"datname = '{url.database}' AND pid <> pg_backend_pid()"
 
 
 async def test_a_statement_that_takes_too_long_is_ended(postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def kinds_of(annotation: object) -> tuple[type, bool]:
     (kind,) = options
     while isinstance(kind, NewType):
         kind = kind.__supertype__
+    kind = typing.get_origin(kind) or kind
     assert isinstance(kind, type)
     return kind, NoneType in typing.get_args(annotation)
 

@@ -466,6 +466,27 @@ async def test_where_nobody_can_be_asked_nobody_knows(postgresql: URL) -> None:
     await db.close()
 
 
+async def test_a_group_is_known_by_its_own_transaction(postgresql: URL) -> None:
+    """The audit log notes the transaction that it writes in. A group without an entry must not take the last one."""
+    db = Database(postgresql)
+    seen = list[committed.Transaction | None]()
+
+    async def required(_read: object, own: committed.Transaction | None, _fault: Exception) -> None:
+        seen.append(own)
+
+    async with db.write(Unchecked.OPERATOR) as connection:
+        noted = await committed.identify(connection)
+        assert noted is not None
+        committed.note(connection, noted)
+    with mock.patch.object(together, "require_committed", required):
+        async with losing_the_answer(is_sent=True):
+            await all_of(db, storing(1), storing(2))
+    (own,) = seen
+    assert own is not None
+    assert own.id != noted.id
+    await db.close()
+
+
 async def test_the_status_of_another_server_is_not_believed(postgresql: URL) -> None:
     """After a failover, the ids of lost transactions are given to others."""
     db = Database(postgresql)
