@@ -39,6 +39,12 @@ class Operation(NamedTuple):
     result: str
     answers: list[Answer]
 
+    @property
+    def draft(self) -> str:
+        """What the page offers to send: the example of the body, or its members without values, or nothing."""
+        members = dict.fromkeys((field.name for field in self.fields), "")
+        return self.body or (json.dumps(members, indent=2) if members else "")
+
 
 class Group(NamedTuple):
     name: str

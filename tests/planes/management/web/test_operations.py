@@ -38,8 +38,15 @@ def test_a_body_has_its_members_and_an_example() -> None:
     assert not members["name"].is_required
     assert members["expires_at"].kind == "time or null"
     assert json.loads(create.body)["service"] == "OPENAI"
+    assert create.draft == create.body
     assert json.loads(create.result)["last_4_chars"] == "sk-...1234"
     assert {"201", "400", "503"} <= {each.status for each in create.answers}
+
+
+def test_what_can_be_sent_without_an_example_has_the_members() -> None:
+    assert operation("logIn").body == ""
+    assert json.loads(operation("logIn").draft) == {"email": "", "password": ""}
+    assert operation("logOut").draft == ""
 
 
 def test_parameters_say_where_they_are_and_what_they_may_be() -> None:

@@ -13,6 +13,7 @@ from keyman.planes.management.web.pages import TEMPLATES
 from keyman.planes.management.web.static import DIRECTORY
 from tests.planes.management.web.moves import ACCOUNT, OPENAI_MASK, REFUSED, join, keys_of, narrow_places
 from tests.support.browser import DESKTOP, PHONE, Arrive
+from tests.support.planes import PASSWORD
 
 
 def test_the_reference_shows_each_operation_and_asks_no_other_host(arrive: Arrive) -> None:
@@ -75,6 +76,39 @@ def test_a_signed_in_person_tries_calls_with_their_session(arrive: Arrive) -> No
     unsent = "Nothing was sent: a header has a character that no header can have."
     tried("createKey", unsent, **{"Idempotency-Key": "€"})
     tried("createKey", "201 Created", **{"Idempotency-Key": "1"})
+    assert ada.troubles(REFUSED) == []
+
+
+def test_nothing_is_sent_as_somebody_else_or_after_the_session_has_ended(arrive: Arrive) -> None:
+    ada, eve = join(arrive(signed_up=False)), join(arrive(signed_up=False))
+    page = ada.page
+    ada.open("/docs#createKey")
+    call = page.locator("#createKey")
+    expect(call.get_by_text(f"It is sent as {ada.email}, and")).to_be_visible()
+    # In another tab of the same browser.
+    login = {"email": eve.email, "password": PASSWORD}
+    assert ada.context.request.post(f"{ada.origin}/api/auth/login", data=login).status == 200
+    call.get_by_role("button", name="Send").click()
+    said = "Nothing was sent: somebody else has signed in with this browser. Reload the page."
+    expect(call.get_by_role("status")).to_have_text(said)
+    assert keys_of(eve) == []
+    page.reload()
+    expect(call.get_by_text(f"It is sent as {eve.email}, and")).to_be_visible()
+    call.get_by_role("button", name="Send").click()
+    expect(call.get_by_role("status")).to_have_text("201 Created")
+    ada.context.clear_cookies()
+    call.get_by_role("button", name="Send").click()
+    said = "Nothing was sent: your session has ended. Reload the page, and sign in again."
+    expect(call.get_by_role("status")).to_have_text(said)
+    expect(call.locator("pre.answer")).to_be_hidden()
+    assert len(keys_of(eve)) == 1
+    # A call that needs no session still works.
+    page.locator("#logIn summary").click()
+    body = page.locator("#logIn").get_by_label("Body")
+    assert json.loads(body.input_value()).keys() == {"email", "password"}
+    body.fill(json.dumps({**login, "password": "another one"}))
+    page.locator("#logIn").get_by_role("button", name="Send").click()
+    expect(page.locator("#logIn").get_by_role("status")).to_have_text("401 Unauthorized")
     assert ada.troubles(REFUSED) == []
 
 

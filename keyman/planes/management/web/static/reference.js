@@ -31,6 +31,11 @@
     button.disabled = true;
     status.textContent = "Sending…";
     try {
+      const reason = await refusal("public" in form.dataset);
+      if (reason) {
+        status.textContent = `Nothing was sent: ${reason}`;
+        return;
+      }
       const response = await fetch(asked);
       const text = await response.text();
       const links = ["location", "etag", "link", "retry-after"].filter((name) => response.headers.has(name));
@@ -40,8 +45,21 @@
       answer.hidden = !answer.textContent.trim();
     } catch {
       status.textContent = "keyman could not be reached.";
+    } finally {
+      button.disabled = false;
     }
-    button.disabled = false;
+  }
+
+  // Why the session of the browser is not the one that this page says, or nothing. Another tab may have changed it.
+  async function refusal(isPublic) {
+    const { account } = document.body.dataset;
+    const response = await fetch(document.querySelector("[data-me]").dataset.me, { headers: { Accept: "application/json" } });
+    if (response.ok) {
+      const { id } = await response.json();
+      return String(id) === account ? "" : "somebody else has signed in with this browser. Reload the page.";
+    }
+    if (response.status !== 401) return `keyman cannot say who is signed in (${response.status}). Try again.`;
+    return isPublic ? "" : "your session has ended. Reload the page, and sign in again.";
   }
 
   function request(form) {
