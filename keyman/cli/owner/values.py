@@ -97,7 +97,7 @@ def replace(
     until = expiry(expires_at, expires_in)
     server = find_server(url)
     with server.client() as client:
-        key = client.get(key_id)
+        key = before = client.get(key_id)
         service = service_of(client, key)
         new_settings = {**key.settings, **parse_settings(service, settings)} if settings else UNSET
         click.echo(f"The new value for key {key.id}: {describe(key, service)}", err=True)
@@ -106,6 +106,11 @@ def replace(
         _ask_if_unusual(Offered([service]), service, value)
         key = client.replace(key, value, expires_at=new_expiry, settings=new_settings)
     click.echo(f"Replaced the value of key {key.id}: {describe(key, service)}.", err=True)
+    if before.expires_at is not None and key.expires_at is None:
+        click.echo(
+            f"Its expiry had passed, so it has none now. To set one: keyman key edit {key.id} --expires-in 90d",
+            err=True,
+        )
     _say_duplicate(key)
     if service.checked and not no_check:
         check(server, key)

@@ -19,6 +19,7 @@ from tests.cli.owner.conftest import Person, complaint
 from tests.cli.test_common import failed
 from tests.providers.pastes import ACCOUNT
 from tests.support.terminal import terminal
+from tests.support.waiting import until
 
 BODY = "hq2v9mXbT0c7eUKwN4Rd"
 OPENAI_KEY = f"sk-proj-{BODY}1234"
@@ -258,6 +259,16 @@ def test_a_value_is_replaced_and_the_rest_stays(member: Person) -> None:
     wrong = member.types("key", "replace", str(key), stdin=ANTHROPIC_KEY)
     assert "looks like a key of Anthropic" in complaint(wrong)
     assert "You have no such key" in failed(member.types("key", "replace", "999999", stdin=OPENAI_KEY))
+
+
+def test_an_expiry_that_has_passed_is_not_dropped_in_silence(member: Person) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    key = member.stores("OPENAI", OPENAI_KEY, expires_at=f"{soon:%Y-%m-%dT%H:%M:%S.%fZ}")
+    until(lambda: member.stored()[0]["status"] == "expired")
+    done = member.does("key", "replace", str(key), stdin=f"sk-proj-{BODY}9999\n")
+    assert f"has none now. To set one: keyman key edit {key} --expires-in 90d\n" in done.err
+    again = member.does("key", "replace", str(key), "--expires-in", "30d", stdin=OPENAI_KEY)
+    assert "has none now" not in again.err
 
 
 def test_a_replacement_keeps_the_settings_that_are_not_given(member: Person) -> None:
