@@ -140,7 +140,8 @@ async def edit(
         if isinstance(problem, NotFound | PreconditionFailed):
             key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
         return _form(visit, catalogue, refused=problem, typed=form, key=key, aim=form.text("for"), view=view)
-    return see_other(view.url(saved=key.id, done="changed", **_noticed(form, changed)))
+    noticed = {**_noticed(form, changed), "unending": _ended(form, key, changed)}
+    return see_other(view.url(saved=key.id, done="changed", **noticed))
 
 
 async def _create_once(
@@ -199,6 +200,12 @@ def _noticed(form: Form, key: KeyInfo) -> dict[str, object]:
     return {"duplicate": key.duplicate_of, "peeled": None if is_bare else 1}
 
 
+def _ended(form: Form, before: KeyInfo, after: KeyInfo) -> int | None:
+    """Return 1 if the expiry had passed and is gone with the old value, without the user having said so."""
+    is_gone = before.expires_at is not None and after.expires_at is None
+    return 1 if is_gone and form.is_unchanged("expires_at") else None
+
+
 def _question(catalogue: Catalogue, service: str, value: Secret, form: Form) -> Sentence | None:
     """Return why this value may be no key of the service, unless the user has already confirmed that it is one."""
     is_confirmed = form.text("anyway") == service
@@ -235,7 +242,10 @@ def _form(
     and has to be pasted again.
     Unchanged fields show the stored values, which another window may have changed.
     """
-    shown = {"name": (key.name or "") if key else "", "expires_at": _day(key.expires_at) if key else ""}
+    until = key.expires_at if key is not None else None
+    over = until if until is not None and until <= now() else None
+    # A day that has passed is not the new value's. The form names it, and asks for another.
+    shown = {"name": (key.name or "") if key else "", "expires_at": "" if over and aim == REPLACE else _day(until)}
     service = key.service if key is not None else typed.text("service") if typed is not None else ""
     settings = key.settings if key is not None else {}
     if typed is not None:
@@ -248,6 +258,7 @@ def _form(
         is_lost=is_lost or (typed is not None and bool(typed.text("api_key").strip())),
         key=key,
         aim=aim if aim in AIMS else "",
+        over=over,
         filled={"service": service, **shown, **(_typed(typed) if typed is not None else {})},
         shown={**shown, "settings": _shown_settings(catalogue, key)},
         settings=settings,

@@ -15,6 +15,7 @@ from keyman.providers.catalogue import Catalogue
 from keyman.storage.paging import DEFAULT_LIMIT
 from keyman.storage.transactions import Database
 
+CHANGED = "changed"
 DELETED = "deleted"
 
 
@@ -23,7 +24,8 @@ class Outcome:
     """The change that the address of the list names in `done`, and the keys that it names in `saved`.
 
     `name` is what the user calls the only key. It is empty if there are several, or if nothing is known of the key.
-    `peeled` says that what was pasted around the key was removed.
+    `peeled` says that what was pasted around the key was removed, and `unending` that an expiry is gone because it had
+    passed.
     """
 
     done: str = ""
@@ -32,6 +34,7 @@ class Outcome:
     key: KeyInfo | None = None
     duplicate: KeyInfo | None = None
     peeled: bool = False
+    unending: bool = False
 
     @classmethod
     async def of(
@@ -46,7 +49,8 @@ class Outcome:
         name = name_of(catalogue, key) if key is not None else ""
         if key is None and visit.done == DELETED:
             name = await labels.of_deleted(db, caller, ids[0]) or ""
-        return cls(visit.done, ids, name, key, duplicate, "peeled" in query)
+        is_unending = "unending" in query and visit.done == CHANGED and key is not None and key.expires_at is None
+        return cls(visit.done, ids, name, key, duplicate, "peeled" in query, is_unending)
 
 
 def ids_of(texts: list[str]) -> tuple[KeyId, ...]:

@@ -128,6 +128,37 @@ async def test_a_form_that_is_for_one_thing_requires_it(shared: ApiPlane) -> Non
     assert 'name="for"' not in (await ada.get(f"{path}?for=anything")).text
 
 
+@pytest.mark.parametrize("aim", ["replace", ""])
+async def test_an_expiry_that_has_passed_is_not_dropped_in_silence(shared: ApiPlane, aim: str) -> None:
+    ada = await person(shared)
+    key_id, until = (await store(ada))["id"], now() - timedelta(days=3)
+    path, day = f"{HOME}/{key_id}/edit", f"{until:%Y-%m-%d}"
+
+    async def filled(**more: str) -> httpx.Response:
+        async with shared.database.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(expires_at=until))
+        page = await ada.get(f"{path}?for={aim}")
+        assert ("Its last day was" in page.text, "This day has passed." in page.text) == (bool(aim), not aim)
+        fields = hidden(page, kind='id="key-form"[^>]*')
+        assert fields["shown_expires_at"] == ("" if aim else day)  # another day is to be chosen for a new value
+        value = {"api_key": "sk-hq2v9mXbT0c7eUKwN4Rd8765", "expires_at": fields["shown_expires_at"]}
+        answer = await post(ada, path, {**fields, "name": "", **value, **more})
+        assert answer.status_code == 303
+        return await ada.get(answer.headers["location"])
+
+    words = "It has no end now, because its last day had passed."
+    assert words in (await filled()).text
+    assert (await ada.get(f"/api/keys/{key_id}")).json()["expires_at"] is None
+    assert words not in (await ada.get(f"{HOME}?saved={key_id}&done=paused&unending=1")).text
+    later = f"{now() + timedelta(days=90):%Y-%m-%d}"
+    assert words not in (await filled(expires_at=later)).text
+    assert (await ada.get(f"/api/keys/{key_id}")).json()["expires_at"].startswith(later)
+    if not aim:
+        assert words not in (await filled(api_key="")).text  # only the value takes it away
+        assert await status(ada, key_id) == "expired"
+        assert words not in (await filled(expires_at="")).text  # they have said so themselves
+
+
 async def test_people_choose_which_key_applications_get(shared: ApiPlane) -> None:
     ada, eve = await person(shared), await person(shared)
     old, new = [(await store(ada, name=name))["id"] for name in ("old", "new")]

@@ -653,7 +653,7 @@ async def see_the_keys(walk: Walk) -> None:
     await let_time_pass(walk.plane, ids)
     for query in ("", "?service=OPENAI&q=zz", "?q=nothing", f"?cursor={Cursor(ids[-1])}"):
         await walk.get(f"{KEYS}{query}")
-    await store(walk.client, name="zz-label")
+    latest = (await store(walk.client, name="zz-label"))["id"]
     assert (await walk.client.patch(f"/api/keys/{ids[1]}", json={"default": True})).status_code == 200
     for query in ("?status=active", "?status=disabled"):
         await walk.get(f"{KEYS}{query}")
@@ -674,6 +674,7 @@ async def see_the_keys(walk: Walk) -> None:
     await see_several_keys(walk)
     await walk.post(KEYS, 422, service="OPENAI", api_key="hq2v9mXbT0c7eUKwN4Rd1234")
     await walk.get(f"{KEYS}?done=created&saved={ids[0]}&peeled=1")
+    await walk.get(f"{KEYS}?done=changed&saved={latest}&unending=1")
     await walk.post(KEYS, 422, service="GROQ", api_key="sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd")
     await walk.post(KEYS, 422, service="OPENAI", api_key="sk-...1234")
     await walk.post(KEYS, 422, service="OPENAI", api_key="sk-1234 5678", name="\u202e")

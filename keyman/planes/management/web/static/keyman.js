@@ -318,7 +318,7 @@
   // --- a change is reported once, and exact times are shown in the reader's time zone
 
   const address = new URL(location.href);
-  for (const name of ["done", "saved", "duplicate", "peeled"]) address.searchParams.delete(name); // and the `?` of a form without fields
+  for (const name of ["done", "saved", "duplicate", "peeled", "unending"]) address.searchParams.delete(name); // and the `?` of a form without fields
   if (address.href !== location.href) history.replaceState(history.state, "", address);
 
   function localTimes() {
