@@ -21,6 +21,7 @@ TIME = "-".join(("[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2)) + " " + ":".join(["[0-9
 
 
 def is_whole(number: ColumnElement[T]) -> ColumnElement[bool]:
+    """Return a condition for SQLite: the value is an integer, and not a text, a float or bytes."""
     return _is("integer", number)
 
 
@@ -34,9 +35,8 @@ def _is_written(one: Column[object]) -> ColumnElement[bool]:
         return is_whole(one)
     if isinstance(one.type, LargeBinary):
         return _is("blob", one)
-    text: ColumnElement[str] = literal_column(
-        f"audit_log.{one.name}"
-    )  # the text as it is stored, which the column's type does not decode
+    # The text as it is stored: the type of the column would decode it.
+    text: ColumnElement[str] = literal_column(f"audit_log.{one.name}")
     if isinstance(one.type, UtcTime):
         return and_(_is("text", one), text.op("GLOB")(TIME))
     if isinstance(one.type, Uuid):

@@ -90,6 +90,7 @@ ProblemPage = Callable[[Problem, Exchange], Answer]
 
 
 def exchange_of(scope: Mapping[str, object]) -> Exchange:
+    """Return the Exchange that the edge put into an ASGI scope."""
     found = scope[SCOPE_KEY]
     assert isinstance(found, Exchange)
     return found

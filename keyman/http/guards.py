@@ -114,7 +114,7 @@ async def provide_origin(request: AnyRequest) -> Origin:
     return Origin(Actor.ANONYMOUS, None, exchange.request_id, exchange.address, device)
 
 
-def shown_session(connection: AnyConnection) -> str | None:
+def find_session_cookie(connection: AnyConnection) -> str | None:
     """Return the session cookie of a request, or None. Raises Unauthenticated for two of them.
 
     A cookie does not count on a request that a script of another origin sent. Only the name with the prefix counts
@@ -134,7 +134,7 @@ def shown_session(connection: AnyConnection) -> str | None:
 def previous_session(connection: AnyConnection) -> str | None:
     """Return the session cookie that a new sign-in replaces, or None if there is none or it is not clear which."""
     try:
-        return shown_session(connection)
+        return find_session_cookie(connection)
     except Unauthenticated:
         return None
 
@@ -171,7 +171,7 @@ async def identify(connection: AnyConnection) -> Principal:
     authentication: Authentication = connection.app.state.authentication
     exchange = exchange_of(connection.scope)
     token, jwt, is_foreign = exchange.claimed
-    cookie = shown_session(connection) if token is None and jwt is None else None
+    cookie = find_session_cookie(connection) if token is None and jwt is None else None
     credentials = Credentials(token, cookie, exchange.request_id, exchange.address, jwt)
     db: Database = connection.app.state.db
     try:

@@ -46,11 +46,15 @@ class Checks(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
+    """Whether the plane can work, and the state of its parts."""
+
     status: Literal["ok", "degraded"]
     checks: Checks
 
 
 class Liveness(msgspec.Struct):
+    """The process runs."""
+
     status: Literal["ok"]
 
 

@@ -194,6 +194,8 @@ class ProblemBody(msgspec.Struct, omit_defaults=True):
 
 
 class Answer(NamedTuple):
+    """An answer as it is sent. Names of headers are in lower case."""
+
     status: int
     headers: dict[str, str]
     body: bytes

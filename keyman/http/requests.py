@@ -100,6 +100,7 @@ _CONFIRMED = "keyman_confirmed"
 
 
 def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:
+    """Return the answer for a problem, as JSON or as a page."""
     exchange = exchange_of(request.scope)
     if exchange.is_cross_site:
         problem = errors.Forbidden(CROSS_SITE)  # a page of another site learns nothing else

@@ -46,6 +46,8 @@ def require_passwords(*, are_on: bool) -> None:
 
 
 class SignedIn(NamedTuple):
+    """An account, and the cookie of its new session."""
+
     account: Account
     cookie: Secret
 

@@ -95,6 +95,7 @@ class Bucket:
 
 
 def login_buckets(email_key: str, address: str | None) -> tuple[Bucket, ...]:
+    """Return the buckets of sign-ins: of the account, and of the network that the address is in."""
     return (Bucket(f"login|account|{email_key}", MAX_PER_ACCOUNT), *_by_network("login", address, MAX_PER_NETWORK))
 
 
@@ -108,10 +109,12 @@ def password_buckets(user_id: UserId, address: str | None) -> tuple[Bucket, ...]
 
 
 def signup_buckets(address: str | None) -> tuple[Bucket, ...]:
+    """Return the buckets of new accounts."""
     return _by_network("signup", address, MAX_SIGNUPS_PER_NETWORK)
 
 
 def visit_buckets(address: str | None) -> tuple[Bucket, ...]:
+    """Return the buckets of sign-ins that begin at an identity provider. Each stores a row."""
     return _by_network("visit", address, MAX_VISITS_PER_NETWORK)
 
 
@@ -126,6 +129,7 @@ def check_buckets(key_id: KeyId, user_id: UserId, address: str | None) -> tuple[
 
 
 def logout_buckets(address: str | None) -> tuple[Bucket, ...]:
+    """Return the buckets of logout tokens that are refused."""
     return _by_network("logout", address, MAX_PER_NETWORK)
 
 

@@ -91,6 +91,7 @@ def _check(random: str) -> str:
 
 
 def scopes_text(scopes: frozenset[Scope]) -> str:
+    """Return the scopes as they are stored: in the order of Scope, with spaces between them."""
     return " ".join(scope for scope in Scope if scope in scopes)
 
 

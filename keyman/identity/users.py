@@ -166,6 +166,8 @@ async def set_password(db: Database, passwords: Passwords, email: EmailAddress, 
 
 
 class UserRow(NamedTuple):
+    """A user, for a check of the password. Without one, `password_hash` is None."""
+
     id: UserId
     email: str | None  # the sign-in name
     password_hash: str | None
@@ -224,6 +226,7 @@ _LOCK_AS_PROVED = Command(
 
 
 async def find(db: Database, email: EmailAddress) -> UserRow | None:
+    """Return the user with this address, disabled or not, or None."""
     async with db.read() as connection:
         return await _BY_EMAIL.first(connection, email_key=email.key)
 
@@ -248,6 +251,7 @@ async def lock_as_proved(connection: AsyncConnection, proved: UserRow, new_hash:
 
 
 async def insert_account(connection: AsyncConnection, email: EmailAddress, password_hash: str) -> Account:
+    """Store a user with a new owner. Raises IntegrityError if another user has the address."""
     created_at = now()
     user_id = await new_user_id(connection)
     await _INSERT.execute(

@@ -25,6 +25,8 @@ from keyman.storage.types import UtcTime
 
 
 class Found(NamedTuple):
+    """A key in any state with its user, and what the audit log says that value and settings are."""
+
     user_id: UserId
     user_disabled_at: datetime | None
     user_has_blocks: bool

@@ -16,7 +16,7 @@ from keyman.errors import RateLimited, Sentence
 from keyman.identity.principals import Principal
 from keyman.identity.tables import owners
 from keyman.ids import OwnerId
-from keyman.keys.rows import SHOWN, Shown, label
+from keyman.keys.rows import SHOWN, Shown, label_columns
 from keyman.keys.schemas import KeyInfo, NewKey
 from keyman.keys.sealing import SealedValue
 from keyman.keys.settings import settings_hash, to_text
@@ -56,7 +56,7 @@ def columns_of(caller: Principal, new: NewKey, sealed: SealedValue, moment: date
         "user_id": caller.user_id,
         "owner_id": caller.owner_id,
         "service": str(new.service),
-        **label(new.name),
+        **label_columns(new.name),
         **sealed.stored._asdict(),
         "disabled": False,
         "undecryptable": False,

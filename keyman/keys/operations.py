@@ -27,7 +27,7 @@ from keyman.keys import choosing, duplicates, idempotency, labels
 from keyman.keys.duplicates import Stored
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
-from keyman.keys.rows import LOCK, NO_CHECK, ONE, SHOWN, Shown, label, require, to_info
+from keyman.keys.rows import LOCK, NO_CHECK, ONE, SHOWN, Shown, label_columns, require, to_info
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import from_text, has_current_settings, is_current, settings_hash, to_text
@@ -41,6 +41,8 @@ from keyman.storage.transactions import Database
 
 
 class Created(NamedTuple):
+    """A stored key. It is `replayed` if the request was a repeated one, and the first one had stored it."""
+
     key: KeyInfo
     replayed: bool
 
@@ -65,6 +67,7 @@ class IfMatch(NamedTuple):
         return cls(frozenset(_CHANGED_BY_PROXY.sub(r'"\1"', part.strip()) for part in header.split(",")))
 
     def check(self, key: KeyInfo) -> None:
+        """Raise PreconditionFailed if the key has another ETag."""
         if self.etags is not None and key.etag not in self.etags:
             raise PreconditionFailed("The key has changed since you read it. Read it again before you change it.")
 
@@ -135,7 +138,7 @@ async def replace(
     condition.check(before)
     _check_settings(catalogue, before, new.settings)
     stored, vault_request_id = await sealer.seal(caller.owner_id, before.service, new.api_key)
-    values = {**stored._asdict(), "undecryptable": False, **NO_CHECK, **_surroundings(new)}
+    values = {**stored._asdict(), "undecryptable": False, **NO_CHECK, **_metadata_of(new)}
     value = _NewValue(stored.value_uuid, vault_request_id, stored.fingerprint)
     return await _update(db, catalogue, caller, key_id, values, condition, Action.KEY_REPLACE, value)
 
@@ -147,7 +150,7 @@ async def change(
 
     Raises Conflict if the settings are to change, and value or settings are not those that the audit log names.
     """
-    values = _surroundings(new)
+    values = _metadata_of(new)
     if new.disabled is not msgspec.UNSET:
         values["disabled"] = new.disabled
     if new.default is not msgspec.UNSET:
@@ -312,10 +315,11 @@ def _recorded_actions(before: Shown, values: dict[str, object], action: Action) 
         yield Action.KEY_RESUME if before.disabled else Action.KEY_PAUSE
 
 
-def _surroundings(new: Replacement | Change) -> dict[str, object]:
+def _metadata_of(new: Replacement | Change) -> dict[str, object]:
+    """Return the columns that a request changes beside the value. A field that is left out is not among them."""
     values: dict[str, object] = {}
     if new.name is not msgspec.UNSET:
-        values |= label(new.name)
+        values |= label_columns(new.name)
     if new.expires_at is not msgspec.UNSET:
         values["expires_at"] = new.expires_at
     if new.settings is not msgspec.UNSET:

@@ -118,7 +118,8 @@ def _check(row: Shown) -> KeyCheck | None:
 _VERDICTS = frozenset(Verdict)
 
 
-def label(name: str | None) -> dict[str, object]:
+def label_columns(name: str | None) -> dict[str, object]:
+    """Return the columns of a label: the text, and its form for searching."""
     return {"name": name, "name_folded": None if name is None else folded(name)}
 
 

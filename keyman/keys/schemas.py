@@ -64,6 +64,8 @@ class Change(msgspec.Struct):
 
 
 class Status(StrEnum):
+    """The state of a key. Only an ACTIVE one is given out."""
+
     ACTIVE = "active"
     DISABLED = "disabled"
     EXPIRED = "expired"

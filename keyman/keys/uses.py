@@ -22,12 +22,13 @@ RELEASES = (Action.KEY_RESOLVE, Action.KEY_USE)
 OF_LATE = timedelta(days=30)
 """The period of the uses that a user sees before deleting a key. It includes a job that runs once a month."""
 
-
 LAST_USES = 20
 """The number of uses that the page of a key shows. Activity shows all of them."""
 
 
 class Use(NamedTuple):
+    """The last use of a key by an application."""
+
     application: str
     last_at: datetime
 

@@ -97,7 +97,7 @@ class Answer:
         return found
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """The sentence of an error in lower case, in one of the places where providers have it, or an empty text."""
         places = (("error", "message"), ("error",), ("message",), ("Message",))
         found = (self.get(*place) for place in places)
@@ -157,7 +157,7 @@ def _openai(answer: Answer) -> Judgement | Verdict | None:
     code = answer.get("error", "code")
     if answer.status == HTTPStatus.UNAUTHORIZED and code == "invalid_api_key":
         return Verdict.REFUSED
-    if answer.status in (401, 403) and answer.said.startswith(_LACKS_MODELS):
+    if answer.status in (401, 403) and answer.sentence.startswith(_LACKS_MODELS):
         return Judgement(Verdict.ACCEPTED, RESTRICTED)
     is_unpaid = code == "insufficient_quota" or answer.get("error", "type") == "insufficient_quota"
     return Verdict.NO_CREDIT if answer.status == HTTPStatus.TOO_MANY_REQUESTS and is_unpaid else None
@@ -168,7 +168,7 @@ _SPENT = re.compile(r"(your|you have|this request would) .*\b(credit balance|(us
 
 
 def _anthropic(answer: Answer) -> Verdict | None:
-    is_spent = answer.status == HTTPStatus.BAD_REQUEST and _SPENT.match(answer.said) is not None
+    is_spent = answer.status == HTTPStatus.BAD_REQUEST and _SPENT.match(answer.sentence) is not None
     return Verdict.NO_CREDIT if is_spent else None
 
 
@@ -193,7 +193,7 @@ _BLOCKS = ("team_blocked", "api_key_blocked", "api_key_disabled")
 def _xai(answer: Answer) -> Verdict | None:
     if answer.status == HTTPStatus.BAD_REQUEST:
         # A client can send a wrong request, too. The request of a check is right.
-        is_refused = answer.is_check or answer.said.startswith("incorrect api key")
+        is_refused = answer.is_check or answer.sentence.startswith("incorrect api key")
         return Verdict.REFUSED if is_refused else None
     is_blocked = answer.is_check and any(answer.get(name) is True for name in _BLOCKS)
     return Verdict.NO_PERMISSION if answer.status == HTTPStatus.OK and is_blocked else None
@@ -221,7 +221,7 @@ _NEEDED_SCOPE = "inference.serverless.write"
 
 
 def _fireworks(answer: Answer) -> Judgement | None:
-    is_pass = answer.said.startswith("fire pass") and "not authorized for this route" in answer.said
+    is_pass = answer.sentence.startswith("fire pass") and "not authorized for this route" in answer.sentence
     return Judgement(Verdict.ACCEPTED, RESTRICTED) if answer.status == HTTPStatus.FORBIDDEN and is_pass else None
 
 
@@ -232,7 +232,7 @@ _EXPIRED = ("the security token included in the request is expired", "bearer tok
 def _bedrock(answer: Answer) -> Verdict | None:
     kind = answer.get("__type")
     name = kind.rpartition("#")[2] if isinstance(kind, str) else ""  # AWS can put a namespace in front
-    is_gone = name in _GONE or answer.said.startswith(_EXPIRED)
+    is_gone = name in _GONE or answer.sentence.startswith(_EXPIRED)
     return Verdict.REFUSED if answer.status == HTTPStatus.FORBIDDEN and is_gone else None
 
 

@@ -124,6 +124,7 @@ async def roll_back_to_savepoint(connection: AsyncConnection) -> None:
 
 
 async def release_savepoint(connection: AsyncConnection) -> None:
+    """Forget the savepoint, and keep what the transaction did since."""
     await execute(connection, Bound("RELEASE SAVEPOINT member", ()))
 
 

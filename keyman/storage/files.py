@@ -52,7 +52,7 @@ class Files:
         if self._connection is not None:
             self._compare(self._wal, found)
 
-    def hold(self) -> None:
+    def keep_open(self) -> None:
         """Keep a connection open until `close`, so that SQLite itself never removes the `-wal` file.
 
         SQLite removes it when the last connection closes. Call this while another connection is open in WAL mode.

@@ -45,6 +45,8 @@ class Spoiled(KeymanError):
 
 
 class Outcome(Enum):
+    """What became of a work that has no result."""
+
     BY_ITSELF = "by itself"  # its caller carries the work out, in a transaction of its own
 
 

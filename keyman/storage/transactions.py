@@ -148,7 +148,7 @@ class Database:
             begun = self._connected(lambda one: driver.begin(one, patience, engine.BUSY_TIMEOUT))
             async with begun as (connection, _):
                 if self._files is not None and not self._read_only:
-                    self._files.hold()
+                    self._files.keep_open()
                 with _remembered(own):
                     yield connection
                 try:

@@ -113,8 +113,8 @@ class JwtOfAnybody:
         return self._jwt.audience in (audience if isinstance(audience, list) else [audience])
 
 
-def asked(headers: Sequence[tuple[bytes, bytes]], caller: Principal, service: str) -> Request:
-    """Return which key a request means. Raises InvalidRequest, which names the header.
+def requested_key(headers: Sequence[tuple[bytes, bytes]], caller: Principal, service: str) -> Request:
+    """Return the key that a request asks for. Raises InvalidRequest, which names the header.
 
     An application names the user or the key. A user gets own keys only.
     """

@@ -28,7 +28,7 @@ from keyman.identity.principals import Credentials, Principal, Proof
 from keyman.identity.tokens import Scope as Permission
 from keyman.keys.checks import Sent, from_use, store_use
 from keyman.keys.release import Released, Releasing, note_use, release
-from keyman.planes.gateway.callers import ADVICE, asked
+from keyman.planes.gateway.callers import ADVICE, requested_key
 from keyman.planes.gateway.headers import credential, forwardable, to_return, to_send, values_of
 from keyman.planes.gateway.measures import Measures, Transfer
 from keyman.planes.gateway.redaction import Pattern, Redaction, TooMuchWork, redact
@@ -107,7 +107,7 @@ class Forwarder:
             if not allows(found.rules, exchange.method, target.path):
                 raise PathNotAllowed("The gateway does not forward this method and path. Nothing was sent.")
             body = Body(receive, self._settings.max_body, fields)
-            wanted, own_fields = asked(fields, caller, found.service.service), forwardable(fields)
+            wanted, own_fields = requested_key(fields, caller, found.service.service), forwardable(fields)
             released = await release(self._open(), caller, wanted, found.base_url)
             base = found.base_url(released.settings)
             own = credential(found.upstream.auth, released.value.reveal())

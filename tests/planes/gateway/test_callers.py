@@ -367,7 +367,7 @@ async def test_whatever_was_asked_for_a_user_gets_only_own_keys(
     """Also if the plane forgot to say whose key is meant."""
     other = await renewed(gateway)
     wanted = Request(key_id=RowNumber(other.key_id), service=ServiceSlug("OPENAI"))
-    monkeypatch.setattr(forwarding, "asked", lambda *_: wanted)
+    monkeypatch.setattr(forwarding, "requested_key", lambda *_: wanted)
     answer = await gateway.ask("POST", CHAT, {"authorization": f"Bearer {await personal(gateway, 'keys:use')}"}, b"{}")
     assert answer.status == 404
     entry = await gateway.last_entry()
