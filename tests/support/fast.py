@@ -61,6 +61,7 @@ SLOW = (
     "tests/planes/management/web/test_adding.py",
     "tests/planes/management/web/test_check_walk.py",
     "tests/planes/management/web/test_connected.py",
+    "tests/planes/management/web/test_focus.py",
     "tests/planes/management/web/test_form.py",
     "tests/planes/management/web/test_heard.py",
     "tests/planes/management/web/test_journeys.py",

@@ -17,6 +17,7 @@
     const { ctx, tasks } = event.detail;
     const form = ctx.sourceElement;
     const taken = tasks.find(({ type }) => type === "main")?.fragment;
+    around = neighbours(form);
     if (!taken?.childElementCount) {
       event.preventDefault();
       if (!isGone(form, ctx.response)) unreachable(form, ctx);
@@ -47,10 +48,11 @@
       const isAnswered = dialog.contains(asked) || undo?.contains(asked);
       if (isAnswered) dialog.close();
       if (isAnswered || (!asked.isConnected && !dialog.open)) {
-        // Focus the button that sent the request, or its successor; in a new row, focus the first button.
+        // Focus the button that sent the request, or its successor; in a new row, or beside one that is gone, the first button.
         const same = `.fresh [formaction="${asked.getAttribute("action")}"]`;
-        const found = [same, ".fresh .menu button", ".fresh .menu-button", "button"].map((each) => region.querySelector(each));
-        found.find((each) => each?.checkVisibility())?.focus();
+        const beside = around.find((id) => document.getElementById(id));
+        const rows = [".fresh", ...(beside ? [`#${beside}`] : [])].flatMap((row) => [`${row} .menu button`, `${row} .menu-button`]);
+        focusFirst(region, [same, ...rows, "button"]);
       }
       const about = asked.matches(".asks") ? region.querySelector("[data-status]") : region;
       if (about !== region || region.matches("#rows")) heard.textContent = about.dataset.status || "";
@@ -60,6 +62,21 @@
     localTimes();
     start();
   });
+
+  function focusFirst(region, wanted) {
+    wanted.map((each) => region.querySelector(each)).find((each) => each?.checkVisibility())?.focus();
+  }
+
+  // The ids of the rows from the first that a form is about on, and then of those before it, nearest first.
+  let around = [];
+
+  function neighbours(form) {
+    const ids = [...document.querySelectorAll("#rows tr[id]")].map((row) => row.id);
+    const place = `[formaction="${form.getAttribute("action")}"]`;
+    const its = document.querySelector(place) ?? (form.elements?.ids && document.querySelector(".tick :checked"));
+    const at = ids.indexOf(its?.closest("tr")?.id);
+    return at < 0 ? [] : [...ids.slice(at), ...ids.slice(0, at).reverse()];
+  }
 
   // Passwords are removed from the page when the request is sent, so that the field is empty after any answer.
   document.addEventListener("htmx:before:request", ({ target }) => {
@@ -117,6 +134,12 @@
     if (status?.textContent) reading = setTimeout(leave, READING);
   }
 
+  // Who closes a toast goes on where they were before.
+  let before;
+  toasts?.addEventListener("focusin", ({ relatedTarget }) => {
+    if (relatedTarget && !toasts.contains(relatedTarget)) before = relatedTarget;
+  });
+
   function leave() {
     if (document.hidden || toasts.matches(":hover, :focus-within")) stay();
     else tell("", []);
@@ -129,7 +152,15 @@
     toasts.append(failure);
   }
 
-  stay();
+  // A browser reads out what a region gets, and not what it comes with.
+  const done = status?.textContent;
+  if (done) {
+    status.textContent = "";
+    setTimeout(() => {
+      status.textContent ||= done;
+      stay();
+    }, 300);
+  }
 
   // --- the buttons of a row. They share a plain form, since 50 rows with htmx's attributes for each would be heavy.
 
@@ -203,8 +234,16 @@
       if (focused === document.body || !focused.checkVisibility()) opener()?.focus();
       const refresh = each === dialog && each.querySelector("[data-refreshes]");
       each.replaceChildren(); // with whatever was typed
+      if (refresh) sessionStorage.setItem(CLOSED, "");
       if (refresh) location.assign(location.pathname + (refresh.dataset.refreshes ? `?${refresh.dataset.refreshes}` : location.search));
     });
+  }
+
+  // A page that is loaded again behind a dialog leads to what the dialog made, or to the button that opens it.
+  const CLOSED = "keyman-closed";
+  if (sessionStorage.getItem(CLOSED) !== null) {
+    sessionStorage.removeItem(CLOSED);
+    focusFirst(document, [".fresh .menu button", ".fresh .menu-button", "main form[action$='/new'] button"]);
   }
 
   // A dialog that was opened from a menu, which has closed since, leads back to the button of the menu.
@@ -240,6 +279,7 @@
   const SHORTCUTS = {
     n: () => document.querySelector("main form[action$='/new'] button") || document.getElementById("new"),
     "/": () => document.querySelector("main [type=search]") || document.querySelector("main [role=search] select"),
+    u: () => undo?.querySelector("button"),
     "?": () => document.getElementById("shortcuts"),
   };
 
@@ -250,7 +290,7 @@
     const found = Object.hasOwn(SHORTCUTS, event.key) && SHORTCUTS[event.key]();
     if (!found) return;
     event.preventDefault(); // the key is not typed into the field that has the focus then
-    if (event.key === "/") found.focus();
+    if (["/", "u"].includes(event.key)) found.focus();
     else found.click();
   });
 
@@ -267,8 +307,13 @@
     }
     if (button.dataset.copy) copy(button);
     if (button.dataset.pick) {
+      const ticked = document.querySelector(".tick :checked");
       for (const box of document.querySelectorAll(".tick input")) box.checked = button.dataset.pick === "all";
       picked();
+      if (button.dataset.pick === "none") {
+        ticked?.focus(); // the bar with this button is gone
+        heard.textContent = document.getElementById("picked").dataset.picked.replace("{count}", 0);
+      }
     }
     if ("discard" in button.dataset) {
       discard.close();
@@ -279,6 +324,7 @@
       const toast = button.closest(".toast");
       if (toast.matches(".failed")) toast.remove();
       else tell("", []);
+      if (before?.isConnected) before.focus();
     }
   });
 

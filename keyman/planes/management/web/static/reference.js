@@ -20,6 +20,7 @@
   async function send(form) {
     const [status, answer] = form.querySelectorAll(".answer");
     const button = form.querySelector("[type=submit]");
+    if (button.ariaDisabled) return;
     answer.hidden = true;
     let asked;
     try {
@@ -28,7 +29,7 @@
       status.textContent = "Nothing was sent: a header has a character that no header can have.";
       return;
     }
-    button.disabled = true;
+    button.ariaDisabled = true; // and not `disabled`, which takes the focus away
     status.textContent = "Sending…";
     try {
       const reason = await refusal("public" in form.dataset);
@@ -46,7 +47,7 @@
     } catch {
       status.textContent = "keyman could not be reached.";
     } finally {
-      button.disabled = false;
+      button.ariaDisabled = null;
     }
   }
 

@@ -1,0 +1,116 @@
+"""Where the focus goes after each action, in a real browser: somebody without a mouse goes on from there."""
+
+from __future__ import annotations
+
+from playwright.sync_api import expect
+
+from tests.planes.management.web.moves import (
+    ACCOUNT,
+    ANTHROPIC_KEY,
+    KEYS,
+    OPENAI_KEY,
+    TOKENS,
+    act,
+    dialog,
+    join,
+    plant,
+    press,
+    rows,
+)
+from tests.support.browser import Arrive, DevServer
+
+
+def test_a_deletion_leads_to_the_row_beside(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(5)))
+    ada.open(KEYS)
+    for gone, beside in (("key 2", "key 1"), ("key 0", "key 1")):  # the one after it, or at the end the one before it
+        act(rows(page).filter(has_text=gone), "Delete")
+        dialog(page).get_by_role("button", name="Delete", exact=True).click()
+        expect(page.get_by_role("status")).to_have_text(f"{gone} is deleted.")
+        expect(rows(page).filter(has_text=beside).get_by_role("button", name="Edit")).to_be_focused()
+    for gone in ("key 4", "key 3"):
+        rows(page).filter(has_text=gone).get_by_role("checkbox").check()
+    page.get_by_role("form", name="Selected keys").get_by_role("button", name="Delete").click()
+    dialog(page).get_by_role("button", name="Delete", exact=True).click()
+    expect(rows(page).filter(has_text="key 1").get_by_role("button", name="Edit")).to_be_focused()
+
+
+def test_a_page_that_is_loaded_again_behind_a_dialog_leads_to_what_is_new(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    page.get_by_role("button", name="Add Several Keys").click()
+    page.get_by_label("Lines with keys").fill(f"OPENAI_API_KEY={OPENAI_KEY}\nANTHROPIC_API_KEY={ANTHROPIC_KEY}")
+    page.get_by_role("button", name="Show the keys").click()
+    page.get_by_role("button", name="Store the chosen keys").click()
+    page.get_by_role("button", name="Done").click()
+    expect(rows(page).first.get_by_role("button", name="Edit")).to_be_focused()
+    page.reload()
+    assert page.evaluate("document.activeElement === document.body")  # only once
+    ada.open(TOKENS)
+    press(page, "New Token")
+    page.get_by_label("Name", exact=True).fill("laptop")
+    page.get_by_role("button", name="Create Token").click()
+    dialog(page).get_by_role("button", name="Copy laptop").wait_for()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="New Token")).to_be_focused()
+
+
+def test_what_was_done_is_put_into_its_region_once_the_page_is_there(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    page.add_init_script(
+        """window.put = [];
+        document.addEventListener("DOMContentLoaded", () => {
+          const region = document.getElementById("status");
+          new MutationObserver(() => put.push(region.textContent)).observe(region, { childList: true });
+        });"""
+    )
+    ada.open(ACCOUNT)
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status")).to_have_text("Your choice is saved in this browser.")
+    assert page.evaluate("put.at(-1)") == "Your choice is saved in this browser."
+
+
+def test_undo_is_one_key_away_and_a_closed_message_leads_back(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(9)))
+    ada.open(KEYS)
+    page.keyboard.press("u")  # there is nothing to undo
+    assert page.evaluate("document.activeElement === document.body")
+    act(rows(page).first, "Pause")
+    dialog(page).get_by_role("button", name="Pause", exact=True).click()
+    resume = rows(page).first.get_by_role("button", name="Resume")
+    expect(resume).to_be_focused()
+    page.keyboard.press("u")
+    expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("")
+    expect(resume).to_be_focused()
+
+
+def test_a_cleared_selection_leads_back_to_a_box_and_is_said(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(3)))
+    ada.open(KEYS)
+    box = rows(page).nth(1).get_by_role("checkbox")
+    box.check()
+    page.get_by_role("button", name="Clear selection").press("Enter")
+    expect(box).to_be_focused()
+    expect(page.locator("#heard")).to_have_text("Selected: 0")
+
+
+def test_a_call_that_is_tried_keeps_the_focus(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.open("/docs#listKeys")
+    form = page.get_by_role("form", name="Try it: List the keys")
+    form.get_by_role("button", name="Send GET").press("Enter")
+    expect(form.get_by_role("status")).to_have_text("200 OK")
+    expect(form.get_by_role("button", name="Send GET")).to_be_focused()
