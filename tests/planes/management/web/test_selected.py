@@ -16,7 +16,7 @@ KEPT: list[dict[str, Any]] = [*({"name": f"key {letter}"} for letter in "abcd"),
 def select(page: Page, *labels: str) -> Locator:
     """Select the keys with these labels. Return the bar."""
     for label in labels:
-        rows(page).filter(has_text=label).get_by_role("checkbox").check()
+        page.get_by_role("checkbox", name=f" {label} ").check()
     return page.get_by_role("form", name="Selected keys")
 
 
