@@ -405,6 +405,13 @@ def test_what_has_no_translation_is_itself(text: str) -> None:
     assert GERMAN.say(text) == text
 
 
+def test_the_german_has_one_word_for_one_thing_and_says_sie() -> None:
+    others = re.compile(
+        r"hinterleg|bekomm|\bbekam|Vorgabe|\bnutz|\bbenutz|angelegt|\b(du|dein\w*|dir|dich)\b", re.IGNORECASE
+    )
+    assert [text for text in german().values() if others.search(text)] == []
+
+
 def test_dates_and_numbers_are_german() -> None:
     moment = datetime(2026, 11, 24, 10, 11, 12, tzinfo=UTC)
     assert GERMAN.moment(moment) == "24. November 2026, 10:11:12 UTC"
