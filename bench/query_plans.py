@@ -24,58 +24,74 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "query-plans.md"
 HEAD = """\
 # Query plans
 
-This page shows what both databases do with the statements of keyman. There are {keys:,} keys of {owners:,}
-owners, one of whom has {heavy:,}; {entries:,} entries in the audit log; and rows in the other tables in
-proportion.
+This page is for database administrators and contributors. It shows how PostgreSQL and SQLite execute each statement
+of keyman: which index they use, and how much they read. You need it if a statement is slow on your database:
+compare its plan with the one here.
 
-Only these words are written by hand. `bench/plans.py` runs keyman's own operations, catches the statements on
-their way to the driver, and lets the database explain them. `.venv/bin/python -m bench.query_plans` writes this
-page again, in some minutes. With 20,000 keys, `tests/storage/test_plans.py` compares it with the intended
-indexes, on SQLite with and without `ANALYZE`.
+The databases have {keys:,} keys of {owners:,} owners, one of whom has {heavy:,}; {entries:,} entries in the audit
+log; and rows in the other tables in proportion. Versions: {versions}. PostgreSQL's figures are rows, and pages of 8
+KiB that it reads from memory or from the disk. They do not depend on the machine, as times would. SQLite shows no
+figures, only which index it uses.
 
-Versions: {versions}. PostgreSQL's figures are rows, and pages of 8 KiB that are in memory or read. They do not
-depend on the machine, as times would. SQLite shows no figures, only which way it takes.
+`.venv/bin/python -m bench.query_plans` writes this page in some minutes: it runs keyman's own operations, catches
+the statements on their way to the driver, and lets the database explain them. Only these words are written by hand.
+With 20,000 keys, `tests/storage/test_plans.py` checks that each statement uses the intended index, on SQLite with
+and without `ANALYZE`.
 
 ## What they show
 
-- keyman reads a page of a listing backwards from the index `(owner_id, id)`: 51 rows and as many pages, on the
-  first page and in the middle alike. For one service it reads from `(owner_id, service, id)`. Nothing is sorted
-  and nothing skipped.
-- An owner with few or no keys is answered from the same index in a few pages. PostgreSQL does not walk the
-  primary key backwards in the hope of meeting the rows of that owner, which is the usual trap of
-  `ORDER BY id DESC LIMIT`.
-- A search by name reads the keys of the owner, newest first, until the page is full. If PostgreSQL expects that
-  few match, it reads them all and sorts those that do. What one owner has limits the cost: {heavy:,} rows here. An
-  index over parts of names would have to serve all owners to help that one, so there is none.
-- A list by label or last use reads the keys of the owner and sorts them; one of a status, a count, and
-  the keys in use, read them, too. What one owner has limits the cost, as for a search.
-- A page of the audit log is read from `(user_id, id)`, and for one action from `(user_id, action, id)`. For
-  several actions, a page of each is read and merged. A time first becomes an id, by one descent of the index on
-  it, so nothing outside is read. If PostgreSQL expects little between two times, it reads that from the same
-  index and sorts it.
-- "Who has used this key" is asked application by application: the last use of each, by one descent of
-  `(key_id, action, application, at)`, however many uses there were.
-- Neither the chart of Activity nor the last uses on the page of a key are shown: the chart counts at most 10,000
-  entries of an action, the newest of `(user_id, action, id)`, and the uses are the newest 20 of each application from
-  the same index as above.
-- Whether an owner has blocked an application is one descent of the primary key `(user_id, application_id)`, and only
-  for an owner who has ever blocked one. The list of applications is not shown: it reads all of them, of which there
-  are some dozens, with the issuers of the owner by the index on their user, and the last use of each key by each of
-  them in the index of uses.
-- A transaction that writes begins with the check of the caller: one row by the primary key of the token, and one by
-  that of its account. So does a resolve, with the token of the application.
+No statement below reads a whole table. What one owner has limits the cost of every statement of this owner.
+
+**Lists of keys**
+
+- A page of a list is read backwards from the index `(owner_id, id)`: 51 rows and as many pages, on the first page
+  and in the middle alike. For one service it is read from `(owner_id, service, id)`. Nothing is sorted and nothing
+  skipped.
+- For an owner with few or no keys, the same index answers in a few pages. PostgreSQL does not read the primary key
+  backwards until it meets rows of that owner, which is the usual trap of `ORDER BY id DESC LIMIT`.
+- A search by name reads the keys of the owner, newest first, until the page is full. If PostgreSQL expects that few
+  match, it reads all keys of the owner ({heavy:,} here) and sorts those that match. There is no index over parts of
+  names: it would have to contain the names of all owners.
+- A list by label or last use reads the keys of the owner and sorts them. A list of one status, a count, and the
+  keys in use read all keys of the owner, too.
 - The limit of keys counts the owner's keys in the index `(owner_id, id)`, and stops at the limit: 100 here.
-- A resolve finds a key by its id, or as the default in the partial index `(owner_id, service)`, and otherwise as the
-  newest active one of `(owner_id, service, id)`. What the audit log says about the current value is the last entry of
-  the partial index `(key_id, as_of)`.
-- A token, a session, an idempotency key and a throttle bucket are found by their hash, in one descent of a
-  unique index.
-- An identity is found by its issuer and subject, in one descent of a unique index of each of the two tables. So is the
-  application of a JWT, by issuer, subject and audience. A user's JWT with several audiences is not shown: it reads the
-  list of applications, of which there are some dozens.
-- The tables of chain ends and of probes have a page or two, so their statements are not shown.
-- Indexed times find what housekeeping removes. A batch touches only what it removes.
-- SQLite takes the same ways with and without `ANALYZE`{same}.
+
+**The audit log**
+
+- A page is read from `(user_id, id)`, and for one action from `(user_id, action, id)`. For several actions, a page
+  of each is read and merged.
+- A time first becomes an id, by one lookup in the index on it, so nothing outside the period is read. If PostgreSQL
+  expects few entries between two times, it reads those from the same index and sorts them.
+- "Who has used this key" takes one lookup in `(key_id, action, application, at)` for each application, however many
+  uses there were.
+
+**Callers, and giving out a key**
+
+- A transaction that writes begins with the check of the caller: one row by the primary key of the token, and one by
+  that of its account. A resolve begins with that of the application's token.
+- A resolve finds a key by its id, or as the default in the partial index `(owner_id, service)`, and otherwise as
+  the newest active one of `(owner_id, service, id)`. What the audit log says about the current value is the last
+  entry of the partial index `(key_id, as_of)`.
+- Whether an owner has blocked an application is one lookup by the primary key `(user_id, application_id)`, and only
+  for an owner who has ever blocked one.
+- A token, a session, an idempotency key and a counter of failed sign-ins are found by their hash, in one lookup of
+  a unique index. In the same way, an identity is found by its issuer and subject, in each of the two tables of
+  identities, and the application of a JWT by issuer, subject and audience.
+
+**Housekeeping**
+
+- Indexes on times find what has ended. A batch reads only what it removes.
+
+**Not shown**
+
+- the chart of the page Activity, which counts at most 10,000 entries of an action, the newest of `(user_id, action,
+  id)`
+- the last uses on the page of a key: the newest 20 of each application, from the index of "Who has used this key"
+- the list of applications, and a user's JWT with several audiences: both read all applications, of which there are
+  some dozens
+- the tables of chain ends and of probes, which have a page or two
+
+SQLite uses the same indexes with and without `ANALYZE`{same}.
 """
 
 
