@@ -24,7 +24,7 @@ from keyman.audit.listing import Filter
 from keyman.clock import now
 from keyman.config.identity import JwtSettings
 from keyman.errors import KeymanError, NotFound, RateLimited
-from keyman.identity import applications, identities, login, sessions, throttle, users
+from keyman.identity import applications, identities, limits, login, sessions, throttle, users
 from keyman.identity import personal_tokens as personal
 from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.applications import ALL_USERS, Workload
@@ -266,7 +266,7 @@ def _of_consent(db: Database, callers: _Callers) -> _Steps:
 
 
 def _of_accounts(db: Database, callers: _Callers) -> _Steps:
-    buckets = throttle.login_buckets("u1@example.com", "192.0.2.1")
+    buckets = limits.login_buckets("u1@example.com", "192.0.2.1")
     new = NewToken(RequiredLabel("bench"))
     return {
         "a token by its hash": lambda: TokenProof().verify(db, callers.token, _SHOWN),

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keyman.audit.entries import Action, Actor, Entry, Origin
 from keyman.audit.log import record
 from keyman.errors import Conflict, Forbidden, RateLimited, Unauthenticated
-from keyman.identity import sessions, throttle, users
+from keyman.identity import limits, sessions, throttle, users
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
 from keyman.identity.sessions import OfProvider
@@ -69,8 +69,8 @@ async def sign_up(
     if not is_open:
         raise Forbidden("Sign-up is closed. Ask the operator for an account.")
     with passwords.place(new.email.key, origin.address) as place:
-        buckets = throttle.signup_buckets(origin.address)
-        await throttle.count(db, Unchecked.SIGN_IN, buckets, throttle.TOO_MANY_SIGNUPS)
+        buckets = limits.signup_buckets(origin.address)
+        await throttle.count(db, Unchecked.SIGN_IN, buckets, limits.TOO_MANY_SIGNUPS)
         if await users.find(db, new.email) is not None:
             raise Conflict("An account with this address already exists. Sign in instead.")
         try:
@@ -105,7 +105,7 @@ async def log_in(
     the same time. Raises RateLimited after repeated failures.
     """
     with passwords.place(given.email.key, origin.address) as place:
-        buckets = throttle.login_buckets(given.email.key, origin.address)
+        buckets = limits.login_buckets(given.email.key, origin.address)
         await throttle.count(db, Unchecked.SIGN_IN, buckets)
         row = await users.find(db, given.email)
         is_usable = row is not None and row.disabled_at is None

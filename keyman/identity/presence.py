@@ -23,11 +23,11 @@ from keyman.audit.entries import Action, Entry
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, RateLimited, Unauthenticated
-from keyman.identity import throttle
+from keyman.identity import limits, throttle
+from keyman.identity.limits import Bucket
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
 from keyman.identity.tables import sessions, users
-from keyman.identity.throttle import Bucket
 from keyman.ids import SessionId, UserId
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database
@@ -152,7 +152,7 @@ async def _by_password(
     db: Database, passwords: Passwords, caller: Principal, session: _Session, password: GivenPassword
 ) -> Presence:
     account, address = session.email_key or "", caller.origin.address
-    buckets = throttle.password_buckets(caller.user_id, address)
+    buckets = limits.password_buckets(caller.user_id, address)
     with passwords.place(account, address) as place:
         await throttle.count(db, caller, buckets)
         try:
@@ -173,7 +173,7 @@ async def _count_failure(db: Database, caller: Principal, account: str) -> None:
     could then not delete the account.
     """
     with contextlib.suppress(RateLimited):
-        await throttle.count(db, caller, throttle.login_buckets(account, caller.origin.address))
+        await throttle.count(db, caller, limits.login_buckets(account, caller.origin.address))
     async with db.write(caller) as connection:
         await record(connection, Entry(Action.PASSWORD_FAILED, caller.origin, caller.user_id))
 

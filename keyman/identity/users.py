@@ -14,14 +14,14 @@ from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Conflict, FieldError, Forbidden, InvalidRequest, RateLimited, Unauthenticated
-from keyman.identity import sessions, throttle
+from keyman.identity import limits, sessions, throttle
 from keyman.identity.identities import new_user_id
+from keyman.identity.limits import Bucket
 from keyman.identity.passwords import Passwords, WrongPassword
 from keyman.identity.principals import Principal
 from keyman.identity.selection import Whom, lock_chosen
 from keyman.identity.tables import application_identities, users
 from keyman.identity.tables import identities as identities_table
-from keyman.identity.throttle import Bucket
 from keyman.ids import UserId
 from keyman.storage.statements import Command, Query
 from keyman.storage.transactions import Database, Unchecked
@@ -76,7 +76,7 @@ async def change_password(
         raise Unauthenticated("The session has ended. Sign in again.")
     if row.email is None or row.password_hash is None:
         raise Forbidden("This account has no password.")
-    buckets = throttle.password_buckets(caller.user_id, caller.origin.address)
+    buckets = limits.password_buckets(caller.user_id, caller.origin.address)
     new_hash = await _prove_and_hash(db, passwords, row, caller, buckets, current, new)
     try:
         async with db.write(caller.exclusive()) as connection:

@@ -13,7 +13,7 @@ from keyman.config.checks import read_checks
 from keyman.config.gateway import GatewaySettings, read_gateway
 from keyman.config.reader import Reader
 from keyman.errors import ConfigurationError
-from keyman.identity import throttle
+from keyman.identity import limits
 from keyman.keys import checks, reports
 from keyman.planes.gateway import app, checking, upstream
 from keyman.providers import verdicts
@@ -96,7 +96,7 @@ def test_the_limits_that_no_variable_changes_are_those_of_the_documents() -> Non
     assert upstream.CONNECT_TIMEOUT == 5
     assert app.BODY_PAUSE == 30
     assert verdicts.MOST == 8 * 1024
-    assert timedelta(seconds=10) == throttle.CHECK_PAUSE == checks.PAUSE == reports.PAUSE
-    assert (throttle.MAX_CHECKS_PER_ACCOUNT, throttle.MAX_CHECKS_PER_NETWORK) == (30, 100)
-    assert timedelta(hours=1) == throttle.HOUR == reports.RESOLVED_WITHIN
-    assert throttle.CHECK_PAUSE.total_seconds() > checking.PATIENCE
+    assert timedelta(seconds=10) == limits.CHECK_PAUSE == checks.PAUSE == reports.PAUSE
+    assert (limits.MAX_CHECKS_PER_ACCOUNT, limits.MAX_CHECKS_PER_NETWORK) == (30, 100)
+    assert timedelta(hours=1) == limits.HOUR == reports.RESOLVED_WITHIN
+    assert limits.CHECK_PAUSE.total_seconds() > checking.PATIENCE

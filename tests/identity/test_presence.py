@@ -13,7 +13,7 @@ from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.clock import now
 from keyman.errors import Conflict, Forbidden, InvalidRequest, RateLimited, Unauthenticated
-from keyman.identity import personal_tokens, presence, sessions, throttle, users
+from keyman.identity import limits, personal_tokens, presence, sessions, throttle, users
 from keyman.identity.passwords import Passwords
 from keyman.identity.personal_tokens import TokenProof
 from keyman.identity.presence import PRESENT_FOR, Presence
@@ -69,7 +69,7 @@ async def confirmed(db: Database, caller: Principal, proof: Presence) -> None:
         await proof.settle(connection)
 
 
-async def counted(db: Database, bucket: throttle.Bucket) -> int:
+async def counted(db: Database, bucket: limits.Bucket) -> int:
     async with db.read() as connection:
         found = await connection.execute(
             select(throttle_table.c.attempts).where(throttle_table.c.bucket == bucket.digest)
@@ -80,7 +80,7 @@ async def counted(db: Database, bucket: throttle.Bucket) -> int:
 async def test_the_current_password_proves_presence_and_leaves_no_attempt(db: Database, quick: Passwords) -> None:
     caller, _ = await with_password(db, quick)
     proof = await presence.prove(db, quick, caller, RIGHT)
-    own, _network = throttle.password_buckets(caller.user_id, caller.origin.address)
+    own, _network = limits.password_buckets(caller.user_id, caller.origin.address)
     assert await counted(db, own) == 1
     await confirmed(db, caller, proof)
     assert await counted(db, own) == 0
@@ -90,8 +90,8 @@ async def test_a_wrong_password_is_refused_counted_as_a_failed_sign_in_and_recor
     db: Database, quick: Passwords
 ) -> None:
     caller, email = await with_password(db, quick)
-    login, network = throttle.login_buckets(email.key, caller.origin.address)
-    for n in range(1, throttle.MAX_PER_ACCOUNT + 1):
+    login, network = limits.login_buckets(email.key, caller.origin.address)
+    for n in range(1, limits.MAX_PER_ACCOUNT + 1):
         with pytest.raises(Forbidden, match="password is wrong"):
             await presence.prove(db, quick, caller, WRONG)
         assert (await counted(db, login), await counted(db, network)) == (n, n)
@@ -101,15 +101,15 @@ async def test_a_wrong_password_is_refused_counted_as_a_failed_sign_in_and_recor
     async with db.read() as connection:
         failed = select(audit_log.c.user_id).where(audit_log.c.action == Action.PASSWORD_FAILED)
         recorded = (await connection.execute(failed)).scalars().all()
-    assert recorded == [caller.user_id] * throttle.MAX_PER_ACCOUNT
+    assert recorded == [caller.user_id] * limits.MAX_PER_ACCOUNT
 
 
 async def test_failed_sign_ins_of_a_stranger_do_not_keep_the_user_from_the_proof(
     db: Database, quick: Passwords
 ) -> None:
     caller, email = await with_password(db, quick)
-    for _ in range(throttle.MAX_PER_ACCOUNT):
-        await throttle.count(db, Unchecked.SIGN_IN, throttle.login_buckets(email.key, "198.51.100.1"))
+    for _ in range(limits.MAX_PER_ACCOUNT):
+        await throttle.count(db, Unchecked.SIGN_IN, limits.login_buckets(email.key, "198.51.100.1"))
     await confirmed(db, caller, await presence.prove(db, quick, caller, RIGHT))
 
 

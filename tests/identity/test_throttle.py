@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from keyman.identity import throttle
-from keyman.identity.throttle import login_buckets, password_buckets, signup_buckets
+from keyman.identity import limits
+from keyman.identity.limits import login_buckets, password_buckets, signup_buckets
 from keyman.ids import UserId
 
 
@@ -35,7 +35,7 @@ def test_an_ipv6_client_is_a_64(one: ipaddress.IPv6Address, other: ipaddress.IPv
 
 def test_addresses_and_networks_are_counted_apart() -> None:
     account, network = login_buckets("ada@example.com", "192.0.2.1")
-    assert (account.limit, network.limit) == (throttle.MAX_PER_ACCOUNT, throttle.MAX_PER_NETWORK)
+    assert (account.limit, network.limit) == (limits.MAX_PER_ACCOUNT, limits.MAX_PER_NETWORK)
     changes = {bucket.digest for bucket in password_buckets(UserId(1), "192.0.2.1")}
     assert len({account.digest, network.digest, *changes, *networks("192.0.2.1")}) == 5
     assert login_buckets("ada@example.com", None) == (account,)
@@ -55,5 +55,5 @@ def test_no_name_is_taken_for_another(one: str, other: str) -> None:
 
 
 def test_a_guesser_gets_few_guesses_a_day() -> None:
-    a_day = throttle.MAX_PER_ACCOUNT * (timedelta(days=1) / throttle.WINDOW)
+    a_day = limits.MAX_PER_ACCOUNT * (timedelta(days=1) / limits.WINDOW)
     assert a_day <= 1000

@@ -20,7 +20,7 @@ from keyman.audit import verification
 from keyman.audit.entries import NO_VALUE, Action
 from keyman.audit.tables import audit_log
 from keyman.errors import Conflict, NotFound
-from keyman.identity import identities, personal_tokens, throttle, users
+from keyman.identity import identities, limits, personal_tokens, users
 from keyman.identity.identities import Identity
 from keyman.identity.passwords import Passwords
 from keyman.identity.tables import application_identities
@@ -73,7 +73,7 @@ async def filled(db: Database) -> UserId:
                     values[name] = made[f"{name.removesuffix('_id')}s".replace("identitys", "identities")]
             made[table.name] = await rows.add(connection, table.name, **values)
         found = (await connection.execute(select(users_table.c.email_key).where(users_table.c.id == user_id))).scalar()
-        buckets = [*throttle.login_buckets(str(found), None), *throttle.password_buckets(UserId(user_id), None)]
+        buckets = [*limits.login_buckets(str(found), None), *limits.password_buckets(UserId(user_id), None)]
         for bucket in (*(one.digest for one in buckets), b"failed sign-ins of user:" + user_id.to_bytes(8, "big")):
             await rows.add(connection, "throttle", bucket=bucket)
     return UserId(user_id)

@@ -27,9 +27,9 @@ from keyman.config.vault import VaultSettings
 from keyman.dev import embedded
 from keyman.errors import Undecryptable
 from keyman.identity import users
+from keyman.identity.limits import MAX_PER_ACCOUNT, WINDOW
 from keyman.identity.tables import api_tokens, sessions, throttle
 from keyman.identity.tables import users as users_table
-from keyman.identity.throttle import MAX_PER_ACCOUNT, WINDOW
 from keyman.keys.deployment import SCHEMA_REVISION, Deployment
 from keyman.keys.rewrap import Rewrap
 from keyman.keys.tables import api_keys

@@ -13,7 +13,7 @@ import msgspec
 
 from keyman.config.checks import CheckSettings
 from keyman.errors import Conflict, GatewayUnavailable, InvalidRequest, NotFound, Undecryptable, raise_alone
-from keyman.identity import throttle
+from keyman.identity import limits, throttle
 from keyman.identity.principals import Principal
 from keyman.ids import KeyId
 from keyman.keys import operations
@@ -124,7 +124,7 @@ async def check(db: Database, gateway: Gateway | None, caller: Principal, key_id
         raise Conflict(NOT_SET_UP)
     if key.status is Status.UNDECRYPTABLE:
         raise Undecryptable(_UNDECRYPTABLE)
-    buckets = throttle.check_buckets(key_id, caller.user_id, caller.origin.address)
-    await throttle.count(db, caller, buckets, throttle.TOO_MANY_CHECKS, counts_refused=False)
+    buckets = limits.check_buckets(key_id, caller.user_id, caller.origin.address)
+    await throttle.count(db, caller, buckets, limits.TOO_MANY_CHECKS, counts_refused=False)
     await gateway.check(key_id)
     return await operations.get(db, caller, key_id)

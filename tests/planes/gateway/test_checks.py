@@ -23,7 +23,7 @@ from keyman.clock import now
 from keyman.config.checks import CheckSettings
 from keyman.doctor import checks as doctor
 from keyman.errors import Conflict
-from keyman.identity import applications, throttle
+from keyman.identity import applications, limits
 from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Credentials, Principal
@@ -548,7 +548,7 @@ async def test_the_client_checks_a_key(check: Checking, holder: Owned) -> None:
 async def test_an_account_has_30_checks_an_hour_and_a_refused_one_does_not_count(
     check: Checking, holder: Owned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throttle, "MAX_CHECKS_PER_ACCOUNT", 2)
+    monkeypatch.setattr(limits, "MAX_CHECKS_PER_ACCOUNT", 2)
     assert (await holder.check()).status_code == 200
     for _ in range(5):
         assert (await holder.check()).status_code == 429
@@ -562,7 +562,7 @@ async def test_an_account_has_30_checks_an_hour_and_a_refused_one_does_not_count
 async def test_a_network_has_100_checks_an_hour(
     check: Checking, holder: Owned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throttle, "MAX_CHECKS_PER_NETWORK", 1)
+    monkeypatch.setattr(limits, "MAX_CHECKS_PER_NETWORK", 1)
     await check.forget_attempts()
     assert (await holder.check()).status_code == 200
     key_id = await check.scene.owner.key(value=VALUE)

@@ -17,7 +17,7 @@ from keyman.errors import (
 from keyman.http.guards import PUBLIC, identify, previous_session
 from keyman.http.requests import AnyRequest, Injected
 from keyman.http.sites import EXEMPT
-from keyman.identity import back_channel, id_tokens, oidc, throttle, visits
+from keyman.identity import back_channel, id_tokens, limits, oidc, throttle, visits
 from keyman.identity.id_tokens import Callback
 from keyman.identity.jwks import Refused
 from keyman.identity.oidc import Password
@@ -40,7 +40,7 @@ async def start(
     desk = Desk.of(request, visit, pages)
     next_page = next_of(desk.query.get("next", ""), desk.settings)
     try:
-        await throttle.count(db, Unchecked.SIGN_IN, throttle.visit_buckets(origin.address), throttle.TOO_MANY_VISITS)
+        await throttle.count(db, Unchecked.SIGN_IN, limits.visit_buckets(origin.address), limits.TOO_MANY_VISITS)
         await desk.provider.metadata()  # before anything is stored
         async with db.write(Unchecked.SIGN_IN) as connection:
             begun = await visits.start(connection, Purpose.SIGN_IN, next_page=next_page)
@@ -183,7 +183,7 @@ async def back_channel_logout(
 ) -> Response[bytes]:
     """End the sessions that the provider's logout token names. Only refused tokens count in the limit."""
     desk = Desk.of(request, visit, pages)
-    buckets = throttle.logout_buckets(origin.address)
+    buckets = limits.logout_buckets(origin.address)
     await throttle.count(db, Unchecked.SIGN_IN, buckets)
     try:
         tokens = (await Form.read(request)).all("logout_token")

@@ -15,10 +15,10 @@ from sqlalchemy.engine import URL
 from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
 from keyman.identity import users
+from keyman.identity.limits import MAX_PER_ACCOUNT, Bucket
 from keyman.identity.passwords import Passwords
 from keyman.identity.tables import sessions, throttle
 from keyman.identity.tables import users as users_table
-from keyman.identity.throttle import MAX_PER_ACCOUNT, Bucket
 from keyman.values import EmailAddress, NewPassword
 from tests.planes.management.api.harness import (
     ACCOUNT_FIELDS,

@@ -7,8 +7,8 @@ from sqlalchemy import insert, update
 
 from keyman.clock import now
 from keyman.identity import presence
+from keyman.identity.limits import MAX_PER_ACCOUNT
 from keyman.identity.tables import applications, sessions, users
-from keyman.identity.throttle import MAX_PER_ACCOUNT
 from keyman.ids import SessionId, UserId
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Unchecked

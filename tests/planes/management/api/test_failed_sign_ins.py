@@ -9,9 +9,9 @@ import pytest
 import time_machine
 
 from keyman.audit.tables import audit_log
-from keyman.identity import throttle
+from keyman.identity import limits, throttle
+from keyman.identity.limits import WINDOW
 from keyman.identity.login import record_totals
-from keyman.identity.throttle import WINDOW
 from keyman.planes.management import housekeeping
 from tests.planes.management.api.harness import ApiPlane, email_of, problem, statements
 from tests.support.planes import PASSWORD
@@ -72,7 +72,7 @@ async def test_the_next_failure_records_the_total_before_it(api_plane: ApiPlane)
 async def test_a_success_between_failures_begins_no_other_window(api_plane: ApiPlane) -> None:
     email = await email_of(await api_plane.user())
     for _ in range(3):
-        await fail(api_plane, email, throttle.MAX_PER_ACCOUNT - 1)
+        await fail(api_plane, email, limits.MAX_PER_ACCOUNT - 1)
         answer = await api_plane.client().post("/api/auth/login", json={"email": email, "password": PASSWORD})
         assert answer.status_code == 200
     assert await failures(api_plane) == ["1 failed sign-in"]

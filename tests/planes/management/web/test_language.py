@@ -44,12 +44,12 @@ from keyman.http.problems import KINDS
 from keyman.identity import applications, personal_tokens, sessions
 from keyman.identity.application_tokens import ApplicationProof
 from keyman.identity.applications import Users
+from keyman.identity.limits import TOO_MANY_CHECKS, TOO_MANY_SIGNUPS, TOO_MANY_VISITS
 from keyman.identity.passwords import Passwords
 from keyman.identity.portal import NewLink, create_link
 from keyman.identity.principals import Credentials
 from keyman.identity.return_urls import ReturnUrl
 from keyman.identity.tables import users
-from keyman.identity.throttle import TOO_MANY_CHECKS, TOO_MANY_SIGNUPS, TOO_MANY_VISITS
 from keyman.identity.turns import TOO_MANY, TOO_MANY_OF_ACCOUNT
 from keyman.keys.tables import api_keys
 from keyman.planes.management.app import ADVICE

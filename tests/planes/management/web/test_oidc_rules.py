@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from keyman.clock import now
 from keyman.config.oidc import Claim, OidcSettings
-from keyman.identity import key_sets, throttle, users
+from keyman.identity import key_sets, limits, users
 from keyman.identity.passwords import Passwords
 from keyman.storage.transactions import Database
 from keyman.values import RowNumber
@@ -578,7 +578,7 @@ async def test_a_network_that_sends_bad_logout_tokens_waits_and_costs_little(
     """Refused tokens are counted before they are read, so a flood of them verifies no more than the limit."""
     browser = attacked.client()
     await come_back(browser, forger)
-    monkeypatch.setattr(throttle, "MAX_PER_NETWORK", 7)
+    monkeypatch.setattr(limits, "MAX_PER_NETWORK", 7)
     verify, verified = key_sets.verify, list[str]()
 
     async def counting(token: str, *rest: Any) -> Any:
@@ -605,7 +605,7 @@ async def test_a_network_that_sends_bad_logout_tokens_waits_and_costs_little(
 async def test_good_logout_tokens_do_not_count(
     attacked: Plane, forger: Forger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throttle, "MAX_PER_NETWORK", 2)
+    monkeypatch.setattr(limits, "MAX_PER_NETWORK", 2)
     async with server_at(attacked, "198.51.100.8") as send:
         for number in range(5):
             assert (await send(forger.sign(events=LOGOUT, jti=f"good {number}"))).status_code == 200
