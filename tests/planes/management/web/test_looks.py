@@ -420,6 +420,41 @@ def test_a_wide_desk_has_one_line_for_a_last_use_and_for_the_name_of_a_key(
     assert concerns == 1
 
 
+CUT_SELECTS = """() => {
+  const pen = document.createElement("canvas").getContext("2d");
+  return [...document.querySelectorAll(".filter select")].filter((select) => {
+    const style = getComputedStyle(select);
+    pen.font = style.font;
+    const words = pen.measureText(select.selectedOptions[0].text).width + 16; // its arrow
+    return words + parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) > select.offsetWidth;
+  }).map((select) => select.selectedOptions[0].text);
+}"""
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_no_choice_of_a_filter_is_cut_off(arrive: Arrive, dev_server: DevServer, locale: str) -> None:
+    ada = join(arrive(signed_up=False, locale=locale))
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(11)))
+    for path in (f"{KEYS}?sort=used&check=rate-limited&status=undecryptable", ACTIVITY):
+        ada.open(path)
+        assert ada.page.evaluate(CUT_SELECTS) == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_a_card_says_when_its_key_was_used_last_without_cutting_it_off(
+    arrive: Arrive, dev_server: DevServer, locale: str
+) -> None:
+    ada = join(arrive(signed_up=False, locale=locale, viewport=PHONE))
+    used = {
+        "service": "ANTHROPIC",
+        "value": f"sk-ant-{BODY}5678",
+        "last_used_at": now() - timedelta(hours=22, minutes=1),
+    }
+    plant(dev_server.home, ada, {**used, "last_used_by": "chat-backend"})
+    ada.open(KEYS)
+    assert rows(ada.page).locator(".used > span").evaluate("(each) => each.scrollWidth <= each.clientWidth")
+
+
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 AXE_OPTIONS = {
     "light": {"resultTypes": ["violations"]},
