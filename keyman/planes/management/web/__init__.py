@@ -29,6 +29,7 @@ from keyman.planes.management.web import (
     static,
     tokens,
 )
+from keyman.planes.management.web.own_keys import provide_own_keys
 from keyman.planes.management.web.pages import provide_visit
 
 
@@ -108,5 +109,6 @@ def router() -> Routes:
             "caller": CALLER,
             "origin": Provide(provide_origin),
             "visit": Provide(provide_visit),
+            "own": Provide(provide_own_keys),
         },
     )

@@ -30,7 +30,6 @@ from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
-from keyman.ids import KeyId
 from keyman.keys import idempotency, operations
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.operations import Created, IfMatch
@@ -38,8 +37,9 @@ from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import NONE, to_text
 from keyman.planes.management.web.forms import Form, LastDay
-from keyman.planes.management.web.keys import View, offered, own_key, view_behind
-from keyman.planes.management.web.pages import Visit, see_other
+from keyman.planes.management.web.keys import View, offered, view_behind
+from keyman.planes.management.web.own_keys import OwnKeys
+from keyman.planes.management.web.pages import see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.pasted import bare
 from keyman.providers.recognition import check_label, check_new_key, unusual_beginning
@@ -71,75 +71,62 @@ class ChangeForm(Change):
 
 
 @get("/settings/api-keys/new", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def new_form(request: AnyRequest, visit: Injected[Visit], catalogue: Injected[Catalogue]) -> Response[bytes]:
-    return _form(visit, catalogue, attempt=uuid4().hex, is_lost="lost" in request.query_params)
+async def new_form(request: AnyRequest, own: Injected[OwnKeys]) -> Response[bytes]:
+    return _form(own, attempt=uuid4().hex, is_lost="lost" in request.query_params)
 
 
 @post("/settings/api-keys", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def create(
     request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
+    own: Injected[OwnKeys],
     sealer: Injected[Sealer],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
     settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
     given = form.filled("service", *(name for name in SURROUNDINGS if form.text(name).strip()), **_value(form))
-    given["settings"] = _settings(form, catalogue, form.text("service"))
+    given["settings"] = _settings(form, own.catalogue, form.text("service"))
     attempt = form.text("attempt")
     try:
-        new = decode(KeyForm, given, check_new_key(catalogue))
-        if (question := _question(catalogue, new.service, new.api_key, form)) is not None:
-            return _form(visit, catalogue, question=question, typed=form, attempt=attempt)
-        store = partial(operations.create, db, sealer, caller, new, max_keys=settings.max_keys)
-        key = await _create_once(db, caller, store, attempt, given)
+        new = decode(KeyForm, given, check_new_key(own.catalogue))
+        if (question := _question(own.catalogue, new.service, new.api_key, form)) is not None:
+            return _form(own, question=question, typed=form, attempt=attempt)
+        store = partial(operations.create, own.db, sealer, own.caller, new, max_keys=settings.max_keys)
+        key = await _create_once(own.db, own.caller, store, attempt, given)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
-        return _form(visit, catalogue, refused=problem, typed=form, attempt=attempt)
+        return _form(own, refused=problem, typed=form, attempt=attempt)
     return see_other(View().url(saved=key.id, done="created", **_noticed(form, key)))
 
 
 @get("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def edit_form(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
-    key_id: FromPath[RowId],
-) -> Response[bytes]:
-    key = await own_key(db, caller, KeyId(key_id))
+async def edit_form(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[RowId]) -> Response[bytes]:
+    key = await own.get(key_id)
     query = request.query_params
     aim = query.get("for", "")
-    return _form(visit, catalogue, key=key, aim=aim, view=view_behind(request), is_lost="lost" in query)
+    return _form(own, key=key, aim=aim, view=view_behind(request), is_lost="lost" in query)
 
 
 @post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def edit(
     request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
+    own: Injected[OwnKeys],
     sealer: Injected[Sealer],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     form = await Form.read(request)
     view = View.of_query(form.text("view"))
-    key = await own_key(db, caller, KeyId(key_id))
+    key = await own.get(key_id)
     try:
-        changed = await _edit(db, sealer, catalogue, caller, key, form)
+        changed = await _edit(own, sealer, key, form)
         if isinstance(changed, Sentence):
-            return _form(visit, catalogue, question=changed, typed=form, key=key, aim=form.text("for"), view=view)
+            return _form(own, question=changed, typed=form, key=key, aim=form.text("for"), view=view)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
-            key = await own_key(db, caller, KeyId(key_id))  # read it again; raises NotFound if it was deleted
-        return _form(visit, catalogue, refused=problem, typed=form, key=key, aim=form.text("for"), view=view)
+            key = await own.get(key_id)  # read it again; raises NotFound if it was deleted
+        return _form(own, refused=problem, typed=form, key=key, aim=form.text("for"), view=view)
     noticed = {**_noticed(form, changed), "unending": _ended(form, key, changed)}
     return see_other(view.url(saved=key.id, done="changed", **noticed))
 
@@ -164,14 +151,12 @@ async def _create_once(
         return (await store(None)).key
 
 
-async def _edit(
-    db: Database, sealer: Sealer, catalogue: Catalogue, caller: Principal, key: KeyInfo, form: Form
-) -> KeyInfo | Sentence:
+async def _edit(own: OwnKeys, sealer: Sealer, key: KeyInfo, form: Form) -> KeyInfo | Sentence:
     """Change or replace a key, and return it. Return a question if its user should confirm the new value first."""
     # Unchanged fields are not sent, so that an expiry keeps its exact time and may be in the past.
     changed = [name for name in SURROUNDINGS if not form.is_unchanged(name)]
     given: dict[str, object] = {name: form.text(name).strip() or None for name in changed}
-    settings, shown = _settings(form, catalogue, key.service), form.all("shown_settings")
+    settings, shown = _settings(form, own.catalogue, key.service), form.all("shown_settings")
     value = _value(form) if form.text("api_key").strip() else {}
     # Nor are unchanged settings: what somebody has changed in the database must not come back as the user's own. But
     # where the form showed none, they are the user's own. Otherwise, a key with damaged settings could not be replaced.
@@ -182,10 +167,10 @@ async def _edit(
         raise InvalidRequest.at(FieldError("expires_at", "must be in the future"))
     if value or form.text("for") == REPLACE:
         replacement = decode(ReplacementForm, {**given, **value}, check_label)
-        if (question := _question(catalogue, key.service, replacement.api_key, form)) is not None:
+        if (question := _question(own.catalogue, key.service, replacement.api_key, form)) is not None:
             return question
-        return await operations.replace(db, sealer, catalogue, caller, key.id, replacement, condition)
-    return await operations.change(db, catalogue, caller, key.id, decode(ChangeForm, given), condition)
+        return await operations.replace(own.db, sealer, own.catalogue, own.caller, key.id, replacement, condition)
+    return await operations.change(own.db, own.catalogue, own.caller, key.id, decode(ChangeForm, given), condition)
 
 
 def _value(form: Form) -> dict[str, str]:
@@ -224,8 +209,7 @@ def _settings(form: Form, catalogue: Catalogue, service: str) -> dict[str, str]:
 
 
 def _form(
-    visit: Visit,
-    catalogue: Catalogue,
+    own: OwnKeys,
     *,
     refused: Problem | None = None,
     question: Sentence | None = None,
@@ -242,6 +226,7 @@ def _form(
     and has to be pasted again.
     Unchanged fields show the stored values, which another window may have changed.
     """
+    catalogue = own.catalogue
     until = key.expires_at if key is not None else None
     over = until if until is not None and until <= now() else None
     # A day that has passed is not the new value's. The form names it, and asks for another.
@@ -250,7 +235,7 @@ def _form(
     settings = key.settings if key is not None else {}
     if typed is not None:
         settings = _settings(typed, catalogue, service)
-    return visit.show(
+    return own.visit.show(
         "key_form.html",
         status=200 if question is None else 422,
         refused=refused,
@@ -265,7 +250,7 @@ def _form(
         setting_field=setting_field,
         attempt=attempt,
         view=view or View(),
-        services=offered(catalogue, visit.caller) if key is None else catalogue.infos(),
+        services=offered(catalogue, own.caller) if key is None else catalogue.infos(),
         prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
         takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},
         exclusive=catalogue.exclusive_prefixes(),

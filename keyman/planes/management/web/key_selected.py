@@ -14,7 +14,6 @@ from keyman.errors import FieldError, InvalidRequest, NotFound, Problem, Unauthe
 from keyman.http.guards import needs
 from keyman.http.limit import count_writes
 from keyman.http.requests import AnyRequest, Injected
-from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
 from keyman.keys import operations
@@ -23,10 +22,10 @@ from keyman.keys.schemas import Change, KeyInfo, Status
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.keys import View, view_behind
 from keyman.planes.management.web.outcomes import ids_of
-from keyman.planes.management.web.pages import Visit, see_other
+from keyman.planes.management.web.own_keys import OwnKeys
+from keyman.planes.management.web.pages import see_other
 from keyman.planes.management.web.words import in_plain_words
 from keyman.providers.catalogue import Catalogue
-from keyman.storage.transactions import Database
 
 
 class Action(StrEnum):
@@ -55,34 +54,22 @@ class Result(NamedTuple):
 
 
 @get("/settings/api-keys/selected", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def selected_form(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
-) -> Response[bytes]:
+async def selected_form(request: AnyRequest, own: Injected[OwnKeys]) -> Response[bytes]:
     """Ask once for all. Keys that do not exist any more are left out."""
     view = view_behind(request)
-    keys = [key for each in ids_of(request.query_params.getall("id", [])) if (key := await _own(db, caller, each))]
+    keys = [key for each in ids_of(request.query_params.getall("id", [])) if (key := await own.find(each))]
     action = _action(request.query_params.get("do", ""))
     if not keys or action is None:
         return see_other(view.url())
     concerned = [key for key in keys if action.concerns(key)]
     others = [key for key in keys if not action.concerns(key)]
-    return visit.show(
-        "key_selected.html", action=action, keys=concerned, others=others, names=_names(catalogue), view=view
+    return own.visit.show(
+        "key_selected.html", action=action, keys=concerned, others=others, names=_names(own.catalogue), view=view
     )
 
 
 @post("/settings/api-keys/selected", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
-async def selected(
-    request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
-) -> Response[bytes]:
+async def selected(request: AnyRequest, own: Injected[OwnKeys]) -> Response[bytes]:
     """Do it, and say of each key what came of it, unless all went well. Each key counts as a write."""
     form = await Form.read(request)
     view, action = View.of_query(form.text("view")), _action(form.text("do"))
@@ -91,13 +78,13 @@ async def selected(
         raise InvalidRequest.at(FieldError("", "The form is malformed."))
     refused = count_writes(request, len(ids))
     results = [
-        await _act(db, caller, catalogue, action, key_id) if problem is None else _failed(key_id, problem)
+        await _act(own, action, key_id) if problem is None else _failed(key_id, problem)
         for key_id, problem in zip(ids, refused, strict=True)
     ]
     if all(not result.failure for result in results):
         return see_other(view.url(saved=",".join(map(str, ids)), done=action.done))
-    return visit.show(
-        "key_selected_done.html", status=409, action=action, results=results, names=_names(catalogue), view=view
+    return own.visit.show(
+        "key_selected_done.html", status=409, action=action, results=results, names=_names(own.catalogue), view=view
     )
 
 
@@ -109,24 +96,17 @@ def _names(catalogue: Catalogue) -> dict[str, str]:
     return {info.service: info.name for info in catalogue.infos()}
 
 
-async def _own(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo | None:
-    try:
-        return await operations.get(db, caller, key_id)
-    except NotFound:
-        return None
-
-
-async def _act(db: Database, caller: Principal, catalogue: Catalogue, action: Action, key_id: KeyId) -> Result:
-    key = await _own(db, caller, key_id)
+async def _act(own: OwnKeys, action: Action, key_id: KeyId) -> Result:
+    key = await own.find(key_id)
     if key is None:
         gone = NotFound("This key no longer exists.")
         return Result(key_id, None) if action is Action.DELETE else _failed(key_id, gone)
     try:
         if action is Action.DELETE:
-            await operations.remove(db, caller, key_id, IfMatch())
+            await operations.remove(own.db, own.caller, key_id, IfMatch())
         elif action.concerns(key):
             change = Change(disabled=action is Action.PAUSE)
-            key = await operations.change(db, catalogue, caller, key_id, change, IfMatch())
+            key = await operations.change(own.db, own.catalogue, own.caller, key_id, change, IfMatch())
     except Unauthenticated:
         raise  # the session ended in the meantime: show the sign-in page, and nothing of the account
     except Problem as problem:

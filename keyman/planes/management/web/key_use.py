@@ -9,39 +9,32 @@ from keyman.config.settings import Settings
 from keyman.errors import NotFound
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
-from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
-from keyman.ids import KeyId
 from keyman.keys.schemas import KeyInfo
-from keyman.planes.management.web.keys import own_key, view_behind
-from keyman.planes.management.web.pages import Visit
+from keyman.planes.management.web.keys import view_behind
+from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.snippets import VARIABLE, Snippets, snippets
-from keyman.storage.transactions import Database
 
 
 @get("/settings/api-keys/{key_id:str}/use", opt=needs(Scope.KEYS_READ), include_in_schema=False)
 async def use_page(
     request: AnyRequest,
-    visit: Injected[Visit],
-    db: Injected[Database],
-    caller: Injected[Principal],
-    catalogue: Injected[Catalogue],
+    own: Injected[OwnKeys],
     settings: Injected[Settings],
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
-    key = await own_key(db, caller, KeyId(key_id))
+    key, catalogue = await own.get(key_id), own.catalogue
     lines = _lines(catalogue, settings, key)
     if lines is None:
         raise NotFound("Keys of this service cannot be used through the gateway here.")
     missing = [each.title for each in catalogue.settings(key.service) if each.name in _missing(catalogue, key)]
-    return visit.show(
+    return own.show(
         "key_use.html",
-        key=key,
+        key,
         lines=lines,
         variable=VARIABLE,
         missing=missing,
-        service_name=catalogue.name(key.service),
         view=view_behind(request),
     )
 

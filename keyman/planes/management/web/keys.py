@@ -13,13 +13,13 @@ from litestar import Response, get
 
 from keyman.clock import now
 from keyman.config.settings import Settings
-from keyman.errors import InvalidRequest, NotFound
+from keyman.errors import InvalidRequest
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
-from keyman.keys import choosing, listing, operations, selecting
+from keyman.keys import choosing, listing, selecting
 from keyman.keys.schemas import KeyInfo, Status
 from keyman.keys.sorting import KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.planes.management.checks import Gateway
@@ -175,14 +175,6 @@ def usable_services(catalogue: Catalogue, settings: Settings, caller: Principal)
     if settings.gateway_public_url is None or caller.portal is not None:
         return frozenset()
     return frozenset(info.service for info in catalogue.infos() if info.forwarded)
-
-
-async def own_key(db: Database, caller: Principal, key_id: KeyId) -> KeyInfo:
-    """Return a key of the caller. Raises NotFound, with a text for a user who has just seen the key in the list."""
-    try:
-        return await operations.get(db, caller, key_id)
-    except NotFound:
-        raise NotFound("This key no longer exists. It may have been deleted in another window.") from None
 
 
 def view_behind(request: AnyRequest) -> View:
