@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.planes.management.web.moves import (
     ACCOUNT,
@@ -17,7 +17,7 @@ from tests.planes.management.web.moves import (
     press,
     rows,
 )
-from tests.support.browser import Arrive, DevServer
+from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer
 
 
 def test_a_deletion_leads_to_the_row_beside(arrive: Arrive, dev_server: DevServer) -> None:
@@ -114,3 +114,61 @@ def test_a_call_that_is_tried_keeps_the_focus(arrive: Arrive) -> None:
     form.get_by_role("button", name="Send GET").press("Enter")
     expect(form.get_by_role("status")).to_have_text("200 OK")
     expect(form.get_by_role("button", name="Send GET")).to_be_focused()
+
+
+# The part of the box that has the focus, its outline included, that no ancestor cuts off and nothing else covers.
+UNSEEN = """() => {
+  const focused = document.activeElement;
+  const box = focused.getBoundingClientRect();
+  const at = (x, y) => document.elementFromPoint(box.x + box.width * x, box.y + box.height * y);
+  const points = [0.1, 0.3, 0.5, 0.7, 0.9].flatMap((x) => [0.2, 0.5, 0.8].map((y) => at(x, y)));
+  const seen = points.some((each) => focused.contains(each) || each?.closest("label")?.contains(focused));
+  if (!seen) return `hidden: ${focused.outerHTML}`;
+  const { outlineOffset, outlineWidth } = getComputedStyle(focused);
+  const reach = parseFloat(outlineOffset) + parseFloat(outlineWidth);
+  for (let each = focused.parentElement; each; each = each.parentElement) {
+    const { overflowX, overflowY } = getComputedStyle(each);
+    const its = each.getBoundingClientRect();
+    const isOut = box.left - reach < its.left - 0.5 || box.top - reach < its.top - 0.5;
+    if (overflowX === "hidden" && overflowY === "hidden" && isOut) return `cut off: ${focused.outerHTML}`;
+  }
+  return "";
+}"""
+
+
+def test_the_focus_is_in_view_at_400_percent(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport={"width": 320, "height": 256}, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(4)))
+    ada.open(KEYS)
+    act(rows(page).first, "Pause")
+    dialog(page).get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_role("status")).to_contain_text("is paused")
+    assert seen_to_the_end(page)  # with a toast
+    page.get_by_role("button", name="Close", exact=True).click()
+    rows(page).first.get_by_role("checkbox").check()
+    assert seen_to_the_end(page)  # with the bar
+
+
+def seen_to_the_end(page: Page) -> bool:
+    """Press Tab up to the last button of the page, and check that all that gets the focus is in view."""
+    page.get_by_role("button", name="Add New Key").focus()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):
+            return True
+        assert page.evaluate(UNSEEN) == ""
+    return False
+
+
+def test_links_to_keys_can_be_hit_and_show_the_whole_outline(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": None}, {"name": "a label that takes more than two lines " * 2}, {"name": "x"})
+    for viewport in (DESKTOP, PHONE):
+        page.set_viewport_size(viewport)
+        ada.open(KEYS)
+        for link in rows(page).get_by_role("link").all():
+            link.focus()
+            assert page.evaluate(UNSEEN) == ""
+            assert link.evaluate("(each) => each.getClientRects()[0].height") >= 24
