@@ -15,11 +15,13 @@ from tests.planes.management.web.moves import (
     TOKENS,
     act,
     dialog,
+    fill,
     join,
     plant,
     plant_applications,
     press,
     rows,
+    save,
     sign_in,
 )
 from tests.support.browser import Arrive, DevServer
@@ -132,3 +134,33 @@ def test_a_button_names_what_it_belongs_to(arrive: Arrive, dev_server: DevServer
     ben.open(ACCOUNT)
     device = rows(ben.page).nth(1).get_by_role("cell").first.inner_text()
     expect(ben.page.get_by_role("button", name=f"End {device}", exact=True)).to_have_count(1)
+
+
+def test_a_preset_says_which_day_it_is(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.open(f"{KEYS}/new")
+    page.get_by_role("button", name="90 days").click()
+    day = page.get_by_label("Expires", exact=True).input_value()
+    note = page.locator("[data-until]")
+    expect(note).to_have_text(re.compile(rf"^The last day is [A-Z][a-z]+ {int(day[-2:])}, {day[:4]}\.$"))
+    page.get_by_role("button", name="No end").click()
+    expect(note).to_have_text("It has no end.")
+
+
+def test_a_fault_about_the_service_is_gone_once_the_service_is_right(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    fill(page, "OpenAI", ANTHROPIC_KEY)
+    save(page)
+    key = page.get_by_label("API key", exact=True)
+    expect(key).to_have_attribute("aria-invalid", "true")
+    expect(key).to_have_accessible_description(re.compile("looks like a key of Anthropic"))
+    page.get_by_role("button", name="Choose Anthropic").click()
+    expect(key).to_be_focused()
+    expect(key).not_to_have_attribute("aria-invalid", "true")
+    expect(key).to_have_accessible_description("You enter it once. It is never shown again.")
+    save(page)
+    expect(rows(page)).to_contain_text("Anthropic")

@@ -106,6 +106,7 @@
       if (target.name === "service") form.dataset.chosen = "by hand";
       if (target.id === "api_key") found(target);
       look(form);
+      if (target.name === "service") pardon(form);
     });
   }
 
@@ -115,12 +116,28 @@
     const { service, api_key: key, expires_at: day } = button.form.elements;
     if (button.dataset.service) {
       service.value = button.dataset.service;
-      key.focus();
       look(button.form);
+      pardon(button.form);
+      key.focus();
     } else if ("day" in button.dataset) {
       day.value = button.dataset.day;
+      // The field changes, but the focus is on the button.
+      const note = button.closest(".field").querySelector("[data-until]");
+      const words = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "long", timeZone: "UTC" });
+      say(note, day.value ? note.dataset.until.replace("{day}", words.format(day.valueAsDate)) : note.dataset.endless);
     }
   });
+
+  // What keyman said of a value may have been about another service than the one that it certainly belongs to.
+  function pardon(form) {
+    const fault = document.getElementById("api_key-fault");
+    const { service, api_key: key } = form.elements;
+    if (!fault || owner(form, key.value.trim()) !== service.value) return;
+    const others = key.getAttribute("aria-describedby").split(" ").filter((each) => each !== fault.id);
+    key.setAttribute("aria-describedby", others.join(" "));
+    key.removeAttribute("aria-invalid");
+    fault.remove();
+  }
 
   const longest = (value, prefixes) =>
     prefixes.filter((prefix) => value.startsWith(prefix)).reduce((best, one) => (one.length > best.length ? one : best), "");
