@@ -35,7 +35,6 @@ WORD = re.compile(rf"\b(?:{'|'.join(INSTEAD)})\b", re.IGNORECASE)
 
 ALLOWED = {
     r"\btrail\.(?:prune|carry)\b": "names of actions that are stored: the hashes of the audit log cover them",
-    r"\bbench\.trail\b": "the name of a module",
     r"\bleav(?:e|es|ing)(?:\s+\S+){1,3}\s+alone\b": "an idiom, which does not mean only",
 }
 """Phrases in which a word of INSTEAD may stand, with the reason."""

@@ -1,6 +1,6 @@
 """Measures the cost of the audit log's chain: entries per second, compared with plain INSERTs in the same run.
 
-    .venv/bin/python -m bench.trail [--seconds 5] [--rounds 3] [--verify 1000000]
+    .venv/bin/python -m bench.audit_log [--seconds 5] [--rounds 3] [--verify 1000000]
 
 It uses a SQLite that syncs at each commit and a PostgreSQL that waits for its disk. Each entry is a separate
 transaction, as when an application asks for a key. The writers share a process and its pool of connections, as the
