@@ -51,6 +51,14 @@ def test_a_helper_for_all_tests_has_one_definition() -> None:
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
 
 
+def test_the_map_names_every_folder_and_every_helper() -> None:
+    text = (TESTS / "README.md").read_text()
+    folders = {path.parent.name for path in TESTS.glob("*/__init__.py")}
+    helpers = {path.name for path in (TESTS / "support").glob("*.py")} - {"__init__.py"}
+    assert [name for name in sorted(folders) if f"`{name}/" not in text] == []
+    assert [name for name in sorted(helpers) if f"{name}`" not in text] == []
+
+
 def test_no_source_cites_a_document_that_is_not_in_the_repository() -> None:
     for directory in ("keyman", "tests"):
         for file, text in sources(directory):
