@@ -1,7 +1,7 @@
 """Builds the resolver plane. It shares no code with the management plane's app.py.
 
-Only this module imports the opener, and no module imports this one: `keyman serve` loads it by name. So no code of the
-management plane can reach a call that decrypts.
+This module and the gateway's import the opener, and no module imports this one: `keyman serve` loads it by name. So no
+code of the management plane can reach a call that decrypts.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     async with assembly.opened(settings, app.state.metrics) as parts:
         parts.closing.push_async_callback(app.state.workloads.close)
         opener = TransitOpener(parts.client, settings.vault, parts.deployment)
-        app.state.update({"probe": Probe(parts.db, "resolver")})
         releasing = Releasing(parts.db, opener, parts.deployment.uuid, RESOLVE)
-        app.state.update({"db": parts.db, "guard": opener, "releasing": releasing})
+        probe = Probe(parts.db, "resolver")
+        app.state.update({"db": parts.db, "guard": opener, "probe": probe, "releasing": releasing})
         await assembly.check_vault(opener)
         yield
 
