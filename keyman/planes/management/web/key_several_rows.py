@@ -19,7 +19,7 @@ from keyman.providers.dotenv import Line
 from keyman.providers.naming import service_of
 from keyman.providers.recognition import check_new_key, unusual_beginning
 
-FILL_IN = "Without these settings, the gateway cannot use this key."
+LACKING = "Without the setting {setting}, the gateway cannot use this key."
 
 
 class Kept(msgspec.Struct):
@@ -52,7 +52,7 @@ class Row:
     label: str
     pasted: frozenset[str] = field(repr=False)
     settings: dict[str, str] = field(default_factory=dict)
-    lacks_settings: bool = False
+    lacking: str = ""
     is_chosen: bool = True
     fault: Kept | None = None
     doubt: str = ""
@@ -107,14 +107,18 @@ def _look(catalogue: Catalogue, row: Row) -> None:
         row.fault = first_fault(entry)
     else:
         row.doubt = unusual_beginning(catalogue, row.service, entry.api_key) or ""
-        row.doubt = row.doubt or (Sentence(FILL_IN) if _needed(catalogue, row.service) else "")
+        row.doubt = row.doubt or _lacking(catalogue, row)
     row.is_chosen = row.fault is None and not row.doubt
 
 
-def _needed(catalogue: Catalogue, service: str) -> tuple[str, ...]:
-    """Return the settings without which the gateway cannot use a key of this service."""
-    known = catalogue.find(service)
-    return known.upstream.parameters if known is not None and known.upstream is not None else ()
+def _lacking(catalogue: Catalogue, row: Row) -> str:
+    """Return what to say of the first setting that the gateway needs and the row lacks, or an empty text."""
+    known = catalogue.find(row.service)
+    needed = known.upstream.parameters if known is not None and known.upstream is not None else ()
+    titles = [
+        one.title for one in catalogue.settings(row.service) if one.name in needed and one.name not in row.settings
+    ]
+    return Sentence(LACKING, setting=titles[0]) if titles else ""
 
 
 def setting_field(number: int | str, service: str, member: str) -> str:
@@ -125,7 +129,7 @@ def setting_field(number: int | str, service: str, member: str) -> str:
 def choose(catalogue: Catalogue, rows: Sequence[Row], services: Sequence[ServiceInfo], form: Form) -> None:
     """Take over what was chosen and changed on the page. What was stored before stays stored, and is not chosen.
 
-    A row `lacks_settings` if the gateway needs some that are empty, and the page has not said so before.
+    `lacking` is what the page has not said before of a setting that the gateway needs and the row lacks.
     """
     used, stored, slugs = set(form.all("use")), set(form.all("stored")), {info.service for info in services}
     for row in rows:
@@ -139,7 +143,7 @@ def choose(catalogue: Catalogue, rows: Sequence[Row], services: Sequence[Service
         fields = {one.name: setting_field(number, row.service, one.name) for one in catalogue.settings(row.service)}
         row.settings = {member: text for member, name in fields.items() if (text := form.text(name).strip())}
         is_asked = form.text(f"asked-{number}") == row.service
-        row.lacks_settings = not is_asked and not row.settings.keys() >= set(_needed(catalogue, row.service))
+        row.lacking = "" if is_asked else _lacking(catalogue, row)
 
 
 def entry_of(
@@ -147,8 +151,8 @@ def entry_of(
 ) -> NewKey | Problem:
     """Return the key that a row describes, or why it cannot be stored."""
     given = {"service": row.service, "api_key": row.line.value, "name": row.label, "settings": row.settings}
-    if row.lacks_settings:
-        return InvalidRequest.at(FieldError("", FILL_IN))
+    if row.lacking:
+        return InvalidRequest.at(FieldError("", row.lacking))
     if row.has_key_as_label:
         return InvalidRequest.at(FieldError("name", "must not contain the key itself, because labels are shown"))
     try:

@@ -151,6 +151,7 @@ PUT_TOGETHER = {
     ): "a script asks for a page with a token that cannot have it",
     ("identity/principals.py", "identify", "Name"): "the advice of a plane, which is found where the plane gives it",
     ("identity/tokens.py", "parse", "JoinedStr"): "the form offers no other scopes",
+    ("planes/management/web/key_several_rows.py", "entry_of", "Attribute"): "what a row lacks, found where it is made",
     ("planes/management/web/key_several_rows.py", "words", "Attribute"): "what the check of a field said, found there",
     ("storage/together.py", "_failure", "Attribute"): "what the database's fault says, which is found there",
     ("identity/turns.py", "_make_room", "Name"): "texts with names, which are listed below",

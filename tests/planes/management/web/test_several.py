@@ -244,7 +244,7 @@ async def test_a_service_account_of_many_lines_is_one_key(shared: ApiPlane) -> N
 AZURE = f"""AZURE_OPENAI_API_KEY={BODY}azur
 AWS_BEARER_TOKEN_BEDROCK=bedrock-api-key-{BODY}aws0
 """
-LACKING = "Without these settings, the gateway cannot use this key."
+LACKING = "Without the setting {}, the gateway cannot use this key."
 
 
 async def test_one_expiry_counts_for_all_keys_that_are_chosen(shared: ApiPlane) -> None:
@@ -274,7 +274,10 @@ async def test_the_same_form_with_another_expiry_is_another_request(shared: ApiP
 async def test_a_key_whose_service_has_settings_gets_their_fields_in_its_row(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     page, fields = await looked(ada, AZURE)
-    assert [row[1:] for row in rows_of(page)] == [["AZURE_OPENAI", LACKING], ["AWS_BEDROCK", LACKING]]
+    assert [row[1:] for row in rows_of(page)] == [
+        ["AZURE_OPENAI", LACKING.format("Endpoint")],
+        ["AWS_BEDROCK", LACKING.format("Region")],
+    ]
     assert [value for name, value in fields if name == "use"] == []
     wrong = [("settings-0-AZURE_OPENAI-endpoint", "http://nowhere"), ("settings-1-AWS_BEDROCK-region", "eu-west-1")]
     both = [("use", "0"), ("use", "1")]
@@ -293,7 +296,7 @@ async def test_a_service_that_is_chosen_by_hand_is_asked_for_its_settings_once(s
     ada = await somebody(shared)
     _, fields = await looked(ada)
     page = await send(ada, ("text", TEXT), *fields, ("use", "3"), ("service-3", "AZURE_OPENAI"))
-    assert rows_of(page)[3] == ["LLM_KEY ...llm0", "AZURE_OPENAI", LACKING]
+    assert rows_of(page)[3] == ["LLM_KEY ...llm0", "AZURE_OPENAI", LACKING.format("Endpoint")]
     assert len(await keys(ada)) == 3
     again = fields_of(page)
     assert ("settings-3-AZURE_OPENAI-endpoint", "") in again
