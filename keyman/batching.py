@@ -26,7 +26,7 @@ class BatcherClosed(KeymanError):
     """An item was submitted to a batcher that is closed."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting(Generic[T, R]):
     item: T
     result: asyncio.Future[R]
@@ -94,7 +94,7 @@ class Batcher(Generic[T, R]):
         if self._is_closed:
             raise BatcherClosed("This batcher is closed and takes no more items.")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[T, R](item, loop.create_future())
+        waiting: _Waiting[T, R] = _Waiting(item, loop.create_future())
         if patience is not None:
             waiting.timer = loop.call_later(patience, self._end, waiting)
         self._queue.append(waiting)

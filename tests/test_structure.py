@@ -584,8 +584,8 @@ def test_a_body_is_read_in_the_one_place_that_checks_the_caller_again() -> None:
     readers, trusting = set(), set()
     for module in MODULES:
         for node in ast.walk(tree(module)):
-            if isinstance(node, ast.Attribute) and node.attr in ("body", "json", "form", "stream"):
-                is_request = isinstance(node.value, ast.Name) and node.value.id == "request"
+            if isinstance(node, ast.Attribute) and node.attr in ("body", "json", "form", "stream", "receive"):
+                is_request = isinstance(node.value, ast.Name) and node.value.id in ("request", "exchange")
                 readers |= {module} if is_request else set()
             if isinstance(node, ast.keyword) and node.arg == "confirm" and isinstance(node.value, ast.Constant):
                 trusting.add(module)

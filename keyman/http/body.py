@@ -17,6 +17,7 @@ from litestar.typing import FieldDefinition
 
 from keyman.decoding import Check, decode
 from keyman.errors import FieldError, InvalidRequest, UnsupportedMediaType
+from keyman.http.exchange import exchange_of
 from keyman.http.requests import AnyRequest, read_body
 from keyman.values import HALF_CHARACTERS
 
@@ -48,7 +49,7 @@ async def read_json(request: AnyRequest, model: type[S], check: Check | None = N
     body = await read_body(request, confirm=confirm)
     if not body:
         raise InvalidRequest.at(FieldError("", "A JSON body is required."))
-    check_media_type(request.headers)
+    check_media_type(exchange_of(request.scope).headers)
     try:
         raw = msgspec.json.decode(body)
     except RecursionError:

@@ -93,11 +93,11 @@ class Call:
                     values[name] = kind.parse(raw)
         except (KeyError, ValueError, Problem):
             return None
+        sent = exchange_of(request.scope).headers
         for name, header in self.in_headers.items():
-            sent = request.headers.getall(header, [])
-            if len(sent) > 1:
+            if header in sent and _is_repeated(request, header):
                 return None
-            values[name] = sent[0] if sent else None
+            values[name] = sent.get(header)
         return values
 
     async def send(self, answer: object, send: Send) -> None:
@@ -124,6 +124,10 @@ class Call:
             return b"", []
         body = _encoded(content)
         return body, [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+
+
+def _is_repeated(request: AnyRequest, header: str) -> bool:
+    return len(request.headers.getall(header)) > 1
 
 
 class Direct:

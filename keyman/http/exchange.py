@@ -36,7 +36,8 @@ class Exchange:
     `principal` is the caller, once it is known: the page about a problem is for them.
     `is_passed_on` says that the answer is that of another server, so that its status is no error of this plane.
     `noted` is what the log line says in addition. `turn` is its place among the requests that wait in this process;
-    it ends when keyman's own work on the request is done, and only others are waited for.
+    it ends when keyman's own work on the request is done, and only others are waited for. `body` is the whole body,
+    once it was read, and `is_confirmed` says that the caller was checked after that.
     """
 
     request_id: str
@@ -57,6 +58,8 @@ class Exchange:
     is_passed_on: bool = False
     noted: dict[str, object] = field(default_factory=dict)
     turn: Turn = field(default_factory=Turn, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    is_confirmed: bool = False
 
     @property
     def caller(self) -> dict[str, int | None]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+from math import inf
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar, cast
 
 from litestar import Request, Response, Router
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import SkipValidation
 from litestar.types import ExceptionHandlersMap
 from litestar.utils import normalize_path
 
 from keyman import errors
 from keyman.errors import FieldError, Internal, InvalidRequest, Problem
-from keyman.http.exchange import exchange_of
+from keyman.http.exchange import Message, exchange_of
 from keyman.http.sites import CROSS_SITE
 from keyman.identity.principals import Principal
 from keyman.ids import MAX_ID
@@ -68,6 +70,10 @@ CALLER = Part(lambda request: request.user)
 _ROW_ID = re.compile(r"[1-9][0-9]{0,18}")
 
 
+MAX_DIGITS = 18
+"""Digits of a Content-Length that is read as a number. A body whose length has more is too large for every route."""
+
+
 class RowId(int):
     """The id in a path. A text that cannot be an id gets the same answer as an id that does not exist."""
 
@@ -87,16 +93,34 @@ async def read_body(request: AnyRequest, *, confirm: bool = True) -> bytes:
     Without `confirm` there is no check. This is for a route that does nothing before a transaction that checks the
     caller. Raises Unauthenticated, and Litestar's RequestEntityTooLarge.
     """
-    body = await request.body()
+    exchange = exchange_of(request.scope)
+    if exchange.body is None:
+        exchange.body = await _receive_body(request, exchange.headers.get("content-length", ""))
     caller: Principal | None = request.scope.get("user")
-    if confirm and caller is not None and _CONFIRMED not in request.state:
+    if confirm and caller is not None and not exchange.is_confirmed:
         await caller.confirm_for_reading(request.app.state.db)
-        request.state[_CONFIRMED] = True
-    return body
+        exchange.is_confirmed = True
+    return exchange.body
 
 
-_CONFIRMED = "keyman_confirmed"
-"""The name in a request's state which says that the caller was checked after the body had arrived."""
+async def _receive_body(request: AnyRequest, announced: str) -> bytes:
+    """Return the whole body. `announced` is its Content-Length. Raises RequestEntityTooLarge.
+
+    `Request.body` would parse all headers again, which costs as much as the rest of it.
+    """
+    most = request.route_handler.resolve_request_max_body_size() or inf
+    if announced.isdecimal() and (len(announced) > MAX_DIGITS or int(announced) > most):
+        raise RequestEntityTooLarge
+    parts, size, has_more = list[bytes](), 0, True
+    while has_more:
+        message = cast("Message", await request.receive())
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise RequestEntityTooLarge
+        has_more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 def respond(problem: Problem, request: AnyRequest) -> Response[bytes]:

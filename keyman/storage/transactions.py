@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
@@ -142,31 +142,35 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, patience: float | None) -> AsyncIterator[AsyncConnection]:
-        translated = _faults_translated(is_expected=patience is not None, notice=self._notice)
-        async with translated as own, self._turn(patience):
+        with _faults_translated(is_expected=patience is not None, notice=self._notice) as own:
+            async with self._turn(patience):
+                self._check_file()
+                begun = self._connected(lambda one: driver.begin(one, patience, engine.BUSY_TIMEOUT))
+                async with begun as (connection, _):
+                    if self._files is not None and not self._read_only:
+                        self._files.keep_open()
+                    with _remembered(own):
+                        yield connection
+                    await self._commit(connection)
+
+    async def _commit(self, connection: AsyncConnection) -> None:
+        """Commit the transaction of a connection. Raises CommitLost."""
+        try:
+            await driver.commit(connection)
+            # If the -wal file was removed during the transaction, the change is only in a removed file.
             self._check_file()
-            begun = self._connected(lambda one: driver.begin(one, patience, engine.BUSY_TIMEOUT))
-            async with begun as (connection, _):
-                if self._files is not None and not self._read_only:
-                    self._files.keep_open()
-                with _remembered(own):
-                    yield connection
-                try:
-                    await driver.commit(connection)
-                    # If the -wal file was removed during the transaction, the change is only in a removed file.
-                    self._check_file()
-                except FAULTS as fault:
-                    report(fault)
-                    self._notice(fault)
-                    # The connection may still have an open transaction and, on SQLite, the lock.
-                    with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
-                        await connection.invalidate()
-                    raise_alone(CommitLost(kind=kind(fault)))
+        except FAULTS as fault:
+            report(fault)
+            self._notice(fault)
+            # The connection may still have an open transaction and, on SQLite, the lock.
+            with contextlib.suppress(SQLAlchemyError, sqlite3.Error, DriverFault, OSError):
+                await connection.invalidate()
+            raise_alone(CommitLost(kind=kind(fault)))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection for SELECTs. Each SELECT has its own snapshot. Raises DatabaseUnavailable."""
-        async with _faults_translated(notice=self._notice_pooler) as own:
+        with _faults_translated(notice=self._notice_pooler) as own:
             self._check_file()
             async with self._connected(self._begin_reading) as (connection, _):
                 with _remembered(own):
@@ -181,7 +185,7 @@ class Database:
         if self._is_pooled:
             async with self.read() as connection:
                 return await reading(connection)
-        async with _faults_translated(notice=self._notice_pooler):
+        with _faults_translated(notice=self._notice_pooler):
             self._check_file()
             async with self._connected(reading) as (_, found):
                 return found
@@ -218,31 +222,38 @@ class Database:
         A connection can be lost while nobody uses it. Its first statement shows that, so `first` is called again with
         another one. It must change nothing. When the connection goes back, it has no open transaction.
         """
-        async with AsyncExitStack() as stack:
-            connection = await self._taken(stack)
-            for _ in range(engine.POOL_SIZE):
-                try:
-                    begun = await first(connection)
-                    break
-                except FAULTS as fault:
-                    if not is_lost(fault):
-                        raise
-                    await connection.invalidate()
-                connection = await self._taken(stack)
-            else:
-                begun = await first(connection)
-            yield connection, begun
+        for left in reversed(range(engine.POOL_SIZE + 1)):
+            connection = await self._take()
+            try:
+                with self._used.track_inprogress():
+                    try:
+                        begun = await first(connection)
+                    except FAULTS as fault:
+                        if not left or not is_lost(fault):
+                            raise
+                        await connection.invalidate()
+                        continue
+                    yield connection, begun
+                    return
+            finally:
+                await self._give_back(connection)
 
-    async def _taken(self, stack: AsyncExitStack) -> AsyncConnection:
-        """Return a connection of the pool. The stack ends what is open, and gives the connection back."""
+    async def _take(self) -> AsyncConnection:
         try:
-            connection = await stack.enter_async_context(self._engine.connect())
+            return await self._engine.connect()
         except PoolerFound:
             self._use_pooler()
-            connection = await stack.enter_async_context(self._engine.connect())
-        stack.enter_context(self._used.track_inprogress())
-        stack.push_async_callback(driver.end, connection)
-        return connection
+            return await self._engine.connect()
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        """End the transaction of a connection, if it has one, and give it back to the pool.
+
+        Closing it waits for nothing, so it needs no task of its own, as in SQLAlchemy's `async with`.
+        """
+        try:
+            await driver.end(connection)
+        finally:
+            await connection.close()
 
     async def _begin_reading(self, connection: AsyncConnection) -> None:
         if self._is_pooled:
@@ -304,22 +315,24 @@ class Database:
             # leads to the new primary.
             self._drops.drop()
 
-    @asynccontextmanager
-    async def _turn(self, patience: float | None) -> AsyncIterator[None]:
-        if self._writer is None:
-            yield
-            return
-        async with asyncio.timeout(engine.BUSY_TIMEOUT if patience is None else patience):
-            await self._writer.acquire()
-        try:
-            yield
-        finally:
-            self._writer.release()
+    def _turn(self, patience: float | None) -> AbstractAsyncContextManager[None]:
+        """Wait for the only writer of SQLite. On PostgreSQL, several write at once."""
+        return nullcontext() if self._writer is None else _held(self._writer, patience)
 
     def _check_file(self) -> None:
         """Raise OSError if a file of a SQLite database was removed or replaced."""
         if self._files is not None:
             self._files.check()
+
+
+@asynccontextmanager
+async def _held(lock: asyncio.Lock, patience: float | None) -> AsyncIterator[None]:
+    async with asyncio.timeout(engine.BUSY_TIMEOUT if patience is None else patience):
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -332,10 +345,10 @@ def _remembered(own: list[BaseException]) -> Iterator[None]:
         raise
 
 
-@asynccontextmanager
-async def _faults_translated(
+@contextmanager
+def _faults_translated(
     *, is_expected: bool = False, notice: Callable[[BaseException], None]
-) -> AsyncIterator[list[BaseException]]:
+) -> Iterator[list[BaseException]]:
     """Translate faults of the database to DatabaseUnavailable or RefusedStatement.
 
     The yielded list is for the exception that the caller's block raises. An OSError or a TimeoutError in it is not

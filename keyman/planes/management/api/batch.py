@@ -51,8 +51,9 @@ class BatchEntry(msgspec.Struct, omit_defaults=True):
 
 async def replay(request: AnyRequest) -> Response[list[BatchEntry]] | None:
     """Return the first answer again, or None if there is none, before the body is parsed."""
-    if "idempotency-key" in request.headers:
-        check_media_type(request.headers)  # the same bytes with another media type are another request
+    headers = exchange_of(request.scope).headers
+    if "idempotency-key" in headers:
+        check_media_type(headers)  # the same bytes with another media type are another request
     retry = await _retry_of(request)
     return None if retry is None else await _first(request.app.state.db, retry)
 
@@ -63,7 +64,7 @@ async def _first(db: Database, retry: IdempotencyKey) -> Response[list[BatchEntr
 
 
 async def _retry_of(request: AnyRequest) -> IdempotencyKey | None:
-    header = request.headers.get("idempotency-key")
+    header = exchange_of(request.scope).headers.get("idempotency-key")
     if header is None:
         return None
     caller: Principal = request.user

@@ -10,6 +10,7 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 from keyman import errors
 from keyman.config.settings import Settings
 from keyman.http.body import check_media_type, read_json, takes
+from keyman.http.exchange import exchange_of
 from keyman.http.guards import needs
 from keyman.http.openapi import (
     BODY_PROBLEMS,
@@ -69,15 +70,16 @@ async def replay(request: AnyRequest) -> Response[KeyInfo] | None:
     It runs before the body is parsed, because a field, such as an expiry, may have been valid the first time and not
     now.
     """
-    if "idempotency-key" in request.headers:
-        check_media_type(request.headers)  # the same bytes with another media type are another request
+    headers = exchange_of(request.scope).headers
+    if "idempotency-key" in headers:
+        check_media_type(headers)  # the same bytes with another media type are another request
     retry = await _retry_of(request)
     first = await idempotency.find(request.app.state.db, retry, KeyInfo) if retry is not None else None
     return None if first is None else _created(first, replayed=True)
 
 
 async def _retry_of(request: AnyRequest) -> IdempotencyKey | None:
-    header = request.headers.get("idempotency-key")
+    header = exchange_of(request.scope).headers.get("idempotency-key")
     if header is None:
         return None
     caller: Principal = request.user
