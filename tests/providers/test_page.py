@@ -14,17 +14,17 @@ BEGINNING = """\
 # Services
 
 These are the services that keyman ships: where the gateway sends their requests, how it gives them the key, and which
-requests it forwards. [`keyman services`](cli.md#keyman-services) shows those of your keyman, with what your [services
-file](configuration.md#more-services) changes. A service is shown to users as [the API](api.md#the-catalogue) says.
+requests it forwards. [`keyman services`](cli.md#keyman-services) shows the same for your installation, with what your
+[services file](configuration.md#more-services) changes. [The API](api.md#the-catalogue) lists the prefixes of keys.
 
 `.venv/bin/python -m tests.providers.test_page` writes this page from the code, and a test compares them.
 
 ## Where they are
 
-`{name}` in a base URL stands for a setting of the key. `bearer` is `Authorization: Bearer`; anything else is the name
-of the header. A live check is the request of [`POST /api/keys/{id}/check`](api.md#live-checks); it only reads, and
-costs nothing. A service without a base URL cannot be used through the gateway: its keys can be stored, and the
-resolver gives them out.
+`{name}` in a base URL stands for a setting of the key. "Key in" says how the gateway sends the key: `bearer` is
+`Authorization: Bearer`; anything else is the name of a header. "Live check" is the request by which keyman finds out
+[whether a key works](api.md#live-checks); it only reads, and costs nothing. A service without a base URL cannot be used
+through the gateway: its keys can be stored, and the resolver gives them out.
 
 """
 
@@ -33,7 +33,7 @@ PATHS = """
 
 The path below `/{service}` of the gateway is the path below the base URL. `{name}` stands for one segment, or for the
 beginning of one. The gateway answers everything else with 403 `path-not-allowed`, and sends nothing. `HEAD` counts as
-`GET`. The header of a service is sent unless the client sends its own.
+`GET`. If a header is named here, the gateway sends it unless the client sends its own.
 """
 
 
