@@ -119,6 +119,7 @@ def _carried(row: _Valued) -> Entry:
         as_of=row.as_of,
         vault_request_id=row.vault_request_id,
         settings_hash=row.settings_hash,
+        application=row.application,  # see keys/left.py
     )
 
 
@@ -138,6 +139,7 @@ async def _current(connection: AsyncConnection, rows: Sequence[_Going]) -> list[
             row.as_of,
             row.vault_request_id,
             row.settings_hash,
+            row.application,
         )
         for row in rows
         if row.value_uuid is not None and row.key_id is not None
@@ -162,6 +164,7 @@ class _Going(NamedTuple):
     as_of: int | None
     vault_request_id: str | None
     settings_hash: str | None
+    application: str | None
     sequence: int
     hash: bytes
 
@@ -177,6 +180,7 @@ class _Valued(NamedTuple):
     as_of: int | None
     vault_request_id: str | None
     settings_hash: str | None
+    application: str | None
 
 
 _COVERED = and_(audit_log.c.chain == bindparam("chain"), audit_log.c.sequence <= bindparam("last", type_=BigInteger))

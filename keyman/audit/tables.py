@@ -39,7 +39,7 @@ audit_log = Table(
     Column("service", String(64)),
     Column("request_id", String(64)),
     Column("address", String(64)),
-    Column("application", String(64)),  # the name of the one that asked for a key or was registered
+    Column("application", String(64)),  # that asked for a key, was registered, or opened the session
     Column("purpose", String(200)),  # given by the application
     Column("reason", String(32)),  # why no key was given out
     Column("value_uuid", Uuid),  # the current value of the key from this entry on

@@ -197,6 +197,11 @@ class Principal(msgspec.Struct, frozen=True):
             raise Forbidden("You cannot do this with an access token. Sign in on the pages, or ask your operator.")
         return self.session_id
 
+    @property
+    def sent_by(self) -> str | None:
+        """The application that opened the session by a portal link, for the audit log. None for every other caller."""
+        return None if self.portal is None else self.portal.application
+
     def require_no_portal(self) -> None:
         """Raise Forbidden for a session that an application opened by a portal link."""
         if self.portal is not None:

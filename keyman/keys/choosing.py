@@ -39,7 +39,8 @@ async def clear_default(connection: AsyncConnection, caller: Principal, row: Sho
         return []
     later = max(moment, before.updated_at + timedelta(microseconds=1))
     await _CLEAR.execute(connection, of_id=before.id, cleared_at=later)
-    return [Entry(Action.KEY_CHANGE, caller.origin, caller.user_id, key_id=before.id, service=row.service)]
+    who, sent_by = (caller.origin, caller.user_id), caller.sent_by
+    return [Entry(Action.KEY_CHANGE, *who, key_id=before.id, service=row.service, application=sent_by)]
 
 
 class Choices(NamedTuple):

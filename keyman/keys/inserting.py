@@ -75,6 +75,7 @@ def entry_of(caller: Principal, new: NewKey, sealed: SealedValue, key: KeyInfo) 
         caller.user_id,
         key_id=key.id,
         service=key.service,
+        application=caller.sent_by,
         value_uuid=sealed.stored.value_uuid,
         vault_request_id=sealed.vault_request_id,
         settings_hash=settings_hash(to_text(new.settings)),

@@ -186,6 +186,7 @@ async def remove(db: Database, caller: Principal, key_id: KeyId, condition: IfMa
                 caller.user_id,
                 key_id=key.id,
                 service=key.service,
+                application=caller.sent_by,
                 value_uuid=NO_VALUE,
             ),
         )
@@ -237,7 +238,15 @@ async def _update(
         if (key.name, key.last_4_chars) != (row.name, row.last_4_chars):
             await labels.keep(connection, caller.user_id, row)
         entries += [
-            Entry(recorded, caller.origin, caller.user_id, key_id=key.id, service=key.service, **naming)
+            Entry(
+                recorded,
+                caller.origin,
+                caller.user_id,
+                key_id=key.id,
+                service=key.service,
+                application=caller.sent_by,
+                **naming,
+            )
             for recorded in _recorded_actions(row, changed, action)
         ]
         if new is not None:

@@ -24,6 +24,7 @@ from keyman.ids import KeyId, OwnerId
 from keyman.keys import duplicates, finding, uses
 from keyman.keys.duplicates import Stored
 from keyman.keys.finding import Wanted
+from keyman.keys.left import left_through
 from keyman.keys.uses import RELEASES
 from keyman.storage.transactions import Database, Unchecked
 from keyman.values import EmailAddress
@@ -305,6 +306,9 @@ async def _uses_are_found_by_an_index(url: URL) -> None:
         await counting.by_day(db, plans.HEAVY, RELEASES, moment - timedelta(days=14))
     with plans.listening("newest", of_engine, captured):
         await uses.newest(db, plans.caller(plans.HEAVY), plans.ONE_KEY_OF_HEAVY)
+    with plans.listening("left through", of_engine, captured):
+        page = range(plans.ONE_KEY_OF_HEAVY, plans.ONE_KEY_OF_HEAVY + 50)
+        await left_through(db, plans.caller(plans.HEAVY), map(KeyId, page))
     await db.close()
     explained = await plans.explain(url, captured)
     assert len(explained["by day"]) == len(RELEASES)
@@ -313,7 +317,9 @@ async def _uses_are_found_by_an_index(url: URL) -> None:
         assert re.search(f"{OF_ACTION}|{AT}", text), text  # the time, if it is rarer than the user's entries
     for text in explained["newest"]:
         assert re.search(f"ix_audit_log_uses|{OF_ACTION}", text), text  # the action, if the user has few entries of it
-    for text in (*explained["by day"], *explained["newest"]):
+    (of_page,) = explained["left through"]
+    assert re.search("ix_audit_log_value|ix_audit_log_uses", of_page), of_page  # the keys of the page, not the owner's
+    for text in (*explained["by day"], *explained["newest"], of_page):
         assert not re.search(r"Seq Scan|SCAN audit_log", text), text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -11,13 +12,16 @@ from argon2 import PasswordHasher
 from sqlalchemy import func, select
 from sqlalchemy.engine import URL
 
+from keyman.audit import retention, verification
 from keyman.audit.tables import audit_log
+from keyman.clock import now
 from keyman.config.identity import JwtSettings
 from keyman.identity.applications import Users
 from keyman.identity.issuers import Issuer as IssuerName
 from keyman.identity.passwords import Passwords
 from keyman.identity.tables import identities, portal_links, sessions
 from keyman.identity.users import list_all
+from keyman.keys.deployment import Deployment
 from keyman.keys.erasure import delete_any
 from keyman.values import RowNumber
 from tests.planes.management.api.harness import OPENAI_KEY, api_plane_at, problem
@@ -123,6 +127,69 @@ async def test_sessions_of_other_people_go_on(company_pair: Pair, company: Issue
     async with company_pair.management.database.read() as connection:
         count = await connection.execute(select(func.count()).select_from(sessions))
         assert count.scalar_one() == 1
+
+
+async def page(client: httpx.AsyncClient, path: str = "/settings/api-keys") -> str:
+    answer = await client.get(path, headers=BROWSER)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+async def test_a_key_that_an_application_left_before_its_owner_came_says_so_until_it_is_replaced(
+    company_pair: Pair, company: Issuer
+) -> None:
+    """The attack: the key is the attacker's, who reads at the provider what the owner's applications send with it."""
+    shop = await of_company(company_pair, company)
+    browser = await arrived(company_pair, shop)
+    left = (await browser.post("/api/keys", json={"service": "OPENAI", "api_key": OPENAI_KEY})).json()
+    said, settings = f"Left through {shop.name}", f"/settings/api-keys/{left['id']}"
+    assert "Left through" not in await page(browser)  # its person comes from there, and has no other way in
+    assert "Left through" not in await page(browser, settings)
+    scope = "keys:read keys:write audit:read"
+    ada = company_pair.management.client(headers={"Authorization": f"Bearer {company.token(scope=scope)}"})
+    own = (await ada.post("/api/keys", json={"service": "GROQ", "api_key": f"gsk_{'q7w2e9r4t6y1' * 3}"})).json()
+    assert (await page(ada)).count(said) == 1
+    assert f"Left through</dt><dd>{shop.name} " in await page(ada, settings)
+    assert "Left through" not in await page(ada, f"/settings/api-keys/{own['id']}")
+    entries = {each["key_id"]: each for each in (await ada.get("/api/audit?action=key.create")).json()}
+    assert (entries[left["id"]]["application"], entries[own["id"]]["application"]) == (shop.name, None)
+    assert f"from {shop.name}" in await page(ada, "/settings/activity")
+    eve = company_pair.management.client(headers={"Authorization": f"Bearer {company.token(sub='eve', scope=scope)}"})
+    assert said not in await page(eve)
+
+    assert (await ada.patch(f"/api/keys/{left['id']}", json={"name": "chat"})).status_code == 200
+    assert said in await page(ada)
+    # Pruning repeats the entry of the current value.
+    db = company_pair.management.database
+    verified = await verification.verify(db, (await Deployment.load(db)).uuid)
+    cuts = await retention.prunable(db, now() + timedelta(days=1), verified.heads)
+    assert (await retention.prune(db, cuts)).carried == 2
+    assert said in await page(ada)
+    assert (await ada.put(f"/api/keys/{left['id']}", json={"api_key": f"{OPENAI_KEY}x"})).status_code == 200
+    assert "Left through" not in await page(ada)
+
+
+async def test_the_audit_log_says_of_each_change_in_a_portal_session_through_which_application(
+    company_pair: Pair, company: Issuer
+) -> None:
+    shop = await of_company(company_pair, company)
+    browser = await arrived(company_pair, shop)
+    body = {"service": "OPENAI", "api_key": OPENAI_KEY}
+    first, second = [(await browser.post("/api/keys", json=body)).json()["id"] for _ in range(2)]
+    for key_id in (first, second):
+        assert (await browser.patch(f"/api/keys/{key_id}", json={"default": True})).status_code == 200
+    batch = await browser.post("/api/keys/batch", json={"keys": [body]})
+    assert batch.json()[0]["status"] == 201
+    for change in ({"disabled": True}, {"disabled": False}, {"name": "chat"}):
+        assert (await browser.patch(f"/api/keys/{first}", json=change)).status_code == 200
+    assert (await browser.put(f"/api/keys/{first}", json={"api_key": f"{OPENAI_KEY}x"})).status_code == 200
+    assert (await browser.delete(f"/api/keys/{first}")).status_code == 204
+    entries = [each for each in (await browser.get("/api/audit?limit=200")).json() if each["action"].startswith("key.")]
+    assert {each["action"] for each in entries} == {
+        *("key.create", "key.change", "key.pause", "key.resume", "key.replace", "key.delete")
+    }
+    assert len(entries) == 11
+    assert {(each["actor"], each["application"]) for each in entries} == {("session", shop.name)}
 
 
 async def test_the_audit_log_holds_nothing_that_says_who_somebody_is(company_pair: Pair, company: Issuer) -> None:

@@ -10,7 +10,9 @@ from keyman.config.settings import Settings
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.tokens import Scope
+from keyman.ids import KeyId
 from keyman.keys import choosing, uses
+from keyman.keys.left import left_through
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.activity import log_of
 from keyman.planes.management.web.keys import usable_services, view_behind
@@ -40,6 +42,7 @@ async def key_page(
         log=await log_of(db, caller, catalogue, await uses.newest(db, caller, key.id)) if sees_uses else None,
         days=uses.OF_LATE.days,
         choices=await choosing.choices(db, caller, now()),
+        left=await left_through(db, caller, [KeyId(key.id)]),
         is_usable=key.service in usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, own.visit, query.get("saved", "")),
         outcome=await Outcome.of(db, caller, catalogue, own.visit, query),

@@ -20,6 +20,7 @@ from keyman.identity.principals import Principal
 from keyman.identity.tokens import Scope
 from keyman.ids import KeyId
 from keyman.keys import choosing, listing, selecting
+from keyman.keys.left import left_through
 from keyman.keys.schemas import KeyInfo, Status
 from keyman.keys.sorting import KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.planes.management.checks import Gateway
@@ -126,6 +127,7 @@ async def show_list(
         names={info.service: info.name for info in catalogue.infos()},
         letters=partial(marks.letters, catalogue),
         choices=await choosing.choices(db, caller, moment),
+        left=await left_through(db, caller, (KeyId(key.id) for key in page.items)),
         expires_soon={key.id for key in page.items if _expires_soon(key, moment)},
         usable=usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, visit, query.get("saved", "")),

@@ -698,6 +698,7 @@ async def see_the_keys(walk: Walk) -> None:
         await walk.get(f"{KEYS}/{key_id}/default")
         await walk.get(f"{KEYS}/{key_id}/delete")
     await let_applications_use(walk.plane, ids[3])
+    await walk.get(KEYS)
     await walk.get(f"{KEYS}/{ids[3]}")
     counting.MAX_COUNTED, usual = 1, counting.MAX_COUNTED
     await walk.get(ACTIVITY)
@@ -753,7 +754,7 @@ async def let_time_pass(plane: ApiPlane, ids: list[int]) -> None:
 
 
 async def let_applications_use(plane: ApiPlane, key_id: int) -> None:
-    """More of them than are named got the key, and then got none, for every reason that there is."""
+    """More of them than are named got the key, and then got none, for every reason that there is. One had left it."""
     names = [f"zz-app{'x' * number}" for number in range(NAMED_USES + 2)]
     asked: list[tuple[str, Action, str | None]] = [(name, Action.KEY_RESOLVE, None) for name in names]
     asked += [(names[0], Action.KEY_RESOLVE_REFUSED, reason) for reason in REASONS]
@@ -764,6 +765,8 @@ async def let_applications_use(plane: ApiPlane, key_id: int) -> None:
         for name, action, reason in asked:
             row = entry(action, application=name, reason=reason, **about)
             await connection.execute(insert(audit_log).values(row))
+        created = (audit_log.c.key_id == key_id) & (audit_log.c.action == Action.KEY_CREATE)
+        await connection.execute(update(audit_log).where(created).values(application=names[0]))
 
 
 async def see_the_tokens(walk: Walk) -> None:

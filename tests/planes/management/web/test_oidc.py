@@ -14,7 +14,7 @@ from keyman.identity.tables import identities
 from keyman.keys import erasure
 from keyman.storage.transactions import Database
 from keyman.values import RowNumber
-from tests.planes.management.api.harness import ApiPlane
+from tests.planes.management.api.harness import ApiPlane, store
 from tests.planes.management.web.moves import ACTIVITY, KEYS
 from tests.planes.management.web.openid import CALLBACK, HTML, START, Open, arrive, leave, me, of_bao, recorded
 from tests.planes.resolver.pair import Pair, resolver_at
@@ -145,7 +145,9 @@ async def test_somebody_whom_an_application_named_first_is_the_same_user_and_bel
             browser, unused = await arrived(pair, shop, subject), await path_of(shop, subject)
             named = (await browser.get("/api/auth/me")).json()["id"]
             assert named != first["id"]
+            await store(browser)
             await arrive(client, bao)
+            assert f"Left through {shop.name}" in (await client.get(KEYS, headers=HTML)).text
             assert (await me(client))["id"] == named
             assert (await browser.get("/api/auth/me")).status_code == 401
             assert (await client.get(unused, headers=HTML)).status_code == 404
