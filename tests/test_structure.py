@@ -522,7 +522,7 @@ def test_no_test_returns_early_and_counts_as_passed() -> None:
 
 WITHOUT_A_CALLER = {
     ("keyman.audit.retention", "OPERATOR"),
-    ("keyman.identity.application_tokens", "Turn"),  # the last use of a token
+    ("keyman.identity.application_tokens", "HolderLock"),  # the last use of a token
     ("keyman.identity.applications", "OPERATOR"),
     ("keyman.identity.arrivals", "KEYMAN"),  # housekeeping
     ("keyman.identity.arrivals", "SIGN_IN"),  # by a portal link, which is checked behind the same locks
@@ -533,9 +533,9 @@ WITHOUT_A_CALLER = {
     ("keyman.identity.login", "SIGN_IN"),
     ("keyman.identity.oidc", "SIGN_IN"),
     ("keyman.identity.personal_tokens", "OPERATOR"),
-    ("keyman.identity.personal_tokens", "Turn"),  # the last use of a token
-    ("keyman.identity.sessions", "Turn"),  # the last use of a session
-    ("keyman.identity.standing", "Turn"),  # locks within the transaction of somebody else
+    ("keyman.identity.personal_tokens", "HolderLock"),  # the last use of a token
+    ("keyman.identity.sessions", "HolderLock"),  # the last use of a session
+    ("keyman.identity.standing", "HolderLock"),  # locks within the transaction of somebody else
     ("keyman.identity.throttle", "OUTCOME"),  # an attempt that was refused before its password was verified
     ("keyman.identity.users", "OPERATOR"),
     ("keyman.keys.deployment", "KEYMAN"),  # the sentinel
@@ -548,7 +548,7 @@ WITHOUT_A_CALLER = {
     ("keyman.planes.management.housekeeping", "KEYMAN"),
     ("keyman.planes.management.web.oidc", "SIGN_IN"),  # a visit of the identity provider begins and ends
 }
-"""Who writes without the check of a caller: by a member of Unchecked, or by a Turn, which only waits for a lock.
+"""Who writes without the check of a caller: by a member of Unchecked, or by a HolderLock, which only takes a lock.
 
 Think about it before you add a line: who could be revoked here?
 """
@@ -562,10 +562,10 @@ def test_transactions_that_check_no_caller_can_be_listed() -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Unchecked"
     }
     found |= {
-        (module, "Turn")
+        (module, "HolderLock")
         for module in MODULES
         for node in ast.walk(tree(module))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Turn"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "HolderLock"
     }
     assert found == WITHOUT_A_CALLER
 

@@ -15,7 +15,7 @@ from keyman.clock import now
 from keyman.errors import Unauthenticated
 from keyman.identity.lookups import Lookup
 from keyman.identity.principals import Application, Credentials, Principal
-from keyman.identity.standing import Grounds, Standing, Turn
+from keyman.identity.standing import Grounds, HolderLock, Standing
 from keyman.identity.tables import application_tokens, applications
 from keyman.identity.tokens import Token
 from keyman.ids import ApplicationId, ApplicationTokenId
@@ -67,8 +67,8 @@ class ApplicationProof:
         if row is None or (row.expires_at is not None and row.expires_at <= moment):
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
-            turn = Turn(applications, row.id)
-            await db.note(turn, _NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
+            lock = HolderLock(applications, row.id)
+            await db.note(lock, _NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.APPLICATION, row.token_id, credentials.request_id, credentials.address),
             application=row.application(),

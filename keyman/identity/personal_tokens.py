@@ -18,7 +18,7 @@ from keyman.errors import Conflict, Forbidden, NotFound, Sentence, Unauthenticat
 from keyman.identity.lookups import Lookup
 from keyman.identity.principals import FOUND_USER, USER_WITHOUT_ADDRESS, Credentials, FoundUser, Principal
 from keyman.identity.selection import find_chosen, lock_chosen
-from keyman.identity.standing import Grounds, Standing, Turn, lock_accounts
+from keyman.identity.standing import Grounds, HolderLock, Standing, lock_accounts
 from keyman.identity.tables import api_tokens, token_labels, users
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope, ScopeName, Token, parse_scopes, scopes_text
 from keyman.ids import MAX_ID, TokenId, UserId
@@ -92,8 +92,8 @@ class TokenProof:
         if row is None or (row.expires_at is not None and row.expires_at <= moment):
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
-            turn = Turn(users, row.user_id)
-            await db.note(turn, _NOTE_USE, token_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+            lock = HolderLock(users, row.user_id)
+            await db.note(lock, _NOTE_USE, token_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.TOKEN, row.id, credentials.request_id, credentials.address),
             scopes=parse_scopes(row.scopes),

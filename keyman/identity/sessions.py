@@ -19,7 +19,7 @@ from keyman.clock import now
 from keyman.errors import NotFound, Unauthenticated
 from keyman.identity.lookups import Lookup
 from keyman.identity.principals import FOUND_USER, Credentials, FoundUser, Portal, Principal
-from keyman.identity.standing import Grounds, Standing, Turn
+from keyman.identity.standing import Grounds, HolderLock, Standing
 from keyman.identity.tables import applications, identities, sessions, users
 from keyman.identity.tokens import ALL_SCOPES, Scope
 from keyman.ids import MAX_ID, ApplicationId, SessionId, UserId
@@ -89,8 +89,8 @@ class SessionProof:
         if row.application_disabled_at is not None or row.expires_at <= moment or moment - row.last_seen_at >= idle:
             raise Unauthenticated(_ENDED if portal is None else _PORTAL_ENDED)
         if last_use.is_due(row.last_seen_at, moment):
-            turn = Turn(users, row.user_id)
-            await db.note(turn, _NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+            lock = HolderLock(users, row.user_id)
+            await db.note(lock, _NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
         return Principal(
             origin=Origin(Actor.SESSION, None, credentials.request_id, credentials.address),
             scopes=ALL_SCOPES if portal is None else PORTAL_SCOPES,

@@ -257,7 +257,7 @@ class Grounds(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Turn:
+class HolderLock:
     """An Authority that checks nothing, and waits for the transactions of one account or application to end."""
 
     holder: Table
@@ -272,7 +272,7 @@ class Turn:
 async def lock_accounts(connection: AsyncConnection, *user_ids: UserId | None) -> None:
     """Let nobody act for these accounts until the transaction ends: before a row of one of them is changed."""
     for user_id in sorted({user_id for user_id in user_ids if user_id is not None}):  # in order: no deadlock
-        await Turn(users, user_id).confirm(connection)
+        await HolderLock(users, user_id).confirm(connection)
 
 
 async def lock_accounts_shared(connection: AsyncConnection, user_ids: Sequence[UserId]) -> None:
@@ -282,7 +282,7 @@ async def lock_accounts_shared(connection: AsyncConnection, user_ids: Sequence[U
 
 async def lock_application(connection: AsyncConnection, application_id: ApplicationId) -> None:
     """Let this application do nothing until the transaction ends: before its row or a token of it is changed."""
-    await Turn(applications, application_id).confirm(connection)
+    await HolderLock(applications, application_id).confirm(connection)
 
 
 async def share_application(connection: AsyncConnection, application_id: ApplicationId) -> None:

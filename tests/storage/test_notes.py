@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import URL
 
 from keyman.clock import now
-from keyman.identity.standing import Turn
+from keyman.identity.standing import HolderLock
 from keyman.identity.tables import users
 from keyman.keys import release
 from keyman.keys.tables import api_keys
@@ -65,9 +65,9 @@ async def test_a_caller_makes_one_note_at_a_time(db: Database) -> None:
     await fill(db)
     parameters = {"of_id": 1, "moment": now(), "stale_at": now(), "used_by": "-"}
     with mock.patch.object(driver, "commit", wraps=driver.commit) as commit:
-        await asyncio.gather(*(db.note(Turn(users, 1), release._NOTE_USE, **parameters) for _ in range(10)))
+        await asyncio.gather(*(db.note(HolderLock(users, 1), release._NOTE_USE, **parameters) for _ in range(10)))
         assert commit.call_count == 1
-        await db.note(Turn(users, 1), release._NOTE_USE, **parameters)
+        await db.note(HolderLock(users, 1), release._NOTE_USE, **parameters)
         assert commit.call_count == 2
 
 

@@ -22,7 +22,7 @@ from keyman.errors import (
     Unauthenticated,
     raise_alone,
 )
-from keyman.identity.active import find_active
+from keyman.identity.active_accounts import find_active
 from keyman.identity.principals import Principal
 from keyman.identity.standing import Standing
 from keyman.ids import UserId
