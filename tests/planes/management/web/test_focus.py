@@ -18,6 +18,7 @@ from tests.planes.management.web.moves import (
     rows,
 )
 from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer
+from tests.support.planes import PASSWORD
 
 
 def test_a_deletion_leads_to_the_row_beside(arrive: Arrive, dev_server: DevServer) -> None:
@@ -57,6 +58,21 @@ def test_a_page_that_is_loaded_again_behind_a_dialog_leads_to_what_is_new(arrive
     dialog(page).get_by_role("button", name="Copy laptop").wait_for()
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="New Token")).to_be_focused()
+
+
+def test_a_new_sign_in_leads_back_to_the_button_that_was_pressed(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(3)))
+    ada.open(KEYS)
+    ada.context.clear_cookies()
+    pause = rows(page).nth(1).get_by_role("button", name="Pause")
+    pause.press("Enter")
+    expect(dialog(page)).to_have_accessible_description("Your session has ended.")
+    page.get_by_label("Password").fill(PASSWORD)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(pause).to_be_focused()
 
 
 def test_what_was_done_is_put_into_its_region_once_the_page_is_there(arrive: Arrive) -> None:

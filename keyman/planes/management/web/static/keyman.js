@@ -239,11 +239,13 @@
     });
   }
 
-  // A page that is loaded again behind a dialog leads to what the dialog made, or to the button that opens it.
+  // A page that is loaded again behind a dialog leads back to where somebody was, to what the dialog made, or to the button
+  // that opens it.
   const CLOSED = "keyman-closed";
-  if (sessionStorage.getItem(CLOSED) !== null) {
+  const left = sessionStorage.getItem(CLOSED);
+  if (left !== null) {
     sessionStorage.removeItem(CLOSED);
-    focusFirst(document, [".fresh .menu button", ".fresh .menu-button", "main form[action$='/new'] button"]);
+    focusFirst(document, [...(left ? [`#${left}`] : []), ".fresh .menu button", ".fresh .menu-button", "main form[action$='/new'] button"]);
   }
 
   // A dialog that was opened from a menu, which has closed since, leads back to the button of the menu.
@@ -259,7 +261,10 @@
   document.addEventListener("keyman:signed-in", ({ detail: { account } }) => {
     session.close();
     // Another user's page, or one with no request to continue.
-    if (document.body.dataset.account !== String(account) || !dialog.open) location.reload();
+    if (document.body.dataset.account !== String(account) || !dialog.open) {
+      sessionStorage.setItem(CLOSED, document.activeElement.id);
+      location.reload();
+    }
     // The field that needs it: the one that keyman refused or that is empty again, else the button that sends.
     const needing = ["[aria-invalid]", ":is(input, select, textarea):invalid", "[type=submit]"];
     needing.map((each) => dialog.querySelector(each)).find((each) => each)?.focus();
