@@ -571,8 +571,8 @@ def phrases() -> tuple[re.Pattern[str], ...]:
     wholes = {piece.strip() for text in german().values() for piece in re.split("`[^`]*`", text)} | {"keyman"}
     pieces = wholes | {piece.strip() for text in wholes for piece in text.split("%(when)s")}
     escaped = (re.escape(piece) for piece in sorted(pieces - {""}, key=len, reverse=True))
-    # Data, a number, a request id, what the page's script fills in, a time that is read out, or a line that is named.
-    value = r"(?:§(?:, §)*|\\d+|Zeile \\d+|[0-9a-f]{32}|\\{\\w+\\}|gerade eben)"
+    # Data, a date, a number, a request id, what the script fills in, a time that is read out, or a line that is named.
+    value = r"(?:§(?:, §)*|\\d\\d\\.\\d\\d\\.\\d{4}|\\d+|Zeile \\d+|[0-9a-f]{32}|\\{\\w+\\}|gerade eben)"
     filled = (re.sub(r"%\\\(\w+\\\)s|\\\{\w+\\\}", value, piece) for piece in escaped)
     return tuple(re.compile(rf"(?<![\w-]){piece}(?![\w-])") for piece in filled)
 
