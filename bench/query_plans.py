@@ -31,7 +31,8 @@ compare its plan with the one here.
 The databases have {keys:,} keys of {owners:,} owners, one of whom has {heavy:,}; {entries:,} entries in the audit
 log; and rows in the other tables in proportion. Versions: {versions}. PostgreSQL's figures are rows, and pages of 8
 KiB that it reads from memory or from the disk. They do not depend on the machine, as times would. SQLite shows no
-figures, only which index it uses.
+figures, only which index it uses. If an earlier section shows the same statement with the same indexes, this page
+only names it.
 
 `.venv/bin/python -m bench.query_plans` writes this page in some minutes: it runs keyman's own operations, catches
 the statements on their way to the driver, and lets the database explain them. Only these words are written by hand.
@@ -131,22 +132,49 @@ async def _page(urls: list[URL], keys: int) -> str:
     named = ", ".join(f'"{label}"' for label in other)
     same = f", but for {named}: those are shown twice" if other else ""
     head = HEAD.format(keys=keys, owners=keys // 100, heavy=keys // 100, entries=keys, versions=versions, same=same)
-    return head + "".join(_section(label, captured, explained, other) for label in explained["postgresql"])
+    sections: dict[str, list[str]] = {}
+    for label in explained["postgresql"]:
+        statements = [_wrapped(one.statement) for one in captured["postgresql"] if one.label == label]
+        sections[f"{label[0].upper()}{label[1:]}"] = [
+            _block(statement, explained, label, number, with_analyzed=label in other)
+            for number, statement in enumerate(statements)
+        ]
+    return head + "".join(f"\n## {title}\n{''.join(blocks)}" for title, blocks in shortened(sections).items())
 
 
-def _section(
-    label: str, captured: dict[str, list[Captured]], explained: dict[str, dict[str, list[str]]], other: list[str]
+def _block(
+    statement: str, explained: dict[str, dict[str, list[str]]], label: str, number: int, *, with_analyzed: bool
 ) -> str:
-    statements = [_wrapped(one.statement) for one in captured["postgresql"] if one.label == label]
-    parts = [f"\n## {label[0].upper()}{label[1:]}\n"]
-    for number, statement in enumerate(statements):
-        parts.append(f"\n```sql\n{statement}\n```\n")
-        parts.append(f"PostgreSQL:\n```\n{_tidy(explained['postgresql'][label][number])}\n```\n")
-        sqlite = explained["sqlite"][label][number] or "(found by the primary key, which SQLite does not show)"
-        parts.append(f"SQLite:\n```\n{sqlite}\n```\n")
-        if label in other:
-            parts.append(f"SQLite after `ANALYZE`:\n```\n{explained['analyzed'][label][number]}\n```\n")
-    return "".join(parts)
+    """Return a statement with its plans."""
+    sqlite = explained["sqlite"][label][number] or "(found by the primary key, which SQLite does not show)"
+    block = f"\n```sql\n{statement}\n```\n"
+    block += f"PostgreSQL:\n```\n{_tidy(explained['postgresql'][label][number])}\n```\n"
+    block += f"SQLite:\n```\n{sqlite}\n```\n"
+    if with_analyzed:
+        block += f"SQLite after `ANALYZE`:\n```\n{explained['analyzed'][label][number]}\n```\n"
+    return block
+
+
+INDEX = re.compile(r"(?:using|on) \w+|(?:SEARCH|SCAN) .*")
+"""What a plan reads, and by which index."""
+
+
+def shortened(sections: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Replace a block of an earlier section, with the same statement and the same indexes, by the title of that one.
+
+    A section of one statement stays as it is: it is there for its data.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    found: dict[str, list[str]] = {}
+    for title, blocks in sections.items():
+        found[title] = []
+        for block in blocks:
+            statement, _, plans_of_it = block.removeprefix("\n```sql\n").partition("\n```\n")
+            earlier = first.setdefault((statement, *INDEX.findall(plans_of_it)), title)
+            is_named = earlier != title and len(blocks) > 1
+            name = f'\n`{statement.splitlines()[0][:80]} …`: as in "{earlier}".\n'
+            found[title].append(name if is_named else block)
+    return found
 
 
 def _wrapped(statement: str) -> str:
