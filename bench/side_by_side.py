@@ -5,6 +5,7 @@
     .venv/bin/python -m bench.side_by_side rewrap [--rows 100000]
     .venv/bin/python -m bench.side_by_side large [--rows 10000000]
     .venv/bin/python -m bench.side_by_side barbican
+    .venv/bin/python -m bench.side_by_side pooled [--clients 32,256]
     .venv/bin/python -m bench.side_by_side stalled [--connections 1000]
 
 It starts a real OpenBao with raft storage, a PostgreSQL that waits for its disk, and keyman's planes through their
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 
 import click
 
-from bench import barbican, large, limits, rewrap, speed, stalled
+from bench import barbican, large, limits, pooled, rewrap, speed, stalled
 from bench.ratios import Ratio, table
 from bench.servers import load, machine
 from keyman.logs import configure_logging
@@ -106,6 +107,16 @@ def _barbican(seconds: int, rounds: int) -> None:
     """Store and list, against OpenStack's Barbican without Keystone, with 2 processes. Needs a C compiler once."""
     with machine() as servers:
         _finish(barbican.run(servers, seconds, rounds))
+
+
+@main.command("pooled")
+@click.option("--clients", default="32,256", show_default=True, type=Numbers(), help="Connections at a time.")
+@seconds_option
+@rounds_option
+def _pooled(clients: tuple[int, ...], seconds: int, rounds: int) -> None:
+    """Store through PgBouncer in transaction mode, against a direct connection. Needs Debian's `pgbouncer`."""
+    with machine() as servers:
+        _finish(pooled.run(servers, clients, seconds, rounds))
 
 
 @main.command("stalled")

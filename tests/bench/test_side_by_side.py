@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bench.side_by_side import main
 
-PARTS = ("speed", "limits", "rewrap", "large", "barbican", "stalled")
+PARTS = ("speed", "limits", "rewrap", "large", "barbican", "pooled", "stalled")
 
 
 def test_each_part_of_the_comparison_is_a_command() -> None:
