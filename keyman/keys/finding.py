@@ -71,21 +71,22 @@ async def in_use(connection: AsyncConnection, wanted: Wanted) -> Found | None:
 
 
 async def _by_ids(connection: AsyncConnection, key_ids: Sequence[KeyId]) -> list[Found | None]:
-    dialect = connection.dialect.name
-    if len(key_ids) == 1 or dialect == "sqlite":
-        return [await _BY_KEY[dialect].first(connection, key_id=key_id) for key_id in key_ids]
-    ids = [*{*key_ids}]
-    await lock_accounts_shared(connection, await _OWNERS_OF.all(connection, key_ids=ids))
-    rows = {row.key_id: row for row in await _BY_KEYS.all(connection, key_ids=ids)}
+    dialect, ids = connection.dialect.name, [*{*key_ids}]
+    if len(ids) == 1 or dialect == "sqlite":
+        rows = {key_id: await _BY_KEY[dialect].first(connection, key_id=key_id) for key_id in ids}
+    else:
+        await lock_accounts_shared(connection, await _OWNERS_OF.all(connection, key_ids=ids))
+        rows = {row.key_id: row for row in await _BY_KEYS.all(connection, key_ids=ids)}
     return [rows.get(key_id) for key_id in key_ids]
 
 
 async def _all_in_use(connection: AsyncConnection, all_of: Sequence[Wanted]) -> list[Found | None]:
-    if len(all_of) == 1 or connection.dialect.name == "sqlite":
-        return [await _in_use(connection, wanted) for wanted in all_of]
-    await lock_accounts_shared(connection, [wanted.user_id for wanted in all_of])
-    missing = sorted({(user_id, service) for user_id, service, _ in all_of})
     latest = max(wanted.moment for wanted in all_of)
+    missing = sorted({(user_id, service) for user_id, service, _ in all_of})
+    if len(missing) == 1 or connection.dialect.name == "sqlite":
+        rows = {each: await _in_use(connection, Wanted(*each, latest)) for each in missing}
+        return [rows[user_id, service] for user_id, service, _ in all_of]
+    await lock_accounts_shared(connection, [wanted.user_id for wanted in all_of])
     found = await _each(connection, _IN_USE_OF_EACH, missing, moment=latest)
     if missing := [each for each in missing if each not in found]:
         found |= await _each(connection, _NEWEST_OF_EACH, missing)
