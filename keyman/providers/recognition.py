@@ -5,7 +5,7 @@ A value without a known prefix is never refused, because providers change their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import ClassVar, Self
 
 from keyman.decoding import Check
@@ -14,11 +14,14 @@ from keyman.providers import settings
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.credentials import MAX_CREDENTIAL, Credential, looks_like_json, parse_object
 from keyman.providers.masking import IS_MASK, is_mask
-from keyman.providers.pasted import check_pasted, unusual_characters
+from keyman.providers.pasted import bare, check_pasted, unusual_characters
 from keyman.providers.services import Service
 from keyman.providers.settings import KeySettings
 from keyman.secret import Secret
 from keyman.values import JsonSchema
+
+MIN_KEY = 8
+"""The minimum number of characters of a key. Shorter texts would be words that a label may have."""
 
 MAX_KEY = 8192
 """The maximum number of characters of a key: short-term keys of Amazon Bedrock have over 1,000."""
@@ -58,16 +61,19 @@ class ProviderKey(Secret):
                 "must contain only printable ASCII characters, without white space; if you copied it from a document, "
                 "copy it again from the provider's page"
             )
-        if not 8 <= len(text) <= MAX_KEY:
+        if not MIN_KEY <= len(text) <= MAX_KEY:
             raise ValueError("must be 8 to 8,192 characters long")
         return cls(text)
 
 
-def check_new_key(catalogue: Catalogue) -> Check:
-    """Return a check of the parsed fields of a NewKey, for what the type of a single field cannot check."""
+def check_new_key(catalogue: Catalogue, beside: Collection[str] = ()) -> Check:
+    """Return a check of the parsed fields of a NewKey, for what the type of a single field cannot check.
+
+    `beside` are the `texts_of` the values that are sent with it. The label has none of them either.
+    """
 
     def check(values: Mapping[str, object]) -> Iterator[FieldError]:
-        yield from check_label(values)
+        yield from check_label(values, beside)
         service, value, given = values.get("service"), values.get("api_key"), values.get("settings")
         if not isinstance(service, str):
             return
@@ -90,11 +96,20 @@ def check_settings(catalogue: Catalogue, service: str, given: Mapping[str, str])
     )
 
 
-def check_label(values: Mapping[str, object]) -> Iterator[FieldError]:
-    """Yield a fault if the label contains the value. Labels are shown, and stored in clear."""
+def check_label(values: Mapping[str, object], beside: Collection[str] = ()) -> Iterator[FieldError]:
+    """Yield a fault if the label has the value, or one of those beside it. Labels are shown, and stored in clear."""
     label, value = values.get("name"), values.get("api_key")
-    if isinstance(label, str) and isinstance(value, Secret) and value.reveal() in label:
+    if not isinstance(label, str):
+        return
+    if isinstance(value, Secret) and value.reveal() in label:
         yield FieldError("name", "must not contain the key itself, because labels are shown")
+    elif any(text in label for text in beside):
+        yield FieldError("name", "must not contain another key, because labels are shown")
+
+
+def texts_of(values: Iterable[str]) -> frozenset[str]:
+    """Return these values, and each without what stands around it: a value that is refused for that is a key too."""
+    return frozenset(text for value in values for text in (value.strip(), bare(value)) if len(text) >= MIN_KEY)
 
 
 def check_value(catalogue: Catalogue, service: str, value: str) -> Iterator[FieldError]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -29,7 +29,7 @@ from keyman.keys.schemas import KeyInfo, NewKey, NewKeys
 from keyman.keys.sealing import Sealer
 from keyman.planes.management.api.keys import IdempotencyKeyHeader
 from keyman.providers.catalogue import Catalogue
-from keyman.providers.recognition import check_new_key
+from keyman.providers.recognition import check_new_key, texts_of
 from keyman.storage.transactions import Database
 
 MAX_BYTES = 1024 * 1024
@@ -118,7 +118,7 @@ async def create_keys(
     # As for a single key, the transaction checks the caller.
     await _read(request, confirm=False)
     sent = (await read_json(request, NewKeys, confirm=False)).keys
-    check = check_new_key(catalogue)
+    check = check_new_key(catalogue, texts_of(_values_of(sent)))
     refused = count_writes(request, len(sent))
     entries = [refusal or _decoded(raw, check) for raw, refusal in zip(sent, refused, strict=True)]
     retry = await _retry_of(request)
@@ -130,6 +130,13 @@ async def create_keys(
     first = await _first(db, retry)
     assert first is not None, "the same request was carried out a moment ago"
     return first
+
+
+def _values_of(sent: Sequence[object]) -> Iterator[str]:
+    """Yield the values of all entries, also of those that are refused: no label has one of them."""
+    for raw in sent:
+        if isinstance(raw, dict) and isinstance(value := raw.get("api_key"), str):
+            yield value
 
 
 def _decoded(raw: object, check: Check) -> NewKey | Problem:

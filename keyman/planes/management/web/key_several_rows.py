@@ -17,7 +17,7 @@ from keyman.planes.management.web.outcomes import ids_of
 from keyman.providers.catalogue import Catalogue, ServiceInfo
 from keyman.providers.dotenv import Line
 from keyman.providers.naming import service_of
-from keyman.providers.recognition import check_new_key, unusual_beginning
+from keyman.providers.recognition import check_new_key, texts_of, unusual_beginning
 
 LACKING = "Without the setting {setting}, the gateway cannot use this key."
 
@@ -42,7 +42,7 @@ class Kept(msgspec.Struct):
 class Row:
     """A value that may be a key. `fault` says why it cannot be stored, and `doubt` why it may be the wrong one.
 
-    `pasted` are the values of all rows: a label has none of them.
+    `pasted` are the `texts_of` the values of all rows: a label has none of them.
     """
 
     number: int
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def has_key_as_label(self) -> bool:
-        return any(value in self.label for value in self.pasted)
+        return any(text in self.label for text in self.pasted)
 
     @property
     def trace(self) -> str:
@@ -84,7 +84,7 @@ class Row:
 def find_rows(catalogue: Catalogue, services: Sequence[ServiceInfo], lines: Sequence[Line]) -> Iterator[Row]:
     """Yield a row for each line. Those with a fault or a doubt, and the second of two equal ones, are not chosen."""
     slugs = {info.service for info in services}
-    pasted = frozenset(line.value for line in lines)
+    pasted = texts_of(line.value for line in lines)
     seen: set[str] = set()
     for number, line in enumerate(lines):
         found = service_of(catalogue, line.name, line.value)
@@ -153,10 +153,9 @@ def entry_of(
     given = {"service": row.service, "api_key": row.line.value, "name": row.label, "settings": row.settings}
     if row.lacking:
         return InvalidRequest.at(FieldError("", row.lacking))
-    if row.has_key_as_label:
-        return InvalidRequest.at(FieldError("name", "must not contain the key itself, because labels are shown"))
     try:
-        new = decode(NewKey, {name: text for name, text in given.items() if text}, check_new_key(catalogue), "entry")
+        check = check_new_key(catalogue, row.pasted)
+        new = decode(NewKey, {name: text for name, text in given.items() if text}, check, "entry")
     except InvalidRequest as fault:
         return fault
     return refusal or msgspec.structs.replace(new, expires_at=expires_at)

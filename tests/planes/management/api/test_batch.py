@@ -222,6 +222,32 @@ async def test_an_entry_gets_the_problem_that_a_request_of_its_own_would_get(sql
     assert {**fixed, "request_id": ""} == {**alone, "request_id": ""}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [OPENAI_KEY, f" {OPENAI_KEY}\n", f"OPENAI_API_KEY={OPENAI_KEY}", f'"{OPENAI_KEY}"'],
+    ids=["a key", "white space around it", "a name in front of it", "quotation marks around it"],
+)
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+async def test_no_label_has_the_value_of_another_entry(shared: ApiPlane, other: str, is_first: bool) -> None:
+    ada = await shared.user()
+    wrong = {"service": "MISTRAL", "api_key": CANARY, "name": f"with {OPENAI_KEY}"}
+    entries = [{"service": "OPENAI", "api_key": other}, wrong, {**KEY, "name": "last"}]
+    answer = await post(ada, entries if is_first else entries[::-1])
+    refusal = answer.json()[1]["problem"]
+    assert [(each["field"], each["message"]) for each in refusal["errors"]] == [
+        ("name", "must not contain another key, because labels are shown")
+    ]
+    for text in (answer.text, (await ada.get("/api/keys")).text, (await ada.get("/api/audit")).text):
+        assert OPENAI_KEY not in text
+    assert "MISTRAL" not in [key["service"] for key in (await ada.get("/api/keys")).json()]
+
+
+async def test_a_short_text_that_is_no_key_is_a_word_of_a_label(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    found = await answered(ada, [{**KEY, "name": "chat"}, {**KEY, "api_key": "chat"}, {**KEY, "api_key": ""}])
+    assert statuses(found) == [201, 400, 400]
+
+
 async def test_a_batch_of_only_wrong_entries_stores_nothing(shared: ApiPlane) -> None:
     ada = await shared.user()
     found = await answered(ada, [wrong for wrong, _ in REFUSED.values()])

@@ -309,7 +309,7 @@ async def test_no_label_holds_a_key_of_another_row(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     _, fields = await looked(ada)
     page = await send(ada, ("text", TEXT), *fields, ("label-0", f"with {BODY}mist"))  # `send` looks for it
-    assert rows_of(page)[0][2].startswith("Label must not contain the key itself")
+    assert rows_of(page)[0][2].startswith("Label must not contain another key")
     assert [key["name"] for key in await keys(ada)] == ["ANTHROPIC_API_KEY", "MISTRAL_API_KEY"]
 
 
