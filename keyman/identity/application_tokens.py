@@ -68,7 +68,7 @@ class ApplicationProof:
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
             lock = HolderLock(applications, row.id)
-            await db.note(lock, _NOTE_USE, token_id=row.token_id, moment=moment, stale_at=last_use.stale_at(moment))
+            await db.note(lock, _NOTE_USE, token_id=row.token_id, moment=moment, **last_use.bounds(moment))
         return Principal(
             origin=Origin(Actor.APPLICATION, row.token_id, credentials.request_id, credentials.address),
             application=row.application(),

@@ -93,7 +93,7 @@ class TokenProof:
             raise Unauthenticated(_ENDED)
         if last_use.is_due(row.last_used_at, moment):
             lock = HolderLock(users, row.user_id)
-            await db.note(lock, _NOTE_USE, token_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+            await db.note(lock, _NOTE_USE, token_id=row.id, moment=moment, **last_use.bounds(moment))
         return Principal(
             origin=Origin(Actor.TOKEN, row.id, credentials.request_id, credentials.address),
             scopes=parse_scopes(row.scopes),

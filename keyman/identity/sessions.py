@@ -90,7 +90,7 @@ class SessionProof:
             raise Unauthenticated(_ENDED if portal is None else _PORTAL_ENDED)
         if last_use.is_due(row.last_seen_at, moment):
             lock = HolderLock(users, row.user_id)
-            await db.note(lock, _NOTE_USE, session_id=row.id, moment=moment, stale_at=last_use.stale_at(moment))
+            await db.note(lock, _NOTE_USE, session_id=row.id, moment=moment, **last_use.bounds(moment))
         return Principal(
             origin=Origin(Actor.SESSION, None, credentials.request_id, credentials.address),
             scopes=ALL_SCOPES if portal is None else PORTAL_SCOPES,

@@ -140,7 +140,7 @@ async def note_use(db: Database, caller: Principal, key_id: KeyId) -> None:
         about=key_id,
         of_id=key_id,
         moment=moment,
-        stale_at=last_use.stale_at(moment),
+        **last_use.bounds(moment),
         used_by=caller.name,
     )
 

@@ -44,7 +44,7 @@ async def note(db: Database, key_id: int, application: str) -> None:
         about=key_id,
         of_id=key_id,
         moment=moment,
-        stale_at=last_use.stale_at(moment),
+        **last_use.bounds(moment),
         used_by=application,
     )
 
@@ -63,7 +63,7 @@ async def test_the_last_uses_of_many_keys_are_noted_together(db: Database) -> No
 async def test_a_caller_makes_one_note_at_a_time(db: Database) -> None:
     """Each would wait for the one before, and then find nothing to do."""
     await fill(db)
-    parameters = {"of_id": 1, "moment": now(), "stale_at": now(), "used_by": "-"}
+    parameters = {"of_id": 1, "moment": now(), **last_use.bounds(now()), "stale_at": now(), "used_by": "-"}
     with mock.patch.object(driver, "commit", wraps=driver.commit) as commit:
         await asyncio.gather(*(db.note(HolderLock(users, 1), release._NOTE_USE, **parameters) for _ in range(10)))
         assert commit.call_count == 1

@@ -15,6 +15,7 @@ from sqlalchemy import insert, select
 
 from keyman.identity import personal_tokens as personal
 from keyman.identity.passwords import Passwords
+from keyman.identity.sessions import session_digest
 from keyman.identity.tables import api_tokens, sessions
 from keyman.identity.tokens import Scope
 from keyman.storage.transactions import Unchecked
@@ -277,6 +278,21 @@ async def test_the_last_use_of_a_token_is_written_at_most_once_a_minute(shared: 
             clock.move_to(start + timedelta(seconds=seconds))
             await script.get("/api/keys")
             assert await last_use() == start + timedelta(seconds=expected), seconds
+
+
+async def test_a_last_use_that_a_clock_ahead_has_written_is_corrected_by_the_next_use(shared: ApiPlane) -> None:
+    ada = await shared.user()
+    start = datetime.now(UTC)
+    with time_machine.travel(start, tick=False) as clock:
+        made = (await ada.post("/api/tokens", json={"name": "x"})).json()
+        script = shared.bearer(made["token"])
+        for moment in (start + timedelta(days=1), start):
+            clock.move_to(moment)
+            await script.get("/api/keys")
+            assert (await ada.get("/api/auth/me")).status_code == 200
+            (token,) = [row for row in await shared.rows(api_tokens) if row.id == made["id"]]
+            (session,) = [row for row in await shared.rows(sessions) if row.id_hash == session_digest(cookie_of(ada))]
+            assert (token.last_used_at, session.last_seen_at) == (moment, moment)
 
 
 async def test_a_use_that_is_refused_is_a_use_and_one_of_a_dead_token_is_none(shared: ApiPlane) -> None:
