@@ -2,7 +2,8 @@
 
 A verdict is stored only while the key still holds the value and the settings with which the provider was asked, and
 only if no newer answer has been stored. The time of a verdict is when the provider answered, so it does not matter
-which answer is stored first.
+which answer is stored first. A verdict from the future is not newer: a clock that ran ahead for a moment gave it its
+time, and it would stay for as long.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.audit.entries import Action, Entry, Reason
 from keyman.audit.log import record
+from keyman.clock import now
 from keyman.errors import Conflict, DatabaseUnavailable, NotFound, Undecryptable, VaultUnavailable
 from keyman.identity.principals import Principal
+from keyman.identity.throttle import CLOCKS_APART
 from keyman.ids import KeyId
 from keyman.keys.finding import Found, by_id
 from keyman.keys.release import Releasing, mark, open_value
@@ -102,7 +105,9 @@ async def store_check(db: Database, caller: Principal, row: Found, found: Judgem
 def from_use(service: str, sent: Sent, status: int, body: bytes, moment: datetime) -> Judgement | None:
     """Return the verdict to record for an answer of status 400 or above, or None if it says nothing new."""
     found = judge_use(service, status, body)
-    if found is None or (sent.checked_by == USE and sent.checked_at is not None and moment - sent.checked_at < PAUSE):
+    if found is None or (
+        sent.checked_by == USE and sent.checked_at is not None and abs(moment - sent.checked_at) < PAUSE
+    ):
         return None
     is_grave = found.verdict in (Verdict.REFUSED, Verdict.NO_CREDIT)
     is_change = sent.verdict is not None and sent.verdict != found.verdict
@@ -157,7 +162,12 @@ _UNDECRYPTABLE = "The stored value of this key cannot be opened. Its owner must 
 
 
 def _about(sent: Sent) -> dict[str, object]:
-    return {"of_id": sent.key_id, "of_value": sent.value_uuid, "of_settings": sent.settings}
+    return {
+        "of_id": sent.key_id,
+        "of_value": sent.value_uuid,
+        "of_settings": sent.settings,
+        "ahead_at": now() + CLOCKS_APART,
+    }
 
 
 def _parameters(sent: Sent, found: Judgement, moment: datetime, by: str) -> dict[str, object]:
@@ -175,7 +185,10 @@ _VERDICT = {
     "check_detail": bindparam("said", type_=String),
     "checked_by": bindparam("said_by", type_=String),
 }
-_IS_NEWEST = or_(api_keys.c.checked_at.is_(None), api_keys.c.checked_at <= bindparam("moment", type_=UtcTime))
+IS_AHEAD = api_keys.c.checked_at > bindparam("ahead_at", type_=UtcTime)
+"""The condition for a verdict whose time a clock that ran ahead has written."""
+
+_IS_NEWEST = or_(api_keys.c.checked_at.is_(None), api_keys.c.checked_at <= bindparam("moment", type_=UtcTime), IS_AHEAD)
 _STORE = Command(
     update(api_keys)
     .where(*_STILL_HOLDS)
@@ -192,6 +205,7 @@ _STORE_USE = Command(
             api_keys.c.checked_by.is_(None),
             api_keys.c.checked_by != USE,
             api_keys.c.checked_at <= bindparam("stale_at", type_=UtcTime),
+            IS_AHEAD,
         ),
     )
     .values(_VERDICT)

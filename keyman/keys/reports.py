@@ -18,8 +18,9 @@ from keyman.errors import Forbidden, NotFound, RateLimited
 from keyman.identity.applications import RESERVED_NAMES
 from keyman.identity.principals import Principal
 from keyman.identity.tables import application_blocks, users
+from keyman.identity.throttle import CLOCKS_APART
 from keyman.ids import KeyId, UserId
-from keyman.keys.checks import KEYMAN, USE
+from keyman.keys.checks import IS_AHEAD, KEYMAN, USE
 from keyman.keys.settings import is_current
 from keyman.keys.tables import api_keys
 from keyman.providers.verdicts import DETAILS, Verdict
@@ -80,7 +81,8 @@ async def report(db: Database, caller: Principal, said: Report, take: Callable[[
     name, moment = application.name, now()
     if name in RESERVED_NAMES:  # registered before they were reserved
         raise Forbidden("The name of this application is reserved, so it cannot report. Register another application.")
-    about = {"key_id": said.key_id, "application": name}
+    ahead_at = moment + CLOCKS_APART  # what is later, a clock that ran ahead has written
+    about = {"key_id": said.key_id, "application": name, "ahead_at": ahead_at}
     async with db.write(caller) as connection:
         since = moment - RESOLVED_WITHIN
         row = await _RESOLVED.first(connection, **about, since=since, of_application=application.id)
@@ -96,6 +98,7 @@ async def report(db: Database, caller: Principal, said: Report, take: Callable[[
             moment=moment,
             said=DETAILS[Verdict(said.outcome)],
             said_by=name,
+            ahead_at=ahead_at,
         )
         # After the row is locked, so that two replicas count one after the other.
         if await _REPORTED.first(connection, **about, since=moment - PAUSE) is not None:
@@ -141,6 +144,7 @@ _RESOLVED = Query(
         audit_log.c.action == str(Action.KEY_RESOLVE),
         audit_log.c.application == bindparam("application"),
         audit_log.c.at >= bindparam("since", type_=UtcTime),
+        audit_log.c.at <= bindparam("ahead_at", type_=UtcTime),
         audit_log.c.id > _NAMED_AT,
         users.c.disabled_at.is_(None),
         ~exists().where(
@@ -159,6 +163,7 @@ _REPORTED = scalar(
         audit_log.c.action == str(Action.KEY_REPORT),
         audit_log.c.application == bindparam("application"),
         audit_log.c.at > bindparam("since", type_=UtcTime),
+        audit_log.c.at <= bindparam("ahead_at", type_=UtcTime),
     )
     .limit(1),
     int,
@@ -172,6 +177,7 @@ _STORE = Command(
             api_keys.c.checked_at.is_(None),
             api_keys.c.checked_by.not_in((KEYMAN, USE)),
             api_keys.c.checked_at <= bindparam("resolved_at", type_=UtcTime),
+            IS_AHEAD,
         ),
     )
     .values(

@@ -412,6 +412,19 @@ async def test_an_answer_that_is_stored_late_replaces_no_newer_verdict(check: Ch
     assert await check.shown() is None
 
 
+@quick_on("sqlite", "shared_gateway")
+async def test_a_verdict_that_a_clock_ahead_has_stored_keeps_no_later_one_out(check: Checking) -> None:
+    row, caller, db = await check.found(), await check.caller(), check.scene.pair.management.database
+    ahead = {"check_verdict": "accepted", "check_detail": "x", "checked_by": "use", "checked_at": now() + timedelta(1)}
+    await check.set(**ahead)
+    await store_check(db, caller, row, Judgement.of(Verdict.NO_CREDIT), now())
+    assert (await check.shown())["verdict"] == "no-credit"
+    await check.set(**ahead)
+    assert (await used(check, 401, REFUSAL))["verdict"] == "refused"
+    await check.set(**{**ahead, "check_verdict": "refused"})
+    assert await used(check, 200) is None
+
+
 async def test_a_long_answer_is_as_old_as_its_beginning(check: Checking) -> None:
     scene = check.scene
     assert (await used(check, 401, REFUSAL))["verdict"] == "refused"

@@ -7,6 +7,7 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+import time_machine
 from sqlalchemy import update
 
 from keyman.clock import now
@@ -120,6 +121,21 @@ async def test_one_report_in_10_seconds_for_each_application_and_key(shared_pair
     await other.gets(key_id=key_id)
     assert (await report(other, key_id, "accepted")).status_code == 204
     assert (await shown(owner, key_id))["verdict"] == "accepted"
+
+
+async def test_a_clock_that_ran_ahead_keeps_no_report_out(sqlite_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a report nor a check from the future, and a resolve from the future counts only for its hour."""
+    monkeypatch.setattr(RateLimit, "take", lambda *_: None)  # it measures time without that clock
+    start = now()
+    with time_machine.travel(start + timedelta(days=1), tick=False) as clock:
+        owner, app, key_id = await resolved(sqlite_pair)
+        assert (await report(app, key_id, "accepted")).status_code == 204
+        await sqlite_pair.change(key_id, checked_by="keyman")
+        clock.move_to(start + timedelta(minutes=5))
+        problem(await report(app, key_id), "not-found")
+        await app.gets(key_id=key_id)
+        assert (await report(app, key_id)).status_code == 204
+        assert (await shown(owner, key_id))["verdict"] == "refused"
 
 
 async def test_an_application_that_the_owner_has_blocked_gets_404(shared_pair: Pair) -> None:
