@@ -46,7 +46,7 @@ async def id_of(client: httpx.AsyncClient) -> int:
 def said(page: httpx.Response) -> list[str]:
     """What happened, row by row."""
     assert page.status_code == 200, page.text
-    cells = re.findall(r'<td role="cell" class="label">(.*?)</td>', page.text)
+    cells = re.findall(r'<t[dh][^>]* class="label">(.*?)</t[dh]>', page.text)
     return [html.unescape(re.sub("<[^>]*>", " | ", cell)).strip(" |") for cell in cells]
 
 

@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from tests.planes.management.web.moves import (
     ACCOUNT,
+    ACTIVITY,
     ANTHROPIC_KEY,
     APPLICATIONS,
     KEYS,
@@ -98,6 +99,34 @@ def test_a_dialog_says_what_it_is_about_and_what_follows(arrive: Arrive, dev_ser
     expect(dialog(page)).to_have_accessible_description(re.compile(r"second .* first .* You cannot undo this\.$"))
 
 
+def test_each_row_of_a_table_has_the_name_of_what_it_is_about(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "first"}, {})
+    plant_applications(dev_server.home, ada, {"name": f"mail-{ada.email}", "services": "OPENAI"})
+    ada.open(f"{TOKENS}/new")
+    page.get_by_label("Name", exact=True).fill("laptop")
+    page.get_by_role("button", name="Create Token").click()
+    device = re.compile("This session$")
+    expected: dict[str, list[str | re.Pattern[str]]] = {
+        KEYS: ["OpenAI sk-...1234", "OpenAI first sk-...1234"],
+        TOKENS: ["laptop"],
+        APPLICATIONS: [f"mail-{ada.email}"],
+        ACTIVITY: ["Access token created", "Account created"],
+        ACCOUNT: [device],
+    }
+    for path, names in expected.items():
+        ada.open(path)
+        expect(page.get_by_role("rowheader")).to_have_count(len(names))
+        for row, name in zip(rows(page).all(), names, strict=True):
+            expect(row.get_by_role("rowheader")).to_have_accessible_name(name)
+            assert row.get_by_role("rowheader").evaluate("(each) => each.scope") == "row"
+    ada.open(f"{KEYS}/several")
+    page.get_by_label("Lines with keys").fill(f"OPENAI_API_KEY={OPENAI_KEY}")
+    page.get_by_role("button", name="Show the keys").click()
+    expect(page.get_by_role("rowheader")).to_have_accessible_name("OPENAI_API_KEY sk-...1234")
+
+
 def test_several_keys_say_what_was_found_and_done(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
@@ -132,7 +161,7 @@ def test_a_button_names_what_it_belongs_to(arrive: Arrive, dev_server: DevServer
     sign_in(ben.page, ada.email)
     ben.page.wait_for_url(f"**{KEYS}")
     ben.open(ACCOUNT)
-    device = rows(ben.page).nth(1).get_by_role("cell").first.inner_text()
+    device = rows(ben.page).nth(1).locator(".label").inner_text()
     expect(ben.page.get_by_role("button", name=f"End {device}", exact=True)).to_have_count(1)
 
 

@@ -376,7 +376,7 @@ def test_times_take_one_line_labels_two_and_a_wide_screen_is_used(
         # The table goes to the edge, and what its other columns do not need is the label's.
         right = page.locator("table.keys").evaluate("(each) => each.getBoundingClientRect().right")
         assert width - right <= 32, width
-        widths = page.locator("tbody tr:first-child td:not(.below)").evaluate_all(
+        widths = page.locator("tbody tr:first-child > :not(.below)").evaluate_all(
             "(all) => all.map((one) => one.offsetWidth)"
         )
         assert widths[1] == max(widths), (width, widths)

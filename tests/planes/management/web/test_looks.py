@@ -376,7 +376,7 @@ def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server
         if name == "activity":
             # As it will be after some years.
             ada.page.evaluate(
-                "document.querySelector('tbody td:nth-child(2)').textContent = 'Azure OpenAI · key 9999999999'"
+                "document.querySelector('tbody tr > :nth-child(2)').textContent = 'Azure OpenAI · key 9999999999'"
             )
         for width in WIDTHS:
             ada.page.set_viewport_size({"width": width, "height": 800})

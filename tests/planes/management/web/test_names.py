@@ -24,7 +24,7 @@ OTHER_KEY = "sk-Zt81LqoPw5aYc3hVn6Xe9876"
 async def concerns(client: httpx.AsyncClient, kind: str) -> list[tuple[str, str]]:
     """What happened and what it concerns, newest first."""
     page = (await client.get(f"{ACTIVITY}?kind={kind}", headers=BROWSER)).text
-    cells = re.findall(r'class="label">(.*?)</td>\s*<td role="cell" class="about">(.*?)</td>', page)
+    cells = re.findall(r'class="label">(.*?)</t[dh]>\s*<t[dh][^>]* class="about">(.*?)</t[dh]>', page)
     return [(what, " ".join(html.unescape(re.sub("<[^>]*>", " ", about)).split())) for what, about in cells]
 
 

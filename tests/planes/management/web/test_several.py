@@ -74,7 +74,7 @@ def rows_of(page: httpx.Response) -> list[list[str]]:
     """What the page says of each key: name and mask, the service, and the note."""
     found = []
     for row in re.findall(r'<tr role="row"(?: class="stored")?>\s*<td(.*?)</tr>', page.text, re.DOTALL):
-        cells = re.findall(r'class="(found|said)"[^>]*>(.*?)</td>', row, re.DOTALL)
+        cells = re.findall(r'class="(found|said)"[^>]*>(.*?)</t[dh]>', row, re.DOTALL)
         service = re.search(r'value="([A-Z_]*)" selected|name="service-[0-9]+" value="([A-Z_]+)"', row)
         words = {name: " ".join(html.unescape(re.sub("<[^>]*>", " ", cell)).split()) for name, cell in cells}
         found.append([words["found"], (service[1] or service[2]) if service else "", words["said"]])
