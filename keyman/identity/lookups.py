@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Select, bindparam
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.batching import Batcher, BatchRefused
@@ -28,7 +29,10 @@ K = TypeVar("K", bytes, int)
 R = TypeVar("R")
 
 TOGETHER = 32
-"""Lookups in one query. More save little: with 32 the share of each in the round trip is below its own part."""
+"""Keys in one query. More save little: with 32 the share of each in the round trip is below its own part."""
+
+MAX_LOOKUPS = 128
+"""Lookups that wait for the same connection. Those of one key, such as the token of a back end, need one query."""
 
 QUERIES = 2
 """Queries of one kind that are under way at a time in a process, of ten connections."""
@@ -63,21 +67,28 @@ class Lookup(Generic[K, R]):
         batcher = self._batchers.get(db)
         if batcher is None:
             run = partial(self._find, ref(db))  # a batcher must not keep its database alive
-            batcher = self._batchers[db] = Batcher(run, _FAILURE, max_batch=TOGETHER, max_batches=QUERIES)
+            batcher = self._batchers[db] = Batcher(run, _FAILURE, max_batch=MAX_LOOKUPS, max_batches=QUERIES)
         return await batcher.submit(key, PATIENCE)
 
     async def _find(self, database: ref[Database], keys: Sequence[K]) -> Sequence[R | None]:
         db = database()
         assert db is not None, "a caller of find() holds it"
-        wanted: list[K] = list(dict.fromkeys(keys))  # the requests of one program have the same token
-        query = self._for_one if len(wanted) == 1 else self._for_many
-        padded = [*wanted, *[wanted[0]] * (TOGETHER - len(wanted))] if len(wanted) > 1 else wanted
-        asked = {f"key_{number}": key for number, key in enumerate(padded)}
+        wanted: list[K] = list(dict.fromkeys(keys))
         try:
-            rows = await db.fetch(lambda connection: query.all(connection, **asked))
+            rows = await db.fetch(lambda connection: self._read(connection, wanted))
         except RefusedStatement:
             if len(keys) == 1:
                 raise
             raise BatchRefused("One of several rows cannot be read.") from None  # the others are asked for again
         by_key = {self._key_of(row): row for row in rows}
         return [by_key.get(key) for key in keys]
+
+    async def _read(self, connection: AsyncConnection, wanted: list[K]) -> list[R]:
+        if len(wanted) == 1:
+            return await self._for_one.all(connection, key_0=wanted[0])
+        rows: list[R] = []
+        while wanted:
+            part, wanted = wanted[:TOGETHER], wanted[TOGETHER:]
+            part += part[:1] * (TOGETHER - len(part))
+            rows += await self._for_many.all(connection, **{f"key_{at}": key for at, key in enumerate(part)})
+        return rows

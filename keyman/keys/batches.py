@@ -15,8 +15,7 @@ from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Problem
 from keyman.identity.principals import Principal
-from keyman.keys import duplicates, idempotency
-from keyman.keys.duplicates import Stored
+from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
 from keyman.keys.rows import to_info
@@ -64,14 +63,10 @@ async def create(
         outcomes: list[NewKey | Outcome] = [*entries]
         ready = await _within(connection, caller, wanted, max_keys, outcomes)
         moment = now()
-        rows = await insert_all(connection, [columns_of(caller, one.new, one.sealed, moment) for one in ready])
-        keys = [to_info(row, moment) for row in rows]
-        stored = [
-            Stored(caller.owner_id, key.id, one.sealed.stored.fingerprint) for one, key in zip(ready, keys, strict=True)
-        ]
-        others = await duplicates.find(connection, stored)
-        for one, key, other in zip(ready, keys, others, strict=True):
-            key.duplicate_of = other
+        inserted = await insert_all(connection, [columns_of(caller, one.new, one.sealed, moment) for one in ready])
+        keys = [to_info(row.shown, moment) for row in inserted]
+        for one, key, row in zip(ready, keys, inserted, strict=True):
+            key.duplicate_of = row.duplicate_of
             outcomes[one.place] = key
         found = answer([outcome for outcome in outcomes if not isinstance(outcome, NewKey)])
         if retry is not None:

@@ -43,22 +43,25 @@ class _Found(NamedTuple):
     other: KeyId | None
 
 
-def _oldest_other(
+def oldest_other(
     owner_id: ColumnElement[int], key_id: ColumnElement[int], fingerprint: ColumnElement[bytes]
 ) -> Select[tuple[int]]:
     """Select the oldest key with this value but `key_id`. PostgreSQL reads one row of the index for it."""
-    return select(func.min(api_keys.c.id)).where(
-        api_keys.c.owner_id == owner_id, api_keys.c.fingerprint == fingerprint, api_keys.c.id != key_id
+    return select(func.min(_OTHERS.c.id)).where(
+        _OTHERS.c.owner_id == owner_id, _OTHERS.c.fingerprint == fingerprint, _OTHERS.c.id != key_id
     )
 
 
-_OLDEST = optional(_oldest_other(bindparam("of_owner_id"), bindparam("of_id"), bindparam("of_fingerprint")), KeyId)
+_OTHERS = api_keys.alias("others")
+
+
+_OLDEST = optional(oldest_other(bindparam("of_owner_id"), bindparam("of_id"), bindparam("of_fingerprint")), KeyId)
 # The same for several keys, on PostgreSQL.
 _GIVEN = given_rows([api_keys.c.owner_id, api_keys.c.id, api_keys.c.fingerprint])
 _OLDEST_OF_ALL = Query(
     select(
         _GIVEN.c.id,
-        _oldest_other(_GIVEN.c.owner_id, _GIVEN.c.id, _GIVEN.c.fingerprint).scalar_subquery().label("other"),
+        oldest_other(_GIVEN.c.owner_id, _GIVEN.c.id, _GIVEN.c.fingerprint).scalar_subquery().label("other"),
     ),
     _Found,
 )

@@ -95,10 +95,9 @@ async def create(
     async def store(connection: AsyncConnection) -> KeyInfo:
         if max_keys:
             await gathered(connection, check_numbers, Limit(caller.owner_id, max_keys))
-        key = to_info(await gathered(connection, insert_all, values), moment)
-        key.duplicate_of = await gathered(
-            connection, duplicates.find, Stored(caller.owner_id, key.id, sealed.stored.fingerprint)
-        )
+        inserted = await gathered(connection, insert_all, values)
+        key = to_info(inserted.shown, moment)
+        key.duplicate_of = inserted.duplicate_of
         if retry is not None:
             await idempotency.keep(connection, retry, key)
         await record(connection, entry_of(caller, new, sealed, key))

@@ -214,3 +214,22 @@ async def test_it_does_not_keep_a_database_alive(sqlite: URL) -> None:
     await asyncio.sleep(0)
     gc.collect()
     assert alive() is None
+
+
+async def test_more_different_keys_than_a_query_takes_are_found(db: Database) -> None:
+    known = [key(number) for number in range(2 * TOGETHER + 3)]
+    async with db.write(Unchecked.OPERATOR) as connection:
+        for bucket in known[::2]:
+            await add(connection, "throttle", bucket=bucket)
+    held = Held()
+    held.released.clear()
+    first = [asyncio.create_task(held.find(db, key(10_000 + number))) for number in range(QUERIES)]
+    await held.read.wait()  # the others wait, and come together
+    asked = [asyncio.create_task(held.find(db, each)) for each in (*known, *known)]
+    await asyncio.sleep(0)
+    held.released.set()
+    await asyncio.gather(*first)
+    found = await asyncio.gather(*asked)
+    assert [row.bucket if row else None for row in found] == 2 * [
+        each if number % 2 == 0 else None for number, each in enumerate(known)
+    ]
