@@ -14,6 +14,8 @@ import httpx
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.storage.group import Work
+from keyman.storage.together import SharedAuthority
 from keyman.storage.transactions import Authority, Database
 from tests.planes.management.api.harness import state_of
 from tests.support.planes import Plane
@@ -118,7 +120,7 @@ class Held:
 async def stoppable(plane: Plane) -> AsyncIterator[None]:
     """Let requests to this plane stand still at its transactions."""
     db: Database = state_of(plane).db
-    write = db.write
+    write, together = db.write, db.together
 
     @asynccontextmanager
     async def writing(by: Authority, *, patience: float | None = None) -> AsyncIterator[AsyncConnection]:
@@ -132,11 +134,28 @@ async def stoppable(plane: Plane) -> AsyncIterator[None]:
             if held is not None:
                 await held.stand(Point.COMMIT)
 
-    db.write = writing  # type: ignore[method-assign]  # for as long as the block
+    async def sharing(by: SharedAuthority, work: Work[Any], *, about: int | None = None) -> Any:
+        held = _HELD.get()
+        if held is None:
+            return await together(by, work, about=about)
+        if db.is_sqlite and held.point in (Point.CHECKED, Point.COMMIT):  # there, a group waits for statements only
+            async with writing(by) as connection:
+                return await work(connection)
+
+        async def standing(connection: AsyncConnection) -> Any:
+            await held.stand(Point.CHECKED)
+            result = await work(connection)
+            await held.stand(Point.COMMIT)
+            return result
+
+        await held.stand(Point.TRANSACTION)
+        return await together(by, standing if held.point is not Point.TRANSACTION else work, about=about)
+
+    db.write, db.together = writing, sharing  # type: ignore[method-assign]  # for as long as the block
     try:
         yield
     finally:
-        del db.write
+        del db.write, db.together
 
 
 _WAITING = text(

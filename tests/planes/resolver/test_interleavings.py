@@ -496,6 +496,20 @@ async def _send(replicas: Replicas, number: int, scene: Scene, route: Route, cal
     await client.aclose()
 
 
+@pytest.mark.parametrize("point", Point)
+@pytest.mark.parametrize(
+    ("path", "caller"), [("/api/keys", SESSION), ("/api/keys/{key}", TOKEN), ("/v1/resolve", APPLICATION)]
+)
+async def test_what_shares_a_transaction_stands_still_too(
+    replicas: Replicas, path: str, caller: str, point: Point
+) -> None:
+    route = next(route for route in ROUTES if route.path == path)
+    held = replicas.request(await replicas.scene(), route, caller, point, 0)
+    await held.begin()
+    assert not held.has_ended
+    assert (await held.finish()).status_code in (200, 201)
+
+
 def test_every_route_that_changes_something_is_drawn(shared_pair: Pair) -> None:
     found = set()
     for plane in (shared_pair.management, shared_pair.resolver):
