@@ -66,7 +66,7 @@ async def test_a_choice_holds_from_the_next_page_on_also_for_a_visitor(shared: A
     assert '<meta name="color-scheme" content="dark">' in page.text
     assert page.headers["content-language"] == "de"
     assert '<option value="dark" selected>' in page.text
-    assert "Ihre Wahl" in page.text
+    assert "Ihre Auswahl" in page.text
     await ada.post("/sign-out", data={"a": "b"})
     for path in ("/sign-in", "/problems", "/nowhere"):
         assert '<html lang="de" data-theme="dark">' in (await ada.get(path)).text, path
