@@ -84,6 +84,32 @@ def test_lines_that_are_pasted_into_the_field_for_one_key_are_shown_and_stored(p
     assert pasting.complaints == []
 
 
+def test_a_key_whose_service_somebody_chooses_is_chosen(pasting: Person) -> None:
+    page = pasting.page
+    press(page, "Add New Key")
+    paste(page, "FIRST_KEY=another0hq2v9mXb\nSECOND_KEY=another1hq2v9mXb\n")
+    opened = dialog(page)
+    expect(opened.get_by_text("Keys found: 2.")).to_be_visible()
+    assert boxes(page) == [False, False]
+    for name in ("FIRST_KEY", "SECOND_KEY"):
+        opened.get_by_label(f"Service of {name}").select_option(label="DeepSeek")
+    assert boxes(page) == [True, True]
+    expect(opened.get_by_text("only ticked keys are stored")).to_be_hidden()
+    opened.get_by_role("checkbox", name="Store SECOND_KEY").uncheck()
+    opened.get_by_role("button", name="Store the chosen keys").click()
+    expect(opened.get_by_text("Some of these keys are stored.")).to_be_visible()
+    assert [key["name"] for key in keys_of(pasting)] == ["FIRST_KEY"]
+
+
+def test_without_javascript_the_page_says_to_tick_a_key(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False, java_script_enabled=False))
+    page = ada.page
+    ada.open(f"{KEYS}/several")
+    page.get_by_label("Lines with keys").fill(TEXT)
+    page.get_by_role("button", name="Show the keys").click()
+    expect(page.get_by_text("If you choose a service for a key, also tick the key")).to_be_visible()
+
+
 def test_what_is_refused_is_said_in_its_row_and_can_be_tried_again(pasting: Person) -> None:
     page = pasting.page
     pasting.store({"service": "OPENAI", "api_key": OPENAI_KEY, "name": "the first"})

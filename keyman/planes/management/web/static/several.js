@@ -57,11 +57,12 @@
     if (target.matches("[data-lines]")) take(target.files[0]);
   });
 
-  // --- the settings of a service that is chosen in a row, and the choice of a row whose settings are filled in
+  // --- the settings of a service that is chosen in a row. Who chooses a service or fills in a setting wants this key
 
   document.addEventListener("change", ({ target }) => {
     if (!target.matches(".several [name^=service-]")) return;
     const number = target.name.slice("service-".length);
+    if (target.value) target.closest("tr").querySelector("[name=use]").checked = true;
     const fields = [...document.querySelectorAll("[data-settings-of]")].find((one) => one.dataset.settingsOf === target.value);
     for (const part of target.closest("tr").querySelectorAll(".settings, .soft")) part.remove();
     if (!fields) return;
