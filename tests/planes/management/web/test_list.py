@@ -380,3 +380,19 @@ def test_times_take_one_line_labels_two_and_a_wide_screen_is_used(
             "(all) => all.map((one) => one.offsetWidth)"
         )
         assert widths[1] == max(widths), (width, widths)
+
+
+LONG_NOTE = """() => {
+  const note = document.querySelector(".notes").appendChild(document.createElement("a"));
+  note.href = "#";
+  note.textContent = "Left through " + "w".repeat(64);
+  const [own, around] = [note, note.parentElement].map((each) => each.getBoundingClientRect().right);
+  return [getComputedStyle(note).textOverflow, own <= around, note.scrollWidth > note.clientWidth];
+}"""
+
+
+def test_a_long_note_on_a_phone_ends_with_an_ellipsis(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE))
+    plant(dev_server.home, ada, {"name": "chat"})
+    ada.open(KEYS)
+    assert ada.page.evaluate(LONG_NOTE) == ["ellipsis", True, True]
