@@ -35,6 +35,7 @@
 
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.select === "#panel") {
+      forgive(); // keyman was reached, and what failed would be read out again when the dialog closes
       for (const each of [dialog, session]) {
         if (each.firstElementChild && !each.open) each.showModal();
       }
@@ -122,8 +123,12 @@
   const READING = 20_000; // milliseconds: also for those who read slowly, and want to undo
   let reading;
 
+  function forgive() {
+    for (const each of toasts?.querySelectorAll(".failed") ?? []) each.remove();
+  }
+
   function tell(words, more) {
-    for (const each of toasts.querySelectorAll(".failed")) each.remove();
+    forgive();
     status.textContent = words;
     undo.replaceChildren(...more);
     stay();
@@ -146,7 +151,7 @@
   }
 
   function fail(words) {
-    for (const each of toasts.querySelectorAll(".failed")) each.remove();
+    forgive();
     const failure = document.getElementById("failure").content.cloneNode(true);
     failure.querySelector("p").textContent = words;
     toasts.append(failure);
