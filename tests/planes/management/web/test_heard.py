@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from playwright.sync_api import expect
 
@@ -13,6 +14,7 @@ from tests.planes.management.web.moves import (
     APPLICATIONS,
     KEYS,
     OPENAI_KEY,
+    SETTINGS,
     TOKENS,
     act,
     dialog,
@@ -25,7 +27,7 @@ from tests.planes.management.web.moves import (
     save,
     sign_in,
 )
-from tests.support.browser import Arrive, DevServer
+from tests.support.browser import Arrive, DevServer, Person
 
 WRONG = "not the password of this account"
 
@@ -125,6 +127,95 @@ def test_each_row_of_a_table_has_the_name_of_what_it_is_about(arrive: Arrive, de
     page.get_by_label("Lines with keys").fill(f"OPENAI_API_KEY={OPENAI_KEY}")
     page.get_by_role("button", name="Show the keys").click()
     expect(page.get_by_role("rowheader")).to_have_accessible_name("OPENAI_API_KEY sk-...1234")
+
+
+def _invalid(person: Person) -> list[str]:
+    """The names of the fields that the browser says are invalid."""
+    tree = person.context.new_cdp_session(person.page).send("Accessibility.getFullAXTree")
+    return [
+        node["name"]["value"]
+        for node in tree["nodes"]
+        for one in node.get("properties", [])
+        if one["name"] == "invalid" and one["value"]["value"] != "false"
+    ]
+
+
+def test_no_field_is_invalid_before_somebody_tries_to_send_it(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    for path in (f"{KEYS}/new", f"{KEYS}/several", f"{TOKENS}/new", ACCOUNT, f"{ACCOUNT}/delete"):
+        ada.open(path)
+        assert _invalid(ada) == [], path
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    expect(page.get_by_label("API key", exact=True)).to_be_focused()
+    assert _invalid(ada) == []
+    page.get_by_label("API key", exact=True).fill(OPENAI_KEY.replace("sk-", ""))
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_label("Service", exact=True)).to_be_focused()
+    assert _invalid(ada) == ["Service"]
+    page.get_by_label("Service", exact=True).select_option(label="OpenAI")
+    assert _invalid(ada) == []
+
+
+def test_headings_begin_with_that_of_the_page_and_a_dialog_says_its_name_once(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    for path in SETTINGS:
+        ada.open(path)
+        levels = page.get_by_role("heading").evaluate_all("(all) => all.map((one) => Number(one.tagName[1]))")
+        assert levels[0] == 1, path
+        assert all(after - before <= 1 for before, after in pairwise(levels)), (path, levels)
+    ada.open(KEYS)
+    opened = press(page, "Add New Key")
+    expect(opened).to_have_accessible_name("Add a Key")
+    expect(opened.get_by_role("region")).to_have_count(0)
+    ada.context.clear_cookies()
+    fill(page, "OpenAI", OPENAI_KEY)
+    page.get_by_role("button", name="Save").click()
+    expect(dialog(page)).to_have_accessible_name("Sign in again")
+    expect(dialog(page).get_by_role("region")).to_have_count(0)
+
+
+def test_how_to_undo_is_said_with_what_was_done(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "chat"})
+    for how in ("Undo: press u.", "Undo: use the button after this text."):
+        ada.open(KEYS)
+        act(rows(page).first, "Pause")
+        dialog(page).get_by_role("button", name="Pause", exact=True).click()
+        said = page.get_by_role("status")
+        expect(said).to_have_text(f"OpenAI · chat is paused. Applications no longer get it. {how}")
+        page.get_by_role("button", name="Undo").click()
+        expect(said).to_have_text(f"OpenAI · chat is active again. {how}")
+        page.get_by_role("button", name="Close").click()
+        expect(said).to_have_text("")
+        ada.open(ACCOUNT)
+        page.get_by_label("Shortcuts on the keyboard").uncheck()
+        page.get_by_label("Shortcuts on the keyboard").press("Enter")
+        expect(said).to_have_text("Your choice is saved in this browser.")
+    # From a page of its own, too.
+    ada.open(KEYS)
+    rows(page).first.get_by_role("link", name="chat").click()
+    page.get_by_role("link", name="Pause").click()
+    page.get_by_role("main").get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("status")).to_have_text(
+        "OpenAI · chat is paused. Applications no longer get it. Undo: use the button after this text."
+    )
+
+
+def test_what_is_copied_is_said(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    ada.open(TOKENS)
+    press(page, "New Token")
+    page.get_by_label("Name", exact=True).fill("laptop")
+    page.get_by_role("button", name="Create Token").click()
+    for name in ("laptop", "Try it"):
+        dialog(page).get_by_role("button", name=f"Copy {name}", exact=True).click()
+        expect(dialog(page).locator("[aria-live]").filter(has_text=f"Copied {name}")).to_have_count(1)
 
 
 def test_several_keys_say_what_was_found_and_done(arrive: Arrive) -> None:

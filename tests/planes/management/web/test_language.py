@@ -676,6 +676,8 @@ async def see_the_keys(walk: Walk) -> None:
         await walk.post(f"{KEYS}/selected", 303 if action == "delete" else 409, ids="999999999", do=action)
     for done in ("created", "changed", "paused", "resumed", "deleted", "default", "no-default"):
         await walk.get(f"{KEYS}?done={done}&saved={ids[0]}")
+    session = f"keyman_session={walk.client.cookies['keyman_session']}; keyman_session_display=..off"
+    await walk.get(f"{KEYS}?done=paused&saved={ids[0]}", Cookie=session)
     await walk.get(f"{KEYS}/new")
     await walk.post(KEYS, 422)
     await walk.get(f"{KEYS}/new?lost=1")

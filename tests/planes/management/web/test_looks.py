@@ -124,7 +124,7 @@ def _refused(person: Person) -> None:
     press(person.page, "Add New Key")
     fill(person.page, "OpenAI", ANTHROPIC_KEY, "W" * 100)
     save(person.page)
-    expect(person.page.locator("[aria-invalid]").first).to_be_visible()
+    expect(person.page.locator("[aria-invalid=true]").first).to_be_visible()
     fill(person.page, key=ANTHROPIC_KEY)
 
 
@@ -216,7 +216,7 @@ def _token_refused(person: Person) -> None:
     for box in person.page.get_by_role("checkbox").all():
         box.uncheck()
     person.page.get_by_role("button", name="Create Token").click()
-    expect(person.page.locator("[aria-invalid]").first).to_be_visible()
+    expect(person.page.locator("[aria-invalid=true]").first).to_be_visible()
 
 
 def _application_gone(person: Person) -> None:
@@ -232,7 +232,7 @@ def _password_refused(person: Person) -> None:
     person.page.get_by_label("Current password").fill("not the password")
     person.page.get_by_label("New password").fill("not the password")
     person.page.get_by_role("button", name="Change password").click()
-    expect(person.page.locator("[aria-invalid]").first).to_be_visible()
+    expect(person.page.locator("[aria-invalid=true]").first).to_be_visible()
 
 
 def _sign_in_refused(person: Person) -> None:
@@ -247,7 +247,7 @@ def _sign_up_refused(person: Person) -> None:
     person.page.get_by_label("Email").fill(f"{'e' * 64}@{'d' * 300}")
     person.page.get_by_label("Password").fill("short")
     person.page.get_by_role("button", name="Sign up").click()
-    expect(person.page.locator("[aria-invalid]").first).to_be_visible()
+    expect(person.page.locator("[aria-invalid=true]").first).to_be_visible()
 
 
 def _reference(person: Person) -> None:

@@ -30,7 +30,7 @@
       field.form.dataset.chosen = "before";
       found(field);
       look(field.form);
-      (dialog.querySelector("[aria-invalid]") || field).focus();
+      (dialog.querySelector("[aria-invalid=true]") || field).focus();
     }
     kept = "";
   });
@@ -56,7 +56,7 @@
   }
 
   // After the sign-in, on the form that was below it.
-  document.addEventListener("keyman:signed-in", () => dialog?.querySelector("[aria-invalid]")?.focus());
+  document.addEventListener("keyman:signed-in", () => dialog?.querySelector("[aria-invalid=true]")?.focus());
 
   // --- what is pasted
 
@@ -109,6 +109,11 @@
       if (target.name === "service") pardon(form);
     });
   }
+
+  // Before somebody has tried to send the form, a browser would say that an empty list is invalid.
+  document.addEventListener("invalid", ({ target }) => {
+    if (target.getAttribute("aria-invalid") === "false") target.removeAttribute("aria-invalid");
+  }, true);
 
   document.addEventListener("click", ({ target }) => {
     const button = target.closest("button[data-service], button[data-day]");

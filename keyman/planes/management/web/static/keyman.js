@@ -41,7 +41,7 @@
       }
       const top = session.open ? session : dialog;
       fillAddress();
-      (top.querySelector("[aria-invalid]") || top.querySelector("[autofocus]"))?.focus();
+      (top.querySelector("[aria-invalid=true]") || top.querySelector("[autofocus]"))?.focus();
     } else {
       const region = document.querySelector(ctx.select);
       // Not for a late answer to another request, such as a search: somebody may be typing in the dialog.
@@ -131,6 +131,8 @@
     forgive();
     status.textContent = words;
     undo.replaceChildren(...more);
+    const how = undo.querySelector(".unseen");
+    if (how) status.append(" ", how); // how to undo it is read out, too
     stay();
   }
 
@@ -162,8 +164,7 @@
   if (done) {
     status.textContent = "";
     setTimeout(() => {
-      status.textContent ||= done;
-      stay();
+      if (!status.textContent) tell(done, [...undo.children]);
     }, 300);
   }
 
@@ -223,7 +224,7 @@
 
   function isTyped(around) {
     const fields = [...around.querySelectorAll("input:not([type=hidden], [readonly]), textarea:not([readonly]), select")];
-    const isBack = around.querySelector("[aria-invalid], .banner, [data-again][hidden]"); // what was typed came back with the answer
+    const isBack = around.querySelector("[aria-invalid=true], .banner, [data-again][hidden]"); // what was typed came back with the answer
     return fields.some((field) => isBack || (field.options ? isChosen(field) : field.value !== field.defaultValue));
   }
 
@@ -271,7 +272,7 @@
       location.reload();
     }
     // The field that needs it: the one that keyman refused or that is empty again, else the button that sends.
-    const needing = ["[aria-invalid]", ":is(input, select, textarea):invalid", "[type=submit]"];
+    const needing = ["[aria-invalid=true]", ":is(input, select, textarea):invalid", "[type=submit]"];
     needing.map((each) => dialog.querySelector(each)).find((each) => each)?.focus();
   });
 
@@ -352,7 +353,12 @@
     try {
       await navigator.clipboard.writeText(field.value);
       say(button, true);
-      setTimeout(say, 3000, button, false);
+      const [words, name] = button.querySelectorAll("[data-when=true], .unseen");
+      button.nextElementSibling.textContent = `${words.textContent} ${name.textContent}`;
+      setTimeout(() => {
+        say(button, false);
+        button.nextElementSibling.textContent = "";
+      }, 3000);
     } catch {
       field.select(); // no permission: the person copies it by hand
     }
@@ -384,6 +390,6 @@
   localTimes();
   start();
   // On a page of its own, a form that comes back leads to what was refused.
-  document.querySelector("main :is([aria-invalid], [aria-describedby~=banner])")?.focus();
+  document.querySelector("main :is([aria-invalid=true], [aria-describedby~=banner])")?.focus();
   addEventListener("pageshow", picked); // a browser keeps what was selected
 })();
