@@ -83,7 +83,7 @@
   document.addEventListener("htmx:before:request", ({ target }) => {
     for (const button of target.querySelectorAll("[data-reveal]")) reveal(button, false);
     for (const field of target.querySelectorAll("[type=password]:not(#api_key)")) field.value = "";
-    for (const banner of target.querySelectorAll(".banner")) banner.remove();
+    for (const banner of (target.closest("dialog .panel") ?? target).querySelectorAll(".banner")) banner.remove();
     if (target.matches(".asks")) target.closest("[popover]")?.hidePopover(); // the verdict appears beside it
     if (target.matches(".asks") && !target.dataset.started) heard.textContent = heard.dataset.busy;
   });
@@ -92,9 +92,10 @@
 
   function unreachable(source, ctx) {
     const { dataset, content } = document.getElementById("unreachable");
-    if (ctx?.request?.method === "GET" || source.matches(".asks")) fail(dataset.reading);
-    else if (!dialog.contains(source) && !session.contains(source)) fail(content.textContent);
-    else warn(source, content.textContent);
+    const isReading = ctx?.request?.method === "GET" || source.matches(".asks");
+    const words = isReading ? dataset.reading : content.textContent;
+    if (!dialog.contains(source) && !session.contains(source)) fail(words);
+    else warn(isReading ? source.closest(".panel") : source, words); // a toast would be behind the dialog
   }
 
   function warn(form, words) {
@@ -103,7 +104,9 @@
     banner.setAttribute("role", "alert");
     banner.textContent = words;
     form.querySelector(".banner")?.remove();
-    form.prepend(banner);
+    const title = form.querySelector("h1"); // of a panel
+    if (title) title.after(banner);
+    else form.prepend(banner);
   }
 
   // --- several keys: how many are selected
