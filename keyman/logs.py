@@ -49,12 +49,17 @@ class LineLog:
         self._wrapper: object = None
         self._bound = log
 
-    def log(self, level: int, event: str, **fields: object) -> None:
-        """Write a line, if its level is logged."""
+    def takes(self, level: int) -> bool:
+        """Return whether a line of this level is logged. Ask before you put its fields together."""
         config = structlog.get_config()
         if config["processors"] is not self._processors or config["wrapper_class"] is not self._wrapper:
             self._processors, self._wrapper, self._bound = config["processors"], config["wrapper_class"], log.bind()
-        self._bound.log(level, event, **fields)
+        return self._bound.is_enabled_for(level)
+
+    def log(self, level: int, event: str, **fields: object) -> None:
+        """Write a line, if its level is logged."""
+        if self.takes(level):
+            self._bound.log(level, event, **fields)
 
 
 class Repeats:

@@ -148,8 +148,11 @@ class Edge:
         self.metrics.observe_request(method, route, exchange.status, seconds, is_own=not exchange.is_passed_on)
         # A platform asks every few seconds. Its requests would push everything else out of a log that is rotated.
         is_routine = route in PROBES and exchange.status < 400
+        level = logging.DEBUG if is_routine else logging.INFO
+        if not self._lines.takes(level):
+            return
         self._lines.log(
-            logging.DEBUG if is_routine else logging.INFO,
+            level,
             "request",
             method=method,
             route=route,
