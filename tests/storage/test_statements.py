@@ -76,7 +76,7 @@ def kinds_of(annotation: object) -> tuple[type, bool]:
     return kind, NoneType in typing.get_args(annotation)
 
 
-NEVER_NULL = {("Use", "application")}
+NEVER_NULL = {("Use", "application"), ("_Left", "application")}
 """Fields whose columns may be null, in rows of statements that leave null out."""
 
 
