@@ -20,6 +20,7 @@ from bench.servers import NEW_KEY, UNLIMITED, Machine
 from keyman.processes import raise_file_limit
 from tests.support.cli import children
 from tests.support.http import NO_TLS
+from tests.support.waiting import freeze
 
 MEGABYTES = 400
 """The most memory that the worker may use."""
@@ -43,7 +44,7 @@ def run(machine: Machine, connections: int) -> list[Ratio]:
     with ExitStack() as stack:
         for pid in stopped:
             stack.callback(os.kill, pid, signal.SIGCONT)
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         waiting = [stack.enter_context(_waiting(address, headers)) for _ in range(connections)]
         time.sleep(ARRIVAL)
         open_now = sum(not _has_answer(one) for one in waiting)

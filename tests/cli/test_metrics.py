@@ -22,7 +22,7 @@ from tests.support.floods import flood
 from tests.support.http import NO_TLS, free_port, sign_up
 from tests.support.needs import quick
 from tests.support.planes import Vault
-from tests.support.waiting import until
+from tests.support.waiting import freeze, until
 
 
 def get(url: str) -> httpx.Response:
@@ -176,7 +176,7 @@ def test_metrics_are_served_while_no_worker_runs(metered_env: dict[str, str], tm
     with serve(metered_env, tmp_path) as service:
         until(lambda: heartbeat(service) > 0, "a heartbeat")
         (worker,) = service.workers
-        os.kill(worker, signal.SIGSTOP)
+        freeze(worker)
         last = heartbeat(service)
         os.kill(worker, signal.SIGKILL)
         until(lambda: service.workers not in ([], [worker]), "a new worker")

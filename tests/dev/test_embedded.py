@@ -20,7 +20,7 @@ from keyman.errors import ConfigurationError, MissingExtra
 from keyman.vault.adapter import VaultFault, none_if_missing
 from tests.support.cli import has_ended
 from tests.support.needs import quick
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, freeze
 
 ROOT = Path(__file__).parents[2]
 
@@ -278,7 +278,7 @@ async def test_it_waits_for_a_server_before_it_that_has_not_ended_yet(
 ) -> None:
     await keep(await embedded.start(home), key="value")
     (before,) = servers
-    before.send_signal(signal.SIGSTOP)
+    freeze(before.pid)
     with monkeypatch.context() as patch:
         patch.setattr(embedded, "RELEASE_TIMEOUT", 0.1)
         with pytest.raises(ConfigurationError, match="Another Vault still uses"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from sqlalchemy.engine import URL
 
 from tests.support.cli import Service, environment, serve, variables
 from tests.support.planes import Vault
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, freeze, until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -48,7 +46,7 @@ def test_a_plane_is_healthy_on_any_port_and_without_ipv4(
         until(lambda: is_healthy(service.live.pid) or _has_ended(service), "health")
         assert not _has_ended(service), service.live.err
         assert checked(service.live.pid) == 0
-        os.kill(service.workers[0], signal.SIGSTOP)  # it accepts connections, and answers nothing
+        freeze(service.workers[0])  # it accepts connections, and answers nothing
         assert checked(service.live.pid) == 1
 
 

@@ -25,7 +25,7 @@ from tests.support.database import PostgresServer
 from tests.support.http import sign_up
 from tests.support.needs import quick
 from tests.support.planes import Vault
-from tests.support.waiting import becomes, until
+from tests.support.waiting import becomes, freeze, until
 
 pytestmark = pytest.mark.anyio
 
@@ -277,7 +277,7 @@ async def _frozen(server: PostgresServer) -> AsyncIterator[None]:
     """The server and every session of it."""
     frozen = [server.pid, *children(server.pid)]
     for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     try:
         yield
     finally:

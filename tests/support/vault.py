@@ -22,7 +22,7 @@ from keyman.vault import provision
 from tests.support.cli import settings_of
 from tests.support.database import StoredKey
 from tests.support.http import NO_TLS, client_of
-from tests.support.waiting import until
+from tests.support.waiting import freeze, until
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class DisposableVault:
         return replace(wanted, role_id=issued.role_id, secret_id=issued.secret_id)
 
     def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)

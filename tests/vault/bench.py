@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import signal
 import ssl
 from collections.abc import AsyncIterator
@@ -32,6 +31,7 @@ from keyman.vault.login import VaultClient
 from keyman.vault.provision import issue_credentials, provision
 from tests.support.http import RecordingProxy, recording_proxy
 from tests.support.vault import RunningVault
+from tests.support.waiting import freeze
 
 ROLE = "keyman-management"
 
@@ -282,9 +282,7 @@ class SealableVault:
         await unseal(self.server, self.bench.admin)
 
     def freeze(self) -> None:
-        """Stop it where it stands; returns when all its threads do."""
-        self.server.process.send_signal(signal.SIGSTOP)
-        os.waitpid(self.server.process.pid, os.WUNTRACED)
+        freeze(self.server.process.pid)
 
     def thaw(self) -> None:
         self.server.process.send_signal(signal.SIGCONT)
