@@ -362,6 +362,7 @@ def _newest(person: Person) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server: DevServer) -> None:
     ada = arrive(signed_up=False, reduced_motion="reduce")
     ada.email = f"{'e' * 64}@{'.'.join(['d' * 56] * 3)}.example"

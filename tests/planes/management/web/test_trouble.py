@@ -236,6 +236,7 @@ def test_where_sign_up_is_closed_nobody_is_asked_to(arrive: Arrive, closed_plane
     assert ada.troubles(REFUSED) == []
 
 
+@pytest.mark.slow  # the same answer, for another reason
 def test_while_vault_is_gone_the_form_says_so_and_the_list_works(
     arrive: Arrive, harmed_dev: tuple[DevServer, Live], closed_plane: DevServer
 ) -> None:
