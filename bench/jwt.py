@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from time import process_time
 
 import click
 from joserfc.jws import JWSRegistry
 from joserfc.util import urlsafe_b64decode
 
+from bench.timing import best
 from keyman.http.credentials import claimed
 from keyman.identity.jose import BEARER_TYPES, OF_OTHER_TOKENS, Rules, verified
 from keyman.identity.jwks import KINDS
@@ -29,17 +28,6 @@ STEPS = 300
 
 LIMIT = 100
 """Microseconds that keyman may take beyond the verification."""
-
-
-def _best(step: Callable[[], object], rounds: int) -> float:
-    """Return the microseconds of one step, in the best round."""
-    found = []
-    for _ in range(rounds):
-        began = process_time()
-        for _ in range(STEPS):
-            step()
-        found.append((process_time() - began) / STEPS * 1e6)
-    return min(found)
 
 
 def _measure(algorithm: str, rounds: int) -> tuple[float, float]:
@@ -58,7 +46,7 @@ def _measure(algorithm: str, rounds: int) -> tuple[float, float]:
         assert found.jwt is not None
         verified(found.jwt, keys, rules)
 
-    return _best(lambda: model.verify(message, raw, key), rounds), _best(whole, rounds)
+    return best(lambda: model.verify(message, raw, key), STEPS, rounds), best(whole, STEPS, rounds)
 
 
 @click.command()

@@ -11,13 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from time import process_time
 
 import click
 
 from bench.ratios import Ratio, table
+from bench.timing import best
 
 STEPS = 5_000
 """Requests in a round."""
@@ -26,37 +25,27 @@ LINE, MEASUREMENT = 20.0, 10.0
 """The most microseconds of one log line, and of one measurement."""
 
 
-def _best(step: Callable[[], object], rounds: int) -> float:
-    """Return the microseconds of one step, in the best round."""
-    found = []
-    for _ in range(rounds):
-        began = process_time()
-        for _ in range(STEPS):
-            step()
-        found.append((process_time() - began) / STEPS * 1e6)
-    return min(found)
-
-
 @click.command()
 @click.option("--rounds", default=9, show_default=True)
 def main(rounds: int) -> None:
     """Print both times with their limits."""
     with tempfile.TemporaryDirectory() as directory:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # prometheus_client reads it when it is imported
-        from keyman import logs  # noqa: PLC0415
-        from keyman.metrics import Metrics  # noqa: PLC0415
+        from keyman import logs  # noqa: PLC0415  # after the variable
+        from keyman.metrics import Metrics  # noqa: PLC0415  # likewise
 
         metrics, lines = Metrics(), logs.LineLog()
         with (Path(directory) / "log").open("w") as stream:
             logs.configure_logging("json", "info", stream)
             logs.REQUEST_ID.set("0" * 32)
-            line = _best(
+            line = best(
                 lambda: lines.log(
                     logging.INFO, "request", method="POST", route="/api/keys", status=201, duration_ms=1.25, user_id=7
                 ),
+                STEPS,
                 rounds,
             )
-        measurement = _best(lambda: metrics.observe_request("POST", "/api/keys", 201, 0.00125), rounds)
+        measurement = best(lambda: metrics.observe_request("POST", "/api/keys", 201, 0.00125), STEPS, rounds)
     click.echo(
         table(
             [
