@@ -28,6 +28,20 @@ MAX_BROKEN = 10
 """Objects that are no JSON. After so many, `{` begins none: each can be as long as the rest of the text, and deep."""
 
 
+_PLACEHOLDER = re.compile(r"your[-_ ]|change[-_ ]?me|replace[-_ ]?me|insert[-_ ]|[-_ ]here$|x{6}|^<.*>$", re.IGNORECASE)
+_REFERENCE = re.compile(r"^\$|\$[{(]")
+
+
+def is_placeholder(value: str) -> bool:
+    """Return True for what stands in files that others are to fill in. A JSON credential has words of its owner."""
+    return not value.startswith("{") and _PLACEHOLDER.search(value) is not None
+
+
+def is_reference(value: str) -> bool:
+    """Return True for a value that a shell or a program would put together from another variable, or by a command."""
+    return not value.startswith("{") and _REFERENCE.search(value) is not None
+
+
 @dataclass(frozen=True)
 class Line:
     """A value in the text, which begins on the line with this number, and the name of its variable, if it has one."""
@@ -63,6 +77,8 @@ def _named(line: str) -> re.Match[str] | None:
 def _value(text: str, begin: int, *, takes_json: bool) -> tuple[str, int, bool]:
     """Return the value that begins here, the end of its last line, and whether it only begins as JSON does."""
     quote = text[begin : begin + 1]
+    if quote == "#":  # a comment behind a name without a value: no key begins so
+        return "", _end_of_line(text, begin), False
     is_json = takes_json and quote == "{"
     if is_json:
         value, end = _json(text, begin)

@@ -37,6 +37,8 @@ EMPTY=
 Bearer sk-one0two3four7
 sk-one0two3four8
 HASH=abc#def12
+LATER= # to be filled in
+LATER_TOO=#sk-one0two3four9
 UNCLOSED="abcdefgh
 LAST=1"""
 
@@ -57,8 +59,10 @@ def test_each_value_is_found_with_its_line_and_its_name() -> None:
         (29, "", "sk-one0two3four7"),
         (30, "", "sk-one0two3four8"),
         (31, "HASH", "abc#def12"),
-        (32, "UNCLOSED", "abcdefgh"),
-        (33, "LAST", "1"),
+        (32, "LATER", ""),
+        (33, "LATER_TOO", ""),
+        (34, "UNCLOSED", "abcdefgh"),
+        (35, "LAST", "1"),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from keyman.cli.owner.server import explain, find_server, url_option
 from keyman.cli.terminal import as_text, print_rows, require_confirmation
 from keyman.client import ClientError, Key, Keyman, NewKey, Service
 from keyman.errors import KeymanError
-from keyman.providers.dotenv import Line, read_lines
+from keyman.providers.dotenv import Line, is_placeholder, is_reference, read_lines
 from keyman.providers.naming import may_be_key, service_of
 from keyman.providers.pasted import check_pasted
 from keyman.secret import Secret
@@ -24,9 +23,6 @@ MAX_FILE = 1024 * 1024
 
 BATCH = 50
 """Keys that are stored with one call: the maximum of the API."""
-
-PLACEHOLDER = re.compile(r"your[-_ ]|changeme|x{6}|^<.*>$", re.IGNORECASE)
-"""What stands in files that others are to fill in."""
 
 
 class Candidate(msgspec.Struct):
@@ -136,9 +132,9 @@ def _candidate(offered: Offered, line: Line, chosen: Mapping[str, Service], *, i
 
 def _problem(value: str) -> str | None:
     """Return why a value is certainly no key. The server looks more closely."""
-    if value.startswith("$"):
+    if is_reference(value):
         return "refers to another variable"
-    if PLACEHOLDER.search(value):
+    if is_placeholder(value):
         return "is a placeholder"
     if value.startswith("{"):
         return None

@@ -164,6 +164,22 @@ def test_a_key_that_begins_in_another_way_is_stored_if_it_is_named(member: Perso
     assert [key["service"] for key in member.stored()] == ["OPENAI", "MISTRAL"]
 
 
+def test_a_service_account_whose_names_are_those_of_a_placeholder_is_stored(member: Person) -> None:
+    account = ACCOUNT.replace("my-project-123", "sell-your-car")
+    assert "your-" in account
+    member.does("key", "import", "-", "--yes", stdin=f"VERTEX='{account}'\n")
+    assert [key["service"] for key in member.stored()] == ["GOOGLE_VERTEX"]
+
+
+@pytest.mark.parametrize(
+    "value", ["# put it here", "#insert-a-key-here", "'sk-${SUFFIX}-abcdef'", "insert-a-key", "$(pass x)"]
+)
+def test_what_stands_for_a_key_is_not_stored(value: str, member: Person) -> None:
+    done = member.types("key", "import", "-", "--yes", stdin=f"MISTRAL_API_KEY= {value}\n")
+    assert complaint(done) == "keyman: There is no key to store in standard input."
+    assert member.stored() == []
+
+
 def test_the_last_assignment_of_a_variable_counts(member: Person) -> None:
     text = f"OPENAI_API_KEY=sk-proj-{BODY}1234\nOPENAI_API_KEY=sk-proj-{BODY}5678\n"
     member.does("key", "import", "-", "--yes", stdin=text)

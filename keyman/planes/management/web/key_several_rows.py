@@ -15,7 +15,7 @@ from keyman.keys.schemas import KeyInfo, NewKey
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.outcomes import ids_of
 from keyman.providers.catalogue import Catalogue, ServiceInfo
-from keyman.providers.dotenv import Line
+from keyman.providers.dotenv import Line, is_placeholder, is_reference
 from keyman.providers.naming import service_of
 from keyman.providers.recognition import check_new_key, texts_of, unusual_beginning
 
@@ -106,9 +106,16 @@ def _look(catalogue: Catalogue, row: Row) -> None:
     if isinstance(entry, Problem):
         row.fault = first_fault(entry)
     else:
-        row.doubt = unusual_beginning(catalogue, row.service, entry.api_key) or ""
+        row.doubt = _stand_in(row.line.value) or unusual_beginning(catalogue, row.service, entry.api_key) or ""
         row.doubt = row.doubt or _lacking(catalogue, row)
     row.is_chosen = row.fault is None and not row.doubt
+
+
+def _stand_in(value: str) -> Sentence | None:
+    """Return a sentence for a value that stands for a key that is elsewhere, or that is yet to be filled in."""
+    if is_placeholder(value):
+        return Sentence("This looks like a placeholder, not like a key.")
+    return Sentence("This refers to another variable.") if is_reference(value) else None
 
 
 def _lacking(catalogue: Catalogue, row: Row) -> str:

@@ -105,6 +105,17 @@ async def test_each_key_is_shown_with_its_service_its_mask_and_what_is_wrong(sha
     assert await keys(ada) == []
 
 
+async def test_what_stands_for_a_key_is_not_chosen(shared: ApiPlane) -> None:
+    text = "MISTRAL_API_KEY=your-api-key\nCOHERE_API_KEY=${OTHER_KEY}\nXAI_API_KEY= # to be filled in\n"
+    page, fields = await looked(await somebody(shared), text)
+    assert [note for _, _, note in rows_of(page)] == [
+        "This looks like a placeholder, not like a key.",
+        "This refers to another variable.",
+    ]
+    assert [value for name, value in fields if name == "use"] == []
+    assert "Left out, because they have no value or are no keys: XAI_API_KEY" in html.unescape(page.text)
+
+
 async def test_the_chosen_keys_are_stored_in_one_go_and_the_others_can_be_tried_again(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     _, fields = await looked(ada)
