@@ -180,6 +180,9 @@ def main() -> None:
         for error in getattr(fault, "errors", ()):
             click.echo(f"  {error.field}: {error.message}" if error.field else f"  {error.message}", err=True)
         sys.exit(1)
+    except UnicodeEncodeError:  # here, because a program for `keyman run` and a path may be any bytes
+        click.echo("keyman: An argument has bytes that are no text here. Write it in UTF-8.", err=True)
+        sys.exit(2)
     except SystemExit:
         _flush()
         raise

@@ -57,9 +57,18 @@ def read_secret(what: str, prompt: str, *, twice: bool = False) -> Secret:
     if sys.stdin is None:
         raise ConfigurationError(f"There is no standard input to read the {what} from.")
     if is_terminal():
-        return Secret(click.prompt(prompt, hide_input=True, confirmation_prompt=twice, err=True))
+        return _ask_secret(what, prompt, twice=twice)
     # The bytes, because in another locale the text would be another password than the one of a browser.
     return as_text(sys.stdin.buffer.readline(), what)
+
+
+def _ask_secret(what: str, prompt: str, *, twice: bool) -> Secret:
+    """Read a secret from a prompt. Raises ConfigurationError for bytes that are no text in the terminal's encoding."""
+    try:
+        return Secret(click.prompt(prompt, hide_input=True, confirmation_prompt=twice, err=True))
+    except UnicodeDecodeError:
+        fault = ConfigurationError(f"The {what} must be text in the encoding of this terminal, which should be UTF-8.")
+    raise fault  # here, because the other error holds the bytes
 
 
 def as_text(given: bytes, what: str) -> Secret:

@@ -43,6 +43,9 @@ class Terminal:
     def types(self, text: str) -> None:
         os.write(self._end, text.encode())
 
+    def types_bytes(self, content: bytes) -> None:
+        os.write(self._end, content)
+
     def ends(self) -> int:
         return self.process.wait(PATIENCE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -35,7 +36,11 @@ def read_value() -> Secret:
     text = as_text(sys.stdin.buffer.read(MAX_VALUE), "key")
     if not text.reveal().strip():
         raise ConfigurationError("Standard input is empty: there is no key in it.")
-    return text if text.reveal().lstrip().startswith("{") else Secret(text.reveal().lstrip().splitlines()[0])
+    return text if text.reveal().lstrip().startswith("{") else Secret(_LINE_BREAK.split(text.reveal().lstrip())[0])
+
+
+_LINE_BREAK = re.compile(r"[\r\n]")
+"""What ends a line. For `str.splitlines` an invisible character within a key does too, and would cut the key."""
 
 
 class Moment(click.ParamType[datetime]):

@@ -18,7 +18,7 @@ from keyman.cli.owner.offered import Offered
 from keyman.cli.owner.server import explain, find_server, url_option
 from keyman.cli.owner.shown import describe, print_json, say_verdict, service_of
 from keyman.cli.owner.values import add, replace
-from keyman.cli.terminal import json_option, print_rows, require_confirmation
+from keyman.cli.terminal import cell, json_option, print_rows, require_confirmation
 from keyman.client import ClientError, Key, Keyman, KeyStatus, NotFound, Service, Sort, Verdict
 from keyman.errors import KeymanError
 
@@ -227,8 +227,8 @@ def _consequences(client: Keyman, key: Key, service: Service) -> str:
         lines.append("It was never used.")
     else:
         at = key.last_used_at.astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
-        lines.append(f"{key.last_used_by or 'Somebody'} used it last, {at}.")
-    able = [one.name for one in client.applications() if key.service in one.services and not one.blocked]
+        lines.append(f"{cell(key.last_used_by or 'Somebody')} used it last, {at}.")
+    able = [cell(one.name) for one in client.applications() if key.service in one.services and not one.blocked]
     if able:
         lines.append(f"Applications that may use your {service.name} keys: {', '.join(able)}.")
     lines.append(f"At {service.name} the key stays valid until you revoke it there.")

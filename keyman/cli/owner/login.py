@@ -38,7 +38,7 @@ def login(url: str | None, email: str | None, with_token: bool) -> None:
     """
     logins = Logins.load()
     where = server_url(url or os.environ.get(URL, "").strip() or logins.current or _missing_url())
-    earlier = logins.token_of(where)
+    earlier = _earlier(logins, where)
     with closing(Visitor(where)) as visitor, advice(where):
         if visitor.takes_passwords() and not with_token:
             email = email or _ask_address()
@@ -51,6 +51,14 @@ def login(url: str | None, email: str | None, with_token: bool) -> None:
     click.echo(f"Signed in to {where}{f' as {email}' if email else ''}.", err=True)
     if file is not None:
         click.echo(f"No keyring here keeps the token, so it is in {file}, which only you can read.", err=True)
+
+
+def _earlier(logins: Logins, where: str) -> Secret | None:
+    """Return the token that a login replaces. One in a keyring that is locked is left there."""
+    try:
+        return logins.token_of(where)
+    except KeymanError:
+        return None
 
 
 def _missing_url() -> str:
@@ -106,8 +114,7 @@ def logout(url: str | None) -> None:
     where = server_url(url) if url else logins.current
     if where is None or where not in logins.servers:
         raise KeymanError(f"You are not signed in{f' to {where}' if where else ''}.")
-    token = logins.token_of(where)
-    failure = "The keyring does not have it any more." if token is None else _revoke(Server(where, token))
+    failure = _end(logins, where)
     logins.remove(where)
     if failure is not None:
         raise KeymanError(
@@ -115,6 +122,15 @@ def logout(url: str | None) -> None:
             f"Revoke it there: {where}{TOKENS}"
         )
     click.echo(f"Signed out of {where}.", err=True)
+
+
+def _end(logins: Logins, where: str) -> str | None:
+    """Revoke the token of a login, and return why that failed, or None if the token works no more."""
+    try:
+        token = logins.token_of(where)
+    except KeymanError:
+        return "The keyring of the system is locked or does not answer."
+    return "The keyring does not have it any more." if token is None else _revoke(Server(where, token))
 
 
 @click.command("open")

@@ -64,7 +64,10 @@ class Logins(msgspec.Struct):
             ) from None
 
     def token_of(self, url: str) -> Secret | None:
-        """Return the token of a server, or None without a login there, and if the keyring has lost it."""
+        """Return the token of a server, or None without a login there, and if the keyring has lost it.
+
+        Raises KeymanError if the keyring has it, but does not give it out.
+        """
         login = self.servers.get(url)
         if login is None:
             return None
@@ -123,8 +126,13 @@ def _from_keyring(url: str) -> Secret | None:
     try:
         found = keyring.get_password(_service(url), USER)
     except Exception:  # noqa: BLE001  # as above
-        return None
-    return None if found is None else Secret(found)
+        fault = KeymanError(
+            f"Your token for {url} is in the keyring of the system, which is locked or does not answer. Unlock it, or "
+            f"run: keyman login {url}"
+        )
+    else:
+        return None if found is None else Secret(found)
+    raise fault  # here, because nobody knows what the other error holds
 
 
 def _out_of_keyring(url: str) -> None:

@@ -156,7 +156,7 @@ ADVICE: dict[type[ClientError], str] = {
     Forbidden: "{fault} `keyman login {url}` gets a token that can read, change and use keys.",
     NotFound: "You have no such key at {url}. `keyman key list` shows those that you have.",
     PreconditionFailed: "The key was changed a moment ago, so nothing was done. Look at it with `keyman key list`.",
-    RateLimited: "{fault} Try again in {fault.retry_after} s.",
+    RateLimited: "{fault} Try again in {retry_after} s.",
     DeadlineExceeded: "{url} did not answer in time. Try again; if it was a change, look first whether it was made.",
     BadAnswer: "{url} does not answer as keyman does. Check the address. {fault}",
 }
@@ -185,7 +185,10 @@ def explain(fault: ClientError, url: str, variable: str | None = None) -> str:
         template = BAD_TOKEN
     elif isinstance(fault, RateLimited) and fault.retry_after is None:
         template = "{fault}"
-    return template.format(url=url, fault=fault, variable=variable)
+    said = str(fault)
+    if template is ADVICE[BadAnswer]:
+        said = f"{said[0].upper()}{said[1:].removesuffix('.')}."
+    return template.format(url=url, fault=said, variable=variable, retry_after=fault.retry_after)
 
 
 def _sentence(error: FieldError) -> str:

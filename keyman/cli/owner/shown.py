@@ -6,13 +6,14 @@ import click
 import msgspec
 
 from keyman.cli.owner.server import Server, explain
+from keyman.cli.terminal import cell
 from keyman.client import ClientError, Conflict, Key, Keyman, Service
 
 
 def describe(key: Key, service: Service | None = None) -> str:
     """Return a key as people know it, without its number."""
     label = f', "{key.name}"' if key.name else ""
-    return f"{service.name if service is not None else key.service}, {key.last_4_chars}{label}"
+    return cell(f"{service.name if service is not None else key.service}, {key.last_4_chars}{label}")
 
 
 def service_of(client: Keyman, key: Key) -> Service:
@@ -37,7 +38,7 @@ def check(server: Server, key: Key) -> Key:
 
 def say_verdict(key: Key) -> None:
     if key.check is not None:
-        click.echo(f"Checked: {key.check.verdict}. {key.check.detail}", err=True)
+        click.echo(cell(f"Checked: {key.check.verdict}. {key.check.detail}"), err=True)
 
 
 OF_CALLS = ("etag", "duplicate_of")

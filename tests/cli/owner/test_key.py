@@ -102,6 +102,38 @@ def test_what_is_no_key_is_refused_with_what_to_do_and_not_repeated(value: str, 
     assert member.stored() == []
 
 
+@pytest.mark.parametrize("character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_key_is_not_cut_at_a_character_that_nobody_sees(character: str, member: Person) -> None:
+    done = member.types("key", "add", "OPENAI", stdin=f"{OPENAI_KEY}{character}{BODY}")
+    assert f"contains an invisible character (U+{ord(character):04X}" in failed(done)
+    assert member.stored() == []
+
+
+def test_a_key_ends_with_its_line_on_every_system(member: Person) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        member.does("key", "add", "OPENAI", stdin=f"\n {OPENAI_KEY}{end}user: ada{end}")
+    assert [key["last_4_chars"] for key in member.stored()] == ["sk-...1234"] * 3
+
+
+def test_bytes_that_are_no_text_end_in_a_sentence_and_without_a_key(member: Person) -> None:
+    key = str(member.stores("OPENAI", OPENAI_KEY))
+    for typed in (
+        ("key", "add", "OPENAI", "--name", "\udcff"),
+        ("key", "edit", key, "--name", "\udcff"),
+        ("key", "list", "--search", "\udcff"),
+        ("login", member.url, "--email", "\udcff@example.com"),
+    ):
+        done = member.types(*typed, stdin=OPENAI_KEY)
+        assert done == (2, "", "keyman: An argument has bytes that are no text here. Write it in UTF-8.\n")
+    with terminal("key", "add", "OPENAI", env=member.env) as screen:
+        screen.shows("API key: ")
+        screen.types_bytes(b"sk-\xff\xfe\n")
+        screen.shows("keyman: The key must be text in the encoding of this terminal, which should be UTF-8.")
+        assert screen.ends() == 1
+        assert "Traceback" not in screen.screen
+    assert [one["name"] for one in member.stored()] == [None]
+
+
 @pytest.mark.parametrize(
     "typed",
     [

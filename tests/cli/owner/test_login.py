@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from keyring.backend import KeyringBackend
 from keyring.backends import null
+from keyring.errors import KeyringLocked
 from stack.certificates import authority, issue
 
 from keyman.cli.owner.sign_in import host
@@ -19,7 +20,7 @@ from tests.cli.test_common import failed
 from tests.cli.transcript import keyman
 from tests.client.asking import given
 from tests.support.cli import environment, run_keyman
-from tests.support.http import faulty_server, free_port, script
+from tests.support.http import Reply, faulty_server, free_port, script
 from tests.support.planes import PASSWORD, Vault
 from tests.support.terminal import terminal
 
@@ -122,6 +123,37 @@ def test_a_token_goes_into_the_keyring_and_not_into_the_file(
     assert ring.held == {}
 
 
+class Locked(Ring):
+    """A keyring that nobody unlocks."""
+
+    def get_password(self, service: str, username: str) -> str | None:
+        raise KeyringLocked(f"locked, with {self.held}")
+
+
+def test_a_keyring_that_is_locked_is_said_and_the_login_stays(
+    stranger: Person, use_ring: Callable[[KeyringBackend], None]
+) -> None:
+    ring, locked = Ring(), Locked()
+    use_ring(ring)
+    stranger.signs_in()
+    use_ring(locked)
+    said = failed(stranger.types("key", "list"))
+    assert said == (
+        f"keyman: Your token for {stranger.url} is in the keyring of the system, which is locked or does not answer. "
+        f"Unlock it, or run: keyman login {stranger.url}\n"
+    )
+    use_ring(ring)
+    stranger.does("key", "list")
+    use_ring(locked)
+    assert "could not be revoked. The keyring of the system is locked" in failed(stranger.types("logout"))
+    assert failed(stranger.types("key", "list")).startswith("keyman: You are not signed in.")
+    use_ring(ring)
+    stranger.signs_in()
+    use_ring(locked)
+    stranger.signs_in()
+    assert token_in(stranger).startswith("km_"), "the file has it, because the keyring does not"
+
+
 def test_a_keyring_that_forgets_is_none(stranger: Person, use_ring: Callable[[KeyringBackend], None]) -> None:
     use_ring(null.Keyring())  # type: ignore[no-untyped-call]  # keyring has no type there
     stranger.signs_in()
@@ -189,6 +221,23 @@ def test_http_where_https_is_meant_is_said_in_words(stranger: Person) -> None:
 def test_another_server_is_recognised_before_a_password_is_asked(stranger: Person) -> None:
     done = stranger.types("login", f"{stranger.url}/elsewhere", "--email", "a@example.com", stdin=PASSWORD)
     assert "There is no keyman at" in failed(done)
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [(502, "The server gives no reason (502)."), (302, "The server answers with a redirect, which is not followed")],
+)
+def test_an_answer_of_a_proxy_is_said_in_whole_sentences(member: Person, status: int, why: str) -> None:
+    page = Reply(status, b"<html>down</html>", {"Content-Type": "text/html", "Location": "/maintenance"})
+
+    async def list_keys() -> None:
+        async with faulty_server([page] * 9) as server:
+            member.logins.write_text(member.logins.read_text().replace(member.url, server.address))
+            said = failed(await asyncio.to_thread(run_keyman, "key", "list", env=member.env))
+            assert f"does not answer as keyman does. Check the address. {why}" in said
+            assert "html" not in said
+
+    asyncio.run(list_keys())
 
 
 def test_another_file_of_somebody_else_is_not_trusted(member: Person) -> None:
