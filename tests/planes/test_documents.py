@@ -116,15 +116,17 @@ def test_a_typescript_client_stores_lists_replaces_and_deletes(compiled: Place) 
     url = f"http://127.0.0.1:{compiled.port}"
     ada = sign_up(url, "ada@example.com")
     token = ada.post("/api/tokens", json={"name": "typescript"}).json()["token"]
+    own = ada.post("/api/keys", json={"service": "OPENAI", "api_key": KEYS["OPENAI"]}).json()
     done = compiled.run("node", "manage.js", KEYMAN_URL=url, KEYMAN_TOKEN=token)
     assert done.stdout.splitlines() == [
         "refused: 400 One field is invalid. api_key: must be 8 to 8,192 characters long.",
         "added: From TypeScript sk-...1234 active",
-        "listed: sk-...9abc sk-...5678 sk-...1234",
+        f"listed: sk-...9abc sk-...5678 sk-...1234 {own['last_4_chars']}",
         "replaced: sk-...WXYZ",
         "a second time: It has changed in the meantime",
-        "left: 0",
+        "left of these: 0",
     ], done.stderr
+    assert [key["id"] for key in ada.get("/api/keys").json()] == [own["id"]]
 
 
 def test_a_typescript_client_uses_a_key(compiled: Place) -> None:

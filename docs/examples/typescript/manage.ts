@@ -68,8 +68,8 @@ try {
 
 const { key, etag } = await add("sk-made-up-0123456789abcdef1234", "From TypeScript");
 console.log("added:", key.name, key.last_4_chars, key.status);
-await add("sk-made-up-0123456789abcdef5678", "Another one");
-await add("sk-made-up-0123456789abcdef9abc", "A third one");
+const another = await add("sk-made-up-0123456789abcdef5678", "Another one");
+const third = await add("sk-made-up-0123456789abcdef9abc", "A third one");
 console.log("listed:", (await list("OPENAI")).map((one) => one.last_4_chars).join(" "));
 
 const replaced = await replace(key, etag, "sk-made-up-0123456789abcdefWXYZ");
@@ -77,5 +77,7 @@ console.log("replaced:", "last_4_chars" in replaced ? replaced.last_4_chars : de
 const stale = await replace(key, etag, "sk-made-up-0123456789abcdefstale");
 console.log("a second time:", "last_4_chars" in stale ? stale.last_4_chars : stale.title);
 
-for (const one of await list("OPENAI")) await remove(one);
-console.log("left:", (await list("OPENAI")).length);
+const made = [key, another.key, third.key];
+for (const one of made) await remove(one);
+const left = (await list("OPENAI")).filter((one) => made.some((removed) => removed.id === one.id));
+console.log("left of these:", left.length);
