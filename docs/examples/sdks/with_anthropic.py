@@ -11,7 +11,7 @@ from anthropic import Anthropic, AsyncAnthropic, AuthenticationError
 from keyman.client import AsyncResolver, NotFound, Resolver
 
 USER = int(os.environ.get("USER_ID", "1"))
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-sonnet-5"
 
 
 def answer(resolver: Resolver, sdk: Anthropic, user_id: int, question: str) -> str:

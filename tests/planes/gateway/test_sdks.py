@@ -300,6 +300,7 @@ def test_a_recipe_gives_the_sdk_a_key_for_each_request(place: Place, name: str) 
     missing = f"Add an {'OpenAI' if service == 'OPENAI' else 'Anthropic'} key in Settings, then try again."
     for_one = ["Hi"] if service == "OPENAI" else []
     assert done.stdout.splitlines() == ["Hi", missing, *for_one, "['Hi', 'Hi']"], done.stderr
+    assert "deprecated" not in done.stderr, done.stderr  # as an SDK says of an old model
     path = "/chat/completions" if service == "OPENAI" else "/messages"
     assert place.provider.asked[before:] == [f"POST /{service}/v1{path}"] * (3 + len(for_one))
     assert KEYS[service] not in done.stdout + done.stderr
