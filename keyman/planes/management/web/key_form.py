@@ -232,6 +232,9 @@ def _form(
     # A day that has passed is not the new value's. The form names it, and asks for another.
     shown = {"name": (key.name or "") if key else "", "expires_at": "" if over and aim == REPLACE else _day(until)}
     service = key.service if key is not None else typed.text("service") if typed is not None else ""
+    services = offered(catalogue, own.caller) if key is None else catalogue.infos()
+    if key is None and len(services) == 1:
+        service = services[0].service  # nothing to choose
     settings = key.settings if key is not None else {}
     if typed is not None:
         settings = _settings(typed, catalogue, service)
@@ -250,7 +253,7 @@ def _form(
         setting_field=setting_field,
         attempt=attempt,
         view=view or View(),
-        services=offered(catalogue, own.caller) if key is None else catalogue.infos(),
+        services=services,
         prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
         takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},
         exclusive=catalogue.exclusive_prefixes(),
