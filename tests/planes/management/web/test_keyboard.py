@@ -189,3 +189,16 @@ def test_nothing_lies_above_what_has_the_focus(arrive: Arrive, dev_server: DevSe
     while not rows(page).last.get_by_role("link").evaluate("(link) => link === document.activeElement"):
         page.keyboard.press("Tab")
         assert page.evaluate(HIDDEN) == ""  # under the bar for what is selected
+
+
+def test_the_bar_of_a_phone_hides_nothing_that_gets_the_focus(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE, reduced_motion="reduce", locale="de-DE"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(20)))
+    ada.open(KEYS)
+    rows(page).first.get_by_role("checkbox").check()
+    covered = """() => document.activeElement.getBoundingClientRect().bottom >
+      document.querySelector("#selected").getBoundingClientRect().top"""
+    while not rows(page).last.get_by_role("link").evaluate("(link) => link === document.activeElement"):
+        page.keyboard.press("Tab")
+        assert not page.evaluate(covered)  # in German, the bar has three lines

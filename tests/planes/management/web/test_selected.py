@@ -50,7 +50,7 @@ def test_several_keys_are_paused_brought_back_and_deleted(arrive: Arrive, dev_se
     ]
     expect(dialog(page)).to_contain_text("These are not active, so nothing changes for them:")
     dialog(page).get_by_role("button", name="Pause", exact=True).click()
-    said = page.get_by_role("status")
+    said = page.locator("#status")  # the bar has another status
     expect(said).to_contain_text("2 keys are paused. Applications no longer get them.")
     assert statuses(ada) == {**dict.fromkeys("ab", "disabled"), **dict.fromkeys("cd", "active"), "off": "disabled"}
     page.get_by_role("button", name="Undo").click()
@@ -115,3 +115,60 @@ def test_the_bar_fits_a_phone_and_is_in_view(arrive: Arrive, dev_server: DevServ
         ada.page.locator(".tick input").first.check()
         expect(ada.page.locator("#selected")).to_be_in_viewport(ratio=1)
         assert narrow_places(ada.page) == []
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_the_bar_is_two_keys_away_from_each_selected_row(arrive: Arrive, dev_server: DevServer, scripts: bool) -> None:
+    ada = join(arrive(signed_up=False, java_script_enabled=scripts, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(30)))
+    ada.open(KEYS)
+    bar, row = page.get_by_role("form", name="Selected keys"), rows(page).nth(20)
+    leads = row.get_by_role("link", name="Go to selection")
+    expect(leads).to_have_count(0)
+    box = row.get_by_role("checkbox")
+    box.focus()
+    page.keyboard.press("Space")
+    expect(box).to_be_focused()  # nothing moves it unasked
+    at = box.bounding_box()
+    page.keyboard.press("Tab")
+    expect(leads).to_be_focused()
+    expect(leads).to_be_in_viewport(ratio=1)
+    page.keyboard.press("Enter")
+    expect(bar).to_be_focused()
+    expect(bar).to_be_in_viewport(ratio=1)
+    if scripts:
+        assert box.bounding_box() == at
+    page.keyboard.press("Tab")
+    expect(bar.get_by_role("button", name="Pause")).to_be_focused()
+
+
+def test_the_bar_comes_before_the_list_for_the_keyboard(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, *KEPT)
+    ada.open(KEYS)
+    box = rows(page).first.get_by_role("checkbox")
+    box.check()
+    page.keyboard.press("Shift+Tab")
+    expect(page.get_by_role("button", name="Clear selection")).to_be_focused()
+
+
+def test_the_number_of_selected_keys_is_put_into_a_status_that_is_there(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, *KEPT)
+    ada.open(KEYS)
+    page.evaluate(
+        """() => {
+          const words = document.getElementById("picked");
+          window.said = [];
+          new MutationObserver(() => said.push([words.checkVisibility(), words.textContent]))
+            .observe(words, { childList: true });
+        }"""
+    )
+    said = page.get_by_role("form", name="Selected keys").get_by_role("status")
+    for number in (1, 2):
+        page.get_by_role("checkbox").nth(number).check()
+        expect(said).to_have_text(f"Selected: {number}")
+    assert page.evaluate("said") == [[True, "Selected: 1"], [True, "Selected: 2"]]

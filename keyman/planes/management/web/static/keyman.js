@@ -111,14 +111,29 @@
 
   // --- several keys: how many are selected
 
+  let counting;
+
   document.addEventListener("change", ({ target }) => {
     if (target.matches(".tick input")) picked();
+  });
+
+  // Without this, the link scrolls to where the bar would be if it did not stay in view.
+  document.addEventListener("click", (event) => {
+    if (!event.target.matches(".tick + a")) return;
+    event.preventDefault();
+    const bar = document.getElementById("selected");
+    bar.focus({ preventScroll: true });
+    if (getComputedStyle(bar).position !== "sticky") bar.scrollIntoView({ block: "nearest" });
   });
 
   function picked() {
     const words = document.getElementById("picked");
     const count = document.querySelectorAll(".tick input:checked").length;
-    if (words) words.textContent = count ? words.dataset.picked.replace("{count}", count) : "";
+    if (!words) return;
+    const said = count ? words.dataset.picked.replace("{count}", count) : "";
+    clearTimeout(counting);
+    if (!said || words.textContent) words.textContent = said;
+    else counting = setTimeout(() => (words.textContent = said), 100); // the bar has just appeared: see `done` below
   }
 
   // --- toasts: what was done, until there was time to read it; and what failed, until it is closed or something succeeds
