@@ -69,11 +69,11 @@ class ProviderKey(Secret):
 def check_new_key(catalogue: Catalogue, beside: Collection[str] = ()) -> Check:
     """Return a check of the parsed fields of a NewKey, for what the type of a single field cannot check.
 
-    `beside` are the `texts_of` the values that are sent with it. The label has none of them either.
+    `beside` are the `texts_of` the values that are sent with it. Label and settings have none of them either.
     """
 
     def check(values: Mapping[str, object]) -> Iterator[FieldError]:
-        yield from check_label(values, beside)
+        yield from check_shown(values, beside)
         service, value, given = values.get("service"), values.get("api_key"), values.get("settings")
         if not isinstance(service, str):
             return
@@ -98,13 +98,29 @@ def check_settings(catalogue: Catalogue, service: str, given: Mapping[str, str])
 
 def check_label(values: Mapping[str, object], beside: Collection[str] = ()) -> Iterator[FieldError]:
     """Yield a fault if the label has the value, or one of those beside it. Labels are shown, and stored in clear."""
-    label, value = values.get("name"), values.get("api_key")
+    label, own = values.get("name"), _own(values)
     if not isinstance(label, str):
         return
-    if isinstance(value, Secret) and value.reveal() in label:
+    if own and own in label:
         yield FieldError("name", "must not contain the key itself, because labels are shown")
     elif any(text in label for text in beside):
         yield FieldError("name", "must not contain another key, because labels are shown")
+
+
+def check_shown(values: Mapping[str, object], beside: Collection[str] = ()) -> Iterator[FieldError]:
+    """Yield a fault if the label or a setting has the value, or one of those beside it. Settings are shown, too."""
+    yield from check_label(values, beside)
+    given, own = values.get("settings"), _own(values)
+    keys = [own, *beside] if own else beside
+    for member, text in given.items() if isinstance(given, KeySettings) else ():
+        if any(key in text for key in keys):
+            yield FieldError(f"settings.{member}", "must not contain a key, because settings are shown")
+
+
+def _own(values: Mapping[str, object]) -> str:
+    """Return the value that is to be stored, or an empty text."""
+    value = values.get("api_key")
+    return value.reveal() if isinstance(value, Secret) else ""
 
 
 def texts_of(values: Iterable[str]) -> frozenset[str]:

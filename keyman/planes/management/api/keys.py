@@ -35,7 +35,7 @@ from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement, Status
 from keyman.keys.sealing import Sealer
 from keyman.keys.sorting import Flag, KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
-from keyman.providers.recognition import check_label, check_new_key
+from keyman.providers.recognition import check_new_key, check_shown
 from keyman.providers.verdicts import Verdict
 from keyman.storage.paging import UNSAID, Limit, Slice
 from keyman.storage.transactions import Database
@@ -235,7 +235,7 @@ class KeyController(Controller):
         caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        replacement = await read_json(request, Replacement, check_label)
+        replacement = await read_json(request, Replacement, check_shown)
         return _with_etag(
             await operations.replace(db, sealer, catalogue, caller, KeyId(key_id), replacement, IfMatch.parse(if_match))
         )

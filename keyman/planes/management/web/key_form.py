@@ -42,7 +42,7 @@ from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.planes.management.web.pages import see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.pasted import bare
-from keyman.providers.recognition import check_label, check_new_key, unusual_beginning
+from keyman.providers.recognition import check_new_key, check_shown, unusual_beginning
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
 
@@ -166,7 +166,7 @@ async def _edit(own: OwnKeys, sealer: Sealer, key: KeyInfo, form: Form) -> KeyIn
     if form.text("for") == EXTEND and not value and "expires_at" not in given:
         raise InvalidRequest.at(FieldError("expires_at", "must be in the future"))
     if value or form.text("for") == REPLACE:
-        replacement = decode(ReplacementForm, {**given, **value}, check_label)
+        replacement = decode(ReplacementForm, {**given, **value}, check_shown)
         if (question := _question(own.catalogue, key.service, replacement.api_key, form)) is not None:
             return question
         return await operations.replace(own.db, sealer, own.catalogue, own.caller, key.id, replacement, condition)

@@ -169,6 +169,34 @@ async def test_settings_are_an_object_of_texts_wherever_they_are_sent(sqlite_pla
     assert (await ada.get(path)).json()["settings"] == {"endpoint": ENDPOINT}
 
 
+async def test_no_setting_has_the_key_because_settings_are_shown(shared: ApiPlane) -> None:
+    """A key of Azure is 32 letters and digits, as a version of its API may be."""
+    ada = await shared.user()
+    value = "0123456789abcdef0123456789abcdef"
+    azure = {"service": "AZURE_OPENAI", "api_key": value}
+    leaking = ({"api_version": value}, {"endpoint": f"https://{value}.openai.azure.com"})
+    key = (await ada.post("/api/keys", json=azure)).json()["id"]
+    for given in leaking:
+        other = {**azure, "api_key": "sk-of-another-entry", "settings": given}
+        refused = [
+            await ada.post("/api/keys", json={**azure, "settings": given}),
+            await ada.put(f"/api/keys/{key}", json={"api_key": value, "settings": given}),
+        ]
+        (batch,) = [
+            one["problem"]
+            for one in (await ada.post("/api/keys/batch", json={"keys": [other, azure]})).json()
+            if one["status"] == 400
+        ]
+        for found in [*(problem(one, "invalid-request") for one in refused), batch]:
+            assert found["errors"] == [
+                {
+                    "field": f"settings.{next(iter(given))}",
+                    "message": "must not contain a key, because settings are shown",
+                }
+            ]
+            assert value not in str(found)
+
+
 async def test_a_member_that_the_service_does_not_have_is_refused_and_not_repeated(shared: ApiPlane) -> None:
     ada = await shared.user()
     azure_path, _ = await azure(ada)
