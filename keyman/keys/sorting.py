@@ -50,7 +50,7 @@ class SortName(str):
     @classmethod
     def parse(cls, raw: object) -> Self:
         if not isinstance(raw, str) or raw not in list(Sort):
-            raise ValueError("must be created, name or used, with - in front of it for a descending order")
+            raise ValueError("must be created, name or used, or the same after a hyphen for a descending order")
         return cls(raw)
 
 

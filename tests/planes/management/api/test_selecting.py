@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import insert
 
 from keyman.ids import MAX_ID
-from keyman.keys.sorting import MAX_CURSOR, KeyCursor, Sort
+from keyman.keys.sorting import MAX_CURSOR, Flag, KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
 from keyman.storage.transactions import Unchecked
@@ -276,3 +276,16 @@ async def test_a_list_shows_nothing_of_another_owner(shared: ApiPlane) -> None:
         assert {key["id"] for key in (await eve.get(link)).json()} <= {own}
         counted = await eve.get("/api/keys", params={**asked, "count": "true"})
         assert counted.headers["keyman-total-count"] in ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sort", SortName), ("status", StatusName), ("check", VerdictName), ("count", Flag)]
+)
+async def test_what_a_parameter_can_be_is_said_in_full(
+    shared: ApiPlane, name: str, kind: type[SortName | StatusName | VerdictName | Flag]
+) -> None:
+    """The framework cuts a message at a dash."""
+    with pytest.raises(ValueError, match="must be ") as fault:
+        kind.parse("x")
+    refused = problem(await (await shared.user()).get(f"/api/keys?{name}=x"), "invalid-request", name)
+    assert refused["errors"][0]["message"] == str(fault.value)

@@ -180,7 +180,7 @@ NOT_FOR_PEOPLE = {
     "must be an action of the audit log, such as key.resolve": "a page asks for kinds of actions, which it names",
     "must be active, disabled, expired or undecryptable": IGNORED,
     "must be a verdict, such as accepted or refused": IGNORED,
-    "must be created, name or used, with - in front of it for a descending order": IGNORED,
+    "must be created, name or used, or the same after a hyphen for a descending order": IGNORED,
     "belongs to a list with another sort or other filters": IGNORED,
 }
 
