@@ -1,0 +1,118 @@
+"""What holds for every route of the pages, so that no new one can be forgotten."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import httpx
+import pytest
+
+from keyman.audit.tables import audit_log
+from keyman.identity.tables import api_tokens, application_blocks, sessions, users
+from keyman.keys.tables import api_keys
+from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, application_of, store
+from tests.support.planes import PASSWORD
+
+pytestmark = pytest.mark.anyio
+
+BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
+FROM_ELSEWHERE = ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"})
+OF_A_PROVIDER = "/auth/oidc/backchannel-logout"
+"""The one route that another server calls. It is authenticated by a signed token."""
+
+FORM = {
+    "service": "OPENAI",
+    "api_key": OPENAI_KEY,
+    "name": "x",
+    "ids": "1",
+    "id": "1",
+    "action": "delete",
+    "do": "delete",
+    "confirm": "yes",
+    "theme": "dark",
+    "language": "de",
+    "email": "x@example.com",
+    "password": PASSWORD,
+    "current_password": PASSWORD,
+    "new_password": f"{PASSWORD}2",
+}
+"""Fields of many forms, with which each of them would do something."""
+
+
+TYPED = "typed-into-an-address"
+
+
+def routes(plane: ApiPlane, method: str, **ids: object) -> Iterator[str]:
+    """The paths of the pages that take this method, with numbers in place of their parameters."""
+    for route in application_of(plane).routes:
+        path: str = route.path_format
+        if method in route.methods and not path.startswith(("/api/", "/static/")) and path != OF_A_PROVIDER:
+            yield re.sub(r"\{(\w+)\}", lambda one: str(ids.get(one[1], 1)), path)
+
+
+async def somebody(plane: ApiPlane, headers: Mapping[str, str] = BROWSER) -> httpx.AsyncClient:
+    client = await plane.user()
+    client.headers.update(headers)
+    return client
+
+
+async def state(plane: ApiPlane) -> list[object]:
+    """What a page may change. When a session was used last is no change that somebody made."""
+    used = ("last_seen_at", "last_used_at", "expires_at")
+    found = [
+        await plane.rows(table) for table in (api_keys, audit_log, api_tokens, sessions, application_blocks, users)
+    ]
+    return [
+        [{name: value for name, value in row._mapping.items() if name not in used} for row in rows] for rows in found
+    ]
+
+
+async def test_no_form_of_another_site_changes_anything(shared: ApiPlane) -> None:
+    ada = await somebody(shared, {"Accept": "text/html"})
+    key = await store(ada)
+    before = await state(shared)
+    paths = [*routes(shared, "POST", key_id=key["id"])]
+    assert len(paths) > 20
+    for path in paths:
+        for sent in FROM_ELSEWHERE:
+            for client in (ada, shared.client(headers={"Accept": "text/html"})):
+                page = await client.post(path, data=FORM, headers=sent)
+                assert (page.status_code, page.headers.get("set-cookie")) == (403, None), path
+                assert OPENAI_KEY not in page.text
+    assert await state(shared) == before
+
+
+async def test_no_page_that_is_only_looked_at_changes_anything(shared: ApiPlane) -> None:
+    """Any site can make a browser ask for one, with a query too."""
+    ada = await somebody(shared)
+    key = await store(ada)
+    before = await state(shared)
+    for path in routes(shared, "GET", key_id=key["id"]):
+        page = await ada.get(path, params=FORM | {"password": TYPED, "api_key": TYPED})
+        assert page.status_code < 500, path
+        assert TYPED not in page.text, path
+    assert await state(shared) == before
+
+
+async def test_what_is_anothers_is_like_what_is_not_there_in_every_page(shared: ApiPlane) -> None:
+    ada, eve = await somebody(shared), await somebody(shared)
+    theirs = {
+        "key_id": (await store(ada))["id"],
+        "token_id": (await ada.post("/api/tokens", json={"name": "x"})).json()["id"],
+    }
+    nobodys = dict.fromkeys(theirs, 10**9)
+    for method in ("GET", "POST"):
+        before = await state(shared)
+        hers, missing = routes(shared, method, **theirs), routes(shared, method, **nobodys)
+        pairs = [(one, other) for one, other in zip(hers, missing, strict=True) if one != other]
+        assert len(pairs) >= 6
+        for one, other in pairs:
+            pages = [await eve.request(method, path, data=FORM if method == "POST" else None) for path in (one, other)]
+            assert told(pages[0]) == told(pages[1]), one
+            assert pages[0].status_code == 404 or one.endswith("/revoke"), one
+        assert await state(shared) == before
+
+
+def told(page: httpx.Response) -> str:
+    return f"{page.status_code} {re.sub(r'nonce=.[^ ]*|[0-9a-f]{32}|1000000000', '', page.text)}"
