@@ -139,7 +139,7 @@ def _ask_if_unusual(offered: Offered, service: Service, value: Secret) -> None:
     if is_terminal():
         click.confirm(f"{doubt}. Store it anyway?", abort=True, err=True)
     else:
-        click.echo(f"{doubt}. It is stored anyway.", err=True)
+        click.echo(f"{doubt}. There is no terminal to ask, so keyman goes on.", err=True)
 
 
 def _say_duplicate(key: Key) -> None:

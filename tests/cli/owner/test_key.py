@@ -171,7 +171,7 @@ def test_what_is_around_a_key_is_left_out_and_that_is_said(around: str, member: 
 
 def test_a_value_that_begins_in_another_way_is_asked_about_and_a_script_is_told(member: Person) -> None:
     done = member.does("key", "add", "OPENAI", stdin=BODY)
-    assert "OpenAI keys begin with sk-. It is stored anyway." in done.err
+    assert "OpenAI keys begin with sk-. There is no terminal to ask, so keyman goes on." in done.err
     key = str(member.stored()[0]["id"])
     for command in (("key", "add", "OPENAI"), ("key", "replace", key)):
         with terminal(*command, env=member.env) as screen:
