@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError
 from keyman.config.reader import Reader, certificate_file, one_of, text
 
 SCHEMES = {
+    "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
     "postgresql+asyncpg": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",

@@ -103,6 +103,11 @@ def test_a_password_file_is_read_at_the_start_too(tmp_path: Path) -> None:
     assert "are both set; keep one" in fault("postgres://u@db/keyman", PASSWORD="x", PASSWORD_FILE=str(file))
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite"])
+def test_a_url_of_sqlite_names_its_driver_or_leaves_it_out(scheme: str) -> None:
+    assert str(read(f"{scheme}:////var/lib/keyman.db")) == "sqlite+aiosqlite:////var/lib/keyman.db"
+
+
 @pytest.mark.parametrize("name", ["PASSWORD", "CACERT", "POOLED"])
 def test_what_only_postgresql_knows_is_refused_for_sqlite(name: str, ca: str) -> None:
     value = "on" if name == "POOLED" else ca

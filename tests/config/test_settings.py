@@ -452,7 +452,7 @@ BAD: dict[str, list[str]] = {
         "postgres://u:CANARY@db",
         "postgresql://u:CANARY@CANARY@db/keyman",
         "postgresql+psycopg://u:CANARY@db/keyman",
-        "sqlite:///CANARY.db",
+        "sqlite+pysqlite:///CANARY.db",
         "sqlite+aiosqlite://",
         "sqlite+aiosqlite:///:memory:",
         "sqlite+aiosqlite:///",
