@@ -200,7 +200,7 @@ def _require_released(row: Found | None, reason: Reason | None, require: Require
     return row
 
 
-MISSING = "There is no such key for this application."
+MISSING = "There is no such key for this application. The audit log says why."
 _NONE_OF_OWN = "You have no such active key for this service. Add one, or resume it, on the pages of keyman."
 
 

@@ -14,7 +14,7 @@ from keyman.client.shapes import PortalLink, ReportOutcome, Resolved, is_value, 
 PORTAL_LIFETIME = timedelta(minutes=5)
 """How long a link of the server works."""
 
-_NO_SUCH_KEY = "There is no such key for this application. (404, not-found)"
+_NO_SUCH_KEY = "There is no such key for this application. The audit log says why. (404, not-found)"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class FakeResolver(_Fake):
     'Bearer sk-made-up'
     >>> authorization(fake, 8)
     Traceback (most recent call last):
-    keyman.client.errors.NotFound: There is no such key for this application. (404, not-found)
+    keyman.client.errors.NotFound: There is no such key for this application. The audit log says why. (404, not-found)
     >>> fake.calls[0]
     ResolveCall(key_id=None, user_id=7, service='OPENAI', purpose='Answer to a chat', subject=None, issuer=None)
     >>> fake

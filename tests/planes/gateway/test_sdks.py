@@ -139,12 +139,14 @@ def test_litellm_speaks_three_formats(results: Any, model: str) -> None:
     assert scenes[f"chat: {model}"] == "Hi"
     assert scenes[f"stream: {model}"] == ["Good", " day"]
     assert scenes[f"asyncio: {model}"] == ["Hi", ["Good", " day"]]
-    assert "There is no such key for this application." in scenes[f"unknown user: {model}"]["text"]
+    assert (
+        "There is no such key for this application. The audit log says why." in scenes[f"unknown user: {model}"]["text"]
+    )
 
 
 ERRORS = {
     "no user": "Keyman-User must name the user, or Keyman-Subject or Keyman-Key instead: exactly one of them.",
-    "unknown user": "There is no such key for this application.",
+    "unknown user": "There is no such key for this application. The audit log says why.",
     "path": "The gateway does not forward this method and path. Nothing was sent.",
     "too many": "Too many requests of this caller are under way. Wait until one has ended.",
     "revoked": "This is the token of neither an application nor a user, or it has expired or been revoked.",

@@ -43,7 +43,7 @@ async def key_of(app: App, subject: str) -> int:
 async def refused(app: App, **asked: Any) -> None:
     answer = await app.ask(**asked)
     assert (answer.status_code, answer.json()["type"]) == (404, NOT_FOUND), asked
-    assert answer.json()["detail"] == "There is no such key for this application."
+    assert answer.json()["detail"] == "There is no such key for this application. The audit log says why."
 
 
 async def reasons(pair: Pair, app: App) -> Sequence[str | None]:
