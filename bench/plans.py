@@ -360,7 +360,10 @@ async def _explain(connection: Any, one: Captured, *, generic: bool) -> list[Any
     if generic:
         rows = await _generic(connection, one)
     else:
-        options = "ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF"
+        # What was inserted cannot be inserted again.
+        is_new = "INSERT INTO" in one.statement and "ON CONFLICT" not in one.statement
+        executed = "" if is_new else "ANALYZE, BUFFERS, TIMING OFF, "
+        options = f"{executed}COSTS OFF, SUMMARY OFF"
         rows = await connection.fetch(f"EXPLAIN ({options}) {one.statement}", *one.parameters)
     await transaction.rollback()  # EXPLAIN ANALYZE has executed the statement
     return rows
@@ -407,7 +410,7 @@ def listening(label: str, url: URL, captured: list[Captured]) -> Iterator[None]:
         if (
             not is_of_few_rows
             and not is_of_no_row
-            and (verb in ("SELECT", "UPDATE", "DELETE") or "ON CONFLICT" in bound.text)
+            and (verb in ("SELECT", "UPDATE", "DELETE", "WITH") or "ON CONFLICT" in bound.text)
         ):
             place = f"{label}: {bound.text.split(None, 3)[2]}" if label == "housekeeping" else label
             captured.append(Captured(place, bound.text, tuple(bound.arguments)))

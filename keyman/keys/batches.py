@@ -11,13 +11,14 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keyman.audit.entries import Entry
 from keyman.audit.log import record
 from keyman.clock import now
 from keyman.errors import Problem
 from keyman.identity.principals import Principal
 from keyman.keys import idempotency
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
+from keyman.keys.inserting import Insertion, columns_of, entry_of, insert_all
 from keyman.keys.rows import to_info
 from keyman.keys.schemas import KeyInfo, NewKey
 from keyman.keys.sealing import SealedValue, Sealer
@@ -61,18 +62,22 @@ async def create(
 
     async def store(connection: AsyncConnection) -> T:
         outcomes: list[NewKey | Outcome] = [*entries]
-        ready = await _within(connection, caller, wanted, max_keys, outcomes)
         moment = now()
-        inserted = await insert_all(connection, [columns_of(caller, one.new, one.sealed, moment) for one in ready])
-        keys = [to_info(row.shown, moment) for row in inserted]
-        for one, key, row in zip(ready, keys, inserted, strict=True):
+        rows = await insert_all(
+            connection, [Insertion(columns_of(caller, one.new, one.sealed, moment), max_keys) for one in wanted]
+        )
+        made = list[Entry]()
+        for one, row in zip(wanted, rows, strict=True):
+            if isinstance(row, Problem):
+                outcomes[one.place] = row
+                continue
+            outcomes[one.place] = key = to_info(row.shown, moment)
             key.duplicate_of = row.duplicate_of
-            outcomes[one.place] = key
+            made.append(entry_of(caller, one.new, one.sealed, key))
         found = answer([outcome for outcome in outcomes if not isinstance(outcome, NewKey)])
         if retry is not None:
             await idempotency.keep(connection, retry, found)
-        pairs = zip(ready, keys, strict=True)
-        await record(connection, *(entry_of(caller, one.new, one.sealed, key) for one, key in pairs))
+        await record(connection, *made)
         return found
 
     try:
@@ -81,20 +86,3 @@ async def create(
         if retry is None or await idempotency.find(db, retry, object) is None:
             raise
         return None
-
-
-async def _within(
-    connection: AsyncConnection,
-    caller: Principal,
-    wanted: Sequence[_Ready],
-    max_keys: int,
-    outcomes: list[NewKey | Outcome],
-) -> Sequence[_Ready]:
-    """Return the keys that the owner can have. Put a refusal in the place of each of the others."""
-    if not max_keys or not wanted:
-        return wanted
-    refusals = await check_numbers(connection, [Limit(caller.owner_id, max_keys)] * len(wanted))
-    for one, refusal in zip(wanted, refusals, strict=True):
-        if refusal is not None:
-            outcomes[one.place] = refusal
-    return [one for one, refusal in zip(wanted, refusals, strict=True) if refusal is None]

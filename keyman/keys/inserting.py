@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, TypedDict
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import BigInteger, any_, bindparam, func, insert, literal_column, select
+from sqlalchemy import BigInteger, Column, any_, bindparam, func, insert, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -97,25 +97,73 @@ def entry_of(caller: Principal, new: NewKey, sealed: SealedValue, key: KeyInfo) 
     )
 
 
-class Limit(NamedTuple):
-    """An owner for whom a key is to be inserted, and how many they can have."""
+class Insertion(NamedTuple):
+    """A key that is to be inserted, and the most keys that its owner can have; 0 if there is no limit."""
 
-    owner_id: OwnerId
-    most: int
+    values: NewRow
+    most: int = 0
 
 
-async def check_numbers(connection: AsyncConnection, limits: Sequence[Limit]) -> list[RateLimited | None]:
-    """Return RateLimited for each new key whose owner would have too many. Each one counts for those after it.
+class Inserted(NamedTuple):
+    """A new key, and the oldest other key of its owner that has the same value, or UNSET."""
 
-    It locks the owners, so that no other request counts meanwhile.
+    shown: Shown
+    duplicate_of: KeyId | msgspec.UnsetType
+
+
+async def insert_all(connection: AsyncConnection, keys: Sequence[Insertion]) -> list[Inserted | RateLimited]:
+    """Insert keys. One that its owner cannot have any more gets RateLimited. Each one counts for those after it.
+
+    It locks the owners who have a limit, so that no other request counts their keys meanwhile.
     """
-    numbers = await _count(connection, sorted({limit.owner_id for limit in limits}), max(most for _, most in limits))
-    refusals = list[RateLimited | None]()
-    for owner_id, most in limits:
-        is_full = numbers[owner_id] >= most
-        refusals.append(_too_many(most) if is_full else None)
-        numbers[owner_id] += not is_full
-    return refusals
+    if connection.dialect.name == "sqlite":
+        return await _insert_each(connection, keys)
+    limited = sorted({values["owner_id"] for values, most in keys if most})
+    if limited:
+        await _LOCK_OWNERS.all(connection, owner_ids=limited)
+    most = max((key.most for key in keys), default=0)
+    rows = await _INSERT_ALL.all(connection, owner_ids=limited, most=most, **as_arrays(_GIVEN.c.keys(), _placed(keys)))
+    found = {row.value_uuid: row for row in rows}
+    new = defaultdict[object, list[KeyId]](list)  # the ids, by owner and value
+    for values, _ in keys:
+        if row := found.get(values["value_uuid"]):
+            new[_value_of(values)].append(row.shown.id)
+    return [
+        _with_other(row, new[_value_of(values)]) if (row := found.get(values["value_uuid"])) else _too_many(most)
+        for values, _ in keys
+    ]
+
+
+def _placed(keys: Sequence[Insertion]) -> list[Mapping[str, object]]:
+    """Return the rows, each with the number of keys of its owner that come before it."""
+    before = Counter[OwnerId]()
+    placed = list[Mapping[str, object]]()
+    for values, _ in keys:
+        placed.append({**values, "place": before[values["owner_id"]]})
+        before[values["owner_id"]] += 1
+    return placed
+
+
+async def _insert_each(connection: AsyncConnection, keys: Sequence[Insertion]) -> list[Inserted | RateLimited]:
+    """Insert keys on SQLite, where no other transaction writes meanwhile."""
+    numbers = dict[OwnerId, int]()
+    outcomes = list[Shown | RateLimited]()
+    for values, most in keys:
+        owner_id = values["owner_id"]
+        if most and owner_id not in numbers:
+            numbers[owner_id] = await _COUNT.one(connection, owner_id=owner_id, most=most)
+        if most and numbers[owner_id] >= most:
+            outcomes.append(_too_many(most))
+            continue
+        outcomes.append(await _INSERT.one(connection, **values))
+        numbers[owner_id] = numbers.get(owner_id, 0) + 1
+    stored = [
+        Stored(values["owner_id"], row.id, values["fingerprint"])
+        for (values, _), row in zip(keys, outcomes, strict=True)
+        if isinstance(row, Shown)
+    ]
+    others = iter(await duplicates.find(connection, stored))
+    return [Inserted(row, next(others)) if isinstance(row, Shown) else row for row in outcomes]
 
 
 def _too_many(most: int) -> RateLimited:
@@ -126,39 +174,6 @@ def _too_many(most: int) -> RateLimited:
         ),
         retry_after=FULL_RETRY_AFTER,
     )
-
-
-async def _count(connection: AsyncConnection, owner_ids: Sequence[OwnerId], most: int) -> dict[OwnerId, int]:
-    """Lock owners, in the order in which they are given, and return how many keys each has, up to `most`."""
-    if len(owner_ids) > 1 and connection.dialect.name == "postgresql":
-        await _LOCK_OWNERS.all(connection, owner_ids=owner_ids)
-        return {row.owner_id: row.number for row in await _COUNT_EACH.all(connection, owner_ids=owner_ids, most=most)}
-    numbers = {}
-    for owner_id in owner_ids:
-        await _LOCK_OWNER.first(connection, owner_id=owner_id)
-        numbers[owner_id] = await _COUNT.one(connection, owner_id=owner_id, most=most)
-    return numbers
-
-
-class Inserted(NamedTuple):
-    """A new key, and the oldest other key of its owner that has the same value, or UNSET."""
-
-    shown: Shown
-    duplicate_of: KeyId | msgspec.UnsetType
-
-
-async def insert_all(connection: AsyncConnection, keys: Sequence[NewRow]) -> list[Inserted]:
-    """Insert keys."""
-    if connection.dialect.name == "sqlite":
-        rows = [await _INSERT.one(connection, **values) for values in keys]
-        stored = [Stored(one["owner_id"], row.id, one["fingerprint"]) for one, row in zip(keys, rows, strict=True)]
-        others = await duplicates.find(connection, stored)
-        return [Inserted(row, other) for row, other in zip(rows, others, strict=True)]
-    found = {row.value_uuid: row for row in await _INSERT_ALL.all(connection, **as_arrays(WRITTEN, keys))}
-    ids = defaultdict[object, list[KeyId]](list)  # of the new keys, by owner and value
-    for one in keys:
-        ids[_value_of(one)].append(found[one["value_uuid"]].shown.id)
-    return [_with_other(found[one["value_uuid"]], ids[_value_of(one)]) for one in keys]
 
 
 def _value_of(key: NewRow) -> object:
@@ -184,29 +199,31 @@ def _row(value_uuid: UUID, older: KeyId | None, *shown: object) -> _Row:
     return _Row(value_uuid, older, Shown._make(shown))
 
 
-class _Number(NamedTuple):
-    owner_id: OwnerId
-    number: int
-
-
-# The lock is weak enough that rows that refer to the owner can be inserted meanwhile.
-_LOCK_OWNER = scalar(
-    select(owners.c.id).where(owners.c.id == bindparam("owner_id")).with_for_update(key_share=True), OwnerId
-)
+# For a transaction on SQLite.
 _SOME = select(api_keys.c.id).where(api_keys.c.owner_id == bindparam("owner_id")).limit(bindparam("most")).subquery()
 _COUNT = scalar(select(func.count()).select_from(_SOME), int)
 _INSERT = Query(insert(api_keys).returning(*SHOWN), Shown)
 
-# The same for several keys, on PostgreSQL.
+# For PostgreSQL. The lock is weak enough that rows that refer to the owner can be inserted meanwhile.
 _ARE_OWNERS = owners.c.id == any_(bindparam("owner_ids", type_=ARRAY(BigInteger)))
 _LOCK_OWNERS = scalar(
     select(owners.c.id).where(_ARE_OWNERS).order_by(owners.c.id).with_for_update(key_share=True), OwnerId
 )
-_SOME_OF_EACH = (
-    select(api_keys.c.id).where(api_keys.c.owner_id == owners.c.id).limit(bindparam("most")).correlate(owners)
+# How many keys each owner has, up to `most`. It is a statement after the lock, and so it sees what was stored before.
+_MOST = bindparam("most", type_=BigInteger)
+_SOME_OF_EACH = select(api_keys.c.id).where(api_keys.c.owner_id == owners.c.id).limit(_MOST).correlate(owners)
+_NUMBERS = (
+    select(owners.c.id, select(func.count()).select_from(_SOME_OF_EACH.subquery()).scalar_subquery().label("number"))
+    .where(_ARE_OWNERS)
+    .cte("numbers")
+    .prefix_with("MATERIALIZED")  # once for each owner, and not for each key
 )
-_NUMBER_OF_EACH = select(func.count()).select_from(_SOME_OF_EACH.subquery()).scalar_subquery()
-_COUNT_EACH = Query(select(owners.c.id.label("owner_id"), _NUMBER_OF_EACH.label("number")).where(_ARE_OWNERS), _Number)
+_GIVEN = given_rows([*(api_keys.c[name] for name in WRITTEN), Column("place", BigInteger)])
+_FITTING = (
+    select(*(_GIVEN.c[name] for name in WRITTEN))
+    .select_from(_GIVEN.outerjoin(_NUMBERS, _NUMBERS.c.id == _GIVEN.c.owner_id))
+    .where(or_(_NUMBERS.c.id.is_(None), _NUMBERS.c.number + _GIVEN.c.place < _MOST))
+)
 
 
 # The subquery sees the rows that were there before. With columns of the table, SQLAlchemy would add it to its FROM.
@@ -215,7 +232,7 @@ _OLDER = duplicates.oldest_other(
 )
 _INSERT_ALL = Query(
     insert(api_keys)
-    .from_select(WRITTEN, select(given_rows([api_keys.c[name] for name in WRITTEN])))
+    .from_select(WRITTEN, _FITTING)
     .returning(api_keys.c.value_uuid, _OLDER.scalar_subquery().label("older"), *SHOWN),
     _row,
 )

@@ -26,7 +26,7 @@ from keyman.ids import KeyId
 from keyman.keys import choosing, duplicates, idempotency, labels
 from keyman.keys.duplicates import Stored
 from keyman.keys.idempotency import IdempotencyKey
-from keyman.keys.inserting import Limit, check_numbers, columns_of, entry_of, insert_all
+from keyman.keys.inserting import Insertion, columns_of, entry_of, insert_all
 from keyman.keys.rows import LOCK, NO_CHECK, ONE, SHOWN, Shown, label_columns, require, to_info
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
@@ -93,9 +93,7 @@ async def create(
     values = columns_of(caller, new, sealed, moment)
 
     async def store(connection: AsyncConnection) -> KeyInfo:
-        if max_keys:
-            await gathered(connection, check_numbers, Limit(caller.owner_id, max_keys))
-        inserted = await gathered(connection, insert_all, values)
+        inserted = await gathered(connection, insert_all, Insertion(values, max_keys))
         key = to_info(inserted.shown, moment)
         key.duplicate_of = inserted.duplicate_of
         if retry is not None:

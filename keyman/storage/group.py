@@ -112,7 +112,7 @@ async def gathered(connection: AsyncConnection, run: Gather[T, R], item: T) -> R
     """Return what `run` returns for this item. It is called with the items of all works of the group that wait for it.
 
     It returns as many results as there are items, in their order. One of them can be an exception, which is raised in
-    its work. Outside a group, it is called with this item.
+    its work: `run` must then have changed nothing for this item. Outside a group, it is called with this item.
     """
     group = _group_of(connection)
     if group is None or group.has_savepoints:
@@ -209,7 +209,7 @@ async def _call(connection: AsyncConnection, waiting: Sequence[_Waiting]) -> dic
             raise_alone(Spoiled())
         has_changed = driver.take_changed(connection)
         for one, result in zip(served, found, strict=True):
-            one.member.has_changed |= has_changed
+            one.member.has_changed |= has_changed and not isinstance(result, Exception)
             results[one.member] = result
     return results
 

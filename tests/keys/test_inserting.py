@@ -11,10 +11,11 @@ from msgspec import UNSET
 from sqlalchemy import select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keyman.errors import RateLimited, RefusedStatement
 from keyman.ids import OwnerId
-from keyman.keys.inserting import WRITTEN, Limit, NewRow, check_numbers, insert_all
+from keyman.keys.inserting import WRITTEN, Inserted, Insertion, NewRow, insert_all
 from keyman.keys.rows import NO_CHECK
 from keyman.keys.tables import api_keys
 from keyman.storage.transactions import Database, Unchecked
@@ -30,6 +31,12 @@ def new_key(**values: Any) -> NewRow:
     return cast("NewRow", {**row("api_keys"), **made, **values})
 
 
+async def inserted(connection: AsyncConnection, *keys: NewRow) -> list[Inserted]:
+    """Insert keys of owners without a limit."""
+    rows = await insert_all(connection, [Insertion(values) for values in keys])
+    return [row for row in rows if isinstance(row, Inserted)]
+
+
 def test_every_column_of_a_new_key_is_written_that_has_no_value_by_itself() -> None:
     assert {*WRITTEN} == {*api_keys.c.keys()} - {"id", "last_used_at", "last_used_by", "is_default", *NO_CHECK}
 
@@ -43,7 +50,7 @@ async def test_keys_that_are_inserted_together_are_those_that_are_given(db: Data
         new_key(name="", expires_at=MOMENT.astimezone(timezone(timedelta(hours=5)))),
     ]
     async with db.write(Unchecked.OPERATOR) as connection:
-        together = await insert_all(connection, keys)
+        together = await inserted(connection, *keys)
         stored = [
             (await connection.execute(select(api_keys).where(api_keys.c.id == one.shown.id))).one() for one in together
         ]
@@ -59,7 +66,7 @@ async def test_a_text_that_is_too_long_is_refused_and_not_cut(postgresql: URL) -
 
     async def insert(*keys: NewRow) -> None:
         async with db.write(Unchecked.OPERATOR) as connection:
-            await insert_all(connection, keys)
+            await inserted(connection, *keys)
 
     for column, length in (("service", 65), ("name", 101), ("last_4_chars", 65)):
         with pytest.raises((DBAPIError, RefusedStatement)):
@@ -68,20 +75,29 @@ async def test_a_text_that_is_too_long_is_refused_and_not_cut(postgresql: URL) -
     await db.close()
 
 
-@pytest.mark.parametrize("owners", [1, 2])
-async def test_a_key_counts_for_those_that_come_after_it(db: Database, owners: int) -> None:
+async def test_a_key_counts_for_those_that_come_after_it(db: Database) -> None:
     async with db.write(Unchecked.OPERATOR) as connection:
-        ids = [await add(connection, "users") for _ in range(owners)]
-    full = OwnerId(ids[0] or 0)
+        full, other = [OwnerId(await add(connection, "users") or 0) for _ in range(2)]
+
+    def of(owner: OwnerId, most: int) -> Insertion:
+        one = uuid4()
+        return Insertion(new_key(user_id=owner, owner_id=owner, value_uuid=one, last_4_chars=one.hex[-4:]), most)
+
     async with db.write(Unchecked.OPERATOR) as connection:
-        await insert_all(connection, [new_key(user_id=full, owner_id=full) for _ in range(2)])
-        limits = [Limit(full, 4) for _ in range(4)]
-        if owners == 2:
-            limits.insert(3, Limit(OwnerId(ids[1] or 0), 4))
-        refusals = await check_numbers(connection, limits)
-    assert [refusal is None for refusal in refusals] == [True, True, False, *[True] * (owners - 1), False]
-    assert all(isinstance(refusal, RateLimited) for refusal in refusals if refusal is not None)
-    assert len({id(refusal) for refusal in refusals if refusal is not None}) == 2
+        await insert_all(connection, [of(full, 0), of(full, 4)])
+    async with db.write(Unchecked.OPERATOR) as connection:
+        given = [of(full, 4), of(full, 4), of(full, 4), of(other, 4), of(full, 4)]
+        rows = await insert_all(connection, given)
+    assert [isinstance(row, Inserted) for row in rows] == [True, True, False, True, False]
+    stored = [(one.values["last_4_chars"], row) for one, row in zip(given, rows, strict=True)]
+    assert all(row.shown.last_4_chars == last for last, row in stored if isinstance(row, Inserted))
+    refusals = [row for row in rows if isinstance(row, RateLimited)]
+    assert len({id(refusal) for refusal in refusals}) == 2
+    assert await count(db, "api_keys") == 5
+    async with db.write(Unchecked.OPERATOR) as connection:
+        (none,) = await insert_all(connection, [of(full, 4)])
+        (unlimited,) = await insert_all(connection, [of(full, 0)])
+    assert (type(none), type(unlimited)) == (RateLimited, Inserted)
 
 
 async def test_each_of_several_keys_is_told_the_oldest_other_key_with_its_value(db: Database) -> None:
@@ -93,10 +109,10 @@ async def test_each_of_several_keys_is_told_the_oldest_other_key_with_its_value(
         return new_key(user_id=owner, owner_id=owner, fingerprint=fingerprint, value_uuid=uuid4())
 
     async with db.write(Unchecked.OPERATOR) as connection:
-        (first,) = await insert_all(connection, [of(ada, old)])
-        (second,) = await insert_all(connection, [of(ada, old)])
-        found = await insert_all(
-            connection, [of(ada, old), of(ada, new), of(ada, new), of(bob, old), of(bob, None), of(bob, None)]
+        (first,) = await inserted(connection, of(ada, old))
+        (second,) = await inserted(connection, of(ada, old))
+        found = await inserted(
+            connection, of(ada, old), of(ada, new), of(ada, new), of(bob, old), of(bob, None), of(bob, None)
         )
     assert first.duplicate_of is UNSET
     assert second.duplicate_of == first.shown.id

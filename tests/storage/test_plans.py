@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
 
 from bench import filling, plans
@@ -19,7 +20,9 @@ from bench.plans import Captured
 from keyman import migrations
 from keyman.audit import counting
 from keyman.clock import now
-from keyman.identity import users
+from keyman.identity import personal_tokens, users
+from keyman.identity.standing import Grounds
+from keyman.identity.tables import api_tokens
 from keyman.ids import KeyId, OwnerId
 from keyman.keys import duplicates, finding, uses
 from keyman.keys.duplicates import Stored
@@ -64,8 +67,9 @@ PERMITTED = (rf"pk_applications\b[\s\S]*\b{OF_ISSUERS[0]}", rf"{ROWID}[\s\S]*{OF
 CURRENT = ("ix_audit_log_value", "ix_audit_log_value")
 """The value of a key that the audit log names."""
 
-# The index of each statement of a label: PostgreSQL's name, and SQLite's where it has another for a constraint's.
-INDEXES: dict[str, list[tuple[str, str]]] = {
+# The index of each statement of a label: PostgreSQL's name, and SQLite's where it has another for a constraint's, or
+# None where it has no such statement.
+INDEXES: dict[str, list[tuple[str, str | None]]] = {
     "keys: the first page": [(OWNER, OWNER)],
     "keys: a page in the middle": [(OWNER, OWNER)],
     "keys: the first page of an owner of three old keys": [(OWNER, OWNER)],
@@ -91,13 +95,13 @@ INDEXES: dict[str, list[tuple[str, str]]] = {
     "keys: the oldest other with the same value": [("ix_api_keys_fingerprint", "ix_api_keys_fingerprint")],
     "keys: a new one": [
         CHECKED,
-        ("pk_owners", ROWID),
+        ("pk_owners", None),  # a lock, which SQLite has not
         (f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}"),
         ("pk_idempotency", "sqlite_autoindex_idempotency_1"),
     ],
     "keys: one more than the owner may have": [
         CHECKED,
-        ("pk_owners", ROWID),
+        ("pk_owners", None),  # a lock, which SQLite has not
         (f"{OWNER}|{OF_SERVICE}", f"{OWNER}|{OF_SERVICE}"),
     ],
     "keys: a change": [CHECKED, (f"{OWNER}|pk_api_keys", ROWID), ("pk_api_keys", ROWID)],
@@ -238,8 +242,9 @@ async def test_sqlite_answers_from_the_intended_index(
     explained = await plans.explain(url, captured)
     assert explained.keys() == INDEXES.keys()
     for label, texts in explained.items():
-        assert len(texts) == len(INDEXES[label]), label
-        for text, (_, index) in zip(texts, INDEXES[label], strict=True):
+        indexes = [index for _, index in INDEXES[label] if index is not None]
+        assert len(texts) == len(indexes), label
+        for text, index in zip(texts, indexes, strict=True):
             assert re.search(index, text), f"{label}\n{text}"
             assert not re.search(r"SCAN (?!anon)", text), f"{label}\n{text}"
             assert "TEMP B-TREE" not in text or label.startswith(SORTED), f"{label}\n{text}"
@@ -289,6 +294,27 @@ async def test_what_requests_look_up_together_is_found_by_an_index(
     found = [text for text in texts if "Index" in text]
     assert len(found) == 4
     assert not any("Seq Scan" in text for text in texts), texts
+
+
+@pytest.mark.parametrize("generic", [False, True])
+async def test_callers_who_come_together_are_found_one_by_one(
+    filled_postgresql: tuple[URL, list[Captured]], generic: bool
+) -> None:
+    url, _ = filled_postgresql
+    db, captured = Database(url), list[Captured]()
+    async with db.read() as connection:
+        tokens = [row.id for row in await connection.execute(select(api_tokens.c.id, api_tokens.c.user_id).limit(3))]
+    with plans.listening("together", url, captured):
+        await asyncio.gather(*(personal_tokens._BY_HASH.find(db, bytes([number]) * 32) for number in range(5)))
+        async with db.write(Unchecked.OPERATOR) as connection:
+            of_all = [Grounds(personal_tokens._STANDING, token_id, 1) for token_id in tokens]
+            await personal_tokens._STANDING.confirm_all(connection, [*of_all, *of_all])
+    await db.close()
+    looked_up, *_, confirmed = (await plans.explain(url, captured, generic=generic))["together"]
+    for plan in (looked_up, confirmed):
+        assert "Function Scan on" in plan, plan
+        assert re.search(r"Index Scan using \w+ on api_tokens", plan), plan
+        assert not re.search("Seq Scan|Hash Join|Merge Join", plan), plan
 
 
 async def test_uses_by_day_and_the_last_uses_of_a_key_are_found_by_an_index(
