@@ -7,6 +7,7 @@ import asyncio
 from sqlalchemy import insert
 from sqlalchemy.engine import URL
 
+from bench.filling import analyze
 from bench.ratios import Ratio, share
 from bench.rounds import always
 from bench.rounds import measure as rounds_of
@@ -28,6 +29,7 @@ def run(machine: Machine, count: int, seconds: int, rounds: int) -> list[Ratio]:
     url = machine.database("limits")
     account = machine.account(url)
     tokens = asyncio.run(add_users(url, count))
+    asyncio.run(analyze(url))  # as PostgreSQL does by itself within minutes
     bearers = [{"Authorization": f"Bearer {token}"} for token in tokens]
     unlimited, limited = machine.plane(UNLIMITED, url), machine.plane(LIMITED, url, settings=DEFAULT)
     plan = {

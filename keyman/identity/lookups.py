@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Select, bindparam
+from sqlalchemy import Column, Select, bindparam, literal_column, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from keyman.batching import Batcher, BatchRefused
 from keyman.errors import RefusedStatement
+from keyman.storage.arrays import given_rows
 from keyman.storage.faults import of_one_caller
 from keyman.storage.statements import Query
 from keyman.storage.transactions import Database
@@ -28,11 +29,11 @@ from keyman.storage.transactions import Database
 K = TypeVar("K", bytes, int)
 R = TypeVar("R")
 
-TOGETHER = 32
-"""Keys in one query. More save little: with 32 the share of each in the round trip is below its own part."""
-
 MAX_LOOKUPS = 128
-"""Lookups that wait for the same connection. Those of one key, such as the token of a back end, need one query."""
+"""Lookups that wait for the same connection. On PostgreSQL they are one query, and so are those of one key."""
+
+TOGETHER = 32
+"""Keys in one query on SQLite, which has no arrays. More save little."""
 
 QUERIES = 2
 """Queries of one kind that are under way at a time in a process, of ten connections."""
@@ -54,9 +55,9 @@ class Lookup(Generic[K, R]):
         self, found: Select[*tuple[object, ...]], key: ColumnElement[K], row: Callable[..., R], key_of: Callable[[R], K]
     ) -> None:
         self._for_one = Query(found.where(key == bindparam("key_0", type_=key.type)), row)
-        # The statement has the same text for any number of keys, so that the database plans it once.
+        # The statements have the same text for any number of keys, so that the database plans them once.
         keys = [bindparam(f"key_{number}", type_=key.type) for number in range(TOGETHER)]
-        self._for_many = Query(found.where(key.in_(keys)), row)
+        self._for_many = {"sqlite": Query(found.where(key.in_(keys)), row), "postgresql": Query(_each(found, key), row)}
         self._key_of: Callable[[R], K] = key_of
         self._batchers: WeakKeyDictionary[Database, Batcher[K, R | None]] = WeakKeyDictionary()
 
@@ -86,9 +87,23 @@ class Lookup(Generic[K, R]):
     async def _read(self, connection: AsyncConnection, wanted: list[K]) -> list[R]:
         if len(wanted) == 1:
             return await self._for_one.all(connection, key_0=wanted[0])
+        query = self._for_many[connection.dialect.name]
+        if connection.dialect.name == "postgresql":
+            return await query.all(connection, all_key=wanted)
         rows: list[R] = []
         while wanted:
             part, wanted = wanted[:TOGETHER], wanted[TOGETHER:]
             part += part[:1] * (TOGETHER - len(part))
-            rows += await self._for_many.all(connection, **{f"key_{at}": key for at, key in enumerate(part)})
+            rows += await query.all(connection, **{f"key_{at}": key for at, key in enumerate(part)})
         return rows
+
+
+def _each(found: Select[*tuple[object, ...]], key: ColumnElement[Any]) -> Select[*tuple[object, ...]]:
+    """Return a select of the rows whose keys are in the array `all_key`.
+
+    PostgreSQL does not join a subquery with an OFFSET in another way than it is written. So it finds each row by its
+    indexes, whatever it knows about the tables: just after many accounts were added, it would read all of them.
+    """
+    given = given_rows([Column("key", key.type)])
+    each = found.where(key == given.c.key).offset(literal_column("0")).lateral("found")
+    return select(each).select_from(given).join(each, true())

@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    Column,
     Integer,
     Select,
     String,
@@ -46,7 +47,7 @@ from keyman.errors import InvalidToken, Unauthenticated
 from keyman.identity.lookups import Lookup
 from keyman.identity.tables import applications, users
 from keyman.ids import ApplicationId, UserId
-from keyman.storage.arrays import as_list
+from keyman.storage.arrays import as_arrays, as_list, given_rows
 from keyman.storage.statements import Query, scalar
 from keyman.storage.transactions import Database
 from keyman.storage.types import Id
@@ -66,6 +67,10 @@ class Lock(Enum):
     NONE = "none"  # for a request that only reads
     SHARED = "shared"  # to act
     EXCLUSIVE = "exclusive"  # to change or delete one of these rows, too
+
+
+_GIVEN = given_rows([Column("id", BigInteger), Column("holder_id", BigInteger)])
+"""The ids of credentials and of their accounts or applications."""
 
 
 class _Times(NamedTuple):
@@ -157,9 +162,9 @@ class Standing:
             if self._sponsors is not None:  # applications are locked before accounts
                 sponsors = await self._sponsors.all(connection, ids=ids)
                 await _SHARED[applications.name].all(connection, halves=sorted({one % _MAX_HALF for one in sponsors}))
-            halves = sorted({grounds.holder_id % _MAX_HALF for grounds in all_of})
-            await _SHARED[self._holder.name].all(connection, halves=halves)
-            rows = await self._all[dialect].all(connection, ids=ids)
+            in_order = sorted(callers, key=lambda caller: (caller[1] % _MAX_HALF, caller))
+            given = [{"id": credential_id, "holder_id": holder_id} for credential_id, holder_id in in_order]
+            rows = await self._all[dialect].all(connection, **as_arrays(_GIVEN.c.keys(), given))
         return self._verdicts(rows, all_of)
 
     async def confirm_all_now(self, db: Database, all_of: Sequence[Grounds]) -> list[Unauthenticated | None]:
@@ -225,11 +230,17 @@ class Standing:
         return self._columns(credential.c.id, holder.c.id.label("holder_id")).where(is_asked_for(credential.c.id))
 
     def _locking_all(self) -> Query[_Current]:
-        """Return a query that locks its rows in order: PostgreSQL locks after it has sorted."""
+        """Return a query that finds and locks, for each of the given callers in turn, what the one of `confirm` does.
+
+        The subquery locks, so PostgreSQL never joins it in another way, whatever it knows about the tables.
+        """
         credential, holder = self._credential, self._holder
-        found = self._of_all(listed_in_array).order_by(holder.c.id, credential.c.id)
-        locked = [applications, *self._locked] if self._is_sponsored else list(self._locked)
-        return Query(found.with_for_update(read=True, of=locked), _Current)
+        found = self._columns(credential.c.id, holder.c.id.label("holder_id")).where(
+            credential.c.id == _GIVEN.c.id, holder.c.id == _GIVEN.c.holder_id
+        )
+        locked = [*self._locked[1:], *([applications] if self._is_sponsored else [])]
+        each = _locking(found, Lock.SHARED, self._holder, *locked).lateral("found")
+        return Query(select(each).select_from(_GIVEN).join(each, true()), _Current)
 
 
 class Grounds(msgspec.Struct, frozen=True):

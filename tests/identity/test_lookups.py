@@ -195,7 +195,7 @@ async def test_each_caller_of_a_query_that_fails_gets_an_exception_of_its_own(
     async def fail(_connection: AsyncConnection, **_keys: object) -> list[Row]:
         raise faults[-1]
 
-    monkeypatch.setattr(lookup._for_many, "all", fail)
+    monkeypatch.setattr(lookup._for_many["sqlite" if db.is_sqlite else "postgresql"], "all", fail)
     faults: list[Exception] = [KeyError("x"), DatabaseUnavailable(kind="x")]
     for expected in (DatabaseUnavailable, RefusedStatement):
         found = await asyncio.gather(*(lookup.find(db, key(n)) for n in range(3)), return_exceptions=True)
