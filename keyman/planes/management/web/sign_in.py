@@ -92,9 +92,6 @@ async def sign_up(
 ) -> Response[bytes]:
     _check_open(settings)
     form = await Form.read(request)
-    if not form.text("password"):
-        # The user pressed the button beside "Sign in". The form contains the address that they have typed.
-        return visit.show("sign_up.html", email=form.text("email"))
     try:
         new = decode(SignUp, form.filled("email", "password"))
         signed_in = await login.sign_up(

@@ -638,7 +638,6 @@ async def see_the_door(walk: Walk) -> None:
     await walk.post("/sign-in", 422, email="nothing", password="x" * 257)
     await walk.post("/sign-in", 400, **{f"field{number}": "" for number in range(50)})
     await walk.post("/sign-in", 413, password="x" * 70_000)
-    await walk.post("/sign-up", 200, email=EMAIL)
     await walk.post("/sign-up", 422, email=f"{'x' * 60}@{'x' * 200}.example", password="short")
     in_a_dialog = {"HX-Request": "true"}
     for method, path, headers in (
