@@ -43,6 +43,17 @@ def test_an_address_opens_its_call_also_one_of_the_former_reference(arrive: Arri
         expect(reader.page.get_by_text("Seals the value in Vault.")).to_be_visible()
 
 
+def test_a_german_page_says_that_the_reference_is_in_english(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False, locale="de-DE"))
+    for path in (ACCOUNT, "/problems", "/problems/conflict"):
+        ada.open(path)
+        link = ada.page.get_by_role("link", name="API-Referenz (englisch)")
+        expect(link).to_have_attribute("hreflang", "en")
+    link.click()
+    heading = ada.page.get_by_role("heading", level=1, name="API Reference")
+    assert heading.evaluate("(each) => each.closest('[lang]').lang") == "en"
+
+
 def test_a_signed_in_person_tries_calls_with_their_session(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False, color_scheme="dark"))
     page = ada.page
