@@ -56,7 +56,7 @@
         focusFirst(region, [same, ...rows, "button"]);
       }
       const about = asked.matches(".asks") ? region.querySelector("[data-status]") : region;
-      if (about !== region || region.matches("#rows")) heard.textContent = about.dataset.status || "";
+      if (about !== region || region.matches("#rows")) heard.textContent = about?.dataset.status || "";
       else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
       if (isAnswered) document.activeElement.scrollIntoView({ block: "nearest" }); // not under the toast
     }
