@@ -10,6 +10,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Awaitable, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
@@ -42,8 +43,14 @@ class Context(NamedTuple):
 
     def encoded(self) -> str:
         """Return base64 of the fixed layout `keyman|v1|<deployment>|<owner id>|<service>|<value>`."""
-        text = f"keyman|v1|{self.deployment}|{self.owner_id}|{self.service}|{self.value}"
+        text = f"keyman|v1|{_text(self.deployment)}|{self.owner_id}|{self.service}|{self.value}"
         return base64.b64encode(text.encode()).decode()
+
+
+@lru_cache(maxsize=4)
+def _text(deployment: UUID) -> str:
+    """Return a uuid as text. It is remembered: a process has one deployment, and the text takes as long as the rest."""
+    return str(deployment)
 
 
 class Sealed(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
+import msgspec
 from hvac.api.secrets_engines.transit import Transit
 
 from keyman.config.vault import VaultSettings
@@ -23,8 +24,8 @@ class KeyVersions(NamedTuple):
     min_decryption: int
 
 
-class Bound(NamedTuple):
-    """A ciphertext and its context in base64."""
+class Bound(msgspec.Struct, frozen=True):
+    """A ciphertext and its context in base64, as Transit takes them."""
 
     ciphertext: str
     context: str
@@ -74,8 +75,7 @@ class KeyRotation:
         return [*await self.rewrap(items[:middle]), *await self.rewrap(items[middle:])]
 
     def _batch(self, items: Sequence[Bound]) -> Awaitable[Batch | None]:
-        batch = [item._asdict() for item in items]
         answer = self._transit.rewrap_data(
-            self._settings.key, None, batch_input=batch, mount_point=self._settings.mount
+            self._settings.key, None, batch_input=items, mount_point=self._settings.mount
         )
         return batch_answer(answer, len(items))
