@@ -12,24 +12,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, bindparam, func, or_, select, update
+from sqlalchemy import Column, ColumnElement, Integer, Text, Uuid, any_, bindparam, func, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from keyman.audit.entries import OPERATOR, Action, Entry
 from keyman.audit.log import record
 from keyman.errors import KeymanError, RefusedStatement
 from keyman.ids import KeyId, OwnerId, UserId
 from keyman.keys.tables import api_keys
-from keyman.storage.statements import Command, Query, optional
+from keyman.storage.arrays import as_arrays, given_rows
+from keyman.storage.statements import Command, Query, optional, scalar
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import Id
-from keyman.vault.cipher import Context
+from keyman.vault.cipher import Context, Sealed
 from keyman.vault.guard import KeyGuard, SentinelStore, sentinel_context
 from keyman.vault.rotation import MAX_BATCH, Bound, KeyRotation
 
-IN_FLIGHT = 4
+CHUNK = 4 * MAX_BATCH
+"""Rows that are read, and then stored, together. Their batches are at Vault at the same time."""
+
+IN_FLIGHT = 3
 """The number of chunks at the same time: while one is stored, Vault works on others. More do not make a run faster."""
 
 
@@ -132,7 +137,7 @@ class Rewrap:
 
         A row that cannot be read is added to the damaged ones and skipped.
         """
-        limit = MAX_BATCH
+        limit = CHUNK
         behind = _BEHIND_ON_SQLITE if self._db.is_sqlite else _BEHIND
         async with self._paging:
             while True:
@@ -148,33 +153,49 @@ class Rewrap:
                     if damaged is not None:  # None if somebody has deleted it since
                         summary.damaged.add(damaged)
                         self._after = damaged
-                    limit = MAX_BATCH
+                    limit = CHUNK
                     continue
                 if rows:
                     self._after = rows[-1].id
                 return rows
 
     async def _chunk(self, rows: Sequence[_Row], summary: Summary) -> None:
+        changed: list[_Change] = []
+        marked: list[_Change] = []
+        refused: list[RefusedKey] = []
+        for row, sealed in zip(rows, await self._rewrapped(rows), strict=True):
+            change: _Change = {"of_id": row.id, "of_value": row.value_uuid, "of_ciphertext": row.encrypted_key}
+            if sealed is None:
+                marked.append(change)
+                refused.append(RefusedKey(row.id, row.user_id, row.service))
+            else:
+                change["to"], change["version"] = sealed.ciphertext, sealed.key_version
+                changed.append(change)
+        if refused:
+            await self._guard.verify(0)  # so that no row is marked if the key was replaced during this run
+        await self._save([row.id for row in rows], changed, marked)
+        summary.rewrapped += len(changed)
+        summary.refused += refused
+        self._report(len(rows))
+
+    async def _rewrapped(self, rows: Sequence[_Row]) -> list[Sealed | None]:
         items = [
             Bound(row.encrypted_key, Context(self._store.uuid, row.owner_id, row.service, row.value_uuid).encoded())
             for row in rows
         ]
-        changes: list[dict[str, object]] = []
-        refused: list[RefusedKey] = []
-        for row, sealed in zip(rows, await self._rotation.rewrap(items), strict=True):
-            to, version = (row.encrypted_key, row.key_version) if sealed is None else sealed[:2]
-            as_read = {"of_id": row.id, "of_value": row.value_uuid, "of_ciphertext": row.encrypted_key}
-            changes.append({**as_read, "to": to, "version": version, "is_refused": sealed is None})
-            if sealed is None:
-                refused.append(RefusedKey(row.id, row.user_id, row.service))
-        if refused:
-            await self._guard.verify(0)  # so that no row is marked if the key was replaced during this run
-        # Rows are locked in the order of their ids, so that two runs at the same time never deadlock.
+        batches = [items[start : start + MAX_BATCH] for start in range(0, len(items), MAX_BATCH)]
+        return [sealed for batch in await asyncio.gather(*map(self._rotation.rewrap, batches)) for sealed in batch]
+
+    async def _save(self, ids: Sequence[KeyId], changed: Sequence[_Change], marked: Sequence[_Change]) -> None:
         async with self._db.write(Unchecked.OPERATOR) as connection:
-            await _STORE.execute_many(connection, changes)
-        summary.rewrapped += len(changes) - len(refused)
-        summary.refused += refused
-        self._report(len(rows))
+            if self._db.is_sqlite:
+                await _STORE.execute_many(connection, changed)
+            else:
+                # Rows are locked in the order of their ids, so that two runs at the same time never deadlock. What
+                # follows may change them in any order.
+                await _LOCK.one(connection, ids=ids)
+                await _STORE_TOGETHER.execute(connection, **as_arrays(_CHANGES.c.keys(), changed))
+            await _MARK.execute_many(connection, marked)
 
     async def _rewrap_sentinel(self) -> None:
         """Rewrap the sentinel. Otherwise it would stop opening once its version is retired, as with a wrong key."""
@@ -216,6 +237,11 @@ class _Row(NamedTuple):
     value_uuid: UUID
     encrypted_key: str
     key_version: int
+
+
+_Change: TypeAlias = dict[str, object]
+"""The row that was read: `of_id`, `of_value` and `of_ciphertext`. If it is rewrapped, also what it gets: `to` and
+`version`."""
 
 
 class _Behind(NamedTuple):
@@ -266,21 +292,60 @@ _COUNT_BEHIND = Query(
 _OLDEST = optional(select(func.min(api_keys.c.key_version)), int)
 
 
+_KINDS = (int, int, int, str, UUID, str, int)
+"""The types of the values of a `_Row`."""
+
+
 def _is_sound(row: _Row, summary: Summary) -> bool:
     """Return True if the values have the types that keyman writes. Otherwise add the row to the damaged ones."""
-    sound = all(isinstance(value, kind) for value, kind in zip(row, (int, int, int, str, UUID, str, int), strict=True))
+    sound = all(map(isinstance, row, _KINDS))
     if not sound:
         summary.damaged.add(row.id)
     return sound
 
 
-# A refused row keeps its ciphertext, and is marked.
+# A row is changed only if it still has the value and the ciphertext that were read.
+_AS_READ = (
+    api_keys.c.id == bindparam("of_id"),
+    api_keys.c.value_uuid == bindparam("of_value"),
+    api_keys.c.encrypted_key == bindparam("of_ciphertext"),
+)
 _STORE = Command(
     update(api_keys)
+    .where(*_AS_READ)
+    .values(encrypted_key=bindparam("to"), key_version=bindparam("version"), undecryptable=False)
+)
+# A refused row keeps its ciphertext.
+_MARK = Command(update(api_keys).where(*_AS_READ).values(undecryptable=True))
+
+_LOCK = scalar(
+    select(func.count()).select_from(
+        select(api_keys.c.id)
+        .where(api_keys.c.id == any_(bindparam("ids", type_=ARRAY(Id))))
+        .order_by(api_keys.c.id)
+        .with_for_update(key_share=True)
+        .subquery("locked")
+    ),
+    int,
+)
+# What `_STORE` does, for all rows of a chunk at once: that takes PostgreSQL half the time for each of them.
+_CHANGES = given_rows(
+    [
+        Column("of_id", Id),
+        Column("of_value", Uuid),
+        Column("of_ciphertext", Text),
+        Column("to", Text),
+        Column("version", Integer),
+    ]
+)
+_STORE_TOGETHER = Command(
+    update(api_keys)
     .where(
-        api_keys.c.id == bindparam("of_id"),
-        api_keys.c.value_uuid == bindparam("of_value"),
-        api_keys.c.encrypted_key == bindparam("of_ciphertext"),
+        # This follows from the join. Without it, PostgreSQL may read the whole table.
+        api_keys.c.id == any_(bindparam("all_of_id", type_=ARRAY(Id))),
+        api_keys.c.id == _CHANGES.c.of_id,
+        api_keys.c.value_uuid == _CHANGES.c.of_value,
+        api_keys.c.encrypted_key == _CHANGES.c.of_ciphertext,
     )
-    .values(encrypted_key=bindparam("to"), key_version=bindparam("version"), undecryptable=bindparam("is_refused"))
+    .values(encrypted_key=_CHANGES.c.to, key_version=_CHANGES.c.version, undecryptable=False)
 )

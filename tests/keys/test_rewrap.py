@@ -12,8 +12,9 @@ from sqlalchemy import delete, select, text, update
 from keyman.config.vault import VaultSettings
 from keyman.errors import KeymanError, VaultReason, VaultUnavailable
 from keyman.ids import KeyId, UserId
+from keyman.keys import rewrap
 from keyman.keys.deployment import Deployment, deployment
-from keyman.keys.rewrap import IN_FLIGHT, RefusedKey, behind, oldest_version
+from keyman.keys.rewrap import CHUNK, IN_FLIGHT, RefusedKey, behind, oldest_version
 from keyman.keys.tables import api_keys
 from keyman.storage.statements import scalar
 from keyman.storage.transactions import Database, Unchecked
@@ -57,7 +58,7 @@ async def exchange(stock: Stock, one: int, other: int) -> None:
 
 
 async def test_every_row_comes_to_the_newest_version_and_holds_what_it_held(stock: Stock) -> None:
-    await stock.store(MAX_BATCH * IN_FLIGHT + 7)
+    await stock.store(CHUNK + MAX_BATCH + 7)
     before = await rows_of(stock)
     await stock.rotate()
     assert await behind(stock.db, 2) == {1: len(before)}
@@ -138,6 +139,34 @@ async def test_rows_are_locked_in_the_order_of_their_ids(stock: Stock) -> None:
     assert summary.rewrapped == 1
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_a_replacement_wins_that_is_committed_while_the_run_waits_for_its_row(stock: Stock) -> None:
+    first, second = await stock.store(2)
+    await stock.rotate()
+    [fresh] = await stock.store(1)
+    new = (await rows_of(stock))[fresh]
+    stock.plaintexts[second] = stock.plaintexts.pop(fresh)
+    async with stock.db.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(delete(api_keys).where(api_keys.c.id == fresh))
+    other = Database(stock.url)
+    try:
+        async with other.write(Unchecked.OPERATOR) as connection:
+            await connection.execute(
+                update(api_keys)
+                .where(api_keys.c.id == second)
+                .values(encrypted_key=new.encrypted_key, key_version=new.key_version, value_uuid=new.value_uuid)
+            )
+            run = asyncio.create_task(stock.rewrap().run())
+            await becomes(lambda: _waits_for_a_lock(stock), "the run that waits for the second row")
+        await run
+    finally:
+        await other.close()
+    rows = await rows_of(stock)
+    assert (rows[second].encrypted_key, rows[second].value_uuid) == (new.encrypted_key, new.value_uuid)
+    assert rows[first].key_version == 2
+    assert await stock.opened() == stock.plaintexts
+
+
 async def _waits_for_a_lock(stock: Stock) -> bool:
     async with stock.db.read() as connection:
         return bool(await _WAITING.one(connection))
@@ -216,7 +245,8 @@ async def test_rows_that_stay_behind_whatever_is_done_end_the_run(stock: Stock) 
     assert await stock.opened() == stock.plaintexts
 
 
-async def test_two_runs_at_once_do_no_harm(stock: Stock) -> None:
+async def test_two_runs_at_once_do_no_harm(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrap, "CHUNK", MAX_BATCH)
     await stock.store(MAX_BATCH * 3)
     await stock.rotate()
     summaries = await asyncio.gather(stock.rewrap().run(), stock.rewrap().run())
@@ -225,7 +255,10 @@ async def test_two_runs_at_once_do_no_harm(stock: Stock) -> None:
     assert await stock.opened() == stock.plaintexts
 
 
-async def test_a_run_that_is_stopped_has_lost_nothing_and_the_next_one_goes_on(stock: Stock) -> None:
+async def test_a_run_that_is_stopped_has_lost_nothing_and_the_next_one_goes_on(
+    stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrap, "CHUNK", MAX_BATCH)
     count = MAX_BATCH * (IN_FLIGHT + 3)
     await stock.store(count)
     await stock.rotate()
