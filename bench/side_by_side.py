@@ -85,7 +85,7 @@ def _rewrap(rows: int, rounds: int) -> None:
     """`keyman rewrap`, against bare Transit with the same batches."""
     rates = rewrap.measured(rows, rounds)
     label = f"`keyman rewrap` ÷ bare batches, {rows:,} rows, PostgreSQL"
-    _finish([Ratio(label, rates.rewrap / rates.transit, 0.6)])
+    _finish([Ratio(label, rates.rewrap.rate / rates.transit.rate, 0.6, cpu=rates.rewrap.cpu)])
 
 
 @main.command("large")
