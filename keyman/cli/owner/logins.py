@@ -10,6 +10,7 @@ from pathlib import Path
 import keyring
 import msgspec
 
+from keyman.client.endpoint import checked_token
 from keyman.errors import KeymanError
 from keyman.private import read_private, write_private
 from keyman.secret import Secret
@@ -66,12 +67,12 @@ class Logins(msgspec.Struct):
     def token_of(self, url: str) -> Secret | None:
         """Return the token of a server, or None without a login there, and if the keyring has lost it.
 
-        Raises KeymanError if the keyring has it, but does not give it out.
+        Raises KeymanError if the keyring has it, but does not give it out, and if it is no token.
         """
         login = self.servers.get(url)
         if login is None:
             return None
-        return Secret(login.token) if login.token is not None else _from_keyring(url)
+        return _checked(Secret(login.token), url) if login.token is not None else _from_keyring(url)
 
     def add(self, url: str, email: str | None, token: Secret) -> Path | None:
         """Store a login, and make it the current one. Return the file if the token lies there, and not in the keyring.
@@ -131,8 +132,16 @@ def _from_keyring(url: str) -> Secret | None:
             f"run: keyman login {url}"
         )
     else:
-        return None if found is None else Secret(found)
+        return None if found is None else _checked(Secret(found), url)
     raise fault  # here, because nobody knows what the other error holds
+
+
+def _checked(token: Secret, url: str) -> Secret:
+    """Return a token that was kept. Raises KeymanError for a text that is none."""
+    try:
+        return checked_token(token)
+    except ValueError:
+        raise KeymanError(f"What is kept as your token for {url} is damaged. Run: keyman login {url}") from None
 
 
 def _out_of_keyring(url: str) -> None:

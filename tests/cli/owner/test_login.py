@@ -244,6 +244,9 @@ def test_another_file_of_somebody_else_is_not_trusted(member: Person) -> None:
     member.logins.chmod(0o644)
     assert f"Run: chmod 600 {member.logins}" in failed(member.types("key", "list"))
     member.logins.chmod(0o600)
+    member.logins.write_text(member.logins.read_text().replace("km_", "km-"))
+    damaged = f"keyman: What is kept as your token for {member.url} is damaged. Run: keyman login {member.url}\n"
+    assert failed(member.types("key", "list")) == damaged
     member.logins.write_text("{")
     said = failed(member.types("key", "list"))
     assert "is damaged" in said

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
+from sqlalchemy import insert, update
 
+from keyman.audit.entries import Action
 from keyman.audit.tables import audit_log
+from keyman.clock import now
 from keyman.identity.tables import api_tokens, application_blocks, sessions, users
 from keyman.keys.tables import api_keys
+from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import OPENAI_KEY, ApiPlane, application_of, store
 from tests.support.planes import PASSWORD
+from tests.support.rows import entry
 
 pytestmark = pytest.mark.anyio
 
@@ -116,3 +122,40 @@ async def test_what_is_anothers_is_like_what_is_not_there_in_every_page(shared: 
 
 def told(page: httpx.Response) -> str:
     return f"{page.status_code} {re.sub(r'nonce=.[^ ]*|[0-9a-f]{32}|1000000000', '', page.text)}"
+
+
+MARKUP = """\"'><img src=x onerror=alert(1)></svg></td>{{7*7}}&lt;x"""
+
+
+async def filled(plane: ApiPlane, text: str) -> tuple[httpx.AsyncClient, dict[str, int]]:
+    """Somebody in whose account everything that others or the database can name is called `text`."""
+    client = await somebody(plane)
+    user_id = (await client.get("/api/auth/me")).json()["id"]
+    key = await store(client, name=text)
+    await client.patch(f"/api/keys/{key['id']}", json={"name": f"{text}2"})
+    token = (await client.post("/api/tokens", json={"name": text})).json()
+    about = {"user_id": user_id, "key_id": key["id"], "at": now(), "application": text, "purpose": text}
+    async with plane.database.write(Unchecked.OPERATOR) as connection:
+        for action in (Action.KEY_RESOLVE, Action.KEY_USE, Action.KEY_RESOLVE_REFUSED):
+            await connection.execute(insert(audit_log).values(entry(action, **about)))
+        used = {"last_used_at": now(), "last_used_by": text}
+        verdict = {"check_verdict": "refused", "checked_at": now(), "check_detail": text, "checked_by": "keyman"}
+        await connection.execute(update(api_keys).where(api_keys.c.id == key["id"]).values(**used, **verdict))
+    return client, {"key_id": key["id"], "token_id": token["id"]}
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+async def test_what_others_can_name_is_text_on_every_page(shared: ApiPlane, language: str) -> None:
+    """The same elements and as many quotation marks as with words: nothing was taken for markup."""
+    tags = []
+    for text in (MARKUP, "x" * len(MARKUP)):
+        client, ids = await filled(shared, text)
+        client.headers["Accept-Language"] = language
+        paths = [path for path in routes(shared, "GET", **ids) if path.startswith("/settings")]
+        pages = [(await client.get(path)).text for path in paths]
+        assert sum(text in html.unescape(page) for page in pages) >= 6
+        tags.append([(re.findall(r"<[^\s>]*", page), page.count('"')) for page in pages])
+        assert not any(text in page for page in pages if text is MARKUP)
+    assert len(tags[0]) > 15
+    for path, marked, plain in zip(paths, *tags, strict=True):
+        assert marked == plain, path
