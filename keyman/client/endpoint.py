@@ -126,13 +126,17 @@ def tls_context(base: str, ca_file: str | os.PathLike[str] | None) -> ssl.SSLCon
     return context
 
 
+_HOST = re.compile(r"(?=.{1,254}$)([^.]{1,63}\.)*[^.]{1,63}\.?")
+"""A host as the network takes it. The resolver of the system raises a UnicodeError for an empty or a longer part."""
+
+
 def checked_url(url: str, *, allow_http: bool) -> str:
     """Return the URL without a slash at its end. Raises ValueError, which does not repeat it."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
         parsed = None
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed is None or parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.raw_host.decode()):
         raise ValueError("the URL must be an http or https URL, such as https://keyman.example.com")
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ValueError("the URL must not have a user, a query or a fragment")

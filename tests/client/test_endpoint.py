@@ -54,7 +54,19 @@ def test_loopback_and_https_are_taken(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["keyman.example.com", "ftp://x", "https://", "https://user:pw@x", "https://x/?a=b", "https://x/#f", "https://x\n"],
+    [
+        "keyman.example.com",
+        "ftp://x",
+        "https://",
+        "https://user:pw@x",
+        "https://x/?a=b",
+        "https://x/#f",
+        "https://x\n",
+        "https://a..example.com",
+        "https://.example.com",
+        f"https://{'a' * 64}.example.com",
+        f"https://{'a.' * 127}com",
+    ],
 )
 def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="URL must") as caught:
