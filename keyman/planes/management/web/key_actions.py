@@ -15,7 +15,7 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, Status
 from keyman.keys.uses import OF_LATE
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.keys import View, view_behind
+from keyman.planes.management.web.keys import Place
 from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.planes.management.web.pages import see_other
 
@@ -27,14 +27,14 @@ NAMED_USES = 10
 
 @get("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def pause_form(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[RowId]) -> Response[bytes]:
-    return _ask_to_pause(own, await own.get(key_id), view_behind(request))
+    return _ask_to_pause(own, await own.get(key_id), Place.behind(request, key_id))
 
 
 @post("/settings/api-keys/{key_id:str}/pause", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def pause(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[RowId]) -> Response[bytes]:
     """Pause or resume a key, as the form requests. It does not toggle: the key may have changed meanwhile."""
     form = await Form.read(request)
-    view = View.of_query(form.text("view"))
+    place = Place.of_form(form, key_id)
     key = await own.get(key_id)
     wanted = FLAGS.get(form.text("paused"))
     try:
@@ -48,26 +48,26 @@ async def pause(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[Ro
         key = await own.get(key_id)
         is_done = isinstance(problem, PreconditionFailed) and (key.status is Status.DISABLED) == wanted
         if not is_done:  # otherwise another window has already done it
-            return _ask_to_pause(own, key, view, refused=problem)
-    return see_other(view.url(saved=key.id, done="paused" if wanted else "resumed"))
+            return _ask_to_pause(own, key, place, refused=problem)
+    return see_other(place.url(saved=key.id, done="paused" if wanted else "resumed"))
 
 
 @get("/settings/api-keys/{key_id:str}/default", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def default_form(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[RowId]) -> Response[bytes]:
-    return own.show("key_default.html", await own.get(key_id), view=view_behind(request))
+    return own.show("key_default.html", await own.get(key_id), place=Place.behind(request, key_id))
 
 
 @post("/settings/api-keys/{key_id:str}/default", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def make_default(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[RowId]) -> Response[bytes]:
     """Make a key the default of its service, or let it be so no longer, as the form requests."""
     form = await Form.read(request)
-    view = View.of_query(form.text("view"))
+    place = Place.of_form(form, key_id)
     key = await own.get(key_id)
     wanted = FLAGS.get(form.text("default"))
     if wanted is None:
         raise InvalidRequest.at(FieldError("", "The form is malformed."))
     await operations.change(own.db, own.catalogue, own.caller, key.id, Change(default=wanted), IfMatch())
-    return see_other(view.url(saved=key.id, done="default" if wanted else "no-default"))
+    return see_other(place.url(saved=key.id, done="default" if wanted else "no-default"))
 
 
 @get("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -77,7 +77,7 @@ async def delete_form(request: AnyRequest, own: Injected[OwnKeys], key_id: FromP
     return own.show(
         "key_delete.html",
         key,
-        view=view_behind(request),
+        place=Place.behind(request, key_id),
         uses=used[:NAMED_USES],
         unnamed=len(used[NAMED_USES:]),
         # True also for a use whose audit entry was pruned.
@@ -87,12 +87,13 @@ async def delete_form(request: AnyRequest, own: Injected[OwnKeys], key_id: FromP
 
 @post("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
 async def delete(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[RowId]) -> Response[bytes]:
-    view = View.of_query((await Form.read(request)).text("view"))
+    """Delete a key, and lead to the list: its page is gone."""
+    place = Place.of_form(await Form.read(request), key_id)
     key = await own.get(key_id)
     await operations.remove(own.db, own.caller, key.id, IfMatch())
-    return see_other(view.url(saved=key.id, done="deleted"))
+    return see_other(place.view.url(saved=key.id, done="deleted"))
 
 
-def _ask_to_pause(own: OwnKeys, key: KeyInfo, view: View, *, refused: Problem | None = None) -> Response[bytes]:
+def _ask_to_pause(own: OwnKeys, key: KeyInfo, place: Place, *, refused: Problem | None = None) -> Response[bytes]:
     is_paused = key.status is Status.DISABLED
-    return own.show("key_pause.html", key, refused=refused, is_paused=is_paused, view=view)
+    return own.show("key_pause.html", key, refused=refused, is_paused=is_paused, place=place)

@@ -13,7 +13,7 @@ from keyman.ids import KeyId
 from keyman.planes.management import checks
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.keys import View
+from keyman.planes.management.web.keys import Place
 from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.planes.management.web.pages import see_other
 from keyman.planes.management.web.verdicts import CHECKED, NO_GATEWAY, TOO_MANY
@@ -28,7 +28,7 @@ async def check(
 ) -> Response[bytes]:
     """Check a key, and lead back to where its button is: the list or, with `on=page`, the page of the key."""
     form = await Form.read(request)
-    view = View.of_query(form.text("view"))
+    place = Place.of_form(form, key_id)
     await own.get(key_id)
     try:
         await checks.check(own.db, gateway, own.caller, KeyId(key_id))
@@ -37,6 +37,4 @@ async def check(
         done = TOO_MANY
     except GatewayUnavailable:
         done = NO_GATEWAY
-    if form.text("on") == "page":
-        return see_other(view.page_of(KeyId(key_id), saved=key_id, done=done))
-    return see_other(view.url(saved=key_id, done=done))
+    return see_other(place.url(saved=key_id, done=done))

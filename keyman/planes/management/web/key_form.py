@@ -37,7 +37,7 @@ from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import NONE, to_text
 from keyman.planes.management.web.forms import Form, LastDay
-from keyman.planes.management.web.keys import View, offered, view_behind
+from keyman.planes.management.web.keys import Place, View, offered
 from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.planes.management.web.pages import see_other
 from keyman.providers.catalogue import Catalogue
@@ -104,7 +104,7 @@ async def edit_form(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPat
     key = await own.get(key_id)
     query = request.query_params
     aim = query.get("for", "")
-    return _form(own, key=key, aim=aim, view=view_behind(request), is_lost="lost" in query)
+    return _form(own, key=key, aim=aim, place=Place.behind(request, key_id), is_lost="lost" in query)
 
 
 @post("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -115,20 +115,20 @@ async def edit(
     key_id: FromPath[RowId],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    view = View.of_query(form.text("view"))
+    place = Place.of_form(form, key_id)
     key = await own.get(key_id)
     try:
         changed = await _edit(own, sealer, key, form)
         if isinstance(changed, Sentence):
-            return _form(own, question=changed, typed=form, key=key, aim=form.text("for"), view=view)
+            return _form(own, question=changed, typed=form, key=key, aim=form.text("for"), place=place)
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         if isinstance(problem, NotFound | PreconditionFailed):
             key = await own.get(key_id)  # read it again; raises NotFound if it was deleted
-        return _form(own, refused=problem, typed=form, key=key, aim=form.text("for"), view=view)
+        return _form(own, refused=problem, typed=form, key=key, aim=form.text("for"), place=place)
     noticed = {**_noticed(form, changed), "unending": _ended(form, key, changed)}
-    return see_other(view.url(saved=key.id, done="changed", **noticed))
+    return see_other(place.url(saved=key.id, done="changed", **noticed))
 
 
 async def _create_once(
@@ -217,7 +217,7 @@ def _form(
     key: KeyInfo | None = None,
     aim: str = "",
     attempt: str = "",
-    view: View | None = None,
+    place: Place = Place(),  # noqa: B008
     is_lost: bool = False,
 ) -> Response[bytes]:
     """Show the form to add a key or, with `key`, to edit one. `typed` is the refused input; its API key is not shown.
@@ -252,7 +252,7 @@ def _form(
         settings=settings,
         setting_field=setting_field,
         attempt=attempt,
-        view=view or View(),
+        place=place,
         services=services,
         prefixes={info.service: catalogue.prefixes(info.service) for info in catalogue.infos()},
         takes_json={info.service for info in catalogue.infos() if catalogue.takes_json(info.service)},

@@ -15,7 +15,7 @@ from keyman.keys import choosing, uses
 from keyman.keys.left import left_through
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.activity import log_of
-from keyman.planes.management.web.keys import usable_services, view_behind
+from keyman.planes.management.web.keys import Place, usable_services, view_behind
 from keyman.planes.management.web.marks import letters
 from keyman.planes.management.web.outcomes import Outcome
 from keyman.planes.management.web.own_keys import OwnKeys
@@ -46,5 +46,5 @@ async def key_page(
         is_usable=key.service in usable_services(catalogue, settings, caller),
         checks=Checks.of(gateway, catalogue, caller, own.visit, query.get("saved", "")),
         outcome=await Outcome.of(db, caller, catalogue, own.visit, query),
-        view=view_behind(request),
+        place=Place(view_behind(request), KeyId(key.id)),
     )

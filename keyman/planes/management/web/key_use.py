@@ -11,7 +11,7 @@ from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.tokens import Scope
 from keyman.keys.schemas import KeyInfo
-from keyman.planes.management.web.keys import view_behind
+from keyman.planes.management.web.keys import Place
 from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.snippets import VARIABLE, Snippets, snippets
@@ -35,7 +35,7 @@ async def use_page(
         lines=lines,
         variable=VARIABLE,
         missing=missing,
-        view=view_behind(request),
+        place=Place.behind(request, key.id),
     )
 
 

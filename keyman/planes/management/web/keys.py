@@ -25,6 +25,7 @@ from keyman.keys.schemas import KeyInfo, Status
 from keyman.keys.sorting import KeyCursor, Sort, SortName, StatusName, VerdictName
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web import marks
+from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.outcomes import Outcome
 from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
 from keyman.planes.management.web.verdicts import Checks
@@ -121,6 +122,7 @@ async def show_list(
         older=view.url(cursor=page.cursor) if page.cursor is not None else None,
         first=first.url(),
         view=view,
+        place=Place(view),
         total=await _total(db, caller, catalogue, view, page),
         can_filter=view.is_filtered or bool(view.cursor) or len(page.items) > FILTER_FROM,
         services=offered(catalogue, caller),
@@ -183,6 +185,39 @@ def view_behind(request: AnyRequest) -> View:
     """Return the part of the list from which the form was opened."""
     query = dict(request.query_params)
     return View.of_query(query["view"]) if "view" in query else View.parse(query)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a form about a key was opened, and where it leads back to: a part of the list.
+
+    With `key_id`, it is the page of this key, which leads to that part of the list.
+    """
+
+    view: View = View()
+    key_id: KeyId | None = None
+
+    @classmethod
+    def behind(cls, request: AnyRequest, key_id: int) -> Place:
+        """Return the place from which the form for this key was opened."""
+        return cls(view_behind(request), KeyId(key_id) if request.query_params.get("on") == "page" else None)
+
+    @classmethod
+    def of_form(cls, form: Form, key_id: int) -> Place:
+        """Return the place that a form for this key names in its fields."""
+        return cls(View.of_query(form.text("view")), KeyId(key_id) if form.text("on") == "page" else None)
+
+    @property
+    def region(self) -> str:
+        """The element of the page there that htmx replaces."""
+        return "#keys" if self.key_id is None else "#key"
+
+    @property
+    def path(self) -> str:
+        return HOME if self.key_id is None else f"{HOME}/{self.key_id}"
+
+    def url(self, **more: object) -> str:
+        return self.view.url(**more) if self.key_id is None else self.view.page_of(self.key_id, **more)
 
 
 def _expires_soon(key: KeyInfo, moment: datetime) -> bool:

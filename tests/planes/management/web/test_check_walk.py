@@ -271,7 +271,7 @@ def test_a_key_is_checked_on_its_own_page_with_or_without_scripts(visit_checks: 
         verdict, status = page.locator(".facts .verdict"), page.get_by_role("status")
         expect(verdict).to_have_text("OpenAI refused this key 2 minutes ago. Replace it.")
         expect(status).to_have_text("OpenAI · Chat is checked: Refused.")
-        expect(page.get_by_role("link", name="Replace key")).to_be_visible()
+        expect(page.get_by_role("button", name="Replace key")).to_be_visible()
         if scripts:
             expect(page.get_by_role("button", name="Check now")).to_be_focused()
             look(page, "key-checked")

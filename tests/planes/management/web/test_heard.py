@@ -198,7 +198,8 @@ def test_how_to_undo_is_said_with_what_was_done(arrive: Arrive, dev_server: DevS
     # From a page of its own, too.
     ada.open(KEYS)
     rows(page).first.get_by_role("link", name="chat").click()
-    page.get_by_role("link", name="Pause").click()
+    page.wait_for_url(re.compile(r"/\d+$"))
+    page.goto(f"{page.url}/pause")
     page.get_by_role("main").get_by_role("button", name="Pause").click()
     expect(page.get_by_role("status")).to_have_text(
         "OpenAI · chat is paused. Applications no longer get it. Undo: use the button after this text."

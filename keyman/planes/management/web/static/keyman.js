@@ -30,8 +30,14 @@
       const words = title + problem.querySelector("h1 + p").textContent;
       if (undo?.contains(form) || form.closest(".heading")) fail(words); // there is no place for it
       else warn(form, words);
+    } else if (ctx.select === "#keys" && !document.getElementById("keys")) {
+      event.preventDefault();
+      location.assign(ctx.response.raw.url); // the page of a key that was deleted: the list says so
     }
+    isStarted = form.matches("[data-started]:not(.asks)");
   });
+
+  let isStarted; // the answer is that of a check on the page of a key, for which nobody pressed a button
 
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.select === "#panel") {
@@ -53,10 +59,11 @@
         const same = `.fresh [formaction="${asked.getAttribute("action")}"]`;
         const beside = around.find((id) => document.getElementById(id));
         const rows = [".fresh", ...(beside ? [`#${beside}`] : [])].flatMap((row) => [`${row} .menu button`, `${row} .menu-button`]);
-        focusFirst(region, [same, ...rows, "button"]);
+        const opens = `form[action="${asked.getAttribute("action")}"]:not([method]) button`; // on the page of a key
+        focusFirst(region, [same, opens, ...rows, "button"]);
       }
       const about = asked.matches(".asks") ? region.querySelector("[data-status]") : region;
-      if (about !== region || region.matches("#rows")) heard.textContent = about?.dataset.status || "";
+      if (about !== region || isStarted || region.matches("#rows")) heard.textContent = about?.dataset.status || "";
       else tell(region.dataset.status || "", region.querySelector("[data-undo]")?.children ?? []);
       if (isAnswered) document.activeElement.scrollIntoView({ block: "nearest" }); // not under the toast
     }
