@@ -199,6 +199,12 @@ PARAPHRASED = {"behind"}
 """Words of a table that stand for a whole line."""
 
 
+@pytest.mark.parametrize("name", PRESENT)
+def test_no_example_stores_a_mask_as_a_key(name: str) -> None:
+    """keyman refuses it, so anyone who copies the line gets an error."""
+    assert [block for block in code(PRESENT[name]) if re.search(r'"api_key": ?"[^"]*(?:\.\.\.|…)', block)] == []
+
+
 def test_the_guide_for_users_names_what_the_pages_show() -> None:
     web = ROOT / "keyman" / "planes" / "management" / "web"
     shown = set(re.findall(r'_\("([^"]+)"\)', "".join(path.read_text() for path in web.rglob("*.html"))))
