@@ -171,7 +171,8 @@ async def create(db: Database, name: ApplicationName, services: Sequence[str], u
             token = await _add_token(connection, application_id, name, Action.APPLICATION_CREATE)
     except IntegrityError:
         raise Conflict(
-            "An application with this name already exists, or existed before. Choose another name."
+            "An application with this name already exists, or existed before. Choose another name. "
+            "For a new token: keyman app rotate NAME"
         ) from None
     return Registered(token, tuple(dict.fromkeys(services)))
 
@@ -286,7 +287,7 @@ async def _lock(connection: AsyncConnection, name: ApplicationName) -> _Applicat
     """Return the application, locked until the transaction ends. Raises NotFound."""
     application_id = await _ID_BY_NAME.first(connection, name=str(name))
     if application_id is None:
-        raise NotFound("There is no application with this name.")
+        raise NotFound("There is no application with this name. See all with: keyman app list")
     await lock_application(connection, application_id)
     return await _LOCK_BY_NAME.one(connection, name=str(name))
 

@@ -45,9 +45,9 @@ async def find_chosen(connection: AsyncConnection, whom: Whom) -> UserId:
 
 
 _UNKNOWN = {
-    "address": "There is no account with this address.",
-    "identity": "There is no account with this identity.",
-    "number": "There is no account with this number.",
+    "address": "There is no account with this address. See all with: keyman user list",
+    "identity": "There is no account with this identity. See all with: keyman user list",
+    "number": "There is no account with this number. See all with: keyman user list",
 }
 _BY_EMAIL = scalar(select(users.c.id).where(users.c.email_key == bindparam("email_key")), UserId)
 _BY_ID = scalar(select(users.c.id).where(users.c.id == bindparam("user_id"), users.c.erased_at.is_(None)), UserId)

@@ -58,7 +58,8 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
     again = keyman("app", "create", "chat-backend", "--service", "GROQ", env=env)
     assert (
         failed(again)
-        == "keyman: An application with this name already exists, or existed before. Choose another name.\n"
+        == "keyman: An application with this name already exists, or existed before. Choose another name. "
+        "For a new token: keyman app rotate NAME\n"
     )
 
     at_once = keyman("app", "rotate", "chat-backend", "--overlap", "0s", env=env)
@@ -73,7 +74,10 @@ def test_applications_are_registered_exchanged_listed_and_revoked(env: dict[str,
     refused = keyman("app", "rotate", "chat-backend", env=env)
     assert failed(refused).startswith("keyman: This application was revoked.")
     for command in ("rotate", "revoke"):
-        assert failed(keyman("app", command, "nobody", env=env)) == "keyman: There is no application with this name.\n"
+        assert (
+            failed(keyman("app", command, "nobody", env=env))
+            == "keyman: There is no application with this name. See all with: keyman app list\n"
+        )
 
 
 CHAT = ("create", "chat", "--service", "OPENAI")

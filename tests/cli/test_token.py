@@ -24,7 +24,7 @@ TOKEN = re.compile(r"km_[0-9A-Za-z]{36}\n")
 def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
     assert keyman("token", "list", "--json", env=env) == Finished(0, "[]\n", "")
     missing = keyman("token", "create", "--user", "ada@example.com", "--name", "ci", env=env)
-    assert failed(missing) == "keyman: There is no account with this address.\n"
+    assert failed(missing) == "keyman: There is no account with this address. See all with: keyman user list\n"
 
     for email in ("ada@example.com", "grace@example.com"):
         assert keyman("user", "add", email, env=env, stdin=PASSWORD).code == 0
@@ -65,7 +65,7 @@ def test_tokens_are_made_listed_and_revoked(env: dict[str, str]) -> None:
     own = keyman("token", "list", "--user", "ada@example.com", "--json", env=env)
     assert [token["id"] for token in json.loads(own.out)] == [1]
     nobody = keyman("token", "list", "--user", "nobody@example.com", env=env)
-    assert failed(nobody) == "keyman: There is no account with this address.\n"
+    assert failed(nobody) == "keyman: There is no account with this address. See all with: keyman user list\n"
 
     assert keyman("token", "revoke", "1", env=env) == Finished(0, "", "Revoked token 1.\n")
     assert failed(keyman("token", "revoke", "1", env=env)) == "keyman: There is nothing with this id.\n"

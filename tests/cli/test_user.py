@@ -87,7 +87,7 @@ def test_an_address_that_is_taken_is_said(env: dict[str, str]) -> None:
 @pytest.mark.parametrize("command", [["disable"], ["enable"], ["passwd"], ["delete", "--yes"]])
 def test_an_account_that_is_not_there_is_said(command: list[str], env: dict[str, str]) -> None:
     said = failed(keyman("user", *command, "nobody@example.com", env=env, stdin=f"{PASSWORD}\n"))
-    assert said == "keyman: There is no account with this address.\n"
+    assert said == "keyman: There is no account with this address. See all with: keyman user list\n"
 
 
 def test_a_password_that_is_no_text_is_said_wherever_it_is_typed(env: dict[str, str]) -> None:
