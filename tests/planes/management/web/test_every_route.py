@@ -46,6 +46,9 @@ FORM = {
 """Fields of many forms, with which each of them would do something."""
 
 
+WITH_A_PROVIDER = {"/settings/account/sign-ins", "/settings/account/presence"}
+"""Nothing is there without an OpenID provider: see `test_connected.py`."""
+
 TYPED = "typed-into-an-address"
 
 
@@ -118,6 +121,20 @@ async def test_what_is_anothers_is_like_what_is_not_there_in_every_page(shared: 
             assert told(pages[0]) == told(pages[1]), one
             assert pages[0].status_code == 404 or one.endswith("/revoke"), one
         assert await state(shared) == before
+
+
+async def test_no_form_acts_for_another_account_than_it_was_made_for(shared: ApiPlane) -> None:
+    """Two people can sign in one after the other in two windows of one browser."""
+    ada, eve = await somebody(shared), await somebody(shared)
+    key, before = (await store(eve))["id"], await state(shared)
+    form = FORM | {"account": str((await ada.get("/api/auth/me")).json()["id"]), "id": str(key), "ids": str(key)}
+    paths = {path for path in routes(shared, "POST", key_id=key) if path.startswith("/settings/")} - WITH_A_PROVIDER
+    assert len(paths) > 12
+    for path in paths:
+        page = await eve.post(path, data=form)
+        assert page.status_code == 409, path
+        assert "Somebody else has signed in with this browser." in page.text, path
+    assert await state(shared) == before
 
 
 def told(page: httpx.Response) -> str:
