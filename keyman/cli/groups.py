@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 
@@ -44,6 +46,6 @@ class KeyNumber(click.ParamType[int]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         text = str(value)
-        if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+        if not (re.fullmatch("[0-9]{1,19}", text) and 0 < int(text) < 2**63):
             self.fail("must be the number of a key, as `keyman key list` shows it.", param, ctx)
         return int(text)

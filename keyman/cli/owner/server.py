@@ -147,6 +147,7 @@ FIELDS = {
     "email": "The e-mail address",
     "password": "The password",
     "settings": "--setting",
+    "q": "--search",
 }
 """What people call the fields of a request here."""
 

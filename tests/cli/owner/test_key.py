@@ -142,6 +142,8 @@ def test_bytes_that_are_no_text_end_in_a_sentence_and_without_a_key(member: Pers
         ("key", "replace", "1", OPENAI_KEY),
         ("key", "replace", OPENAI_KEY),
         ("key", "delete", OPENAI_KEY),
+        ("key", "delete", f"{BODY}1" + "1" * 5000),
+        ("key", "delete", "1" * 5000),
         ("login", "https://keyman.example.com", OPENAI_KEY),
     ],
 )
@@ -245,6 +247,8 @@ def test_keys_are_filtered_and_sorted(member: Person) -> None:
     assert listed("--sort", "name") == [second, first]
     assert listed("--check", "refused") == []
     assert member.does("key", "list", "--check", "refused") == (0, "", "No key matches.\n")
+    long = failed(member.types("key", "list", "--search", "x" * 101))
+    assert long == "keyman: --search must be at most 100 characters long.\n"
 
 
 # --- the others
