@@ -115,13 +115,16 @@ def raise_file_limit(wanted: int) -> int:
     return wanted if soft == resource.RLIM_INFINITY else soft
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigurationError when nothing can listen there. The server's own message would be a long traceback."""
+def check_port(host: str, port: int, remedy: str = "choose another with --port") -> None:
+    """Raises ConfigurationError when nothing can listen there, with the `remedy` for a port that is taken.
+
+    The server's own message would be a long traceback.
+    """
     try:
         bound(host, port).close()
     except (OSError, UnicodeError) as fault:
         if is_taken(fault):
-            message = f"Port {port} on {host} is in use, or not allowed for this user: choose another with --port"
+            message = f"Port {port} on {host} is in use, or not allowed for this user: {remedy}"
         else:
             message = f"{host} is not an address of this machine: choose another with --host"
         raise ConfigurationError(message) from None

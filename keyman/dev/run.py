@@ -84,7 +84,7 @@ async def _until_stopped(home: Home, port: int, taken: Taken) -> None:
     with ExitStack() as stack:
         stack.enter_context(home.locked())
         for number in ports:
-            check_port("127.0.0.1", number)
+            check_port("127.0.0.1", number, "choose three others with --port 9000, or make dev PORT=9000")
         vault = await _start_vault(home)
         stack.callback(vault.close)
         await _set_up(home, vault, url, gateway_url, taken)

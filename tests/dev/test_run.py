@@ -375,6 +375,7 @@ def test_a_port_in_use_is_said_in_one_sentence(nothing: Path, place: int) -> Non
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.count("\n") == 1
     assert f"Port {port + place} on 127.0.0.1 is in use" in refused.err
+    assert "make dev PORT=9000" in refused.err
     assert "--port" in refused.err
     assert not processes(nothing)
 
