@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def import_file(file: Path, only: tuple[str, ...], named: tuple[str, ...], yes: 
 
 def _read(file: Path) -> Secret:
     """Return the content of the file. Raises KeymanError."""
+    if str(file) == "-" and sys.stdin is None:
+        raise KeymanError("There is no standard input to read the file from.")
     try:
         with click.open_file(str(file), "rb") as opened:
             content = opened.read(MAX_FILE + 1)

@@ -45,7 +45,12 @@ def login(url: str | None, email: str | None, with_token: bool) -> None:
             token = visitor.make_token(email, read_secret("password", f"Password for {where}"))
         else:
             email, token = None, _paste(where, is_asked_for=with_token)
-    file = logins.add(where, email, token)
+    try:
+        file = logins.add(where, email, token)
+    except KeymanError:
+        if email is not None:
+            _revoke(Server(where, token))  # nobody has this token
+        raise
     if earlier is not None and earlier != token:
         _revoke(Server(where, earlier))
     click.echo(f"Signed in to {where}{f' as {email}' if email else ''}.", err=True)

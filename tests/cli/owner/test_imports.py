@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from tests.cli.owner.conftest import Person, complaint
 from tests.cli.test_common import failed
 from tests.providers.pastes import ACCOUNT
+from tests.support.cli import KEYMAN
 from tests.support.terminal import terminal
+from tests.support.waiting import PATIENCE
 
 BODY = "hq2v9mXbT0c7eUKwN4Rd"
 
@@ -92,6 +95,13 @@ def test_rows_are_chosen_and_services_named(env_file: Path, member: Person) -> N
 def test_standard_input_is_a_file_too(member: Person) -> None:
     member.does("key", "import", "-", "--yes", stdin=FILE)
     assert len(member.stored()) == 4
+
+
+def test_without_standard_input_there_is_no_file(member: Person) -> None:
+    closed = ["sh", "-c", f"exec {KEYMAN} key import - --yes <&-"]
+    done = subprocess.run(closed, check=False, env=member.env, capture_output=True, text=True, timeout=PATIENCE)
+    said = "keyman: There is no standard input to read the file from.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 def test_a_row_that_the_server_refuses_does_not_stop_the_others(member: Person) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import ssl
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from keyring.backends import null
 from keyring.errors import KeyringLocked
 from stack.certificates import authority, issue
 
+from keyman.cli.owner import logins
 from keyman.cli.owner.sign_in import host
 from tests.cli.owner.conftest import Person, Ring, site_at
 from tests.cli.test_common import failed
@@ -257,6 +259,22 @@ def test_a_home_that_cannot_be_written_to_is_said_in_words(stranger: Person, tmp
     arguments = ("login", stranger.url, "--email", stranger.email)
     said = failed(stranger.types(*arguments, stdin=PASSWORD, XDG_CONFIG_HOME=str(tmp_path / "file")))
     assert "cannot be written" in said or "cannot be read" in said
+
+
+def test_a_token_that_cannot_be_kept_is_revoked(stranger: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake, because root writes everywhere."""
+
+    def full(_path: Path, _content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logins, "write_private", full)
+        done = stranger.types("login", stranger.url, "--email", stranger.email, stdin=PASSWORD)
+        assert "cannot be written" in failed(done)
+        assert stranger.tokens() == []
+        made = stranger.pages.post("/api/tokens", json={"name": "pasted"}).json()["token"]
+        assert "cannot be written" in failed(stranger.types("login", stranger.url, "--with-token", stdin=made))
+    assert [token["name"] for token in stranger.tokens()] == ["pasted"], "it is kept elsewhere, too"
 
 
 def test_the_environment_stands_for_a_login_at_its_own_server_only(stranger: Person) -> None:
