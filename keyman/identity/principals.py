@@ -186,7 +186,7 @@ class Principal(msgspec.Struct, frozen=True):
         """Raise Forbidden if the principal lacks this scope."""
         if scope not in self.scopes:
             self.require_no_portal()
-            raise Forbidden(f"This access token lacks the scope {scope}.")
+            raise Forbidden(f"This access token lacks the scope {scope}. Use one that has it.")
 
     def require_session(self) -> SessionId:
         """Return the session's id. Raises Forbidden for a token, and for a session by a portal link: neither can change
