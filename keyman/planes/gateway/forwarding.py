@@ -57,6 +57,21 @@ class _Job:
     send: Send
 
 
+_ENDS = ("/v1", "/openai/v1")
+"""What people forget at the end of a base URL."""
+
+
+def _not_allowed(found: Forwarded, method: str, path: str) -> PathNotAllowed:
+    """Return the refusal of a path, with what is missing in the base URL if that is what is wrong."""
+    missing = next((end for end in _ENDS if allows(found.rules, method, end + path)), None)
+    advice = (
+        "Use the resolver, or ask the operator of keyman to allow it."
+        if missing is None
+        else f"The base URL lacks {missing} at its end."
+    )
+    return PathNotAllowed(f"The gateway does not forward this method and path. Nothing was sent. {advice}")
+
+
 class Forwarder:
     """Sends requests to providers. Paths that belong to no service go to `others`."""
 
@@ -105,7 +120,7 @@ class Forwarder:
         with self._streams.place(holder):
             check_query(query)
             if not allows(found.rules, exchange.method, target.path):
-                raise PathNotAllowed("The gateway does not forward this method and path. Nothing was sent.")
+                raise _not_allowed(found, exchange.method, target.path)
             body = Body(receive, self._settings.max_body, fields)
             wanted, own_fields = requested_key(fields, caller, found.service.service), forwardable(fields)
             released = await release(self._open(), caller, wanted, found.base_url)

@@ -71,6 +71,20 @@ async def test_what_is_not_on_the_list_is_403(gateway: Scene, method: str, path:
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "advice"),
+    [
+        ("POST", "/openai/chat/completions", "The base URL lacks /v1 at its end."),
+        ("GET", "/groq/models", "The base URL lacks /openai/v1 at its end."),
+        ("POST", "/openai/v1/files", "Use the resolver, or ask the operator of keyman to allow it."),
+        ("DELETE", "/openai/chat/completions", "Use the resolver, or ask the operator of keyman to allow it."),
+    ],
+)
+async def test_the_refusal_of_a_path_says_what_to_do(gateway: Scene, method: str, path: str, advice: str) -> None:
+    said = f"The gateway does not forward this method and path. Nothing was sent. {advice}"
+    assert (await gateway.ask(method, path, gateway.headers)).json["detail"] == said
+
+
+@pytest.mark.parametrize(
     ("method", "header"), [("CONNECT", "x"), ("TRACE", "x"), ("GET", "upgrade"), ("POST", "Upgrade")]
 )
 async def test_connect_trace_and_upgrade_are_400(gateway: Scene, method: str, header: str) -> None:
