@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from keyman.cli import COMMANDS
 from keyman.cli.completion import SHELLS, VARIABLE
 from keyman.providers.services import SHIPPED
 from tests.cli.transcript import keyman
-from tests.support.cli import environment, run_keyman
+from tests.support.cli import KEYMAN, environment, run_keyman
 from tests.support.waiting import PATIENCE
 
 
@@ -27,6 +28,24 @@ def test_bash_accepts_its_script() -> None:
     check = f"{script}\ncomplete -p keyman"
     done = subprocess.run(["bash", "-c", check], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert "_keyman_completion keyman" in done.stdout
+
+
+def test_bash_completes_a_line_with_it_and_leaves_no_trace_of_a_key() -> None:
+    asks = """
+        complete_it() {
+            COMP_WORDS=($1); COMP_CWORD=$2; COMPREPLY=()
+            _keyman_completion keyman
+            echo "${COMPREPLY[*]}"
+        }
+        complete_it "keyman log" 1
+        complete_it "keyman key add op" 3
+        complete_it "keyman key add sk-proj-hq2v9mXbT0c7eUKwN4Rd" 3
+        complete_it "keyman run --service mist" 3
+    """
+    env = environment(PATH=f"{Path(KEYMAN).parent}:/usr/bin:/bin")
+    run = ["bash", "-c", f"{keyman('completion', 'bash').out}\n{asks}"]
+    done = subprocess.run(run, env=env, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("login logout\nOPENAI OPENROUTER\n\nMISTRAL\n", "")
 
 
 def test_another_shell_is_wrong_usage() -> None:
