@@ -1,6 +1,6 @@
 """Reads what people paste to store several keys at once: the lines of a `.env` file, or one key on each line.
 
-It understands comments, `export`, names with `=` or `:`, quotation marks around one or several lines, and JSON
+It understands comments, `export`, lists, names with `=` or `:`, quotation marks around one or several lines, and JSON
 credentials of several lines. The time is linear in the length of the text.
 
 A key with something behind it, such as `sk-…: my key` or `…==`, is not read as a name: pages show names.
@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 
 from keyman.providers.pasted import bare, is_random
 
+_MARK = re.compile(r"\A\s*(?:[-*]\s+)?")
+"""What a line begins with, in a list of YAML or of a note too."""
+
 _NAME = re.compile(
-    r"[ \t]*(?:(?:export|setx?|declare|env)[ \t]+|\$env:)?"
+    r"(?:(?:export|setx?|declare|env)[ \t]+|\$env:)?"
     r"[\"']?([A-Za-z_][\w.-]{0,99})[\"']?[ \t]*(?:=|:[ \t])[ \t]*"
 )
 _COMMENT = re.compile(r"\s#.*")
@@ -59,8 +62,9 @@ def read_lines(text: str) -> Iterator[Line]:
         end = _end_of_line(text, place)
         line = text[place:end]
         if line.strip() and not line.lstrip().startswith("#"):
-            named = _named(line)
-            begin = place + (named.end() if named else len(line) - len(line.lstrip()))
+            start = len(line) - len(_MARK.sub("", line))
+            named = _named(line, start)
+            begin = place + (named.end() if named else start)
             value, end, is_broken = _value(text, begin, takes_json=broken < MAX_BROKEN)
             broken += is_broken
             yield Line(number, named[1] if named else "", value)
@@ -68,9 +72,9 @@ def read_lines(text: str) -> Iterator[Line]:
         place = end + 1
 
 
-def _named(line: str) -> re.Match[str] | None:
-    """Return the name at the beginning of a line, with what follows it up to the value, or None."""
-    found = _NAME.match(line)
+def _named(line: str, start: int) -> re.Match[str] | None:
+    """Return the name that begins here in a line, with what follows it up to the value, or None."""
+    found = _NAME.match(line, start)
     return None if found is None or is_random(found[1]) else found
 
 

@@ -37,6 +37,9 @@ EMPTY=
 Bearer sk-one0two3four7
 sk-one0two3four8
 HASH=abc#def12
+      - OPENAI_API_KEY=sk-one0two3four0
+* sk-ant-one0two3four5
+-----
 LATER= # to be filled in
 LATER_TOO=#sk-one0two3four9
 UNCLOSED="abcdefgh
@@ -59,10 +62,13 @@ def test_each_value_is_found_with_its_line_and_its_name() -> None:
         (29, "", "sk-one0two3four7"),
         (30, "", "sk-one0two3four8"),
         (31, "HASH", "abc#def12"),
-        (32, "LATER", ""),
-        (33, "LATER_TOO", ""),
-        (34, "UNCLOSED", "abcdefgh"),
-        (35, "LAST", "1"),
+        (32, "OPENAI_API_KEY", "sk-one0two3four0"),
+        (33, "", "sk-ant-one0two3four5"),
+        (34, "", "-----"),
+        (35, "LATER", ""),
+        (36, "LATER_TOO", ""),
+        (37, "UNCLOSED", "abcdefgh"),
+        (38, "LAST", "1"),
     ]
 
 
