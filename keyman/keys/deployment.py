@@ -32,7 +32,7 @@ from keyman.storage.statements import Command, optional, scalar
 from keyman.storage.transactions import Database, Unchecked
 from keyman.storage.types import UtcTime, metadata
 
-SCHEMA_REVISION = "0020"
+SCHEMA_REVISION = "0021"
 """The migration that this code needs. A test compares it with the newest file in `migrations/`."""
 
 deployment = Table(

@@ -77,6 +77,7 @@ api_keys = Table(
         postgresql_where=text("is_default"),
     ),
     sqlite_autoincrement=True,  # the id of a deleted key is never used again
+    postgresql_with={"fillfactor": 50},  # a rewrap changes each row within its page, and so writes to no index
 )
 
 # What a key was called until it was renamed, replaced or deleted: see labels.py. There is no foreign key to the key,

@@ -140,6 +140,25 @@ async def test_rows_are_locked_in_the_order_of_their_ids(stock: Stock) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_each_row_stays_in_its_page(stock: Stock) -> None:
+    """Then PostgreSQL writes to none of the indexes."""
+    await stock.store(MAX_BATCH)
+    pages = await _pages(stock)
+    assert len(set(pages.values())) > 1
+    for _ in range(2):
+        await stock.rotate()
+        assert (await stock.rewrap().run()).rewrapped == MAX_BATCH
+        assert await _pages(stock) == pages
+
+
+async def _pages(stock: Stock) -> dict[int, str]:
+    """The page of each row, by the row's id."""
+    async with stock.db.read() as connection:
+        places = await connection.execute(text("SELECT id, ctid::text AS place FROM api_keys"))
+        return {row.id: row.place.split(",")[0] for row in places}
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_a_replacement_wins_that_is_committed_while_the_run_waits_for_its_row(stock: Stock) -> None:
     first, second = await stock.store(2)
     await stock.rotate()
