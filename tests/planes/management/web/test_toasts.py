@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
+from uuid import uuid4
 
 from playwright.sync_api import Page, expect
 
+from keyman.clock import now
 from keyman.planes.management.web.pages import TEMPLATES
 from tests.planes.management.web.moves import (
     KEYS,
     OPENAI_KEY,
+    TOKENS,
     act,
     dialog,
     fill,
@@ -156,6 +160,49 @@ def test_escape_asks_before_it_throws_away_what_was_typed(arrive: Arrive) -> Non
     page.keyboard.press("Escape")
     expect(dialog(page)).to_have_accessible_name("Discard what you typed?")
     assert ada.troubles("Failed to load resource") == []
+
+
+def test_escape_asks_of_nothing_that_was_there_before(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page, later = ada.page, now() + timedelta(days=9)
+    settings = {"service": "AZURE_OPENAI", "settings": '{"endpoint":"https://x.openai.azure.com"}'}
+    plant(dev_server.home, ada, {"name": "Chat", "expires_at": later, **settings})
+    number = keys_of(ada)[0]["id"]
+    ada.open(KEYS)
+
+    def refused(label: str | None = None) -> None:
+        """Send a form about a key that another window has changed since."""
+        press(page, "Edit", rows(page))
+        name = f"Chat {uuid4().hex}"
+        assert ada.context.request.patch(f"{ada.origin}/api/keys/{number}", data={"name": name}).status == 200
+        if label:
+            fill(page, label=label)
+        page.get_by_role("button", name="Save", exact=True).click()
+        expect(dialog(page).get_by_role("alert")).to_be_visible()
+        expect(page.get_by_label("Label", exact=True)).to_have_value(label or name)
+        page.keyboard.press("Escape")
+
+    refused()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    refused("typed")
+    expect(dialog(page)).to_have_accessible_name("Discard what you typed?")
+    page.get_by_role("button", name="Discard", exact=True).click()
+    press(page, "Edit", rows(page))
+    ada.context.set_offline(True)
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(dialog(page).get_by_role("alert")).to_contain_text("keyman could not be reached.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    ada.context.set_offline(False)
+    ada.open(TOKENS)
+    press(page, "New Token")
+    page.get_by_label("Name", exact=True).fill("laptop")
+    for box in page.get_by_role("checkbox").all():
+        box.uncheck()
+    page.get_by_role("button", name="Create Token").click()
+    expect(page.locator("[aria-invalid=true]")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(dialog(page)).to_have_accessible_name("Discard what you typed?")
 
 
 def test_what_is_under_way_is_seen(arrive: Arrive, dev_server: DevServer) -> None:

@@ -247,10 +247,16 @@
     if (event.key === "Escape" && !event.isComposing) keep(event);
   });
 
+  // What came back with an answer is the default of its field. So it is compared with what was there before somebody typed:
+  // that is in `data-before`, or it was empty.
   function isTyped(around) {
-    const fields = [...around.querySelectorAll("input:not([type=hidden], [readonly]), textarea:not([readonly]), select")];
-    const isBack = around.querySelector("[aria-invalid=true], .banner, [data-again][hidden]"); // what was typed came back with the answer
-    return fields.some((field) => isBack || (field.options ? isChosen(field) : field.value !== field.defaultValue));
+    if (around.querySelector("[data-again][hidden]")) return true; // lines were pasted
+    const isBack = around.querySelector("[aria-invalid=true], .banner");
+    const not = ["[type=hidden]", "[type=checkbox]", "[type=radio]", "[hidden]", "[readonly]", ":disabled"].join();
+    const before = (field) => (isBack ? (field.dataset.before ?? "") : field.defaultValue);
+    return [...around.querySelectorAll(`:is(input, textarea, select):not(${not})`)].some((field) =>
+      field.options ? isChosen(field) : field.value !== before(field),
+    );
   }
 
   function isChosen(select) {
