@@ -52,6 +52,10 @@ class Form:
     def all(self, name: str) -> list[str]:
         return self._fields.get(name, [])
 
+    def with_text(self, name: str, text: str) -> Self:
+        """Return a copy in which this field has this text."""
+        return type(self)({**self._fields, name: [text]})
+
     def is_unchanged(self, name: str) -> bool:
         """Return True if the user did not change a field. A hidden field beside it contains the shown value."""
         return self.all(f"shown_{name}") == [self.text(name)]

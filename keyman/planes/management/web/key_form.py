@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from uuid import uuid4
 
@@ -36,6 +36,7 @@ from keyman.keys.operations import Created, IfMatch
 from keyman.keys.schemas import Change, KeyInfo, NewKey, Replacement
 from keyman.keys.sealing import Sealer
 from keyman.keys.settings import NONE, to_text
+from keyman.planes.management.web.expiry import expiry_choices, with_last_day
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.keys import Place, View, offered
 from keyman.planes.management.web.own_keys import OwnKeys
@@ -45,9 +46,6 @@ from keyman.providers.pasted import bare
 from keyman.providers.recognition import check_new_key, check_shown, unusual_beginning
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
-
-EXPIRY_DAYS = (30, 90, 365)
-"""The periods that the form offers for a key: a month, a quarter and a year."""
 
 REPLACE, EXTEND = AIMS = ("replace", "extend")
 """What a form to edit a key is for, if it is for one thing: a new value or a later expiry, which it then requires."""
@@ -83,10 +81,11 @@ async def create(
     settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    given = form.filled("service", *(name for name in SURROUNDINGS if form.text(name).strip()), **_value(form))
-    given["settings"] = _settings(form, own.catalogue, form.text("service"))
     attempt = form.text("attempt")
     try:
+        form = with_last_day(form)
+        given = form.filled("service", *(name for name in SURROUNDINGS if form.text(name).strip()), **_value(form))
+        given["settings"] = _settings(form, own.catalogue, form.text("service"))
         new = decode(KeyForm, given, check_new_key(own.catalogue))
         if (question := _question(own.catalogue, new.service, new.api_key, form)) is not None:
             return _form(own, question=question, typed=form, attempt=attempt)
@@ -118,6 +117,7 @@ async def edit(
     place = Place.of_form(form, key_id)
     key = await own.get(key_id)
     try:
+        form = with_last_day(form)
         changed = await _edit(own, sealer, key, form)
         if isinstance(changed, Sentence):
             return _form(own, question=changed, typed=form, key=key, aim=form.text("for"), place=place)
@@ -280,15 +280,6 @@ def _shown_settings(catalogue: Catalogue, key: KeyInfo | None) -> str:
         return ""
     known = {one.name for one in catalogue.settings(key.service)}
     return to_text({member: text for member, text in key.settings.items() if member in known})
-
-
-def expiry_choices() -> dict[str, object]:
-    """Return what the field of the last day needs: today, and the days that a button chooses."""
-    today = now().date()
-    return {
-        "today": f"{today:%Y-%m-%d}",
-        "days": {days: f"{today + timedelta(days=days):%Y-%m-%d}" for days in EXPIRY_DAYS},
-    }
 
 
 def _day(at: datetime | None) -> str:

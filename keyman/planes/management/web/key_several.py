@@ -30,8 +30,8 @@ from keyman.keys.idempotency import IdempotencyKey
 from keyman.keys.schemas import KeyInfo
 from keyman.keys.sealing import Sealer
 from keyman.planes.management.web import marks
+from keyman.planes.management.web.expiry import DAY, expiry_choices, with_last_day
 from keyman.planes.management.web.forms import Form, LastDay
-from keyman.planes.management.web.key_form import expiry_choices
 from keyman.planes.management.web.key_several_rows import (
     Kept,
     Row,
@@ -59,9 +59,6 @@ MAX_LINES = 2_000
 
 MAX_FIELDS = 10 * MAX_KEYS
 """A row has at most six fields, and one for each setting of its service."""
-
-DAY = "expires_at"
-"""The field for the last day of all chosen keys."""
 
 NOTHING_CHOSEN = "Choose at least one key."
 NO_KEY = "There is no key in these lines."
@@ -115,9 +112,11 @@ async def several(
     choose(catalogue, rows, services, form)
     chosen = [row for row in rows if row.is_chosen]
     try:
+        form = with_last_day(form)
         until = _until(form, chosen)
     except InvalidRequest as fault:
         return show(refused=fault)
+    show = partial(show, day=form.text(DAY))
     refusals = count_writes(request, len(chosen))
     entries = [entry_of(catalogue, row, refusal, until) for row, refusal in zip(chosen, refusals, strict=True)]
     store = partial(batches.create, db, sealer, caller, entries, _answer, max_keys=settings.max_keys)

@@ -15,6 +15,7 @@ from tests.planes.management.web.moves import (
     OPENAI_KEY,
     dialog,
     fill,
+    in_days,
     join,
     keys_of,
     press,
@@ -202,6 +203,40 @@ def test_without_a_script_a_key_is_taken_out_of_what_is_around_it(plain_adder: P
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("status")).to_contain_text(f"OpenAI · sk-...1234 is stored. {PEELED}")
     assert keys_of(plain_adder)[0]["last_4_chars"] == "sk-...1234"
+
+
+def test_without_a_script_a_period_is_a_choice(plain_adder: Person) -> None:
+    page = plain_adder.page
+    day, period = page.get_by_label("Expires", exact=True), page.get_by_label("Or valid for")
+
+    def until() -> str | None:
+        expect(page.get_by_role("status")).to_contain_text("OpenAI · sk-...1234 is")
+        until: str | None = keys_of(plain_adder)[0]["expires_at"]
+        return until
+
+    period.select_option(label="90 days")
+    fill(page, "OpenAI", OPENAI_KEY)
+    page.get_by_role("button", name="Save").click()
+    assert until() == f"{in_days(90)}T23:59:59Z"
+    for choice, expected in (("1 year", f"{in_days(365)}T23:59:59Z"), ("No end", None)):
+        plain_adder.open(f"{KEYS}/{keys_of(plain_adder)[0]['id']}/edit")
+        period.select_option(label=choice)
+        page.get_by_role("button", name="Save").click()
+        assert until() == expected
+    plain_adder.open(f"{KEYS}/{keys_of(plain_adder)[0]['id']}/edit")
+    period.select_option(label="30 days")
+    day.fill(in_days(5))
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("Expires must be a day or a period, not both.")).to_be_visible()
+    expect(day).to_have_value(in_days(5))
+    page.get_by_role("button", name="Save").click()
+    assert until() == f"{in_days(5)}T23:59:59Z"
+
+
+def test_with_a_script_the_periods_are_buttons_only(adder: Person) -> None:
+    adder.open(f"{KEYS}/new")
+    expect(adder.page.get_by_role("button", name="90 days")).to_be_visible()
+    expect(adder.page.get_by_label("Or valid for")).to_be_hidden()
 
 
 def test_without_a_script_an_ended_session_leads_back_to_the_field_that_is_empty(plain_adder: Person) -> None:

@@ -282,6 +282,18 @@ async def test_the_same_form_with_another_expiry_is_another_request(shared: ApiP
     assert [key["expires_at"] is None for key in await keys(ada)] == [True] * 3 + [False] * 3
 
 
+async def test_a_period_is_the_last_day_of_all_chosen_keys(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    both = await send(ada, ("text", TEXT), *fields, ("period", "30"), ("expires_at", f"{now():%Y-%m-%d}"))
+    assert "Expires must be a day or a period, not both." in both.text
+    assert await keys(ada) == []
+    page = await send(ada, ("text", TEXT), *fields, ("period", "30"))
+    in_a_month = f"{now() + timedelta(days=30):%Y-%m-%d}"
+    assert [key["expires_at"] for key in await keys(ada)] == [f"{in_a_month}T23:59:59Z"] * 3
+    assert f'type="date" value="{in_a_month}"' in page.text  # for the others
+
+
 async def test_a_key_whose_service_has_settings_gets_their_fields_in_its_row(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     page, fields = await looked(ada, AZURE)
