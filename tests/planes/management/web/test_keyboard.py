@@ -202,3 +202,21 @@ def test_the_bar_of_a_phone_hides_nothing_that_gets_the_focus(arrive: Arrive, de
     while not rows(page).last.get_by_role("link").evaluate("(link) => link === document.activeElement"):
         page.keyboard.press("Tab")
         assert not page.evaluate(covered)  # in German, the bar has three lines
+
+
+def test_a_failure_hides_nothing_that_gets_the_focus(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(12)))
+    ada.open(KEYS)
+    ready(page)
+    ada.context.set_offline(True)
+    page.get_by_role("button", name="Add New Key").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    covered = """() => document.activeElement.getBoundingClientRect().bottom >
+      document.querySelector(".failed").getBoundingClientRect().top"""
+    while (
+        not rows(page).last.get_by_role("button", name="Actions").evaluate("(each) => each === document.activeElement")
+    ):
+        page.keyboard.press("Tab")
+        assert not page.evaluate(covered)
