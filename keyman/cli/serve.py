@@ -30,7 +30,7 @@ from keyman.doctor.configuration import unsafe
 from keyman.errors import ConfigurationError, DatabaseUnavailable
 from keyman.handover import Handover, receive
 from keyman.http.metrics import open_listener, served
-from keyman.http.worker import Listener, Worker
+from keyman.http.worker import READ_TIMEOUT, Listener, Worker
 from keyman.logs import configure_logging, frames, log
 from keyman.memory import protect
 from keyman.metrics import MULTIPROCESS_DIRECTORY
@@ -94,10 +94,12 @@ def command(plane: str, host: str, port: int, workers: int) -> None:
     if away is not None:
         log.error("the database is away: the plane answers 503 until it is back", kind=away.kind)
     _warn(settings, plane, host)
-    listener = Listener(port, _room_for_connections(plane), settings.drain, always_drains=plane == "gateway")
+    is_gateway = plane == "gateway"
+    read_timeout = settings.gateway.timeout if is_gateway else READ_TIMEOUT
+    listener = Listener(port, _room_for_connections(plane), settings.drain, read_timeout, always_drains=is_gateway)
     metrics = open_listener(settings.metrics_listen, plane, port)
     _unwrap(settings, f"keyman-{plane}")
-    finish = FINISH_SECONDS + (settings.gateway.drain if plane == "gateway" else 0)
+    finish = FINISH_SECONDS + (settings.gateway.drain if is_gateway else 0)
     with nullcontext() if metrics is None else _counting(metrics):
         _serve(PLANES[plane], host, workers, listener, Handover.take(), finish)
 

@@ -8,6 +8,7 @@ gets the common headers. An exception that the application did not handle become
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from os import urandom
 from time import perf_counter
 
@@ -15,6 +16,7 @@ from keyman.config.settings import Settings
 from keyman.errors import HeadersTooLarge, Internal, NotFound, Problem, raise_alone
 from keyman.http import sites
 from keyman.http.backlog import LIVENESS, Backlog
+from keyman.http.connections import Peer
 from keyman.http.credentials import Claim, of_authorization
 from keyman.http.exchange import SCOPE_KEY, ASGIApp, Exchange, ProblemPage, Receive, Scope, Send
 from keyman.http.passage import Headers, Passage
@@ -48,7 +50,8 @@ class Edge:
     `claim` finds the credential in the headers: by default, an access token in `Authorization`. `problem` renders
     problems in another form than that of keyman. `body_pause` is how many seconds may be between two parts of a
     body; without it, there is a limit for the whole body. While `is_draining` is set, each answer ends its connection,
-    so that the client opens the next one to another process.
+    so that the client opens the next one to another process. `clients_left` is called with the clients that have closed
+    their connections, also while nothing of these is read.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Edge:
         self._public_origin = settings.public_origin
         self.metrics = metrics
         self.is_draining = False
+        self.clients_left: Callable[[set[Peer]], None] = lambda _peers: None
         self._lines = LineLog()
         self._trusted = settings.trusted_proxies
         headers = dict(SECURITY_HEADERS)

@@ -87,6 +87,7 @@ def create_gateway(settings: Settings) -> Edge:
     app = Starting(litestar, forwarder)
     edge = Edge(app, settings, metrics, claim=claimed, problem=render, body_pause=BODY_PAUSE)
     streams.is_draining = lambda: edge.is_draining
+    edge.clients_left = streams.end_left
     return edge
 
 

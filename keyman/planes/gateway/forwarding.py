@@ -15,12 +15,12 @@ from http import HTTPStatus
 from keyman.config.gateway import GatewaySettings
 from keyman.errors import (
     InvalidRequest,
-    KeymanError,
     PathNotAllowed,
     Problem,
     ProviderAnswerRefused,
     raise_alone,
 )
+from keyman.http.connections import Peer
 from keyman.http.exchange import ASGIApp, Exchange, Receive, Scope, Send, exchange_of
 from keyman.http.limit import RateLimit
 from keyman.identity import principals
@@ -33,7 +33,7 @@ from keyman.planes.gateway.headers import credential, forwardable, to_return, to
 from keyman.planes.gateway.measures import Measures, Transfer
 from keyman.planes.gateway.redaction import Pattern, Redaction, TooMuchWork, redact
 from keyman.planes.gateway.services import Forwarded, forwarded
-from keyman.planes.gateway.streams import Stream, Streams
+from keyman.planes.gateway.streams import Left, Stream, Streams
 from keyman.planes.gateway.targets import REFUSED_METHODS, Target, check_query, parse_target
 from keyman.planes.gateway.upstream import Body, Outgoing, Upstreams, parts
 from keyman.providers.catalogue import Catalogue
@@ -55,6 +55,7 @@ class _Job:
     caller: Principal
     transfer: Transfer
     send: Send
+    peer: Peer | None
 
 
 _ENDS = ("/v1", "/openai/v1")
@@ -134,7 +135,9 @@ class Forwarder:
             )
             exchange.turn.end()
             transfer = self._measures.begun(found.service.service)
-            job = _Job(outgoing, body, exchange, released, caller, transfer, send)
+            client = scope.get("client")
+            peer = None if client is None else (client[0], int(client[1]))  # the server gives it as text
+            job = _Job(outgoing, body, exchange, released, caller, transfer, send, peer)
             try:
                 await self._run(job)
             finally:
@@ -173,10 +176,11 @@ class Forwarder:
 
     async def _run(self, job: _Job) -> None:
         """Send the request and pass the answer on, unless the caller may no longer act or the client leaves."""
-        with self._streams.opened(job.caller, job.released.user_id) as stream, _watched(job, stream):
+        with self._streams.opened(job.caller, job.released.user_id, job.peer) as stream, _watched(job, stream):
             try:
                 await stream.run(lambda: self._pass_on(job))
-            except _Left:
+            except Left:
+                job.transfer.left = True
                 job.exchange.status = job.exchange.status if job.exchange.started else LEFT
             finally:
                 job.body.forget()
@@ -213,10 +217,6 @@ LEFT = 499
 """The status in the log for a client that left before the answer began. nginx has it, too."""
 
 
-class _Left(KeymanError):
-    """The client has closed its connection."""
-
-
 WATCHED_AFTER = 0.05
 """Seconds after which the gateway begins to notice that the client leaves. Many answers are complete by then, and
 watching costs a task.
@@ -229,7 +229,7 @@ def _watched(job: _Job, stream: Stream) -> Iterator[None]:
     watching: list[asyncio.Task[None]] = []
 
     def watch() -> None:
-        watching.append(asyncio.create_task(_end_when_left(job.body, stream, job.transfer)))
+        watching.append(asyncio.create_task(_end_when_left(job.body, stream)))
 
     timer = asyncio.get_running_loop().call_later(WATCHED_AFTER, watch)
     try:
@@ -240,7 +240,7 @@ def _watched(job: _Job, stream: Stream) -> Iterator[None]:
             task.cancel()
 
 
-async def _end_when_left(body: Body, stream: Stream, transfer: Transfer) -> None:
+async def _end_when_left(body: Body, stream: Stream) -> None:
     """End the stream when its client closes the connection, or its body does not arrive."""
     try:
         if body.is_empty:
@@ -252,8 +252,7 @@ async def _end_when_left(body: Body, stream: Stream, transfer: Transfer) -> None
         await body.left()
     except Problem:  # the connection ended before the body did
         pass
-    transfer.left = True
-    stream.end(_Left("The client has left."))
+    stream.end(Left("The client has left."))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from keyman.errors import (
     Unauthenticated,
     raise_alone,
 )
+from keyman.http.connections import Peer
 from keyman.identity.active_accounts import find_active
 from keyman.identity.principals import Principal
 from keyman.identity.standing import Standing
@@ -40,12 +41,20 @@ GRACE = 10.0
 _TOO_MANY = "Too many requests of this caller are under way. Wait until one has ended."
 
 
-class Stream:
-    """One request that is under way. `end` ends it, with the problem that answers it if the answer has not begun."""
+class Left(KeymanError):
+    """The client has closed its connection."""
 
-    def __init__(self, caller: Principal, owner_id: UserId) -> None:
+
+class Stream:
+    """One request that is under way. `end` ends it, with the problem that answers it if the answer has not begun.
+
+    `peer` is the client as the connection has it, if the server says so.
+    """
+
+    def __init__(self, caller: Principal, owner_id: UserId, peer: Peer | None) -> None:
         self.caller = caller
         self.owner_id = owner_id
+        self.peer = peer
         self._refusal: KeymanError | None = None
         self._is_ended = False
         self._task: asyncio.Task[object] | None = None
@@ -114,9 +123,9 @@ class Streams:
                 del self._count[caller]
 
     @contextmanager
-    def opened(self, caller: Principal, owner_id: UserId) -> Iterator[Stream]:
+    def opened(self, caller: Principal, owner_id: UserId, peer: Peer | None) -> Iterator[Stream]:
         """Watch a request until it has ended."""
-        stream = Stream(caller, owner_id)
+        stream = Stream(caller, owner_id, peer)
         self._open.add(stream)
         try:
             yield stream
@@ -126,6 +135,17 @@ class Streams:
     def end_all(self, refusal: KeymanError) -> None:
         for stream in self._open:
             stream.end(refusal)
+
+    def end_left(self, peers: set[Peer]) -> None:
+        """End the requests of these clients, which have closed their connections.
+
+        The server says so only while the body of the request is read, and it is not while the provider takes nothing.
+        """
+        if not peers:
+            return
+        for stream in self._open:
+            if stream.peer in peers:
+                stream.end(Left("The client has left."))
 
     async def watch(self, db: Database) -> None:
         """End the requests of callers that may no longer act, and those with keys of owners who are disabled or have

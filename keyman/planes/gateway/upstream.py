@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -30,6 +32,7 @@ from keyman.errors import (
     ProviderUnreachable,
     raise_alone,
 )
+from keyman.http.connections import AT_ONCE
 from keyman.http.exchange import Receive
 from keyman.planes.gateway.addresses import public_socket
 from keyman.planes.gateway.headers import Fields, values_of
@@ -53,7 +56,7 @@ PART = 16 * 1024
 read, whatever their size.
 """
 
-AT_ONCE = 64 * 1024
+IN_ONE = 64 * 1024
 """Bytes of a body that are handed to aiohttp in one piece, which it copies."""
 
 UNREACHABLE = "The provider cannot be reached: its name, its address or its certificate is wrong, or it is down."
@@ -118,7 +121,7 @@ class Body:
         if self.is_empty:
             return None
         first, is_last = await self._part(patience, seconds)
-        return first if is_last and len(first) <= AT_ONCE else self._chunks(first, is_last, patience, seconds)
+        return first if is_last and len(first) <= IN_ONE else self._chunks(first, is_last, patience, seconds)
 
     async def _chunks(
         self, part: bytes, is_last: bool, patience: asyncio.Timeout, seconds: float
@@ -175,7 +178,9 @@ def _length(value: bytes) -> int:
 class _Connector(aiohttp.TCPConnector):
     """Keeps connections, and uses none again on which more than its answer has arrived.
 
-    aiohttp would take that for the answer to the next request, which can be another caller's.
+    aiohttp would take that for the answer to the next request, which can be another caller's. A connection whose
+    request did not come to its end is reset: aiohttp would keep it open until the provider has taken all that was
+    written, which it may never do.
     """
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:  # it has no public hook
@@ -184,6 +189,20 @@ class _Connector(aiohttp.TCPConnector):
                 return kept
             kept.close()
         return None
+
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        if should_close and protocol.transport is not None:
+            _reset(protocol.transport)
+        super()._release(key, protocol, should_close=should_close)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close a connection at once, without what was not sent yet."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):  # it has ended
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+    transport.abort()
 
 
 class Upstreams:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from tests.support.http import turns_of_the_loop
@@ -54,9 +55,22 @@ class Incoming:
         await self.send(b"%x\r\n%s\r\n" % (len(content), content))
 
     async def closed(self) -> None:
-        """Return when the other side has closed the connection."""
-        while await self.reader.read(65536):
-            pass
+        """Return when the other side has closed or reset the connection."""
+        with suppress(ConnectionResetError):
+            while await self.reader.read(65536):
+                pass
+
+    def takes_nothing(self) -> None:
+        """Read nothing more of what arrives."""
+        transport = self.writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+
+    async def reset(self) -> None:
+        """Return when the connection has ended, while nothing of what arrives is read."""
+        connection = self.writer.get_extra_info("socket")
+        while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\1":
+            await asyncio.sleep(0.05)
 
 
 Handler = Callable[[Incoming], Awaitable[None]]

@@ -16,11 +16,11 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import make_url
 
 from keyman import migrations
-from keyman.http.worker import READ_TIMEOUT
+from keyman.http.connections import AT_ONCE
 from keyman.identity import applications
 from keyman.processes import raise_file_limit
 from keyman.values import ApplicationName
-from tests.planes.gateway.provider import Incoming
+from tests.planes.gateway.provider import Incoming, good
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
 from tests.planes.gateway.talk import PATIENCE
 from tests.support.cli import Service, serve, variables
@@ -218,34 +218,90 @@ async def test_the_host_of_a_request_line_counts_for_nothing(
             assert sent.all_of("host") == [own_gateway.provider.address.removeprefix("http://")]
 
 
-SLOW_SECONDS = READ_TIMEOUT + 10
+class Endless:
+    """A provider whose answer never ends. `gone` is set when the gateway has closed the connection."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.gone = asyncio.Event()
+        scene.provider.handler = self
+
+    async def __call__(self, incoming: Incoming) -> None:
+        await incoming.rest()
+        try:
+            await incoming.begin()
+            while True:
+                await incoming.event(b"x" * 65536)
+        finally:
+            self.gone.set()
+
+
+@asynccontextmanager
+async def small_client(service: Service, scene: Scene, length: int = 0) -> AsyncIterator[socket.socket]:
+    """A connection with the head of one request, whose client keeps little of the answer for later."""
+    loop = asyncio.get_running_loop()
+    fields = "".join(f"{name}: {value}\r\n" for name, value in scene.headers.items())
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", int(service.url.rpartition(":")[2])))
+        request = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{fields}\r\n"
+        await loop.sock_sendall(client, request.encode())
+        yield client
 
 
 async def test_a_client_that_reads_slowly_is_not_cut_off(
     own_gateway: Scene, provisioned: Vault, tmp_path: Path
 ) -> None:
     """It takes some of the answer now and then, for longer than a client may take nothing."""
+    provider = Endless(own_gateway)
+    loop = asyncio.get_running_loop()
+    with served(own_gateway, provisioned, tmp_path, KEYMAN_GATEWAY_TIMEOUT="4") as service:
+        async with small_client(service, own_gateway) as client:
+            ends_at = loop.time() + 10
+            while loop.time() < ends_at:
+                for _ in range(4):
+                    assert await asyncio.wait_for(loop.sock_recv(client, 16 * 1024), PATIENCE)
+                await asyncio.sleep(1)
+            assert not provider.gone.is_set()
+
+
+async def test_a_client_that_takes_nothing_is_cut_off_after_the_time_out_of_the_gateway(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    """It stays connected. The request counts for its caller no more, and the connection to the provider is closed."""
+    provider = Endless(own_gateway)
+    limits = {"KEYMAN_GATEWAY_TIMEOUT": "2", "KEYMAN_GATEWAY_CONCURRENCY": "1"}
+    with served(own_gateway, provisioned, tmp_path, **limits) as service:
+        async with small_client(service, own_gateway):
+            await asyncio.wait_for(provider.gone.wait(), PATIENCE)
+            own_gateway.provider.handler = good
+            async with client_of(service, own_gateway) as other:
+                assert b" 200 " in await other.head()
+    lines = [line for line in service.log() if line.get("service") == "OPENAI"]
+    assert lines[0]["left"] is True
+
+
+async def test_a_client_that_leaves_while_the_provider_takes_nothing_closes_the_connection_to_the_provider(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    """The gateway reads nothing of the body then, so the server does not notice it."""
+    is_reset = asyncio.Event()
 
     async def handler(incoming: Incoming) -> None:
-        await incoming.rest()
-        await incoming.begin()
-        while True:
-            await incoming.event(b"x" * 65536)
+        incoming.takes_nothing()
+        await incoming.reset()
+        is_reset.set()
 
     own_gateway.provider.handler = handler
-    fields = "".join(f"{name}: {value}\r\n" for name, value in own_gateway.headers.items())
-    loop = asyncio.get_running_loop()
-    with served(own_gateway, provisioned, tmp_path) as service, socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
-        client.setblocking(False)
-        await loop.sock_connect(client, ("127.0.0.1", int(service.url.rpartition(":")[2])))
-        request = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{fields}\r\n{{}}"
-        await loop.sock_sendall(client, request.encode())
-        ends_at = loop.time() + SLOW_SECONDS
-        while loop.time() < ends_at:
-            for _ in range(4):
-                assert await asyncio.wait_for(loop.sock_recv(client, 16 * 1024), PATIENCE)
-            await asyncio.sleep(4)
+    with served(own_gateway, provisioned, tmp_path) as service:
+        async with small_client(service, own_gateway, length=60 * MEGABYTE) as client:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3):  # it takes no more by then. More would only make the test weaker
+                    while True:
+                        await asyncio.get_running_loop().sock_sendall(client, b"x" * 65536)
+            assert not is_reset.is_set()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        await asyncio.wait_for(is_reset.wait(), PATIENCE)
 
 
 STREAMS = 200
@@ -255,7 +311,7 @@ TAKEN = 2 * MEGABYTE
 clients take: so it is enough that the provider offers them, and that the clients stop in the middle.
 """
 
-AT_ONCE = 20
+BEGINNING = 20
 """Requests that begin at a time: this is about answers, and a busy machine opens no 200 keys at once."""
 
 MOST = 300
@@ -283,8 +339,8 @@ async def test_slow_readers_of_large_answers_take_no_memory(
         (worker,) = service.workers
         before = resident(worker)
         async with AsyncExitStack() as stack:
-            for _ in range(STREAMS // AT_ONCE):
-                clients = [await stack.enter_async_context(client_of(service, own_gateway)) for _ in range(AT_ONCE)]
+            for _ in range(STREAMS // BEGINNING):
+                clients = [await stack.enter_async_context(client_of(service, own_gateway)) for _ in range(BEGINNING)]
                 await asyncio.gather(*(_reads(client) for client in clients))
             known = -1
             async with asyncio.timeout(PATIENCE):

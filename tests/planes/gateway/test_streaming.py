@@ -28,6 +28,8 @@ pytestmark = pytest.mark.anyio
 
 EVENT = b"data: {}\n\n"
 
+MEGABYTE = 1024 * 1024
+
 
 class Steps:
     """A provider that begins an answer, and sends an event each time that `go` is released."""
@@ -236,6 +238,33 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_does_so_too(gatewa
     talk.leave()
     await soon(gone)
     assert await talk.begun() == 400
+
+
+async def test_a_client_that_leaves_while_the_provider_takes_nothing_does_so_too(gateway: Scene) -> None:
+    """Nobody reads the body then. The worker looks at the connection."""
+    gone = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        incoming.takes_nothing()
+        await incoming.reset()
+        gone.set()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk(transfer_encoding="chunked")
+    for _ in range(48):
+        talk.give(b"x" * MEGABYTE, more=True)
+    before = -1
+    while talk.inbox.qsize() != before:
+        before = talk.inbox.qsize()
+        await asyncio.sleep(0.3)
+    gateway.app.clients_left({("192.0.2.7", 2)})
+    await asyncio.sleep(0)
+    assert not gone.is_set()
+    assert not talk.task.done()
+    gateway.app.clients_left({("192.0.2.7", 1)})
+    await soon(gone)
+    assert await talk.ended() is None
+    assert talk.inbox.qsize() > 0
 
 
 @pytest.mark.parametrize("leaves", [True, False])
