@@ -498,24 +498,28 @@ def test_a_toast_has_one_line_on_a_desk(arrive: Arrive, dev_server: DevServer) -
     )
     assert len(middles) == 3
     assert max(middles) - min(middles) <= 1
+    assert ada.page.get_by_role("status").evaluate("(each) => each.offsetHeight") < 30  # one line of text
 
 
 def test_the_names_and_times_of_a_key_do_not_wrap(arrive: Arrive, dev_server: DevServer) -> None:
-    ada = join(arrive(signed_up=False, locale="de-DE"))
+    ada = arrive(signed_up=False, locale="de-DE")
+    ada.email = "ada@names.example"
+    join(ada)
     moment = now()
     used = {"last_used_at": moment - timedelta(hours=22), "last_used_by": "chat-backend"}
-    plant(dev_server.home, ada, {"name": "Production chat", **used, "expires_at": moment + timedelta(days=180)})
+    key = {"service": "GOOGLE", "name": "Production chat", "expires_at": moment + timedelta(days=180)}
+    plant(dev_server.home, ada, {**key, **used})
     for viewport in (DESKTOP, PHONE):
         ada.page.set_viewport_size(viewport)
+        ada.open(KEYS)
+        assert rows(ada.page).locator(".service > span:not([hidden])").evaluate_all(LINES) == [1]
         ada.open(f"{KEYS}/{_newest(ada)}")
         lines = ada.page.locator(".facts :is(dt, time)").evaluate_all(
-            """(all) => all.filter((each) => {
-              const range = document.createRange();
-              range.selectNodeContents(each);
-              return new Set([...range.getClientRects()].map((box) => box.top)).size > 1;
-            }).map((each) => each.textContent)"""
+            f"(all) => [({LINES})(all), all.map((each) => each.textContent)]"
         )
-        assert lines == []
+        assert [text for count, text in zip(*lines, strict=True) if count > 1] == []
+        ada.open(ACCOUNT)
+        assert ada.page.locator(".facts dd").evaluate_all(LINES) == [1, 1]
 
 
 def test_lines_to_copy_have_the_whole_width_of_a_phone(arrive: Arrive) -> None:
@@ -543,6 +547,14 @@ def test_the_mark_of_an_application_stands_beside_its_name(arrive: Arrive, dev_s
     assert narrow_places(ada.page) == []
 
 
+LINES = """(all) => all.map((each) => {
+  const range = document.createRange();
+  range.selectNodeContents(each);
+  return new Set([...range.getClientRects()].map((box) => box.top)).size;
+})"""
+"""On how many lines the text of each element is."""
+
+
 @pytest.mark.parametrize("locale", ["en-US", "de-DE"])
 def test_a_card_says_when_its_key_was_used_last_without_cutting_it_off(
     arrive: Arrive, dev_server: DevServer, locale: str
@@ -555,7 +567,28 @@ def test_a_card_says_when_its_key_was_used_last_without_cutting_it_off(
     }
     plant(dev_server.home, ada, {**used, "last_used_by": "chat-backend"})
     ada.open(KEYS)
-    assert rows(ada.page).locator(".used > span").evaluate("(each) => each.scrollWidth <= each.clientWidth")
+    for width in (390, 320):
+        ada.page.set_viewport_size({"width": width, "height": 844})
+        assert rows(ada.page).locator(".used > span").evaluate("(each) => each.scrollWidth <= each.clientWidth"), width
+
+
+def test_no_short_name_or_address_is_broken_on_a_small_desk(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, locale="de-DE", viewport={"width": 1080, "height": 800}))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "Production chat"})
+    use = {"service": "OPENAI", "application": "chat-backend", "at": now(), "address": "198.51.100.107"}
+    plant_uses(dev_server.home, ada, use)
+    ada.open(ACTIVITY)
+    assert page.locator(".activity .from code").evaluate_all(LINES) == [1, 1]
+    ada.open(f"{KEYS}/several")
+    page.get_by_label("Zeilen mit Schlüsseln").fill(f"ANTHROPIC_API_KEY={ANTHROPIC_KEY}\nCOHERE_API_KEY=sk-...1234")
+    page.get_by_role("button", name="Schlüssel anzeigen").click()
+    expect(page.locator(".several .found")).to_have_count(2)
+    assert page.locator(".several .found > *").evaluate_all(LINES) == [1, 1, 1, 1]
+    page.get_by_role("checkbox").nth(1).check()
+    page.get_by_role("button", name="Gewählte Schlüssel speichern").click()
+    expect(page.get_by_text("Gespeichert", exact=True)).to_be_visible()
+    assert page.locator(".several :is(.found > *, .service > span)").evaluate_all(LINES) == [1] * 5
 
 
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
