@@ -12,6 +12,7 @@ from tests.planes.management.web.moves import (
     TOKENS,
     act,
     dialog,
+    discard,
     join,
     plant,
     press,
@@ -188,3 +189,31 @@ def test_links_to_keys_can_be_hit_and_show_the_whole_outline(arrive: Arrive, dev
             link.focus()
             assert page.evaluate(UNSEEN) == ""
             assert link.evaluate("(each) => each.getClientRects()[0].height") >= 24
+
+
+def test_a_dialog_that_a_key_opens_leads_back_to_its_button_if_nothing_had_the_focus(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    for key, name in (("n", "Add New Key"), ("?", "Keyboard Shortcuts")):
+        ada.open(KEYS)
+        page.wait_for_function("document.querySelector('[data-htmx-powered]')")
+        page.keyboard.press(key)
+        dialog(page).get_by_role("heading").wait_for()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("button", name=name)).to_be_focused()
+    page.keyboard.press("n")
+    page.get_by_label("API key", exact=True).fill(OPENAI_KEY)
+    discard(page)
+    expect(page.get_by_role("button", name="Keyboard Shortcuts")).to_be_focused()  # it had the focus
+
+
+def test_a_box_stays_in_view_when_the_bar_comes_and_goes_at_400_percent(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, viewport={"width": 320, "height": 256}, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(12)))
+    ada.open(KEYS)
+    for row in (rows(page).first, rows(page).nth(2)):
+        row.get_by_role("checkbox").focus()
+        for _ in range(2):
+            page.keyboard.press("Space")
+            assert page.evaluate(UNSEEN) == ""

@@ -121,7 +121,9 @@
   let counting;
 
   document.addEventListener("change", ({ target }) => {
-    if (target.matches(".tick input")) picked();
+    if (!target.matches(".tick input")) return;
+    picked();
+    if (target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest" }); // the bar may have moved it out of view
   });
 
   // Without this, the link scrolls to where the bar would be if it did not stay in view.
@@ -332,8 +334,9 @@
     const found = Object.hasOwn(SHORTCUTS, event.key) && SHORTCUTS[event.key]();
     if (!found) return;
     event.preventDefault(); // the key is not typed into the field that has the focus then
-    if (["/", "u"].includes(event.key)) found.focus();
-    else found.click();
+    // A dialog leads back to what had the focus. If nothing had it, that is the button.
+    if (["/", "u"].includes(event.key) || document.activeElement === document.body) found.focus();
+    if (!["/", "u"].includes(event.key)) found.click();
   });
 
   document.addEventListener("click", (event) => {
