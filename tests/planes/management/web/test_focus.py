@@ -217,3 +217,22 @@ def test_a_box_stays_in_view_when_the_bar_comes_and_goes_at_400_percent(arrive: 
         for _ in range(2):
             page.keyboard.press("Space")
             assert page.evaluate(UNSEEN) == ""
+
+
+def test_a_long_list_can_be_skipped(arrive: Arrive, dev_server: DevServer) -> None:
+    for has_script in (True, False):
+        ada = join(arrive(signed_up=False, java_script_enabled=has_script))
+        page = ada.page
+        plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(51)))
+        ada.open(KEYS)
+        page.get_by_label("Sort").focus()
+        for _ in range(1 if has_script else 2):  # without a script, there is a button that searches
+            page.keyboard.press("Tab")
+        skip = page.get_by_role("link", name="Skip the list")
+        expect(skip).to_be_focused()
+        assert not has_script or page.evaluate(UNSEEN) == ""
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Older")).to_be_focused()
+        ada.open(f"{KEYS}?q=key+5")
+        expect(skip).to_have_count(0)  # there is nothing behind it
