@@ -23,6 +23,7 @@ from tests.planes.management.web.moves import (
     plant,
     press,
     rows,
+    save,
 )
 from tests.support.browser import PHONE, Arrive, DevServer
 
@@ -129,6 +130,18 @@ def test_a_failure_is_red_is_said_at_once_and_stays(arrive: Arrive, dev_server: 
     dialog(page).get_by_role("button", name="Resume", exact=True).click()
     expect(page.get_by_role("status")).to_contain_text("is active again")
     expect(failure).to_have_count(0)
+
+
+def test_a_failure_in_a_dialog_is_in_view_however_far_down_its_button_is(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False, viewport={"width": 390, "height": 460}))  # a phone whose keyboard is open
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    fill(page, "OpenAI", OPENAI_KEY, "from a tunnel")
+    ada.context.set_offline(True)
+    save(page)
+    expect(dialog(page).get_by_role("alert")).to_contain_text("keyman could not be reached")
+    expect(dialog(page).get_by_role("alert")).to_be_in_viewport(ratio=1)
 
 
 def test_escape_asks_before_it_throws_away_what_was_typed(arrive: Arrive) -> None:

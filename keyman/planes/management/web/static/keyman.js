@@ -114,6 +114,7 @@
     const title = form.querySelector("h1"); // of a panel
     if (title) title.after(banner);
     else form.prepend(banner);
+    banner.scrollIntoView({ block: "nearest" }); // on a phone, the button that was pressed may be far below
   }
 
   // --- several keys: how many are selected
