@@ -128,7 +128,7 @@ async def several(
         return show(refused=problem)
     for row, kept in zip(chosen, found, strict=True):
         row.take(kept, await _same_as(db, caller, kept.key))
-    return show(is_stored=any(kept.key for kept in found))
+    return show()
 
 
 def _until(form: Form, chosen: Sequence[Row]) -> LastDay | None:
@@ -191,7 +191,6 @@ def _show(
     *,
     day: str = "",
     is_cut: bool = False,
-    is_stored: bool = False,
     refused: Problem | None = None,
 ) -> Response[bytes]:
     """Show the rows, or the field for the lines if there are none. No row has a value on the page."""
@@ -209,7 +208,7 @@ def _show(
         letters=partial(marks.letters, catalogue) if catalogue is not None else None,
         left_out=left_out,
         is_cut=is_cut,
-        is_stored=is_stored,
+        is_stored=any(row.is_stored for row in rows),
         saved=",".join(str(row.key_id) for row in rows if row.key_id),
         attempt=uuid4().hex,
     )

@@ -128,6 +128,20 @@ def test_what_is_refused_is_said_in_its_row_and_can_be_tried_again(pasting: Pers
     assert len(keys_of(pasting)) == 4
 
 
+def test_what_is_stored_stays_so_if_nothing_is_chosen_the_next_time(pasting: Person) -> None:
+    page = pasting.page
+    press(page, "Add New Key")
+    paste(page, TEXT)
+    opened = dialog(page)
+    opened.get_by_role("button", name="Store the chosen keys").click()
+    expect(opened.get_by_text("Some of these keys are stored.")).to_be_visible()
+    opened.get_by_role("button", name="Store the chosen keys").click()
+    expect(opened.get_by_text("Choose at least one key.")).to_be_visible()
+    expect(opened.get_by_text("Some of these keys are stored.")).to_be_visible()
+    opened.get_by_role("button", name="Done").click()
+    expect(rows(page)).to_have_count(2)
+
+
 def test_expiry_and_settings_are_asked_for_beside_the_rows(pasting: Person) -> None:
     page = pasting.page
     press(page, "Add New Key")
