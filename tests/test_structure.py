@@ -66,6 +66,7 @@ LAYERS = (
         "secret",
         "extras",
         "characters",
+        "certificates",
         "clock",
         "handover",
         "ids",

@@ -22,12 +22,13 @@ import aiohttp
 import msgspec
 from hvac.adapters import Adapter
 
+from keyman.certificates import explain_refusal
 from keyman.config.vault import VaultSettings
 from keyman.errors import VAULT_DETAILS, KeymanError, VaultReason, raise_alone
 from keyman.logs import current_request_id, log
 from keyman.metrics import Metrics
 from keyman.retry import ATTEMPTS, parse_retry_after, pause_after
-from keyman.vault.certificates import CertificateFile, explain_refusal
+from keyman.vault.certificates import CertificateFile
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -249,7 +250,7 @@ def _transport_faults() -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as refused:
-        why = explain_refusal(refused.certificate_error)
+        why = explain_refusal(refused.certificate_error, address="KEYMAN_VAULT_ADDR", cacert="KEYMAN_VAULT_CACERT")
         log.error("vault's certificate is refused", why=why)
         raise_alone(VaultFault(VaultReason.UNTRUSTED, why=why))
     except (aiohttp.ClientError, OSError):

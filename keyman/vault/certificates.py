@@ -1,4 +1,4 @@
-"""The CA certificates that keyman trusts for Vault, and why a certificate of Vault is refused."""
+"""The CA certificates that keyman trusts for Vault."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ import ssl
 from pathlib import Path
 
 from keyman.logs import log
-
-UNKNOWN_CA = "it is not signed by a known CA; set KEYMAN_VAULT_CACERT to the file of a private CA"
-
-OTHER_HOST = "it is for another host than the one in KEYMAN_VAULT_ADDR"
-
-MISTRUST = {
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: UNKNOWN_CA,
-    19: UNKNOWN_CA,
-    20: UNKNOWN_CA,
-    21: UNKNOWN_CA,
-    62: OTHER_HOST,
-    64: OTHER_HOST,
-}
-"""Texts for OpenSSL's codes X509_V_ERR_…, for operators."""
 
 
 class CertificateFile:
@@ -53,9 +37,3 @@ class CertificateFile:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def explain_refusal(fault: Exception) -> str:
-    """Return why a certificate is refused, without OpenSSL's own message, which repeats the name of the host."""
-    code = fault.verify_code if isinstance(fault, ssl.SSLCertVerificationError) else 0
-    return MISTRUST.get(code, "it is not valid")

@@ -16,6 +16,7 @@ import pytest
 from hvac.api.auth_methods.token import Token
 from hvac.api.secrets_engines.transit import Transit
 
+from keyman.certificates import OTHER_HOST, UNKNOWN_CA
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason
 from keyman.metrics import Metrics
@@ -26,7 +27,6 @@ from keyman.vault.adapter import (
     VaultFault,
     none_if_missing,
 )
-from keyman.vault.certificates import OTHER_HOST, UNKNOWN_CA
 from tests.support.exceptions import everything_in
 from tests.support.http import HANG_UP, RESET, SILENCE, FaultyServer, Reply, Script, answer, faulty_server
 from tests.support.vault import RunningVault
@@ -429,7 +429,7 @@ async def test_tls_takes_the_private_authority_and_no_other(
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     # One each: what is wrong with a certificate does not pass by asking again.
     assert [line["event"] for line in lines] == ["vault's certificate is refused"] * 2
-    assert {line["why"] for line in lines} == {UNKNOWN_CA}
+    assert {line["why"] for line in lines} == {UNKNOWN_CA.format(cacert="KEYMAN_VAULT_CACERT")}
 
 
 @pytest.mark.usefixtures("hasty")
@@ -446,7 +446,7 @@ async def test_tls_takes_the_name_that_was_asked_and_no_other(
     ):
         assert (await fault_of(adapter)).reason == VaultReason.UNTRUSTED
     assert server.requests == []
-    assert json.loads(logged.getvalue())["why"] == OTHER_HOST
+    assert json.loads(logged.getvalue())["why"] == OTHER_HOST.format(address="KEYMAN_VAULT_ADDR")
 
 
 @pytest.mark.usefixtures("hasty")

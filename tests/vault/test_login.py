@@ -15,13 +15,13 @@ from typing import Any, Literal
 import pytest
 from joserfc.jwk import ECKey
 
+from keyman.certificates import OTHER_HOST, UNKNOWN_CA
 from keyman.config.vault import VaultSettings
 from keyman.errors import VaultReason, VaultUnavailable
 from keyman.metrics import Metrics
 from keyman.secret import Secret
 from keyman.vault import login as module
 from keyman.vault.adapter import VaultFault
-from keyman.vault.certificates import OTHER_HOST, UNKNOWN_CA
 from keyman.vault.login import VaultClient
 from keyman.vault.provision import provision
 from tests.support.exceptions import everything_in
@@ -616,7 +616,9 @@ async def test_a_vault_that_is_not_the_one_that_was_meant_gets_nothing_and_is_sa
         assert await refusal(read_key(bench.client(), bench)) == VaultReason.UNTRUSTED
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     assert [line["why"] for line in lines if line["event"] == "vault's certificate is refused"] == [
-        OTHER_HOST if wrong == "host" else UNKNOWN_CA
+        OTHER_HOST.format(address="KEYMAN_VAULT_ADDR")
+        if wrong == "host"
+        else UNKNOWN_CA.format(cacert="KEYMAN_VAULT_CACERT")
     ]
 
 
