@@ -297,13 +297,19 @@ class IssuerUnavailable(Problem):
 
 
 class GatewayUnavailable(Problem):
-    """The management plane cannot have a key checked, because the gateway does not do it."""
+    """The management plane cannot have a key checked, because the gateway does not do it.
+
+    `why` is for operators, and in no answer: why the gateway's certificate is refused.
+    """
 
     slug = "gateway-unavailable"
     title = "The gateway is not available"
 
-    def __init__(self, detail: str = "The gateway cannot be reached, so nothing was checked.") -> None:
+    def __init__(
+        self, detail: str = "The gateway cannot be reached, so nothing was checked.", *, why: str | None = None
+    ) -> None:
         super().__init__(detail, retry_after=10)
+        self.why = why
 
 
 class PathNotAllowed(Problem):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from keyman.config.checks import OF_CHECKS
 from keyman.dev.home import Home
 from keyman.errors import Forbidden, Unauthenticated
 from keyman.identity import applications
@@ -15,7 +16,7 @@ from keyman.values import ApplicationName
 
 NAME = ApplicationName("live-checks")
 
-CHECKS = frozenset({"KEYMAN_GATEWAY_URL", "KEYMAN_GATEWAY_TOKEN", "KEYMAN_GATEWAY_TOKEN_FILE"})
+CHECKS = OF_CHECKS | {"KEYMAN_GATEWAY_TOKEN_FILE"}
 """The variables about it. If one of them is set outside, all of them are taken from there."""
 
 

@@ -46,7 +46,7 @@ def take(environ: Mapping[str, str]) -> Taken:
     if broken := [name for name, value in found.items() if not is_utf8(value) or len(value.splitlines()) > 1]:
         raise ConfigurationError(f"{', '.join(broken)}: must be one line of UTF-8 text")
     check_own(found, read_services)
-    for name in FILES_OF_SECRETS | {"KEYMAN_SERVICES_FILE", "KEYMAN_GATEWAY_CACERT"}:
+    for name in FILES_OF_SECRETS | {"KEYMAN_SERVICES_FILE", "KEYMAN_GATEWAY_CACERT", "KEYMAN_GATEWAY_URL_CACERT"}:
         if name in found:  # operators' commands with --home may run in another directory
             found[name] = os.path.abspath(found[name])
 

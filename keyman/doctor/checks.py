@@ -19,12 +19,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     try:
         await Gateway(settings.checks).prove()
     except GatewayUnavailable as fault:
-        yield failed(
-            "live-checks",
-            f"live checks do not work. {fault}",
-            "check KEYMAN_GATEWAY_URL and that the gateway runs, and set KEYMAN_GATEWAY_TOKEN to the token of an "
-            "application that was registered with `keyman app create NAME --checks`",
-        )
+        yield _failure(fault)
         return
     parts = urlsplit(settings.checks.url)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
@@ -35,3 +30,19 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         )
         return
     yield ok("live-checks", "the gateway answers, and takes the token")
+
+
+def _failure(fault: GatewayUnavailable) -> Finding:
+    found = f"live checks do not work. {fault}"
+    if fault.why is not None:
+        return failed(
+            "live-checks",
+            f"{found} The certificate: {fault.why}.",
+            "check KEYMAN_GATEWAY_URL, KEYMAN_GATEWAY_URL_CACERT and the certificate of the gateway",
+        )
+    return failed(
+        "live-checks",
+        found,
+        "check KEYMAN_GATEWAY_URL and that the gateway runs, and set KEYMAN_GATEWAY_TOKEN to the token of an "
+        "application that was registered with `keyman app create NAME --checks`",
+    )

@@ -110,6 +110,7 @@ def test_every_bad_setting_is_named_at_once_and_no_value_is_repeated(tmp_path: P
         "KEYMAN_PUBLIC_URL": f"{CANARY}://",
         "KEYMAN_SIGNUP": CANARY,
         "KEYMAN_SERVICES_FILE": f"/{CANARY}",
+        "KEYMAN_GATEWAY_URL_CACERT": f"/{CANARY}",
         "KEYMAN_LOG_FORMAT": CANARY,
         "KEYMAN_LOG_LEVEL": CANARY,
     }

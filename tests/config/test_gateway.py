@@ -9,7 +9,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from keyman.config.checks import read_checks
+from keyman.config.checks import CheckSettings, read_checks
 from keyman.config.gateway import GatewaySettings, read_gateway
 from keyman.config.reader import Reader
 from keyman.errors import ConfigurationError
@@ -17,6 +17,7 @@ from keyman.identity import limits
 from keyman.keys import checks, reports
 from keyman.planes.gateway import app, checking, upstream
 from keyman.providers import verdicts
+from keyman.secret import Secret
 
 TOKEN = "km_0000000000000000000000000000002C8GjS"
 
@@ -77,19 +78,52 @@ def test_a_wrong_value_is_named_and_not_repeated(name: str, values: list[str]) -
         assert "CANARY" not in str(refused.value)
 
 
-def test_live_checks_need_both_variables_or_none() -> None:
-    def read(environ: Mapping[str, str]) -> str | None:
-        reader = Reader(environ)
-        found = read_checks(reader)
-        reader.finish()
-        return None if found is None else f"{found.url} {found.token.reveal()}"
+def checks_of(environ: Mapping[str, str]) -> CheckSettings | None:
+    reader = Reader(environ)
+    found = read_checks(reader)
+    reader.finish()
+    return found
 
-    url, token = "https://gateway.example.com", TOKEN
-    assert read({}) is None
-    assert read({"KEYMAN_GATEWAY_URL": url, "KEYMAN_GATEWAY_TOKEN": token}) == f"{url} {token}"
-    for given, missing in (("URL", "TOKEN"), ("TOKEN", "URL")):
-        with pytest.raises(ConfigurationError, match=f"KEYMAN_GATEWAY_{missing}"):
-            read({f"KEYMAN_GATEWAY_{given}": {"URL": url, "TOKEN": token}[given]})
+
+CHECKS = {
+    "KEYMAN_GATEWAY_URL": "https://gateway.example.com",
+    "KEYMAN_GATEWAY_TOKEN": TOKEN,
+    "KEYMAN_GATEWAY_URL_CACERT": certifi.where(),
+}
+
+
+def test_live_checks_need_both_variables_or_none() -> None:
+    assert checks_of({}) is None
+    url = {"KEYMAN_GATEWAY_URL": CHECKS["KEYMAN_GATEWAY_URL"]}
+    token = {"KEYMAN_GATEWAY_TOKEN": TOKEN}
+    assert checks_of(url | token) == CheckSettings(url["KEYMAN_GATEWAY_URL"], Secret(TOKEN))
+    with pytest.raises(ConfigurationError, match=r"KEYMAN_GATEWAY_TOKEN is not set .*, but KEYMAN_GATEWAY_URL is"):
+        checks_of(url)
+    with pytest.raises(ConfigurationError, match="KEYMAN_GATEWAY_URL is not set, but KEYMAN_GATEWAY_TOKEN is"):
+        checks_of(token)
+
+
+def test_the_ca_of_the_gateway_is_read_and_needs_an_https_address() -> None:
+    found = checks_of(CHECKS)
+    assert found == CheckSettings("https://gateway.example.com", Secret(TOKEN), Path(certifi.where()))
+    alone = {"KEYMAN_GATEWAY_URL_CACERT": certifi.where()}
+    with pytest.raises(ConfigurationError, match="KEYMAN_GATEWAY_URL is not set, but KEYMAN_GATEWAY_URL_CACERT is"):
+        checks_of(alone)
+    with pytest.raises(ConfigurationError, match="URL_CACERT is set, but KEYMAN_GATEWAY_URL is not an https"):
+        checks_of({**CHECKS, "KEYMAN_GATEWAY_URL": "http://gateway.example.com"})
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("/CANARY", "names a file that does not exist"),
+        (__file__, "names a file that cannot be read as PEM certificates"),
+    ],
+)
+def test_a_file_without_the_ca_of_the_gateway_stops_the_start(file: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        checks_of({**CHECKS, "KEYMAN_GATEWAY_URL_CACERT": file})
+    assert str(refused.value) == f"Invalid configuration:\n  KEYMAN_GATEWAY_URL_CACERT {said}"
 
 
 def test_the_limits_that_no_variable_changes_are_those_of_the_documents() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import certifi
 import pytest
 
 from keyman.config.gateway import OF_GATEWAY
@@ -106,6 +107,15 @@ def test_a_services_file_is_found_from_every_directory(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     taken = take({"KEYMAN_SERVICES_FILE": "services.json"})
     assert taken.management == {"KEYMAN_SERVICES_FILE": str(tmp_path / "services.json")}
+
+
+def test_so_is_the_file_with_the_ca_of_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ca.pem").write_bytes(Path(certifi.where()).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    given = {"KEYMAN_GATEWAY_URL": "https://gateway.example.com", "KEYMAN_GATEWAY_TOKEN": "km_made_up"}
+    taken = take({**given, "KEYMAN_GATEWAY_URL_CACERT": "ca.pem"})
+    assert taken.management == {**given, "KEYMAN_GATEWAY_URL_CACERT": str(tmp_path / "ca.pem")}
+    assert taken.gateway == {}
 
 
 @pytest.mark.parametrize("name", ["a\nKEYMAN_VAULT_ADDR=http:", "a\x85b", os.fsdecode(b"\xff")])

@@ -6,11 +6,13 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import NoReturn
 
 import httpx
 import msgspec
 
+from keyman.certificates import explain_refusal
 from keyman.config.checks import CheckSettings
 from keyman.errors import Conflict, GatewayUnavailable, InvalidRequest, NotFound, Undecryptable, raise_alone
 from keyman.identity import limits, throttle
@@ -59,12 +61,11 @@ class Gateway:
         except TimeoutError:
             raise_alone(GatewayUnavailable("The gateway did not answer in time."))
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as fault:
-            log.warning("the gateway cannot be reached", fault=type(fault).__name__)
-            raise_alone(GatewayUnavailable())
+            raise_alone(_unreachable(fault))
 
     async def _send(self, body: Mapping[str, object]) -> tuple[int, bytes]:
         if self._tls is None:
-            self._tls = await asyncio.to_thread(ssl.create_default_context)
+            self._tls = await asyncio.to_thread(_trust, self._settings.ca_certificate)
         # A client for each call: it keeps no cookie and no connection. Checks are rare.
         headers = {"authorization": f"Bearer {self._settings.token.reveal()}", "accept-encoding": "identity"}
         async with (
@@ -83,6 +84,32 @@ class Gateway:
                 if len(content) > MAX_ANSWER:
                     break
             return answer.status_code, bytes(content)
+
+
+def _trust(ca_certificate: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_certificate)
+    except OSError:  # the file was good at the start; errors of OpenSSL are of this class too
+        log.error("the file with the CA of the gateway cannot be read", variable="KEYMAN_GATEWAY_URL_CACERT")
+        raise
+
+
+def _unreachable(fault: Exception) -> GatewayUnavailable:
+    """Log why no answer of the gateway came, and return the problem."""
+    refusal = _certificate_refusal(fault)
+    if refusal is None:
+        log.warning("the gateway cannot be reached", fault=type(fault).__name__)
+        return GatewayUnavailable()
+    why = explain_refusal(refusal, address="KEYMAN_GATEWAY_URL", cacert="KEYMAN_GATEWAY_URL_CACERT")
+    log.error("the gateway's certificate is refused", why=why)
+    return GatewayUnavailable("The gateway's certificate is not trusted, so nothing was checked.", why=why)
+
+
+def _certificate_refusal(fault: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return the error of TLS in the causes of an error of httpx, or None if it is about something else."""
+    while fault is not None and not isinstance(fault, ssl.SSLCertVerificationError):
+        fault = fault.__cause__ or fault.__context__
+    return fault
 
 
 class _Refusal(msgspec.Struct):

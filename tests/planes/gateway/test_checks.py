@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -471,7 +472,7 @@ class Owned:
 
 
 @asynccontextmanager
-async def bridge(scene: Scene) -> AsyncIterator[str]:
+async def bridge(scene: Scene, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Serve the gateway of a scene on loopback, and yield its address."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -486,9 +487,9 @@ async def bridge(scene: Scene) -> AsyncIterator[str]:
         await writer.drain()
         writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with listener:
-        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
 
 
 @asynccontextmanager
