@@ -285,3 +285,25 @@ def test_a_fault_about_the_service_is_gone_once_the_service_is_right(arrive: Arr
     expect(key).to_have_accessible_description("You enter it once. It is never shown again.")
     save(page)
     expect(rows(page)).to_contain_text("Anthropic")
+
+
+def test_a_dialog_that_explains_is_read_out_before_its_first_button(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "chat"})
+    ada.open(KEYS)
+    act(rows(page).first, "Use it")
+    expect(dialog(page)).to_have_accessible_description(
+        re.compile(r"^OpenAI · chat · sk-\.\.\.1234 The gateway sends requests to OpenAI with your key")
+    )
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keyboard Shortcuts").click()
+    expect(dialog(page)).to_have_accessible_description(re.compile("Search or filter the list.*Close a dialog"))
+
+
+def test_a_field_of_the_reference_says_what_it_means(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))
+    ada.open("/docs#listKeys")
+    form = ada.page.get_by_role("form", name="Try it: List the keys")
+    for field in form.get_by_role("textbox").all():
+        expect(field).to_have_accessible_description(re.compile(r"\w"))
