@@ -307,3 +307,21 @@ def test_a_field_of_the_reference_says_what_it_means(arrive: Arrive) -> None:
     form = ada.page.get_by_role("form", name="Try it: List the keys")
     for field in form.get_by_role("textbox").all():
         expect(field).to_have_accessible_description(re.compile(r"\w"))
+
+
+def test_without_a_script_what_was_done_is_at_the_top_and_leads_to_undo(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, java_script_enabled=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "chat"}, {"name": "other"})
+    ada.open(KEYS)
+    act(rows(page).first, "Pause")
+    page.get_by_role("main").get_by_role("button", name="Pause", exact=True).click()
+    for _ in range(2):  # the first leads to the content
+        page.keyboard.press("Tab")
+    done = page.get_by_role("link", name="OpenAI · other is paused. Applications no longer get it.")
+    expect(done).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    ada.open(KEYS)
+    expect(done).to_have_count(0)
