@@ -165,7 +165,7 @@ PLAIN = {"keyman"} | {
     f"keyman.{name}"
     for name in (
         *("__main__", "errors", "extras", "loopback", "memory", "private", "quantities", "retry", "secret"),
-        *("version", "providers"),
+        *("version", "certificates", "providers"),
         *(f"providers.{name}" for name in ("credentials", "dotenv", "masking", "naming", "pasted", "snippets")),
         *(f"providers.{name}" for name in ("paths", "services", "settings", "upstreams", "verdicts")),
     )
