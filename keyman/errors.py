@@ -49,7 +49,7 @@ KeymanError
 │   └── UnknownKey          identity/jwks.py: the keys are fetched again, once
 ├── FetchFailed             identity/fetching.py: becomes IssuerUnavailable
 ├── AddressRefused          planes/gateway/addresses.py: also an OSError; becomes ProviderUnreachable
-├── _Left                   planes/gateway/forwarding.py: the client has left, so nobody is answered
+├── Left                    planes/gateway/streams.py: the client has left, so nobody is answered
 ├── TooMuchWork             planes/gateway/redaction.py: becomes ProviderAnswerRefused
 ├── _TooLarge               client/wire.py: becomes BadAnswer
 └── ClientError             client/errors.py: what the client raises
@@ -70,7 +70,7 @@ KeymanError
     └── ClientClosed
 
 DriverFault, PoolerFound, FilesReplaced, DiskFull, VaultFault, Spoiled, BatchRefused, WrongPassword, Refused,
-FetchFailed, AddressRefused, _Left, TooMuchWork and _TooLarge are caught by the calling code. The others reach a person.
+FetchFailed, AddressRefused, Left, TooMuchWork and _TooLarge are caught by the calling code. The others reach a person.
 
 No message contains a value that a client sent.
 """
