@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from itertools import pairwise
 
 from playwright.sync_api import expect
 
+from keyman.clock import now
 from tests.planes.management.web.moves import (
     ACCOUNT,
     ACTIVITY,
@@ -219,6 +221,18 @@ def test_what_is_copied_is_said(arrive: Arrive) -> None:
         expect(dialog(page).locator("[aria-live]").filter(has_text=f"Copied {name}")).to_have_count(1)
 
 
+def test_what_a_browser_does_not_copy_is_selected_and_said(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False))  # without the permission
+    page = ada.page
+    ada.open(TOKENS)
+    press(page, "New Token")
+    page.get_by_label("Name", exact=True).fill("laptop")
+    page.get_by_role("button", name="Create Token").click()
+    dialog(page).get_by_role("button", name="Copy laptop", exact=True).press("Enter")
+    expect(dialog(page).get_by_label("laptop", exact=True)).to_be_focused()
+    expect(dialog(page).locator("[aria-live]").filter(has_text="Not copied. It is selected")).to_have_count(1)
+
+
 def test_several_keys_say_what_was_found_and_done(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
@@ -296,6 +310,11 @@ def test_a_dialog_that_explains_is_read_out_before_its_first_button(arrive: Arri
     expect(dialog(page)).to_have_accessible_description(
         re.compile(r"^OpenAI · chat · sk-\.\.\.1234 The gateway sends requests to OpenAI with your key")
     )
+    page.keyboard.press("Escape")
+    plant(dev_server.home, ada, {"name": "old", "expires_at": now() - timedelta(days=3)})
+    ada.open(KEYS)
+    act(rows(page).first, "Extend")
+    expect(dialog(page)).to_have_accessible_description("This key has expired, so applications do not get it.")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Keyboard Shortcuts").click()
     expect(dialog(page)).to_have_accessible_description(re.compile("Search or filter the list.*Close a dialog"))

@@ -396,6 +396,7 @@
       }, 3000);
     } catch {
       field.select(); // no permission: the person copies it by hand
+      button.nextElementSibling.textContent = button.nextElementSibling.dataset.selected;
     }
   }
 
