@@ -387,6 +387,22 @@ def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server
     assert found == {}
 
 
+def test_the_status_of_a_new_key_looks_like_every_other_once_its_row_does(arrive: Arrive) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE))
+    page = ada.page
+    ada.store({"service": "OPENAI", "api_key": OPENAI_KEY})
+    ada.open(KEYS)
+    colour = "each => getComputedStyle(each).backgroundColor"
+    usual = page.locator(".badge.active").evaluate(colour)
+    press(page, "Add New Key")
+    fill(page, "Anthropic", ANTHROPIC_KEY)
+    save(page)
+    new = page.locator("tr.fresh .badge.active")
+    new.wait_for()
+    page.evaluate("document.querySelector('.fresh').getAnimations({subtree: true}).forEach((each) => each.finish())")
+    assert new.evaluate(colour) == usual
+
+
 @pytest.mark.parametrize("locale", ["en-US", "de-DE"])
 def test_a_list_of_long_masks_fits_in_both_languages(arrive: Arrive, dev_server: DevServer, locale: str) -> None:
     ada = arrive(signed_up=False, locale=locale)
