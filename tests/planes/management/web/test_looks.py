@@ -387,6 +387,28 @@ def test_nothing_is_wider_than_its_place_at_any_width(arrive: Arrive, dev_server
     assert found == {}
 
 
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_text_of_twice_the_size_fits_a_phone(arrive: Arrive, dev_server: DevServer, locale: str) -> None:
+    ada = join(arrive(signed_up=False, viewport=PHONE, locale=locale))
+    plant(dev_server.home, ada, {"name": "OPENAI_API_KEY"}, {"service": "ANTHROPIC", "value": ANTHROPIC_KEY})
+    ada.open(KEYS)
+    ada.page.evaluate("document.documentElement.style.fontSize = '200%'")
+    expect(ada.page.locator("tbody tr")).to_have_count(2)
+    assert narrow_places(ada.page) == []
+    for row in ada.page.locator("tbody tr").all():
+        name, state = row.locator(".service").bounding_box(), row.locator(".state").bounding_box()
+        assert name is not None
+        assert state is not None
+        assert name["y"] + name["height"] <= state["y"] + 1
+    ada.page.get_by_role("main").get_by_role("button").first.click()
+    field = ada.page.locator("#api_key")
+    field.wait_for()
+    assert narrow_places(ada.page) == []
+    box = field.bounding_box()
+    assert box is not None
+    assert box["width"] > PHONE["width"] / 2
+
+
 def test_the_status_of_a_new_key_looks_like_every_other_once_its_row_does(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False, viewport=PHONE))
     page = ada.page
