@@ -13,6 +13,7 @@ from tests.planes.management.web.moves import (
     ANTHROPIC_KEY,
     KEYS,
     OPENAI_KEY,
+    OPENAI_MASK,
     dialog,
     fill,
     in_days,
@@ -121,6 +122,33 @@ def test_a_key_that_begins_in_another_way_is_asked_about_once(adder: Person) -> 
     expect(opened.get_by_role("alert")).to_have_text("OpenAI keys begin with sk-. Store it anyway?")
     page.keyboard.press("Enter")
     expect(rows(page)).to_contain_text("...T0c7")
+
+
+def test_what_was_said_of_a_key_is_gone_when_another_one_is_pasted(adder: Person) -> None:
+    page = adder.page
+    opened = press(page, "Add New Key")
+    key, mask = page.get_by_label("API key", exact=True), opened.get_by_text("API key is a mask")
+    fill(page, "OpenAI", "sk-...AbCd")
+    save(page)
+    expect(mask).to_be_visible()
+    key.select_text()
+    paste(page, "hq2v9mXbT0c7eUKwN4Rd1234")
+    expect(mask).to_have_count(0)
+    expect(key).not_to_have_attribute("aria-invalid", "true")
+    save(page)
+    question = opened.get_by_text("OpenAI keys begin with sk-. Store it anyway?")
+    expect(question).to_be_visible()
+    key.select_text()
+    paste(page, "another0hq2v9mXbT0c7")
+    expect(question).to_have_count(0)
+    save(page)  # what was answered was about the first key only
+    expect(question).to_be_visible()
+    assert keys_of(adder) == []
+    key.fill("")
+    expect(question).to_have_count(0)
+    fill(page, key=OPENAI_KEY)
+    save(page)
+    expect(rows(page)).to_contain_text(OPENAI_MASK)
 
 
 def test_the_value_stays_when_something_else_is_refused(adder: Person) -> None:

@@ -87,6 +87,7 @@
     const text = clipboardData?.getData("text").trim() ?? "";
     if (!form || target.id !== "api_key" || !text) return;
     event.preventDefault();
+    renew(form);
     const isLine = !/[\r\n]/.test(text) && !text.startsWith("{");
     const { key, name } = isLine ? bare(text) : { key: text, name: "" };
     // A field of one line drops line breaks, which would join two keys into one. As spaces, the server sees them.
@@ -104,6 +105,7 @@
       const form = formOf(target);
       if (!form) return;
       if (target.name === "service") form.dataset.chosen = "by hand";
+      if (target.id === "api_key" && !target.value) renew(form);
       if (target.id === "api_key") found(target);
       look(form);
       if (target.name === "service") pardon(form);
@@ -135,13 +137,27 @@
 
   // What keyman said of a value may have been about another service than the one that it certainly belongs to.
   function pardon(form) {
-    const fault = document.getElementById("api_key-fault");
     const { service, api_key: key } = form.elements;
-    if (!fault || owner(form, key.value.trim()) !== service.value) return;
-    const others = key.getAttribute("aria-describedby").split(" ").filter((each) => each !== fault.id);
+    if (owner(form, key.value.trim()) === service.value) unsay(key, "api_key-fault");
+  }
+
+  // What keyman said of a value does not hold for another one in its place, nor does the answer to what it asked.
+  function renew(form) {
+    const { api_key: key, anyway } = form.elements;
+    unsay(key, "api_key-fault");
+    unsay(key, "api_key-question");
+    if (!anyway) return;
+    anyway.textContent = anyway.dataset.save;
+    anyway.removeAttribute("name");
+  }
+
+  function unsay(key, id) {
+    const words = document.getElementById(id);
+    if (!words) return;
+    const others = key.getAttribute("aria-describedby").split(" ").filter((each) => each !== id);
     key.setAttribute("aria-describedby", others.join(" "));
     key.removeAttribute("aria-invalid");
-    fault.remove();
+    words.remove();
   }
 
   const longest = (value, prefixes) =>
