@@ -236,3 +236,18 @@ def test_a_long_list_can_be_skipped(arrive: Arrive, dev_server: DevServer) -> No
         expect(page.get_by_role("link", name="Older")).to_be_focused()
         ada.open(f"{KEYS}?q=key+5")
         expect(skip).to_have_count(0)  # there is nothing behind it
+
+
+def test_enter_on_a_box_sends_nothing(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    plant(dev_server.home, ada, {"name": "chat"})
+    ada.open(KEYS)
+    box = rows(page).first.get_by_role("checkbox")
+    for _ in range(2):
+        ada.asked.clear()
+        box.press("Enter")
+        page.wait_for_timeout(100)
+        assert ada.asked == []
+        box.press("Space")
+    expect(box).to_be_focused()

@@ -127,6 +127,11 @@
     if (target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest" }); // the bar may have moved it out of view
   });
 
+  // A form is sent with Enter from any of its boxes. Here that would be its first button: Pause.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches(".tick input")) event.preventDefault();
+  });
+
   // Without this, the link scrolls to where the bar would be if it did not stay in view.
   document.addEventListener("click", (event) => {
     if (!event.target.matches(".tick + a")) return;
