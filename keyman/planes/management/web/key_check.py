@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Response, post
 from litestar.params import FromPath
 
-from keyman.errors import GatewayUnavailable, RateLimited
+from keyman.errors import GatewayUnavailable, RateLimited, Undecryptable
 from keyman.http.guards import needs
 from keyman.http.requests import AnyRequest, Injected, RowId
 from keyman.identity.tokens import Scope
@@ -33,6 +33,8 @@ async def check(
     try:
         await checks.check(own.db, gateway, own.caller, KeyId(key_id))
         done = CHECKED
+    except Undecryptable:
+        done = CHECKED  # the list and the page of the key say what is wrong with it
     except RateLimited:
         done = TOO_MANY
     except GatewayUnavailable:

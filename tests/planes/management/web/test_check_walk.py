@@ -341,6 +341,23 @@ def test_a_gateway_that_is_away_is_said_and_the_key_stays(visit_checks: Arrive, 
     assert person.troubles() == []
 
 
+def test_a_key_that_turns_out_to_be_unreadable_is_said(visit_checks: Arrive, checks_stage: Stage) -> None:
+    person = join(visit_checks(signed_up=False))
+    page = person.page
+    for place in (KEYS, f"{KEYS}/{{id}}"):
+        plant(checks_stage.home, person, {"name": "Chat"})
+        key_id = keys_of(person)[0]["id"]
+        person.open(place.format(id=key_id))
+        with sqlite3.connect(checks_stage.home / "keyman.db", timeout=PATIENCE) as connection:
+            connection.execute("UPDATE api_keys SET undecryptable = 1 WHERE id = ?", (key_id,))
+        page.get_by_role("button", name="Check now").first.press("Enter")
+        expect(page.get_by_role("status")).to_have_text("OpenAI · Chat is checked: Cannot be opened.")
+        expect(page.get_by_role("button", name="Replace key").first).to_be_visible()
+        assert place != KEYS or page.evaluate("document.activeElement.textContent").startswith("Replace key")
+    assert checks_stage.gateway.asked == []
+    assert person.troubles() == []
+
+
 def test_without_scripts_a_button_checks(visit_checks: Arrive, checks_stage: Stage) -> None:
     person = visit_checks(signed_up=False, java_script_enabled=False)
     join(person)

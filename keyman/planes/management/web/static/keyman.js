@@ -18,7 +18,8 @@
     const form = ctx.sourceElement;
     const taken = tasks.find(({ type }) => type === "main")?.fragment;
     around = neighbours(form);
-    if (!taken?.childElementCount) {
+    const isUnasked = form.matches(".asks, #check-now") && !taken?.querySelector(`#${form.id}`); // it turned out to be unreadable
+    if (!taken?.childElementCount || isUnasked) {
       event.preventDefault();
       if (!isGone(form, ctx.response)) unreachable(form, ctx);
       return;
@@ -226,7 +227,8 @@
 
   // A key that was checked may not be on this list any more: it was deleted, or its verdict does not fit the filter.
   function isGone(button, { raw }) {
-    if (!button.matches(".asks") || (!raw.ok && raw.status !== 404)) return false;
+    if (!button.matches(".asks, #check-now") || (!raw.ok && raw.status !== 404)) return false;
+    sessionStorage.setItem(CLOSED, "");
     if (raw.ok) location.assign(raw.url); // says what was done
     else location.reload();
     return true;
