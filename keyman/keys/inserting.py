@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import BigInteger, Column, any_, bindparam, func, insert, literal_column, or_, select
+from sqlalchemy import BigInteger, Column, Select, any_, bindparam, func, insert, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -118,12 +118,8 @@ async def insert_all(connection: AsyncConnection, keys: Sequence[Insertion]) -> 
     """
     if connection.dialect.name == "sqlite":
         return await _insert_each(connection, keys)
-    limited = sorted({values["owner_id"] for values, most in keys if most})
-    if limited:
-        await _LOCK_OWNERS.all(connection, owner_ids=limited)
     most = max((key.most for key in keys), default=0)
-    rows = await _INSERT_ALL.all(connection, owner_ids=limited, most=most, **as_arrays(_GIVEN.c.keys(), _placed(keys)))
-    found = {row.value_uuid: row for row in rows}
+    found = {row.value_uuid: row for row in await _insert_together(connection, keys, most)}
     new = defaultdict[object, list[KeyId]](list)  # the ids, by owner and value
     for values, _ in keys:
         if row := found.get(values["value_uuid"]):
@@ -132,6 +128,16 @@ async def insert_all(connection: AsyncConnection, keys: Sequence[Insertion]) -> 
         _with_other(row, new[_value_of(values)]) if (row := found.get(values["value_uuid"])) else _too_many(most)
         for values, _ in keys
     ]
+
+
+async def _insert_together(connection: AsyncConnection, keys: Sequence[Insertion], most: int) -> list[_Row]:
+    """Insert keys on PostgreSQL, except those that an owner cannot have any more."""
+    limited = sorted({values["owner_id"] for values, most in keys if most})
+    if not limited:
+        return await _INSERT_ALL.all(connection, **as_arrays(WRITTEN, [values for values, _ in keys]))
+    await _LOCK_OWNERS.all(connection, owner_ids=limited)
+    given = as_arrays(_PLACED.c.keys(), _placed(keys))
+    return await _INSERT_FITTING.all(connection, owner_ids=limited, most=most, **given)
 
 
 def _placed(keys: Sequence[Insertion]) -> list[Mapping[str, object]]:
@@ -218,11 +224,11 @@ _NUMBERS = (
     .cte("numbers")
     .prefix_with("MATERIALIZED")  # once for each owner, and not for each key
 )
-_GIVEN = given_rows([*(api_keys.c[name] for name in WRITTEN), Column("place", BigInteger)])
+_PLACED = given_rows([*(api_keys.c[name] for name in WRITTEN), Column("place", BigInteger)])
 _FITTING = (
-    select(*(_GIVEN.c[name] for name in WRITTEN))
-    .select_from(_GIVEN.outerjoin(_NUMBERS, _NUMBERS.c.id == _GIVEN.c.owner_id))
-    .where(or_(_NUMBERS.c.id.is_(None), _NUMBERS.c.number + _GIVEN.c.place < _MOST))
+    select(*(_PLACED.c[name] for name in WRITTEN))
+    .select_from(_PLACED.outerjoin(_NUMBERS, _NUMBERS.c.id == _PLACED.c.owner_id))
+    .where(or_(_NUMBERS.c.id.is_(None), _NUMBERS.c.number + _PLACED.c.place < _MOST))
 )
 
 
@@ -230,9 +236,13 @@ _FITTING = (
 _OLDER = duplicates.oldest_other(
     literal_column("api_keys.owner_id", Id), literal_column("api_keys.id", Id), literal_column("api_keys.fingerprint")
 )
-_INSERT_ALL = Query(
-    insert(api_keys)
-    .from_select(WRITTEN, _FITTING)
-    .returning(api_keys.c.value_uuid, _OLDER.scalar_subquery().label("older"), *SHOWN),
-    _row,
-)
+
+
+def _insertion(found: Select[*tuple[object, ...]]) -> Query[_Row]:
+    statement = insert(api_keys).from_select(WRITTEN, found)
+    older = _OLDER.scalar_subquery().label("older")
+    return Query(statement.returning(api_keys.c.value_uuid, older, *SHOWN), _row)
+
+
+_INSERT_ALL = _insertion(select(given_rows([api_keys.c[name] for name in WRITTEN])))
+_INSERT_FITTING = _insertion(_FITTING)
