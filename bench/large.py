@@ -64,6 +64,7 @@ def run(machine: Machine, rows: int, seconds: int, rounds: int) -> list[Ratio]:
         tokens = asyncio.run(_fill(url, size))
         bearers[size] = [{"Authorization": f"Bearer {token}"} for token in tokens]
         click.echo(f"{size:,} keys and as many audit entries: {_size(machine, size)} on the disk\n")
+    machine.postgres.execute("CHECKPOINT")  # the server would write what was filled during the measurement
     plan = {
         (f"{page}, first page, {size:,} rows", CLIENTS): always(Target("GET", address + path, bearers[size]))
         for page, path in PAGES.items()
