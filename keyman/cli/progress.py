@@ -30,7 +30,9 @@ class Advance(Protocol):
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(_rate(task.finished_speed or task.speed))
+        # rich knows no speed before the second report, and a short command has only one.
+        since_start = task.completed / task.elapsed if task.completed and task.elapsed else None
+        return Text(_rate(task.finished_speed or task.speed or since_start))
 
 
 @contextmanager
