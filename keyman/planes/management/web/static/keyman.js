@@ -260,7 +260,7 @@
   // What came back with an answer is the default of its field. So it is compared with what was there before somebody typed:
   // that is in `data-before`, or it was empty.
   function isTyped(around) {
-    if (around.querySelector("[data-again][hidden]")) return true; // lines were pasted
+    if (around.matches("[data-holds]:has([data-again])")) return true; // lines were pasted
     const isBack = around.querySelector("[aria-invalid=true], .banner");
     const not = ["[type=hidden]", "[type=checkbox]", "[type=radio]", "[hidden]", "[readonly]", ":disabled"].join();
     const before = (field) => (isBack ? (field.dataset.before ?? "") : field.defaultValue);

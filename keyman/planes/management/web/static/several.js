@@ -9,8 +9,14 @@
   const panel = () => document.querySelector(".panel:has([data-several])");
   const panelForm = () => document.getElementById("several") || panel()?.querySelector("[data-several]");
 
-  function send(form, text) {
+  // While lines are held, Esc asks before it throws them away: see `isTyped` in `keyman.js`.
+  function hold(text) {
     held = text;
+    dialog?.toggleAttribute("data-holds", Boolean(text));
+  }
+
+  function send(form, text) {
+    hold(text);
     if (form.elements.text) form.elements.text.value = text;
     form.requestSubmit();
   }
@@ -18,7 +24,7 @@
   // What is in the field counts, because it may have been corrected since it was sent.
   document.addEventListener("formdata", ({ target, formData }) => {
     if (!target.matches("[data-several]")) return;
-    held = formData.get("text") || held;
+    hold(formData.get("text") || held);
     formData.set("text", held);
   });
 
@@ -101,21 +107,20 @@
     if (again && held) {
       again.hidden = true;
       form.elements.text.disabled = true;
-      // Esc now asks before it throws the lines away: see `isTyped` in `keyman.js`
     } else {
       if (!again && form.elements.text) form.elements.text.value = held; // nothing was found: correct it
-      held = "";
+      hold("");
     }
     if (!dialog.open) form.closest(".panel").querySelector("[autofocus]")?.focus();
   });
 
   document.addEventListener("htmx:error", ({ target }) => {
-    if (target.id === "several") held = "";
+    if (target.id === "several") hold("");
   });
 
   // The lines have to be pasted again.
   function forget(isSaid) {
-    held = "";
+    hold("");
     const form = panel()?.querySelector("[data-several]:not(#several)");
     const again = form?.querySelector("[data-again]");
     if (again) {
@@ -129,9 +134,9 @@
   }
 
   dialog?.addEventListener("close", () => {
-    if (!dialog.open) held = "";
+    if (!dialog.open) hold("");
   });
   addEventListener("pagehide", () => {
-    held = "";
+    hold("");
   });
 })();
