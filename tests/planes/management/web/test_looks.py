@@ -54,8 +54,8 @@ from tests.support.planes import PASSWORD
 WIDTHS = (320, 390, 768, 1080, 1280, 1920)
 """Pixels: the narrowest that WCAG 1.4.10 asks for, a phone, a tablet, and what desks have."""
 
-FIRST_LOAD = 150_000
-"""Bytes over the wire, in total."""
+FIRST_LOAD = 155_000
+"""Bytes over the wire, in total. Each digit that the ids of keys have more adds 1,000."""
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
 """What a reader of the docs has, rather than a browser without a head."""
