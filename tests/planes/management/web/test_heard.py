@@ -335,9 +335,10 @@ def test_without_a_script_what_was_done_is_at_the_top_and_leads_to_undo(arrive: 
     ada.open(KEYS)
     act(rows(page).first, "Pause")
     page.get_by_role("main").get_by_role("button", name="Pause", exact=True).click()
+    done = page.get_by_role("link", name="OpenAI · other is paused. Applications no longer get it.")
+    expect(done).to_be_attached()  # the page is loaded
     for _ in range(2):  # the first leads to the content
         page.keyboard.press("Tab")
-    done = page.get_by_role("link", name="OpenAI · other is paused. Applications no longer get it.")
     expect(done).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
