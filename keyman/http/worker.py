@@ -22,7 +22,7 @@ COUNT_INTERVAL = 0.9
 
 READ_TIMEOUT = 30.0
 """Seconds in which a client must take some of what was sent to it. The server itself would wait for ever. The gateway
-has a setting of its own for it.
+has `KEYMAN_GATEWAY_TIMEOUT` for it.
 """
 
 

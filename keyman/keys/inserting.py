@@ -114,7 +114,7 @@ class Inserted(NamedTuple):
 async def insert_all(connection: AsyncConnection, keys: Sequence[Insertion]) -> list[Inserted | RateLimited]:
     """Insert keys. One that its owner cannot have any more gets RateLimited. Each one counts for those after it.
 
-    It locks the owners who have a limit, so that no other request counts their keys meanwhile.
+    It locks the owners who have a limit, so that no other request counts their keys until the transaction ends.
     """
     if connection.dialect.name == "sqlite":
         return await _insert_each(connection, keys)
@@ -151,7 +151,7 @@ def _placed(keys: Sequence[Insertion]) -> list[Mapping[str, object]]:
 
 
 async def _insert_each(connection: AsyncConnection, keys: Sequence[Insertion]) -> list[Inserted | RateLimited]:
-    """Insert keys on SQLite, where no other transaction writes meanwhile."""
+    """Insert keys on SQLite, where only one transaction writes at a time."""
     numbers = dict[OwnerId, int]()
     outcomes = list[Shown | RateLimited]()
     for values, most in keys:
@@ -210,7 +210,7 @@ _SOME = select(api_keys.c.id).where(api_keys.c.owner_id == bindparam("owner_id")
 _COUNT = scalar(select(func.count()).select_from(_SOME), int)
 _INSERT = Query(insert(api_keys).returning(*SHOWN), Shown)
 
-# For PostgreSQL. The lock is weak enough that rows that refer to the owner can be inserted meanwhile.
+# For PostgreSQL. The lock is weak enough that other rows that refer to the owner can still be inserted.
 _ARE_OWNERS = owners.c.id == any_(bindparam("owner_ids", type_=ARRAY(BigInteger)))
 _LOCK_OWNERS = scalar(
     select(owners.c.id).where(_ARE_OWNERS).order_by(owners.c.id).with_for_update(key_share=True), OwnerId

@@ -137,7 +137,7 @@ def _from_keyring(url: str) -> Secret | None:
 
 
 def _checked(token: Secret, url: str) -> Secret:
-    """Return a token that was kept. Raises KeymanError for a text that is none."""
+    """Return a token that was kept. Raises KeymanError for a text that has not the form of a token."""
     try:
         return checked_token(token)
     except ValueError:
