@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from keyman.http.connections import Connections
@@ -23,6 +24,12 @@ COUNT_INTERVAL = 0.9
 READ_TIMEOUT = 30.0
 """Seconds in which a client must take some of what was sent to it. The server itself would wait for ever. The gateway
 has `KEYMAN_GATEWAY_TIMEOUT` for it.
+"""
+
+REMINDER = signal.SIGURG
+"""A signal that a worker sends to itself at each look. uvloop only notes a signal that comes while the loop does not
+run, and acts on it at the next signal. The server runs the loop twice, to open the plane and to serve. A SIGTERM
+between the two would be forgotten, and the worker killed in the end.
 """
 
 
@@ -62,6 +69,7 @@ class Worker:
         if self._listener.drain > 0 or self._listener.always_drains:
             # It replaces the server's own handler, which stops at once. That for SIGINT stays.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain)
+        signal.signal(REMINDER, _ignored)
         counting = asyncio.create_task(self._count())
         try:
             await self._plane(scope, receive, send)
@@ -78,12 +86,13 @@ class Worker:
     async def _count(self) -> None:
         """Keep the metrics of the connections up to date, and log when there is no room for more, and when there is.
 
-        Tell the plane of clients that have left.
+        Tell the plane of clients that have left, and the loop to look for signals.
         """
         metrics, limit = self._plane.metrics, self._listener.limit
         connections = Connections(self._listener.port, self._listener.read_timeout)
         metrics.connections_limit.set(limit)
         while True:
+            signal.raise_signal(REMINDER)
             count, left = connections.look()
             self._plane.clients_left(left)
             metrics.open_connections.set(count)
@@ -96,3 +105,7 @@ class Worker:
                 else:
                     log.info("connections are accepted again", open=count, limit=limit)
             await asyncio.sleep(COUNT_INTERVAL)
+
+
+def _ignored(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal that needs no answer. Python tells the loop only of a signal that has a handler."""
