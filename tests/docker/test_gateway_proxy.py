@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,15 +114,69 @@ def test_through_haproxy(fronted: Running, property_: Callable[[streams.Scene], 
 
 @pytest.mark.parametrize("property_", SCENES, ids=lambda found: found.__name__)
 def test_through_nginx(fronted: Running, property_: Callable[[streams.Scene], Awaitable[None]], tmp_path: Path) -> None:
+    with nginx(tmp_path, fronted.gateway.url, location=recommended_nginx()) as front:
+        asyncio.run(_awaited(property_(dataclasses.replace(fronted.scene, port=front.port))))
+
+
+def recommended_nginx() -> str:
+    """The lines that the guide puts into a location of nginx in front of the gateway."""
     block = re.search(r"### In front of the gateway\n.*?location / \{\n(.*?)\n\}\n```", GUIDE.read_text(), re.DOTALL)
     assert block is not None
-    lines = "\n".join(line for line in block[1].splitlines() if not line.strip().startswith(OWN))
-    with nginx(tmp_path, fronted.gateway.url, location=lines) as front:
-        asyncio.run(_awaited(property_(dataclasses.replace(fronted.scene, port=front.port))))
+    return "\n".join(line for line in block[1].splitlines() if not line.strip().startswith(OWN))
 
 
 async def _awaited(found: Awaitable[None]) -> None:
     await found
+
+
+MODELS = "/openai/v1/models"
+
+WITH_A_HOST = [
+    f"GET http://evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",
+    f"GET http://evil.example{MODELS} HTTP/1.1\r\nHost: localhost",
+    f"GET http://localhost{MODELS} HTTP/1.1\r\nHost: localhost",
+    f"GET HTTPS://localhost:443{MODELS}?a=b HTTP/1.1\r\nHost: localhost:443",
+    f"GET http://evil.example{MODELS} HTTP/1.1",
+    f"GET http://evil.example{MODELS} HTTP/1.0",
+    f"GET http://user:word@evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",
+    f"GET urn://evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",
+    f"GET http://evil.example{MODELS} HTTP/2.0\r\nHost: evil.example",
+    f"GET\thttp://evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",
+    "GET http://evil.example HTTP/1.1\r\nHost: evil.example",
+    "OPTIONS * HTTP/1.1\r\nHost: localhost",
+    "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443",
+]
+"""Request lines that do not begin with a path. The gateway, which gets only the path, would answer 401 to most of them,
+because they have no token.
+"""
+
+
+def test_a_request_line_with_a_whole_address_is_refused_by_both_proxies(fronted: Running, tmp_path: Path) -> None:
+    with nginx(tmp_path, fronted.gateway.url, location=recommended_nginx()) as front:
+        for port in (fronted.scene.port, front.port):
+            for target in (MODELS, f"{MODELS}?to=http://evil.example/"):
+                assert _status_of(port, f"GET {target} HTTP/1.1\r\nHost: localhost") == 401, target
+            for lines in WITH_A_HOST:
+                assert _status_of(port, lines) in (400, 405, 505), (port, lines)
+
+
+def _status_of(port: int, lines: str) -> int:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(streams.PATIENCE)
+        client.sendall(f"{lines}\r\nConnection: close\r\n\r\n".encode())
+        return int(client.recv(65536).split()[1])
+
+
+def test_haproxy_passes_http_2_on(fronted: Running) -> None:
+    """It has no request line: HAProxy could show a whole address, made from its parts."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not on the PATH")
+    asked = [curl, "-sS", "--http2-prior-knowledge", "-w", "%{http_version} %{http_code}", "-o", os.devnull]
+    answer = subprocess.run(
+        [*asked, f"http://127.0.0.1:{fronted.scene.port}{MODELS}"], capture_output=True, check=True, timeout=60
+    )
+    assert answer.stdout == b"2 401"
 
 
 def test_a_revoked_application_loses_its_stream_through_haproxy(registered_owner: Owner, fronted: Running) -> None:

@@ -203,7 +203,9 @@ def _line_of_the_request(service: Service) -> tuple[int, str | None]:
 async def test_the_host_of_a_request_line_counts_for_nothing(
     own_gateway: Scene, provisioned: Vault, tmp_path: Path
 ) -> None:
-    """The server passes on only the path, so the gateway cannot refuse it. The base URL of the service decides."""
+    """The server passes on only the path, so the gateway cannot refuse it: the proxies in front of it do
+    (tests/docker/test_gateway_proxy.py). The base URL of the service decides.
+    """
     with served(own_gateway, provisioned, tmp_path) as service:
         fields = "".join(f"{name}: {value}\r\n" for name, value in own_gateway.headers.items())
         for target, host in ((f"http://evil.example{CHAT}", "127.0.0.1"), (f"http://127.0.0.1{CHAT}", "evil.example")):
