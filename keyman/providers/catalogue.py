@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -76,6 +77,9 @@ class Catalogue:
         self._services = services
         self._exclusive = {prefix: one.service for one in services.values() for prefix in one.exclusive}
         self._claims = tuple(self._exclusive)
+        known = sorted({prefix for one in services.values() for prefix in one.prefixes}, key=len, reverse=True)
+        # Not within a word: `task-` has the prefix `sk-`.
+        self._prefixed = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, known))})([\w-]+)", re.ASCII)
 
     @classmethod
     def load(cls, path: Path | None) -> Catalogue:
@@ -145,6 +149,10 @@ class Catalogue:
     def prefix_of(self, service: str, value: str) -> str:
         """Return the longest public prefix of this service that the value has, or an empty text."""
         return _longest(value, self.prefixes(service))
+
+    def after_prefixes(self, text: str) -> Iterator[str]:
+        """Yield the letters, digits, hyphens and underscores that stand behind each public prefix in a text."""
+        return (found[1] for found in self._prefixed.finditer(text))
 
     def taker(self, credential: Mapping[str, object]) -> Service | None:
         """Return the service that takes such a JSON credential, or None."""

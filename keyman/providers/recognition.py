@@ -5,6 +5,7 @@ A value without a known prefix is never refused, because providers change their 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import ClassVar, Self
 
@@ -25,6 +26,12 @@ MIN_KEY = 8
 
 MAX_KEY = 8192
 """The maximum number of characters of a key: short-term keys of Amazon Bedrock have over 1,000."""
+
+MIN_RANDOM = 16
+"""The minimum number of letters and digits behind a prefix, for a text that looks like a key. Keys have 20 or more."""
+
+_CHANGES = re.compile(r"(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]")
+"""Where small letters, capitals and digits take turns."""
 
 
 class ProviderKey(Secret):
@@ -73,7 +80,7 @@ def check_new_key(catalogue: Catalogue, beside: Collection[str] = ()) -> Check:
     """
 
     def check(values: Mapping[str, object]) -> Iterator[FieldError]:
-        yield from check_shown(values, beside)
+        yield from check_shown(catalogue, values, beside)
         service, value, given = values.get("service"), values.get("api_key"), values.get("settings")
         if not isinstance(service, str):
             return
@@ -96,8 +103,13 @@ def check_settings(catalogue: Catalogue, service: str, given: Mapping[str, str])
     )
 
 
-def check_label(values: Mapping[str, object], beside: Collection[str] = ()) -> Iterator[FieldError]:
-    """Yield a fault if the label has the value, or one of those beside it. Labels are shown, and stored in clear."""
+def check_label(
+    catalogue: Catalogue, values: Mapping[str, object], beside: Collection[str] = ()
+) -> Iterator[FieldError]:
+    """Yield a fault if the label has a key: the value, one of those beside it, or what looks like another one.
+
+    Labels are shown, and stored in clear.
+    """
     label, own = values.get("name"), _own(values)
     if not isinstance(label, str):
         return
@@ -105,16 +117,35 @@ def check_label(values: Mapping[str, object], beside: Collection[str] = ()) -> I
         yield FieldError("name", "must not contain the key itself, because labels are shown")
     elif any(text in label for text in beside):
         yield FieldError("name", "must not contain another key, because labels are shown")
+    elif has_key(catalogue, label):
+        yield FieldError(
+            "name", "must not contain what looks like a key, because labels are shown; write what the key is for"
+        )
 
 
-def check_shown(values: Mapping[str, object], beside: Collection[str] = ()) -> Iterator[FieldError]:
-    """Yield a fault if the label or a setting has the value, or one of those beside it. Settings are shown, too."""
-    yield from check_label(values, beside)
+def check_shown(
+    catalogue: Catalogue, values: Mapping[str, object], beside: Collection[str] = ()
+) -> Iterator[FieldError]:
+    """Yield a fault if the label or a setting has a key, as `check_label` does. Settings are shown, too."""
+    yield from check_label(catalogue, values, beside)
     given, own = values.get("settings"), _own(values)
     keys = [own, *beside] if own else beside
     for member, text in given.items() if isinstance(given, KeySettings) else ():
-        if any(key in text for key in keys):
+        if has_key(catalogue, text, keys):
             yield FieldError(f"settings.{member}", "must not contain a key, because settings are shown")
+
+
+def has_key(catalogue: Catalogue, text: str, keys: Collection[str] = ()) -> bool:
+    """Return True if a text that is shown has one of these keys, or what looks like one: the prefix of a provider and
+    a long random rest.
+    """
+    return any(key in text for key in keys) or any(map(_is_random, catalogue.after_prefixes(text)))
+
+
+def _is_random(rest: str) -> bool:
+    """Return True unless a person would write this behind a prefix: words have few changes, and labels short words."""
+    count = sum(map(str.isalnum, rest))
+    return count >= MIN_RANDOM and 4 * len(_CHANGES.findall(rest)) >= count
 
 
 def _own(values: Mapping[str, object]) -> str:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.masking import is_mask
-from keyman.providers.recognition import ProviderKey, check_label, check_new_key, check_value
+from keyman.providers.recognition import ProviderKey, check_label, check_new_key, check_shown, check_value
 from keyman.providers.services import SHIPPED, Service
+from keyman.providers.settings import KeySettings
 from keyman.secret import Secret
 from tests.providers.values import CATALOGUE, PRINTABLE, SERVICES, VALUES
 
@@ -54,11 +55,58 @@ def test_a_service_like_another_may_share_its_prefix() -> None:
 
 def test_a_label_that_holds_the_key_is_refused() -> None:
     value = Secret("sk-Zq7Rk2Lw9Xc4Vb6Nm1")
-    (fault,) = check_label({"name": f"my {value.reveal()}", "api_key": value})
+    (fault,) = check_label(CATALOGUE, {"name": f"my {value.reveal()}", "api_key": value})
     assert fault.field == "name"
     assert value.reveal() not in fault.message
-    assert not list(check_label({"name": "my key", "api_key": value}))
-    assert not list(check_label({"name": None, "api_key": value}))
+    assert not list(check_label(CATALOGUE, {"name": "my key", "api_key": value}))
+    assert not list(check_label(CATALOGUE, {"name": None, "api_key": value}))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+        "sk-proj-hq2v9mXbT0c7_eUKwN4Rd-1234",
+        "sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd",
+        "AIzaSyhq2v9mXbT0c7eUKwN4Rd-_aB3dE5fG7h",
+        "AQ.Ab8hq2v9mXbT0c7eUKwN4Rd",
+        "hf_hqVmXbTcEUKwNRdhqVmXbTcEUKwNRdab",
+        "tgp_v1_hq2v9mXbT0c7eUKwN4Rd",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "my {} for the chat", "key:{}", "({})", "OPENAI_API_KEY={}"])
+def test_a_label_or_a_setting_that_looks_like_a_key_is_refused_whatever_key_is_sent(key: str, around: str) -> None:
+    shown = around.format(key)
+    for values in ({}, {"api_key": Secret("sk-Zq7Rk2Lw9Xc4Vb6Nm1")}):
+        faults = list(check_shown(CATALOGUE, {**values, "name": shown, "settings": KeySettings(project=shown)}))
+        assert [fault.field for fault in faults] == ["name", "settings.project"]
+        assert faults[0].message.endswith("write what the key is for")
+        assert not any(key in fault.message for fault in faults)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "Production chat",
+        "sk-...1234",
+        "OPENAI_API_KEY",
+        "sk-proj-production-chat-backend",
+        "hf_models-for-production-2027",
+        "sk-or-v1-prod-2027",
+        "task-0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+        "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+        "europe-west4",
+        "sk-ant-short1234",
+    ],
+)
+def test_what_a_person_writes_is_a_label(label: str) -> None:
+    assert not list(check_shown(CATALOGUE, {"name": label, "settings": KeySettings(project=label)}))
+
+
+def test_a_label_with_a_key_of_a_service_of_the_operator_is_refused() -> None:
+    catalogue = Catalogue([Service("OWN", "Our own", "own.")])
+    assert list(check_label(catalogue, {"name": "own.hq2v9mXbT0c7eUKwN4Rd"}))
+    assert not list(check_label(CATALOGUE, {"name": "own.hq2v9mXbT0c7eUKwN4Rd"}))
 
 
 def test_a_new_key_is_checked_for_its_service_its_value_and_its_label() -> None:

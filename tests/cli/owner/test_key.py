@@ -102,6 +102,16 @@ def test_what_is_no_key_is_refused_with_what_to_do_and_not_repeated(value: str, 
     assert member.stored() == []
 
 
+def test_a_key_as_a_label_is_refused_with_what_to_do_and_not_repeated(member: Person) -> None:
+    key = str(member.stores("OPENAI", OPENAI_KEY))
+    adds = member.types("key", "add", "OPENAI", "--name", ANTHROPIC_KEY, stdin=OPENAI_KEY)
+    edits = member.types("key", "edit", key, "--name", ANTHROPIC_KEY)
+    for done in (adds, edits):
+        assert "must not contain what looks like a key, because labels are shown" in complaint(done)
+        assert BODY not in done.err
+    assert [one["name"] for one in member.stored()] == [None]
+
+
 @pytest.mark.parametrize("character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"])
 def test_a_key_is_not_cut_at_a_character_that_nobody_sees(character: str, member: Person) -> None:
     done = member.types("key", "add", "OPENAI", stdin=f"{OPENAI_KEY}{character}{BODY}")

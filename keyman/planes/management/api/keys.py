@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from litestar import Controller, Response, delete, get, patch, post, put
@@ -235,7 +236,7 @@ class KeyController(Controller):
         caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        replacement = await read_json(request, Replacement, check_shown)
+        replacement = await read_json(request, Replacement, partial(check_shown, catalogue))
         return _with_etag(
             await operations.replace(db, sealer, catalogue, caller, KeyId(key_id), replacement, IfMatch.parse(if_match))
         )
@@ -270,7 +271,7 @@ class KeyController(Controller):
         caller: Injected[Principal],
         if_match: IfMatchHeader = None,
     ) -> Response[KeyInfo]:
-        change = await read_json(request, Change)
+        change = await read_json(request, Change, partial(check_shown, catalogue))
         return _with_etag(
             await operations.change(db, catalogue, caller, KeyId(key_id), change, IfMatch.parse(if_match))
         )

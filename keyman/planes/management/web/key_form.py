@@ -43,7 +43,7 @@ from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.planes.management.web.pages import see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.pasted import bare
-from keyman.providers.recognition import check_new_key, check_shown, unusual_beginning
+from keyman.providers.recognition import check_new_key, check_shown, has_key, unusual_beginning
 from keyman.secret import Secret
 from keyman.storage.transactions import Database
 
@@ -166,11 +166,12 @@ async def _edit(own: OwnKeys, sealer: Sealer, key: KeyInfo, form: Form) -> KeyIn
     if form.text("for") == EXTEND and not value and "expires_at" not in given:
         raise InvalidRequest.at(FieldError("expires_at", "must be in the future"))
     if value or form.text("for") == REPLACE:
-        replacement = decode(ReplacementForm, {**given, **value}, check_shown)
+        replacement = decode(ReplacementForm, {**given, **value}, partial(check_shown, own.catalogue))
         if (question := _question(own.catalogue, key.service, replacement.api_key, form)) is not None:
             return question
         return await operations.replace(own.db, sealer, own.catalogue, own.caller, key.id, replacement, condition)
-    return await operations.change(own.db, own.catalogue, own.caller, key.id, decode(ChangeForm, given), condition)
+    change = decode(ChangeForm, given, partial(check_shown, own.catalogue))
+    return await operations.change(own.db, own.catalogue, own.caller, key.id, change, condition)
 
 
 def _value(form: Form) -> dict[str, str]:
@@ -237,7 +238,8 @@ def _form(
         service = services[0].service  # nothing to choose
     settings = key.settings if key is not None else {}
     if typed is not None:
-        settings = _settings(typed, catalogue, service)
+        given = _settings(typed, catalogue, service)
+        settings = {member: text for member, text in given.items() if not has_key(catalogue, text, _keys(typed))}
     return own.visit.show(
         "key_form.html",
         status=200 if question is None else 422,
@@ -247,7 +249,7 @@ def _form(
         key=key,
         aim=aim if aim in AIMS else "",
         over=over,
-        filled={"service": service, **shown, **(_typed(typed) if typed is not None else {})},
+        filled={"service": service, **shown, **(_typed(catalogue, typed) if typed is not None else {})},
         shown={**shown, "settings": _shown_settings(catalogue, key)},
         settings=settings,
         setting_field=setting_field,
@@ -265,13 +267,17 @@ def _form(
     )
 
 
-def _typed(form: Form) -> dict[str, str]:
+def _typed(catalogue: Catalogue, form: Form) -> dict[str, str]:
     """Return the fields that the user changed, to show them again. No page shows an API key, not even within a name."""
     changed = {name: form.text(name) for name in SURROUNDINGS if not form.is_unchanged(name)}
-    values = {form.text("api_key").strip(), *_value(form).values()} - {""}
-    if any(value in changed.get("name", "") for value in values):
+    if has_key(catalogue, changed.get("name", ""), _keys(form)):
         del changed["name"]
     return changed
+
+
+def _keys(form: Form) -> set[str]:
+    """Return what was typed as the API key, with and without what is around it."""
+    return {form.text("api_key").strip(), *_value(form).values()} - {""}
 
 
 def _shown_settings(catalogue: Catalogue, key: KeyInfo | None) -> str:

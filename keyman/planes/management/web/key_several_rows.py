@@ -17,7 +17,7 @@ from keyman.planes.management.web.outcomes import ids_of
 from keyman.providers.catalogue import Catalogue, ServiceInfo
 from keyman.providers.dotenv import Line, is_placeholder, is_reference
 from keyman.providers.naming import service_of
-from keyman.providers.recognition import check_new_key, texts_of, unusual_beginning
+from keyman.providers.recognition import check_new_key, has_key, texts_of, unusual_beginning
 
 LACKING = "Without the setting {setting}, the gateway cannot use this key."
 
@@ -42,9 +42,10 @@ class Kept(msgspec.Struct):
 class Row:
     """A value that may be a key. `fault` says why it cannot be stored, and `doubt` why it may be the wrong one.
 
-    `pasted` are the `texts_of` the values of all rows: a label has none of them.
+    `pasted` are the `texts_of` the values of all rows: a label has none of them, nor what looks like a key.
     """
 
+    catalogue: Catalogue = field(repr=False)
     number: int
     line: Line = field(repr=False)
     mask: str
@@ -69,11 +70,14 @@ class Row:
     @property
     def shown_label(self) -> str:
         """The label, or nothing if somebody typed a key there: no page has one."""
-        return "" if self.has_key_as_label else self.label
+        return "" if has_key(self.catalogue, self.label, self.pasted) else self.label
 
     @property
-    def has_key_as_label(self) -> bool:
-        return any(text in self.label for text in self.pasted)
+    def shown_settings(self) -> dict[str, str]:
+        """The settings without those that have a key."""
+        return {
+            member: text for member, text in self.settings.items() if not has_key(self.catalogue, text, self.pasted)
+        }
 
     @property
     def trace(self) -> str:
@@ -89,7 +93,7 @@ def find_rows(catalogue: Catalogue, services: Sequence[ServiceInfo], lines: Sequ
     for number, line in enumerate(lines):
         found = service_of(catalogue, line.name, line.value)
         service = found if found in slugs else ""
-        row = Row(number, line, catalogue.mask(found, line.value), service, line.name, pasted)
+        row = Row(catalogue, number, line, catalogue.mask(found, line.value), service, line.name, pasted)
         if line.value in seen:
             row.is_chosen, row.doubt = False, Sentence("This is the same key as in a row above.")
         elif not row.service:

@@ -636,3 +636,35 @@ async def test_a_name_that_holds_the_key_is_refused_for_names_are_shown(shared: 
         problem(answer, "invalid-request", "name")
         assert OPENAI_KEY not in answer.text
     assert [stored["name"] for stored in (await ada.get("/api/keys")).json()] == ["plain"]
+
+
+async def test_no_label_has_what_looks_like_a_key_however_it_is_set(shared: ApiPlane) -> None:
+    ada, other = await shared.user(), "gsk_hq2v9mXbT0c7eUKwN4Rd"
+    path, label = f"/api/keys/{(await store(ada))['id']}", f"with {other}"
+    new = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": label}
+    batch = await ada.post("/api/keys/batch", json={"keys": [new]})
+    refused = [
+        problem(await ada.post("/api/keys", json=new), "invalid-request"),
+        problem(await ada.put(path, json={"api_key": OPENAI_KEY, "name": label}), "invalid-request"),
+        problem(await ada.patch(path, json={"name": label}), "invalid-request"),
+        batch.json()[0]["problem"],
+    ]
+    for each in refused:
+        assert [(fault["field"], fault["message"]) for fault in each["errors"]] == [
+            ("name", "must not contain what looks like a key, because labels are shown; write what the key is for")
+        ]
+    for text in (str(refused), (await ada.get("/api/keys")).text, (await ada.get("/api/audit")).text):
+        assert other not in text
+    assert len((await ada.get("/api/keys")).json()) == 1
+
+
+async def test_a_change_has_no_key_in_a_setting(shared: ApiPlane) -> None:
+    """A project may have all characters of a key."""
+    ada, other = await shared.user(), "sk-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+    vertex = {"service": "GOOGLE_VERTEX", "api_key": ACCOUNT}
+    path = f"/api/keys/{(await ada.post('/api/keys', json=vertex)).json()['id']}"
+    refused = problem(await ada.patch(path, json={"settings": {"project": other}}), "invalid-request")
+    assert [(fault["field"], fault["message"]) for fault in refused["errors"]] == [
+        ("settings.project", "must not contain a key, because settings are shown")
+    ]
+    assert (await ada.get(path)).json()["settings"] == {}

@@ -32,6 +32,9 @@ from tests.support.planes import ORIGIN, PASSWORD, Vault
 pytestmark = pytest.mark.anyio
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
+OTHER = "csk-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+"""Another key, which somebody types in the wrong field."""
+
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "same-origin"}
 
 SETTINGS = (
@@ -349,6 +352,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"service": "OPENAI"}, "API key is missing."),
     ({"service": "OPENAI", "api_key": "   "}, "API key must not be empty."),
     ({"service": "OPENAI", "api_key": VALUE, "name": f"my {VALUE}"}, "Label must not contain the key itself"),
+    ({"service": "OPENAI", "api_key": VALUE, "name": f"no {OTHER}"}, "Label must not contain what looks like a key"),
     ({"service": "OPENAI", "api_key": "sk-few"}, "API key must be 8 to 8,192 characters long."),
     ({"service": "OPENAI", "api_key": "x" * 8193}, "API key must be 8 to 8,192 characters long."),
     ({"service": "OPENAI", "api_key": "sk-c4n4ry\u00e4\u00f6\u00fc"}, "API key must contain only printable ASCII"),
@@ -375,10 +379,27 @@ async def test_what_is_refused_stands_beside_its_field_and_only_the_key_is_lost(
     assert 'aria-invalid="true"' in page.text
     value = form.get("api_key", "").strip()
     for name in ("name", "expires_at"):
-        kept = "" if value and value in form.get(name, "") else form.get(name, "")
+        typed = form.get(name, "")
+        kept = "" if OTHER in typed or (value and value in typed) else typed
         assert f'value="{kept}"' in page.text
     assert not value or value in words or value not in page.text
+    assert OTHER not in page.text
     assert await keys(ada) == []
+
+
+async def test_no_edit_makes_a_label_or_a_setting_of_a_key_nor_shows_it_again(page_plane: ApiPlane) -> None:
+    ada = await person(page_plane)
+    await ada.post("/api/keys", json=AZURE)
+    (key,) = await keys(ada)
+    unchanged = {"shown_name": "", "shown_expires_at": "", "shown_settings": "{}", "expires_at": ""}
+    leaking = {"name": OTHER, "settings-AZURE_OPENAI-api_version": OTHER[:32]}
+    for value in ("", AZURE["api_key"]):
+        page = await send(ada, f"{HOME}/{key['id']}/edit", {**unchanged, **leaking, "api_key": value})
+        assert page.status_code == 422
+        assert "Label must not contain what looks like a key" in page.text
+        assert "API version must not contain a key" in page.text
+        assert OTHER[:20] not in page.text
+    assert [(one["name"], one["settings"]) for one in await keys(ada)] == [(None, {})]
 
 
 async def test_every_paste_is_stored_or_its_mistake_is_named_beside_the_field(page_plane: ApiPlane) -> None:

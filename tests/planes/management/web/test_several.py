@@ -336,6 +336,14 @@ async def test_no_label_holds_a_key_of_another_row(shared: ApiPlane) -> None:
     assert [key["name"] for key in await keys(ada)] == ["ANTHROPIC_API_KEY", "MISTRAL_API_KEY"]
 
 
+async def test_no_label_looks_like_a_key(shared: ApiPlane) -> None:
+    ada = await somebody(shared)
+    _, fields = await looked(ada)
+    page = await send(ada, ("text", TEXT), *fields, ("label-0", f"with gsk_{BODY}"))  # `send` looks for it
+    assert rows_of(page)[0][2].startswith("Label must not contain what looks like a key")
+    assert [key["name"] for key in await keys(ada)] == ["ANTHROPIC_API_KEY", "MISTRAL_API_KEY"]
+
+
 async def test_each_label_stays_in_its_row(shared: ApiPlane) -> None:
     ada = await somebody(shared)
     text = "\n".join(f"OPENAI_API_KEY=sk-{BODY}{number:04}" for number in range(12))
