@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from time import monotonic
 
@@ -31,29 +32,36 @@ AT_ONCE = struct.pack("ii", 1, 0)
 
 @dataclass(slots=True)
 class _Known:
-    """A connection. `acked` is how many bytes its client has taken, and `since` when there was a reason to wait."""
+    """A connection. `acked` is how many bytes its client has taken, and `since` when there was a reason to wait.
+
+    `has_longer` says whether the longer limit holds for it.
+    """
 
     peer: Peer
     acked: bytes
     since: float
+    has_longer: bool
 
 
 class Connections:
     """The connections to a local port that this process has open.
 
-    A client may take nothing of what was sent to it for `read_timeout` seconds. The kernel has a time limit for that,
-    TCP_USER_TIMEOUT, but it also ends connections whose clients take a little now and then.
+    A client may take nothing of what was sent to it for `read_timeout` seconds, or for `longer_timeout` if the plane
+    asks for that. The kernel has a time limit for that, TCP_USER_TIMEOUT, but it also ends connections whose clients
+    take a little now and then.
     """
 
-    def __init__(self, port: int, read_timeout: float) -> None:
+    def __init__(self, port: int, read_timeout: float, longer_timeout: float) -> None:
         self._port = port
         self._read_timeout = read_timeout
+        self._longer_timeout = longer_timeout
         self._known: dict[int, _Known] = {}
 
-    def look(self) -> tuple[int, set[Peer]]:
+    def look(self, longer: Collection[Peer] = ()) -> tuple[int, set[Peer]]:
         """Return how many are open, and the clients that have closed their side of one, or whose connection has ended.
 
-        End those whose clients take nothing, or do not answer any more. Call it at least once in some seconds.
+        End those whose clients take nothing, or do not answer any more. The connections of the clients in `longer` have
+        the longer limit from now on. Call it at least once in some seconds.
         """
         try:
             descriptors = [int(entry) for entry in os.listdir("/dev/fd")]
@@ -67,7 +75,7 @@ class Connections:
                 try:
                     if self._is_ours(connection):
                         count += 1
-                        self._examine(connection, before.get(descriptor), left)
+                        self._examine(connection, before.get(descriptor), left, longer)
                 finally:
                     connection.detach()  # it belongs to the server
         gone = {known.peer for known in before.values()} - {known.peer for known in self._known.values()}
@@ -79,7 +87,9 @@ class Connections:
         is_listener = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         return connection.getsockname()[1] == self._port and not is_listener
 
-    def _examine(self, connection: socket.socket, known: _Known | None, left: set[Peer]) -> None:
+    def _examine(
+        self, connection: socket.socket, known: _Known | None, left: set[Peer], longer: Collection[Peer]
+    ) -> None:
         if _TCP_INFO is None:
             return
         info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_SIZE)
@@ -92,10 +102,13 @@ class Connections:
             left.add(peer)
         now, acked = monotonic(), info[120:128]
         is_waiting = info[24:28] != _NOTHING or info[144:148] != _NOTHING  # unacknowledged, or not sent yet
-        if known is None or known.peer != peer or known.acked != acked or not is_waiting:
-            known = _Known(peer, acked, now)
+        if known is None or known.peer != peer:
+            known = _Known(peer, acked, now, has_longer=False)
+        elif known.acked != acked or not is_waiting:
+            known.acked, known.since = acked, now
+        known.has_longer = known.has_longer or peer in longer
         self._known[connection.fileno()] = known
-        if now - known.since >= self._read_timeout:
+        if now - known.since >= (self._longer_timeout if known.has_longer else self._read_timeout):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             connection.shutdown(socket.SHUT_RDWR)
 

@@ -51,7 +51,8 @@ class Edge:
     problems in another form than that of keyman. `body_pause` is how many seconds may be between two parts of a
     body; without it, there is a limit for the whole body. While `is_draining` is set, each answer ends its connection,
     so that the client opens the next one to another process. `clients_left` is called with the clients that have closed
-    their connections, also while nothing of these is read.
+    their connections, also while nothing of these is read. `passed_on_for` returns the clients of which a request was
+    passed on to another server since its last call: they may read nothing for longer than others.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Edge:
         self.metrics = metrics
         self.is_draining = False
         self.clients_left: Callable[[set[Peer]], None] = lambda _peers: None
+        self.passed_on_for: Callable[[], set[Peer]] = set
         self._lines = LineLog()
         self._trusted = settings.trusted_proxies
         headers = dict(SECURITY_HEADERS)

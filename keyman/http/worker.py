@@ -22,8 +22,8 @@ COUNT_INTERVAL = 0.9
 """
 
 READ_TIMEOUT = 30.0
-"""Seconds in which a client must take some of what was sent to it. The server itself would wait for ever. The gateway
-has `KEYMAN_GATEWAY_TIMEOUT` for it.
+"""Seconds in which a client must take some of what was sent to it. The server itself would wait for ever. At the
+gateway, a client whose request went to a provider has `KEYMAN_GATEWAY_TIMEOUT`.
 """
 
 REMINDER = signal.SIGURG
@@ -38,8 +38,9 @@ class Listener:
     """Where a worker accepts connections: the port, how many may be open at once, and for how many seconds after
     SIGTERM it goes on accepting.
 
-    `read_timeout` is how many seconds a client may take nothing of what was sent to it. `always_drains` is for a plane
-    that must know of SIGTERM even if it stops accepting at once.
+    `read_timeout` is how many seconds a client may take nothing of what was sent to it, if the plane has passed on a
+    request of it; others have `READ_TIMEOUT`, if that is less. `always_drains` is for a plane that must know of SIGTERM
+    even if it stops accepting at once.
     """
 
     port: int
@@ -89,11 +90,12 @@ class Worker:
         Tell the plane of clients that have left, and the loop to look for signals.
         """
         metrics, limit = self._plane.metrics, self._listener.limit
-        connections = Connections(self._listener.port, self._listener.read_timeout)
+        longer = self._listener.read_timeout
+        connections = Connections(self._listener.port, min(READ_TIMEOUT, longer), longer)
         metrics.connections_limit.set(limit)
         while True:
             signal.raise_signal(REMINDER)
-            count, left = connections.look()
+            count, left = connections.look(self._plane.passed_on_for())
             self._plane.clients_left(left)
             metrics.open_connections.set(count)
             metrics.heartbeat.set_to_current_time()

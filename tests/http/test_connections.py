@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -16,8 +17,12 @@ MUCH = b"x" * 16_000_000
 """More than the buffers between two sides hold."""
 
 
+LONGER = 600.0
+"""Seconds: a test would not see the end."""
+
+
 def count(port: int) -> int:
-    return Connections(port, 30).look()[0]
+    return Connections(port, 30, 30).look()[0]
 
 
 def test_connections_to_the_port_are_counted_and_nothing_else() -> None:
@@ -59,7 +64,7 @@ def pair(family: socket.AddressFamily = socket.AF_INET, read_timeout: float = 30
         accepted, _ = listener.accept()
         with accepted:
             accepted.setblocking(False)
-            yield client, accepted, Connections(listener.getsockname()[1], read_timeout)
+            yield client, accepted, Connections(listener.getsockname()[1], read_timeout, LONGER)
 
 
 def is_over(accepted: socket.socket) -> bool:
@@ -91,6 +96,48 @@ def test_a_client_that_takes_nothing_is_ended() -> None:
         accepted.close()
         with pytest.raises(ConnectionResetError):  # what it did not take is thrown away
             _read_all(client)
+
+
+def test_a_client_that_may_take_nothing_for_longer_is_not_ended_with_the_others() -> None:
+    """Whatever it did before on the same connection, and also after its request has ended."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        port = listener.getsockname()[1]
+        connections = Connections(port, 0.5, LONGER)
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)]
+        accepted = [stack.enter_context(listener.accept()[0]) for _ in clients]
+        of = {connection.getpeername(): connection for connection in accepted}
+        first, late, other = (of[client.getsockname()] for client in clients)
+        for connection in accepted:
+            connection.setblocking(False)
+            connection.send(MUCH)
+        assert connections.look({first.getpeername()})[0] == 3
+        connections.look({late.getpeername()})
+
+        def ended() -> bool:
+            connections.look()
+            return is_over(other)
+
+        until(ended, "the end of the connection")
+        assert not is_over(first)
+        assert not is_over(late)
+
+
+def test_a_new_connection_in_the_place_of_one_with_the_longer_limit_does_not_have_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        connections = Connections(listener.getsockname()[1], 0.5, LONGER)
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(2)]
+        place, other = (stack.enter_context(listener.accept()[0]) for _ in clients)
+        connections.look({place.getpeername()})
+        os.dup2(other.fileno(), place.fileno())  # as if one had ended, and its number was used for the next
+        other.close()
+        place.setblocking(False)
+        place.send(MUCH)
+
+        def ended() -> bool:
+            connections.look()
+            return is_over(place)
+
+        until(ended, "the end of the connection")
 
 
 def test_a_client_that_takes_a_little_now_and_then_is_not_ended() -> None:

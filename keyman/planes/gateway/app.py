@@ -88,6 +88,7 @@ def create_gateway(settings: Settings) -> Edge:
     edge = Edge(app, settings, metrics, claim=claimed, problem=render, body_pause=BODY_PAUSE)
     streams.is_draining = lambda: edge.is_draining
     edge.clients_left = streams.end_left
+    edge.passed_on_for = streams.take_clients
     return edge
 
 

@@ -108,6 +108,7 @@ class Streams:
         self._drain = drain
         self._count: Counter[tuple[str, int]] = Counter()
         self._open: set[Stream] = set()
+        self._clients: set[Peer] = set()
 
     @contextmanager
     def place(self, caller: tuple[str, int]) -> Iterator[None]:
@@ -127,10 +128,17 @@ class Streams:
         """Watch a request until it has ended."""
         stream = Stream(caller, owner_id, peer)
         self._open.add(stream)
+        if peer is not None:
+            self._clients.add(peer)
         try:
             yield stream
         finally:
             self._open.discard(stream)
+
+    def take_clients(self) -> set[Peer]:
+        """Return the clients of which a request was opened since the last call. The worker calls it every second."""
+        taken, self._clients = self._clients, set()
+        return taken
 
     def end_all(self, refusal: KeymanError) -> None:
         for stream in self._open:

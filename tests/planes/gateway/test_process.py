@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import select
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from keyman import migrations
 from keyman.http.connections import AT_ONCE
+from keyman.http.worker import READ_TIMEOUT
 from keyman.identity import applications
 from keyman.processes import raise_file_limit
 from keyman.values import ApplicationName
@@ -238,16 +240,22 @@ class Endless:
 
 
 @asynccontextmanager
-async def small_client(service: Service, scene: Scene, length: int = 0) -> AsyncIterator[socket.socket]:
-    """A connection with the head of one request, whose client keeps little of the answer for later."""
-    loop = asyncio.get_running_loop()
-    fields = "".join(f"{name}: {value}\r\n" for name, value in scene.headers.items())
+async def _connected(service: Service) -> AsyncIterator[socket.socket]:
+    """A connection whose client keeps little of the answer for later."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
         client.setblocking(False)
-        await loop.sock_connect(client, ("127.0.0.1", int(service.url.rpartition(":")[2])))
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", int(service.url.rpartition(":")[2])))
+        yield client
+
+
+@asynccontextmanager
+async def small_client(service: Service, scene: Scene, length: int = 0) -> AsyncIterator[socket.socket]:
+    """Such a connection, with the head of one request."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in scene.headers.items())
+    async with _connected(service) as client:
         request = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{fields}\r\n"
-        await loop.sock_sendall(client, request.encode())
+        await asyncio.get_running_loop().sock_sendall(client, request.encode())
         yield client
 
 
@@ -267,6 +275,11 @@ async def test_a_client_that_reads_slowly_is_not_cut_off(
             assert not provider.gone.is_set()
 
 
+async def _head_of_another(service: Service, scene: Scene) -> bytes:
+    async with client_of(service, scene) as other:
+        return await other.head()
+
+
 async def test_a_client_that_takes_nothing_is_cut_off_after_the_time_out_of_the_gateway(
     own_gateway: Scene, provisioned: Vault, tmp_path: Path
 ) -> None:
@@ -277,10 +290,47 @@ async def test_a_client_that_takes_nothing_is_cut_off_after_the_time_out_of_the_
         async with small_client(service, own_gateway):
             await asyncio.wait_for(provider.gone.wait(), PATIENCE)
             own_gateway.provider.handler = good
-            async with client_of(service, own_gateway) as other:
-                assert b" 200 " in await other.head()
+            async with asyncio.timeout(PATIENCE):  # the last use of the key is stored before the place is free
+                while b" 429 " in (head := await _head_of_another(service, own_gateway)):
+                    await asyncio.sleep(0.1)
+            assert b" 200 " in head
     lines = [line for line in service.log() if line.get("service") == "OPENAI"]
     assert lines[0]["left"] is True
+
+
+UNKNOWN = b"GET /openai/v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer nobody\r\n\r\n"
+DOCUMENT = b"GET /docs/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_a_stranger_that_takes_nothing_is_cut_off_before_a_client_with_a_token(
+    own_gateway: Scene, provisioned: Vault, tmp_path: Path
+) -> None:
+    """A stranger is cut off after 30 seconds, and not after `KEYMAN_GATEWAY_TIMEOUT`, 600 seconds."""
+    provider = Endless(own_gateway)
+    loop = asyncio.get_running_loop()
+    with served(own_gateway, provisioned, tmp_path) as service:
+        async with small_client(service, own_gateway) as client, AsyncExitStack() as stack:
+            assert b" 200 " in await loop.sock_recv(client, 100)
+            strangers = []
+            for request in (UNKNOWN, DOCUMENT):
+                stranger = await stack.enter_async_context(_connected(service))
+                asked = asyncio.create_task(loop.sock_sendall(stranger, request * 4000))  # the server stops reading
+                stack.callback(asked.cancel)
+                strangers.append(stranger)
+            for stranger in strangers:
+                await _reset(stranger)
+            assert not provider.gone.is_set()
+            for _ in range(100):
+                assert await asyncio.wait_for(loop.sock_recv(client, 64 * 1024), PATIENCE)
+
+
+async def _reset(client: socket.socket) -> None:
+    """Wait until the server has ended the connection, without reading anything."""
+    poll = select.poll()
+    poll.register(client, 0)
+    async with asyncio.timeout(10 * READ_TIMEOUT):
+        while not poll.poll(0):
+            await asyncio.sleep(0.1)
 
 
 async def test_a_client_that_leaves_while_the_provider_takes_nothing_closes_the_connection_to_the_provider(
