@@ -94,7 +94,7 @@ class Checker:
         start = b""
         async with self._upstreams.sent(outgoing, body) as response:
             answered_at = now()
-            async for part, _ in parts(response, body):
+            async for part, _ in parts(response, body, PATIENCE):
                 start += part
                 if len(start) >= MOST_OF_CHECK:
                     response.close()  # more is not looked at, and may never end

@@ -201,7 +201,7 @@ class Forwarder:
             await job.send({"type": "http.response.start", "status": response.status, "headers": fields})
             transfer.started()
             is_first = True
-            async for part, is_last in parts(response, job.body):
+            async for part, is_last in parts(response, job.body, self._settings.timeout):
                 # What is held back of a part comes with the next one.
                 with _searching():
                     passed = redaction.finish(part) if is_last else redaction.feed(part)

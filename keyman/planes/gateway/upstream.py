@@ -12,12 +12,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL
 
@@ -175,6 +177,19 @@ def _length(value: bytes) -> int:
     return int(value)
 
 
+class _Connection(ResponseHandler):
+    """A connection whose reader learns that what comes is no longer HTTP, such as a chunk without a size.
+
+    aiohttp closes the connection then, and tells nobody who reads the body. They would wait for ever.
+    """
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        super().set_exception(exc)  # its cause can contain what was received
+        body = self._payload
+        if isinstance(exc, HttpProcessingError) and body is not None and not body.is_eof():
+            body.set_exception(aiohttp.ClientPayloadError())
+
+
 class _Connector(aiohttp.TCPConnector):
     """Keeps connections, and uses none again on which more than its answer has arrived.
 
@@ -182,6 +197,11 @@ class _Connector(aiohttp.TCPConnector):
     request did not come to its end is reset: aiohttp would keep it open until the provider has taken all that was
     written, which it may never do.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        kind: type[ResponseHandler] = _Connection
+        self._factory = partial(kind, loop=self._loop)
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:  # it has no public hook
         while (kept := await super()._get(key, traces)) is not None:
@@ -274,20 +294,59 @@ class Upstreams:
         response.release()
 
 
-async def parts(response: aiohttp.ClientResponse, body: Body) -> AsyncIterator[tuple[bytes, bool]]:
+async def parts(response: aiohttp.ClientResponse, body: Body, seconds: float) -> AsyncIterator[tuple[bytes, bool]]:
     """Yield the parts of an answer's body as they arrive, each with whether it is the last.
 
-    The first part is what came with the headers. It can be empty, and so can the last. Raises ProviderTimeout and
-    ProviderAnswerRefused.
+    The first part is what came with the headers. It can be empty, and so can the last. Raises ProviderTimeout if
+    nothing more comes within so many seconds, and ProviderAnswerRefused.
     """
     content = response.content
     with _faults(body):
         part, is_last = content.read_nowait(PART), content.at_eof()
         yield part, is_last
-        while not is_last:  # the end can arrive while a part is passed on, and then it is a part of its own
-            part = await content.read(PART)
-            is_last = content.at_eof()
-            yield part, is_last
+        if is_last:
+            return
+        waiting = _Waiting(content, seconds)
+        try:
+            while not is_last:  # the end can arrive while a part is passed on, and then it is a part of its own
+                part = await waiting.read()
+                is_last = content.at_eof()
+                yield part, is_last
+        finally:
+            waiting.end()
+
+
+class _Waiting:
+    """Reads the body of an answer, and gives up when none of it has come for so many seconds.
+
+    aiohttp counts from the last bytes that have arrived. They need not be of the body: what a provider may write beside
+    the chunks has no end. There is one timer for a whole answer, because one for each part would cost more than the
+    part.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, seconds: float) -> None:
+        self._content, self._seconds = content, seconds
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        """Since when the next part is awaited, while it is."""
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    async def read(self) -> bytes:
+        self._since = self._loop.time()
+        part = await self._content.read(PART)
+        self._since = None
+        return part
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        moment = self._loop.time()
+        ends_at = (moment if self._since is None else self._since) + self._seconds
+        if ends_at > moment:
+            self._timer = self._loop.call_at(ends_at, self._look)
+        else:
+            self._content.set_exception(aiohttp.SocketTimeoutError())
 
 
 def _check(response: aiohttp.ClientResponse) -> None:
@@ -295,9 +354,14 @@ def _check(response: aiohttp.ClientResponse) -> None:
         raise ProviderAnswerRefused("The provider answered with a status that the gateway does not pass on.")
     if 300 <= response.status < 400 and "Location" in response.headers:
         raise ProviderRedirected("The provider redirected the request. The gateway follows no redirect.")
-    encodings = ",".join(response.headers.getall("Content-Encoding", [])).lower().split(",")
-    if {part.strip() for part in encodings} - {"identity", ""}:
+    codings = _codings(response, "Content-Encoding") | _codings(response, "Transfer-Encoding") - {"chunked"}
+    if codings - {"identity", ""}:
         raise ProviderAnswerRefused("The provider compressed its answer, although it was asked not to.")
+
+
+def _codings(response: aiohttp.ClientResponse, field: str) -> set[str]:
+    """Return what an answer says was done to its body, in lower case."""
+    return {part.strip() for part in ",".join(response.headers.getall(field, [])).lower().split(",")}
 
 
 _UNREACHED = (
