@@ -12,7 +12,7 @@ from playwright.sync_api import sync_playwright
 from sqlalchemy.engine import URL
 
 from tests.planes.management.web.moves import fill, press, rows, save, sign_in
-from tests.support.browser import DESKTOP, QUIET, WATCH_POLICY, Person, chromium_absence, chromium_path
+from tests.support.browser import DESKTOP, NOTE_SCRIPTS, QUIET, WATCH_POLICY, Person, chromium_absence, chromium_path
 from tests.support.cli import Service, serve, variables
 from tests.support.database import copied
 from tests.support.http import NO_TLS, sign_up
@@ -220,6 +220,7 @@ def test_the_pages_work_below_a_path_behind_nginx(proxied_env: dict[str, str], t
         context = browser.new_context(viewport=DESKTOP, locale="en-US", color_scheme="light")
         context.set_default_timeout(20_000)
         context.add_init_script(WATCH_POLICY)
+        context.add_init_script(NOTE_SCRIPTS)
         origin = f"{front.url}/keyman"
         ada = Person(origin, context, context.new_page(), "below@example.com")
         page = ada.watch(ada.page)

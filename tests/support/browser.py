@@ -54,6 +54,18 @@ document.addEventListener("securitypolicyviolation", (e) =>
   console.error(`policy: ${e.violatedDirective} ${e.blockedURI} ${e.sourceFile}:${e.lineNumber}`));
 """
 
+# htmx takes up the forms and buttons of a page some time after the page is loaded. Before, a button leads to a page of
+# its own, without a dialog.
+NOTE_SCRIPTS = """document.addEventListener("htmx:after:process", () => { window.areScriptsReady = true; });"""
+
+
+def ready(page: Page) -> None:
+    """Return once the page is loaded and its scripts take clicks and keys."""
+    page.wait_for_function(
+        """document.readyState === "complete" &&
+        (window.areScriptsReady || !document.querySelector("script[src*='/htmx.']"))"""
+    )
+
 
 class DevServer(NamedTuple):
     """A running `keyman dev`."""
@@ -70,6 +82,7 @@ class Person:
     context: BrowserContext
     page: Page
     email: str
+    has_scripts: bool = True
     asked: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -81,7 +94,10 @@ class Person:
         return page
 
     def open(self, path: str) -> None:
+        """Open a page, and wait for its scripts."""
         self.page.goto(f"{self.origin}{path}")
+        if self.has_scripts:
+            ready(self.page)
 
     def sign_up(self) -> None:
         """Sign up with the form, which leads to the list of keys."""
@@ -90,6 +106,8 @@ class Person:
         self.page.get_by_label("Password").fill(PASSWORD)
         self.page.get_by_role("button", name="Sign up").click()
         self.page.wait_for_url("**/settings/api-keys")
+        if self.has_scripts:
+            ready(self.page)
 
     def store(self, *bodies: dict[str, Any]) -> None:
         """Store keys by the API, with the session of the browser."""

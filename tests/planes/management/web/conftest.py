@@ -28,6 +28,7 @@ from tests.planes.management.api.conftest import (
 from tests.planes.management.web.openid import Open
 from tests.support.browser import (
     DESKTOP,
+    NOTE_SCRIPTS,
     QUIET,
     WATCH_POLICY,
     Arrive,
@@ -92,7 +93,9 @@ def people(browser: Browser, home: str) -> Iterator[Arrive]:
         contexts.append(context)
         context.set_default_timeout(20_000)
         context.add_init_script(WATCH_POLICY)
-        person = Person(origin, context, context.new_page(), f"person{next(NUMBERS)}@example.com")
+        context.add_init_script(NOTE_SCRIPTS)
+        has_scripts = options.get("java_script_enabled", True)
+        person = Person(origin, context, context.new_page(), f"person{next(NUMBERS)}@example.com", has_scripts)
         person.watch(person.page)
         if signed_up:
             person.sign_up()

@@ -19,7 +19,7 @@ from keyman.clock import now
 from keyman.identity.tables import application_identities, applications, users
 from keyman.keys.tables import api_keys
 from keyman.providers.catalogue import Catalogue
-from tests.support.browser import Person
+from tests.support.browser import Person, ready
 from tests.support.planes import PASSWORD
 from tests.support.rows import entry, row
 
@@ -74,6 +74,7 @@ def dialog(page: Page) -> Locator:
 
 def press(page: Page, name: str, row: Locator | None = None) -> Locator:
     """Press a button that opens a dialog, and wait until it is open. Those of a row have the name of its key, too."""
+    ready(page)
     if row is None:
         page.get_by_role("main").get_by_role("button", name=name, exact=True).click()
     else:
@@ -110,6 +111,18 @@ def save(page: Page) -> None:
     """Press Save, and wait for the result."""
     page.get_by_role("button", name="Save", exact=True).click()
     page.locator(".htmx-request").wait_for(state="detached")
+
+
+def escape_when(page: Page, shown: str) -> None:
+    """Let Esc be pressed as soon as the dialog has what fits the selector `shown`, before anything else happens."""
+    page.evaluate(
+        """(shown) => new MutationObserver((_, observer) => {
+          if (!document.querySelector(`#dialog ${shown}`)) return;
+          observer.disconnect();
+          document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true, cancelable: true}));
+        }).observe(document.getElementById("dialog"), {childList: true, subtree: true})""",
+        shown,
+    )
 
 
 def discard(page: Page) -> None:

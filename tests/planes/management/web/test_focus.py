@@ -196,7 +196,6 @@ def test_a_dialog_that_a_key_opens_leads_back_to_its_button_if_nothing_had_the_f
     page = ada.page
     for key, name in (("n", "Add New Key"), ("?", "Keyboard Shortcuts")):
         ada.open(KEYS)
-        page.wait_for_function("document.querySelector('[data-htmx-powered]')")
         page.keyboard.press(key)
         dialog(page).get_by_role("heading").wait_for()
         page.keyboard.press("Escape")

@@ -36,17 +36,11 @@ def focused(page: Page) -> str:
     return found
 
 
-def ready(page: Page) -> None:
-    """Return once htmx knows the page. Before, a button leads to the same form as a page of its own."""
-    page.wait_for_function("document.querySelector('[data-htmx-powered]')")
-
-
 def test_keys_of_the_keyboard_add_search_and_list_themselves(arrive: Arrive, dev_server: DevServer) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page
     plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(12)))
     ada.open(KEYS)
-    ready(page)
     page.keyboard.press("n")
     expect(dialog(page).get_by_role("textbox", name="Label")).to_be_visible()
     page.get_by_label("Label", exact=True).click()
@@ -68,7 +62,6 @@ def test_keys_of_the_keyboard_add_search_and_list_themselves(arrive: Arrive, dev
     dialog(page).get_by_role("button", name="Close").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
     ada.open(TOKENS)
-    ready(page)
     page.keyboard.press("n")
     expect(dialog(page).get_by_label("Name", exact=True)).to_be_visible()
     ada.open(ACTIVITY)
@@ -209,7 +202,6 @@ def test_a_failure_hides_nothing_that_gets_the_focus(arrive: Arrive, dev_server:
     page = ada.page
     plant(dev_server.home, ada, *({"name": f"key {number}"} for number in range(12)))
     ada.open(KEYS)
-    ready(page)
     ada.context.set_offline(True)
     page.get_by_role("button", name="Add New Key").click()
     expect(page.get_by_role("alert")).to_be_visible()

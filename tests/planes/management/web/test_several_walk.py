@@ -14,6 +14,7 @@ from tests.planes.management.web.moves import (
     REFUSED,
     dialog,
     discard,
+    escape_when,
     held,
     in_days,
     join,
@@ -191,18 +192,10 @@ def test_a_file_can_be_dropped_or_chosen(pasting: Person, tmp_path: Path) -> Non
     assert len(keys_of(pasting)) == 2
 
 
-ESCAPES_AT_ONCE = """new MutationObserver((_, observer) => {
-  if (!document.querySelector("#dialog [data-again]")) return;
-  observer.disconnect();
-  document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true, cancelable: true}));
-}).observe(document.getElementById("dialog"), {childList: true, subtree: true})"""
-"""Presses Esc as soon as the keys are shown, before anything else happens."""
-
-
 def test_lines_are_not_thrown_away_by_an_escape_in_the_moment_in_which_their_keys_appear(pasting: Person) -> None:
     page = pasting.page
     press(page, "Add New Key")
-    page.evaluate(ESCAPES_AT_ONCE)
+    escape_when(page, "[data-again]")
     page.evaluate(DROP, [TEXT, "#key-form"])
     expect(page.get_by_role("button", name="Discard", exact=True)).to_be_visible()
 

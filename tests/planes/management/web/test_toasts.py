@@ -16,6 +16,7 @@ from tests.planes.management.web.moves import (
     TOKENS,
     act,
     dialog,
+    escape_when,
     fill,
     held,
     join,
@@ -173,6 +174,21 @@ def test_escape_asks_before_it_throws_away_what_was_typed(arrive: Arrive) -> Non
     page.keyboard.press("Escape")
     expect(dialog(page)).to_have_accessible_name("Discard what you typed?")
     assert ada.troubles("Failed to load resource") == []
+
+
+def test_a_refused_key_is_not_thrown_away_by_an_escape_in_the_moment_in_which_it_comes_back(
+    arrive: Arrive,
+) -> None:
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    fill(page, "OpenAI", f"{OPENAI_KEY} x")
+    escape_when(page, "[aria-invalid=true]")
+    page.get_by_role("button", name="Save").click()
+    expect(dialog(page)).to_have_accessible_name("Discard what you typed?")
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("API key", exact=True)).to_have_value(f"{OPENAI_KEY} x")
 
 
 def test_escape_asks_of_nothing_that_was_there_before(arrive: Arrive, dev_server: DevServer) -> None:

@@ -14,6 +14,7 @@
   // --- the value stays until the answer is a success, or the dialog closes
 
   let kept = "";
+  const formField = () => dialog?.querySelector("#key-form #api_key");
 
   document.addEventListener("htmx:before:swap", ({ detail: { ctx } }) => {
     const field = ctx.sourceElement.matches("#key-form") && ctx.sourceElement.elements.api_key;
@@ -23,10 +24,15 @@
     else if (ctx.select === "#panel") kept = field.value;
   });
 
+  // At once, and not when htmx is done with the new form a moment later: in between, Esc would throw the value away.
+  document.addEventListener("htmx:before:settle", () => {
+    const field = formField();
+    if (kept && field) field.value = kept;
+  });
+
   document.addEventListener("htmx:after:swap", () => {
-    const field = dialog?.querySelector("#key-form #api_key");
+    const field = formField();
     if (kept && field) {
-      field.value = kept;
       field.form.dataset.chosen = "before";
       found(field);
       look(field.form);
