@@ -218,7 +218,7 @@ def test_the_pages_work_below_a_path_behind_nginx(proxied_env: dict[str, str], t
     ):
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=QUIET)
         context = browser.new_context(viewport=DESKTOP, locale="en-US", color_scheme="light")
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE * 1000)
         context.add_init_script(WATCH_POLICY)
         context.add_init_script(NOTE_SCRIPTS)
         origin = f"{front.url}/keyman"

@@ -152,14 +152,15 @@ async def test_a_revocation_waits_for_a_group_and_the_group_for_no_longer_than_a
 async def test_a_revocation_waits_until_the_group_of_its_caller_is_committed(locking: Database) -> None:
     users = [await new_user(locking) for _ in range(2)]
     (token_id, revoked), (_, other) = [await new_caller(locking, email) for _, email in users]
-    goes_on = asyncio.Event()
+    begun, goes_on = asyncio.Event(), asyncio.Event()
 
     async def dawdle(_connection: AsyncConnection) -> str:
+        begun.set()
         await goes_on.wait()
         return "stored"
 
     acting = [asyncio.create_task(locking.together(caller, dawdle)) for caller in (other, revoked)]
-    await asyncio.sleep(0.1)  # the group has its locks
+    await begun.wait()  # the group has its locks
     revoking = asyncio.create_task(personal_tokens.revoke_any(locking, token_id))
     await wait(locking)
     goes_on.set()

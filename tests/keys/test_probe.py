@@ -294,7 +294,8 @@ async def test_after_a_failover_no_connection_stays_with_the_old_primary(
         db = Database(url.set(port=relay.port))
         try:
             # Every connection of the pool is open, and leads to the old primary.
-            await asyncio.gather(*(_use(db) for _ in range(engine.POOL_SIZE)))
+            all_open = asyncio.Barrier(engine.POOL_SIZE)
+            await asyncio.gather(*(_use(db, all_open) for _ in range(engine.POOL_SIZE)))
             assert relay.opened == engine.POOL_SIZE
             probe = Probe(db, "management")
             assert await is_ready(probe)
@@ -310,10 +311,10 @@ async def test_after_a_failover_no_connection_stays_with_the_old_primary(
             await db.close()
 
 
-async def _use(db: Database) -> None:
+async def _use(db: Database, all_open: asyncio.Barrier) -> None:
     async with db.write(Unchecked.KEYMAN) as connection:
         await _WRITER.one(connection)
-        await asyncio.sleep(0.5)  # so that all are open at once
+        await all_open.wait()
 
 
 async def _try_write(db: Database) -> bool:

@@ -854,7 +854,7 @@ async def test_a_note_waits_for_nobody_and_leaves_the_patience_of_others_as_it_w
     assert sqlite.database
     with closing(sqlite3.connect(sqlite.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        async with asyncio.timeout(engine.BUSY_TIMEOUT / 2):
+        async with asyncio.timeout(engine.BUSY_TIMEOUT * 4):
             for _ in range(5):
                 await db.note(Unchecked.LAST_USE, note)
         writer = asyncio.create_task(write_one(db))

@@ -5,7 +5,8 @@ import base64
 import contextlib
 import json
 import string
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.support.exceptions import everything_in
 from tests.support.fast import examples
 from tests.support.http import Call, RecordingProxy
 from tests.support.vault import as_running, kill
+from tests.support.waiting import becomes
 from tests.vault.bench import Bench, SealableVault, a_context, bench_at, refusal
 
 pytestmark = pytest.mark.anyio
@@ -344,16 +346,28 @@ async def test_who_runs_out_of_time_is_not_sealed_and_disturbs_nobody(bench: Ben
 # --- Vault goes away
 
 
-async def sealing_without_end(cipher: TransitCipher, faults: list[VaultReason], until: asyncio.Event) -> int:
-    """Seal one value after another; every failure must be VaultUnavailable. The number of those that worked."""
-    done = 0
-    while not until.is_set():
-        try:
-            await cipher.encrypt(Secret(CANARY), a_context())
-            done += 1
-        except VaultUnavailable as fault:
-            faults.append(fault.reason)
-    return done
+@asynccontextmanager
+async def callers_without_end(cipher: TransitCipher) -> AsyncIterator[list[VaultReason]]:
+    """Twenty callers that seal one value after another until the block ends. It begins once each has sealed one.
+
+    Every failure must be VaultUnavailable: the reasons.
+    """
+    over, faults, sealed = asyncio.Event(), list[VaultReason](), [0] * 20
+
+    async def go_on(caller: int) -> None:
+        while not over.is_set():
+            try:
+                await cipher.encrypt(Secret(CANARY), a_context())
+                sealed[caller] += 1
+            except VaultUnavailable as fault:
+                faults.append(fault.reason)
+
+    async with asyncio.TaskGroup() as group:
+        for caller in range(len(sealed)):
+            group.create_task(go_on(caller))
+        await becomes(lambda: all(sealed), "a value of each caller")
+        yield faults
+        over.set()
 
 
 async def recovered(cipher: TransitCipher) -> None:
@@ -368,16 +382,12 @@ async def recovered(cipher: TransitCipher) -> None:
 
 async def test_when_vault_is_sealed_every_caller_hears_it_and_then_it_goes_on(sealable_vault: SealableVault) -> None:
     cipher = await sealable_vault.bench.warm_cipher()
-    over, faults = asyncio.Event(), list[VaultReason]()
-    callers = [asyncio.create_task(sealing_without_end(cipher, faults, over)) for _ in range(20)]
-    await asyncio.sleep(0.1)
-    await sealable_vault.seal()
-    reasons = await asyncio.gather(*(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)))
-    assert set(reasons) == {VaultReason.SEALED}
-    over.set()
-    assert all(await asyncio.gather(*callers))
+    async with callers_without_end(cipher) as faults:
+        await sealable_vault.seal()
+        reasons = await asyncio.gather(*(refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)))
+        assert set(reasons) == {VaultReason.SEALED}
+        await becomes(lambda: VaultReason.SEALED in faults, "a caller that hears it")
     # While it seals itself Vault cuts calls off in its own ways; nothing is taken for a wrong key or a refused login.
-    assert VaultReason.SEALED in faults
     assert not {VaultReason.WRONG_KEY, VaultReason.LOGIN} & set(faults)
     await sealable_vault.unseal()
     await recovered(cipher)
@@ -407,15 +417,11 @@ async def test_when_vault_is_killed_every_caller_hears_it_and_nothing_sealed_is_
         async with bench_at(as_running(server)) as bench:
             cipher = await bench.warm_cipher()
             kept = await some(cipher, 5)
-            over, faults = asyncio.Event(), list[VaultReason]()
-            callers = [asyncio.create_task(sealing_without_end(cipher, faults, over)) for _ in range(20)]
-            await asyncio.sleep(0.1)
-            kill(server)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(60), callers_without_end(cipher) as faults:
+                kill(server)
                 attempts = [refusal(cipher.encrypt(Secret(CANARY), a_context())) for _ in range(50)]
                 assert set(await asyncio.gather(*attempts)) == {VaultReason.UNREACHABLE}
-                over.set()
-                assert all(await asyncio.gather(*callers))
+                await becomes(lambda: faults, "a caller that hears it")
             assert set(faults) == {VaultReason.UNREACHABLE}
             server = await embedded.start(tmp_path / "vault")
             bench.admin.base_uri = server.address

@@ -202,7 +202,7 @@ async def test_at_the_end_of_its_longest_life_a_token_is_replaced_and_no_operati
         while len(recording_proxy.to(LOGIN)) < 2:
             await read_key(client, seen)
             await asyncio.sleep(0.05)
-    assert len(recording_proxy.to(RENEWAL)) >= 2
+    assert recording_proxy.to(RENEWAL)
 
 
 async def test_a_token_that_cannot_be_renewed_is_replaced_when_it_is_dead(bench: Bench) -> None:

@@ -93,8 +93,9 @@ async def test_an_owner_elsewhere_is_next_in_turn(url: str, attack: str) -> None
         crowd(url, attack) as attackers,
         httpx.AsyncClient(base_url=url, timeout=PATIENCE, verify=NO_TLS) as client,
     ):
-        await client.get("/livez")  # the connection is open
         for _ in range(3):
+            await client.get("/livez")  # the connection is open, and the answers before this one are here
+            await asyncio.sleep(0.01)  # and read
             before = attackers.hashed
             answer = await log_in(client, NEWCOMER, OWNER)
             assert answer.status_code == 200, answer.text

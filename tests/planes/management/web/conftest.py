@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from sqlalchemy.engine import URL
 
 from keyman.config.oidc import OidcSettings
@@ -42,6 +42,7 @@ from tests.support.http import free_port
 from tests.support.needs import require
 from tests.support.openid import BaoProvider, bao_provider
 from tests.support.planes import ORIGIN, Plane, Vault, plane_at
+from tests.support.waiting import PATIENCE
 
 __all__ = ["postgresql_database", "postgresql_plane", "shared", "sqlite_database", "sqlite_plane"]  # found by pytest
 
@@ -64,6 +65,7 @@ def dev_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
 def browser() -> Iterator[Browser]:
     require("chromium", chromium_absence())
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE * 1000)
         launched = playwright.chromium.launch(executable_path=chromium_path(), args=QUIET)
         yield launched
         launched.close()
@@ -91,7 +93,7 @@ def people(browser: Browser, home: str) -> Iterator[Arrive]:
     def come(*, signed_up: bool = True, origin: str = home, **options: Any) -> Person:
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", "locale": "en-US", **options})
         contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE * 1000)
         context.add_init_script(WATCH_POLICY)
         context.add_init_script(NOTE_SCRIPTS)
         has_scripts = options.get("java_script_enabled", True)

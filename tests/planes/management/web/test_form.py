@@ -32,7 +32,7 @@ from tests.support.browser import Arrive, DevServer, Person
 from tests.support.http import NO_TLS, sign_up
 from tests.support.needs import quick
 from tests.support.planes import PASSWORD
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 OPENAI = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "first"}
 
@@ -470,7 +470,12 @@ def test_a_search_that_answers_late_closes_no_form(ada: Person) -> None:
     held_back: list[Route] = []
     page.route("**/settings/api-keys?*", lambda route: _hold(held_back, route))
     page.get_by_label("Search keys").fill("fir")
-    page.wait_for_timeout(400)  # the search waits for the end of the typing
+
+    def is_sent() -> bool:
+        page.wait_for_timeout(10)
+        return bool(held_back)
+
+    until(is_sent, "the search, which waits for the end of the typing")
     press(page, "Add New Key")
     fill(page, label="being typed")
     for route in held_back:

@@ -36,7 +36,6 @@ from tests.support.cli import Live, dev, dev_parts, environment, serve, settings
 from tests.support.http import free_port
 from tests.support.needs import require
 from tests.support.vault import RootClient
-from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def _works_without_vault(ada: Person) -> None:
     fill(page, "Anthropic", "sk-ant-canary0hq2v9mXbT0c7eUKwN4Rd", "typed meanwhile")
     page.get_by_role("button", name="Show the key").click()
     save(page)
-    expect(opened.get_by_role("alert")).to_have_text(words, timeout=PATIENCE * 1000)
+    expect(opened.get_by_role("alert")).to_have_text(words)
     expect(key).to_have_value("sk-ant-canary0hq2v9mXbT0c7eUKwN4Rd")
     expect(key).to_have_attribute("type", "password")
     expect(page.get_by_label("Label", exact=True)).to_have_value("typed meanwhile")
@@ -91,7 +90,7 @@ def _works_without_vault(ada: Person) -> None:
     paste(page, f"OPENAI_API_KEY={OPENAI_KEY}\nMISTRAL_API_KEY=canary0hq2v9mXbT0c7")
     dialog(page).get_by_role("checkbox", name="Store OPENAI_API_KEY").uncheck()
     dialog(page).get_by_role("button", name="Store the chosen keys").click()
-    expect(dialog(page).get_by_role("alert")).to_have_text(words, timeout=PATIENCE * 1000)
+    expect(dialog(page).get_by_role("alert")).to_have_text(words)
     assert [box.is_checked() for box in dialog(page).get_by_role("checkbox").all()] == [False, True]
     expect(dialog(page).get_by_label("Paste the same lines again")).to_be_hidden()
     assert "canary0" not in page.content()
