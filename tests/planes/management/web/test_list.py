@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import ViewportSize, expect
 
 from keyman.clock import now
 from keyman.providers.verdicts import DETAILS, Verdict
@@ -176,6 +176,70 @@ def test_keys_are_found_by_status_by_check_by_service_name_and_by_their_last_cha
     expect(page.get_by_label("Show status")).to_have_value("disabled")
     expect(page.get_by_label("Sort")).to_have_value("-used")
     assert ada.complaints == []
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_the_filters_of_a_phone_are_behind_one_button(
+    arrive: Arrive, dev_server: DevServer, locale: str, scripts: bool
+) -> None:
+    narrow: ViewportSize = {"width": 320, "height": 640}
+    ada = join(arrive(signed_up=False, locale=locale, viewport=narrow, java_script_enabled=scripts))
+    page, form = ada.page, ada.page.get_by_role("search")
+    plant(dev_server.home, ada, *MANY[:20], {"service": "REPLICATE", "name": "paused", "disabled": True})
+    ada.open(KEYS)
+    opens = form.get_by_role("button", name={"en-US": "Filter", "de-DE": "Filtern"}[locale], exact=True)
+    box, colour = form.bounding_box(), "each => getComputedStyle(each).backgroundColor"
+    assert box is not None
+    assert box["height"] <= 48  # one line
+    plain = opens.evaluate(colour)
+    expect(form.get_by_role("combobox")).to_have_count(0)
+    opens.press("Enter")
+    expect(form.get_by_role("combobox")).to_have_count(4)
+    assert narrow_places(page) == []
+    page.locator("#filter-status").select_option("disabled")
+    if not scripts:
+        form.get_by_role("button", name={"en-US": "Search", "de-DE": "Suchen"}[locale], exact=True).click()
+    expect(rows(page)).to_have_count(1)
+    if scripts:
+        form.get_by_role("button", name={"en-US": "Close", "de-DE": "Schließen"}[locale]).click()
+        expect(opens).to_be_focused()
+    expect(form.get_by_role("combobox")).to_have_count(0)
+    assert opens.evaluate(colour) != plain
+    assert ada.complaints == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_a_status_covers_no_name_of_a_service_on_the_narrowest_phone(
+    arrive: Arrive, dev_server: DevServer, locale: str
+) -> None:
+    ada = join(arrive(signed_up=False, locale=locale, viewport={"width": 320, "height": 640}))
+    broken, paused = {"undecryptable": True}, {"disabled": True}
+    operators = {"service": "OF_AN_OPERATOR_WITH_A_LONG_NAME", "value": f"sk-{BODY}0000"}
+    plant(
+        dev_server.home,
+        ada,
+        *({"service": service, **state} for service in ("REPLICATE", "GOOGLE", "OPENAI") for state in (broken, paused)),
+        {**operators, **broken, "last_used_at": now() - timedelta(days=59)},
+    )
+    for width in (320, 344, 360, 390):
+        ada.page.set_viewport_size({"width": width, "height": 640})
+        ada.open(KEYS)
+        expect(rows(ada.page)).to_have_count(7)
+        covered = ada.page.evaluate(
+            """() => [...document.querySelectorAll("tbody tr")].filter((row) => {
+              const [name, menu, status, used] = [".service > span", ".menu-button", ".badge", ".used > span"]
+                .map((part) => row.querySelector(part).getBoundingClientRect());
+              const meet = (one, other) => one.left < other.right && other.left < one.right
+                && one.top < other.bottom && other.top < one.bottom;
+              return meet(name, status) || meet(name, menu) || meet(used, status);
+            }).map((row) => row.innerText)"""
+        )
+        assert covered == [], width
+    ada.page.set_viewport_size({"width": 320, "height": 640})
+    names = rows(ada.page).locator(".service > span:not([hidden])")
+    cut = names.evaluate_all("(all) => all.map((each) => each.scrollWidth > each.clientWidth)")
+    assert cut == [True, *[False] * 6]
 
 
 def test_an_unreadable_key_and_an_expired_one_lead_to_what_mends_them(arrive: Arrive, dev_server: DevServer) -> None:
