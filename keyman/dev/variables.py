@@ -18,6 +18,9 @@ from keyman.providers.file import read_services
 FILES_OF_SECRETS = frozenset({"KEYMAN_OIDC_CLIENT_SECRET_FILE", "KEYMAN_GATEWAY_TOKEN_FILE"})
 """The variables that name the file of a secret instead of the secret. They are for the management plane."""
 
+OF_FILES = ("_FILE", "_CACERT")
+"""How the names of all variables end that name a file."""
+
 EVEN_EMPTY = "KEYMAN_HSTS"
 """The one variable that means something when it is empty."""
 
@@ -46,8 +49,8 @@ def take(environ: Mapping[str, str]) -> Taken:
     if broken := [name for name, value in found.items() if not is_utf8(value) or len(value.splitlines()) > 1]:
         raise ConfigurationError(f"{', '.join(broken)}: must be one line of UTF-8 text")
     check_own(found, read_services)
-    for name in FILES_OF_SECRETS | {"KEYMAN_SERVICES_FILE", "KEYMAN_GATEWAY_CACERT", "KEYMAN_GATEWAY_URL_CACERT"}:
-        if name in found:  # operators' commands with --home may run in another directory
+    for name in found:
+        if name.endswith(OF_FILES):  # operators' commands with --home may run in another directory
             found[name] = os.path.abspath(found[name])
 
     def of(names: frozenset[str], ports: int) -> dict[str, str]:

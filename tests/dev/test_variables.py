@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import certifi
@@ -12,6 +13,7 @@ from keyman.config.gateway import OF_GATEWAY
 from keyman.config.settings import OF_BOTH_PLANES, OF_MANAGEMENT, OF_RESOLVER, check_own
 from keyman.dev.variables import FILES_OF_SECRETS, take
 from keyman.errors import ConfigurationError
+from keyman.providers.file import read_services
 
 
 class Asked(dict[str, str]):
@@ -102,20 +104,44 @@ def test_what_is_invalid_is_said_before_anything_starts_and_not_repeated(tmp_pat
     assert "c4n4ry" not in str(raised.value)
 
 
-def test_a_services_file_is_found_from_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "services.json").write_text("[]")
-    monkeypatch.chdir(tmp_path)
-    taken = take({"KEYMAN_SERVICES_FILE": "services.json"})
-    assert taken.management == {"KEYMAN_SERVICES_FILE": str(tmp_path / "services.json")}
+class Lost(dict[str, str]):
+    """An environment in which every variable has the name of a file that does not exist, but no secret is set."""
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of its forms
+        return default if f"{name}_FILE" in FILES_OF_SECRETS else "no-such-file"
 
 
-def test_so_is_the_file_with_the_ca_of_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ca.pem").write_bytes(Path(certifi.where()).read_bytes())
+def test_a_file_is_found_from_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variable that names one, by what the settings themselves say of it."""
+    with pytest.raises(ConfigurationError) as raised:
+        check_own(Lost(), read_services)
+    of_files = set(re.findall(r"(\w+) names a (?:file|directory)", str(raised.value)))
     monkeypatch.chdir(tmp_path)
-    given = {"KEYMAN_GATEWAY_URL": "https://gateway.example.com", "KEYMAN_GATEWAY_TOKEN": "km_made_up"}
-    taken = take({**given, "KEYMAN_GATEWAY_URL_CACERT": "ca.pem"})
-    assert taken.management == {**given, "KEYMAN_GATEWAY_URL_CACERT": str(tmp_path / "ca.pem")}
-    assert taken.gateway == {}
+    Path("ca.pem").write_bytes(Path(certifi.where()).read_bytes())
+    Path("keys.json").write_text('{"keys": []}')
+    Path("services.json").write_text("[]")
+    Path("secret").write_text("made_up")
+    files = {
+        "KEYMAN_GATEWAY_CACERT": "ca.pem",
+        "KEYMAN_GATEWAY_TOKEN_FILE": "secret",
+        "KEYMAN_GATEWAY_URL_CACERT": "ca.pem",
+        "KEYMAN_JWT_CACERT": "ca.pem",
+        "KEYMAN_JWT_JWKS_FILE": "keys.json",
+        "KEYMAN_OIDC_CACERT": "ca.pem",
+        "KEYMAN_OIDC_CLIENT_SECRET_FILE": "secret",
+        "KEYMAN_SERVICES_FILE": "services.json",
+    }
+    assert set(files) == of_files
+    needed = {
+        "KEYMAN_GATEWAY_URL": "https://gateway.example.com",
+        "KEYMAN_JWT_AUDIENCE": "keyman",
+        "KEYMAN_JWT_ISSUER": "https://issuer.example.com",
+        "KEYMAN_OIDC_CLIENT_ID": "client",
+        "KEYMAN_OIDC_ISSUER": "https://provider.example.com",
+    }
+    taken = take(files | needed)
+    found = taken.management | taken.resolver | taken.gateway
+    assert {name: found[name] for name in files} == {name: str(tmp_path / file) for name, file in files.items()}
 
 
 @pytest.mark.parametrize("name", ["a\nKEYMAN_VAULT_ADDR=http:", "a\x85b", os.fsdecode(b"\xff")])
