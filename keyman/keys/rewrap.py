@@ -184,7 +184,12 @@ class Rewrap:
             for row in rows
         ]
         batches = [items[start : start + MAX_BATCH] for start in range(0, len(items), MAX_BATCH)]
-        return [sealed for batch in await asyncio.gather(*map(self._rotation.rewrap, batches)) for sealed in batch]
+        try:
+            async with asyncio.TaskGroup() as group:  # if one call fails, the others end
+                calls = [group.create_task(self._rotation.rewrap(batch)) for batch in batches]
+        except* KeymanError as faults:
+            raise faults.exceptions[0] from None
+        return [sealed for call in calls for sealed in call.result()]
 
     async def _save(self, ids: Sequence[KeyId], changed: Sequence[_Change], marked: Sequence[_Change]) -> None:
         async with self._db.write(Unchecked.OPERATOR) as connection:

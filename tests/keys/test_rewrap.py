@@ -312,6 +312,33 @@ async def test_a_vault_that_goes_away_stops_the_run_and_marks_nothing(stock: Sto
     assert not [row for row in (await rows_of(stock)).values() if row.undecryptable]
 
 
+async def test_no_call_goes_on_after_one_has_failed(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of one chunk are at Vault at the same time."""
+    monkeypatch.setattr(rewrap, "MAX_BATCH", 1)
+    monkeypatch.setattr(rewrap, "CHUNK", 4)
+    await stock.store(4)
+    await stock.rotate()
+    gone = stock.client()
+    await gone.close()
+    begun, ended = list[Bound](), list[Bound]()
+
+    class Slow(KeyRotation):
+        async def rewrap(self, items: Sequence[Bound]) -> list[Sealed | None]:
+            begun.extend(items)
+            if len(begun) == 4:
+                return await KeyRotation(gone, stock.settings).rewrap(items)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.extend(items)
+            return await super().rewrap(items)
+
+    with pytest.raises(VaultUnavailable):
+        await stock.rewrap(Slow(stock.client(), stock.settings)).run()
+    assert set(ended) == set(begun[:3])
+    assert await stock.versions() == {1}
+
+
 async def test_another_key_of_the_same_name_marks_nothing(stock: Stock) -> None:
     await stock.store(2)
     before = await rows_of(stock)
