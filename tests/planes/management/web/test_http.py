@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 from sqlalchemy.engine import make_url
 
+from keyman.config.vault import VaultSettings
 from keyman.identity.passwords import Passwords
 from keyman.keys.tables import api_keys
 from keyman.planes.management.web.pages import HOME, own_page
 from keyman.providers.pasted import bare
+from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, fresh_plane_at
 from tests.providers.pastes import BODY as PASTED_BODY
@@ -174,6 +176,36 @@ async def test_sign_up_closed_is_said_on_a_page(
         assert "Sign up" not in (await visitor.get("/sign-in")).text
         answer = await visitor.post("/sign-up", data={"email": "a@example.com", "password": PASSWORD})
         assert answer.status_code == 403
+
+
+async def test_without_vault_the_form_says_so_and_the_list_works(
+    page_plane: ApiPlane, quick_passwords: PasswordHasher
+) -> None:
+    away = VaultSettings("http://127.0.0.1:9", role_id="r", secret_id=Secret("s"))
+    ada = await person(page_plane)
+    await add(ada, name="from before")
+    async with api_plane_at(page_plane.settings.database_url, away, Passwords(quick_passwords)) as plane:
+        again = plane.client(headers=BROWSER)
+        again.cookies.update(ada.cookies)
+        refused = await again.post(HOME, data={"service": "OPENAI", "api_key": VALUE, "name": "never stored"})
+        assert refused.status_code == 503
+        assert "We could not save your key. Nothing was stored. Try again." in refused.text
+        assert 'value="never stored"' in refused.text
+        assert VALUE not in refused.text
+        page = await again.get(HOME)
+        assert (page.status_code, "from before" in page.text, "never stored" in page.text) == (200, True, False)
+
+
+async def test_a_mistake_of_our_own_is_a_page_that_shows_only_the_request_id(
+    page_plane: ApiPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await person(page_plane)
+    monkeypatch.setattr("keyman.keys.listing.list_own", None)
+    page = await ada.get(HOME)
+    assert page.status_code == 500
+    assert "Something went wrong on our side" in page.text
+    assert page.headers["x-request-id"] in page.text
+    assert "NoneType" not in page.text
 
 
 async def test_signing_out_ends_the_session_on_the_server(page_plane: ApiPlane) -> None:

@@ -7,6 +7,7 @@ import shlex
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.planes.management.web.moves import (
@@ -41,6 +42,7 @@ TAPPED = 44
 """Pixels in each direction of what a finger meets (WCAG 2.5.5)."""
 
 
+@pytest.mark.slow  # by keyboard and on a phone, below, and each part of it in its file
 def test_the_whole_way_through(arrive: Arrive) -> None:
     ada = arrive(signed_up=False)
     ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -463,6 +465,7 @@ def _tab_to(page: Page, wanted: Locator) -> None:
 # --- without JavaScript
 
 
+@pytest.mark.slow  # the other files show single actions without JavaScript, and test_http.py each form
 def test_without_javascript_every_action_is_a_plain_form(arrive: Arrive) -> None:
     ada = arrive(java_script_enabled=False)
     page, main = ada.page, ada.page.get_by_role("main")

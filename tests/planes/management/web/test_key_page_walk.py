@@ -19,6 +19,7 @@ from tests.planes.management.web.moves import (
     rows,
 )
 from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer, Person
+from tests.support.needs import quick
 
 
 def status_of(page: Page) -> Locator:
@@ -35,7 +36,7 @@ def opened(arrive: Arrive, dev_server: DevServer, *, scripts: bool = True) -> tu
     return ada, address
 
 
-@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+@pytest.mark.parametrize("scripts", quick([True], [False]), ids=["scripts", "no scripts"])
 def test_each_action_works_on_the_page_of_the_key(arrive: Arrive, dev_server: DevServer, scripts: bool) -> None:
     ada, address = opened(arrive, dev_server, scripts=scripts)
     page = ada.page

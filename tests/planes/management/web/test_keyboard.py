@@ -26,6 +26,7 @@ from tests.planes.management.web.moves import (
     save,
 )
 from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer
+from tests.support.needs import quick
 from tests.support.planes import PASSWORD
 
 PAPER = "getComputedStyle(document.body).backgroundColor"
@@ -167,7 +168,7 @@ HIDDEN = """() => {
 }"""
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE])
+@pytest.mark.parametrize("viewport", quick([DESKTOP], [PHONE]))
 def test_nothing_lies_above_what_has_the_focus(arrive: Arrive, dev_server: DevServer, viewport: object) -> None:
     ada = join(arrive(signed_up=False, viewport=viewport, reduced_motion="reduce"))
     page = ada.page

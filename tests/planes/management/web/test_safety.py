@@ -208,6 +208,7 @@ def test_a_token_is_found_nowhere_once_its_dialog_is_closed(arrive: Arrive) -> N
     assert lies_in(recorder, token) == []
 
 
+@pytest.mark.slow  # test_http.py and test_every_route.py show the same of each page
 def test_labels_are_text_whatever_they_hold(arrive: Arrive) -> None:
     ada = join(arrive(signed_up=False))
     page = ada.page

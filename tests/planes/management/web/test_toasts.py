@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 from uuid import uuid4
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from keyman.clock import now
@@ -26,7 +27,8 @@ from tests.planes.management.web.moves import (
     rows,
     save,
 )
-from tests.support.browser import PHONE, Arrive, DevServer
+from tests.support.browser import DESKTOP, PHONE, Arrive, DevServer
+from tests.support.needs import quick
 
 MANY = [{"name": f"key {number:02}"} for number in range(50)]
 
@@ -36,26 +38,28 @@ def _pause(page: Page, label: str) -> None:
     dialog(page).get_by_role("button", name="Pause", exact=True).click()
 
 
-def test_what_was_done_is_said_where_the_eyes_are_and_can_be_undone(arrive: Arrive, dev_server: DevServer) -> None:
-    for viewport in ({}, {"viewport": PHONE}):
-        ada = join(arrive(signed_up=False, **viewport))
-        page = ada.page
-        plant(dev_server.home, ada, *MANY)
-        ada.open(KEYS)
-        _pause(page, "key 01")  # at the lower end of the list
-        said = page.get_by_role("status")
-        expect(said).to_contain_text("OpenAI · key 01 is paused. Applications no longer get it.")
-        expect(said).to_be_in_viewport(ratio=1)
-        page.get_by_role("button", name="Undo").click()
-        expect(said).to_contain_text("OpenAI · key 01 is active again.")
-        assert {key["status"] for key in keys_of(ada)} == {"active"}
-        page.get_by_role("button", name="Undo").click()
-        expect(said).to_contain_text("OpenAI · key 01 is paused.")
-        expect(rows(page).filter(has_text="key 01")).to_contain_text("Paused")
-        page.get_by_role("button", name="Close").click()
-        expect(said).to_have_text("")
-        expect(page.get_by_role("button", name="Undo")).to_have_count(0)
-        assert ada.complaints == []
+@pytest.mark.parametrize("viewport", quick([PHONE], [DESKTOP]), ids=["phone", "desk"])
+def test_what_was_done_is_said_where_the_eyes_are_and_can_be_undone(
+    arrive: Arrive, dev_server: DevServer, viewport: object
+) -> None:
+    ada = join(arrive(signed_up=False, viewport=viewport))
+    page = ada.page
+    plant(dev_server.home, ada, *MANY)
+    ada.open(KEYS)
+    _pause(page, "key 01")  # at the lower end of the list
+    said = page.get_by_role("status")
+    expect(said).to_contain_text("OpenAI · key 01 is paused. Applications no longer get it.")
+    expect(said).to_be_in_viewport(ratio=1)
+    page.get_by_role("button", name="Undo").click()
+    expect(said).to_contain_text("OpenAI · key 01 is active again.")
+    assert {key["status"] for key in keys_of(ada)} == {"active"}
+    page.get_by_role("button", name="Undo").click()
+    expect(said).to_contain_text("OpenAI · key 01 is paused.")
+    expect(rows(page).filter(has_text="key 01")).to_contain_text("Paused")
+    page.get_by_role("button", name="Close").click()
+    expect(said).to_have_text("")
+    expect(page.get_by_role("button", name="Undo")).to_have_count(0)
+    assert ada.complaints == []
 
 
 def test_it_can_be_undone_without_javascript(arrive: Arrive, dev_server: DevServer) -> None:

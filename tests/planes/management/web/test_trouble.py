@@ -57,6 +57,7 @@ def closed_plane(harmed_dev: tuple[DevServer, Live], tmp_path_factory: pytest.Te
         yield DevServer(service.url, stack.home)
 
 
+@pytest.mark.slow  # `test_http.py` shows what the form says, and that the list works
 def test_while_vault_is_sealed_the_form_says_so_and_the_list_works(
     arrive: Arrive, harmed_dev: tuple[DevServer, Live]
 ) -> None:
@@ -107,6 +108,7 @@ def _works_without_vault(ada: Person) -> None:
     assert ada.troubles(REFUSED) == []
 
 
+@pytest.mark.slow  # `test_http.py` shows the page
 def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, harmed_dev: tuple[DevServer, Live]) -> None:
     """A real one: the schema is damaged under the running plane."""
     stack, _ = harmed_dev
@@ -134,6 +136,7 @@ def test_a_mistake_of_our_own_is_a_page_of_the_same_design(arrive: Arrive, harme
     expect(page.get_by_role("heading", name="No keys yet")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_mistake_of_our_own_behind_a_button_stays_in_the_dialog(
     arrive: Arrive, harmed_dev: tuple[DevServer, Live]
 ) -> None:
@@ -222,6 +225,7 @@ def test_a_form_on_another_site_changes_nothing(arrive: Arrive) -> None:
             expect(rows(page)).to_have_count(1)
 
 
+@pytest.mark.slow  # `test_http.py` shows the pages
 def test_where_sign_up_is_closed_nobody_is_asked_to(arrive: Arrive, closed_plane: DevServer) -> None:
     ada = arrive(signed_up=False, origin=closed_plane.origin)
     page = ada.page
