@@ -306,7 +306,10 @@ class GatewayUnavailable(Problem):
     title = "The gateway is not available"
 
     def __init__(
-        self, detail: str = "The gateway cannot be reached, so nothing was checked.", *, why: str | None = None
+        self,
+        detail: str = "The gateway cannot be reached, so nothing was checked. Try again later.",
+        *,
+        why: str | None = None,
     ) -> None:
         super().__init__(detail, retry_after=10)
         self.why = why

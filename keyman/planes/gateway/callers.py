@@ -155,7 +155,9 @@ def _given(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
         try:
             given[own] = value.decode()
         except UnicodeDecodeError:
-            raise InvalidRequest("A Keyman-… header has a value that is not UTF-8.") from None
+            raise InvalidRequest(
+                "A Keyman-… header has a value that is not UTF-8. Use Keyman-Subject* for a subject."
+            ) from None
     return given
 
 

@@ -104,7 +104,9 @@ class Forwarder:
         exchange = exchange_of(scope)
         fields = scope["headers"]
         if exchange.method in REFUSED_METHODS or values_of(fields, b"upgrade"):
-            raise InvalidRequest("The gateway supports neither CONNECT, TRACE nor Upgrade.")
+            raise InvalidRequest(
+                "The gateway supports neither CONNECT, TRACE nor Upgrade. Use the resolver for a WebSocket."
+            )
         target = parse_target(scope.get("raw_path") or scope["path"].encode())
         found = self._services.get(target.slug)
         if found is None:

@@ -160,6 +160,8 @@ def _require_text(name: bytes, value: bytes) -> None:
     try:
         value.decode()
     except UnicodeDecodeError:
-        raise InvalidRequest("A header has a value that is not UTF-8.") from None
+        raise InvalidRequest(
+            "A header has a value that is not UTF-8. Encode it in another way, or leave it out."
+        ) from None
     if not _NAME.fullmatch(name.lower()) or _CONTROL.search(value):
         raise InvalidRequest("A header is not valid: its name or its value has characters that HTTP does not allow.")

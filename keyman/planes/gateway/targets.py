@@ -16,7 +16,8 @@ from keyman.errors import FieldError, InvalidRequest
 REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
 
 _UNCLEAR = re.compile(rb"[^!-~]|[%\\;]|//|/\.{1,2}(?:/|\Z)")
-_NOT_PRINTABLE = re.compile(rb"[^!-~]")
+_NOT_OF_A_QUERY = re.compile(rb"[^!-~]|#")
+"""What stands behind a `#` is no part of a query, and would be cut off on the way."""
 
 CREDENTIAL_MEMBERS = frozenset({b"key", b"api_key", b"api-key", b"access_token", b"token", b"subscription-key"})
 """Members of a query that some provider takes as a credential."""
@@ -47,9 +48,9 @@ def parse_target(raw_path: bytes) -> Target:
 
 
 def check_query(raw_query: bytes) -> None:
-    """Raise InvalidRequest for a query with a credential, or with bytes that a header line cannot have."""
-    if _NOT_PRINTABLE.search(raw_query):
-        raise InvalidRequest.at(FieldError("", "The query has characters that are not printable ASCII."))
+    """Raise InvalidRequest for a query with a credential, or with bytes that no query can have."""
+    if _NOT_OF_A_QUERY.search(raw_query):
+        raise InvalidRequest.at(FieldError("", "The query has characters that it cannot have. Percent-encode them."))
     for name in _names(raw_query):
         if name in CREDENTIAL_MEMBERS or name.startswith(b"$"):
             raise InvalidRequest(_CREDENTIAL)

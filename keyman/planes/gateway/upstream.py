@@ -36,6 +36,7 @@ from keyman.errors import (
 )
 from keyman.http.connections import AT_ONCE
 from keyman.http.exchange import Receive
+from keyman.logs import log
 from keyman.planes.gateway.addresses import public_socket
 from keyman.planes.gateway.headers import Fields, values_of
 
@@ -61,7 +62,12 @@ read, whatever their size.
 IN_ONE = 64 * 1024
 """Bytes of a body that are handed to aiohttp in one piece, which it copies."""
 
-UNREACHABLE = "The provider cannot be reached: its name, its address or its certificate is wrong, or it is down."
+UNREACHABLE = (
+    "The provider cannot be reached: its name, its address or its certificate is wrong, or it is down. Nothing was "
+    "sent. Try again later, or ask the operator of keyman: its log says why."
+)
+
+_MAY_COST = "It may have done the work all the same, so a second request can cost a second time."
 
 
 class Outgoing(NamedTuple):
@@ -92,8 +98,13 @@ class Body:
         self._size = 0
         lengths = values_of(fields, b"content-length")
         chunked = values_of(fields, b"transfer-encoding")
-        if len(set(lengths)) > 1 or (lengths and chunked):
-            raise InvalidRequest("The request says in two ways how long its body is.")
+        if len(lengths) > 1 or (lengths and chunked):
+            raise InvalidRequest(
+                "The request says in two ways how long its body is. Send one Content-Length, or Transfer-Encoding: "
+                "chunked."
+            )
+        if chunked and [coding.strip().lower() for coding in chunked] != [b"chunked"]:
+            raise InvalidRequest("The only Transfer-Encoding that the gateway takes is chunked.")
         length = _length(lengths[0]) if lengths else 0
         if length > most:
             raise self._too_large()
@@ -112,7 +123,9 @@ class Body:
             self.fault = None
 
     def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body is larger than {self._most} bytes.")
+        return PayloadTooLarge(
+            f"The body is larger than {self._most} bytes. Send less, or ask the operator of keyman to allow more."
+        )
 
     async def content(self, patience: asyncio.Timeout, seconds: float) -> bytes | AsyncIterator[bytes] | None:
         """Return the body: None if it is empty, all of it if it has arrived with its first part, and otherwise its
@@ -173,7 +186,7 @@ class Body:
 def _length(value: bytes) -> int:
     """Return the value of a `Content-Length`. Raises InvalidRequest."""
     if not re.fullmatch(rb"[0-9]{1,18}", value):
-        raise InvalidRequest("The Content-Length is not a number of bytes.")
+        raise InvalidRequest("The Content-Length must be a number of bytes.")
     return int(value)
 
 
@@ -353,10 +366,16 @@ def _check(response: aiohttp.ClientResponse) -> None:
     if not 200 <= response.status <= 599:
         raise ProviderAnswerRefused("The provider answered with a status that the gateway does not pass on.")
     if 300 <= response.status < 400 and "Location" in response.headers:
-        raise ProviderRedirected("The provider redirected the request. The gateway follows no redirect.")
+        raise ProviderRedirected(
+            "The provider redirected the request. The gateway follows no redirect, because it would take the key "
+            "along. The operator of keyman can change the base URL of the service."
+        )
     codings = _codings(response, "Content-Encoding") | _codings(response, "Transfer-Encoding") - {"chunked"}
     if codings - {"identity", ""}:
-        raise ProviderAnswerRefused("The provider compressed its answer, although it was asked not to.")
+        raise ProviderAnswerRefused(
+            "The provider compressed its answer, although it was asked not to, so nobody can look for the key in it. "
+            "Use the resolver for this request."
+        )
 
 
 def _codings(response: aiohttp.ClientResponse, field: str) -> set[str]:
@@ -382,12 +401,22 @@ def _faults(body: Body) -> Iterator[None]:
         yield
     except _UNREACHED as fault:
         fault.__traceback__ = None
+        if body.fault is None:
+            log.warning("a provider cannot be reached", fault=_kind(fault))
         raise_alone(body.fault or ProviderUnreachable(UNREACHABLE))
     except TimeoutError as fault:
         fault.__traceback__ = None
-        raise_alone(body.fault or ProviderTimeout("The provider sent nothing for too long."))
+        raise_alone(body.fault or ProviderTimeout(f"The provider sent nothing for too long. {_MAY_COST}"))
     except (aiohttp.ClientError, OSError, ValueError) as fault:
         fault.__traceback__ = None
         raise_alone(
-            body.fault or ProviderAnswerRefused("The provider ended the connection, or its answer is not HTTP.")
+            body.fault
+            or ProviderAnswerRefused(f"The provider ended the connection, or its answer is not HTTP. {_MAY_COST}")
         )
+
+
+def _kind(fault: Exception) -> str:
+    """Return the class of what keeps the gateway from a provider. Its text can contain a name that a user chose."""
+    if isinstance(fault, aiohttp.ClientConnectorError) and type(fault) is aiohttp.ClientConnectorError:
+        return type(fault.os_error).__name__  # the other classes say more than what is in them
+    return type(fault).__name__

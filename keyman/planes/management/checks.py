@@ -29,7 +29,7 @@ PATIENCE = 20.0
 MAX_ANSWER = 64 * 1024
 """Bytes of an answer of the gateway, at most. One has some hundred."""
 
-NOT_SET_UP = "Live checks are not set up here."
+NOT_SET_UP = "Live checks are not set up here. The operator of keyman can set them up."
 
 
 class Gateway:
@@ -59,7 +59,7 @@ class Gateway:
             async with asyncio.timeout(PATIENCE):
                 return await self._send(body)
         except TimeoutError:
-            raise_alone(GatewayUnavailable("The gateway did not answer in time."))
+            raise_alone(GatewayUnavailable("The gateway did not answer in time. Try again later."))
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as fault:
             raise_alone(_unreachable(fault))
 
@@ -102,7 +102,9 @@ def _unreachable(fault: Exception) -> GatewayUnavailable:
         return GatewayUnavailable()
     why = explain_refusal(refusal, address="KEYMAN_GATEWAY_URL", cacert="KEYMAN_GATEWAY_URL_CACERT")
     log.error("the gateway's certificate is refused", why=why)
-    return GatewayUnavailable("The gateway's certificate is not trusted, so nothing was checked.", why=why)
+    return GatewayUnavailable(
+        "The gateway's certificate is not trusted, so nothing was checked. Tell the operator of keyman.", why=why
+    )
 
 
 def _certificate_refusal(fault: BaseException | None) -> ssl.SSLCertVerificationError | None:
@@ -133,8 +135,10 @@ def _refuse(status: int, body: bytes) -> NoReturn:
         raise Undecryptable(_UNDECRYPTABLE)
     log.warning("the gateway did not check a key", status=status, kind=kind[:50])
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise GatewayUnavailable("The gateway refuses the token with which keyman asks for checks.")
-    raise GatewayUnavailable("The gateway could not check the key at the moment.")
+        raise GatewayUnavailable(
+            "The gateway refuses the token with which keyman asks for checks. Tell the operator of keyman."
+        )
+    raise GatewayUnavailable("The gateway could not check the key at the moment. Try again later.")
 
 
 _UNDECRYPTABLE = "This key can no longer be opened, so it cannot be checked. Store it again."

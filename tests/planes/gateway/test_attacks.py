@@ -93,6 +93,13 @@ async def test_connect_trace_and_upgrade_are_400(gateway: Scene, method: str, he
     assert gateway.provider.requests == []
 
 
+@pytest.mark.parametrize("query", ["a=1#b", "a=\u00e9", "a=\x7f"])
+async def test_a_query_is_forwarded_as_it_is_or_not_at_all(gateway: Scene, query: str) -> None:
+    answer = await gateway.post(path=f"{CHAT}?{query}")
+    assert (answer.status, answer.header("keyman-error")) == (400, "invalid-request")
+    assert gateway.provider.requests == []
+
+
 @pytest.mark.parametrize("query", ["key=x", "API_KEY=x", "access%5ftoken=x", "a=1&%6Bey=x", "$alt=sse", "a=b;token=x"])
 async def test_a_credential_in_the_query_reaches_nobody(gateway: Scene, query: str) -> None:
     answer = await gateway.post(path=f"{CHAT}?{query}")
@@ -104,15 +111,22 @@ async def test_a_credential_in_the_query_reaches_nobody(gateway: Scene, query: s
     "lengths",
     [
         [("content-length", "2"), ("content-length", "3")],
+        [("content-length", "2"), ("content-length", "2")],
+        [("content-length", "2"), ("Content_Length", "2")],
         [("content-length", "2"), ("transfer-encoding", "chunked")],
         [("content-length", "2"), ("Transfer_Encoding", "chunked")],
         [("content-length", "-1")],
         [("content-length", "+2")],
         [("content-length", "0x2")],
         [("content-length", "2, 2")],
+        [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+        [("transfer-encoding", "gzip, chunked")],
+        [("transfer-encoding", "gzip")],
+        [("transfer-encoding", "identity")],
+        [("transfer-encoding", "")],
     ],
 )
-async def test_a_body_with_two_lengths_is_refused(gateway: Scene, lengths: list[tuple[str, str]]) -> None:
+async def test_a_body_of_an_unclear_length_or_form_is_refused(gateway: Scene, lengths: list[tuple[str, str]]) -> None:
     answer = await gateway.ask("POST", CHAT, [*gateway.headers.items(), *lengths], b"{}")
     assert answer.status == 400
     assert gateway.provider.requests == []

@@ -107,7 +107,7 @@ async def test_a_certificate_that_does_not_count_is_503_and_the_log_and_doctor_s
         if wrong == "host"
         else "it is not signed by a known CA; set KEYMAN_GATEWAY_URL_CACERT to the file of a private CA"
     )
-    detail = "The gateway's certificate is not trusted, so nothing was checked."
+    detail = "The gateway's certificate is not trusted, so nothing was checked. Tell the operator of keyman."
     check = certified_gateway.check
     async with owned(check, provisioned, quick_passwords, settings) as holder:
         got = await holder.check()

@@ -426,6 +426,7 @@ SMUGGLED = {
     "a length and chunks": ("POST", CHAT, b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n"),
     "chunks and a length": ("POST", CHAT, b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n"),
     "a space before the colon": ("POST", CHAT, b"Content-Length: %d\r\nTransfer-Encoding : chunked\r\n"),
+    "two equal lengths": ("POST", CHAT, b"Content-Length: %d\r\nContent-Length: %d\r\n"),
     "another name of chunks": ("POST", CHAT, b"Content-Length: %d\r\nTransfer-Encoding: xchunked\r\n"),
     "an underscore": ("POST", CHAT, b"Content-Length: %d\r\nTransfer_Encoding: chunked\r\n"),
     "a folded line": ("POST", CHAT, b"Content-Length: %d\r\nX: y\r\n Transfer-Encoding: chunked\r\n"),
@@ -449,8 +450,8 @@ SMUGGLED = {
 }
 
 
-ONE_READING = ("connection names the length", "an absolute address")
-"""What is sent. Of an absolute address the server passes only the path on."""
+ONE_READING = ("two equal lengths", "connection names the length", "an absolute address")
+"""What is sent. The server passes on one of two equal lengths, and of an absolute address only the path."""
 
 
 async def test_the_real_server_and_the_gateway_send_nothing_that_could_be_read_in_two_ways(
@@ -467,6 +468,7 @@ async def test_the_real_server_and_the_gateway_send_nothing_that_could_be_read_i
                 assert answer.startswith(b"HTTP/1.1 200 "), name
                 assert sent == [(CHAT.removeprefix("/openai"), [f"Bearer {VALUE}"], INNER)], name
                 (request,) = own_gateway.provider.requests
+                assert request.all_of("content-length") == [str(len(INNER))], name
                 assert request.all_of("host") == [own_gateway.provider.address.removeprefix("http://")]
             else:
                 assert (answer[:13], sent) == (b"HTTP/1.1 400 ", []), name

@@ -86,7 +86,7 @@ def test_these_members_of_a_query_are_credentials() -> None:
 
 
 @pytest.mark.parametrize(
-    "query", [b"$alt=sse", b"%24key=1", b"a=1&$fields=x", b"a b", b"a\x00", "é".encode(), b"key", b"+key=1"]
+    "query", [b"$alt=sse", b"%24key=1", b"a=1&$fields=x", b"a b", b"a\x00", "é".encode(), b"key", b"+key=1", b"a=1#b"]
 )
 def test_other_unclear_queries_are_refused(query: bytes) -> None:
     with pytest.raises(InvalidRequest):

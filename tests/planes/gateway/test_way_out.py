@@ -6,9 +6,10 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests.planes.gateway.provider import Provider, provider_running
 from tests.planes.gateway.scene import Scene, scene_at
 from tests.planes.gateway.talk import Answer
 from tests.support.http import free_port
+from tests.support.logs import capture_logs
 from tests.support.planes import Vault
 
 pytestmark = pytest.mark.anyio
@@ -69,13 +71,67 @@ def is_unreachable(answer: Answer) -> bool:
     return (answer.status, answer.header("keyman-error")) == (502, "provider-unreachable")
 
 
+async def faults_of(asking: Awaitable[Answer]) -> list[str]:
+    """What the log says of a provider that cannot be reached."""
+    with capture_logs() as lines:
+        answer = await asking
+    assert is_unreachable(answer)
+    assert answer.json["detail"] == upstream.UNREACHABLE
+    return [line["fault"] for line in lines if line["event"] == "a provider cannot be reached"]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "fault"),
+    [("http://127.0.0.1:9", "ConnectionRefusedError"), ("https://nowhere.invalid", "ClientConnectorDNSError")],
+)
+async def test_the_log_says_why_a_provider_cannot_be_reached(
+    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, base_url: str, fault: str
+) -> None:
+    """The answer does not: it would help to look around in the network of the gateway."""
+    async with scene_with(tmp_path, provisioned, quick_passwords, base_url) as scene:
+        assert await faults_of(ask_remote(scene)) == [fault]
+
+
+INWARDS = (
+    ("127.0.0.1",),
+    ("169.254.169.254",),
+    ("10.0.0.1", "192.168.0.1"),
+    ("::ffff:10.0.0.1",),
+    ("::ffff:169.254.169.254",),
+    ("64:ff9b::a9fe:a9fe",),
+    ("::1", "127.0.0.1"),
+    ("fe80::1",),
+)
+
+
+@pytest.mark.parametrize("addresses", INWARDS, ids=" ".join)
+async def test_an_endpoint_whose_name_leads_inwards_is_not_connected_to(
+    gateway: Scene, monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    """Its user owns the name, and decides at each moment what it resolves to."""
+    host = f"{token_hex(6)}.openai.azure.com"
+    resolve = socket.getaddrinfo
+
+    def leads_inwards(name: Any, port: Any, *more: Any, **named: Any) -> Any:
+        if name != host:
+            return resolve(name, port, *more, **named)
+        return [info for address in addresses for info in resolve(address, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", leads_inwards)
+    application = await gateway.pair.app("AZURE_OPENAI")
+    await gateway.owner.key("AZURE_OPENAI", "0123456789abcdef", settings={"endpoint": f"https://{host}"})
+    headers = {"api-key": application.token, "keyman-user": str(gateway.owner.id)}
+    asking = gateway.ask("POST", "/azure-openai/openai/v1/chat/completions", headers, b"{}")
+    assert await faults_of(asking) == ["AddressRefused"]
+
+
 async def test_a_certificate_that_nobody_known_signed_is_refused(
     tmp_path: Path, provider_ca: Pair, provisioned: Vault, quick_passwords: PasswordHasher
 ) -> None:
     async with tls_provider(tmp_path, provider_ca, "localhost") as provider:
         base_url = provider.address.replace("127.0.0.1", "localhost")
         async with scene_with(tmp_path, provisioned, quick_passwords, base_url) as scene:
-            assert is_unreachable(await ask_remote(scene))
+            assert await faults_of(ask_remote(scene)) == ["ClientConnectorCertificateError"]
         assert provider.requests == []
 
 
