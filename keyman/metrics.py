@@ -121,6 +121,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.database_connections_limit = Gauge(
+            "keyman_database_connections_limit",
+            "Connections that the pool can have. When all are in use, the next request waits for one.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
 
     def observe_request(self, method: str, route: str, status: int, seconds: float, *, is_own: bool = True) -> None:
         """Count an answered request. `method` and `route` come from fixed sets: the series of each is kept for ever.

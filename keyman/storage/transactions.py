@@ -103,7 +103,9 @@ class Database:
         self._retired = list[AsyncEngine]()
         self.refused_at = 0.0
         """When a write was refused because the database is full or read-only, in seconds of the monotonic clock."""
-        self._used = (metrics or Metrics()).database_connections
+        metrics = metrics or Metrics()
+        metrics.database_connections_limit.set(engine.POOL_SIZE)
+        self._used = metrics.database_connections
         self._url = url
         self._read_only = read_only
         self._finds_pooler = not self.is_sqlite and is_pooled(url) is None

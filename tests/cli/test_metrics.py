@@ -16,6 +16,7 @@ from keyman.cli.serve import _counting
 from keyman.config.metrics import DEFAULTS
 from keyman.errors import ConfigurationError
 from keyman.http.metrics import MAX_CONNECTIONS
+from keyman.storage.engine import POOL_SIZE
 from tests.support.cli import Service, run_keyman, serve, variables
 from tests.support.database import copied
 from tests.support.floods import flood
@@ -55,6 +56,10 @@ def test_port_0_is_one_that_is_free_and_the_log_has_it(metered: Service) -> None
     assert metered.metrics_url.startswith("http://127.0.0.1:")
     assert not metered.metrics_url.startswith("http://127.0.0.1:0")
     assert "keyman_http_request_seconds" in metered.metrics()
+
+
+def test_the_limit_of_database_connections_is_that_of_both_workers(metered: Service) -> None:
+    until(lambda: f"keyman_database_connections_limit {2 * POOL_SIZE}.0" in metered.metrics(), "both workers")
 
 
 def test_the_public_port_has_no_metrics(metered: Service) -> None:

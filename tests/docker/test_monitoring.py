@@ -143,6 +143,12 @@ def test_each_metric_of_the_guides_alerts_has_a_rule() -> None:
     assert named <= {name for rule in RULES for name in re.findall(r"keyman_\w+", rule["expr"])}
 
 
+def test_the_alert_for_a_full_pool_counts_the_connections_of_all_workers() -> None:
+    """A number would be wrong for another number of workers."""
+    (full,) = (rule["expr"] for rule in RULES if rule["alert"] == "KeymanDatabasePoolFull")
+    assert full == "keyman_database_connections_in_use >= keyman_database_connections_limit > 0"
+
+
 def test_an_alert_for_slow_answers_does_not_count_how_long_providers_take() -> None:
     (slow,) = (rule["expr"] for rule in RULES if rule["alert"] == "KeymanSlow")
     assert 'job!="gateway"' in slow

@@ -556,6 +556,16 @@ async def test_the_gauge_counts_what_is_taken(measured_db: Database, metrics: Me
     assert in_use(metrics) == checked_out(measured_db) == 0
 
 
+async def test_the_gauge_reaches_its_limit_when_no_connection_is_left(measured_db: Database, metrics: Metrics) -> None:
+    limit = metrics.registry.get_sample_value("keyman_database_connections_limit")
+    async with AsyncExitStack() as stack:
+        while in_use(metrics) != limit:
+            await stack.enter_async_context(measured_db.read())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5), measured_db.read():
+                pass
+
+
 async def test_many_writers_at_once_are_all_served_on_sqlite(sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT", PATIENCE)
     processes = [Database(sqlite), Database(sqlite)]  # each with a writer's turn of its own, as two processes have
