@@ -142,20 +142,25 @@ async def _rights(connection: AsyncConnection, plane: str) -> Finding:
         return failed(
             "database-rights",
             f"this user lacks rights that the {plane} plane needs: {', '.join(too_few)}",
-            "as the user that owns the tables, run keyman db upgrade --management USER --resolver USER with the users "
-            "of the planes",
+            f"as the user that owns the tables, run keyman db upgrade {_users(plane)}, with the users of the planes",
         )
     too_much = await connection.run_sync(excess, plane)
     if too_much:
         return warning(
             "database-rights",
             f"this user has rights that the {plane} plane does not need: {', '.join(too_much)}",
-            "create a user for each plane, and run keyman db upgrade with --management and --resolver",
+            f"create a user for each plane, and run keyman db upgrade {_users(plane)}",
         )
     return ok(
         "database-rights",
         f"all that the {plane} plane needs; no right to register applications or change the audit log",
     )
+
+
+def _users(plane: str) -> str:
+    """The options of `keyman db upgrade` that name the users. Only the gateway's own user shows that there is one."""
+    known = "--management USER --resolver USER"
+    return f"{known} --gateway USER" if plane == "gateway" else f"{known} (and --gateway USER if you have a gateway)"
 
 
 async def _values(db: Database) -> Finding:

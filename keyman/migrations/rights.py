@@ -183,7 +183,8 @@ def grant(connection: Connection, planes: Planes) -> None:
     """
     if connection.dialect.name != "postgresql":
         raise ConfigurationError(
-            "SQLite has no users: anyone who can open its file can do anything. Leave out --management and --resolver."
+            "SQLite has no users: anyone who can open its file can do anything. Leave out --management, --resolver and "
+            "--gateway."
         )
     current = connection.execute(text("SELECT current_user")).scalar_one()
     if not planes.are_distinct(current):

@@ -127,7 +127,8 @@ async def test_doctor_names_each_right_that_a_planes_user_lacks_and_the_command_
         finding = await found()
         assert finding.state is State.FAILED
         assert " on users" in finding.found
-        assert "keyman db upgrade --management USER --resolver USER" in str(finding.remedy)
+        ends = " --gateway USER, " if plane == "gateway" else " (and --gateway USER if you have a gateway), "
+        assert f"keyman db upgrade --management USER --resolver USER{ends}" in str(finding.remedy)
     finally:
         await as_owner.close()
         await as_user.close()
