@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.engine import make_url
 
 from keyman import migrations
+from keyman.clock import now
 from keyman.config.identity import JwtSettings
-from keyman.identity import applications
+from keyman.identity import applications, standing
 from keyman.identity.applications import ALL_USERS, Users, Workload
 from keyman.identity.issuers import Issuer as IssuerName
-from keyman.identity.tables import users
+from keyman.identity.tables import identities, users
+from keyman.planes.gateway import streams
+from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName, Subject
 from tests.planes.gateway.provider import Incoming
 from tests.planes.gateway.scene import CHAT, VALUE, Scene, scene_at
@@ -138,8 +142,9 @@ async def test_an_unknown_user_gets_401_and_no_account(jwt_gateway: Scene, gatew
     assert "sub" in answer.json["error"]["message"]
 
 
-async def test_an_answer_ends_when_the_jwt_does(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
-    """There are 60 seconds of leeway, so the token is as good as at its end when it comes."""
+async def test_an_answer_ends_when_the_jwt_does(
+    jwt_gateway: Scene, gateway_issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await leave_key(jwt_gateway, gateway_issuer)
 
     async def handler(incoming: Incoming) -> None:
@@ -148,11 +153,80 @@ async def test_an_answer_ends_when_the_jwt_does(jwt_gateway: Scene, gateway_issu
         await incoming.closed()
 
     jwt_gateway.provider.handler = handler
-    token = gateway_issuer.token(scope="keys:use", exp=int(time.time()) - 57)
+    expires = now().replace(microsecond=0) + timedelta(hours=1)
+    token = gateway_issuer.token(scope="keys:use", exp=int(expires.timestamp()))
     talk = Talk(jwt_gateway.app, "POST", CHAT, bearer(token))
     talk.give(b"")
     assert await talk.begun() == 200
+    end = expires + timedelta(seconds=60)  # the leeway of `exp`
+    monkeypatch.setattr(standing, "now", lambda: end - timedelta(microseconds=1))
+    await asyncio.sleep(2 * streams.INTERVAL)  # it was checked by then. Less would only make the test weaker
+    assert not talk.task.done()
+    monkeypatch.setattr(standing, "now", lambda: end)
     assert await talk.was_cut()
+
+
+async def test_an_answer_ends_when_the_jwt_of_an_application_does(
+    jwt_gateway: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin()
+        await incoming.closed()
+
+    jwt_gateway.provider.handler = handler
+    async with served("RS256") as cluster:
+        workload = Workload(cluster.url, Subject("pod"), "keyman-resolver")
+        database = jwt_gateway.pair.management.database
+        await applications.create_workload(database, ApplicationName("pod"), ["OPENAI"], ALL_USERS, workload)
+        token = cluster.token(sub="pod", aud=["keyman-resolver"])
+        talk = Talk(jwt_gateway.app, "POST", CHAT, {**bearer(token), "keyman-user": str(jwt_gateway.owner.id)})
+        talk.give(b"")
+        assert await talk.begun() == 200
+        monkeypatch.setattr(standing, "now", lambda: now() + timedelta(days=1))
+        assert await talk.was_cut()
+
+
+async def test_an_answer_ends_when_the_user_of_the_jwt_is_no_longer_the_one_it_names(
+    jwt_gateway: Scene, gateway_issuer: Issuer
+) -> None:
+    user_id = await leave_key(jwt_gateway, gateway_issuer)
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.begin()
+        await incoming.closed()
+
+    jwt_gateway.provider.handler = handler
+    talk = Talk(jwt_gateway.app, "POST", CHAT, bearer(gateway_issuer.token(scope="keys:use")))
+    talk.give(b"")
+    assert await talk.begun() == 200
+    async with jwt_gateway.pair.management.database.write(Unchecked.OPERATOR) as connection:
+        await connection.execute(delete(identities).where(identities.c.user_id == user_id))
+    assert await talk.was_cut()
+
+
+async def test_a_user_with_a_jwt_names_no_user(jwt_gateway: Scene, gateway_issuer: Issuer) -> None:
+    user_id = await leave_key(jwt_gateway, gateway_issuer)
+    own = bearer(gateway_issuer.token(scope="keys:use"))
+    for name in ("keyman-user", "keyman-subject", "keyman-subject*", "keyman-issuer"):
+        value = "UTF-8''ada" if name.endswith("*") else str(user_id)
+        assert (await jwt_gateway.ask("POST", CHAT, {**own, name: value}, b"{}")).status == 400, name
+    assert jwt_gateway.provider.requests == []
+
+
+async def test_a_key_that_is_named_beside_a_subject_must_be_of_this_user(
+    jwt_gateway: Scene, gateway_issuer: Issuer
+) -> None:
+    await leave_key(jwt_gateway, gateway_issuer)
+    client = jwt_gateway.pair.management.client(headers=bearer(gateway_issuer.token()))
+    own = (await client.get("/api/keys")).json()[0]["id"]
+    issuers = (IssuerName.parse(gateway_issuer.url),)
+    application = await jwt_gateway.pair.app("OPENAI", users=Users(issuers))
+    headers = {**bearer(application.token), "keyman-subject": "ada"}
+    for key_id, status in ((own, 200), (jwt_gateway.key_id, 404)):
+        answer = await jwt_gateway.ask("POST", CHAT, {**headers, "keyman-key": str(key_id)}, b"{}")
+        assert (answer.status, answer.header("keyman-key-id")) == (status, str(own) if status == 200 else None)
 
 
 async def test_an_application_logs_in_with_a_jwt_of_its_platform(jwt_gateway: Scene) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from keyman import migrations
 from keyman.clock import now
 from keyman.errors import DatabaseUnavailable
-from keyman.identity import applications, users
+from keyman.identity import applications, standing, users
 from keyman.planes.gateway import streams
 from keyman.storage.statements import Query
 from keyman.values import ApplicationName, EmailAddress
@@ -377,9 +377,11 @@ async def test_an_answer_for_a_personal_token_ends_with_it(gateway: Scene) -> No
     assert await talk.was_cut()
 
 
-async def test_an_answer_for_a_personal_token_ends_when_the_token_expires(gateway: Scene) -> None:
-    expires_at = (now() + timedelta(seconds=3)).isoformat()
-    wanted = {"name": "editor", "scopes": ["keys:use"], "expires_at": expires_at}
+async def test_an_answer_for_a_personal_token_ends_when_the_token_expires(
+    gateway: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expires_at = now() + timedelta(hours=1)
+    wanted = {"name": "editor", "scopes": ["keys:use"], "expires_at": expires_at.isoformat()}
     made = await gateway.owner.client.post("/api/tokens", json=wanted)
     assert made.status_code == 201, made.text
     steps = Steps(gateway)
@@ -387,6 +389,23 @@ async def test_an_answer_for_a_personal_token_ends_when_the_token_expires(gatewa
     talk.give(b"")
     assert await talk.begun() == 200
     assert not steps.gone.is_set()
+    monkeypatch.setattr(standing, "now", lambda: expires_at)
+    await soon(steps.gone)
+    assert await talk.was_cut()
+
+
+async def test_an_answer_for_a_token_that_was_rotated_ends_with_the_overlap(
+    gateway: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(gateway)
+    talk = gateway.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+    name = ApplicationName(gateway.application.name)
+    await applications.rotate(gateway.pair.management.database, name, timedelta(hours=1))
+    await asyncio.sleep(2 * streams.INTERVAL)  # it was checked by then. Less would only make the test weaker
+    assert not steps.gone.is_set()
+    monkeypatch.setattr(standing, "now", lambda: now() + timedelta(hours=1))
     await soon(steps.gone)
     assert await talk.was_cut()
 
