@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -125,6 +125,30 @@ def recommended_nginx() -> str:
     return "\n".join(line for line in block[1].splitlines() if not line.strip().startswith(OWN))
 
 
+def test_nginx_limits_the_connections_of_one_address(fronted: Running, tmp_path: Path) -> None:
+    """With the lines of the guide, and a lower limit. Others have theirs, and one that has ended makes room."""
+    block = re.search(r"#### Connections of one address\n.*?server \{\n(.*?)# and", GUIDE.read_text(), re.DOTALL)
+    zone = re.search(r"^ *(limit_conn_zone .*)$", GUIDE.read_text(), re.MULTILINE)
+    assert block is not None
+    assert zone is not None
+    lines = block[1].replace("addresses 256;", "addresses 2;")
+    assert lines != block[1]
+    head = f"POST {streams.PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in fronted.scene.headers.items())
+    ask = "GET /livez HTTP/1.1\r\nHost: localhost"
+    with (
+        nginx(tmp_path, fronted.gateway.url, location=recommended_nginx(), server=lines, http=zone[1]) as front,
+        ExitStack() as stack,
+    ):
+        for _ in range(2):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", front.port)))
+            held.sendall(f"{head}\r\n".encode())  # and nothing of the body, for which the gateway waits 30 seconds
+        until(lambda: _status_of(front.port, ask) == 429, "both to be counted")
+        assert _status_of(front.port, ask, source="127.0.0.2") == 200
+        held.close()
+        until(lambda: _status_of(front.port, ask) == 200, "room")
+
+
 async def _awaited(found: Awaitable[None]) -> None:
     await found
 
@@ -160,8 +184,8 @@ def test_a_request_line_with_a_whole_address_is_refused_by_both_proxies(fronted:
                 assert _status_of(port, lines) in (400, 405, 505), (port, lines)
 
 
-def _status_of(port: int, lines: str) -> int:
-    with socket.create_connection(("127.0.0.1", port)) as client:
+def _status_of(port: int, lines: str, source: str = "127.0.0.1") -> int:
+    with socket.create_connection(("127.0.0.1", port), source_address=(source, 0)) as client:
         client.settimeout(streams.PATIENCE)
         client.sendall(f"{lines}\r\nConnection: close\r\n\r\n".encode())
         return int(client.recv(65536).split()[1])
