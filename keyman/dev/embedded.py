@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -201,15 +202,20 @@ async def _health(vault: AsyncAdapter) -> int | None:
         return None
 
 
+PORTS = range(22_000, 32_000, 2)
+"""Below the ports that systems give to outgoing connections (from 32768 on Linux). The server takes its ports some time
+after they were chosen, and until then a connection of another program could get one of those.
+"""
+
+
 def free_port_pair() -> int:
     """Return a free port on loopback whose next port is free too. The server needs that one for its cluster."""
-    for _ in range(100):
+    for port in random.sample(PORTS, 100):
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
             return port
     raise ConfigurationError("No two consecutive free ports were found on 127.0.0.1")

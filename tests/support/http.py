@@ -7,13 +7,16 @@ on to the real Vault and records them. Test with the real server what the real s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import os
 import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -35,16 +38,17 @@ def free_port() -> int:
     """A free port on loopback. The next two are free, too, for the other planes of `keyman dev`.
 
     Below those that the kernel gives to outgoing connections (32768 and up, ip(7)): one of them would take it before
-    it is used. No two calls of a process give the same.
+    it is used. Below those of an embedded Vault, too. Each process of a run has ports of its own, and gives none again
+    before it has given all of them.
     """
-    while True:
-        port = random.randrange(12000, 32000, 3)  # noqa: S311
-        if port not in _given and all(is_free(port + number) for number in range(3)):
-            _given.add(port)
-            return port
+    return next(port for port in _ports() if all(is_free(port + number) for number in range(3)))
 
 
-_given: set[int] = set()
+@cache
+def _ports() -> Iterator[int]:
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    own = range(12_000 + 3 * process, 21_990, 12)
+    return itertools.cycle(random.sample(own, len(own)))
 
 
 def is_free(port: int) -> bool:
