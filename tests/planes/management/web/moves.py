@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from playwright.sync_api import Locator, Page, Route
+from playwright.sync_api import Locator, Page, Route, expect
 from sqlalchemy import create_engine, func, insert, select
 
 from keyman.audit.entries import Action
@@ -34,6 +34,9 @@ OPENAI_KEY = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
 OPENAI_MASK = "sk-...1234"
 ANTHROPIC_KEY = "sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd5678"
 ANTHROPIC_MASK = "sk-ant-...5678"
+
+UNDER_WAY = ".htmx-request, .htmx-swapping, .htmx-added"
+"""What a request is under way for, and what is new and not yet known to the scripts of the page."""
 
 REFUSED = "Failed to load resource"
 """What Chromium says on its console of each answer of 400 and more."""
@@ -110,7 +113,7 @@ def fill(
 def save(page: Page) -> None:
     """Press Save, and wait for the result."""
     page.get_by_role("button", name="Save", exact=True).click()
-    page.locator(".htmx-request").wait_for(state="detached")
+    expect(page.locator(UNDER_WAY)).to_have_count(0)
 
 
 def escape_when(page: Page, shown: str) -> None:
@@ -131,9 +134,9 @@ def discard(page: Page) -> None:
     page.get_by_role("button", name="Discard", exact=True).click()
 
 
-def labels(page: Page) -> list[str]:
-    """What the rows of the list are labelled with."""
-    return rows(page).locator(".label").all_inner_texts()
+def expect_labels(page: Page, expected: list[str]) -> None:
+    """Wait until the rows of the list have these labels."""
+    expect(rows(page).locator(".label")).to_have_text(expected, use_inner_text=True)
 
 
 def texts(page: Page) -> list[list[str]]:
@@ -148,7 +151,8 @@ def in_days(days: int) -> str:
 
 def settled(page: Page) -> None:
     """Return once nothing on the page moves or is under way."""
-    page.wait_for_function("!document.querySelector('.htmx-request') && document.fonts.status === 'loaded'")
+    expect(page.locator(UNDER_WAY)).to_have_count(0)
+    page.wait_for_function("document.fonts.status === 'loaded'")
     page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished.catch(() => null)))")
 
 

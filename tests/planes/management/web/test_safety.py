@@ -18,10 +18,10 @@ from tests.planes.management.web.moves import (
     TOKENS,
     dialog,
     discard,
+    expect_labels,
     fill,
     join,
     keys_of,
-    labels,
     press,
     rows,
     save,
@@ -216,7 +216,7 @@ def test_labels_are_text_whatever_they_hold(arrive: Arrive) -> None:
     ada.store(*({"service": "OPENAI", "api_key": OPENAI_KEY, "name": label} for label in PAYLOADS))
     ada.open(KEYS)
     title = page.title()
-    assert labels(page) == list(reversed(PAYLOADS))
+    expect_labels(page, list(reversed(PAYLOADS)))
     asked = len(ada.asked)
     for number, label in enumerate(reversed(PAYLOADS)):
         opened = press(page, "Edit", rows(page).nth(number))
