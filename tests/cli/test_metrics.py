@@ -69,7 +69,7 @@ def test_the_public_port_has_no_metrics(metered: Service) -> None:
     assert "/metrics" not in get(f"{metered.url}/docs/openapi.json").json()["paths"]
 
 
-@pytest.mark.parametrize("plane", ["resolver", "gateway"])
+@pytest.mark.parametrize("plane", quick(["resolver"], ["gateway"]))
 def test_the_ports_of_the_other_planes_have_none(
     provisioned: Vault, metered_env: dict[str, str], tmp_path: Path, plane: str
 ) -> None:
@@ -86,6 +86,7 @@ def test_the_ports_of_the_other_planes_have_none(
         assert 'route="/readyz"' in service.metrics()
 
 
+@pytest.mark.slow
 def test_an_address_of_ipv6_works(metered_env: dict[str, str], tmp_path: Path) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -105,6 +106,7 @@ def test_an_address_that_is_not_loopback_works_and_is_warned_of(metered_env: dic
         assert "KEYMAN_METRICS_LISTEN" in warning["remedy"]
 
 
+@pytest.mark.slow
 def test_metrics_can_be_off(metered_env: dict[str, str], tmp_path: Path) -> None:
     with serve(with_metrics(metered_env, "off"), tmp_path, "--workers", "2") as service:
         assert get(f"{service.url}/metrics").status_code == 404

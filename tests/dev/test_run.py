@@ -504,10 +504,11 @@ MOMENTS = {
 }
 """Moments of the very first start, in their order."""
 
-KILLED = quick(["its worker loads"], ["the home is made", "vault is set up", "the database is made"])
+KILLED = ["the home is made", "vault is set up", "the database is made", "its worker loads"]
 """Those before which something new was stored. Vault's own moments in between are in test_embedded.py."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLED)
 def test_a_first_start_that_is_killed_leaves_nothing_running_and_the_next_one_works(nothing: Path, moment: str) -> None:
     port = free_port()

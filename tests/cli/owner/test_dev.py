@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 from keyman.cli.owner.sign_in import host
 from tests.cli.transcript import keyman
 from tests.support.cli import Finished, dev, environment, run_keyman
@@ -58,6 +60,7 @@ def provider() -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.slow  # the other files show each command, and tests/planes/gateway a use of the key
 def test_a_key_is_checked_used_by_a_program_and_deleted(tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"

@@ -346,6 +346,7 @@ def test_a_certificate_that_is_not_trusted_gets_no_password(stranger: Person, tm
     asyncio.run(sign_in())
 
 
+@pytest.mark.slow  # `test_a_pasted_token_is_tried_before_it_is_stored` shows what follows
 def test_where_nobody_has_a_password_a_token_is_pasted(
     migrated_sqlite: Path, provisioned: Vault, tmp_path: Path
 ) -> None:
@@ -366,6 +367,7 @@ def test_where_nobody_has_a_password_a_token_is_pasted(
         assert keyman("key", "list", "--json", env=env).out == "[]\n"
 
 
+@pytest.mark.slow  # it starts a plane of its own
 def test_a_keyman_below_a_root_path_is_found_by_the_address_of_a_page(
     migrated_sqlite: Path, provisioned: Vault, tmp_path: Path
 ) -> None:

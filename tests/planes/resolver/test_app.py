@@ -48,6 +48,7 @@ def trail(env: dict[str, str], owner: httpx.Client) -> list[tuple[str, str | Non
     return [(entry["action"], entry["reason"]) for entry in entries if entry["actor"] == "application"]
 
 
+@pytest.mark.slow  # tests/dev/test_run.py shows the same of `keyman dev`, and test_release.py in one process
 def test_a_key_goes_in_by_one_process_and_comes_out_by_the_other(
     provisioned: Vault, resolver_database: URL, tmp_path: Path
 ) -> None:
