@@ -1,7 +1,8 @@
-"""The way back to the application, for somebody who has just ended a session by a portal link.
+"""What the browser keeps of a session that has just ended: that it was ended, or the way back to the application.
 
 The session is over then, and what it knew of the application with it. So the browser keeps that, for as long as
-somebody may look at the page "You have left".
+somebody may look at the page "You have left". The page to sign in says once that somebody has signed out, also if they
+come back to it from the identity provider.
 """
 
 from __future__ import annotations
@@ -33,15 +34,7 @@ class WayBack(NamedTuple):
 def way_back_cookie(portal: Portal, settings: Settings) -> Cookie:
     """Return the cookie from which `way_back` reads."""
     text = json.dumps([portal.application, portal.return_url])
-    return Cookie(
-        key=_name(settings),
-        value=urlsafe_b64encode(text.encode()).decode(),
-        max_age=LIFETIME,
-        path=settings.root_path or "/",
-        httponly=True,
-        samesite="lax",
-        secure=settings.cookies_are_secure,
-    )
+    return _cookie(settings, _name(settings), urlsafe_b64encode(text.encode()).decode())
 
 
 def way_back(exchange: Exchange, settings: Settings) -> WayBack | None:
@@ -54,6 +47,32 @@ def way_back(exchange: Exchange, settings: Settings) -> WayBack | None:
         return WayBack(ApplicationName.parse(application), ReturnUrl.parse(return_url))
     except (ValueError, TypeError):  # nobody has to keep a cookie as it was
         return None
+
+
+def signed_out_cookie(settings: Settings, *, is_said: bool = False) -> Cookie:
+    """Return the cookie that `has_signed_out` reads. If a page has said it (`is_said`), this deletes the cookie."""
+    return _cookie(settings, _signed_out(settings), "" if is_said else "1", 0 if is_said else LIFETIME)
+
+
+def has_signed_out(exchange: Exchange, settings: Settings) -> bool:
+    """Return True if somebody has just signed out in this browser, and no page has said so."""
+    return cookie_values(exchange.headers.get("cookie", ""), _signed_out(settings)) == ["1"]
+
+
+def _cookie(settings: Settings, name: str, value: str, max_age: int = LIFETIME) -> Cookie:
+    return Cookie(
+        key=name,
+        value=value,
+        max_age=max_age,
+        path=settings.root_path or "/",
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookies_are_secure,
+    )
+
+
+def _signed_out(settings: Settings) -> str:
+    return f"{settings.session_cookie}_out"
 
 
 def _name(settings: Settings) -> str:

@@ -142,7 +142,14 @@ class Pages:
         return answer._replace(status=KINDS[problem.slug].status)
 
     def sign_in(
-        self, exchange: Exchange, refused: Problem | None, *, back: str, email: str = "", say_why: bool = True
+        self,
+        exchange: Exchange,
+        refused: Problem | None,
+        *,
+        back: str,
+        email: str = "",
+        say_why: bool = True,
+        signed_out: bool = False,
     ) -> Answer:
         """Render the sign-in page. For htmx it is a form over the current page, which does not change."""
         return self.make(
@@ -150,7 +157,7 @@ class Pages:
             "sign_in.html",
             refused=refused,
             say_why=say_why,
-            context={"back": back, "email": email, "kept": exchange.method == "POST"},
+            context={"back": back, "email": email, "kept": exchange.method == "POST", "signed_out": signed_out},
         )
 
     def _whereabouts(self, exchange: Exchange) -> str:
@@ -198,9 +205,10 @@ async def provide_visit(request: AnyRequest) -> Visit:
     return Visit(request.app.state["pages"], exchange_of(request.scope), request.scope.get("user"))
 
 
-def as_response(answer: Answer) -> Response[bytes]:
+def as_response(answer: Answer, cookies: Sequence[Cookie] = ()) -> Response[bytes]:
+    kind = answer.headers["content-type"]
     return Response(
-        answer.body, status_code=answer.status, headers=answer.headers, media_type=answer.headers["content-type"]
+        answer.body, status_code=answer.status, headers=answer.headers, media_type=kind, cookies=list(cookies)
     )
 
 

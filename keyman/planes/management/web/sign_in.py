@@ -27,7 +27,7 @@ from keyman.identity.passwords import Passwords
 from keyman.identity.principals import Principal
 from keyman.identity.provider import Provider
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.leaving import way_back_cookie
+from keyman.planes.management.web.leaving import has_signed_out, signed_out_cookie, way_back_cookie
 from keyman.planes.management.web.pages import HOME, Pages, Visit, as_response, is_partial, own_page, see_other
 from keyman.storage.transactions import Database
 
@@ -41,10 +41,14 @@ async def door(request: AnyRequest) -> Response[bytes]:
 
 
 @get("/sign-in", opt=PUBLIC, include_in_schema=False)
-async def sign_in_page(request: AnyRequest, visit: Injected[Visit], pages: Injected[Pages]) -> Response[bytes]:
+async def sign_in_page(
+    request: AnyRequest, visit: Injected[Visit], pages: Injected[Pages], settings: Injected[Settings]
+) -> Response[bytes]:
     if await is_signed_in(request):
         return see_other(HOME)
-    return as_response(pages.sign_in(visit.exchange, None, back=HOME))
+    signed_out = has_signed_out(visit.exchange, settings)
+    cookies = [signed_out_cookie(settings, is_said=True)] if signed_out else []
+    return as_response(pages.sign_in(visit.exchange, None, back=HOME, signed_out=signed_out), cookies)
 
 
 @post("/sign-in", opt=PUBLIC, include_in_schema=False)
@@ -118,7 +122,7 @@ async def sign_out(
     cookies = ended_session_cookies(settings)
     if caller.portal is not None:
         return see_other("/portal", [*cookies, way_back_cookie(caller.portal, settings)])
-    return see_other(away or "/sign-in", cookies)
+    return see_other(away or "/sign-in", [*cookies, signed_out_cookie(settings)])
 
 
 async def is_signed_in(request: AnyRequest) -> bool:

@@ -627,6 +627,7 @@ async def see_the_door(walk: Walk) -> None:
     pages._settings = replace(usual, passwords_on=False)
     await walk.get("/sign-in")
     pages._settings = usual
+    await walk.get("/sign-in", Cookie="keyman_session_out=1")
     await walk.get("/nowhere", 404)
     await walk.get("/problems/nothing", 404)
     await walk.get(KEYS, 401, **{"HX-Request": "true"})

@@ -75,6 +75,9 @@ async def test_signing_out_here_signs_out_there(open_plane: Open, bao: BaoProvid
             assert (await client.get("/api/auth/me")).status_code == 401
             by_password = await plane.user()
             assert (await by_password.post("/sign-out")).headers["location"] == "/sign-in"
+            for each in (client, by_password):  # the provider leads back to this page, too
+                assert "You are signed out." in (await each.get("/sign-in", headers=HTML)).text
+                assert "You are signed out." not in (await each.get("/sign-in", headers=HTML)).text
 
 
 async def test_pages_let_a_form_lead_to_the_provider_and_nowhere_else(open_plane: Open, bao: BaoProvider) -> None:

@@ -411,6 +411,7 @@
 
   document.addEventListener("submit", (event) => {
     const form = event.target;
+    for (const button of form.querySelectorAll("[data-reveal]")) reveal(button, false); // browsers keep what text fields had
     if (form.method !== "post" || form.hasAttribute("hx-post")) return;
     if (form.dataset.sent) event.preventDefault();
     form.dataset.sent = "yes";
