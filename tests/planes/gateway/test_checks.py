@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,7 +38,7 @@ from keyman.planes.gateway.checking import _url as address_of
 from keyman.planes.gateway.services import forwarded
 from keyman.planes.management.checks import Gateway
 from keyman.providers.catalogue import Catalogue
-from keyman.providers.verdicts import DETAILS, MOST, Judgement, Verdict
+from keyman.providers.verdicts import DETAILS, ENDPOINT, MOST, Judgement, Verdict
 from keyman.secret import Secret
 from keyman.storage.transactions import Unchecked
 from keyman.values import ApplicationName
@@ -45,6 +46,7 @@ from tests.planes.gateway.provider import Incoming
 from tests.planes.gateway.scene import CHAT, VALUE, Scene
 from tests.planes.gateway.talk import Answer, asked
 from tests.planes.management.api.harness import ApiPlane, api_plane_at, problem
+from tests.support.logs import capture_logs
 from tests.support.needs import quick_on
 from tests.support.planes import ORIGIN, Vault
 
@@ -202,6 +204,42 @@ async def test_a_provider_that_hangs_is_unreachable(check: Checking, monkeypatch
 
     check.scene.provider.handler = hangs
     assert (await check.ask()).json["verdict"] == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "fault"), [((), "ClientConnectorDNSError"), (("169.254.169.254", "::1"), "AddressRefused")]
+)
+async def test_an_endpoint_that_is_nowhere_or_inside_is_asked_about_and_not_connected_to(
+    check: Checking, monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...], fault: str
+) -> None:
+    host = f"{token_hex(6)}.openai.azure.com"
+    resolve = socket.getaddrinfo
+
+    def leads(name: Any, port: Any, *more: Any, **named: Any) -> Any:
+        if name != host:
+            return resolve(name, port, *more, **named)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "not known")
+        return [info for address in addresses for info in resolve(address, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", leads)
+    key_id = await check.scene.owner.key("AZURE_OPENAI", "0123456789abcdef", settings={"endpoint": f"https://{host}"})
+    with capture_logs() as lines:
+        got = await check.ask(key_id)
+    assert (got.status, got.json["verdict"], got.json["detail"]) == (200, "unreachable", ENDPOINT)
+    assert [line["fault"] for line in lines if line["event"] == "a provider cannot be reached"] == [fault]
+    assert host not in str(lines)
+
+
+async def test_neither_a_check_nor_a_use_changes_the_etag(check: Checking) -> None:
+    path = f"/api/keys/{check.scene.key_id}"
+    before = await check.scene.owner.client.get(path)
+    await check.ask()
+    await check.scene.last_used_by()
+    after = await check.scene.owner.client.get(path)
+    assert (before.json()["check"], before.json()["last_used_at"]) == (None, None)
+    assert None not in (after.json()["check"], after.json()["last_used_at"])
+    assert after.headers["etag"] == before.headers["etag"]
 
 
 async def test_a_key_that_is_replaced_meanwhile_gets_no_verdict_and_no_entry(check: Checking) -> None:

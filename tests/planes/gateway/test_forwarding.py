@@ -91,6 +91,26 @@ async def test_get_and_head_have_no_body(gateway: Scene) -> None:
         assert (sent.method, sent.all_of("content-length"), sent.all_of("transfer-encoding")) == (method, [], [])
 
 
+async def test_an_answer_to_head_has_the_headers_of_the_one_to_get(gateway: Scene) -> None:
+    gateway.provider.answers(b'HTTP/1.1 200 OK\r\ncontent-length: 1234\r\netag: "1"\r\n\r\n')
+    answer = await gateway.ask("HEAD", "/openai/v1/models", gateway.headers)
+    assert (answer.status, answer.header("content-length"), answer.header("etag")) == (200, "1234", '"1"')
+    assert (answer.body, answer.is_whole) == (b"", True)
+
+
+async def test_a_header_that_keyman_adds_to_its_own_answers_does_not_replace_one_of_the_provider(
+    gateway: Scene,
+) -> None:
+    own = {"cache-control": "max-age=60", "content-security-policy": "sandbox", "x-request-id": "req_1"}
+    fields = "".join(f"{name}: {value}\r\n" for name, value in own.items())
+    gateway.provider.answers(f"HTTP/1.1 200 OK\r\n{fields}content-length: 0\r\n\r\n".encode())
+    answer = await gateway.post()
+    for name, value in own.items():
+        assert [found for given, found in answer.fields if given == name] == [value]
+    gateway.provider.answers(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+    assert (await gateway.post()).header("cache-control") == "no-store"
+
+
 async def test_an_error_of_the_provider_comes_back_as_it_is(gateway: Scene) -> None:
     body = b'{"error":{"message":"Rate limit","code":"x"}}'
     head = b"HTTP/1.1 429 Nope\r\nretry-after: 7\r\nx-request-id: req_1\r\nset-cookie: a=b\r\nserver: nginx\r\n"
