@@ -1,22 +1,29 @@
-"""The last day of a key in a form: a date or, without a script, a period from today."""
+"""The last day of a key or a token in a form: a date or, without a script, a period from today."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TypedDict
 
 from keyman.clock import now
 from keyman.errors import FieldError, InvalidRequest
 from keyman.planes.management.web.forms import Form
 
 EXPIRY_DAYS = (30, 90, 365)
-"""The periods that the form offers for a key: a month, a quarter and a year."""
+"""The periods that a form offers: a month, a quarter and a year."""
 
 DAY, PERIOD = "expires_at", "period"
 """The fields for the last day, and for a number of days instead. No days are no end."""
 
 
-def expiry_choices() -> dict[str, object]:
-    """Return what the field of the last day needs: today, and the last day of each period."""
+class ExpiryChoices(TypedDict):
+    """What the field of the last day needs: today, and the last day of each period."""
+
+    today: str
+    days: dict[int, str]
+
+
+def expiry_choices() -> ExpiryChoices:
     return {"today": f"{now():%Y-%m-%d}", "days": _last_days()}
 
 

@@ -19,6 +19,7 @@ from keyman.identity.personal_tokens import NewToken, TokenInfo
 from keyman.identity.principals import Principal
 from keyman.identity.tokens import DEFAULT_SCOPES, Scope
 from keyman.ids import TokenId
+from keyman.planes.management.web.expiry import DAY, expiry_choices, with_last_day
 from keyman.planes.management.web.forms import Form, LastDay
 from keyman.planes.management.web.pages import Visit, see_other
 from keyman.storage.transactions import Database
@@ -61,8 +62,9 @@ async def create(
     settings: Injected[Settings],
 ) -> Response[bytes]:
     form = await Form.read(request)
-    given = {**form.filled("name", "expires_at"), "scopes": form.all("scopes")}
     try:
+        form = with_last_day(form)
+        given = {**form.filled("name", DAY), "scopes": form.all("scopes")}
         token = await personal.create(db, caller, decode(TokenForm, given))
     except Unauthenticated:
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
@@ -71,7 +73,7 @@ async def create(
             visit,
             refused=problem,
             name=form.text("name"),
-            expires_at=form.text("expires_at"),
+            expires_at=form.text(DAY),
             scopes=form.all("scopes"),
         )
     # Only this page contains a token. It is the answer to the form itself, so that no link can open it again.
@@ -110,8 +112,8 @@ def _form(
         "token_form.html",
         refused=refused,
         name=name,
-        expires_at=expires_at,
+        filled={DAY: expires_at},
         scopes=scopes,
         meanings={scope.value: meaning for scope, meaning in MEANINGS.items()},
-        today=f"{now():%Y-%m-%d}",
+        **expiry_choices(),
     )
