@@ -15,7 +15,10 @@ PATIENCE = 20.0
 
 
 class Talk:
-    """One request. `most` limits the parts of the answer that wait to be read, as the buffer of a server does."""
+    """One request, which starts at once: one without a body can be at the provider before anything is given.
+
+    `most` limits the parts of the answer that wait to be read, as the buffer of a server does.
+    """
 
     def __init__(
         self, app: Edge, method: str, path: str, headers: Mapping[str, str] | list[tuple[str, str]], most: int = 0
