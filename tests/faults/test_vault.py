@@ -200,7 +200,7 @@ async def test_nothing_is_stored_while_vault_is_sealed_on_either_database(
 async def test_a_revoked_token_is_replaced_without_anybody_noticing(
     sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
-    async with plane_of(sqlite, settings, quick_passwords) as plane:
+    async with plane_of(sqlite, replace(settings, timeout=UNHURRIED), quick_passwords) as plane:
         ada = await plane.user()
         await stored(ada)
         revoke_tokens(disposable_vault)
@@ -215,6 +215,7 @@ async def test_a_revoked_token_is_replaced_without_anybody_noticing(
 async def test_a_key_that_was_deleted_or_made_again_seals_nothing(
     sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
+    settings = replace(settings, timeout=UNHURRIED)
     async with plane_of(sqlite, settings, quick_passwords) as plane:
         ada = await plane.user()
         kept, spare = await stored(ada), await stored(ada)
@@ -245,7 +246,7 @@ async def test_a_slow_vault_is_waited_for_up_to_the_deadline_and_no_longer(
     sqlite: URL, disposable_vault: DisposableVault, settings: VaultSettings, quick_passwords: PasswordHasher
 ) -> None:
     async with slow_proxy(disposable_vault.port, TIMEOUT / 10) as port:
-        slow = replace(settings, address=f"http://127.0.0.1:{port}")
+        slow = replace(settings, address=f"http://127.0.0.1:{port}", timeout=UNHURRIED)
         async with plane_of(sqlite, slow, quick_passwords) as plane:
             ada = await plane.user()
             await stored(ada)
