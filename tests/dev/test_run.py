@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from keyman.dev.home import Home
 from tests.cli.transcript import keyman
 from tests.support import needs
 from tests.support.cli import (
@@ -180,7 +182,7 @@ def test_no_process_of_keyman_dev_has_a_secret_in_its_environment(fresh: Fresh) 
     dev_parts(fresh.live)
     environments = environments_below(fresh.live.pid)
     assert len(environments) >= 5
-    for name in ("settings.env", "resolver.env"):
+    for name in ("settings.env", "resolver.env", "gateway.env"):
         lines = (fresh.home / name).read_text().splitlines()
         (secret,) = (line.partition("=")[2] for line in lines if line.startswith("KEYMAN_VAULT_SECRET_ID="))
         for environment_of_child in environments.values():
@@ -202,7 +204,8 @@ def test_ctrl_c_waits_for_no_load_balancer(fresh: Fresh) -> None:
 def test_only_its_owner_can_look_into_a_home(fresh: Fresh) -> None:
     for directory in (fresh.home, fresh.home / "vault"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    private = ["keyman.db", "settings.env", "resolver.env", "lock", "vault/keys.json", "vault/server.log"]
+    private = ["keyman.db", "settings.env", "resolver.env", "gateway.env", "gateway-token", "lock"]
+    private += ["vault/keys.json", "vault/server.log"]
     modes = {name: stat.S_IMODE((fresh.home / name).stat().st_mode) for name in private}
     assert modes == dict.fromkeys(private, 0o600)
     for path in fresh.home.glob("keyman.db-*"):
@@ -299,6 +302,21 @@ def test_a_plane_does_not_hold_what_the_other_logs_in_with(fresh: Fresh) -> None
             for login in (name, other):  # its own comes through a pipe
                 assert secrets[login][variable].encode() not in environ
             assert secrets[other][variable] not in (fresh.home / files[name]).read_text()
+
+
+def test_only_the_management_plane_has_the_token_for_live_checks_and_it_is_taken(fresh: Fresh) -> None:
+    home, file = Home(fresh.home), fresh.home / "gateway-token"
+    token = file.read_text().strip()
+    assert token.startswith("km_")
+    wanted = {"KEYMAN_GATEWAY_URL": f"http://127.0.0.1:{fresh.port + 2}", "KEYMAN_GATEWAY_TOKEN_FILE": str(file)}
+    assert wanted.items() <= home.settings().items()
+    for others in (home.resolver_settings(), home.gateway_settings()):
+        assert not [name for name in others if name.startswith(("KEYMAN_GATEWAY_URL", "KEYMAN_GATEWAY_TOKEN"))]
+    for name in ("settings.env", "resolver.env", "gateway.env"):
+        assert token not in (fresh.home / name).read_text()
+    found = run_keyman("doctor", "--home", fresh.home, "--json")
+    (check,) = [one for one in json.loads(found.out) if one["check"] == "live-checks"]
+    assert check["state"] == "ok", check
 
 
 def test_an_application_that_is_registered_gets_back_what_a_user_has_left(fresh: Fresh) -> None:
