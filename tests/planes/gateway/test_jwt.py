@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from keyman import migrations
 from keyman.clock import now
 from keyman.config.identity import JwtSettings
+from keyman.http import limit
 from keyman.identity import applications, standing
 from keyman.identity.applications import ALL_USERS, Users, Workload
 from keyman.identity.issuers import Issuer as IssuerName
@@ -72,8 +73,13 @@ async def test_a_user_uses_own_keys_with_a_jwt_that_says_so(jwt_gateway: Scene, 
 
 
 async def test_a_jwt_and_a_personal_token_of_a_user_share_the_limits(
-    tmp_path: Path, provisioned: Vault, quick_passwords: PasswordHasher, gateway_issuer: Issuer
+    tmp_path: Path,
+    provisioned: Vault,
+    quick_passwords: PasswordHasher,
+    gateway_issuer: Issuer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(limit, "monotonic", lambda: 1000.0)
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/keyman.db")
     await migrations.upgrade(url)
     jwt = JwtSettings(gateway_issuer.url, AUDIENCE)
