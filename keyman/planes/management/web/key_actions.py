@@ -15,7 +15,7 @@ from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, Status
 from keyman.keys.uses import OF_LATE
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.keys import Place
+from keyman.planes.management.web.keys import Place, back_to
 from keyman.planes.management.web.own_keys import OwnKeys
 from keyman.planes.management.web.pages import see_other
 
@@ -49,7 +49,7 @@ async def pause(request: AnyRequest, own: Injected[OwnKeys], key_id: FromPath[Ro
         is_done = isinstance(problem, PreconditionFailed) and (key.status is Status.DISABLED) == wanted
         if not is_done:  # otherwise another window has already done it
             return _ask_to_pause(own, key, place, refused=problem)
-    return see_other(place.url(saved=key.id, done="paused" if wanted else "resumed"))
+    return back_to(place, own.visit, key.id, done="paused" if wanted else "resumed")
 
 
 @get("/settings/api-keys/{key_id:str}/default", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -67,7 +67,7 @@ async def make_default(request: AnyRequest, own: Injected[OwnKeys], key_id: From
     if wanted is None:
         raise InvalidRequest.at(FieldError("", "The form is malformed."))
     await operations.change(own.db, own.catalogue, own.caller, key.id, Change(default=wanted), IfMatch())
-    return see_other(place.url(saved=key.id, done="default" if wanted else "no-default"))
+    return back_to(place, own.visit, key.id, done="default" if wanted else "no-default")
 
 
 @get("/settings/api-keys/{key_id:str}/delete", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)

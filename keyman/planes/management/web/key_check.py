@@ -13,9 +13,8 @@ from keyman.ids import KeyId
 from keyman.planes.management import checks
 from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.keys import Place
+from keyman.planes.management.web.keys import Place, back_to
 from keyman.planes.management.web.own_keys import OwnKeys
-from keyman.planes.management.web.pages import see_other
 from keyman.planes.management.web.verdicts import CHECKED, NO_GATEWAY, TOO_MANY
 
 
@@ -39,4 +38,4 @@ async def check(
         done = TOO_MANY
     except GatewayUnavailable:
         done = NO_GATEWAY
-    return see_other(place.url(saved=key_id, done=done))
+    return back_to(place, own.visit, key_id, done=done)

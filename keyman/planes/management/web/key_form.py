@@ -38,9 +38,8 @@ from keyman.keys.sealing import Sealer
 from keyman.keys.settings import NONE, to_text
 from keyman.planes.management.web.expiry import expiry_choices, with_last_day
 from keyman.planes.management.web.forms import Form, LastDay
-from keyman.planes.management.web.keys import Place, View, offered
+from keyman.planes.management.web.keys import Place, back_to, offered
 from keyman.planes.management.web.own_keys import OwnKeys
-from keyman.planes.management.web.pages import see_other
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.pasted import bare
 from keyman.providers.recognition import check_new_key, check_shown, has_key, unusual_beginning
@@ -95,7 +94,7 @@ async def create(
         raise  # the session ended meanwhile: show the sign-in page, and nothing of the account
     except Problem as problem:
         return _form(own, refused=problem, typed=form, attempt=attempt)
-    return see_other(View().url(saved=key.id, done="created", **_noticed(form, key)))
+    return back_to(Place(), own.visit, key.id, done="created", **_noticed(form, key))
 
 
 @get("/settings/api-keys/{key_id:str}/edit", opt=needs(Scope.KEYS_WRITE), include_in_schema=False)
@@ -128,7 +127,7 @@ async def edit(
             key = await own.get(key_id)  # read it again; raises NotFound if it was deleted
         return _form(own, refused=problem, typed=form, key=key, aim=form.text("for"), place=place)
     noticed = {**_noticed(form, changed), "unending": _ended(form, key, changed)}
-    return see_other(place.url(saved=key.id, done="changed", **noticed))
+    return back_to(place, own.visit, key.id, done="changed", **noticed)
 
 
 async def _create_once(

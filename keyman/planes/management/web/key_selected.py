@@ -20,10 +20,10 @@ from keyman.keys import operations
 from keyman.keys.operations import IfMatch
 from keyman.keys.schemas import Change, KeyInfo, Status
 from keyman.planes.management.web.forms import Form
-from keyman.planes.management.web.keys import View, view_behind
+from keyman.planes.management.web.keys import Place, View, view_behind
 from keyman.planes.management.web.outcomes import ids_of
 from keyman.planes.management.web.own_keys import OwnKeys
-from keyman.planes.management.web.pages import see_other
+from keyman.planes.management.web.pages import is_partial, see_other
 from keyman.planes.management.web.words import in_plain_words
 from keyman.providers.catalogue import Catalogue
 
@@ -82,7 +82,9 @@ async def selected(request: AnyRequest, own: Injected[OwnKeys]) -> Response[byte
         for key_id, problem in zip(ids, refused, strict=True)
     ]
     if all(not result.failure for result in results):
-        return see_other(view.url(saved=",".join(map(str, ids)), done=action.done))
+        url = view.url(saved=",".join(map(str, ids)), done=action.done)
+        leads = action is not Action.DELETE and not is_partial(own.visit.exchange)
+        return see_other(url + Place().row(ids[0]) if leads else url)
     return own.visit.show(
         "key_selected_done.html", status=409, action=action, results=results, names=_names(own.catalogue), view=view
     )

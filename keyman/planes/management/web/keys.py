@@ -27,7 +27,7 @@ from keyman.planes.management.checks import Gateway
 from keyman.planes.management.web import marks
 from keyman.planes.management.web.forms import Form
 from keyman.planes.management.web.outcomes import Outcome
-from keyman.planes.management.web.pages import HOME, Visit, is_one, see_other
+from keyman.planes.management.web.pages import HOME, Visit, is_one, is_partial, see_other
 from keyman.planes.management.web.verdicts import Checks
 from keyman.providers.catalogue import Catalogue, ServiceInfo, ServiceSlug
 from keyman.providers.verdicts import Verdict
@@ -218,6 +218,15 @@ class Place:
 
     def url(self, **more: object) -> str:
         return self.view.url(**more) if self.key_id is None else self.view.page_of(self.key_id, **more)
+
+    def row(self, key_id: int) -> str:
+        """Return the fragment of the address that leads to the row of a key. The page of a key has none."""
+        return f"#key-{key_id}" if self.key_id is None else ""
+
+
+def back_to(place: Place, visit: Visit, key_id: int, **more: object) -> Response[bytes]:
+    """Redirect to where a form about a key was opened, to the row of this key. htmx keeps the row in view itself."""
+    return see_other(place.url(saved=key_id, **more) + ("" if is_partial(visit.exchange) else place.row(key_id)))
 
 
 def _expires_soon(key: KeyInfo, moment: datetime) -> bool:

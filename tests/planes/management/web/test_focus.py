@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page, expect
+import pytest
+from playwright.sync_api import Page, ViewportSize, expect
 
 from tests.planes.management.web.moves import (
     ACCOUNT,
@@ -235,6 +236,53 @@ def test_a_long_list_can_be_skipped(arrive: Arrive, dev_server: DevServer) -> No
         expect(page.get_by_role("link", name="Older")).to_be_focused()
         ada.open(f"{KEYS}?q=key+5")
         expect(skip).to_have_count(0)  # there is nothing behind it
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_without_a_script_what_is_done_leads_back_to_its_row(
+    arrive: Arrive, dev_server: DevServer, viewport: ViewportSize
+) -> None:
+    ada = join(arrive(signed_up=False, java_script_enabled=False, viewport=viewport, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number:02}"} for number in range(40)))
+    row, main = rows(page).filter(has_text="key 07"), page.get_by_role("main")
+
+    def leads_back(says: str) -> None:
+        expect(page.get_by_role("status")).to_contain_text(says)
+        expect(page.get_by_role("status")).to_be_in_viewport(ratio=1)
+        expect(row).to_be_in_viewport(ratio=1)
+        page.keyboard.press("Tab")
+        expect(row.locator(":focus")).to_have_count(1)
+
+    for act_of, says in (("Pause", "is paused"), ("Resume", "is active again"), ("Make default", "the default")):
+        ada.open(f"{KEYS}?sort=name")
+        act(row, act_of)
+        main.get_by_role("button", name=act_of, exact=True).click()
+        leads_back(says)
+        assert "sort=name&" in page.url
+    ada.open(KEYS)
+    act(row, "Edit")
+    page.get_by_label("Label", exact=True).fill("key 07, noted")
+    main.get_by_role("button", name="Save", exact=True).click()
+    leads_back("is changed")
+    act(row, "Delete")
+    main.get_by_role("button", name="Cancel").click()
+    expect(row).to_be_in_viewport(ratio=1)
+    assert ada.complaints == []
+
+
+def test_with_a_script_the_address_and_the_place_stay_as_they_were(arrive: Arrive, dev_server: DevServer) -> None:
+    ada = join(arrive(signed_up=False, reduced_motion="reduce"))
+    page = ada.page
+    plant(dev_server.home, ada, *({"name": f"key {number:02}"} for number in range(40)))
+    ada.open(KEYS)
+    row = rows(page).filter(has_text="key 07")
+    row.scroll_into_view_if_needed()
+    before = page.evaluate("scrollY")
+    act(row, "Pause")
+    dialog(page).get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_role("status")).to_contain_text("is paused")
+    assert (page.url, page.evaluate("scrollY")) == (f"{ada.origin}{KEYS}", before)
 
 
 def test_enter_on_a_box_sends_nothing(arrive: Arrive, dev_server: DevServer) -> None:

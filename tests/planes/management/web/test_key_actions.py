@@ -70,7 +70,7 @@ async def test_a_key_is_paused_and_resumed_and_each_is_said_once(shared: ApiPlan
         assert question in page.text
         assert "sk-...1234" in page.text
         answer = await post(ada, path, hidden(page))
-        assert answer.headers["location"] == f"{HOME}?saved={key_id}&done={done}"
+        assert answer.headers["location"] == f"{HOME}?saved={key_id}&done={done}#key-{key_id}"
         assert await status(ada, key_id) == after
         page = await ada.get(answer.headers["location"])
         assert f"OpenAI · chat is {'active again' if done == 'resumed' else done}." in page.text
@@ -100,7 +100,7 @@ async def test_what_another_window_has_done_already_is_done(shared: ApiPlane) ->
     form = hidden(await ada.get(path))
     for _ in range(2):
         answer = await post(ada, path, form)
-        assert answer.headers["location"] == f"{HOME}?saved={key_id}&done=paused"
+        assert answer.headers["location"] == f"{HOME}?saved={key_id}&done=paused#key-{key_id}"
     assert [entry["action"] for entry in (await ada.get("/api/audit")).json()].count("key.pause") == 1
     # The form says what is wanted, so that an old one does not turn it round.
     await post(ada, path, hidden(await ada.get(path)))
@@ -174,7 +174,7 @@ async def test_people_choose_which_key_applications_get(shared: ApiPlane) -> Non
     assert "Make this key the default?" in (await ada.get(f"{HOME}/{old}/default")).text
     assert "Make default" not in row(shown, new) + row(shown, other)  # nothing to choose
     answer = await post(ada, f"{HOME}/{old}/default", {"default": "true", "view": "sort=name"})
-    assert answer.headers["location"] == f"{HOME}?sort=name&saved={old}&done=default"
+    assert answer.headers["location"] == f"{HOME}?sort=name&saved={old}&done=default#key-{old}"
     assert "OpenAI · old is now the default." in (await ada.get(answer.headers["location"])).text
     assert await used() == {old}
     assert "Clear default" in row(await ada.get(HOME), old)
@@ -184,7 +184,7 @@ async def test_people_choose_which_key_applications_get(shared: ApiPlane) -> Non
     assert ">Default</span>" in row(await ada.get(HOME), old)
     await ada.patch(f"/api/keys/{old}", json={"disabled": False})
     answer = await post(ada, f"{HOME}/{old}/default", {"default": "false"})
-    assert answer.headers["location"] == f"{HOME}?saved={old}&done=no-default"
+    assert answer.headers["location"] == f"{HOME}?saved={old}&done=no-default#key-{old}"
     assert await used() == {new}
     assert (await eve.get(f"{HOME}/{new}/default")).status_code == 404
     for client, fields, status_code in ((ada, {}, 400), (eve, {"default": "true"}, 404)):
@@ -203,7 +203,7 @@ async def test_several_keys_are_changed_one_by_one_and_only_the_own_ones(shared:
     fields = hidden(asked)
     assert (fields["ids"], fields["view"]) == (",".join(map(str, own)), "sort=name")
     done = await post(ada, path, fields)
-    location = f"{HOME}?sort=name&saved={own[0]}%2C{own[1]}%2C{own[2]}&done=paused"
+    location = f"{HOME}?sort=name&saved={own[0]}%2C{own[1]}%2C{own[2]}&done=paused#key-{own[0]}"
     assert (done.status_code, done.headers["location"]) == (303, location)
     assert [await status(ada, key_id) for key_id in own] == ["disabled"] * 3
     told = [entry["action"] for entry in (await ada.get("/api/audit")).json()]
@@ -274,7 +274,7 @@ async def test_a_form_that_does_not_say_what_is_wanted_changes_nothing(shared: A
     assert await status(ada, key_id) == "active"
     # Without an ETag the last one wins, as over REST.
     assert (await post(ada, path, {"paused": "true", "view": "service=OPENAI"})).headers["location"] == (
-        f"{HOME}?service=OPENAI&saved={key_id}&done=paused"
+        f"{HOME}?service=OPENAI&saved={key_id}&done=paused#key-{key_id}"
     )
 
 

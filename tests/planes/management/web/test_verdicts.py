@@ -71,10 +71,10 @@ async def test_a_check_that_cannot_be_made_comes_back_to_the_same_part_of_the_li
         target = f"{KEYS}/{key['id']}/check"
         away = await ada.post(target, data={"view": "service=OPENAI"}, headers=FORM)
         assert away.status_code == 303
-        assert away.headers["location"] == f"{KEYS}?service=OPENAI&saved={key['id']}&done=no-gateway"
+        assert away.headers["location"] == f"{KEYS}?service=OPENAI&saved={key['id']}&done=no-gateway#key-{key['id']}"
         assert "Not checked: the gateway cannot be reached." in await page(ada, away.headers["location"])
         again = await ada.post(target, data={"view": ""}, headers=FORM)
-        assert again.headers["location"] == f"{KEYS}?saved={key['id']}&done=too-many-checks"
+        assert again.headers["location"] == f"{KEYS}?saved={key['id']}&done=too-many-checks#key-{key['id']}"
         assert "Not checked: too many checks." in await page(ada, again.headers["location"])
         assert (await eve.post(target, data={"view": ""}, headers=FORM)).status_code == 404
         damage = update(api_keys).where(api_keys.c.id == key["id"]).values(undecryptable=True)
