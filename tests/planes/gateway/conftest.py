@@ -13,6 +13,7 @@ from keyman import migrations
 from tests.planes.gateway.scene import Scene, renewed, scene_at
 from tests.support.database import PostgresServer
 from tests.support.planes import Vault
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ async def sqlite_gateway(
     directory = tmp_path_factory.mktemp("gateway")
     url = make_url(f"sqlite+aiosqlite:///{directory}/keyman.db")
     await migrations.upgrade(url)
-    async with scene_at(url, provisioned, quick_passwords, directory, rate=10_000.0, timeout=5.0) as scene:
+    async with scene_at(url, provisioned, quick_passwords, directory, rate=10_000.0, timeout=PATIENCE) as scene:
         yield scene
 
 
@@ -36,7 +37,7 @@ async def postgresql_gateway(
     directory, name = tmp_path_factory.mktemp("gateway"), f"gateway_{token_hex(6)}"
     url = make_url(postgres.create_database(name))
     await migrations.upgrade(url)
-    async with scene_at(url, provisioned, quick_passwords, directory, rate=10_000.0, timeout=5.0) as scene:
+    async with scene_at(url, provisioned, quick_passwords, directory, rate=10_000.0, timeout=PATIENCE) as scene:
         yield scene
     postgres.drop_database(name)
 

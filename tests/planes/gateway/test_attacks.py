@@ -198,18 +198,6 @@ async def test_an_answer_that_is_not_as_it_should_be_is_502(gateway: Scene, answ
     assert b"y" * 10 not in found.body
 
 
-async def test_100_continue_for_ever_ends(gateway: Scene) -> None:
-    """The gateway of these tests waits for five seconds, in which something must come that is an answer."""
-
-    async def handler(incoming: Incoming) -> None:
-        while True:
-            await incoming.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            await asyncio.sleep(0.01)
-
-    gateway.provider.handler = handler
-    assert (await gateway.post()).status == 504
-
-
 async def test_headers_of_keyman_and_of_the_host_do_not_come_from_a_provider(gateway: Scene) -> None:
     fields = (
         b"keyman-key-id: 999\r\nKeyman-Error: not-found\r\nset-cookie: a=x\r\naccess-control-allow-origin: *\r\n"
