@@ -56,7 +56,7 @@ class Incoming:
 
     async def closed(self) -> None:
         """Return when the other side has closed or reset the connection."""
-        with suppress(ConnectionResetError):
+        with suppress(OSError):
             while await self.reader.read(65536):
                 pass
 
