@@ -191,15 +191,25 @@ def _length(value: bytes) -> int:
 
 
 class _Connection(ResponseHandler):
-    """A connection whose reader learns that what comes is no longer HTTP, such as a chunk without a size.
+    """A connection that tells the reader of a body when the rest of it does not come.
 
-    aiohttp closes the connection then, and tells nobody who reads the body. They would wait for ever.
+    If what comes is no longer HTTP, such as a chunk without a size, aiohttp closes the connection, and the reader would
+    wait for ever. If the connection is reset, aiohttp takes a body without a length for whole.
     """
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         super().set_exception(exc)  # its cause can contain what was received
+        if isinstance(exc, HttpProcessingError):
+            self._end_body()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            self._end_body()
+        super().connection_lost(exc)
+
+    def _end_body(self) -> None:
         body = self._payload
-        if isinstance(exc, HttpProcessingError) and body is not None and not body.is_eof():
+        if body is not None and not body.is_eof():
             body.set_exception(aiohttp.ClientPayloadError())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from argon2 import PasswordHasher
 from sqlalchemy.engine import make_url
 
 from keyman import migrations
+from keyman.http.connections import AT_ONCE
 from tests.planes.gateway.provider import Incoming
 from tests.planes.gateway.scene import VALUE, Scene, scene_at
 from tests.planes.gateway.test_checks import checking
@@ -154,6 +156,29 @@ async def test_an_answer_that_is_no_longer_http_is_cut_at_once(gateway: Scene, b
         assert await talk.was_cut()
     assert [line["cut"] for line in lines if line["event"] == "request"] == ["provider-answer-refused"]
     assert "no colon" not in str(lines)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_an_answer_without_a_length_is_whole_if_the_provider_closes_and_not_if_it_resets(
+    gateway: Scene, is_whole: bool
+) -> None:
+    has_read = asyncio.Event()
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await has_read.wait()
+        if not is_whole:
+            incoming.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        incoming.writer.close()
+
+    gateway.provider.handler = handler
+    talk = gateway.talk()
+    talk.give(b"")
+    assert await talk.begun() == 200
+    assert await talk.part() == b"hello"
+    has_read.set()
+    assert await talk.was_cut() is not is_whole
 
 
 @pytest.mark.parametrize("coding", ["gzip, chunked", "gzip", "chunked, gzip", "GZIP", "deflate, chunked", "xchunked"])
