@@ -1,7 +1,7 @@
 """Which tests `make test` leaves to CI because of their time, besides those that are marked `slow` where they are.
 
-Each takes more than a second and a half on two idle processors. Shorter tests show that its part works. With them,
-`make test` takes eleven minutes there, and eight without.
+Each takes more than a second and a half on two idle processors. Shorter tests show that its part works. With all slow
+tests, a run takes more than twice as long.
 """
 
 from __future__ import annotations
