@@ -22,6 +22,7 @@ from keyman.providers.catalogue import Catalogue
 from tests.support.browser import Person, ready
 from tests.support.planes import PASSWORD
 from tests.support.rows import entry, row
+from tests.support.waiting import until
 
 KEYS = "/settings/api-keys"
 TOKENS = "/settings/access-tokens"
@@ -178,6 +179,16 @@ def narrow_places(page: Page) -> list[str]:
         }"""
     )
     return found
+
+
+def until_held(page: Page, waiting: list[Route]) -> None:
+    """Return once a request is held. The browser tells of it some time after the page has sent it."""
+
+    def is_there() -> bool:
+        page.wait_for_timeout(10)
+        return bool(waiting)
+
+    until(is_there, "a request that is held")
 
 
 @contextmanager

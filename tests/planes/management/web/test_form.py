@@ -27,12 +27,13 @@ from tests.planes.management.web.moves import (
     rows,
     save,
     sign_in,
+    until_held,
 )
 from tests.support.browser import Arrive, DevServer, Person
 from tests.support.http import NO_TLS, sign_up
 from tests.support.needs import quick
 from tests.support.planes import PASSWORD
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE
 
 OPENAI = {"service": "OPENAI", "api_key": OPENAI_KEY, "name": "first"}
 
@@ -153,6 +154,7 @@ def test_save_shows_that_it_works_and_cannot_be_sent_twice(ada: Person) -> None:
         page.evaluate("document.getElementById('key-form').noValidate = true")
         page.evaluate("document.getElementById('key-form').requestSubmit()")
         page.get_by_label("Label", exact=True).press("Enter")
+        until_held(page, waiting)
         assert len(waiting) == 1
     expect(rows(page)).to_have_count(1)
     assert [key["name"] for key in keys_of(ada)] == ["once"]
@@ -470,12 +472,7 @@ def test_a_search_that_answers_late_closes_no_form(ada: Person) -> None:
     held_back: list[Route] = []
     page.route("**/settings/api-keys?*", lambda route: _hold(held_back, route))
     page.get_by_label("Search keys").fill("fir")
-
-    def is_sent() -> bool:
-        page.wait_for_timeout(10)
-        return bool(held_back)
-
-    until(is_sent, "the search, which waits for the end of the typing")
+    until_held(page, held_back)  # after the end of the typing
     press(page, "Add New Key")
     fill(page, label="being typed")
     for route in held_back:
@@ -515,13 +512,10 @@ def test_a_button_that_works_is_the_one_that_cannot_be_pressed_again(ada: Person
     page = ada.page
     page.reload()
     opened = press(page, "Delete", rows(page))
-    held_back: list[Route] = []
-    page.route("**/delete", lambda route: _hold(held_back, route))
-    opened.get_by_role("button", name="Delete").click()
-    expect(opened.get_by_role("button", name="Delete")).to_be_disabled()
-    expect(opened.get_by_role("button", name="Cancel")).to_be_enabled()
-    for route in held_back:
-        route.continue_()
+    with held(page):
+        opened.get_by_role("button", name="Delete").click()
+        expect(opened.get_by_role("button", name="Delete")).to_be_disabled()
+        expect(opened.get_by_role("button", name="Cancel")).to_be_enabled()
     expect(page.get_by_role("heading", name="No keys yet")).to_be_visible()
 
 
