@@ -424,6 +424,7 @@
   // --- a change is reported once, and exact times are shown in the reader's time zone
 
   const address = new URL(location.href);
+  if (address.searchParams.has("done")) address.hash = ""; // the row, for those who have no script
   for (const name of ["done", "saved", "duplicate", "peeled", "unending"]) address.searchParams.delete(name); // and the `?` of a form without fields
   if (address.href !== location.href) history.replaceState(history.state, "", address);
 
