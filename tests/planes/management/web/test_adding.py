@@ -108,7 +108,7 @@ def test_a_key_that_begins_in_another_way_is_asked_about_once(adder: Person) -> 
     fill(page, "OpenAI", "hq2v9mXbT0c7eUKwN4Rd1234", "odd")
     save(page)
     key = page.get_by_label("API key", exact=True)
-    expect(opened.get_by_role("alert")).to_have_text("OpenAI keys begin with sk-. Store it anyway?")
+    expect(opened.locator("#api_key-question")).to_have_text("OpenAI keys begin with sk-. Store it anyway?")
     expect(key).to_be_focused()
     expect(key).to_have_value("hq2v9mXbT0c7eUKwN4Rd1234")
     expect(key).not_to_have_attribute("aria-invalid", "true")
@@ -119,7 +119,7 @@ def test_a_key_that_begins_in_another_way_is_asked_about_once(adder: Person) -> 
     opened = press(page, "Edit", rows(page))
     fill(page, key="another0hq2v9mXbT0c7")
     save(page)
-    expect(opened.get_by_role("alert")).to_have_text("OpenAI keys begin with sk-. Store it anyway?")
+    expect(opened.locator("#api_key-question")).to_have_text("OpenAI keys begin with sk-. Store it anyway?")
     page.keyboard.press("Enter")
     expect(rows(page)).to_contain_text("...T0c7")
 

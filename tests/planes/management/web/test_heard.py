@@ -64,8 +64,48 @@ def test_a_sign_in_above_a_form_says_why_it_was_refused(arrive: Arrive) -> None:
     ada.context.clear_cookies()
     page.get_by_role("button", name="Create Token").click()
     sign_in(page, ada.email, WRONG)
-    expect(dialog(page).get_by_role("alert")).to_have_text("E-mail or password is wrong.")
+    expect(dialog(page).get_by_text("E-mail or password is wrong.")).to_be_visible()
     expect(page.get_by_label("Password")).to_have_accessible_description("E-mail or password is wrong.")
+
+
+def test_what_is_wrong_is_heard_once(arrive: Arrive) -> None:
+    """As the description of the field that has the focus, and not as an alert, too."""
+    ada = join(arrive(signed_up=False))
+    page = ada.page
+
+    def heard_once(words: str) -> None:
+        expect(page.locator(":focus")).to_have_accessible_description(re.compile(re.escape(words)))
+        expect(page.get_by_role("alert")).to_have_count(0)
+        expect(page.get_by_text(words)).to_have_count(1)
+
+    ada.open(KEYS)
+    press(page, "Add New Key")
+    fill(page, "OpenAI", "hq2v9mXbT0c7eUKwN4Rd1234")
+    save(page)
+    heard_once("Store it anyway?")
+    fill(page, key="")  # another value: what was asked is asked no more
+    fill(page, key="sk-...1234")
+    save(page)
+    heard_once("is a mask")
+    fill(page, "OpenAI", ANTHROPIC_KEY)
+    expect(page.get_by_text("looks like a key of Anthropic")).to_have_count(1)  # it warns before it is sent
+    save(page)
+    heard_once("looks like a key of Anthropic")
+    expect(page.get_by_role("button", name="Choose Anthropic")).to_be_visible()
+    ada.context.clear_cookies()
+    save(page)
+    sign_in(page, ada.email, WRONG)
+    heard_once("E-mail or password is wrong.")
+    sign_in(page, ada.email)
+    expect(page.get_by_role("dialog")).to_have_count(1)
+    ada.open(f"{ACCOUNT}/delete")
+    page.get_by_label("Current password").fill(WRONG)
+    page.get_by_role("button", name="Delete Account").click()
+    heard_once("The current password is wrong.")
+    ada.context.clear_cookies()
+    ada.open("/sign-in")
+    sign_in(page, ada.email, WRONG)
+    heard_once("E-mail or password is wrong.")
 
 
 def test_a_token_without_scopes_leads_to_the_first_of_them(arrive: Arrive) -> None:

@@ -245,7 +245,7 @@ def _password_refused(person: Person) -> None:
 def _sign_in_refused(person: Person) -> None:
     person.open("/sign-in")
     sign_in(person.page, person.email, "not the password")
-    expect(person.page.get_by_role("alert")).to_be_visible()
+    expect(person.page.get_by_text("E-mail or password is wrong.")).to_be_visible()
 
 
 def _sign_up_refused(person: Person) -> None:

@@ -44,7 +44,7 @@ def test_a_sign_in_that_is_refused_does_not_say_it_again(arrive: Arrive) -> None
     page.get_by_label("Email").fill(ada.email)
     page.get_by_label("Password").fill("not the password")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_text("E-mail or password is wrong.")).to_be_visible()
     expect(page.get_by_text("You are signed out.")).to_have_count(0)
 
 

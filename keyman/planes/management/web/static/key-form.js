@@ -214,7 +214,7 @@
     if (!where.hidden) where.href = chosen.dataset.console;
   }
 
-  // Warns about a key of another service before it is sent.
+  // Warns about a key of another service before it is sent. Afterwards keyman says it, and only the button is offered.
   function hint(form, service, value) {
     const exclusive = json(form.dataset.exclusive);
     const names = json(form.dataset.names);
@@ -222,8 +222,9 @@
     const own = longest(value, json(chosen?.dataset.prefixes, "[]"));
     const claim = longest(value, Object.keys(exclusive));
     const other = claim.length > own.length && exclusive[claim] !== chosen?.value ? exclusive[claim] : null;
+    const isSaid = other && form.querySelector("#api_key-fault")?.textContent.includes(names[other]);
     for (const part of form.querySelectorAll("[data-other] [data-words]")) {
-      say(part, other ? part.dataset.words.replace("{service}", names[other]) : "");
+      say(part, other && !(isSaid && part.matches("span")) ? part.dataset.words.replace("{service}", names[other]) : "");
       if (part.matches("button")) {
         part.hidden = !other || !service.querySelector(`[value="${other}"]`);
         part.dataset.service = other || "";
