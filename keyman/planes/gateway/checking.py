@@ -25,9 +25,11 @@ from keyman.keys import checks
 from keyman.keys.finding import Found
 from keyman.keys.release import Releasing
 from keyman.keys.settings import from_text
+from keyman.planes.gateway.answers import parts
+from keyman.planes.gateway.body import Body
 from keyman.planes.gateway.headers import credential, to_send
 from keyman.planes.gateway.services import Forwarded
-from keyman.planes.gateway.upstream import Body, Outgoing, Upstreams, parts
+from keyman.planes.gateway.upstream import Outgoing, Upstreams
 from keyman.providers.upstreams import Check, is_private_address
 from keyman.providers.verdicts import ENDPOINT, MOST_OF_CHECK, SETTING, Answer, Judgement, Verdict, judge
 from keyman.secret import Secret

@@ -28,6 +28,8 @@ from keyman.identity.principals import Credentials, Principal, Proof
 from keyman.identity.tokens import Scope as Permission
 from keyman.keys.checks import Sent, from_use, store_use
 from keyman.keys.release import Released, Releasing, note_use, release
+from keyman.planes.gateway.answers import parts
+from keyman.planes.gateway.body import Body
 from keyman.planes.gateway.callers import ADVICE, requested_key
 from keyman.planes.gateway.headers import credential, forwardable, to_return, to_send, values_of
 from keyman.planes.gateway.measures import Measures, Transfer
@@ -35,7 +37,7 @@ from keyman.planes.gateway.redaction import Pattern, Redaction, TooMuchWork, red
 from keyman.planes.gateway.services import Forwarded, forwarded
 from keyman.planes.gateway.streams import Left, Stream, Streams
 from keyman.planes.gateway.targets import REFUSED_METHODS, Target, check_query, parse_target
-from keyman.planes.gateway.upstream import Body, Outgoing, Upstreams, parts
+from keyman.planes.gateway.upstream import Outgoing, Upstreams
 from keyman.providers.catalogue import Catalogue
 from keyman.providers.paths import allows
 from keyman.providers.verdicts import MOST, Verdict

@@ -20,6 +20,7 @@ from stack.certificates import Pair, authority, issue
 from keyman import migrations
 from keyman.config.gateway import GatewaySettings
 from keyman.planes.gateway import upstream
+from keyman.planes.gateway.faults import UNREACHABLE
 from keyman.planes.gateway.upstream import Upstreams
 from tests.planes.gateway.provider import Provider, provider_running
 from tests.planes.gateway.scene import Scene, scene_at
@@ -76,7 +77,7 @@ async def faults_of(asking: Awaitable[Answer]) -> list[str]:
     with capture_logs() as lines:
         answer = await asking
     assert is_unreachable(answer)
-    assert answer.json["detail"] == upstream.UNREACHABLE
+    assert answer.json["detail"] == UNREACHABLE
     return [line["fault"] for line in lines if line["event"] == "a provider cannot be reached"]
 
 
