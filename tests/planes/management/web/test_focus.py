@@ -251,6 +251,7 @@ def test_without_a_script_what_is_done_leads_back_to_its_row(
         expect(page.get_by_role("status")).to_contain_text(says)
         expect(page.get_by_role("status")).to_be_in_viewport(ratio=1)
         expect(row).to_be_in_viewport(ratio=1)
+        expect(page.locator("tr:target")).to_contain_text("key 07")  # the keyboard begins there from now on
         page.keyboard.press("Tab")
         expect(row.locator(":focus")).to_have_count(1)
 

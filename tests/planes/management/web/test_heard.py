@@ -376,7 +376,8 @@ def test_without_a_script_what_was_done_is_at_its_row_and_leads_to_undo(arrive: 
     act(rows(page).first, "Pause")
     page.get_by_role("main").get_by_role("button", name="Pause", exact=True).click()
     done = page.get_by_role("link", name="OpenAI · other is paused. Applications no longer get it.")
-    expect(done).to_have_count(2)  # the page is loaded; the first is for those who begin at its top
+    expect(done).to_have_count(2)  # the first is for those who begin at the top
+    expect(page.locator("tr:target")).to_contain_text("other")  # the keyboard begins there from now on
     page.keyboard.press("Tab")
     expect(rows(page).filter(has_text="other").get_by_role("link").first).to_be_focused()
     expect(done.last).to_be_focused()
