@@ -91,7 +91,12 @@ def test_what_is_wrong_is_heard_once(arrive: Arrive) -> None:
     expect(page.get_by_text("looks like a key of Anthropic")).to_have_count(1)  # it warns before it is sent
     save(page)
     heard_once("looks like a key of Anthropic")
-    expect(page.get_by_role("button", name="Choose Anthropic")).to_be_visible()
+    fault, button = page.locator("#api_key-fault").bounding_box(), page.get_by_role("button", name="Choose Anthropic")
+    expect(button).to_be_visible()
+    below = button.bounding_box()
+    assert fault is not None
+    assert below is not None
+    assert fault["y"] + fault["height"] <= below["y"] + 1  # first what is wrong, then what to do
     ada.context.clear_cookies()
     save(page)
     sign_in(page, ada.email, WRONG)
