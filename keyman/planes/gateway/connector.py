@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,7 +23,8 @@ class _Connection(ResponseHandler):
     """A connection that tells the reader of a body when the rest of it does not come.
 
     If what comes is no longer HTTP, such as a chunk without a size, aiohttp closes the connection, and the reader would
-    wait for ever. If the connection is reset, aiohttp takes a body without a length for whole.
+    wait for ever. If the connection is reset, or its TLS does not come to its end, aiohttp takes a body without a
+    length for whole.
     """
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
@@ -31,7 +33,7 @@ class _Connection(ResponseHandler):
             self._end_body()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if exc is not None:
+        if exc is not None or _breaks_off(self.transport):
             self._end_body()
         super().connection_lost(exc)
 
@@ -39,6 +41,19 @@ class _Connection(ResponseHandler):
         body = self._payload
         if body is not None and not body.is_eof():
             body.set_exception(aiohttp.ClientPayloadError())
+
+
+def _breaks_off(transport: asyncio.BaseTransport | None) -> bool:
+    """Return True if a connection has ended without the end of its TLS. Anyone on the way can end a connection, so a
+    body without a length is not whole then (RFC 9112, 9.8).
+    """
+    tls = None if transport is None else transport.get_extra_info("ssl_object")
+    try:
+        return tls is not None and tls.read(1) != b""
+    except ssl.SSLZeroReturnError:  # TLS has ended
+        return False
+    except ssl.SSLError:
+        return True
 
 
 class Connector(aiohttp.TCPConnector):

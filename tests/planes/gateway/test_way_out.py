@@ -22,9 +22,9 @@ from keyman.config.gateway import GatewaySettings
 from keyman.planes.gateway import upstream
 from keyman.planes.gateway.faults import UNREACHABLE
 from keyman.planes.gateway.upstream import Upstreams
-from tests.planes.gateway.provider import Provider, provider_running
+from tests.planes.gateway.provider import Incoming, Provider, provider_running
 from tests.planes.gateway.scene import Scene, scene_at
-from tests.planes.gateway.talk import Answer
+from tests.planes.gateway.talk import Answer, Talk
 from tests.support.http import free_port
 from tests.support.logs import capture_logs
 from tests.support.planes import Vault
@@ -146,6 +146,37 @@ async def test_the_ca_of_the_settings_is_accepted(
             assert (await ask_remote(scene)).status == 200
         (sent,) = provider.requests
         assert sent.all_of("authorization") == ["Bearer remote-key-0123456789"]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_an_answer_without_a_length_is_whole_only_at_the_end_of_tls(
+    tmp_path: Path, provider_ca: Pair, provisioned: Vault, quick_passwords: PasswordHasher, is_whole: bool
+) -> None:
+    """Anyone on the way can end the connection, but not its TLS."""
+
+    async def handler(incoming: Incoming) -> None:
+        await incoming.rest()
+        await incoming.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await has_read.wait()
+        if is_whole:
+            incoming.writer.close()
+        else:
+            incoming.writer.transport.abort()
+
+    has_read = asyncio.Event()
+    own = tmp_path / "ca.crt"
+    async with tls_provider(tmp_path, provider_ca, "localhost") as provider:
+        provider.handler = handler
+        base_url = provider.address.replace("127.0.0.1", "localhost")
+        async with scene_with(tmp_path, provisioned, quick_passwords, base_url, ca_certificate=own) as scene:
+            application = await scene.pair.app("REMOTE")
+            headers = {"authorization": f"Bearer {application.token}", "keyman-user": str(scene.owner.id)}
+            talk = Talk(scene.app, "POST", "/remote/v1", headers, 0)
+            talk.give(b"")
+            assert await talk.begun() == 200
+            assert await talk.part() == b"hello"
+            has_read.set()
+            assert await talk.was_cut() is not is_whole
 
 
 async def test_a_certificate_for_another_name_is_refused(
