@@ -159,7 +159,7 @@ async def test_a_refused_sign_in_comes_back_with_the_address_and_without_the_pas
 ) -> None:
     page = await send(page_plane.client(headers=BROWSER), "/sign-in", form)
     assert page.status_code in (401, 422)
-    assert 'class="fault"' in page.text or 'role="alert"' in page.text
+    assert 'class="fault"' in page.text or 'id="banner"' in page.text
     assert f'value="{form.get("email", "")}"' in page.text
     assert form.get("password") is None or not form["password"] or form["password"] not in page.text
     assert "set-cookie" not in page.headers
