@@ -162,7 +162,7 @@ WITH_A_HOST = [
     f"GET HTTPS://localhost:443{MODELS}?a=b HTTP/1.1\r\nHost: localhost:443",
     f"GET http://evil.example{MODELS} HTTP/1.1",
     f"GET http://evil.example{MODELS} HTTP/1.0",
-    f"GET http://user:word@evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",
+    f"GET http://user:word@evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",  # pragma: allowlist secret
     f"GET urn://evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",
     f"GET http://evil.example{MODELS} HTTP/2.0\r\nHost: evil.example",
     f"GET\thttp://evil.example{MODELS} HTTP/1.1\r\nHost: evil.example",

@@ -65,12 +65,12 @@ def test_a_label_that_holds_the_key_is_refused() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "sk-0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+        "sk-0f1e2d3c4b5a69788796a5b4c3d2e1f0",  # pragma: allowlist secret
         "sk-proj-hq2v9mXbT0c7_eUKwN4Rd-1234",
         "sk-ant-api03-hq2v9mXbT0c7eUKwN4Rd",
-        "AIzaSyhq2v9mXbT0c7eUKwN4Rd-_aB3dE5fG7h",
+        "AIzaSyhq2v9mXbT0c7eUKwN4Rd-_aB3dE5fG7h",  # pragma: allowlist secret
         "AQ.Ab8hq2v9mXbT0c7eUKwN4Rd",
-        "hf_hqVmXbTcEUKwNRdhqVmXbTcEUKwNRdab",
+        "hf_hqVmXbTcEUKwNRdhqVmXbTcEUKwNRdab",  # pragma: allowlist secret
         "tgp_v1_hq2v9mXbT0c7eUKwN4Rd",
     ],
 )

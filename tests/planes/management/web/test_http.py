@@ -34,7 +34,7 @@ from tests.support.planes import ORIGIN, PASSWORD, Vault
 pytestmark = pytest.mark.anyio
 
 VALUE = "sk-hq2v9mXbT0c7eUKwN4Rd1234"
-OTHER = "csk-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+OTHER = "csk-0f1e2d3c4b5a69788796a5b4c3d2e1f0"  # pragma: allowlist secret
 """Another key, which somebody types in the wrong field."""
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "same-origin"}
