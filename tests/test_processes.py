@@ -55,7 +55,7 @@ def test_stopping_waits_for_a_child_that_takes_its_time(mark: Path) -> None:
         "def leave(*_): time.sleep(0.3); pathlib.Path(os.environ['MARK'], 'left').touch(); sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, leave)\n"
         "pathlib.Path(os.environ['MARK'], 'ready').touch()\n"
-        "time.sleep(60)",
+        "while True: time.sleep(0.05)",  # a signal that comes in the moment before a long sleep is heard after it
         mark,
     )
     until((mark / "ready").exists)
