@@ -21,7 +21,7 @@ from litestar.routes import HTTPRoute
 from keyman.audit.entries import Actor, Origin
 from keyman.config.settings import Settings
 from keyman.errors import ConfigurationError, InvalidToken, Unauthenticated
-from keyman.http.cookies import cookie_values
+from keyman.http.cookies import cookie_values, own_cookie
 from keyman.http.exchange import exchange_of
 from keyman.http.requests import AnyConnection, AnyRequest
 from keyman.identity import principals
@@ -150,15 +150,7 @@ def ended_session_cookies(settings: Settings) -> list[Cookie]:
 
 
 def _set_session(settings: Settings, value: str, max_age: int) -> list[Cookie]:
-    session = Cookie(
-        key=settings.session_cookie,
-        value=value,
-        max_age=max_age,
-        path=settings.root_path or "/",
-        httponly=True,
-        samesite="lax",
-        secure=settings.cookies_are_secure,
-    )
+    session = own_cookie(settings, settings.session_cookie, value, max_age)
     if settings.session_cookie == settings.cookie_name:
         return [session]
     # The cookie from before the prefix, or one that somebody planted.

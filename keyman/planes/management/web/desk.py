@@ -12,7 +12,7 @@ from litestar.datastructures import Cookie
 
 from keyman.config.settings import Settings
 from keyman.errors import NotFound, Problem
-from keyman.http.cookies import cookie_values
+from keyman.http.cookies import cookie_values, own_cookie
 from keyman.http.exchange import Exchange
 from keyman.http.guards import session_cookies
 from keyman.http.problems import KINDS
@@ -148,15 +148,7 @@ class Desk:
         return f"{self._prefix}{visits.cookie_suffix(state)}"
 
     def _cookie(self, name: str, value: str, max_age: int) -> Cookie:
-        return Cookie(
-            key=name,
-            value=value,
-            max_age=max_age,
-            path=self.settings.root_path or "/",
-            httponly=True,
-            samesite="lax",  # the provider's site leads back here
-            secure=self.settings.cookies_are_secure,
-        )
+        return own_cookie(self.settings, name, value, max_age)  # Lax: the provider's site leads back here
 
 
 def start_of(next_page: str) -> str:

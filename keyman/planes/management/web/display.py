@@ -11,7 +11,7 @@ from typing import NamedTuple
 from litestar.datastructures import Cookie
 
 from keyman.config.settings import Settings
-from keyman.http.cookies import cookie_values
+from keyman.http.cookies import cookie_values, own_cookie
 from keyman.http.exchange import Exchange
 
 THEMES = ("light", "dark")
@@ -37,15 +37,8 @@ def display_of(exchange: Exchange, settings: Settings) -> Display:
 
 def display_cookie(display: Display, settings: Settings) -> Cookie:
     """Return the cookie from which `display_of` reads."""
-    return Cookie(
-        key=_name(settings),
-        value=".".join((display.theme, display.language, "on" if display.has_shortcuts else "off")),
-        max_age=LIFETIME,
-        path=settings.root_path or "/",
-        httponly=True,
-        samesite="lax",
-        secure=settings.cookies_are_secure,
-    )
+    text = ".".join((display.theme, display.language, "on" if display.has_shortcuts else "off"))
+    return own_cookie(settings, _name(settings), text, LIFETIME)
 
 
 def _name(settings: Settings) -> str:

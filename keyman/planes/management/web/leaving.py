@@ -14,7 +14,7 @@ from typing import NamedTuple
 from litestar.datastructures import Cookie
 
 from keyman.config.settings import Settings
-from keyman.http.cookies import cookie_values
+from keyman.http.cookies import cookie_values, own_cookie
 from keyman.http.exchange import Exchange
 from keyman.identity.principals import Portal
 from keyman.identity.return_urls import ReturnUrl
@@ -34,7 +34,7 @@ class WayBack(NamedTuple):
 def way_back_cookie(portal: Portal, settings: Settings) -> Cookie:
     """Return the cookie from which `way_back` reads."""
     text = json.dumps([portal.application, portal.return_url])
-    return _cookie(settings, _name(settings), urlsafe_b64encode(text.encode()).decode())
+    return own_cookie(settings, _name(settings), urlsafe_b64encode(text.encode()).decode(), LIFETIME)
 
 
 def way_back(exchange: Exchange, settings: Settings) -> WayBack | None:
@@ -51,24 +51,12 @@ def way_back(exchange: Exchange, settings: Settings) -> WayBack | None:
 
 def signed_out_cookie(settings: Settings, *, is_said: bool = False) -> Cookie:
     """Return the cookie that `has_signed_out` reads. If a page has said it (`is_said`), this deletes the cookie."""
-    return _cookie(settings, _signed_out(settings), "" if is_said else "1", 0 if is_said else LIFETIME)
+    return own_cookie(settings, _signed_out(settings), "" if is_said else "1", 0 if is_said else LIFETIME)
 
 
 def has_signed_out(exchange: Exchange, settings: Settings) -> bool:
     """Return True if somebody has just signed out in this browser, and no page has said so."""
     return cookie_values(exchange.headers.get("cookie", ""), _signed_out(settings)) == ["1"]
-
-
-def _cookie(settings: Settings, name: str, value: str, max_age: int = LIFETIME) -> Cookie:
-    return Cookie(
-        key=name,
-        value=value,
-        max_age=max_age,
-        path=settings.root_path or "/",
-        httponly=True,
-        samesite="lax",
-        secure=settings.cookies_are_secure,
-    )
 
 
 def _signed_out(settings: Settings) -> str:
