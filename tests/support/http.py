@@ -37,9 +37,9 @@ authorities, which takes 18 ms of a processor.
 def free_port() -> int:
     """A free port on loopback. The next two are free, too, for the other planes of `keyman dev`.
 
-    Below those that the kernel gives to outgoing connections (32768 and up, ip(7)): one of them would take it before
-    it is used. Below those of an embedded Vault, too. Each process of a run has ports of its own, and gives none again
-    before it has given all of them.
+    It is below the ports that the kernel gives to outgoing connections (32768 and up, ip(7)), because one of these
+    could take it before it is used, and below those of an embedded Vault. Each process of a run has its own ports, and
+    uses each of them once before it begins again.
     """
     return next(port for port in _ports() if all(is_free(port + number) for number in range(3)))
 

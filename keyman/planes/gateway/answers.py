@@ -31,7 +31,7 @@ async def parts(response: aiohttp.ClientResponse, body: Body, seconds: float) ->
             return
         waiting = _Waiting(content, seconds)
         try:
-            while not is_last:  # the end can arrive while a part is passed on, and then it is a part of its own
+            while not is_last:  # the last part is empty if the end comes later than the bytes
                 part = await waiting.read()
                 is_last = content.at_eof()
                 yield part, is_last

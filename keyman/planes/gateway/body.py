@@ -81,7 +81,7 @@ class Body:
                     break
                 part, is_last = await self._part(patience, seconds)
         except Problem as fault:
-            self.fault = fault  # aiohttp turns it into an error of its own, and not even that once an answer has begun
+            self.fault = fault  # aiohttp raises another error instead, or none once an answer has begun
             self.over.set()
             raise
 

@@ -133,7 +133,7 @@ async def test_an_answer_may_take_longer_than_the_time_between_two_of_its_parts(
         b"0\r\n" + b"x-a: y\r\n" * 300,
         b"0\r\nx: " + b"y" * 300_000,
     ],
-    ids=["no size", "a size beyond all numbers", "a trailer that is none", "many trailers", "a long trailer"],
+    ids=["no size", "a size beyond all numbers", "a trailer without a colon", "many trailers", "a long trailer"],
 )
 async def test_an_answer_that_is_no_longer_http_is_cut_at_once(gateway: Scene, broken: bytes) -> None:
     """aiohttp closes the connection, and leaves the reader of the answer waiting, without a time-out."""

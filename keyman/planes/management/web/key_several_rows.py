@@ -42,7 +42,8 @@ class Kept(msgspec.Struct):
 class Row:
     """A value that may be a key. `fault` says why it cannot be stored, and `doubt` why it may be the wrong one.
 
-    `pasted` are the `texts_of` the values of all rows: a label has none of them, nor what looks like a key.
+    `pasted` are the `texts_of` the values of all rows. A label must have none of them, and nothing that looks like a
+    key.
     """
 
     catalogue: Catalogue = field(repr=False)

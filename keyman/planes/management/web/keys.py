@@ -220,7 +220,7 @@ class Place:
         return self.view.url(**more) if self.key_id is None else self.view.page_of(self.key_id, **more)
 
     def row(self, key_id: int) -> str:
-        """Return the fragment of the address that leads to the row of a key. The page of a key has none."""
+        """Return the fragment that leads to the row of a key on the list, or an empty text on the page of a key."""
         return f"#key-{key_id}" if self.key_id is None else ""
 
 
